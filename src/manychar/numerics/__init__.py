@@ -1,0 +1,31 @@
+"""Floor 0: min-char-rnn as pure functions over numpy arrays.
+
+Read in the order of the data: corpus, model, gradient, adagrad, train.
+"""
+
+from manychar.numerics import adagrad
+from manychar.numerics.corpus import Batch, CorpusError, Streams, encode
+from manychar.numerics.definition import Definition, DefinitionError
+from manychar.numerics.gradient import average, clip
+from manychar.numerics.model import Parameters, initialize, loss_and_gradient, sample
+from manychar.numerics.train import State, advance, start, weights_sha256
+
+__all__ = [
+    "Batch",
+    "CorpusError",
+    "Definition",
+    "DefinitionError",
+    "Parameters",
+    "State",
+    "Streams",
+    "adagrad",
+    "advance",
+    "average",
+    "clip",
+    "encode",
+    "initialize",
+    "loss_and_gradient",
+    "sample",
+    "start",
+    "weights_sha256",
+]

@@ -1,0 +1,97 @@
+"""Text -> ids -> streams: which characters a shard reads at which step.
+
+The vocabulary is the text's distinct characters in code-point order, an id is a place in it, and
+the position in the text is a pure function of (shard, step). Nothing here remembers anything.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+CODE_POINTS = 0x110000
+
+
+class CorpusError(ValueError):
+    """A text that cannot be trained on. The message says what is missing."""
+
+
+def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
+    """Return the narrowest unsigned little-endian type that holds every id."""
+    for name in ("u1", "<u2"):
+        if vocabulary_size <= np.iinfo(name).max + 1:
+            return np.dtype(name)
+    return np.dtype("<u4")
+
+
+def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
+    """Return (vocabulary, ids): the distinct characters in code-point order, ids (len(text),).
+
+    Raises CorpusError for an empty text.
+    """
+    if not text:
+        raise CorpusError("the text is empty")
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    present = np.zeros(CODE_POINTS, dtype=bool)
+    present[code_points] = True
+    vocabulary = np.flatnonzero(present)
+    id_of = np.zeros(CODE_POINTS, dtype=id_dtype(len(vocabulary)))
+    id_of[vocabulary] = np.arange(len(vocabulary))
+    return "".join(map(chr, vocabulary)), id_of[code_points]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """What one shard reads at one step.
+
+    `ids` has shape (B, T + 1): inputs are the first T columns, targets the last T. `fresh` says
+    that the text starts again here, so the computation begins from a zero hidden state.
+    """
+
+    ids: NDArray[np.unsignedinteger]
+    fresh: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streams:
+    """The corpus cut into S * B streams of equal length; shard i owns streams i*B … i*B + B-1.
+
+    `ids` are those of the whole text, shape (N,). Raises CorpusError where a stream would be
+    shorter than the T + 1 characters of one step.
+    """
+
+    ids: NDArray[np.unsignedinteger]
+    shards: int
+    streams: int
+    seq_length: int
+    validation: float = 0.0
+    length: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the length of a stream; the remainder at the end and what is held out are unread."""
+        characters = len(self.ids) - int(len(self.ids) * self.validation)
+        length = characters // (self.shards * self.streams)
+        if length < self.seq_length + 1:
+            needed = self.shards * self.streams * (self.seq_length + 1)
+            raise CorpusError(
+                f"the text has {characters:,} characters, and {self.shards} shards of"
+                f" {self.streams} streams of {self.seq_length} + 1 characters need {needed:,}:"
+                " take a longer text, or fewer --shards or --streams"
+            )
+        object.__setattr__(self, "length", length)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """K, the steps until a stream starts again: min-char-rnn's p + T + 1 >= length."""
+        return max(1, math.ceil((self.length - self.seq_length - 1) / self.seq_length))
+
+    def batch_at(self, shard: int, step: int) -> Batch:
+        """Return what `shard` reads at `step`: a copy, contiguous."""
+        turn = step % self.steps_per_pass
+        position = turn * self.seq_length
+        first = shard * self.streams * self.length
+        block = self.ids[first : first + self.streams * self.length]
+        columns = block.reshape(self.streams, self.length)
+        ids = np.ascontiguousarray(columns[:, position : position + self.seq_length + 1])
+        return Batch(ids=ids, fresh=turn == 0)

@@ -1,0 +1,35 @@
+"""The numerics fingerprint: equal fingerprints, equal bits.
+
+A hash of the gradient of a fixed probe in the run's own shapes and dtype, and of the names of the
+libraries that computed it. The probe alone would be a sample; the names alone would be a promise.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from manychar.numerics.definition import canonical_json
+from manychar.numerics.model import Parameters, count_parameters, loss_and_gradient
+
+
+def fingerprint(
+    *,
+    vocabulary_size: int,
+    hidden_size: int,
+    seq_length: int,
+    streams: int,
+    dtype: str,
+    libraries: Mapping[str, str],
+) -> str:
+    """Return 64 hexadecimal digits for these shapes, this dtype and these versions and builds."""
+    generator = np.random.default_rng(0)
+    size = count_parameters(vocabulary_size, hidden_size)
+    flat = (0.2 * (generator.random(size) - 0.5)).astype(dtype)
+    ids = generator.integers(vocabulary_size, size=(streams, seq_length + 1))
+    hidden = (generator.random((streams, hidden_size)) - 0.5).astype(dtype)
+    parameters = Parameters(flat, vocabulary_size, hidden_size)
+    loss, gradient, after = loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden)
+    digest = hashlib.sha256(canonical_json(dict(libraries)).encode())
+    digest.update(gradient.flat.tobytes() + after.tobytes() + loss.hex().encode())
+    return digest.hexdigest()

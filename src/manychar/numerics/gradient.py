@@ -1,0 +1,75 @@
+"""Gradients of the shards -> one mean gradient: a sum in a fixed tree, a division, a clip.
+
+Floating-point addition is not associative, so the order of a sum is part of its result. Here it is
+a binary tree over the shard numbers, whatever the order of arrival: adjacent pairs, level by level,
+an odd last one carried up unchanged, and no zero to start from (it would turn -0.0 into 0.0).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Summand = TypeVar("Summand", float, NDArray[Any])
+
+
+class TreeSum(Generic[Summand]):
+    """A sum over `count` summands in any order of arrival: two parts are added when both are there.
+
+    In the order 0, 1, 2, … it holds at most log2(count) + 1 partial sums.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._total: Summand | None = None
+        self._waiting: dict[tuple[int, int], Summand] = {}
+
+    def add(self, index: int, value: Summand) -> None:
+        """Bring in summand `index`, once."""
+        level, width = 0, self.count
+        while width > 1:
+            sibling = index ^ 1
+            if sibling < width:
+                other = self._waiting.pop((level, sibling), None)
+                if other is None:
+                    self._waiting[level, index] = value
+                    return
+                value = other + value if sibling < index else value + other
+            level, index, width = level + 1, index // 2, (width + 1) // 2
+        self._total = value
+
+    @property
+    def complete(self) -> bool:
+        """Whether every summand has come."""
+        return self._total is not None
+
+    def result(self) -> Summand:
+        """Return the sum; ValueError while a summand is missing."""
+        if self._total is None:
+            raise ValueError("a sum with a summand missing has no value")
+        return self._total
+
+
+def tree_sum(values: Sequence[Summand]) -> Summand:
+    """Return the sum of at least one value in the tree's order."""
+    tree = TreeSum[Summand](len(values))
+    for index, value in enumerate(values):
+        tree.add(index, value)
+    return tree.result()
+
+
+def average(gradients: Sequence[NDArray[Any]], streams: int) -> NDArray[Any]:
+    """Return the mean over all streams of the shards' sums, in shard order.
+
+    `gradients` are S arrays of shape (P,), each the sum over its shard's streams; `streams` is
+    S * B. One division at the end, not a product with the reciprocal.
+    """
+    mean: NDArray[Any] = tree_sum(gradients) / streams
+    return mean
+
+
+def clip(gradient: NDArray[Any], bound: float) -> NDArray[Any]:
+    """Return the gradient with each element limited to [-bound, bound]."""
+    clipped: NDArray[Any] = np.clip(gradient, -bound, bound)
+    return clipped

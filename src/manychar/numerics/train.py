@@ -1,0 +1,122 @@
+"""The single-process trainer: the determinism contract as a program.
+
+A run is a sequence of states, and each follows from the one before it by `advance`. The parameter
+server comes to the same states from gradients that arrive from elsewhere, through the same `apply`.
+"""
+
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics import adagrad
+from manychar.numerics.corpus import Batch, Streams
+from manychar.numerics.definition import Definition
+from manychar.numerics.gradient import TreeSum, clip
+from manychar.numerics.model import Parameters, initialize, loss_and_gradient
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """All there is between two steps. No array in it is ever written to again.
+
+    `parameters` are those after `step` updates, `memory` is Adagrad's, shape (P,); `hidden`, shape
+    (S, B, H), is each shard's raw state before step `step`; `previous` are the D versions of the
+    weights before this one, oldest first (version 0 stands in for those below it). Losses are in
+    nats, summed over T characters, mean over all streams.
+    """
+
+    step: int
+    parameters: Parameters
+    memory: NDArray[Any]
+    hidden: NDArray[Any]
+    previous: tuple[NDArray[Any], ...]
+    smooth_loss: float
+
+    def version_for(self, step: int) -> NDArray[Any]:
+        """Return the weights max(0, step - D) that step `step` is computed on: steps s … s + D."""
+        ahead = step - self.step
+        versions = (*self.previous, self.parameters.flat)
+        return versions[ahead]
+
+
+def start(definition: Definition, vocabulary_size: int) -> State:
+    """Return the state before the first step."""
+    parameters = initialize(
+        vocabulary_size, definition.hidden, dtype=definition.dtype, seed=definition.seed
+    )
+    shape = (definition.shards, definition.streams, definition.hidden)
+    return State(
+        step=0,
+        parameters=parameters,
+        memory=adagrad.init(parameters.flat),
+        hidden=np.zeros(shape, dtype=definition.dtype),
+        previous=(parameters.flat,) * definition.delay,
+        smooth_loss=definition.seq_length * math.log(vocabulary_size),
+    )
+
+
+def compute_shard(
+    parameters: Parameters, batch: Batch, hidden: NDArray[Any]
+) -> tuple[float, Parameters, NDArray[Any]]:
+    """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
+
+    `hidden` is the raw stored state; where the text starts again it is taken as zero.
+    """
+    if batch.fresh:
+        hidden = np.zeros_like(hidden)
+    ids = batch.ids.astype(np.intp)
+    return loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden)
+
+
+def apply(
+    state: State,
+    definition: Definition,
+    *,
+    gradient_sum: NDArray[Any],
+    loss_sum: float,
+    hidden: NDArray[Any],
+) -> State:
+    """Return the state after one step, from the sums over all shards and the next hidden states."""
+    gradient = clip(gradient_sum / definition.streams_in_all, definition.clip)
+    flat, memory = adagrad.update(
+        state.parameters.flat, state.memory, gradient, definition.learning_rate
+    )
+    loss = loss_sum / definition.streams_in_all
+    return State(
+        step=state.step + 1,
+        parameters=state.parameters.like(flat),
+        memory=memory,
+        hidden=hidden,
+        previous=(*state.previous, state.parameters.flat)[1:],
+        smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
+    )
+
+
+def advance(state: State, definition: Definition, streams: Streams) -> State:
+    """Return the next state, every shard's gradient computed here, one after the other."""
+    parameters = state.parameters.like(state.version_for(state.step))
+    gradient_sum = TreeSum[NDArray[Any]](definition.shards)
+    loss_sum = TreeSum[float](definition.shards)
+    hidden = np.empty_like(state.hidden)
+    for shard in range(definition.shards):
+        batch = streams.batch_at(shard, state.step)
+        loss, gradient, hidden[shard] = compute_shard(parameters, batch, state.hidden[shard])
+        gradient_sum.add(shard, gradient.flat)
+        loss_sum.add(shard, loss)
+    return apply(
+        state,
+        definition,
+        gradient_sum=gradient_sum.result(),
+        loss_sum=loss_sum.result(),
+        hidden=hidden,
+    )
+
+
+def weights_sha256(parameters: Parameters) -> str:
+    """Return the hash that people compare: over the little-endian bytes of the five parameters."""
+    little = parameters.flat.astype(parameters.flat.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(little.tobytes()).hexdigest()
