@@ -1,0 +1,84 @@
+"""What a machine asks its shell to do: imperatives, carried out in order."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from manychar.protocol.messages import Frame, Message, Peer, Report, Weights, Welcome
+
+if TYPE_CHECKING:
+    from manychar.numerics.train import State
+
+
+class ProtocolError(RuntimeError):
+    """An event that this machine's table does not list: a fault of ours, and loud."""
+
+
+class PeerError(RuntimeError):
+    """A message that the table does not list for its sender: a fault of the other side, counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Send the message; `to` is None where there is only one other side."""
+
+    message: Message
+    to: Peer | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Save:
+    """Write a checkpoint beside the loop, and come back with `saved` or `save_failed`."""
+
+    state: "State"
+
+
+@dataclasses.dataclass(frozen=True)
+class Say:
+    """Tell the person at this process, in one line."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Show the person at this process how the run stands, or what its weights write by now."""
+
+    message: Report | Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Add this report to the run's metrics."""
+
+    report: Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Prove:
+    """Pin the numerics that the run wants, compute the fingerprint, and come back with `proved`."""
+
+    welcome: Welcome
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Compute one unit, and come back with `computed`."""
+
+    shard: int
+    step: int
+    version: int
+    fresh: bool
+    weights: Frame
+    hidden: Frame
+    ids: Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """End this process with the exit code; the reason is for a person, empty if there is none."""
+
+    code: int
+    reason: str
+
+
+Effect = Send | Save | Say | Show | Record | Prove | Compute | Finish

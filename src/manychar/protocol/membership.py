@@ -1,0 +1,208 @@
+"""Who is here, and who holds which lease.
+
+A peer is one connection. A lease is the server's word that a worker computes a shard from now on;
+leases are spread evenly over the workers, and a change moves as few of them as it can.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+
+from manychar.protocol.messages import Hello, Peer, Role, Unit, UnitState
+
+FORGET_SILENT_AFTER = 60.0
+SLOW_FACTOR = 4
+FIRST_PATIENCE = 1.0
+LONGEST_PATIENCE = 30.0
+MAX_DOUBLINGS = 10
+
+
+class PeerState(enum.Enum):
+    """Where a connection stands with the server."""
+
+    GREETED = "greeted"
+    WORKING = "working"
+    SILENT = "silent"
+    OBSERVING = "observing"
+
+
+@dataclasses.dataclass
+class Member:
+    """What the server knows of one peer. `joined` orders the members; `heard_at` is a time.
+
+    `slowest` is its longest piece of work so far, in seconds; `units` what its last heartbeat, at
+    `units_at`, said it was doing.
+    """
+
+    peer: Peer
+    name: str
+    role: Role
+    instance: str
+    joined: int
+    state: PeerState
+    heard_at: float
+    slowest: float = 0.0
+    units: tuple[Unit, ...] = ()
+    units_at: float = -1.0
+
+    def is_busy_with(self, lease: int, step: int) -> bool:
+        """Whether its last heartbeat says that it has this unit and is not through with it."""
+        return any(
+            unit.lease == lease and unit.step == step and unit.flag != UnitState.SENT
+            for unit in self.units
+        )
+
+
+@dataclasses.dataclass
+class Lease:
+    """One shard at one worker. `begun` once a Grant has gone out.
+
+    `asked_step` was asked for at `asked_at`, and is asked for again after `patience` seconds, which
+    double when the same step is asked for again.
+    """
+
+    number: int
+    shard: int
+    peer: Peer
+    begun: bool = False
+    asked_step: int = -1
+    asked_at: float = 0.0
+    patience: float = FIRST_PATIENCE
+
+    def ask(self, step: int, now: float) -> None:
+        """Note that an answer to `step` is expected from now on."""
+        again = self.asked_step == step
+        self.patience = min(2 * self.patience, LONGEST_PATIENCE) if again else FIRST_PATIENCE
+        self.asked_step, self.asked_at = step, now
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a new spread of the shards comes to: leases taken back, and leases given."""
+
+    revoked: list[Lease]
+    given: list[Lease]
+
+
+class Membership:
+    """The members by peer, and the leases by shard. `silence` is the lease timeout in seconds."""
+
+    def __init__(self, shards: int, *, silence: float) -> None:
+        self.members: dict[Peer, Member] = {}
+        self.leases: dict[int, Lease] = {}
+        self._shards = shards
+        self._silence = silence
+        self._joined = 0
+        self._numbers = 0
+        self._takeovers = [0] * shards
+
+    def greet(self, peer: Peer, hello: Hello, now: float) -> Member:
+        """Take in a new connection."""
+        self._joined += 1
+        role = Role(hello.role)
+        member = self.members[peer] = Member(
+            peer=peer,
+            name=hello.name,
+            role=role,
+            instance=hello.instance,
+            joined=self._joined,
+            state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.GREETED,
+            heard_at=now,
+        )
+        return member
+
+    def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
+        """Return the members whose place this Hello takes: its own earlier one, or a namesake."""
+        return [
+            member
+            for member in self.members.values()
+            if member.peer == peer
+            or (hello.role == member.role == Role.WORKER and hello.name == member.name)
+        ]
+
+    def forget(self, member: Member) -> None:
+        """Let a member go; its leases move at the next `rebalance`."""
+        del self.members[member.peer]
+
+    def workers(self) -> list[Member]:
+        """Return those who can compute, in the order in which they joined."""
+        working = [m for m in self.members.values() if m.state is PeerState.WORKING]
+        return sorted(working, key=lambda member: member.joined)
+
+    def observers(self) -> list[Member]:
+        """Return those who look."""
+        return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
+
+    def leases_of(self, peer: Peer) -> list[Lease]:
+        """Return what a peer holds."""
+        return [lease for lease in self.leases.values() if lease.peer == peer]
+
+    def rebalance(self) -> Change:
+        """Spread the shards over the workers that are here now."""
+        holders = {shard: lease.peer for shard, lease in self.leases.items()}
+        wanted = spread(self._shards, holders, [member.peer for member in self.workers()])
+        revoked = [le for shard, le in self.leases.items() if wanted.get(shard) != le.peer]
+        for lease in revoked:
+            del self.leases[lease.shard]
+            self._takeovers[lease.shard] += lease.begun
+        given = [
+            self.lease(shard, peer)
+            for shard, peer in sorted(wanted.items())
+            if shard not in self.leases
+        ]
+        return Change(revoked, given)
+
+    def lease(self, shard: int, peer: Peer) -> Lease:
+        """Give a shard to a peer under a new number."""
+        self._numbers += 1
+        lease = self.leases[shard] = Lease(number=self._numbers, shard=shard, peer=peer)
+        return lease
+
+    def progressed(self, shard: int) -> None:
+        """Note that a gradient of the shard was accepted: what follows is a new identity."""
+        self._takeovers[shard] = 0
+
+    def limit(self, member: Member) -> float:
+        """Return how long this member may be silent, in seconds.
+
+        Heartbeats come from between the pieces of a computation, so longer silence is a hang or a
+        lost connection. The limit doubles with each takeover of what it holds, so that no unit can
+        be too long for every worker (design rule 15).
+        """
+        takeovers = max(
+            (self._takeovers[lease.shard] for lease in self.leases_of(member.peer)), default=0
+        )
+        longest = max(self._silence, SLOW_FACTOR * member.slowest)
+        return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
+
+    def is_lost(self, member: Member, now: float) -> bool:
+        """Whether a worker has been silent for too long."""
+        silent_for = now - member.heard_at
+        return member.state is PeerState.WORKING and silent_for >= self.limit(member)
+
+    def is_forgotten(self, member: Member, now: float) -> bool:
+        """Whether a member has been silent for so long that it is not expected back."""
+        return now - member.heard_at >= max(FORGET_SILENT_AFTER, 2 * self.limit(member))
+
+
+def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) -> dict[int, Peer]:
+    """Return who holds each shard: evenly, and as much as possible as before.
+
+    `holders` is who holds which shard now; `workers` are those who can, in the order they joined.
+    Each keeps its lowest shards, because a worker computes those first. Empty without workers.
+    """
+    if not workers:
+        return {}
+    held: dict[Peer, list[int]] = {worker: [] for worker in workers}
+    for shard in range(shards):
+        if (holder := holders.get(shard)) in held:
+            held[holder].append(shard)
+    smallest, larger = divmod(shards, len(workers))
+    by_load = sorted(workers, key=lambda worker: -len(held[worker]))
+    quota = {worker: smallest + (rank < larger) for rank, worker in enumerate(by_load)}
+    kept = {shard: worker for worker in workers for shard in held[worker][: quota[worker]]}
+    free = iter([shard for shard in range(shards) if shard not in kept])
+    for worker in workers:
+        for _ in range(quota[worker] - len(held[worker])):
+            kept[next(free)] = worker
+    return kept

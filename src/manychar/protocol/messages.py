@@ -1,0 +1,286 @@
+"""The messages, one paragraph each. How they become bytes is `codec.py`'s affair.
+
+A run is named by `run`; `term` rises each time its server starts. Tensors travel as raw frames,
+little-endian, in the shapes that `Dimensions` says; a step's identity is (run, term, step, shard).
+"""
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+WIRE_VERSION = 1
+"""Rises with every change of the messages; two sides that differ refuse each other by name."""
+
+Frame = bytes | bytearray | memoryview
+"""Anything that holds raw bytes and can be sent as one frame."""
+
+Peer = bytes
+"""How the transport calls one connection."""
+
+
+def digest(*parts: Frame) -> bytes:
+    """Return 16 bytes that stand for the parts: enough to tell whether two sides hold the same."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.digest()[:16]
+
+
+class Role(enum.StrEnum):
+    """What a peer is there for."""
+
+    WORKER = "worker"
+    OBSERVER = "observer"
+
+
+class UnitState(enum.IntEnum):
+    """How far a worker is with one unit of its leases."""
+
+    QUEUED = 0
+    COMPUTING = 1
+    SENT = 2
+
+
+class Unit(NamedTuple):
+    """One shard at one step, under a lease. `flag`: `fresh` from the server, a UnitState to it."""
+
+    lease: int
+    shard: int
+    step: int
+    flag: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dimensions:
+    """The run's sizes: all that is needed to know the exact length of every tensor frame."""
+
+    vocabulary_size: int
+    hidden: int
+    seq_length: int
+    streams: int
+    shards: int
+    delay: int
+    dtype: str
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one number."""
+        return {"float32": 4, "float64": 8}[self.dtype]
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes of the weights, and of a gradient: Wxh, Whh, Why, bh, by as one vector."""
+        V, H = self.vocabulary_size, self.hidden
+        return self.value_bytes * (H * (2 * V + H + 1) + V)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of one shard's hidden state, (B, H)."""
+        return self.value_bytes * self.streams * self.hidden
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of one character's id: the narrowest of 1, 2 and 4 that holds the vocabulary."""
+        return 1 if self.vocabulary_size <= 2**8 else 2 if self.vocabulary_size <= 2**16 else 4
+
+    @property
+    def ids_bytes(self) -> int:
+        """Bytes of one batch, (B, T + 1)."""
+        return self.id_bytes * self.streams * (self.seq_length + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hello:
+    """A peer knocks. `instance` tells two lives of one name apart; `machine` describes the host."""
+
+    wire: int
+    role: str
+    name: str
+    instance: str
+    machine: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """The server's answer: the run, its term and sizes, and the numerics to pin before computing.
+
+    `silence` is how long, in seconds, either side may say nothing before it is taken for lost.
+    Observers are given the vocabulary (UTF-8) and the seed as well, to draw samples from.
+    """
+
+    run: str
+    term: int
+    step: int
+    steps: int
+    dimensions: Dimensions
+    numerics: str
+    seed: int
+    silence: float
+    vocabulary: Frame
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker can compute: the fingerprint of its arithmetic, and what computed it.
+
+    `slowest` is the longest time, in seconds, between two pieces of the probe's work.
+    """
+
+    run: str
+    term: int
+    fingerprint: str
+    libraries: Mapping[str, str]
+    slowest: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The server will not have this peer, and says why. It need not come again."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartAfresh:
+    """The server does not know the peer, or not in that term: drop everything and say Hello."""
+
+    run: str
+    term: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grant:
+    """A lease on a shard, from step `step` on: with its hidden state, ids and weights to begin.
+
+    `version` is the step of the weights, max(0, step - D). Sent again, it elicits the same gradient
+    again.
+    """
+
+    run: str
+    term: int
+    lease: int
+    shard: int
+    step: int
+    version: int
+    fresh: bool
+    weights: Frame
+    hidden: Frame
+    ids: Frame
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights after `version` updates, and the units they let a worker compute, each with its ids.
+
+    They acknowledge every gradient of a step below `version`. An observer gets them without units.
+    """
+
+    run: str
+    term: int
+    version: int
+    weights: Frame
+    units: tuple[Unit, ...]
+    ids: tuple[Frame, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Revoke:
+    """The lease has gone to another worker. What is being computed under it may still be sent."""
+
+    run: str
+    term: int
+    lease: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """One shard's loss and gradient at one step, sums over its streams, and its next hidden state.
+
+    `version` and `hidden_digest` name the weights and the hidden state it was computed from.
+    """
+
+    run: str
+    term: int
+    lease: int
+    shard: int
+    step: int
+    version: int
+    hidden_digest: bytes
+    loss: float
+    gradient: Frame
+    hidden: Frame
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """A peer lives: how far it is with each unit, and the longest piece of work so far, seconds."""
+
+    run: str
+    term: int
+    slowest: float
+    units: tuple[Unit, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alive:
+    """The server's answer to a heartbeat."""
+
+    run: str
+    term: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goodbye:
+    """A peer leaves in good order; a worker hands back its leases with it."""
+
+    run: str
+    term: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """How the run stands: step, losses (nats a stream), characters and seconds since it began.
+
+    `workers` are the names of those who hold leases, as many as fit; `counts` is what was dropped.
+    """
+
+    run: str
+    term: int
+    step: int
+    steps: int
+    loss: float
+    smooth_loss: float
+    characters: int
+    seconds: float
+    workers: tuple[str, ...]
+    standing_by: int
+    counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Notice:
+    """One line for whoever watches: something that happened, or for whom the run is waiting."""
+
+    run: str
+    term: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+    """The run has ended, or pauses in good order; `code` is the server's exit code."""
+
+    run: str
+    term: int
+    code: int
+    reason: str
+
+
+FromPeer = Hello | Ready | Gradient | Heartbeat | Goodbye
+FromServer = (
+    Welcome | Refused | StartAfresh | Grant | Weights | Revoke | Alive | Report | Notice | Done
+)
+Message = FromPeer | FromServer

@@ -1,0 +1,173 @@
+"""The steps that are open: which gradients are wanted, taken, summed and applied.
+
+With s steps applied, the steps s … s + D are open. Within a shard gradients are accepted in order
+of steps; the first of an identity counts, whoever sent it, if it names the weights and the hidden
+state that the server itself holds for that step. They are summed in the tree as they come, and
+committed when the step is applied (design rules 2, 4, 6, 7, 10). No peer is known here.
+"""
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics.corpus import Batch, Streams
+from manychar.numerics.definition import Definition
+from manychar.numerics.gradient import TreeSum
+from manychar.numerics.train import State, apply
+from manychar.protocol.messages import Frame, Gradient, digest
+
+STEPS_COMPARED = 16
+
+
+class Verdict(enum.Enum):
+    """What a gradient is to the run as it stands; the value is what it is counted as."""
+
+    WANTED = "accepted"
+    REPEAT = "repeats"
+    REPEAT_DIFFERS = "repeats that differ"
+    REPEAT_TOO_OLD = "repeats not compared"
+    EARLY = "early"
+    NOT_OPEN = "not open yet"
+    FROM_ANOTHER_STATE = "from another state"
+    NOT_FINITE = "not finite"
+
+
+@dataclasses.dataclass
+class _Shard:
+    """One shard's own time: `next` is its lowest step without an accepted gradient.
+
+    `hidden` holds its raw state by step, from the run's step to `next`; `digests` what was
+    accepted, for the last STEPS_COMPARED steps.
+    """
+
+    next: int
+    hidden: dict[int, NDArray[Any]]
+    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)
+
+
+class Steps:
+    """A run's state and the open steps after it. `limit` is the first step that is never computed."""
+
+    def __init__(
+        self, definition: Definition, streams: Streams, state: State, *, limit: float
+    ) -> None:
+        self.definition = definition
+        self.streams = streams
+        self.state = state
+        self.limit = limit
+        self.loss = math.nan
+        self._dtype = np.dtype(definition.dtype).newbyteorder("<")
+        self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
+        self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
+
+    def next(self, shard: int) -> int:
+        """Return the shard's lowest step without an accepted gradient."""
+        return self._shards[shard].next
+
+    def open_after(self, step: int) -> range:
+        """Return the open steps from `step` on."""
+        end = min(self.state.step + self.definition.delay + 1, self.limit)
+        return range(max(step, self.state.step), int(end))
+
+    def is_open(self, step: int) -> bool:
+        """Whether gradients of this step are wanted now."""
+        return step in self.open_after(step)
+
+    def close(self) -> None:
+        """Want no more gradients: the run ends with the state as it is."""
+        self.limit = self.state.step
+
+    def version(self, step: int) -> int:
+        """Return the version of the weights that step `step` is computed on."""
+        return max(0, step - self.definition.delay)
+
+    def weights(self, step: int) -> memoryview:
+        """Return the bytes of the weights that the open step `step` is computed on."""
+        return as_frame(self.state.version_for(step))
+
+    def hidden(self, shard: int) -> memoryview:
+        """Return the bytes of the hidden state that the shard's next step starts from."""
+        return as_frame(self._shards[shard].hidden[self._shards[shard].next])
+
+    def batch(self, shard: int, step: int) -> Batch:
+        """Return what the shard reads at this step."""
+        return self.streams.batch_at(shard, step)
+
+    def judge(self, gradient: Gradient) -> Verdict:
+        """Say what this gradient of an existing shard is. Nothing is changed by it."""
+        shard = self._shards[gradient.shard]
+        if gradient.step < shard.next:
+            return self._judge_repeat(shard, gradient)
+        if not self.is_open(gradient.step):
+            return Verdict.NOT_OPEN
+        if gradient.step > shard.next:
+            return Verdict.EARLY
+        if gradient.version != self.version(gradient.step) or gradient.hidden_digest != digest(
+            as_frame(shard.hidden[gradient.step])
+        ):
+            return Verdict.FROM_ANOTHER_STATE
+        return Verdict.WANTED if self._is_finite(gradient) else Verdict.NOT_FINITE
+
+    def _judge_repeat(self, shard: _Shard, gradient: Gradient) -> Verdict:
+        accepted = shard.digests.get(gradient.step)
+        if accepted is None:
+            return Verdict.REPEAT_TOO_OLD
+        return Verdict.REPEAT if accepted == _digest_of(gradient) else Verdict.REPEAT_DIFFERS
+
+    def _is_finite(self, gradient: Gradient) -> bool:
+        return math.isfinite(gradient.loss) and all(
+            bool(np.isfinite(self._array(frame)).all())
+            for frame in (gradient.gradient, gradient.hidden)
+        )
+
+    def accept(self, gradient: Gradient) -> bool:
+        """Take a gradient that was judged WANTED; True if the run's step is complete by it."""
+        shard, step = self._shards[gradient.shard], gradient.step
+        shard.hidden[step + 1] = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
+        shard.digests[step] = _digest_of(gradient)
+        shard.digests.pop(step - STEPS_COMPARED, None)
+        shard.next = step + 1
+        if step not in self._sums:
+            self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
+        gradients, losses = self._sums[step]
+        gradients.add(gradient.shard, self._array(gradient.gradient))
+        losses.add(gradient.shard, gradient.loss)
+        return self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard's gradient of the run's step is there."""
+        sums = self._sums.get(self.state.step)
+        return sums is not None and sums[0].complete
+
+    def apply(self) -> None:
+        """Apply the step that is complete."""
+        step = self.state.step
+        gradients, losses = self._sums.pop(step)
+        self.state = apply(
+            self.state,
+            self.definition,
+            gradient_sum=gradients.result(),
+            loss_sum=losses.result(),
+            hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
+        )
+        self.loss = losses.result() / self.definition.streams_in_all
+        for shard in self._shards:
+            del shard.hidden[step]
+
+    def _array(self, frame: Frame) -> NDArray[Any]:
+        return np.frombuffer(frame, dtype=self._dtype)
+
+
+def as_frame(array: NDArray[Any]) -> memoryview:
+    """Return the little-endian bytes of an array that nobody will write to, without a copy."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+
+
+def _digest_of(gradient: Gradient) -> bytes:
+    return digest(gradient.gradient, gradient.loss.hex().encode(), gradient.hidden)
