@@ -166,14 +166,14 @@ class ParameterServer:
             self.counts["from another life"] += 1
             self._send(peer, StartAfresh(run=self.run.run, term=self.run.term))
             return
-        handler = _TABLE.get((member.state, type(message)))
-        if handler is None:
-            raise PeerError(f"{type(message).__name__} from a peer that is {member.state.value}")
         member.heard_at = now
         if member.state is PeerState.SILENT:
             member.state = PeerState.WORKING
             self._notice(f"{member.name} is back")
             self._rebalance(now)
+        handler = _TABLE.get((member.state, type(message)))
+        if handler is None:
+            raise PeerError(f"{type(message).__name__} from a peer that is {member.state.value}")
         handler(self, member, message, now)
 
     def malformed(self, peer: Peer, reason: str) -> list[Effect]:
@@ -448,7 +448,7 @@ class ParameterServer:
     # What is said.
 
     def _weights_for(self, step: int, leases: list[Lease]) -> Weights:
-        """Return the weights that an open step is computed on, with its units under these leases."""
+        """Return the weights that an open step is computed on, with its units in these leases."""
         batches = [self.steps.batch(lease.shard, step) for lease in leases]
         return Weights(
             run=self.run.run,
@@ -508,17 +508,15 @@ class ParameterServer:
     def _complain(self, now: float) -> None:
         """Say for whom the run is waiting."""
         self._next_complaint = now + COMPLAIN_EVERY
-        step = self.state.step
+        step, waited = self.state.step, now - self._applied_at
         late = [
             f"{self.membership.members[lease.peer].name} (shard {shard})"
             for shard, lease in self.membership.leases.items()
             if self.steps.next(shard) == step
         ]
         names = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
-        waited = now - self._applied_at
-        self._notice(
-            f"step {step} has waited {waited:.0f} s for {names or 'a worker: none is here'}"
-        )
+        whom = names or "a worker: none is here"
+        self._notice(f"step {step} has waited {waited:.0f} s for {whom}")
 
     def _send(self, peer: Peer, message: Message) -> None:
         self._effects.append(Send(message, peer))

@@ -50,7 +50,7 @@ class _Shard:
 
 
 class Steps:
-    """A run's state and the open steps after it. `limit` is the first step that is never computed."""
+    """A run's state and the open steps after it; `limit` is the first step never computed."""
 
     def __init__(
         self, definition: Definition, streams: Streams, state: State, *, limit: float
