@@ -28,11 +28,14 @@ def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
 def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
     """Return (vocabulary, ids): the distinct characters in code-point order, ids (len(text),).
 
-    Raises CorpusError for an empty text.
+    Raises CorpusError for an empty text, or one with a lone surrogate.
     """
     if not text:
         raise CorpusError("the text is empty")
-    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    try:
+        code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"character {error.start:,} of the text is half a character") from None
     present = np.zeros(CODE_POINTS, dtype=bool)
     present[code_points] = True
     vocabulary = np.flatnonzero(present)
@@ -93,5 +96,5 @@ class Streams:
         first = shard * self.streams * self.length
         block = self.ids[first : first + self.streams * self.length]
         columns = block.reshape(self.streams, self.length)
-        ids = np.ascontiguousarray(columns[:, position : position + self.seq_length + 1])
+        ids = columns[:, position : position + self.seq_length + 1].copy()
         return Batch(ids=ids, fresh=turn == 0)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -46,15 +47,19 @@ class Definition:
         """Refuse, with a DefinitionError, what no run can have."""
         for name, low, high in _INTEGERS:
             _require_integer(name, getattr(self, name), low=low, high=high)
+        for name in ("learning_rate", "clip", "validation"):
+            object.__setattr__(self, name, _as_float(name, getattr(self, name)))
         for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0.0 < value < math.inf):
+            if not 0.0 < getattr(self, name) < math.inf:
+                value = getattr(self, name)
                 raise DefinitionError(f"{_flag(name)} is {value!r}: it takes a number above 0")
-        if not (_is_number(self.validation) and 0.0 <= self.validation < 1.0):
-            raise DefinitionError(f"validation is {self.validation!r}: it takes 0 up to below 1")
+        if not 0.0 <= self.validation < 1.0:
+            raise DefinitionError(f"--validation is {self.validation!r}: it takes 0 to below 1")
+        if not (isinstance(self.corpus_sha256, str) and _SHA256.fullmatch(self.corpus_sha256)):
+            raise DefinitionError("corpus_sha256 is not the hash of a text")
         _require_choice("dtype", self.dtype, ("float32", "float64"))
         _require_choice("numerics", self.numerics, ("portable", "native"))
-        if self.format != FORMAT_VERSION:
+        if type(self.format) is not int or self.format != FORMAT_VERSION:
             raise DefinitionError(
                 f"format {self.format!r} is not known here: this manychar reads {FORMAT_VERSION}"
             )
@@ -67,12 +72,9 @@ class Definition:
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Build a definition from outside (a file, the wire); DefinitionError if it is not one."""
         known = {field.name for field in dataclasses.fields(cls)}
-        strange = sorted(set(values) ^ known)
+        strange = sorted(map(str, set(values) ^ known))
         if strange:
             raise DefinitionError(f"not a definition of this format: {', '.join(strange)}")
-        sha256 = values["corpus_sha256"]
-        if not (isinstance(sha256, str) and len(sha256) == 64):
-            raise DefinitionError("corpus_sha256 is not the hash of a text")
         return cls(**values)
 
     @property
@@ -90,6 +92,7 @@ class Definition:
         return f"{hashlib.sha256(self.to_json().encode()).hexdigest()[:12]}-{nonce}"
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INTEGERS = (
     ("hidden", 1, 65_536),
     ("seq_length", 1, 65_536),
@@ -109,12 +112,18 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _as_float(name: str, value: object) -> float:
+    """Return the one float of a value, so that equal definitions are one text."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DefinitionError(f"{_flag(name)} is {value!r}: it takes a number")
+    try:
+        return float(value) + 0.0  # -0.0 becomes 0.0
+    except OverflowError:
+        raise DefinitionError(f"{_flag(name)} is too large a number") from None
 
 
 def _require_integer(name: str, value: object, *, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if type(value) is not int or not low <= value <= high:
         raise DefinitionError(f"{_flag(name)} is {value!r}: it takes a whole number {low} … {high}")
 
 

@@ -5,12 +5,17 @@ libraries that computed it. The probe alone would be a sample; the names alone w
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from manychar.numerics.definition import canonical_json
-from manychar.numerics.model import Parameters, count_parameters, loss_and_gradient
+from manychar.numerics.model import (
+    Parameters,
+    count_parameters,
+    loss_and_gradient,
+    nothing,
+)
 
 
 def fingerprint(
@@ -21,15 +26,19 @@ def fingerprint(
     streams: int,
     dtype: str,
     libraries: Mapping[str, str],
+    progress: Callable[[], None] = nothing,
 ) -> str:
-    """Return 64 hexadecimal digits for these shapes, this dtype and these versions and builds."""
+    """Return 64 hexadecimal digits for these shapes, this dtype and these versions and builds.
+
+    `progress` is called between the pieces of the probe's work, as in `loss_and_gradient`.
+    """
     generator = np.random.default_rng(0)
     size = count_parameters(vocabulary_size, hidden_size)
     flat = (0.2 * (generator.random(size) - 0.5)).astype(dtype)
     ids = generator.integers(vocabulary_size, size=(streams, seq_length + 1))
     hidden = (generator.random((streams, hidden_size)) - 0.5).astype(dtype)
     parameters = Parameters(flat, vocabulary_size, hidden_size)
-    loss, gradient, after = loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden)
+    loss, gradient, after = loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden, progress)
     digest = hashlib.sha256(canonical_json(dict(libraries)).encode())
     digest.update(gradient.flat.tobytes() + after.tobytes() + loss.hex().encode())
     return digest.hexdigest()

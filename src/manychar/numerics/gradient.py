@@ -26,7 +26,9 @@ class TreeSum(Generic[Summand]):
         self._waiting: dict[tuple[int, int], Summand] = {}
 
     def add(self, index: int, value: Summand) -> None:
-        """Bring in summand `index`, once."""
+        """Bring in summand `index`, once; IndexError if there is no such summand."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"summand {index} of {self.count}")
         level, width = 0, self.count
         while width > 1:
             sibling = index ^ 1

@@ -98,8 +98,8 @@ def initialize(
     return Parameters(flat, vocabulary_size, hidden_size)
 
 
-def _nothing() -> None:
-    """Progress that nobody watches."""
+def nothing() -> None:
+    """Stand for progress that nobody watches."""
 
 
 def loss_and_gradient(
@@ -107,7 +107,7 @@ def loss_and_gradient(
     inputs: NDArray[Any],
     targets: NDArray[Any],
     hidden: NDArray[Any],
-    progress: Callable[[], None] = _nothing,
+    progress: Callable[[], None] = nothing,
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Return (loss, gradient, next hidden state) of T characters of B streams.
 
@@ -116,11 +116,15 @@ def loss_and_gradient(
     returned one that after the last. Loss (nats) and gradient are sums over time and streams; the
     gradient is not clipped. `progress` is called between the pieces of the work, at least once a
     time step.
-    Raises ValueError where shapes disagree, IndexError for an id that is not below V.
+    Raises ValueError where shapes or dtypes disagree, IndexError for an id not in 0 … V-1.
     """
     B, T = inputs.shape
     if targets.shape != (B, T) or hidden.shape != (B, parameters.hidden_size):
         raise ValueError(f"targets {targets.shape}, hidden {hidden.shape} for inputs {(B, T)}")
+    if hidden.dtype != parameters.flat.dtype:
+        raise ValueError(f"a hidden state in {hidden.dtype} for {parameters.flat.dtype}")
+    if min(inputs.min(), targets.min()) < 0:
+        raise IndexError("an id below 0")
     weights = parameters.named()
     characters = inputs.T.ravel()  # (T*B,), time first
     states = _hidden_states(weights, characters, hidden, progress)  # (T+1, B, H)
@@ -256,7 +260,8 @@ def _draw(
     if 0 < top_k < len(y):
         kept = np.argsort(-y, kind="stable")[:top_k]
         return int(kept[_draw(y[kept], generator, temperature=temperature, top_k=0)])
-    p = np.exp((y - y.max()) / temperature)
+    with np.errstate(over="ignore"):  # the unlikely ones of a tiny temperature are -inf, and 0
+        p = np.exp((y - y.max()) / temperature)
     cumulative = np.cumsum(p)
     drawn = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
     return min(int(drawn), len(y) - 1)

@@ -37,10 +37,14 @@ class State:
     smooth_loss: float
 
     def version_for(self, step: int) -> NDArray[Any]:
-        """Return the weights max(0, step - D) that step `step` is computed on: steps s … s + D."""
-        ahead = step - self.step
+        """Return the weights max(0, step - D) that an open step, s … s + D, is computed on.
+
+        Raises IndexError for another step.
+        """
         versions = (*self.previous, self.parameters.flat)
-        return versions[ahead]
+        if step < self.step:
+            raise IndexError(f"the weights of step {step} are gone: {self.step} steps are applied")
+        return versions[step - self.step]
 
 
 def start(definition: Definition, vocabulary_size: int) -> State:

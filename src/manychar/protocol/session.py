@@ -37,7 +37,7 @@ class Session:
         self._knocking_since = now
         self._next_hello = now
         self._next_complaint = now + FIRST_COMPLAINT
-        self._next_beat = now
+        self.next_beat = now
         self._heard_at = now
 
     @property
@@ -64,7 +64,7 @@ class Session:
         new = not self.belongs(welcome.run, welcome.term)
         self.welcome = welcome
         self.knocking = False
-        self._next_beat = now
+        self.next_beat = now
         return new
 
     def knock(self, now: float) -> None:
@@ -103,10 +103,10 @@ class Session:
 
     def beat(self, units: tuple[Unit, ...], slowest: float, now: float) -> list[Effect]:
         """Send a heartbeat if one is due."""
-        if self.knocking or now < self._next_beat:
+        if self.knocking or now < self.next_beat:
             return []
         welcome = self._welcomed()
-        self._next_beat = now + welcome.silence / BEATS_PER_SILENCE
+        self.next_beat = now + welcome.silence / BEATS_PER_SILENCE
         beat = Heartbeat(run=welcome.run, term=welcome.term, slowest=slowest, units=units)
         return [Send(beat)]
 
@@ -114,7 +114,7 @@ class Session:
         """When the next tick or beat is due."""
         if self.knocking:
             return min(self._next_hello, self._next_complaint)
-        return min(self._next_beat, self._heard_at + self._welcomed().silence * SERVER_SILENCES)
+        return min(self.next_beat, self._heard_at + self._welcomed().silence * SERVER_SILENCES)
 
     def _welcomed(self) -> Welcome:
         if self.welcome is None:

@@ -1,0 +1,135 @@
+"""Observer: a peer that only looks. It shows reports, notices and weights, and holds no lease.
+
+state      event                     does
+KNOCKING   Welcome                   WATCHING
+WATCHING   Report, Weights, Notice   Show or Say
+WATCHING   StartAfresh               KNOCKING
+any        Refused, Done             Finish, GONE
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
+from manychar.protocol.messages import (
+    Alive,
+    Dimensions,
+    Done,
+    Goodbye,
+    Hello,
+    Message,
+    Notice,
+    Refused,
+    Report,
+    StartAfresh,
+    Weights,
+    Welcome,
+)
+from manychar.protocol.session import Session
+
+
+class State(enum.Enum):
+    """Where the observer stands."""
+
+    KNOCKING = "knocking"
+    WATCHING = "watching"
+    GONE = "gone"
+
+
+class Observer:
+    """The machine of one observer. See the table above."""
+
+    def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
+        self.state = State.KNOCKING
+        self.session = Session(hello, server=server, patience=patience, now=now)
+
+    @property
+    def dimensions(self) -> Dimensions | None:
+        """The run's dimensions, once they are known."""
+        return self.session.dimensions
+
+    def receive(self, message: Message, now: float) -> list[Effect]:
+        """Take a message from the server."""
+        if self.state is State.GONE:
+            return []
+        handler = _TABLE.get((self.state, type(message)))
+        if handler is None:
+            raise PeerError(f"{type(message).__name__} to an observer that is {self.state.value}")
+        self.session.heard(now)
+        return handler(self, message, now) if self.session.concerns(message) else []
+
+    def tick(self, now: float) -> list[Effect]:
+        """Knock, beat, and notice a silent server."""
+        if self.state is State.GONE:
+            return []
+        effects = self.session.tick(now)
+        if self.session.knocking:
+            self.state = State.KNOCKING
+        if any(isinstance(effect, Finish) for effect in effects):
+            self.state = State.GONE
+        return effects + self.session.beat((), 0.0, now)
+
+    def deadline(self) -> float | None:
+        """When the next tick is due."""
+        return None if self.state is State.GONE else self.session.deadline()
+
+    def leave(self, reason: str) -> list[Effect]:
+        """Say goodbye and go."""
+        effects: list[Effect] = []
+        if self.state is State.WATCHING and (welcome := self.session.welcome):
+            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=reason))]
+        self.state = State.GONE
+        return [*effects, Finish(0, reason)]
+
+    # What the table's rows do.
+
+    def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
+        self.session.enter(welcome, now)
+        self.state = State.WATCHING
+        return []
+
+    def _show(self, message: Report | Weights, now: float) -> list[Effect]:
+        return [Show(message)]
+
+    def _say(self, notice: Notice, now: float) -> list[Effect]:
+        return [Say(notice.text)]
+
+    def _pass_over(self, message: Message, now: float) -> list[Effect]:
+        """Nothing to do: it was heard, or comes from before the last Hello."""
+        return []
+
+    def _start_afresh(self, message: StartAfresh, now: float) -> list[Effect]:
+        self.state = State.KNOCKING
+        self.session.knock(now)
+        return self.session.tick(now)
+
+    def _refused(self, refused: Refused, now: float) -> list[Effect]:
+        self.state = State.GONE
+        return [Finish(3, f"the server refused this observer: {refused.reason}")]
+
+    def _done(self, done: Done, now: float) -> list[Effect]:
+        self.state = State.GONE
+        return [Finish(done.code, done.reason)]
+
+
+_Handler = Callable[[Observer, Any, float], list[Effect]]
+
+_TABLE: dict[tuple[State, type[Any]], _Handler] = {
+    (State.KNOCKING, Welcome): Observer._welcome,
+    (State.WATCHING, Welcome): Observer._welcome,
+    (State.WATCHING, Report): Observer._show,
+    (State.WATCHING, Weights): Observer._show,
+    (State.WATCHING, Notice): Observer._say,
+    (State.WATCHING, Alive): Observer._pass_over,
+    (State.WATCHING, StartAfresh): Observer._start_afresh,
+    **{
+        (State.KNOCKING, late): Observer._pass_over
+        for late in (Report, Weights, Notice, Alive, StartAfresh)
+    },
+    **{
+        (state, end): handler
+        for state in (State.KNOCKING, State.WATCHING)
+        for end, handler in ((Refused, Observer._refused), (Done, Observer._done))
+    },
+}

@@ -1,0 +1,180 @@
+"""Checkpoints: one safetensors file holds what is needed to sample, and to go on.
+
+Tensors `Wxh Whh Why bh by`, Adagrad's `mWxh … mby`, `hidden` (S, B, H) and, with a delay,
+`previous` (D, P); metadata `format step smooth_loss smooth_loss_hex vocabulary config sha256`. The
+sha256 covers every tensor and all other metadata, because safetensors writes metadata in no fixed
+order.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from manychar.numerics.definition import (
+    FORMAT_VERSION,
+    Definition,
+    DefinitionError,
+    canonical_json,
+)
+from manychar.numerics.model import Parameters, count_parameters
+from manychar.numerics.train import State
+from manychar.runtime.durable import rename, temporary_name, write_file
+from manychar.runtime.errors import UserError, because
+
+PARAMETER_NAMES = ("Wxh", "Whh", "Why", "bh", "by")
+_NAME = re.compile(r"step-(\d{9,})\.safetensors")
+_METADATA = {
+    "format",
+    "step",
+    "smooth_loss",
+    "smooth_loss_hex",
+    "vocabulary",
+    "config",
+    "sha256",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint file holds, checked."""
+
+    definition: Definition
+    vocabulary: str
+    state: State
+    sha256: str
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Return where a run directory's checkpoint of a step stands."""
+    return directory / f"step-{step:09d}.safetensors"
+
+
+def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of a run's checkpoints, oldest first, by name only."""
+    found = [
+        (int(match[1]), path)
+        for path in directory.glob("step-*.safetensors")
+        if (match := _NAME.fullmatch(path.name))
+    ]
+    return sorted(found)
+
+
+def tensors_of(state: State) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a state by the names they have in a file."""
+    memory = state.parameters.like(state.memory)
+    tensors = {
+        **state.parameters.named(),
+        **{f"m{name}": view for name, view in memory.named().items()},
+        "hidden": state.hidden,
+    }
+    if state.previous:
+        tensors["previous"] = np.stack(state.previous)
+    return tensors
+
+
+def write_checkpoint(path: Path, definition: Definition, vocabulary: str, state: State) -> None:
+    """Write a checkpoint atomically, and read it back before it has its name.
+
+    Raises OSError where the disk will not have it, RuntimeError where what is read differs.
+    """
+    # safetensors writes arrays that are not contiguous wrongly, and says nothing.
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors_of(state).items()}
+    metadata = {
+        "format": str(FORMAT_VERSION),
+        "step": str(state.step),
+        "smooth_loss": repr(state.smooth_loss),
+        "smooth_loss_hex": state.smooth_loss.hex(),
+        "vocabulary": vocabulary,
+        "config": definition.to_json(),
+    }
+    metadata["sha256"] = _sha256(tensors, metadata)
+    temporary = temporary_name(path)
+    try:
+        write_file(temporary, safetensors.numpy.save(tensors, metadata))
+        if read_checkpoint(temporary).sha256 != metadata["sha256"]:
+            raise RuntimeError(f"{path}: read back, the checkpoint is another one")
+        rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint, checked. Raises UserError that names the file and the fault."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+    try:
+        tensors = safetensors.numpy.load(data)
+        metadata = _metadata_of(data)
+        if metadata.keys() != _METADATA or metadata["sha256"] != _sha256(tensors, metadata):
+            raise ValueError("its sha256 is not that of its contents")
+        return _checkpoint(tensors, metadata)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
+    except (ValueError, TypeError, KeyError, DefinitionError) as error:
+        raise UserError(f"{path}: damaged or altered: {error}") from None
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """Return the metadata: safetensors' header is 8 bytes of length, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return metadata
+
+
+def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
+    hashed = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        hashed.update(canonical_json([name, array.dtype.name, list(array.shape)]).encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    rest = {key: value for key, value in metadata.items() if key != "sha256"}
+    hashed.update(canonical_json(rest).encode())
+    return hashed.hexdigest()
+
+
+def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Checkpoint:
+    definition = Definition.from_mapping(json.loads(metadata["config"]))
+    vocabulary, hidden_size = metadata["vocabulary"], definition.hidden
+    size = count_parameters(len(vocabulary), hidden_size)
+    template = Parameters(np.empty(size, definition.dtype), len(vocabulary), hidden_size)
+    _check_tensors(tensors, definition, template)
+
+    def flat(prefix: str) -> NDArray[Any]:
+        return np.concatenate([tensors[prefix + name].reshape(-1) for name in PARAMETER_NAMES])
+
+    state = State(
+        step=int(metadata["step"]),
+        parameters=template.like(flat("")),
+        memory=flat("m"),
+        hidden=tensors["hidden"],
+        previous=tuple(tensors["previous"]) if definition.delay else (),
+        smooth_loss=float.fromhex(metadata["smooth_loss_hex"]),
+    )
+    return Checkpoint(definition, vocabulary, state, metadata["sha256"])
+
+
+def _check_tensors(
+    tensors: dict[str, NDArray[Any]], definition: Definition, template: Parameters
+) -> None:
+    shapes = {name: view.shape for name, view in template.named().items()}
+    expected: dict[str, tuple[int, ...]] = {
+        **shapes,
+        **{f"m{name}": shape for name, shape in shapes.items()},
+        "hidden": (definition.shards, definition.streams, definition.hidden),
+    }
+    if definition.delay:
+        expected["previous"] = (definition.delay, template.flat.size)
+    if {name: array.shape for name, array in tensors.items()} != expected:
+        raise ValueError("its tensors are not those of its configuration")
+    if any(array.dtype != np.dtype(definition.dtype) for array in tensors.values()):
+        raise ValueError(f"its tensors are not all {definition.dtype}")

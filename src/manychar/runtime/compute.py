@@ -1,0 +1,86 @@
+"""Carries out Prove and Compute: the kernel in buffers of its own, and a pulse while it works.
+
+Imported only when the run's numerics are pinned, because it imports numpy.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from manychar.numerics.fingerprint import fingerprint
+from manychar.numerics.model import Parameters, loss_and_gradient
+from manychar.protocol.effects import Compute
+from manychar.protocol.messages import Dimensions
+from manychar.protocol.steps import as_frame
+from manychar.protocol.worker import Proof, Result
+from manychar.runtime.libraries import libraries
+
+
+class Pulse:
+    """Called between the pieces of a computation: times them, and beats when a beat is due.
+
+    `beat` sends a heartbeat and returns when the next one is due.
+    """
+
+    def __init__(self, beat: Callable[[float], float]) -> None:
+        self.slowest = 0.0
+        self._beat = beat
+        self._due = self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        """Note that a piece is done."""
+        now = time.monotonic()
+        self.slowest = max(self.slowest, now - self._last)
+        if now >= self._due:
+            self._due = self._beat(now)
+        self._last = now
+
+
+class Engine:
+    """Computes units of one run; a received frame is copied into aligned arrays before use."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        self.dimensions = dimensions
+        self._dtype = np.dtype(dimensions.dtype).newbyteorder("<")
+        self._ids_dtype = np.dtype(f"<u{dimensions.id_bytes}")
+        size = dimensions.parameters_bytes // dimensions.value_bytes
+        self._parameters = Parameters(
+            np.empty(size, dimensions.dtype), dimensions.vocabulary_size, dimensions.hidden
+        )
+        self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
+
+    def prove(self) -> Proof:
+        """Return the fingerprint of this process in the run's shapes and dtype."""
+        size = self.dimensions
+        pulse = Pulse(lambda now: now + 1)
+        names = libraries()
+        found = fingerprint(
+            vocabulary_size=size.vocabulary_size,
+            hidden_size=size.hidden,
+            seq_length=size.seq_length,
+            streams=size.streams,
+            dtype=size.dtype,
+            libraries=names,
+            progress=pulse,
+        )
+        return Proof(found, names, pulse.slowest)
+
+    def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
+        """Return one shard's loss, gradient and next hidden state at one step."""
+        self._parameters.flat[:] = np.frombuffer(unit.weights, self._dtype)
+        self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
+        if unit.fresh:
+            self._hidden[:] = 0
+        ids = np.frombuffer(unit.ids, self._ids_dtype).astype(np.intp)
+        ids = ids.reshape(self.dimensions.streams, -1)
+        pulse = Pulse(beat)
+        loss, gradient, after = loss_and_gradient(
+            self._parameters, ids[:, :-1], ids[:, 1:], self._hidden, pulse
+        )
+        return Result(
+            loss=loss,
+            gradient=as_frame(gradient.flat),
+            hidden=as_frame(after),
+            slowest=pulse.slowest,
+        )

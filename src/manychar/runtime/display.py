@@ -1,0 +1,140 @@
+"""What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere.
+
+Samples go to standard output, everything else to standard error.
+"""
+
+import math
+import sys
+import time
+from collections import deque
+from typing import Self
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from manychar.numerics.model import Parameters
+from manychar.protocol.messages import Dimensions, Report, Weights
+from manychar.runtime.sampling import draw
+
+PLAIN_EVERY = 2.0
+SPEED_WINDOW = 5.0
+
+
+class Display:
+    """Shows reports, samples and lines. Use it as a context: the bar is taken down at the end."""
+
+    def __init__(
+        self, *, vocabulary: str, dimensions: Dimensions, seed: int, sample_length: int
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._dimensions = dimensions
+        self._seed = seed
+        self._sample_length = sample_length
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._past: deque[tuple[float, int]] = deque()
+        self._next_line = 0.0
+        self._shown_step = -1
+        self._sampled_version = 0
+        self.last_report: Report | None = None
+        if self._console.is_terminal:
+            self._progress = _progress(self._console)
+
+    def __enter__(self) -> Self:
+        """Put up the bar, if there is a terminal."""
+        if self._progress:
+            self._task = self._progress.add_task("", total=None, text="starting")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Show the last report once more as a plain line, and take down the bar."""
+        if self._progress:
+            self._progress.stop()
+        if self.last_report and self.last_report.step != self._shown_step:
+            self._line(self.last_report)
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(escape(text))
+
+    def report(self, report: Report) -> None:
+        """Show how the run stands."""
+        self.last_report = report
+        self._past.append((report.seconds, report.characters))
+        while len(self._past) > 2 and self._past[0][0] < report.seconds - SPEED_WINDOW:
+            self._past.popleft()
+        if self._progress:
+            total = report.steps or None
+            text = escape(self._words(report))
+            self._progress.update(self._task, completed=report.step, total=total, text=text)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + PLAIN_EVERY
+            self._line(report)
+
+    def weights(self, weights: Weights) -> None:
+        """Print a sample of what these weights write, once for each version above 0."""
+        if self._sample_length == 0 or weights.version <= self._sampled_version:
+            return
+        self._sampled_version = weights.version
+        text = self._sample(weights)
+        if self._progress:
+            self._progress.stop()
+        sys.stdout.write(f"--- step {weights.version:,} ---\n{text}\n")
+        sys.stdout.flush()
+        if self._progress:
+            self._progress.start()
+
+    def _sample(self, weights: Weights) -> str:
+        size = self._dimensions
+        flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
+        parameters = Parameters(flat, size.vocabulary_size, size.hidden)
+        generator = np.random.default_rng([self._seed, 1, weights.version])
+        return "".join(draw(parameters, self._vocabulary, generator, length=self._sample_length))
+
+    def _line(self, report: Report) -> None:
+        self._shown_step = report.step
+        total = f"/{report.steps:,}" if report.steps else ""
+        self._console.print(f"step {report.step:,}{total}  {escape(self._words(report))}")
+
+    def _words(self, report: Report) -> str:
+        nats = report.smooth_loss / self._dimensions.seq_length
+        words = [
+            f"smooth loss {report.smooth_loss:.2f}"
+            f" ({nats:.3f} nats, {nats / math.log(2):.3f} bits a character)"
+        ]
+        if speed := self._speed():
+            words.append(f"{speed:,.0f} characters/s")
+            if report.steps:
+                per_step = report.characters / max(report.step, 1)
+                words.append(f"{_clock((report.steps - report.step) * per_step / speed)} left")
+        words.append(" ".join(report.workers) or "no worker")
+        if report.standing_by:
+            words.append(f"{report.standing_by} standing by")
+        if dropped := {k: n for k, n in report.counts.items() if n}:
+            words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
+        return "  ".join(words)
+
+    def _speed(self) -> float:
+        (then, before), (now, after) = self._past[0], self._past[-1]
+        return (after - before) / (now - then) if now > then else 0.0
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.completed:,.0f}"),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        transient=True,
+        refresh_per_second=5,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

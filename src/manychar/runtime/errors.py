@@ -1,0 +1,20 @@
+"""What goes wrong by a user's hand: one line that says what, where, and what to do."""
+
+BAD_INPUT = 2
+RUN_FAILED = 3
+STOPPED = 75
+REFUSED_FOR_SAFETY = 78
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """An error that ends the program with its one line on stderr and its exit code."""
+
+    def __init__(self, message: str, *, code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def because(error: OSError) -> str:
+    """Return the operating system's reason in small letters, without the path."""
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,318 @@
+"""A server and N workers on one machine: starts them, watches them, and ends with every child gone.
+
+The parent is an observer of its own server. Each child has a session of its own (Ctrl-C reaches the
+parent alone) and a pipe to the parent that closes when the parent ends. A worker that dies is
+started again after a growing pause; when one dies at once again and again, the run is stopped.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+
+from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
+from manychar.protocol.messages import Report, Role, Weights
+from manychar.protocol.observer import Observer
+from manychar.runtime.display import Display
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
+from manychar.runtime.peers import hello
+from manychar.runtime.run_directory import RunDirectory, Settings
+from manychar.runtime.transport import Dealer
+from manychar.runtime.wake import Wake
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+SETTLED_AFTER = 10.0
+QUICK_DEATHS = 5
+SECONDS_TO_END = 15.0
+CHILD_PATIENCE = 60.0
+
+
+@dataclasses.dataclass
+class _Seat:
+    """One worker's place in the fleet, and the process that has it now."""
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float | None = None
+    quick_deaths: int = 0
+
+
+class Fleet:
+    """The children of one run. `on_report` is called with each report, after it is shown."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        endpoint: str,
+        display: Display,
+        on_report: Callable[["Fleet", Report], None] = lambda _fleet, _report: None,
+    ) -> None:
+        self.directory = directory
+        self.display = display
+        self.workers = [_Seat(f"worker-{i + 1}") for i in range(directory.settings.workers)]
+        self._bind = endpoint
+        self._on_report = on_report
+        self._endpoint = ""
+        self._server: subprocess.Popen[bytes] | None = None
+        self._observer: Observer | None = None
+        self._dealer: Dealer | None = None
+        self._ended: Finish | None = None
+        self._wanted_code: int | None = None
+        self._complaint = ""
+        self._words = b""
+        self._stack = contextlib.ExitStack()
+
+    def run(self) -> Finish:
+        """Train until the run ends or is stopped; every child is gone when it returns.
+
+        Raises UserError with the server's own words where it could not start.
+        """
+        with self._stack:
+            self._wake = Wake()
+            self._stack.callback(self._wake.close)
+            self._listen_to_children()
+            self._stack.callback(self._end_children)
+            self._stack.enter_context(
+                self._wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+            )
+            self._start_server()
+            while self._server is not None:
+                self._turn()
+        return self._result()
+
+    def _listen_to_children(self) -> None:
+        """Make the pipe that all children's standard error goes to."""
+        self._hear, self._speak = os.pipe()
+        os.set_blocking(self._hear, False)
+        self._stack.callback(os.close, self._hear)
+        self._stack.callback(os.close, self._speak)
+
+    def _start_server(self) -> None:
+        settings = self.directory.settings
+        self._server = self._spawn(
+            [
+                *("server", "--resume", str(self.directory.path), "--bind", self._bind),
+                *("--child", *_operation_flags(settings)),
+            ],
+            stdout=subprocess.PIPE,
+        )
+
+    def _spawn(self, arguments: list[str], *, stdout: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
+            [sys.executable, "-P", "-m", "manychar", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=self._speak,
+            start_new_session=True,
+        )
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and see to it."""
+        poller = zmq.Poller()
+        poller.register(self._wake.fileno(), zmq.POLLIN)
+        poller.register(self._hear, zmq.POLLIN)
+        if self._dealer is not None:
+            poller.register(self._dealer.socket, zmq.POLLIN)
+        elif self._server is not None and self._server.stdout is not None:
+            poller.register(self._server.stdout.fileno(), zmq.POLLIN)
+        ready = dict(poller.poll(self._milliseconds()))
+        if self._hear in ready:
+            self._hear_children()
+        if self._wake.fileno() in ready:
+            self._woken()
+        if self._dealer is None and self._server is not None:
+            self._take_endpoint(ready)
+        self._observe()
+        self._start_what_is_due()
+
+    def _milliseconds(self) -> int:
+        times = [seat.restart_at for seat in self.workers if seat.restart_at is not None]
+        if self._observer is not None and (deadline := self._observer.deadline()) is not None:
+            times.append(deadline)
+        wait = min(times) - time.monotonic() if times else 1.0
+        return max(0, int(1000 * wait) + 1)
+
+    def _take_endpoint(self, ready: dict[object, int]) -> None:
+        """Read where the server listens, watch it, and start the workers."""
+        server = self._server
+        if server is None or server.stdout is None or server.stdout.fileno() not in ready:
+            return
+        line = server.stdout.readline()
+        if not line:
+            return  # it ended: SIGCHLD tells
+        self._endpoint = json.loads(line)["endpoint"]
+        self._dealer = Dealer(self._endpoint)
+        self._stack.callback(self._dealer.close)
+        self._observer = Observer(
+            hello(Role.OBSERVER),
+            server=self._endpoint,
+            patience=CHILD_PATIENCE,
+            now=time.monotonic(),
+        )
+        for seat in self.workers:
+            self._start_worker(seat)
+
+    def _start_worker(self, seat: _Seat) -> None:
+        seat.restart_at = None
+        seat.started_at = time.monotonic()
+        flags = ["--name", seat.name, "--patience", str(CHILD_PATIENCE), "--child"]
+        seat.process = self._spawn(["worker", self._endpoint, *flags], stdout=subprocess.DEVNULL)
+
+    def _start_what_is_due(self) -> None:
+        for seat in self.workers:
+            if seat.restart_at is not None and time.monotonic() >= seat.restart_at:
+                self._start_worker(seat)
+
+    def _observe(self) -> None:
+        if self._observer is None or self._dealer is None:
+            return
+        while (frames := self._dealer.receive()) is not None:
+            try:
+                message = decode(frames, self._observer.dimensions)
+                self._carry_out(self._observer.receive(message, time.monotonic()))
+            except (WireError, PeerError) as error:
+                self.display.say(f"dropped a message of the server: {error}")
+        self._carry_out(self._observer.tick(time.monotonic()))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message) if self._dealer is not None:
+                    self._dealer.send(encode(message))
+                case Show(Report() as report):
+                    self.display.report(report)
+                    self._on_report(self, report)
+                case Show(Weights() as weights):
+                    self.display.weights(weights)
+                case Say(text):
+                    self.display.say(text)
+                case Finish():
+                    self._ended = effect
+                case _:
+                    raise RuntimeError(f"an observer's shell cannot carry out {effect}")
+
+    def _hear_children(self) -> None:
+        """Pass on what children wrote to their standard error, in whole lines."""
+        with contextlib.suppress(BlockingIOError):
+            while heard := os.read(self._hear, 65_536):
+                self._words += heard
+        *lines, self._words = self._words.split(b"\n")
+        for line in lines:
+            self._complaint = line.decode(errors="replace")
+            self.display.say(self._complaint)
+
+    def _woken(self) -> None:
+        for number in self._wake.take():
+            if number == signal.SIGINT:
+                endless = self.directory.settings.steps == 0
+                self.stop(0 if endless else INTERRUPTED)
+            elif number == signal.SIGTERM:
+                self.stop(STOPPED)
+        self._bury()
+
+    def stop(self, code: int) -> None:
+        """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
+        if self._wanted_code is None:
+            self._wanted_code = code
+            if self._server is not None:
+                self._server.terminate()
+
+    def _bury(self) -> None:
+        """See which children have ended."""
+        now = time.monotonic()
+        for seat in self.workers:
+            if seat.process is not None and seat.process.poll() is not None:
+                self._worker_ended(seat, seat.process.returncode, now)
+        if self._server is not None and self._server.poll() is not None:
+            self._observe()
+            self._code = self._server.returncode
+            _close(self._server)
+            self._server = None
+
+    def _worker_ended(self, seat: _Seat, code: int, now: float) -> None:
+        if seat.process is not None:
+            _close(seat.process)
+        seat.process = None
+        if self._ended is not None or self._wanted_code is not None or code == 0:
+            return
+        settled = now - seat.started_at >= SETTLED_AFTER
+        seat.quick_deaths = 0 if settled else seat.quick_deaths + 1
+        if seat.quick_deaths >= QUICK_DEATHS:
+            self._complaint = (
+                f"gave up: {seat.name} ended within {SETTLED_AFTER:.0f} s of its start"
+                f" {QUICK_DEATHS} times, the last time {_how(code)}"
+            )
+            self.stop(RUN_FAILED)
+            return
+        pause = min(FIRST_PAUSE * 2 ** max(seat.quick_deaths - 1, 0), LONGEST_PAUSE)
+        seat.restart_at = now + pause
+        self.display.say(f"{seat.name} ended {_how(code)}: starting it again in {pause:g} s")
+
+    def _end_children(self) -> None:
+        """Wait for the children that are left; end those that do not."""
+        deadline = time.monotonic() + SECONDS_TO_END
+        left = [seat.process for seat in self.workers] + [self._server]
+        for process in left:
+            if process is None:
+                continue
+            with contextlib.suppress(OSError):
+                if process.stdin is not None:
+                    process.stdin.close()
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.display.say(f"process {process.pid} did not end: killed")
+                process.kill()
+                process.wait()
+            _close(process)
+
+    def _result(self) -> Finish:
+        code = self._code
+        if self._wanted_code is not None and code in (0, STOPPED):
+            reason = self._complaint if self._wanted_code == RUN_FAILED else "stopped"
+            return Finish(self._wanted_code, reason)
+        if self._ended is not None and code == self._ended.code:
+            return self._ended
+        if not self._endpoint and code > 0:
+            raise UserError(self._complaint.removeprefix("manychar: ") or "no server", code=code)
+        return Finish(RUN_FAILED if code else 0, f"the server ended {_how(code)}" if code else "")
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _how(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+
+def _operation_flags(settings: Settings) -> list[str]:
+    flags = []
+    for name in (
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_every",
+        "sample_length",
+        "lease_timeout",
+    ):
+        flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    return flags
+
+
+def endpoint_for(transport: str, directory: Path) -> str:
+    """Return where a fleet on this machine meets: a free loopback port, or a socket file."""
+    return f"ipc://{directory}/server.ipc" if transport == "ipc" else "tcp://127.0.0.1:*"

@@ -1,0 +1,34 @@
+"""How a worker or an observer introduces itself."""
+
+import os
+import platform
+import re
+import secrets
+import socket
+
+from manychar import __version__
+from manychar.protocol.messages import WIRE_VERSION, Hello, Role
+from manychar.runtime.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+
+
+def hello(role: Role, name: str | None = None) -> Hello:
+    """Return the Hello of this process; its name is host:process unless given.
+
+    Raises UserError for a name that the wire does not carry.
+    """
+    name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"--name is {name!r}: it takes 1 to 64 of the characters A-Z a-z 0-9 . _ : -"
+        )
+    machine = {
+        "host": socket.gethostname()[:64],
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "manychar": __version__,
+    }
+    return Hello(
+        wire=WIRE_VERSION, role=role, name=name, instance=secrets.token_hex(8), machine=machine
+    )

@@ -1,0 +1,231 @@
+"""The run directory: what defines the run, its corpus, checkpoints, metrics; who may write.
+
+A new one is put together beside its place, with checkpoint 0, and gets its name when it is whole.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from manychar.numerics.corpus import Streams
+from manychar.numerics.definition import Definition, DefinitionError
+from manychar.numerics.train import start
+from manychar.runtime.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+from manychar.runtime.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
+from manychar.runtime.durable import (
+    remove_temporary,
+    rename,
+    replace_file,
+    sync_directory,
+    write_file,
+)
+from manychar.runtime.errors import UserError, because
+
+CONFIG_NAME = "config.json"
+LOCK_NAME = "lock"
+TERM_NAME = "term"
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is carried out, config.json's `operation`: no bit depends on it.
+
+    `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `sample_length` is in
+    characters, `lease_timeout` in seconds.
+    """
+
+    steps: int = 10_000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 20
+    sample_every: int = 1000
+    sample_length: int = 200
+    workers: int = 2
+    transport: str = "tcp"
+    lease_timeout: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A run directory that exists."""
+
+    path: Path
+    run: str
+    definition: Definition
+    settings: Settings
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS_NAME
+
+    def streams(self) -> tuple[str, Streams]:
+        """Return the vocabulary and the corpus as streams."""
+        vocabulary, ids = map_corpus(self.path)
+        definition = self.definition
+        return vocabulary, Streams(
+            ids,
+            definition.shards,
+            definition.streams,
+            definition.seq_length,
+            definition.validation,
+        )
+
+    def newest_checkpoint(self) -> tuple[Checkpoint, list[str]]:
+        """Return the newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Raises UserError if there is none.
+        """
+        complaints: list[str] = []
+        for _, path in reversed(list_checkpoints(self.checkpoints)):
+            try:
+                return read_checkpoint(path), complaints
+            except UserError as error:
+                complaints.append(str(error))
+        raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
+
+    def write_config(self, settings: Settings) -> None:
+        """Note how the run is carried out from now on."""
+        replace_file(self.path / CONFIG_NAME, _config(self.run, self.definition, settings))
+
+
+def default_path(run: str) -> Path:
+    """Return the run directory's name where the user gave none."""
+    now = datetime.datetime.now(datetime.UTC)
+    return Path("runs") / f"{now:%Y%m%dT%H%M%SZ}-{run}"
+
+
+def create_run(
+    path: Path | None, definition: Definition, corpus: Corpus, settings: Settings
+) -> RunDirectory:
+    """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
+
+    Raises UserError where it cannot be written or something is there already.
+    """
+    run = definition.run_id(secrets.token_hex(4))
+    path = path or default_path(run)
+    directory = RunDirectory(path, run, definition, settings)
+    Streams(corpus.ids, definition.shards, definition.streams, definition.seq_length)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            f"{path}: something is there already; choose another --run-dir,"
+            f" or go on with it by --resume {path}"
+        )
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.mkdir(parents=True)
+        _fill(draft, dataclasses.replace(directory, path=draft), corpus)
+        rename(draft, path)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return directory
+
+
+def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
+    definition = directory.definition
+    write_file(draft / CONFIG_NAME, _config(directory.run, definition, directory.settings))
+    write_corpus(draft, corpus)
+    directory.checkpoints.mkdir()
+    state = start(definition, len(corpus.vocabulary))
+    write_checkpoint(
+        checkpoint_path(directory.checkpoints, 0), definition, corpus.vocabulary, state
+    )
+    sync_directory(draft)
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Return a run directory that exists. Raises UserError where it is none, or damaged."""
+    try:
+        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        definition = Definition.from_mapping(config["definition"])
+        known = {field.name for field in dataclasses.fields(Settings)}
+        operation = {key: value for key, value in config["operation"].items() if key in known}
+        return RunDirectory(path, str(config["run"]), definition, Settings(**operation))
+    except OSError as error:
+        raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, DefinitionError) as error:
+        raise UserError(f"{path / CONFIG_NAME}: damaged: {error}") from None
+
+
+def _config(run: str, definition: Definition, settings: Settings) -> bytes:
+    packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    config: dict[str, Any] = {
+        "run": run,
+        "definition": dataclasses.asdict(definition),
+        "operation": {**dataclasses.asdict(settings), "versions": versions},
+    }
+    return json.dumps(config, indent=2).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def locked(directory: RunDirectory) -> Iterator[int]:
+    """Hold the run directory for one server, and yield its new term.
+
+    The term is on disk, with its directory, before anybody is told of it. Raises UserError where
+    another server holds the directory.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_temporary(directory.path)
+            remove_temporary(directory.checkpoints)
+            term = _read_term(directory) + 1
+            replace_file(directory.path / TERM_NAME, f"{term}\n".encode())
+        except BlockingIOError:
+            raise UserError(
+                f"{directory.path}: another server is running on it; wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{directory.path}: {because(error)}") from None
+        check_corpus(directory.path, directory.definition.corpus_sha256)
+        yield term
+
+
+def _read_term(directory: RunDirectory) -> int:
+    path = directory.path / TERM_NAME
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise UserError(f"{path}: damaged: not a whole number") from None
+
+
+def take_up_metrics(directory: RunDirectory, step: int) -> float:
+    """Cut off metrics after `step`, which is done again; return the seconds the run had taken."""
+    path = directory.path / METRICS_NAME
+    if not path.exists():
+        return 0.0
+    kept, seconds = [], 0.0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+            if values["step"] > step:
+                continue
+            seconds = float(values["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # the torn end of a server that was killed
+        kept.append(line)
+    replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+    return seconds

@@ -1,0 +1,55 @@
+"""Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from manychar.numerics.model import Parameters, sample
+from manychar.runtime.checkpoint import read_checkpoint
+from manychar.runtime.errors import UserError
+from manychar.runtime.run_directory import open_run
+
+
+def load(source: Path) -> tuple[Parameters, str]:
+    """Return (parameters, vocabulary) of a checkpoint file, or of a run's newest checkpoint.
+
+    Raises UserError where there is none, or it is damaged.
+    """
+    if source.is_dir():
+        checkpoint, _ = open_run(source).newest_checkpoint()
+    else:
+        checkpoint = read_checkpoint(source)
+    return checkpoint.state.parameters, checkpoint.vocabulary
+
+
+def draw(
+    parameters: Parameters,
+    vocabulary: str,
+    generator: np.random.Generator,
+    *,
+    length: int,
+    prime: str = "",
+    temperature: float = 1.0,
+    top_k: int = 0,
+) -> Iterator[str]:
+    """Yield `length` characters that follow a newline (or the first character) and the prime.
+
+    Raises UserError for a prime with a character that the model does not know.
+    """
+    start = max(vocabulary.find("\n"), 0)
+    ids = np.array([start, *_encode(prime, vocabulary)], dtype=np.intp)
+    drawn = sample(parameters, generator, prime=ids, temperature=temperature, top_k=top_k)
+    return (vocabulary[character] for character in islice(drawn, length))
+
+
+def _encode(text: str, vocabulary: str) -> list[int]:
+    id_of = {character: i for i, character in enumerate(vocabulary)}
+    for position, character in enumerate(text):
+        if character not in id_of:
+            raise UserError(
+                f"the model does not know {character!r} (U+{ord(character):04X}), character"
+                f" {position + 1} of the prime: it was not in the text that it was trained on"
+            )
+    return [id_of[character] for character in text]

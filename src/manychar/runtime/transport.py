@@ -1,0 +1,164 @@
+"""ROUTER and DEALER endpoints: whole messages as lists of frames, in and out, never blocking.
+
+A ROUTER knows each connection by an identity that it made up itself, so a peer that comes back is
+a new peer. Nothing is queued for a connection that is not there: what cannot be sent is the
+machines' affair, who say it again.
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+
+import zmq
+
+from manychar.protocol.codec import HEADER_BYTES
+from manychar.protocol.messages import Dimensions, Frame, Peer
+from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+
+HIGH_WATER_MARK = 1000
+LINGER_MS = 2000
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
+RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
+IPC_PATH_LENGTH = 107
+
+_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
+
+
+class Unreachable(Exception):  # noqa: N818
+    """There is no connection to this peer any more."""
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise UserError for what is no address of ours."""
+    if endpoint.startswith("ipc://"):
+        if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
+            raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
+        return
+    match = _TCP.fullmatch(endpoint)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
+        raise UserError(f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH")
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only processes on this machine can reach an endpoint."""
+    match = _TCP.fullmatch(endpoint)
+    if match is None:
+        return endpoint.startswith("ipc://")
+    host = match["six"] or match["host"]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_safe(endpoint: str, *, insecure: bool) -> None:
+    """Refuse to listen where strangers can reach it, unless told to."""
+    if not is_local(endpoint) and not insecure:
+        raise UserError(
+            f"{endpoint} can be reached from other machines, and nothing here checks who comes:"
+            " bind to tcp://127.0.0.1:PORT, or add --insecure if you trust the network",
+            code=REFUSED_FOR_SAFETY,
+        )
+
+
+class Router:
+    """The server's socket."""
+
+    def __init__(self, endpoint: str, dimensions: Dimensions) -> None:
+        check_endpoint(endpoint)
+        self._context = zmq.Context()
+        self.socket = _socket(self._context, zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(dimensions))
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
+            raise UserError(f"cannot bind to {endpoint}: {why}; choose another --bind") from None
+        self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def receive(self) -> tuple[Peer, list[Frame]] | None:
+        """Return the next message and its sender, or None if there is none."""
+        try:
+            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return peer.bytes, [frame.buffer for frame in frames]
+
+    def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
+        """Send to a peer; False if its queue is full. The frames are not to be written to again.
+
+        Raises Unreachable where its connection is gone.
+        """
+        try:
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise Unreachable from None
+            raise
+        return True
+
+    def close(self) -> None:
+        """Send what is queued, for LINGER_MS at most, and close."""
+        self.socket.close(LINGER_MS)
+        self._context.term()
+
+
+class Dealer:
+    """A worker's or an observer's socket."""
+
+    def __init__(self, endpoint: str) -> None:
+        check_endpoint(endpoint)
+        self._context = zmq.Context()
+        self.socket = _socket(self._context, zmq.DEALER)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
+
+    def receive(self) -> list[Frame] | None:
+        """Return the next message, or None if there is none."""
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return [frame.buffer for frame in frames]
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Send; False if there is no connection, or its queue is full."""
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Send what is queued, for LINGER_MS at most, and close."""
+        self.socket.close(LINGER_MS)
+        self._context.term()
+
+
+def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    made = context.socket(kind)
+    made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.LINGER, LINGER_MS)
+    made.setsockopt(zmq.IPV6, int(socket.has_ipv6))
+    made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    return made
+
+
+def _largest_frame(dimensions: Dimensions) -> int:
+    """Return the length of the longest frame that a peer has reason to send."""
+    units = 64 * dimensions.shards * (dimensions.delay + 1)
+    return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
