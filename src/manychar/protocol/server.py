@@ -99,15 +99,20 @@ class Run:
     @property
     def dimensions(self) -> Dimensions:
         """The run's sizes."""
-        return Dimensions(
-            vocabulary_size=len(self.vocabulary),
-            hidden=self.definition.hidden,
-            seq_length=self.definition.seq_length,
-            streams=self.definition.streams,
-            shards=self.definition.shards,
-            delay=self.definition.delay,
-            dtype=self.definition.dtype,
-        )
+        return dimensions_of(self.definition, len(self.vocabulary))
+
+
+def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:
+    """Return the sizes of a run of this definition."""
+    return Dimensions(
+        vocabulary_size=vocabulary_size,
+        hidden=definition.hidden,
+        seq_length=definition.seq_length,
+        streams=definition.streams,
+        shards=definition.shards,
+        delay=definition.delay,
+        dtype=definition.dtype,
+    )
 
 
 class ParameterServer:

@@ -35,7 +35,7 @@ def read_corpus(paths: list[Path]) -> Corpus:
     Raises UserError for a file that cannot be read, is empty, or is not UTF-8.
     """
     if paths:
-        parts = [_read_text(path) for path in paths]
+        parts = [read_text(path) for path in paths]
         source = ", ".join(map(str, paths))
     else:
         parts = [default_text().encode()]
@@ -52,7 +52,8 @@ def default_text() -> str:
     return "\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
-def _read_text(path: Path) -> bytes:
+def read_text(path: Path) -> bytes:
+    """Return the bytes of a UTF-8 text. Raises UserError where there is none."""
     name = "standard input" if str(path) == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

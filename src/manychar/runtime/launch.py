@@ -209,7 +209,8 @@ class Fleet:
         *lines, self._words = self._words.split(b"\n")
         for line in lines:
             self._complaint = line.decode(errors="replace")
-            self.display.say(self._complaint)
+            if self._endpoint:
+                self.display.say(self._complaint)
 
     def _woken(self) -> None:
         for number in self._wake.take():
@@ -229,6 +230,7 @@ class Fleet:
 
     def _bury(self) -> None:
         """See which children have ended."""
+        self._hear_children()
         now = time.monotonic()
         for seat in self.workers:
             if seat.process is not None and seat.process.poll() is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -25,6 +26,10 @@ class Wake:
         """Wake the loop; from any thread."""
         with contextlib.suppress(BlockingIOError):
             self._write.send(b"\0")
+
+    def wait(self) -> None:
+        """Sleep until woken."""
+        select.select([self._read], [], [])
 
     def take(self) -> list[int]:
         """Return the signals since the last call, and be ready to sleep again."""

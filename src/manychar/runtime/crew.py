@@ -1,0 +1,57 @@
+"""Several workers of this machine for a server elsewhere: one process each, ended together."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+from manychar.runtime.errors import INTERRUPTED, STOPPED
+from manychar.runtime.wake import Wake
+
+SECONDS_TO_END = 10.0
+
+
+def work_together(
+    endpoint: str, name: str, *, processes: int, patience: float, say: Callable[[str], None]
+) -> int:
+    """Run `processes` workers until all have ended, and return the largest exit code."""
+    wake = Wake()
+    code = 0
+    with contextlib.closing(wake), wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        crew = {
+            f"{name}-{i + 1}": _spawn(endpoint, f"{name}-{i + 1}", patience=patience)
+            for i in range(processes)
+        }
+        while crew:
+            wake.wait()
+            for number in wake.take():
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    code = INTERRUPTED if number == signal.SIGINT else STOPPED
+                    _end(crew)
+            for member, process in list(crew.items()):
+                if process.poll() is not None:
+                    del crew[member]
+                    if process.returncode:
+                        say(f"{member} ended with exit code {process.returncode}")
+                    code = max(code, abs(process.returncode))
+    return code
+
+
+def _spawn(endpoint: str, name: str, *, patience: float) -> subprocess.Popen[bytes]:
+    flags = ["--name", name, "--patience", str(patience), "--child"]
+    return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
+        [sys.executable, "-P", "-m", "manychar", "worker", endpoint, *flags],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _end(crew: dict[str, subprocess.Popen[bytes]]) -> None:
+    for process in crew.values():
+        process.terminate()
+    for process in crew.values():
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
