@@ -350,8 +350,12 @@ def equivalence(
             done.append(trials.fleet(count, kill=count == 2))
         _print_table(table(done))
         if definition.streams_in_all == 1:
-            difference = trials.largest_difference_from_plain(done[0])
-            typer.echo(f"largest relative difference from the plain form: {difference:.1e}")
+            found = trials.against_plain()
+            typer.echo(
+                "largest relative difference from min-char-rnn's plain form:"
+                f" {found.one_step:.1e} in one step from the same state,"
+                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory"
+            )
     if difference_at := verdict(done):
         typer.echo(f"DIFFERENT: {difference_at}")
         raise typer.Exit(1)
@@ -377,7 +381,8 @@ def run(arguments: list[str]) -> int:
         _say(f"manychar: {error}")
         return error.code
     except usage_error as error:
-        _say(_usage_line(error))
+        if error.format_message():  # without arguments the help has been printed instead
+            _say(_usage_line(error))
         return 2
     except typer.Abort:
         return 130

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.numerics import plain
+from manychar.numerics.corpus import Batch
 from manychar.numerics.definition import Definition
 from manychar.numerics.train import State, advance, start, weights_sha256
 from manychar.protocol.messages import Report
@@ -120,38 +121,68 @@ class Equivalence:
             sample_length=0,
         )
 
-    def largest_difference_from_plain(self, trial: Trial) -> float:
-        """Return the largest relative difference of the last weights from the plain form's.
-
-        Relative to the largest weight of the same array. One shard of one stream only.
-        """
-        directory = self._directory("plain", workers=1)
-        weights = plain_trajectory(directory, self.settings.steps)
-        last = trial.states[self.settings.steps].parameters.named()
-        return max(_relative(last[name], weights[name]) for name in weights)
+    def against_plain(self) -> "AgainstPlain":
+        """Compare with min-char-rnn's plain form. One shard of one stream only."""
+        return against_plain(self._directory("plain", workers=1), self.settings.steps)
 
 
-def plain_trajectory(directory: RunDirectory, steps: int) -> dict[str, NDArray[np.float64]]:
-    """Return the weights after `steps` of min-char-rnn's plain form, from the run's first ones."""
+@dataclasses.dataclass(frozen=True)
+class AgainstPlain:
+    """Relative differences from the plain form, each the largest over all steps.
+
+    `one_step` is that of the weights after one step from the same state, relative to the largest
+    weight of the array; `smooth_loss` that of the two trajectories from the same first weights.
+    Their weights drift apart, as those of any two orders of summation do: training amplifies a
+    difference in the last bit.
+    """
+
+    one_step: float
+    smooth_loss: float
+
+
+def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
+    """Follow a run of one stream, and the plain form beside it: step by step, and on its own."""
     definition = directory.definition
-    vocabulary, streams = directory.streams()
-    first = start(definition, len(vocabulary)).parameters.named()
-    weights = {name: view.astype(np.float64) for name, view in first.items()}
-    memory = {name: np.zeros_like(array) for name, array in weights.items()}
-    hidden = np.zeros(definition.hidden)
-    for step in range(steps):
+    _, streams = directory.streams()
+    one_step = smooth_loss = 0.0
+    before, *states = replay(directory, steps)
+    own, own_smooth = before, before.smooth_loss
+    for step, after in enumerate(states):
         batch = streams.batch_at(0, step)
-        if batch.fresh:
-            hidden = np.zeros_like(hidden)
-        _, gradient, hidden = plain.loss_and_gradient(weights, batch.ids[0], hidden)
-        plain.adagrad(
-            weights,
-            memory,
-            gradient,
-            clip=definition.clip,
-            learning_rate=definition.learning_rate,
+        _, stepped = _plain_step(before, definition, batch)
+        one_step = max(
+            one_step,
+            *(
+                _relative(after.parameters.named()[name], view)
+                for name, view in stepped.parameters.named().items()
+            ),
         )
-    return weights
+        loss, own = _plain_step(own, definition, batch)
+        own_smooth = 0.999 * own_smooth + 0.001 * loss
+        smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
+        before = after
+    return AgainstPlain(one_step, smooth_loss)
+
+
+def _plain_step(state: State, definition: Definition, batch: Batch) -> tuple[float, State]:
+    """Return (loss, state) after one step of the plain form, in float64, from a state."""
+    parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
+    memory = state.parameters.like(state.memory.astype(np.float64))
+    hidden = state.hidden[0, 0].astype(np.float64)
+    if batch.fresh:
+        hidden = np.zeros_like(hidden)
+    loss, gradient, hidden = plain.loss_and_gradient(parameters.named(), batch.ids[0], hidden)
+    plain.adagrad(
+        parameters.named(),
+        memory.named(),
+        gradient,
+        clip=definition.clip,
+        learning_rate=definition.learning_rate,
+    )
+    after = dataclasses.replace(
+        state, parameters=parameters, memory=memory.flat, hidden=hidden[None, None]
+    )
+    return loss, after
 
 
 def _relative(array: NDArray[Any], reference: NDArray[np.float64]) -> float:
@@ -159,7 +190,7 @@ def _relative(array: NDArray[Any], reference: NDArray[np.float64]) -> float:
 
 
 class _Killer:
-    """Kills the fleet's last worker, once, when it has come to a step."""
+    """Kills a worker that holds a lease, once, when the fleet has come to a step."""
 
     def __init__(self, *, at_step: int) -> None:
         self.killed = False
@@ -167,10 +198,12 @@ class _Killer:
 
     def __call__(self, fleet: Fleet, report: Report) -> None:
         """Look at a report."""
-        process = fleet.workers[-1].process
-        if not self.killed and report.step >= self._at_step and process is not None:
-            self.killed = True
-            os.kill(process.pid, signal.SIGKILL)
+        if self.killed or report.step < self._at_step:
+            return
+        for seat in fleet.workers:
+            if seat.name in report.workers[-1:] and seat.process is not None:
+                self.killed = True
+                os.kill(seat.process.pid, signal.SIGKILL)
 
 
 def verdict(trials: list[Trial]) -> str:
