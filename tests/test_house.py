@@ -1,0 +1,125 @@
+"""The rules of the house that a program can hold: floors, style, names, the README."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from manychar.cli import app
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "manychar"
+FLOORS = ["numerics", "protocol", "runtime", "cli"]
+MODULES = sorted(SOURCE.rglob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOP_LEVEL = {"pyproject.toml", "README.md", "src", "tests", "deploy", "LICENSE"}
+
+
+def floor_of(module: str) -> int | None:
+    """Return the floor of `manychar.<room>…`; None for the package itself and its entry."""
+    parts = module.split(".")
+    return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else None
+
+
+def name_of(path: Path) -> str:
+    """Return a source file's module name."""
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> list[str]:
+    """Return every module that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_strictly_downwards(path: Path) -> None:
+    here = floor_of(name_of(path))
+    for imported in imports_of(path):
+        there = floor_of(imported) if imported.startswith("manychar.") else None
+        if here is not None and there is not None:
+            assert there <= here, f"{name_of(path)} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if floor_of(name_of(path)) == 1], ids=name_of
+)
+def test_the_protocol_does_no_io(path: Path) -> None:
+    worldly = {"socket", "time", "os", "threading", "multiprocessing", "random", "secrets", "zmq"}
+    assert not worldly & {name.split(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if floor_of(name_of(path)) == 0], ids=name_of
+)
+def test_the_numerics_need_numpy_only(path: Path) -> None:
+    standard = sys.stdlib_module_names
+    foreign = {name.split(".")[0] for name in imports_of(path)} - standard - {"manychar", "numpy"}
+    assert not foreign
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_is_a_drawer(path: Path) -> None:
+    assert not re.search(r"util|helper|manager|base|misc|common", path.stem)
+
+
+def test_nothing_else_stands_at_the_top_level() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    top = {name.split("/")[0] for name in listed}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]],
+    ids=["ruff format", "ruff check", "mypy"],
+)
+def test_the_style_holds(command: list[str]) -> None:
+    tool = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_lists_every_command() -> None:
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^\| `manychar (\w+)", README, re.MULTILINE)) == commands
+
+
+def test_the_readme_gives_a_reason_for_each_dependency() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)\]", project, re.DOTALL | re.MULTILINE)
+    assert block
+    for requirement in re.findall(r'"([^"]+)"', block[1]):
+        name, bound = requirement.split(">=")
+        assert f"| {name} ≥ {bound} |" in README
+
+
+def test_the_first_screen_has_the_two_lines_and_ci_runs_the_second() -> None:
+    first_screen = README.splitlines()[:40]
+    lines = [line for line in first_screen if line.startswith("python3 -m venv")]
+    assert [line.rsplit("/", 1)[1] for line in lines] == ["manychar train", "pytest"]
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_version_is_one() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.+)"', project, re.MULTILINE)
+    assert version
+    assert f'__version__ = "{version[1]}"' in (SOURCE / "__init__.py").read_text(encoding="utf-8")
