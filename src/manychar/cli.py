@@ -118,6 +118,18 @@ RunDir = Annotated[
 Resume = Annotated[
     Path | None, _operation_flag("--resume", "Go on with the run in this directory.", "")
 ]
+OnDiskError = Annotated[
+    Literal["stop", "continue"] | None,
+    _operation_flag("--on-disk-error", "When a checkpoint cannot be written.", "stop"),
+]
+AllowMixed = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-mixed-numerics",
+        help="Let in workers whose arithmetic gives other bits; the run is marked as such.",
+        rich_help_panel=_OPERATION,
+    ),
+]
 Transport = Annotated[
     Literal["tcp", "ipc"] | None,
     _operation_flag("--transport", "How the processes talk: tcp on loopback, or ipc.", "tcp"),
@@ -141,6 +153,8 @@ def train(
     checkpoint_every: CheckpointEvery = None,
     keep_checkpoints: KeepCheckpoints = None,
     lease_timeout: LeaseTimeout = None,
+    on_disk_error: OnDiskError = None,
+    allow_mixed_numerics: AllowMixed = None,
     transport: Transport = None,
     hidden: Hidden = None,
     seq_length: SeqLength = None,
@@ -185,6 +199,8 @@ def server(
     checkpoint_every: CheckpointEvery = None,
     keep_checkpoints: KeepCheckpoints = None,
     lease_timeout: LeaseTimeout = None,
+    on_disk_error: OnDiskError = None,
+    allow_mixed_numerics: AllowMixed = None,
     hidden: Hidden = None,
     seq_length: SeqLength = None,
     learning_rate: LearningRate = None,
@@ -284,7 +300,8 @@ def sample(
     pin("portable")
     import numpy as np
 
-    from manychar.runtime.sampling import draw, fetch, load
+    from manychar.runtime.observe import fetch
+    from manychar.runtime.sampling import draw, load
 
     if prime and prime_file is not None:
         raise UserError("--prime and --prime-file both say what to go on from: give one")
@@ -336,7 +353,7 @@ def equivalence(
     pin(numerics or "portable")
     from tempfile import TemporaryDirectory
 
-    from manychar.runtime.replay import Equivalence, table, verdict
+    from manychar.runtime.equivalence import Equivalence, table, verdict
 
     definition, corpus = _define(text, flags)
     settings = _settings(flags, workers=1)
@@ -345,9 +362,11 @@ def equivalence(
         trials = Equivalence(definition, corpus, settings, parent=Path(scratch))
         _say(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps, each way")
         done = [trials.alone()]
-        for count in (1, 2, 4):
+        ways: list[tuple[int, Literal["worker", "server"] | None]]
+        ways = [(1, None), (2, "worker"), (4, "server")]
+        for count, kill in ways:
             _say(f"server and {count} worker{'s' if count > 1 else ''} over {settings.transport}")
-            done.append(trials.fleet(count, kill=count == 2))
+            done.append(trials.fleet(count, kill=kill))
         _print_table(table(done))
         if definition.streams_in_all == 1:
             found = trials.against_plain()
@@ -360,6 +379,70 @@ def equivalence(
         typer.echo(f"DIFFERENT: {difference_at}")
         raise typer.Exit(1)
     typer.echo("the same bits: weights, Adagrad's memory, hidden states and smooth loss")
+
+
+@app.command()
+def verify(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    begin: Annotated[int, typer.Option("--from", help="The first step to do again.", min=0)] = 0,
+    end: Annotated[
+        int | None, typer.Option("--to", help="The last.", show_default="the newest", min=0)
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes side by side.", show_default="cores", min=1)
+    ] = None,
+) -> None:
+    """Do a run again in one place, from its definition, and compare every checkpoint bit by bit."""
+    pin(_numerics_of(run_dir))
+    from manychar.runtime.display import counting
+    from manychar.runtime.run_directory import open_run
+    from manychar.runtime.verify import plan
+    from manychar.runtime.verify import verify as do_again
+
+    todo = plan(open_run(run_dir), begin=begin, end=end)
+    with counting("steps", todo.steps) as progress:
+        finding = do_again(todo, processes=processes or _usable_cores(), progress=progress)
+    if finding is not None:
+        typer.echo(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}")
+        raise typer.Exit(1)
+    typer.echo(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoints")
+
+
+@app.command()
+def stop(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+) -> None:
+    """Have a run end in good order, from anywhere: it ends its step and writes a checkpoint."""
+    pin("portable")
+    from manychar.runtime.observe import stop as ask_to_stop
+
+    _say(ask_to_stop(endpoint, patience=patience))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Say what this machine is for a fleet: CPU, BLAS, numpy, fingerprints, limits."""
+    from manychar.runtime.doctor import examine
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in _flat(found):
+        typer.echo(f"{name:<44}{value}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name} ")
+        else:
+            rows.append((prefix + name, ", ".join(value) if isinstance(value, list) else value))
+    return rows
 
 
 @app.callback(invoke_without_command=True)
@@ -490,7 +573,7 @@ def _usable_cores() -> int:
 
 
 def _display(directory: "RunDirectory") -> "Display":
-    from manychar.protocol.server import dimensions_of
+    from manychar.protocol.run import dimensions_of
     from manychar.runtime.display import Display
 
     vocabulary, _ = directory.streams()
@@ -525,10 +608,18 @@ def _child_screen() -> Any:
     """Return a server's screen where the parent watches: only what comes before it can."""
     from manychar.runtime.serve import Screen
 
+    watched = False
+
+    def say(text: str) -> None:
+        if not watched:
+            _say(text)
+
     def bound(endpoint: str) -> None:
+        nonlocal watched
+        watched = True
         print(json.dumps({"endpoint": endpoint}), flush=True)
 
-    return Screen(say=_nothing, report=_nothing, weights=_nothing, bound=bound)
+    return Screen(say=say, report=_nothing, weights=_nothing, bound=bound)
 
 
 def _read_prime(path: Path) -> str:

@@ -19,7 +19,7 @@ from manychar.protocol.messages import Dimensions, Frame, Message, Unit
 
 HEADER_BYTES = 4096
 MAX_FRAMES = 4
-MAX_TEXT = 500
+MAX_TEXT = messages.TEXT_LENGTH
 MAX_NAME = 64
 MAX_NAMES = 32
 MAX_MAP = 24
@@ -161,7 +161,6 @@ LAYOUTS = {
             messages.Welcome,
             {
                 **_ENVELOPE,
-                "step": _integer,
                 "steps": _integer,
                 "dimensions": _dimensions,
                 "numerics": _name,
@@ -210,6 +209,7 @@ LAYOUTS = {
             {"units": _units},
         ),
         Layout(messages.Alive, _ENVELOPE),
+        Layout(messages.Stop, _ENVELOPE),
         Layout(messages.Goodbye, {**_ENVELOPE, "reason": _text}),
         Layout(
             messages.Report,
@@ -331,11 +331,15 @@ def _build(layout: Layout, fields: dict[str, Any], frames: Sequence[Frame]) -> M
     values.pop("vocabulary_bytes", None)
     count = values.pop("unit_count", 0)
     if "units" in values:
-        values["units"] = tuple(map(Unit._make, UNIT.iter_unpack(values["units"])))
+        values["units"] = tuple(map(_unit, UNIT.iter_unpack(values["units"])))
     if layout.type is messages.Weights:
         values["ids"] = _split(values["ids"], count)
     message: Message = layout.type(**values)
     return message
+
+
+def _unit(numbers: tuple[int, ...]) -> Unit:
+    return Unit(*map(_integer, numbers))
 
 
 def _split(frame: Frame, count: int) -> tuple[Frame, ...]:

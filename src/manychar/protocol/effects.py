@@ -1,6 +1,7 @@
 """What a machine asks its shell to do: imperatives, carried out in order."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from manychar.protocol.messages import Frame, Message, Peer, Report, Weights, Welcome
@@ -47,6 +48,15 @@ class Show:
 
 
 @dataclasses.dataclass(frozen=True)
+class Append:
+    """Add to the journal: weights `step` came into being, the step before it had this loss."""
+
+    step: int
+    loss: float
+    weights: Frame
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """Add this report to the run's metrics."""
 
@@ -74,6 +84,41 @@ class Compute:
 
 
 @dataclasses.dataclass(frozen=True)
+class Proof:
+    """What came of Prove; `slowest` is the longest piece of work in seconds."""
+
+    fingerprint: str
+    libraries: Mapping[str, str]
+    slowest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of Compute; `slowest` is the longest piece of work in seconds."""
+
+    loss: float
+    gradient: Frame
+    hidden: Frame
+    slowest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GoBack:
+    """Begin a new term from a checkpoint of at most step `step`; never let the barred in again.
+
+    `barred` says of each name why.
+    """
+
+    step: int
+    barred: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkMixed:
+    """Mark the run as one whose bits cannot be done again: other arithmetic was let in."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Finish:
     """End this process with the exit code; the reason is for a person, empty if there is none."""
 
@@ -81,4 +126,4 @@ class Finish:
     reason: str
 
 
-Effect = Send | Save | Say | Show | Record | Prove | Compute | Finish
+Effect = Send | Save | Say | Show | Append | Record | Prove | Compute | GoBack | MarkMixed | Finish

@@ -57,8 +57,8 @@ class Member:
 class Lease:
     """One shard at one worker. `begun` once a Grant has gone out.
 
-    `asked_step` was asked for at `asked_at`, and is asked for again after `patience` seconds, which
-    double when the same step is asked for again.
+    `asked_step` was asked for at `asked_at`, and is asked for again after `patience` seconds: at
+    first `first_patience`, time for two heartbeats, then twice as long each time.
     """
 
     number: int
@@ -67,12 +67,14 @@ class Lease:
     begun: bool = False
     asked_step: int = -1
     asked_at: float = 0.0
+    first_patience: float = FIRST_PATIENCE
     patience: float = FIRST_PATIENCE
 
     def ask(self, step: int, now: float) -> None:
         """Note that an answer to `step` is expected from now on."""
         again = self.asked_step == step
-        self.patience = min(2 * self.patience, LONGEST_PATIENCE) if again else FIRST_PATIENCE
+        longer = max(self.first_patience, min(2 * self.patience, LONGEST_PATIENCE))
+        self.patience = longer if again else self.first_patience
         self.asked_step, self.asked_at = step, now
 
 
@@ -144,7 +146,9 @@ class Membership:
         revoked = [le for shard, le in self.leases.items() if wanted.get(shard) != le.peer]
         for lease in revoked:
             del self.leases[lease.shard]
-            self._takeovers[lease.shard] += lease.begun
+            former = self.members.get(lease.peer)
+            silent = former is not None and former.state is PeerState.SILENT
+            self._takeovers[lease.shard] += silent
         given = [
             self.lease(shard, peer)
             for shard, peer in sorted(wanted.items())
@@ -155,7 +159,12 @@ class Membership:
     def lease(self, shard: int, peer: Peer) -> Lease:
         """Give a shard to a peer under a new number."""
         self._numbers += 1
-        lease = self.leases[shard] = Lease(number=self._numbers, shard=shard, peer=peer)
+        lease = self.leases[shard] = Lease(
+            number=self._numbers,
+            shard=shard,
+            peer=peer,
+            first_patience=max(FIRST_PATIENCE, self._silence / 2),
+        )
         return lease
 
     def progressed(self, shard: int) -> None:

@@ -20,6 +20,15 @@ Peer = bytes
 """How the transport calls one connection."""
 
 
+TEXT_LENGTH = 500
+"""The longest text that a message carries, in characters."""
+
+
+def one_line(text: str) -> str:
+    """Return a text as a message can carry it: printable, on one line, not too long."""
+    return "".join(c if c.isprintable() else " " for c in text)[:TEXT_LENGTH]
+
+
 def digest(*parts: Frame) -> bytes:
     """Return 16 bytes that stand for the parts: enough to tell whether two sides hold the same."""
     hashed = hashlib.sha256()
@@ -112,7 +121,6 @@ class Welcome:
 
     run: str
     term: int
-    step: int
     steps: int
     dimensions: Dimensions
     numerics: str
@@ -241,6 +249,14 @@ class Goodbye:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """An observer asks the server to end its step, write a checkpoint and finish."""
+
+    run: str
+    term: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """How the run stands: step, losses (nats a stream), characters and seconds since it began.
 
@@ -279,7 +295,8 @@ class Done:
     reason: str
 
 
-FromPeer = Hello | Ready | Gradient | Heartbeat | Goodbye
+FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop
+FromPeer = Hello | FromMember
 FromServer = (
     Welcome | Refused | StartAfresh | Grant | Weights | Revoke | Alive | Report | Notice | Done
 )

@@ -85,6 +85,8 @@ class Observer:
     # What the table's rows do.
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
+        if self.session.is_past(welcome):
+            return []
         self.session.enter(welcome, now)
         self.state = State.WATCHING
         return []
@@ -100,6 +102,8 @@ class Observer:
         return []
 
     def _start_afresh(self, message: StartAfresh, now: float) -> list[Effect]:
+        if self.session.is_past(message):
+            return []
         self.state = State.KNOCKING
         self.session.knock(now)
         return self.session.tick(now)

@@ -55,6 +55,11 @@ class Session:
             return True
         return self.belongs(message.run, message.term)
 
+    def is_past(self, message: Welcome | StartAfresh) -> bool:
+        """Whether a message is from an earlier term of the run than this session has been in."""
+        known = self.welcome
+        return known is not None and message.run == known.run and message.term < known.term
+
     def heard(self, now: float) -> None:
         """Note that the server said something."""
         self._heard_at = now

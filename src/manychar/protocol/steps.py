@@ -18,9 +18,10 @@ from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.definition import Definition
 from manychar.numerics.gradient import TreeSum
 from manychar.numerics.train import State, apply
+from manychar.protocol.effects import Compute, Result
 from manychar.protocol.messages import Frame, Gradient, digest
 
-STEPS_COMPARED = 16
+STEPS_COMPARED = 8
 
 
 class Verdict(enum.Enum):
@@ -40,13 +41,21 @@ class Verdict(enum.Enum):
 class _Shard:
     """One shard's own time: `next` is its lowest step without an accepted gradient.
 
-    `hidden` holds its raw state by step, from the run's step to `next`; `digests` what was
-    accepted, for the last STEPS_COMPARED steps.
+    `hidden` holds its raw state by step and `accepted` what was accepted from whom, both from
+    STEPS_COMPARED steps before the run's step on.
     """
 
     next: int
     hidden: dict[int, NDArray[Any]]
-    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    accepted: dict[int, "Accepted"] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+    """The digest of a gradient that counts, and the name of its sender."""
+
+    digest: bytes
+    sender: str
 
 
 class Steps:
@@ -62,6 +71,7 @@ class Steps:
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
         self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
+        self._past: dict[int, NDArray[Any]] = {}
         self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
 
     def next(self, shard: int) -> int:
@@ -106,17 +116,25 @@ class Steps:
             return Verdict.NOT_OPEN
         if gradient.step > shard.next:
             return Verdict.EARLY
-        if gradient.version != self.version(gradient.step) or gradient.hidden_digest != digest(
-            as_frame(shard.hidden[gradient.step])
-        ):
+        if not self._is_from_here(shard, gradient):
             return Verdict.FROM_ANOTHER_STATE
         return Verdict.WANTED if self._is_finite(gradient) else Verdict.NOT_FINITE
 
     def _judge_repeat(self, shard: _Shard, gradient: Gradient) -> Verdict:
-        accepted = shard.digests.get(gradient.step)
+        accepted = shard.accepted.get(gradient.step)
         if accepted is None:
             return Verdict.REPEAT_TOO_OLD
-        return Verdict.REPEAT if accepted == _digest_of(gradient) else Verdict.REPEAT_DIFFERS
+        if not self._is_from_here(shard, gradient):
+            return Verdict.FROM_ANOTHER_STATE
+        same = accepted.digest == digest_of(gradient)
+        return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
+
+    def _is_from_here(self, shard: _Shard, gradient: Gradient) -> bool:
+        """Whether it was computed from the weights and the hidden state that are held here."""
+        hidden = as_frame(shard.hidden[gradient.step])
+        return gradient.version == self.version(gradient.step) and (
+            gradient.hidden_digest == digest(hidden)
+        )
 
     def _is_finite(self, gradient: Gradient) -> bool:
         return math.isfinite(gradient.loss) and all(
@@ -124,19 +142,17 @@ class Steps:
             for frame in (gradient.gradient, gradient.hidden)
         )
 
-    def accept(self, gradient: Gradient) -> bool:
-        """Take a gradient that was judged WANTED; True if the run's step is complete by it."""
+    def accept(self, gradient: Gradient, sender: str) -> None:
+        """Take a gradient that was judged WANTED."""
         shard, step = self._shards[gradient.shard], gradient.step
         shard.hidden[step + 1] = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
-        shard.digests[step] = _digest_of(gradient)
-        shard.digests.pop(step - STEPS_COMPARED, None)
+        shard.accepted[step] = Accepted(digest_of(gradient), sender)
         shard.next = step + 1
         if step not in self._sums:
             self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
         gradients, losses = self._sums[step]
         gradients.add(gradient.shard, self._array(gradient.gradient))
         losses.add(gradient.shard, gradient.loss)
-        return self.complete
 
     @property
     def complete(self) -> bool:
@@ -148,6 +164,7 @@ class Steps:
         """Apply the step that is complete."""
         step = self.state.step
         gradients, losses = self._sums.pop(step)
+        weights = self.state.version_for(step)
         self.state = apply(
             self.state,
             self.definition,
@@ -156,8 +173,35 @@ class Steps:
             hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
         )
         self.loss = losses.result() / self.definition.streams_in_all
+        self._keep(step, weights)
+
+    def _keep(self, step: int, weights: NDArray[Any]) -> None:
+        """Keep what an applied step was computed from, and forget what is too old to compare."""
+        self._past[step] = weights
+        old = step - STEPS_COMPARED
+        self._past.pop(old, None)
         for shard in self._shards:
-            del shard.hidden[step]
+            shard.hidden.pop(old, None)
+            shard.accepted.pop(old, None)
+
+    def accepted(self, shard: int, step: int) -> Accepted:
+        """Return what was accepted; KeyError where it is too old to compare."""
+        return self._shards[shard].accepted[step]
+
+    def unit(self, shard: int, step: int) -> Compute:
+        """Return a unit that was accepted, to be computed again; KeyError where it is too old."""
+        batch = self.streams.batch_at(shard, step)
+        applied = step < self.state.step
+        weights = self._past[step] if applied else self.state.version_for(step)
+        return Compute(
+            shard=shard,
+            step=step,
+            version=self.version(step),
+            fresh=batch.fresh,
+            weights=as_frame(weights),
+            hidden=as_frame(self._shards[shard].hidden[step]),
+            ids=as_frame(batch.ids),
+        )
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)
@@ -169,5 +213,6 @@ def as_frame(array: NDArray[Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 
 
-def _digest_of(gradient: Gradient) -> bytes:
-    return digest(gradient.gradient, gradient.loss.hex().encode(), gradient.hidden)
+def digest_of(result: Gradient | Result) -> bytes:
+    """Return what stands for a result: two of one identity must have the same."""
+    return digest(result.gradient, result.loss.hex().encode(), result.hidden)

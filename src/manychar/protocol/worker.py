@@ -17,7 +17,7 @@ hidden state after step k is the input of step k + 1, from here or from the serv
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from manychar.protocol.effects import (
@@ -25,8 +25,10 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     PeerError,
+    Proof,
     ProtocolError,
     Prove,
+    Result,
     Send,
 )
 from manychar.protocol.messages import (
@@ -48,6 +50,7 @@ from manychar.protocol.messages import (
     Weights,
     Welcome,
     digest,
+    one_line,
 )
 from manychar.protocol.session import Session
 
@@ -59,25 +62,6 @@ class State(enum.Enum):
     PROVING = "proving"
     WORKING = "working"
     GONE = "gone"
-
-
-@dataclasses.dataclass(frozen=True)
-class Proof:
-    """What came of Prove; `slowest` is the longest piece of work in seconds."""
-
-    fingerprint: str
-    libraries: Mapping[str, str]
-    slowest: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came of Compute; `slowest` is the longest piece of work in seconds."""
-
-    loss: float
-    gradient: Frame
-    hidden: Frame
-    slowest: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +141,7 @@ class Worker:
         """End in good order: hand back the leases and go."""
         effects: list[Effect] = []
         if self.state is not State.GONE and (welcome := self.session.welcome):
-            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=reason))]
+            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
         self.state = State.GONE
         return [*effects, Finish(0, reason)]
 
@@ -232,6 +216,8 @@ class Worker:
     # What the table's rows do.
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
+        if self.session.is_past(welcome):
+            return []
         new = self.session.enter(welcome, now)
         if new:
             self._forget_everything()
@@ -259,6 +245,8 @@ class Worker:
         return [Send(ready)]
 
     def _grant(self, grant: Grant, now: float) -> list[Effect]:
+        if grant.version > self._acknowledged:
+            self._acknowledge(grant.version)
         if grant.step < self._acknowledged:
             return []
         lease = self._leases.get(grant.lease)
@@ -315,6 +303,8 @@ class Worker:
         return []
 
     def _start_afresh(self, message: StartAfresh, now: float) -> list[Effect]:
+        if self.session.is_past(message):
+            return []
         self._forget_everything()
         self.state = State.KNOCKING
         self.session.knock(now)

@@ -10,10 +10,9 @@ import numpy as np
 
 from manychar.numerics.fingerprint import fingerprint
 from manychar.numerics.model import Parameters, loss_and_gradient
-from manychar.protocol.effects import Compute
+from manychar.protocol.effects import Compute, Proof, Result
 from manychar.protocol.messages import Dimensions
 from manychar.protocol.steps import as_frame
-from manychar.protocol.worker import Proof, Result
 from manychar.runtime.libraries import libraries
 
 

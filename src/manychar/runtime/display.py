@@ -3,10 +3,12 @@
 Samples go to standard output, everything else to standard error.
 """
 
+import contextlib
 import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
@@ -138,3 +140,24 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a count is on its way to `total`; yields what takes each addition."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    done, next_line = 0, time.monotonic() + PLAIN_EVERY
+
+    def add(more: int) -> None:
+        nonlocal done, next_line
+        done += more
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + PLAIN_EVERY
+            console.print(f"{done:,} of {total:,} {what}")
+
+    yield add

@@ -1,7 +1,7 @@
 """A server and N workers on one machine: starts them, watches them, and ends with every child gone.
 
 The parent is an observer of its own server. Each child has a session of its own (Ctrl-C reaches the
-parent alone) and a pipe to the parent that closes when the parent ends. A worker that dies is
+parent alone) and a pipe to the parent that closes when the parent ends. A process that dies is
 started again after a growing pause; when one dies at once again and again, the run is stopped.
 """
 
@@ -38,13 +38,30 @@ CHILD_PATIENCE = 60.0
 
 @dataclasses.dataclass
 class _Seat:
-    """One worker's place in the fleet, and the process that has it now."""
+    """One process's place in the fleet, and who has it now."""
 
     name: str
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float | None = None
     quick_deaths: int = 0
+
+    def died(self, code: int, now: float) -> str:
+        """Plan its restart after a growing pause; return why there is none, if so."""
+        settled = now - self.started_at >= SETTLED_AFTER
+        self.quick_deaths = 0 if settled else self.quick_deaths + 1
+        if self.quick_deaths >= QUICK_DEATHS:
+            return (
+                f"gave up: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
+                f" {QUICK_DEATHS} times, the last time {_how(code)}"
+            )
+        self.restart_at = now + self.pause
+        return ""
+
+    @property
+    def pause(self) -> float:
+        """Seconds before the next start."""
+        return float(min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE))
 
 
 class Fleet:
@@ -63,12 +80,14 @@ class Fleet:
         self._bind = endpoint
         self._on_report = on_report
         self._endpoint = ""
-        self._server: subprocess.Popen[bytes] | None = None
+        self.server = _Seat("the server")
         self._observer: Observer | None = None
         self._dealer: Dealer | None = None
         self._ended: Finish | None = None
         self._wanted_code: int | None = None
+        self._code: int | None = None
         self._complaint = ""
+        self._unsaid: list[str] = []
         self._words = b""
         self._stack = contextlib.ExitStack()
 
@@ -86,7 +105,7 @@ class Fleet:
                 self._wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
             )
             self._start_server()
-            while self._server is not None:
+            while self._code is None:
                 self._turn()
         return self._result()
 
@@ -99,9 +118,12 @@ class Fleet:
 
     def _start_server(self) -> None:
         settings = self.directory.settings
-        self._server = self._spawn(
+        self.server.restart_at = None
+        self.server.started_at = time.monotonic()
+        self.server.process = self._spawn(
             [
-                *("server", "--resume", str(self.directory.path), "--bind", self._bind),
+                *("server", "--resume", str(self.directory.path)),
+                *("--bind", self._endpoint or self._bind),
                 *("--child", *_operation_flags(settings)),
             ],
             stdout=subprocess.PIPE,
@@ -123,20 +145,21 @@ class Fleet:
         poller.register(self._hear, zmq.POLLIN)
         if self._dealer is not None:
             poller.register(self._dealer.socket, zmq.POLLIN)
-        elif self._server is not None and self._server.stdout is not None:
-            poller.register(self._server.stdout.fileno(), zmq.POLLIN)
+        elif self.server.process is not None and self.server.process.stdout is not None:
+            poller.register(self.server.process.stdout.fileno(), zmq.POLLIN)
         ready = dict(poller.poll(self._milliseconds()))
         if self._hear in ready:
             self._hear_children()
         if self._wake.fileno() in ready:
             self._woken()
-        if self._dealer is None and self._server is not None:
+        if self._dealer is None:
             self._take_endpoint(ready)
         self._observe()
         self._start_what_is_due()
 
     def _milliseconds(self) -> int:
-        times = [seat.restart_at for seat in self.workers if seat.restart_at is not None]
+        seats = [self.server, *self.workers]
+        times = [seat.restart_at for seat in seats if seat.restart_at is not None]
         if self._observer is not None and (deadline := self._observer.deadline()) is not None:
             times.append(deadline)
         wait = min(times) - time.monotonic() if times else 1.0
@@ -144,7 +167,7 @@ class Fleet:
 
     def _take_endpoint(self, ready: dict[object, int]) -> None:
         """Read where the server listens, watch it, and start the workers."""
-        server = self._server
+        server = self.server.process
         if server is None or server.stdout is None or server.stdout.fileno() not in ready:
             return
         line = server.stdout.readline()
@@ -169,6 +192,8 @@ class Fleet:
         seat.process = self._spawn(["worker", self._endpoint, *flags], stdout=subprocess.DEVNULL)
 
     def _start_what_is_due(self) -> None:
+        if self.server.restart_at is not None and time.monotonic() >= self.server.restart_at:
+            self._start_server()
         for seat in self.workers:
             if seat.restart_at is not None and time.monotonic() >= seat.restart_at:
                 self._start_worker(seat)
@@ -209,8 +234,14 @@ class Fleet:
         *lines, self._words = self._words.split(b"\n")
         for line in lines:
             self._complaint = line.decode(errors="replace")
-            if self._endpoint:
-                self.display.say(self._complaint)
+            self._unsaid.append(self._complaint)
+        if self._endpoint:
+            self._say_what_was_heard()
+
+    def _say_what_was_heard(self) -> None:
+        for line in self._unsaid:
+            self.display.say(line)
+        self._unsaid.clear()
 
     def _woken(self) -> None:
         for number in self._wake.take():
@@ -225,8 +256,10 @@ class Fleet:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
         if self._wanted_code is None:
             self._wanted_code = code
-            if self._server is not None:
-                self._server.terminate()
+            if self.server.process is not None:
+                self.server.process.terminate()
+            else:
+                self._code = STOPPED
 
     def _bury(self) -> None:
         """See which children have ended."""
@@ -235,11 +268,25 @@ class Fleet:
         for seat in self.workers:
             if seat.process is not None and seat.process.poll() is not None:
                 self._worker_ended(seat, seat.process.returncode, now)
-        if self._server is not None and self._server.poll() is not None:
+        server = self.server.process
+        if server is not None and server.poll() is not None:
             self._observe()
-            self._code = self._server.returncode
-            _close(self._server)
-            self._server = None
+            _close(server)
+            self.server.process = None
+            self._server_ended(server.returncode, now)
+
+    def _server_ended(self, code: int, now: float) -> None:
+        """Start a server again that was killed: the run goes on from its last checkpoint."""
+        killed = code < 0 and self._endpoint and self._ended is None and self._wanted_code is None
+        if not killed:
+            self._code = code
+        elif given_up := self.server.died(code, now):
+            self._complaint = given_up
+            self._wanted_code = RUN_FAILED
+            self._code = STOPPED
+        else:
+            pause = self.server.pause
+            self.display.say(f"the server ended {_how(code)}: starting it again in {pause:g} s")
 
     def _worker_ended(self, seat: _Seat, code: int, now: float) -> None:
         if seat.process is not None:
@@ -247,24 +294,26 @@ class Fleet:
         seat.process = None
         if self._ended is not None or self._wanted_code is not None or code == 0:
             return
-        settled = now - seat.started_at >= SETTLED_AFTER
-        seat.quick_deaths = 0 if settled else seat.quick_deaths + 1
-        if seat.quick_deaths >= QUICK_DEATHS:
-            self._complaint = (
-                f"gave up: {seat.name} ended within {SETTLED_AFTER:.0f} s of its start"
-                f" {QUICK_DEATHS} times, the last time {_how(code)}"
-            )
+        if code == RUN_FAILED:  # refused or given up: another start would end in the same way
+            self.display.say(f"{seat.name} ended {_how(code)}: not started again")
+            self._stop_if_nobody_is_left()
+        elif given_up := seat.died(code, now):
+            self._complaint = given_up
             self.stop(RUN_FAILED)
-            return
-        pause = min(FIRST_PAUSE * 2 ** max(seat.quick_deaths - 1, 0), LONGEST_PAUSE)
-        seat.restart_at = now + pause
-        self.display.say(f"{seat.name} ended {_how(code)}: starting it again in {pause:g} s")
+        else:
+            self.display.say(
+                f"{seat.name} ended {_how(code)}: starting it again in {seat.pause:g} s"
+            )
+
+    def _stop_if_nobody_is_left(self) -> None:
+        if all(seat.process is None and seat.restart_at is None for seat in self.workers):
+            self._complaint = "no worker is left"
+            self.stop(RUN_FAILED)
 
     def _end_children(self) -> None:
         """Wait for the children that are left; end those that do not."""
         deadline = time.monotonic() + SECONDS_TO_END
-        left = [seat.process for seat in self.workers] + [self._server]
-        for process in left:
+        for process in [seat.process for seat in (*self.workers, self.server)]:
             if process is None:
                 continue
             with contextlib.suppress(OSError):
@@ -279,14 +328,17 @@ class Fleet:
             _close(process)
 
     def _result(self) -> Finish:
-        code = self._code
+        code = self._code or 0
         if self._wanted_code is not None and code in (0, STOPPED):
             reason = self._complaint if self._wanted_code == RUN_FAILED else "stopped"
             return Finish(self._wanted_code, reason)
         if self._ended is not None and code == self._ended.code:
             return self._ended
         if not self._endpoint and code > 0:
-            raise UserError(self._complaint.removeprefix("manychar: ") or "no server", code=code)
+            *before, last = self._unsaid or ["the server ended without a word"]
+            self._unsaid = before
+            self._say_what_was_heard()
+            raise UserError(last.removeprefix("manychar: "), code=code)
         return Finish(RUN_FAILED if code else 0, f"the server ended {_how(code)}" if code else "")
 
 
@@ -310,9 +362,10 @@ def _operation_flags(settings: Settings) -> list[str]:
         "sample_every",
         "sample_length",
         "lease_timeout",
+        "on_disk_error",
     ):
         flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    return flags
+    return [*flags, *(["--allow-mixed-numerics"] if settings.allow_mixed_numerics else [])]
 
 
 def endpoint_for(transport: str, directory: Path) -> str:

@@ -1,6 +1,8 @@
 """What computes here: the names that stand beside a numerics fingerprint."""
 
+import ctypes
 import platform
+from pathlib import Path
 
 import numpy as np
 
@@ -15,3 +17,20 @@ def libraries() -> dict[str, str]:
         "libm": f"{name or platform.system()}-{release or platform.release()}",
         "architecture": platform.machine(),
     }
+
+
+def kernels() -> dict[str, str]:
+    """Return which kernels numpy and its OpenBLAS have chosen for this CPU, where they tell."""
+    simd = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    return {"numpy": " ".join(simd.get("found", [])) or "baseline", "blas": _openblas_core()}
+
+
+def _openblas_core() -> str:
+    """Ask the OpenBLAS that is loaded already; it has a prefix and a suffix of numpy's own."""
+    folder = Path(np.__file__).parent.parent / "numpy.libs"
+    for path in folder.glob("*openblas*"):
+        core = getattr(ctypes.CDLL(str(path)), "scipy_openblas_get_corename64_", None)
+        if core is not None:
+            core.restype = ctypes.c_char_p
+            return str(core().decode())
+    return "not told"

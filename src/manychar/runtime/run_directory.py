@@ -49,7 +49,8 @@ class Settings:
     """How a run is carried out, config.json's `operation`: no bit depends on it.
 
     `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `sample_length` is in
-    characters, `lease_timeout` in seconds.
+    characters, `lease_timeout` in seconds. `fingerprint` and `libraries` are those of the
+    arithmetic that the run began with; `mixed` says that other arithmetic has been let in since.
     """
 
     steps: int = 10_000
@@ -60,6 +61,11 @@ class Settings:
     workers: int = 2
     transport: str = "tcp"
     lease_timeout: float = 2.0
+    on_disk_error: str = "stop"
+    allow_mixed_numerics: bool = False
+    mixed: bool = False
+    fingerprint: str = ""
+    libraries: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,20 +184,14 @@ def _config(run: str, definition: Definition, settings: Settings) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(directory: RunDirectory) -> Iterator[int]:
-    """Hold the run directory for one server, and yield its new term.
-
-    The term is on disk, with its directory, before anybody is told of it. Raises UserError where
-    another server holds the directory.
-    """
+def locked(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory for one server. Raises UserError where another holds it."""
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_temporary(directory.path)
             remove_temporary(directory.checkpoints)
-            term = _read_term(directory) + 1
-            replace_file(directory.path / TERM_NAME, f"{term}\n".encode())
         except BlockingIOError:
             raise UserError(
                 f"{directory.path}: another server is running on it; wait for it, or stop it"
@@ -199,7 +199,20 @@ def locked(directory: RunDirectory) -> Iterator[int]:
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}") from None
         check_corpus(directory.path, directory.definition.corpus_sha256)
-        yield term
+        yield
+
+
+def raise_term(directory: RunDirectory) -> int:
+    """Return a new term, on disk with its directory before anybody is told of it.
+
+    Raises UserError where the old one is damaged, or the new one cannot be written.
+    """
+    term = _read_term(directory) + 1
+    try:
+        replace_file(directory.path / TERM_NAME, f"{term}\n".encode())
+    except OSError as error:
+        raise UserError(f"{directory.path / TERM_NAME}: {because(error)}") from None
+    return term
 
 
 def _read_term(directory: RunDirectory) -> int:

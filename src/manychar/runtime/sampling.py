@@ -1,6 +1,5 @@
 """Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
 
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,15 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from manychar.numerics.model import Parameters, sample
-from manychar.protocol.codec import decode, encode
-from manychar.protocol.effects import Finish, Send, Show
-from manychar.protocol.messages import Role, Weights, Welcome
-from manychar.protocol.observer import Observer
 from manychar.runtime.checkpoint import read_checkpoint
 from manychar.runtime.errors import UserError
-from manychar.runtime.peers import hello
 from manychar.runtime.run_directory import open_run
-from manychar.runtime.transport import Dealer
 
 
 def load(source: Path) -> tuple[Parameters, str]:
@@ -60,40 +53,3 @@ def _encode(text: str, vocabulary: str) -> list[int]:
                 f" {position + 1} of the prime: it was not in the text that it was trained on"
             )
     return [id_of[character] for character in text]
-
-
-def fetch(endpoint: str, *, patience: float) -> tuple[Parameters, str]:
-    """Return (parameters, vocabulary) of a live server: its newest weights.
-
-    Raises UserError where no server answers within `patience` seconds, or it refuses.
-    """
-    dealer = Dealer(endpoint)
-    machine = Observer(
-        hello(Role.OBSERVER), server=endpoint, patience=patience, now=time.monotonic()
-    )
-    try:
-        while True:
-            dealer.socket.poll(100)
-            effects = machine.tick(time.monotonic())
-            while (frames := dealer.receive()) is not None:
-                effects += machine.receive(decode(frames, machine.dimensions), time.monotonic())
-            for effect in effects:
-                match effect:
-                    case Send(message):
-                        dealer.send(encode(message))
-                    case Show(Weights() as weights) if machine.session.welcome is not None:
-                        return _unpacked(machine.session.welcome, weights)
-                    case Finish(code, reason):
-                        raise UserError(reason, code=code)
-    finally:
-        for effect in machine.leave("it has its sample"):
-            if isinstance(effect, Send):
-                dealer.send(encode(effect.message))
-        dealer.close()
-
-
-def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
-    size = welcome.dimensions
-    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
-    vocabulary = bytes(welcome.vocabulary).decode()
-    return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary

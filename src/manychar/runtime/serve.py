@@ -1,46 +1,55 @@
 """The server's shell: poll, give the machine what came, carry out its effects.
 
-Checkpoints are written by a thread of their own from states that nobody writes to again; the rest
-happens here, in one thread.
+One thread, but for the writing of checkpoints. A machine lives for one term; where a wrong gradient
+had been applied, the next term begins from a checkpoint before it, on the same socket.
 """
 
 import contextlib
 import dataclasses
 import json
-import queue
 import signal
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import zmq
 
-from manychar.numerics.train import State
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import Effect, Finish, PeerError, Record, Save, Say, Send, Show
-from manychar.protocol.messages import Peer, Report, Weights
-from manychar.protocol.server import Operation, ParameterServer, Run
-from manychar.runtime.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    write_checkpoint,
+from manychar.protocol.effects import (
+    Append,
+    Compute,
+    Effect,
+    Finish,
+    GoBack,
+    MarkMixed,
+    PeerError,
+    Record,
+    Save,
+    Say,
+    Send,
+    Show,
 )
+from manychar.protocol.messages import Peer, Report, Weights
+from manychar.protocol.reception import as_words
+from manychar.protocol.run import Operation, Run
+from manychar.protocol.server import ParameterServer
 from manychar.runtime.compute import Engine
-from manychar.runtime.errors import INTERRUPTED, STOPPED, because
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because
+from manychar.runtime.journal import Step, weights_digest
 from manychar.runtime.parent import Parent
-from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, take_up_metrics
+from manychar.runtime.resume import Beginning, take_up
+from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, raise_term
 from manychar.runtime.transport import Router, Unreachable
 from manychar.runtime.wake import Wake
+from manychar.runtime.writer import Writer
 
-PENDING_CHECKPOINTS = 2
 SECONDS_TO_END_A_STEP = 5.0
+FLUSH_EVERY = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Where the server shows how it stands: the line, the report, the weights, and the endpoint."""
+    """Where the server shows how it stands: a line, a report, the weights, and its endpoint."""
 
     say: Callable[[str], None]
     report: Callable[[Report], None]
@@ -51,72 +60,126 @@ class Screen:
 def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent) -> Finish:
     """Serve a run until it ends, and return how it ended.
 
-    Raises UserError where the directory is damaged or held by another, or the endpoint is taken.
+    Raises UserError where the directory is damaged or held by another, the endpoint is taken, or
+    this machine's arithmetic is not the run's.
     """
-    with locked(directory) as term, contextlib.ExitStack() as stack:
-        checkpoint, complaints = directory.newest_checkpoint()
-        for complaint in complaints:
-            screen.say(f"not used: {complaint}")
-        machine = ParameterServer(_run(directory, term, checkpoint), now=time.monotonic())
-        router = Router(endpoint, machine.dimensions)
-        stack.callback(router.close)
+    router: Router | None = None
+    outcome: Finish | GoBack = GoBack(2**62, {})
+    with locked(directory), contextlib.ExitStack() as stack:
         wake = Wake()
         stack.callback(wake.close)
-        writer = stack.enter_context(_Writer(directory, checkpoint.vocabulary, wake))
-        metrics = stack.enter_context((directory.path / METRICS_NAME).open("a", encoding="utf-8"))
         stack.enter_context(wake.catching(signal.SIGINT, signal.SIGTERM))
-        screen.bound(router.endpoint)
-        return _Loop(machine, router, writer, screen, metrics, parent, wake).run()
+        while isinstance(outcome, GoBack):
+            term = raise_term(directory)
+            with _begun(directory, term, screen, outcome.step) as beginning:
+                run, engine = _run(directory, term, beginning, outcome)
+                directory = _claim(directory, run)
+                machine = ParameterServer(run, now=time.monotonic())
+                if router is None:
+                    router = Router(endpoint, machine.dimensions)
+                    stack.callback(router.close)
+                    screen.bound(router.endpoint)
+                with Writer(directory, beginning, wake) as writer:
+                    outcome = _Loop(
+                        machine=machine,
+                        engine=engine,
+                        directory=directory,
+                        beginning=beginning,
+                        router=router,
+                        writer=writer,
+                        screen=screen,
+                        parent=parent,
+                        wake=wake,
+                    ).run()
+    return outcome
 
 
-def _run(directory: RunDirectory, term: int, checkpoint: Checkpoint) -> Run:
+@contextlib.contextmanager
+def _begun(
+    directory: RunDirectory, term: int, screen: Screen, not_after: int
+) -> Iterator[Beginning]:
+    try:
+        beginning = take_up(directory, term, screen.say, not_after=not_after)
+    except OSError as error:
+        raise UserError(f"{directory.path}: {because(error)}") from None
+    try:
+        yield beginning
+    finally:
+        beginning.journal.close()
+
+
+def _run(
+    directory: RunDirectory, term: int, beginning: Beginning, back: GoBack
+) -> tuple[Run, Engine]:
+    """Return the run as this term takes it up, and what computes here."""
     vocabulary, streams = directory.streams()
     settings = directory.settings
-    operation = Operation(
-        steps=settings.steps,
-        checkpoint_every=settings.checkpoint_every,
-        sample_every=settings.sample_every,
-        silence=settings.lease_timeout,
-        seconds_before=take_up_metrics(directory, checkpoint.state.step),
-    )
     run = Run(
         run=directory.run,
         term=term,
         definition=directory.definition,
-        operation=operation,
+        operation=Operation(
+            steps=settings.steps,
+            checkpoint_every=settings.checkpoint_every,
+            sample_every=settings.sample_every,
+            silence=settings.lease_timeout,
+            seconds_before=beginning.seconds,
+            allow_mixed=settings.allow_mixed_numerics,
+            go_on_without_disk=settings.on_disk_error == "continue",
+        ),
         streams=streams,
         vocabulary=vocabulary,
-        state=checkpoint.state,
+        state=beginning.checkpoint.state,
         fingerprint="",
         libraries={},
+        barred=back.barred,
     )
-    proof = Engine(run.dimensions).prove()
-    return dataclasses.replace(run, fingerprint=proof.fingerprint, libraries=proof.libraries)
+    engine = Engine(run.dimensions)
+    proof = engine.prove()
+    run = dataclasses.replace(run, fingerprint=proof.fingerprint, libraries=proof.libraries)
+    return run, engine
 
 
+def _claim(directory: RunDirectory, run: Run) -> RunDirectory:
+    """Hold this machine's arithmetic against the run's, and note it where the run is new.
+
+    Raises UserError where they differ and that was not allowed.
+    """
+    settings = directory.settings
+    if not settings.fingerprint:
+        libraries = dict(run.libraries)
+        settings = dataclasses.replace(settings, fingerprint=run.fingerprint, libraries=libraries)
+    elif settings.fingerprint != run.fingerprint:
+        if not settings.allow_mixed_numerics:
+            raise UserError(
+                f"this machine's arithmetic gives other bits than the run's: here"
+                f" {as_words(run.libraries)}; the run began with {as_words(settings.libraries)};"
+                " serve it on such a machine, or add --allow-mixed-numerics",
+                code=RUN_FAILED,
+            )
+        settings = dataclasses.replace(settings, mixed=True)
+    directory = dataclasses.replace(directory, settings=settings)
+    directory.write_config(settings)
+    return directory
+
+
+@dataclasses.dataclass(kw_only=True)
 class _Loop:
-    """Poll -> machine -> carry out its effects."""
+    """Poll -> machine -> carry out its effects, for one term."""
 
-    def __init__(
-        self,
-        machine: ParameterServer,
-        router: Router,
-        writer: "_Writer",
-        screen: Screen,
-        metrics: TextIO,
-        parent: Parent,
-        wake: Wake,
-    ) -> None:
-        self.machine = machine
-        self.router = router
-        self.writer = writer
-        self.screen = screen
-        self.metrics = metrics
-        self.parent = parent
-        self.wake = wake
-        self.finish: Finish | None = None
+    machine: ParameterServer
+    engine: Engine
+    directory: RunDirectory
+    beginning: Beginning
+    router: Router
+    writer: Writer
+    screen: Screen
+    parent: Parent
+    wake: Wake
+    outcome: Finish | GoBack | None = None
+    flush_at: float = 0.0
 
-    def run(self) -> Finish:
+    def run(self) -> Finish | GoBack:
         """Go round until the machine has finished."""
         poller = zmq.Poller()
         poller.register(self.router.socket, zmq.POLLIN)
@@ -124,7 +187,7 @@ class _Loop:
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
-        while self.finish is None:
+        while self.outcome is None:
             ready = dict(poller.poll(self._milliseconds()))
             if self.wake.fileno() in ready:
                 self._woken()
@@ -132,17 +195,23 @@ class _Loop:
                 poller.unregister(self.parent.descriptor)
                 self._stop(STOPPED, "the process that started this server is gone")
             self._read_mailbox()
-            now = time.monotonic()
-            if (deadline := self.machine.deadline()) is not None and now >= deadline:
-                self._carry_out(self.machine.tick(now))
-        return self.finish
+            self._tick()
+        return self.outcome
 
     def _milliseconds(self) -> int:
         deadline = self.machine.deadline()
         return 0 if deadline is None else max(0, int(1000 * (deadline - time.monotonic())) + 1)
 
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if (deadline := self.machine.deadline()) is not None and now >= deadline:
+            self._carry_out(self.machine.tick(now))
+        if now >= self.flush_at:
+            self.flush_at = now + FLUSH_EVERY
+            self._to_disk("journal", self.beginning.journal.flush)
+
     def _read_mailbox(self) -> None:
-        while self.finish is None and (received := self.router.receive()) is not None:
+        while self.outcome is None and (received := self.router.receive()) is not None:
             peer, frames = received
             now = time.monotonic()
             try:
@@ -172,6 +241,9 @@ class _Loop:
             match effect:
                 case Send(message, to) if to is not None:
                     self._send(to, encode(message))
+                case Append(step, loss, weights):
+                    record = Step(self.machine.run.term, step, loss, weights_digest(weights))
+                    self._to_disk("journal", self.beginning.journal.append, [record])
                 case Save(state):
                     self.writer.write(state)
                 case Say(text):
@@ -181,18 +253,28 @@ class _Loop:
                 case Show(Weights() as weights):
                     self.screen.weights(weights)
                 case Record(report):
-                    self._record(report)
-                case Finish():
-                    self.finish = effect
+                    self._to_disk("metrics", self._record, report)
+                case Compute():
+                    self._compute(effect)
+                case MarkMixed():
+                    marked = dataclasses.replace(self.directory.settings, mixed=True)
+                    self._to_disk("config", self.directory.write_config, marked)
+                case Finish() | GoBack():
+                    self.outcome = effect
                 case _:
                     raise RuntimeError(f"a server's shell cannot carry out {effect}")
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:
             if not self.router.send(peer, frames):
-                self.machine.counts["not sent, queue full"] += 1
+                self.machine.outbox.count("not sent, queue full")
         except Unreachable:
             self._carry_out(self.machine.unreachable(peer, time.monotonic()))
+
+    def _compute(self, unit: Compute) -> None:
+        result = self.engine.compute(unit, lambda now: now + 1)
+        now = time.monotonic()
+        self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
 
     def _record(self, report: Report) -> None:
         line = {
@@ -203,62 +285,14 @@ class _Loop:
             "seconds": round(report.seconds, 3),
             "workers": len(report.workers),
         }
+        with (self.directory.path / METRICS_NAME).open("a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(line) + "\n")
+
+    def _to_disk(self, what: str, write: Callable[..., None], *arguments: object) -> None:
+        """Write what can be done without; a failure is said, once, and counted."""
         try:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
+            write(*arguments)
         except OSError as error:
-            self.machine.counts["metrics not written"] += 1
-            self.screen.say(f"metrics: {because(error)}")
-
-
-class _Writer:
-    """Writes checkpoints in a thread of its own, in order, and reports each."""
-
-    def __init__(self, directory: RunDirectory, vocabulary: str, wake: Wake) -> None:
-        self._directory = directory
-        self._vocabulary = vocabulary
-        self._wake = wake
-        self._states: queue.Queue[State | None] = queue.Queue(PENDING_CHECKPOINTS)
-        self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="checkpoints")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._states.put(None)
-        self._thread.join()
-
-    def write(self, state: State) -> None:
-        """Have a state written; waits where the disk is PENDING_CHECKPOINTS behind."""
-        self._states.put(state)
-
-    def news(self) -> list[tuple[int, str]]:
-        """Return (step, failure) of what was tried since the last call; no failure is ''."""
-        news = []
-        while not self._news.empty():
-            news.append(self._news.get())
-        return news
-
-    def _work(self) -> None:
-        while (state := self._states.get()) is not None:
-            failure = ""
-            try:
-                self._write(state)
-            except OSError as error:
-                failure = because(error)
-            except Exception as error:  # the loop says it, and ends the run
-                failure = repr(error)
-            self._news.put((state.step, failure))
-            self._wake.now()
-
-    def _write(self, state: State) -> None:
-        directory = self._directory
-        path = checkpoint_path(directory.checkpoints, state.step)
-        if not path.exists():
-            write_checkpoint(path, directory.definition, self._vocabulary, state)
-        kept = directory.settings.keep_checkpoints
-        old = [path for step, path in list_checkpoints(directory.checkpoints) if step > 0]
-        for path in old[:-kept] if kept else []:
-            path.unlink()
+            if not self.machine.counts[f"{what} not written"]:
+                self.screen.say(f"{what}: {because(error)}")
+            self.machine.outbox.count(f"{what} not written")

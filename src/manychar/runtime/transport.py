@@ -7,7 +7,6 @@ machines' affair, who say it again.
 
 import ipaddress
 import re
-import socket
 from collections.abc import Sequence
 
 import zmq
@@ -68,7 +67,7 @@ class Router:
     def __init__(self, endpoint: str, dimensions: Dimensions) -> None:
         check_endpoint(endpoint)
         self._context = zmq.Context()
-        self.socket = _socket(self._context, zmq.ROUTER)
+        self.socket = _socket(self._context, zmq.ROUTER, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(dimensions))
         try:
@@ -114,7 +113,7 @@ class Dealer:
     def __init__(self, endpoint: str) -> None:
         check_endpoint(endpoint)
         self._context = zmq.Context()
-        self.socket = _socket(self._context, zmq.DEALER)
+        self.socket = _socket(self._context, zmq.DEALER, endpoint)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
@@ -146,12 +145,14 @@ class Dealer:
         self._context.term()
 
 
-def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+def _socket(
+    context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str
+) -> "zmq.Socket[bytes]":
     made = context.socket(kind)
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.LINGER, LINGER_MS)
-    made.setsockopt(zmq.IPV6, int(socket.has_ipv6))
+    made.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
     made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)

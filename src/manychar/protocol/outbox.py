@@ -1,0 +1,49 @@
+"""What one event has the server do: effects in order, and what all observers are told."""
+
+import collections
+
+from manychar.protocol.effects import Effect, Say, Send, Show
+from manychar.protocol.membership import Membership
+from manychar.protocol.messages import Message, Notice, Peer, Report, Weights, one_line
+
+
+class Outbox:
+    """Collects the effects of an event. `run` and `term` are what its messages are signed with."""
+
+    def __init__(self, run: str, term: int, membership: Membership) -> None:
+        self.run = run
+        self.term = term
+        self._membership = membership
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._effects: list[Effect] = []
+
+    def count(self, what: str) -> None:
+        """Count something that was dropped or done again; reports show it."""
+        self.counts[what] += 1
+
+    def add(self, effect: Effect) -> None:
+        """Have the shell do this after what was added before."""
+        self._effects.append(effect)
+
+    def send(self, peer: Peer, message: Message) -> None:
+        """Send to one peer."""
+        self.add(Send(message, peer))
+
+    def notice(self, text: str) -> None:
+        """Say one line, here and to every observer."""
+        self.add(Say(text))
+        self._tell(Notice(run=self.run, term=self.term, text=one_line(text)))
+
+    def show(self, message: Report | Weights) -> None:
+        """Show it, here and to every observer."""
+        self.add(Show(message))
+        self._tell(message)
+
+    def collect(self) -> list[Effect]:
+        """Return the effects, and begin anew."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _tell(self, message: Message) -> None:
+        for observer in self._membership.observers():
+            self.send(observer.peer, message)

@@ -1,0 +1,62 @@
+"""What a server is started with: which run, in which term, from which state, and how."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from manychar.numerics.corpus import Streams
+from manychar.numerics.definition import Definition
+from manychar.numerics.train import State
+from manychar.protocol.messages import Dimensions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+    """How a run is carried out. Nothing here can change a bit of the weights.
+
+    `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `silence` is the
+    lease timeout in seconds; `seconds_before` is what the run has taken before this server started.
+    `allow_mixed` lets in workers with other arithmetic (then the bits do depend on who comes);
+    `go_on_without_disk` trains on when a checkpoint cannot be written.
+    """
+
+    steps: int
+    checkpoint_every: int
+    sample_every: int
+    silence: float
+    seconds_before: float = 0.0
+    allow_mixed: bool = False
+    go_on_without_disk: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as one server takes it up. `barred` says of each name why it may not come."""
+
+    run: str
+    term: int
+    definition: Definition
+    operation: Operation
+    streams: Streams
+    vocabulary: str
+    state: State
+    fingerprint: str
+    libraries: Mapping[str, str]
+    barred: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """The run's sizes."""
+        return dimensions_of(self.definition, len(self.vocabulary))
+
+
+def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:
+    """Return the sizes of a run of this definition."""
+    return Dimensions(
+        vocabulary_size=vocabulary_size,
+        hidden=definition.hidden,
+        seq_length=definition.seq_length,
+        streams=definition.streams,
+        shards=definition.shards,
+        delay=definition.delay,
+        dtype=definition.dtype,
+    )

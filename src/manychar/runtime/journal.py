@@ -1,0 +1,194 @@
+"""The journal: what was applied, in which order, and from which checkpoint each server started.
+
+Append-only. A record is its length and a checksum (two 32-bit little-endian numbers), then msgpack.
+Each checksum goes on from the one before, so that a record that is missing, moved or altered shows
+in all that follow. What cannot be read at the end is the torn tail of a server that was killed: it
+is cut off and reported, never trusted.
+"""
+
+import dataclasses
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from manychar.numerics.definition import FORMAT_VERSION
+from manychar.protocol.messages import Frame
+from manychar.runtime.durable import sync_directory
+from manychar.runtime.errors import UserError, because
+
+JOURNAL_NAME = "journal.msgpack"
+LONGEST_RECORD = 512
+_FRAME = struct.Struct("<II")
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The first record: which run's journal this is."""
+
+    format: int
+    run: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """A server started in `term` from checkpoint `step`; later steps of earlier terms are void."""
+
+    term: int
+    step: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Weights `step` came into being; `digest` is the CRC-32 of their bytes."""
+
+    term: int
+    step: int
+    loss: float
+    digest: int
+
+
+Record = Head | Begin | Step
+_KINDS: dict[int, type[Any]] = {0: Head, 1: Begin, 2: Step}
+_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+
+
+def weights_digest(weights: Frame) -> int:
+    """Return the cheap digest of weights that the journal keeps of each step."""
+    return zlib.crc32(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a journal file holds: the records that can be trusted, and how far they reach.
+
+    `checksum` is the last record's; `fault` says what follows them, empty if nothing does.
+    """
+
+    records: tuple[Record, ...]
+    length: int
+    checksum: int
+    fault: str
+
+    def living(self) -> dict[int, Step]:
+        """Return the steps of the history that survives, by step."""
+        steps: dict[int, Step] = {}
+        for record in self.records:
+            if isinstance(record, Begin):
+                for void in [step for step in steps if step > record.step]:
+                    del steps[void]
+            elif isinstance(record, Step):
+                steps[record.step] = record
+        return steps
+
+    def beginnings(self) -> dict[int, Begin]:
+        """Return the starts that the history that survives goes through, by checkpoint step."""
+        begins: dict[int, Begin] = {}
+        for record in self.records:
+            if isinstance(record, Begin):
+                begins = {step: begin for step, begin in begins.items() if step <= record.step}
+                begins[record.step] = record
+        return begins
+
+
+def read_journal(path: Path, run: str) -> Reading:
+    """Read a journal as far as it can be trusted; a file that is not there is an empty one.
+
+    Raises UserError where it cannot be read, or belongs to another run.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+    records: list[Record] = []
+    length = checksum = 0
+    fault = ""
+    for end, found, value in _scan(data):
+        if isinstance(value, str):
+            fault = f"byte {length:,} of {len(data):,}: {value}"
+            break
+        records.append(value)
+        length, checksum = end, found
+    if records and records[0] != Head(FORMAT_VERSION, run):
+        raise UserError(f"{path}: not this run's journal: it begins with {records[0]}")
+    return Reading(tuple(records), length, checksum, fault)
+
+
+def _scan(data: bytes) -> Iterator[tuple[int, int, Record | str]]:
+    """Yield (end, checksum, record) of each record; at the first fault, its description."""
+    start = checksum = 0
+    while start < len(data):
+        if len(data) - start < _FRAME.size:
+            yield start, checksum, "a torn record"
+            return
+        length, expected = _FRAME.unpack_from(data, start)
+        payload = data[start + _FRAME.size : start + _FRAME.size + length]
+        if length > LONGEST_RECORD or len(payload) < length:
+            yield start, checksum, "a torn record"
+            return
+        checksum = _checksum(payload, checksum)
+        record = _unpack(payload) if checksum == expected else None
+        start += _FRAME.size + length
+        yield start, checksum, record or "a record with a wrong checksum"
+        if record is None:
+            return
+
+
+def _checksum(payload: bytes, before: int) -> int:
+    """CRC-32 of the length and the payload, going on from the record before."""
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<I", len(payload)), before))
+
+
+def _pack(record: Record) -> bytes:
+    values = [getattr(record, field.name) for field in dataclasses.fields(record)]
+    payload: bytes = msgpack.packb([_NUMBERS[type(record)], *values])
+    return payload
+
+
+def _unpack(payload: bytes) -> Record | None:
+    try:
+        number, *values = msgpack.unpackb(payload, max_ext_len=0)
+        record: Record = _KINDS[number](*values)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+        return None
+    return record
+
+
+class Journal:
+    """A journal that is written to; what is appended is flushed in groups, synced on request."""
+
+    def __init__(self, path: Path, run: str, reading: Reading) -> None:
+        """Go on after what could be read; the rest is cut off. Raises OSError."""
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(reading.length)
+        self._file.seek(reading.length)
+        self._checksum = reading.checksum
+        if not reading.records:
+            self.append([Head(FORMAT_VERSION, run)])
+            sync_directory(path.parent)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records; they reach the disk with the next `flush` and `sync`. Raises OSError."""
+        for record in records:
+            payload = _pack(record)
+            self._checksum = _checksum(payload, self._checksum)
+            self._file.write(_FRAME.pack(len(payload), self._checksum) + payload)
+
+    def flush(self) -> None:
+        """Hand what was appended to the operating system. Raises OSError."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make what was flushed durable; from any thread. Raises OSError."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close. Raises OSError."""
+        self._file.close()

@@ -1,0 +1,107 @@
+"""A peer that only looks, from outside the fleet: takes a live server's weights, or has it stop."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from manychar.numerics.model import Parameters
+from manychar.protocol.codec import decode, encode
+from manychar.protocol.effects import Effect, Finish, Send, Show
+from manychar.protocol.messages import Message, Role, Stop, Weights, Welcome
+from manychar.protocol.observer import Observer
+from manychar.runtime.errors import RUN_FAILED, UserError
+from manychar.runtime.peers import hello
+from manychar.runtime.transport import Dealer
+
+POLL_MS = 100
+
+
+class Watch:
+    """A visit to a live server. `welcome` is there once the server has let this observer in."""
+
+    def __init__(self, endpoint: str, *, patience: float) -> None:
+        self._dealer = Dealer(endpoint)
+        now = time.monotonic()
+        self._machine = Observer(hello(Role.OBSERVER), server=endpoint, patience=patience, now=now)
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """The server's welcome."""
+        return self._machine.session.welcome
+
+    def effects(self) -> Iterator[Effect]:
+        """Yield what the machine asks for, but for sending; ends with Finish."""
+        while True:
+            self._dealer.socket.poll(POLL_MS)
+            effects = []
+            while (frames := self._dealer.receive()) is not None:
+                message = decode(frames, self._machine.dimensions)
+                effects += self._machine.receive(message, time.monotonic())
+            effects += self._machine.tick(time.monotonic())
+            for effect in effects:
+                if isinstance(effect, Send):
+                    self.send(effect.message)
+                    continue
+                yield effect
+                if isinstance(effect, Finish):
+                    return
+
+    def send(self, message: Message) -> None:
+        """Send to the server."""
+        self._dealer.send(encode(message))
+
+    def close(self) -> None:
+        """Say goodbye and close."""
+        for effect in self._machine.leave("it has seen enough"):
+            if isinstance(effect, Send):
+                self.send(effect.message)
+        self._dealer.close()
+
+
+def fetch(endpoint: str, *, patience: float) -> tuple[Parameters, str]:
+    """Return (parameters, vocabulary) of a live server: its newest weights.
+
+    Raises UserError where no server answers within `patience` seconds, or it refuses.
+    """
+    watch = Watch(endpoint, patience=patience)
+    try:
+        for effect in watch.effects():
+            match effect:
+                case Show(Weights() as weights) if watch.welcome is not None:
+                    return _unpacked(watch.welcome, weights)
+                case Finish(code, reason):
+                    raise UserError(
+                        reason or f"{endpoint}: the run has ended", code=code or RUN_FAILED
+                    )
+    finally:
+        watch.close()
+    raise UserError(f"{endpoint}: no weights came", code=RUN_FAILED)
+
+
+def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
+    size = welcome.dimensions
+    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
+    vocabulary = bytes(welcome.vocabulary).decode()
+    return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary
+
+
+def stop(endpoint: str, *, patience: float) -> str:
+    """Have a server end its step, write a checkpoint and finish; return its last words.
+
+    Raises UserError where no server answers, or the run ended in another way.
+    """
+    watch = Watch(endpoint, patience=patience)
+    asked = False
+    try:
+        for effect in watch.effects():
+            if isinstance(effect, Finish):
+                if not asked:
+                    raise UserError(effect.reason, code=effect.code or RUN_FAILED)
+                return effect.reason
+            if not asked and (welcome := watch.welcome) is not None:
+                asked = True
+                watch.send(Stop(run=welcome.run, term=welcome.term))
+    finally:
+        watch.close()
+    raise UserError(f"{endpoint}: the server did not say how it ended", code=RUN_FAILED)

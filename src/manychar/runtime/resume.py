@@ -1,0 +1,60 @@
+"""What a server starts from: the newest whole checkpoint, and a journal that says so.
+
+Checkpoints that are damaged, or that belong to steps which will be done again, are renamed away.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from manychar.runtime.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from manychar.runtime.durable import rename
+from manychar.runtime.errors import UserError
+from manychar.runtime.journal import JOURNAL_NAME, Begin, Journal, read_journal
+from manychar.runtime.run_directory import RunDirectory, take_up_metrics
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Beginning:
+    """A checkpoint to go on from, the journal to go on with, and the seconds the run has taken."""
+
+    checkpoint: Checkpoint
+    journal: Journal
+    seconds: float
+
+
+def take_up(
+    directory: RunDirectory, term: int, say: Callable[[str], None], *, not_after: int | None = None
+) -> Beginning:
+    """Choose the newest whole checkpoint (of at most step `not_after`) and note it in the journal.
+
+    Raises UserError where no checkpoint is whole, OSError where the disk will not have it.
+    """
+    reading = read_journal(directory.path / JOURNAL_NAME, directory.run)
+    if reading.fault:
+        say(f"{JOURNAL_NAME}: {reading.fault}: cut off there, and not trusted")
+    checkpoint = _choose(directory, term, say, not_after)
+    step = checkpoint.state.step
+    missing = sorted(set(range(1, step + 1)) - reading.living().keys())
+    if missing:
+        say(f"{JOURNAL_NAME}: no record of {len(missing)} steps up to {step}: verify will say so")
+    journal = Journal(directory.path / JOURNAL_NAME, directory.run, reading)
+    journal.append([Begin(term, step, checkpoint.sha256)])
+    journal.flush()
+    journal.sync()
+    return Beginning(checkpoint, journal, take_up_metrics(directory, step))
+
+
+def _choose(
+    directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int | None
+) -> Checkpoint:
+    for step, path in reversed(list_checkpoints(directory.checkpoints)):
+        if not_after is not None and step > not_after:
+            rename(path, path.with_name(f"{path.name}.before-term-{term}"))
+            continue
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            aside = path.with_name(f"{path.name}.damaged-{term}")
+            say(f"{error}; renamed to {aside.name}, going on from an earlier checkpoint")
+            rename(path, aside)
+    raise UserError(f"{directory.checkpoints}: no whole checkpoint is there to go on from")

@@ -1,0 +1,116 @@
+"""What goes wrong in one schedule: drawn from its seed, each fault alone or several mixed."""
+
+import dataclasses
+import random
+
+MESSAGE_FAULTS = ("loss", "duplication", "delay", "reordering")
+EVENT_FAULTS = (
+    "partition",
+    "reconnect",
+    "slow",
+    "hang",
+    "worker-crash",
+    "leave",
+    "join",
+    "server-crash",
+    "server-stall",
+    "stop",
+)
+FORGED_FAULTS = ("confused", "differing-repeat", "foreign")
+RARE_FAULTS = ("suspended",)
+MIXED = (*MESSAGE_FAULTS, *EVENT_FAULTS, *FORGED_FAULTS)
+FAULTS = (*MIXED, *RARE_FAULTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """One run of the world, named by a seed and either one fault or `mixed` or `none`."""
+
+    seed: int
+    kind: str = "mixed"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.seed}"
+
+    @classmethod
+    def parse(cls, line: str) -> "Schedule":
+        """Read what str() writes."""
+        kind, seed = line.split()
+        return cls(int(seed), kind)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a schedule's seed decides before the run begins. Times are virtual seconds."""
+
+    faults: frozenset[str]
+    shards: int
+    streams: int
+    delay: int
+    length: int
+    steps: int
+    checkpoint_every: int
+    silence: float
+    workers: int
+    unit_seconds: float
+    latency: float
+    disk_seconds: float
+    loss: float
+    duplication: float
+    held_up: float
+    shuffled: float
+    notices_disconnects: bool
+    late_out_of_order: bool
+    peace_at: float
+    events: tuple[tuple[float, str], ...]
+
+    @property
+    def disorder(self) -> bool:
+        """Whether messages of one connection can overtake one another, or come twice."""
+        shuffled = not self.faults.isdisjoint({"reordering", "duplication"})
+        return shuffled or self.late_out_of_order
+
+
+def draw(schedule: Schedule) -> Plan:
+    """Return the plan of a schedule."""
+    chance = random.Random(f"plan {schedule}")  # noqa: S311
+    faults = _faults(schedule, chance)
+    lasts = chance.uniform(2, 8)
+    events = [
+        (chance.uniform(0, lasts), fault)
+        for fault in sorted(faults.intersection(EVENT_FAULTS))
+        for _ in range(chance.randint(1, 3))
+    ]
+    suspended = "suspended" in faults
+    return Plan(
+        faults=faults,
+        shards=chance.randint(1, 5),
+        streams=chance.randint(1, 2),
+        delay=chance.randint(0, 2),
+        length=chance.choice((5, 8, 11, 14)),
+        steps=2 if suspended else chance.randint(6, 15),
+        checkpoint_every=chance.randint(2, 4),
+        silence=chance.choice((1.0, 2.0, 4.0)),
+        workers=1 if suspended else chance.randint(1, 4),
+        unit_seconds=chance.choice((0.02, 0.1, 0.4)),
+        latency=chance.choice((0.001, 0.02, 0.15)),
+        disk_seconds=chance.choice((0.0, 0.1, 1.0)),
+        loss=chance.uniform(0.02, 0.3) if "loss" in faults else 0.0,
+        duplication=chance.uniform(0.05, 0.4) if "duplication" in faults else 0.0,
+        held_up=chance.uniform(0.02, 0.2) if "delay" in faults else 0.0,
+        shuffled=chance.uniform(0.05, 0.5) if "reordering" in faults else 0.0,
+        notices_disconnects=chance.random() < 0.5,
+        late_out_of_order=bool(faults & {"server-crash", "stop"}) and chance.random() < 0.5,
+        peace_at=lasts,
+        events=tuple(sorted(events)),
+    )
+
+
+def _faults(schedule: Schedule, chance: random.Random) -> frozenset[str]:
+    if schedule.kind == "none":
+        return frozenset()
+    if schedule.kind != "mixed":
+        if schedule.kind not in FAULTS:
+            raise ValueError(f"no fault is named {schedule.kind}: {', '.join(FAULTS)}")
+        return frozenset({schedule.kind})
+    return frozenset(chance.sample(MIXED, chance.randint(2, 6)))

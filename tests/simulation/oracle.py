@@ -1,0 +1,362 @@
+"""Judges every event of a simulated run against the reference, and names what was broken.
+
+It keeps a model of its own of what the server must have accepted, and knows every byte that may
+be counted, sent, granted or saved. The machines are read, never changed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from manychar.numerics import State
+from manychar.protocol.effects import Compute, Effect, Send
+from manychar.protocol.membership import PeerState
+from manychar.protocol.messages import (
+    Gradient,
+    Grant,
+    Hello,
+    Message,
+    Peer,
+    Refused,
+    StartAfresh,
+    Unit,
+    UnitState,
+    Weights,
+    Welcome,
+    digest,
+)
+from manychar.protocol.server import ParameterServer, Phase
+from manychar.protocol.steps import STEPS_COMPARED, Verdict
+from manychar.protocol.worker import Worker
+from tests.simulation.faults import Plan
+from tests.simulation.reference import Reference, bytes_of
+
+LONGEST_SILENCE = 12.0
+
+
+class Violation(AssertionError):  # noqa: N818 - what it is, not what it is to Python
+    """A run that broke an invariant; `invariant` is its short name."""
+
+    def __init__(self, invariant: str, text: str) -> None:
+        super().__init__(f"{invariant}: {text}")
+        self.invariant = invariant
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """What the server's next move is judged by: how it stood, and what the message is to it."""
+
+    verdict: Verdict | None
+    stranger: bool
+    members: frozenset[Peer]
+    counts: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerBefore:
+    """How a worker stood before a message."""
+
+    term: int
+    foreign: bool
+    memory: tuple[Any, ...]
+
+
+class Oracle:
+    """The judge of one run."""
+
+    def __init__(self, reference: Reference, plan: Plan) -> None:
+        self.reference = reference
+        self.plan = plan
+        self.term = 0
+        self.step = 0
+        self.accepted_in_all = 0
+        self._next: list[int] = []
+        self._next_before: list[int] = []
+        self._accepted: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._leases: dict[int, tuple[int, Peer]] = {}
+        self._live: dict[int, int] = {}
+        self._spoke_at = 0.0
+        self._granted_to: dict[tuple[str, int, int], int] = {}
+        self._computed: set[tuple[str, int, int, int]] = set()
+
+    # The server.
+
+    def server_starts(self, machine: ParameterServer, saved_step: int, now: float) -> None:
+        """A server begins, from the newest checkpoint that reached the disk."""
+        if machine.run.term <= self.term:
+            raise Violation("term", f"term {machine.run.term} after term {self.term}")
+        if machine.state.step != saved_step:
+            raise Violation("resume", f"from step {machine.state.step}, saved is {saved_step}")
+        self.term = machine.run.term
+        self.step = saved_step
+        self._next = [saved_step] * self.plan.shards
+        self._next_before = list(self._next)
+        self._accepted, self._leases, self._live = {}, {}, {}
+        self._spoke_at = now
+        self.check_state(machine.state, "resumed state")
+
+    def check_state(self, state: State, what: str) -> None:
+        """A state is the reference's of its step, to the last bit."""
+        names = ("weights", "memory", "hidden", "smooth loss", *("previous",) * self.plan.delay)
+        wanted = self.reference.state_bytes[state.step]
+        for name, ours, theirs in zip(names, wanted, bytes_of(state), strict=True):
+            if ours != theirs:
+                raise Violation(what, f"{name} at step {state.step}")
+
+    def before_server(self, machine: ParameterServer, peer: Peer, message: Message) -> Before:
+        """Note how the server stands, and what it must make of the message."""
+        member = machine.membership.members.get(peer)
+        stranger = not isinstance(message, Hello) and (
+            member is None or getattr(message, "term", None) != machine.run.term
+        )
+        judged = (
+            isinstance(message, Gradient)
+            and not stranger
+            and member is not None
+            and member.state in (PeerState.WORKING, PeerState.SILENT)
+        )
+        return Before(
+            verdict=self._judge(machine, message) if judged else None,  # type: ignore[arg-type]
+            stranger=stranger,
+            members=frozenset(machine.membership.members),
+            counts=dict(machine.counts),
+        )
+
+    def _judge(self, machine: ParameterServer, gradient: Gradient) -> Verdict:
+        shard, step, next_step = gradient.shard, gradient.step, self._next[gradient.shard]
+        if step < next_step:
+            if step < self.step - STEPS_COMPARED or (shard, step) not in self._accepted:
+                return Verdict.REPEAT_TOO_OLD
+            same = self._accepted[shard, step] == _content(gradient)
+            return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
+        open_now = machine.phase in (Phase.TRAINING, Phase.STOPPING)
+        if not open_now or step > self.step + self.plan.delay or step >= self.plan.steps:
+            return Verdict.NOT_OPEN
+        if step > next_step:
+            return Verdict.EARLY
+        if gradient.version != self.reference.version(step) or gradient.hidden_digest != digest(
+            self.reference.hidden[step][shard]
+        ):
+            return Verdict.FROM_ANOTHER_STATE
+        return Verdict.WANTED
+
+    def after_server(
+        self,
+        machine: ParameterServer,
+        peer: Peer,
+        message: Message,
+        before: Before,
+        effects: Sequence[Effect],
+    ) -> None:
+        """Compare what the server made of the message with what it must make of it."""
+        if before.stranger:
+            self._check_stranger(machine, peer, before, effects)
+        self._next_before = list(self._next)
+        if before.verdict is Verdict.WANTED and isinstance(message, Gradient):
+            self._check_wanted(message)
+            self._next[message.shard] += 1
+            self._accepted[message.shard, message.step] = _content(message)
+        actual = [machine.steps.next(shard) for shard in range(self.plan.shards)]
+        if actual != self._next:
+            what = before.verdict.value if before.verdict else "no gradient of ours"
+            raise Violation(
+                "counted", f"next steps are {actual}, not {self._next}, after one that is: {what}"
+            )
+        self._check_counts(machine, before)
+        self.check_step(machine)
+        self._check_leases(machine)
+
+    def _check_stranger(
+        self, machine: ParameterServer, peer: Peer, before: Before, effects: Sequence[Effect]
+    ) -> None:
+        """What comes from another term, or from nobody known, is only answered."""
+        afresh = len(effects) == 1 and isinstance(effects[0], Send)
+        if (
+            not afresh
+            or not isinstance(effects[0].message, StartAfresh)  # type: ignore[union-attr]
+            or effects[0].to != peer  # type: ignore[union-attr]
+            or frozenset(machine.membership.members) != before.members
+        ):
+            raise Violation("another term", f"a stranger's message was handled: {effects}")
+
+    def _check_wanted(self, gradient: Gradient) -> None:
+        """The gradient that counts is the recomputed one."""
+        if (gradient.shard, gradient.step) in self._accepted:
+            raise Violation("twice", f"step {gradient.step}, shard {gradient.shard}")
+        self._check_piece(gradient, "accepted gradient")
+        self.accepted_in_all += 1
+
+    def _check_piece(self, gradient: Gradient, invariant: str) -> None:
+        piece = self.reference.pieces[gradient.shard, gradient.step]
+        wanted = (piece.loss, piece.gradient, piece.hidden)
+        if _content(gradient) != wanted:
+            raise Violation(invariant, f"step {gradient.step}, shard {gradient.shard} differs")
+
+    def _check_counts(self, machine: ParameterServer, before: Before) -> None:
+        for verdict in Verdict:
+            if verdict is Verdict.WANTED:
+                continue
+            wanted = before.counts.get(verdict.value, 0) + (verdict is before.verdict)
+            if machine.counts[verdict.value] != wanted:
+                raise Violation(
+                    "verdict", f"{machine.counts[verdict.value]} {verdict.value}, not {wanted}"
+                )
+
+    def check_step(self, machine: ParameterServer) -> None:
+        """Every step that is complete is applied, and comes to the reference's state."""
+        step = self.step
+        while step < self.plan.steps and min(self._next) > step:
+            step += 1
+            if machine.phase is not Phase.TRAINING:
+                break
+        if machine.state.step != step:
+            raise Violation("step", f"the server is at {machine.state.step}, not at {step}")
+        if step != self.step:
+            self.step = step
+            self.check_state(machine.state, "state")
+
+    def _check_leases(self, machine: ParameterServer) -> None:
+        leases = machine.membership.leases
+        if len({lease.number for lease in leases.values()}) != len(leases):
+            raise Violation("lease", "two leases have one number")
+        for shard, lease in leases.items():
+            if lease.shard != shard or lease.peer not in machine.membership.members:
+                raise Violation("lease", f"of shard {shard} at {lease.peer!r}")
+
+    def server_sends(self, peer: Peer, message: Message, now: float) -> None:
+        """Check what a lease, and weights, may say."""
+        if isinstance(message, Grant):
+            self._check_grant(peer, message)
+        elif isinstance(message, Weights):
+            self._check_weights(peer, message)
+
+    def _check_grant(self, peer: Peer, grant: Grant) -> None:
+        shard, step = grant.shard, grant.step
+        self._check_lease(grant.lease, shard, peer, begins=True)
+        if step not in (self._next[shard], self._next_before[shard]) or step >= self.plan.steps:
+            raise Violation("grant", f"shard {shard} from step {step}, not {self._next[shard]}")
+        batch = self.reference.streams.batch_at(shard, step)
+        version = self.reference.version(step)
+        for what, ours, theirs in (
+            ("version", version, grant.version),
+            ("fresh", batch.fresh, grant.fresh),
+            ("weights", self.reference.weights[version], bytes(grant.weights)),
+            ("hidden", self.reference.hidden[step][shard], bytes(grant.hidden)),
+            ("ids", batch.ids.tobytes(), bytes(grant.ids)),
+        ):
+            if ours != theirs:
+                raise Violation("grant", f"{what} of shard {shard} at step {step}")
+
+    def _check_weights(self, peer: Peer, weights: Weights) -> None:
+        if bytes(weights.weights) != self.reference.weights[weights.version]:
+            raise Violation("weights", f"version {weights.version}")
+        for unit, ids in zip(weights.units, weights.ids, strict=True):
+            self._check_lease(unit.lease, unit.shard, peer, begins=False)
+            batch = self.reference.streams.batch_at(unit.shard, unit.step)
+            if (
+                unit.step >= self.plan.steps
+                or self.reference.version(unit.step) != weights.version
+                or bool(unit.flag) != batch.fresh
+                or bytes(ids) != batch.ids.tobytes()
+            ):
+                raise Violation("weights", f"version {weights.version} with {unit}")
+
+    def _check_lease(self, number: int, shard: int, peer: Peer, *, begins: bool) -> None:
+        """One live lease a shard, with a number that was never another's."""
+        if number not in self._leases and begins:
+            if number <= self._live.get(shard, 0):
+                raise Violation("lease", f"number {number} after {self._live[shard]}")
+            self._leases[number] = (shard, peer)
+            self._live[shard] = number
+        if self._leases.get(number) != (shard, peer) or self._live[shard] != number:
+            raise Violation("lease", f"number {number} for shard {shard} at {peer!r} is not live")
+
+    def server_spoke(self, now: float) -> None:
+        """A line for a person."""
+        self._spoke_at = now
+
+    def server_ticked(self, machine: ParameterServer, applied_at: float, now: float) -> None:
+        """While no step completes, somebody is told why."""
+        self.check_step(machine)
+        self._check_leases(machine)
+        quiet = now - max(self._spoke_at, applied_at)
+        if quiet > LONGEST_SILENCE and machine.phase in (Phase.TRAINING, Phase.STOPPING):
+            raise Violation("silence", f"the server has said nothing for {quiet:.1f} s")
+
+    # The workers.
+
+    def before_worker(self, machine: Worker, message: Message) -> WorkerBefore:
+        """Note how the worker stands."""
+        welcome = machine.session.welcome
+        mine = (welcome.run, welcome.term) if welcome else None
+        general = isinstance(message, Hello | Welcome | Refused | StartAfresh)
+        foreign = not general and (message.run, message.term) != mine  # type: ignore[union-attr]
+        return WorkerBefore(welcome.term if welcome else 0, foreign, _memory(machine))
+
+    def after_worker(
+        self, machine: Worker, message: Message, before: WorkerBefore, effects: Sequence[Effect]
+    ) -> None:
+        """A message of another term changes nothing; terms rise."""
+        if before.foreign and (effects or _memory(machine) != before.memory):
+            raise Violation("another term", f"a worker handled {type(message).__name__}")
+        welcome = machine.session.welcome
+        if welcome and welcome.term < before.term:
+            raise Violation("term", f"a worker went from {before.term} to {welcome.term}")
+        if isinstance(message, Grant) and not before.foreign:
+            self._granted_to[machine.session.hello.instance, message.term, message.shard] = (
+                message.lease
+            )
+
+    def worker_computes(self, machine: Worker, unit: Compute) -> None:
+        """A unit is the lowest that the worker has, and starts from the reference's bytes."""
+        waiting = [
+            (other.step, other.shard)
+            for other in machine._units()
+            if other.flag == UnitState.QUEUED
+        ]
+        if waiting and min(waiting) < (unit.step, unit.shard):
+            raise Violation("lowest first", f"{unit.step, unit.shard} before {min(waiting)}")
+        if (
+            unit.version != self.reference.version(unit.step)
+            or bytes(unit.weights) != self.reference.weights[unit.version]
+        ):
+            raise Violation("unit", f"weights {unit.version} for step {unit.step}")
+        if bytes(unit.hidden) != self.reference.hidden[unit.step][unit.shard]:
+            raise Violation("unit", f"hidden state of step {unit.step}, shard {unit.shard}")
+        self._check_computed_once(machine)
+
+    def _check_computed_once(self, machine: Worker) -> None:
+        computing = next((u for u in machine._units() if u.flag == UnitState.COMPUTING), None)
+        welcome = machine.session.welcome
+        if computing is None or welcome is None or self.plan.disorder:
+            return
+        key = (machine.session.hello.instance, welcome.term, computing.lease, computing.step)
+        if key in self._computed:
+            raise Violation("computed twice", f"{computing} by {machine.session.hello.name}")
+        self._computed.add(key)
+
+    def worker_sends(self, message: Message) -> None:
+        """Every gradient that an honest worker sends is the reference's."""
+        if not isinstance(message, Gradient):
+            return
+        self._check_piece(message, "sent gradient")
+        hidden = self.reference.hidden[message.step][message.shard]
+        if message.hidden_digest != digest(hidden) or message.version != self.reference.version(
+            message.step
+        ):
+            raise Violation("sent gradient", f"step {message.step} names another state")
+
+
+def _memory(machine: Worker) -> tuple[Any, ...]:
+    units: tuple[Unit, ...] = machine._units()
+    return (
+        machine.state,
+        frozenset(machine._leases),
+        frozenset(units),
+        frozenset(machine._versions),
+        machine._acknowledged,
+    )
+
+
+def _content(gradient: Gradient) -> tuple[Any, ...]:
+    return (gradient.loss, bytes(gradient.gradient), bytes(gradient.hidden))
