@@ -52,6 +52,13 @@ class Leasing:
         for later in self._steps.open_after(step + 1):
             self._outbox.send(lease.peer, self._weights_for(later, [lease]))
 
+    def counted(self, shard: int, peer: Peer, now: float) -> None:
+        """See to a holder whose step another worker's gradient has taken: it lacks what follows."""
+        lease = self._membership.leases.get(shard)
+        if lease is not None and lease.begun and lease.peer != peer:
+            lease.begun = False  # begins again, with the server's hidden state, when it can
+            self.grant(lease, now)
+
     def broadcast(self, now: float) -> None:
         """Send new weights with the step they open, and begin leases that could not begin."""
         opened = self._steps.state.step + self._steps.definition.delay

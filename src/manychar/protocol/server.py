@@ -239,6 +239,7 @@ class ParameterServer:
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
         self.steps.accept(gradient, member.name)
+        self.leasing.counted(gradient.shard, member.peer, now)
         while self.steps.complete and self.phase in (Phase.TRAINING, Phase.STOPPING):
             self.steps.apply()
             self._applied_at = now
