@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from manychar import __version__
-from manychar.runtime.errors import UserError
+from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError
 from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
@@ -458,6 +459,8 @@ def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     command = typer.main.get_command(app)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:
@@ -466,13 +469,18 @@ def run(arguments: list[str]) -> int:
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
             _say(_usage_line(error))
-        return 2
-    except typer.Abort:
-        return 130
+        return BAD_INPUT
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0  # whoever read our output has enough of it
     return code if isinstance(code, int) else 0
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """End with everything cleaned up that was begun."""
+    sys.exit(STOPPED)
 
 
 def _usage_line(error: Any) -> str:

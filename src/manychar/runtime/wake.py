@@ -5,8 +5,11 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 class Wake:
@@ -61,6 +64,9 @@ class Wake:
                 signal.signal(again, self._end_at_once)
 
     def _end_at_once(self, number: int, _frame: object) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(SHOW_CURSOR)
+            sys.stderr.flush()
         os._exit(128 + number)
 
     def close(self) -> None:
