@@ -1,0 +1,78 @@
+"""Floor 3: the command line. Each command checks its flags, pins the numerics, and calls a shell.
+
+Data goes to standard output, everything else to standard error. What a user can cause is one line
+and an exit code (runtime/errors.py). numpy is imported by the commands, after the pinning.
+"""
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from manychar import __version__
+from manychar.cli import looking, training
+from manychar.cli.speaking import say
+from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="min-char-rnn, trained by any number of processes to the same bytes.",
+)
+for _command in (
+    training.train,
+    training.server,
+    training.worker,
+    looking.sample,
+    looking.verify,
+    looking.equivalence,
+    training.stop,
+    looking.doctor,
+):
+    app.command()(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"manychar {__version__}")
+        raise typer.Exit
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return its exit code. Errors that a user can cause are one line."""
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
+    command = typer.main.get_command(app)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = command.main(arguments, prog_name="manychar", standalone_mode=False)
+    except UserError as error:
+        say(f"manychar: {error}")
+        return error.code
+    except usage_error as error:
+        if error.format_message():  # without arguments the help has been printed instead
+            say(_usage_line(error))
+        return BAD_INPUT
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0  # whoever read our output has enough of it
+    return code if isinstance(code, int) else 0
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """End with everything cleaned up that was begun."""
+    sys.exit(STOPPED)
+
+
+def _usage_line(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "manychar"
+    return f"{path}: {error.format_message()}; see {path} --help".replace("\n", " ")

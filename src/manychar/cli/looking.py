@@ -1,0 +1,163 @@
+"""The commands that look: sample, verify, equivalence, doctor."""
+
+import dataclasses
+import json
+import secrets
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import typer
+
+from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Text, with_flags
+from manychar.cli.speaking import say, write
+from manychar.cli.taking import define, numerics_of, settings, usable_cores
+from manychar.runtime.errors import UserError
+from manychar.runtime.pinning import pin
+
+
+def sample(
+    source: Annotated[
+        str, typer.Argument(help="A run directory, a checkpoint, or a live server's endpoint.")
+    ],
+    length: Annotated[int, typer.Option(help="Characters to draw.", min=0)] = 2000,
+    prime: Annotated[str, typer.Option(help="Text to go on from; it is printed first.")] = "",
+    prime_file: Annotated[
+        Path | None, typer.Option(help="A file with the text to go on from.")
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(help="Below 1 is safer, above 1 wilder; 0 takes the likeliest.", min=0.0),
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(help="Draw among the k likeliest only; 0: among all.", min=0)
+    ] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed writes the same text.", show_default="drawn", min=0),
+    ] = None,
+) -> None:
+    """Write text, character by character, as the trained model does."""
+    pin("portable")
+    import numpy as np
+
+    from manychar.runtime.observe import fetch
+    from manychar.runtime.sampling import draw, load
+
+    if prime and prime_file is not None:
+        raise UserError("--prime and --prime-file both say what to go on from: give one")
+    if prime_file is not None:
+        prime = _read_prime(prime_file)
+    live = source.startswith(("tcp://", "ipc://"))
+    parameters, vocabulary = fetch(source, patience=10.0) if live else load(Path(source))
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        say(f"--seed {seed}")
+    drawn = draw(
+        parameters,
+        vocabulary,
+        np.random.default_rng([seed, 2]),
+        length=length,
+        prime=prime,
+        temperature=temperature,
+        top_k=top_k,
+    )
+    write(prime)
+    for character in drawn:
+        write(character)
+    write("\n")
+
+
+def _read_prime(path: Path) -> str:
+    from manychar.runtime.corpus_file import read_text
+
+    return read_text(path).decode()
+
+
+def verify(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    begin: Annotated[int, typer.Option("--from", help="The first step to do again.", min=0)] = 0,
+    end: Annotated[
+        int | None, typer.Option("--to", help="The last.", show_default="the newest", min=0)
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes side by side.", show_default="cores", min=1)
+    ] = None,
+) -> None:
+    """Do a run again in one place, from its definition, and compare every checkpoint bit by bit."""
+    pin(numerics_of(run_dir))
+    from manychar.runtime.display import counting
+    from manychar.runtime.run_directory import open_run
+    from manychar.runtime.verify import plan
+    from manychar.runtime.verify import verify as do_again
+
+    todo = plan(open_run(run_dir), begin=begin, end=end)
+    with counting("steps", todo.steps) as progress:
+        finding = do_again(todo, processes=processes or usable_cores(), progress=progress)
+    if finding is not None:
+        typer.echo(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}")
+        raise typer.Exit(1)
+    typer.echo(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoints")
+
+
+@with_flags(TRIAL, TRANSPORT, DEFINITION)
+def equivalence(text: Text = None, **flags: Any) -> None:
+    """Prove it: train in one process, then with 1, 2 and 4 workers; compare every bit."""
+    pin(flags.get("numerics", "portable"))
+    from manychar.runtime.equivalence import Equivalence, table, verdict
+
+    definition, corpus = define(text, flags)
+    chosen = settings({"steps": 600, "checkpoint_every": 150, **flags}, workers=1)
+    chosen = dataclasses.replace(chosen, sample_every=0, keep_checkpoints=0)
+    with TemporaryDirectory(prefix="manychar-") as scratch:
+        trials = Equivalence(definition, corpus, chosen, parent=Path(scratch))
+        say(f"{corpus.source}: {len(corpus.ids):,} characters, {chosen.steps:,} steps, each way")
+        done = [trials.alone()]
+        ways: list[tuple[int, Literal["worker", "server"] | None]]
+        ways = [(1, None), (2, "worker"), (4, "server")]
+        for count, kill in ways:
+            say(f"server and {count} worker{'s' if count > 1 else ''} over {chosen.transport}")
+            done.append(trials.fleet(count, kill=kill))
+        _print_table(table(done))
+        if definition.streams_in_all == 1:
+            found = trials.against_plain()
+            typer.echo(
+                "largest relative difference from min-char-rnn's plain form:"
+                f" {found.one_step:.1e} in one step from the same state,"
+                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory"
+            )
+    if difference_at := verdict(done):
+        typer.echo(f"DIFFERENT: {difference_at}")
+        raise typer.Exit(1)
+    typer.echo("the same bits: weights, Adagrad's memory, hidden states and smooth loss")
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        typer.echo("  ".join(cells))
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Say what this machine is for a fleet: CPU, BLAS, numpy, fingerprints, limits."""
+    from manychar.runtime.doctor import examine
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in _flat(found):
+        typer.echo(f"{name:<44}{value}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name} ")
+        else:
+            rows.append((prefix + name, ", ".join(value) if isinstance(value, list) else value))
+    return rows

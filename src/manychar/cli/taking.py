@@ -1,0 +1,108 @@
+"""From flags to a run: read the text, define the run, make its directory or take up an old one."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manychar.cli.speaking import say
+from manychar.runtime.errors import UserError
+from manychar.runtime.pinning import pin
+
+if TYPE_CHECKING:
+    from manychar.numerics.definition import Definition
+    from manychar.runtime.corpus_file import Corpus
+    from manychar.runtime.display import Display
+    from manychar.runtime.run_directory import RunDirectory, Settings
+
+
+def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
+    """Make the run directory of these flags, or take up an old one; pins the numerics."""
+    resume = flags.get("resume")
+    if resume is None:
+        pin(flags.get("numerics", "portable"))
+        from manychar.runtime.run_directory import create_run
+
+        definition, corpus = define(text, flags)
+        workers = min(definition.shards, usable_cores())
+        chosen = settings(flags, workers=workers)
+        directory = create_run(flags.get("run_dir"), definition, corpus, chosen)
+        say(f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct")
+        say(f"run directory: {directory.path}")
+        return directory
+    pin(numerics_of(resume))
+    from manychar.numerics.definition import Definition
+    from manychar.runtime.run_directory import Settings, open_run
+
+    defining = {field.name for field in dataclasses.fields(Definition)} | {"run_dir"}
+    given = (["TEXT"] if text else []) + [
+        f"--{name.replace('_', '-')}" for name in sorted(defining & flags.keys())
+    ]
+    if given:
+        names = ", ".join(given)
+        raise UserError(
+            f"{names}: beside --resume, the run's definition is what it was; leave it out"
+        )
+    directory = open_run(resume)
+    changed = {f.name: flags[f.name] for f in dataclasses.fields(Settings) if f.name in flags}
+    return dataclasses.replace(
+        directory, settings=dataclasses.replace(directory.settings, **changed)
+    )
+
+
+def numerics_of(path: Path) -> str:
+    """Return which numerics a run was defined with, before numpy is imported to read the rest."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        numerics = config["definition"]["numerics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "portable"  # what is wrong with it is said by whoever reads all of it
+    return "native" if numerics == "native" else "portable"
+
+
+def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
+    """Read the text and return (definition, corpus). Raises UserError."""
+    from manychar.numerics.definition import Definition, DefinitionError
+    from manychar.runtime.corpus_file import read_corpus
+
+    fields = {field.name for field in dataclasses.fields(Definition)}
+    given = {name: value for name, value in flags.items() if name in fields}
+    try:
+        Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
+        corpus = read_corpus(text or [])
+        return Definition(corpus_sha256=corpus.sha256, **given), corpus
+    except DefinitionError as error:
+        raise UserError(str(error)) from None
+
+
+def settings(flags: dict[str, Any], *, workers: int) -> "Settings":
+    """Return how these flags have a run carried out. Raises UserError."""
+    from manychar.runtime.run_directory import Settings
+
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    given = {name: value for name, value in flags.items() if name in fields}
+    if given.get("lease_timeout", 1.0) <= 0:
+        raise UserError(f"--lease-timeout is {given['lease_timeout']}: it takes seconds above 0")
+    return Settings(**{"workers": workers, **given})
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def display(directory: "RunDirectory") -> "Display":
+    """Return the display of a run."""
+    from manychar.protocol.run import dimensions_of
+    from manychar.runtime.display import Display
+
+    vocabulary, _ = directory.streams()
+    return Display(
+        vocabulary=vocabulary,
+        dimensions=dimensions_of(directory.definition, len(vocabulary)),
+        seed=directory.definition.seed,
+        sample_length=directory.settings.sample_length,
+    )

@@ -1,0 +1,163 @@
+"""The commands that train: train, server, worker, stop."""
+
+import json
+import socket
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manychar.cli.flags import DEFINITION, OPERATION, TRANSPORT, WORKERS, Child, Text, with_flags
+from manychar.cli.speaking import nothing, say
+from manychar.cli.taking import display, take_run
+from manychar.runtime.pinning import pin
+
+if TYPE_CHECKING:
+    from manychar.protocol.effects import Finish
+    from manychar.runtime.display import Display
+    from manychar.runtime.run_directory import RunDirectory
+
+DEFAULT_BIND = "tcp://127.0.0.1:5577"
+
+
+@with_flags(OPERATION, WORKERS, TRANSPORT, DEFINITION)
+def train(text: Text = None, **flags: Any) -> None:
+    """Train: a server and its workers on this machine, with one command."""
+    directory = take_run(text, flags)
+    settings = directory.settings
+    from manychar.runtime.launch import Fleet, endpoint_for
+
+    if settings.workers > directory.definition.shards:
+        say(
+            f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
+            f" by; --shards {settings.workers} would give each of them work"
+        )
+    endpoint = endpoint_for(settings.transport, directory.path)
+    with display(directory) as screen:
+        finish = Fleet(directory, endpoint, screen).run()
+    _finish(finish, directory, again="train")
+
+
+@with_flags(OPERATION, DEFINITION)
+def server(
+    text: Text = None,
+    bind: Annotated[str, typer.Option("--bind", help="Where to listen.")] = DEFAULT_BIND,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen where strangers can reach it.")
+    ] = False,
+    child: Child = False,
+    **flags: Any,
+) -> None:
+    """Serve a run to workers that are started by hand, here or on other machines."""
+    from manychar.runtime.transport import check_endpoint, require_safe
+
+    check_endpoint(bind)
+    require_safe(bind, insecure=insecure)
+    if insecure:
+        say(f"--insecure: whoever can reach {bind} can join this run, and see its text")
+    directory = take_run(text, flags)
+    from manychar.runtime.parent import Parent
+    from manychar.runtime.serve import serve
+
+    if child:
+        finish = serve(directory, bind, _child_screen(), Parent(is_child=True))
+        raise typer.Exit(finish.code)
+    with display(directory) as screen:
+        finish = serve(directory, bind, _screen(screen), Parent(is_child=False))
+    _finish(finish, directory, again="server")
+
+
+def worker(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens: tcp://HOST:PORT.")],
+    name: Annotated[
+        str | None, typer.Option(help="Its name in the run.", show_default="host:process")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Workers to run here.", min=1)] = 1,
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait for a server before giving up.", min=0.0)
+    ] = 600.0,
+    child: Child = False,
+) -> None:
+    """Work for a server: compute the gradients of whatever shards it leases. Needs no text."""
+    from manychar.protocol.messages import Role
+    from manychar.runtime.parent import Parent
+    from manychar.runtime.peers import hello
+    from manychar.runtime.transport import check_endpoint
+    from manychar.runtime.work import work
+
+    check_endpoint(endpoint)
+    me = hello(Role.WORKER, name)
+    if processes > 1:
+        from manychar.runtime.crew import work_together
+
+        raise typer.Exit(
+            work_together(endpoint, me.name, processes=processes, patience=patience, say=say)
+        )
+    if not child:
+        say(f"{me.name} works for {endpoint}; Ctrl-C ends it")
+    finish = work(
+        endpoint,
+        me,
+        patience=patience,
+        say=nothing if child else say,
+        parent=Parent(is_child=child),
+    )
+    if finish.reason and (finish.code or not child):
+        say(f"{me.name}: {finish.reason}")
+    raise typer.Exit(finish.code)
+
+
+def stop(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+) -> None:
+    """Have a run end in good order, from anywhere: it ends its step and writes a checkpoint."""
+    pin("portable")
+    from manychar.runtime.observe import stop as ask_to_stop
+
+    say(ask_to_stop(endpoint, patience=patience))
+
+
+def _screen(display: "Display") -> Any:
+    from manychar.runtime.serve import Screen
+
+    def bound(endpoint: str) -> None:
+        display.say(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}")
+
+    return Screen(say=display.say, report=display.report, weights=display.weights, bound=bound)
+
+
+def _reachable(endpoint: str) -> str:
+    """Return an endpoint as another machine would write it."""
+    for anywhere in ("tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"):
+        if endpoint.startswith(anywhere):
+            return f"tcp://{socket.gethostname()}:{endpoint.removeprefix(anywhere)}"
+    return endpoint
+
+
+def _child_screen() -> Any:
+    """Return a server's screen where the parent watches: only what comes before it can."""
+    from manychar.runtime.serve import Screen
+
+    watched = False
+
+    def say_until_watched(text: str) -> None:
+        if not watched:
+            say(text)
+
+    def bound(endpoint: str) -> None:
+        nonlocal watched
+        watched = True
+        print(json.dumps({"endpoint": endpoint}), flush=True)
+
+    return Screen(say=say_until_watched, report=nothing, weights=nothing, bound=bound)
+
+
+def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
+    """Say how it ended, how to go on and how to sample; exit with its code."""
+    steps = directory.settings.steps
+    if finish.reason:
+        say(f"manychar: {finish.reason}")
+    if finish.code or steps == 0:
+        say(f"go on: manychar {again} --resume {directory.path}")
+    say(f"sample from it: manychar sample {directory.path}")
+    raise typer.Exit(finish.code)
