@@ -14,6 +14,7 @@ import typer
 
 DEFINING = "What is trained (the result depends on these, and on nothing else)"
 OPERATING = "How it is carried out"
+MOST = 10**15
 
 
 def _flag(panel: str, kind: Any, text: str, default: object = "", **limits: Any) -> Any:
@@ -43,16 +44,16 @@ DEFINITION: dict[str, Any] = {
 }
 
 TRIAL: dict[str, Any] = {
-    "steps": _operating(int, "Steps to train, each way.", 600, min=3),
-    "checkpoint_every": _operating(int, "Steps between comparisons.", 150, min=1),
+    "steps": _operating(int, "Steps to train, each way.", 600, min=3, max=MOST),
+    "checkpoint_every": _operating(int, "Steps between comparisons.", 150, min=1, max=MOST),
 }
 
 OPERATION: dict[str, Any] = {
-    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 10_000, min=0),
-    "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000, min=0),
-    "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20, min=0),
-    "sample_every": _operating(int, "Steps; 0: only at the end.", 1000, min=0),
-    "sample_length": _operating(int, "Characters; 0: no samples.", 200, min=0),
+    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 10_000, min=0, max=MOST),
+    "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000, min=0, max=MOST),
+    "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20, min=0, max=MOST),
+    "sample_every": _operating(int, "Steps; 0: only at the end.", 1000, min=0, max=MOST),
+    "sample_length": _operating(int, "Characters; 0: no samples.", 200, min=0, max=MOST),
     "lease_timeout": _operating(float, "Seconds of silence after which a worker is lost.", 2.0),
     "on_disk_error": _operating(
         Literal["stop", "continue"], "When a checkpoint cannot be written.", "stop"

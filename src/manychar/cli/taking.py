@@ -63,17 +63,21 @@ def numerics_of(path: Path) -> str:
 
 def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
     """Read the text and return (definition, corpus). Raises UserError."""
+    from manychar.numerics.corpus import CorpusError
     from manychar.numerics.definition import Definition, DefinitionError
     from manychar.runtime.corpus_file import read_corpus
+    from manychar.runtime.run_directory import streams_of
 
     fields = {field.name for field in dataclasses.fields(Definition)}
     given = {name: value for name, value in flags.items() if name in fields}
     try:
         Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
         corpus = read_corpus(text or [])
-        return Definition(corpus_sha256=corpus.sha256, **given), corpus
-    except DefinitionError as error:
+        definition = Definition(corpus_sha256=corpus.sha256, **given)
+        streams_of(definition, corpus.ids)
+    except (DefinitionError, CorpusError) as error:
         raise UserError(str(error)) from None
+    return definition, corpus
 
 
 def settings(flags: dict[str, Any], *, workers: int) -> "Settings":

@@ -125,6 +125,18 @@ def loss_and_gradient(
         raise ValueError(f"a hidden state in {hidden.dtype} for {parameters.flat.dtype}")
     if min(inputs.min(), targets.min()) < 0:
         raise IndexError("an id below 0")
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
+        return _loss_and_gradient(parameters, inputs, targets, hidden, progress)
+
+
+def _loss_and_gradient(
+    parameters: Parameters,
+    inputs: NDArray[Any],
+    targets: NDArray[Any],
+    hidden: NDArray[Any],
+    progress: Callable[[], None],
+) -> tuple[float, Parameters, NDArray[Any]]:
+    B, T = inputs.shape
     weights = parameters.named()
     characters = inputs.T.ravel()  # (T*B,), time first
     states = _hidden_states(weights, characters, hidden, progress)  # (T+1, B, H)

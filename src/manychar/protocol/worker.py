@@ -137,13 +137,13 @@ class Worker:
         """Send a heartbeat if one is due; to be called while computing, too."""
         return self.session.beat(self._units(), self.slowest, now)
 
-    def leave(self, reason: str) -> list[Effect]:
-        """End in good order: hand back the leases and go."""
+    def leave(self, code: int, reason: str) -> list[Effect]:
+        """End in good order, with this exit code: hand back the leases and go."""
         effects: list[Effect] = []
         if self.state is not State.GONE and (welcome := self.session.welcome):
             effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
         self.state = State.GONE
-        return [*effects, Finish(0, reason)]
+        return [*effects, Finish(code, reason)]
 
     def proved(self, proof: Proof, now: float) -> list[Effect]:
         """Take the fingerprint that Prove asked for."""

@@ -34,6 +34,7 @@ SETTLED_AFTER = 10.0
 QUICK_DEATHS = 5
 SECONDS_TO_END = 15.0
 CHILD_PATIENCE = 60.0
+LAST_WORDS_WITHIN = 2.0
 
 
 @dataclasses.dataclass
@@ -270,10 +271,20 @@ class Fleet:
                 self._worker_ended(seat, seat.process.returncode, now)
         server = self.server.process
         if server is not None and server.poll() is not None:
-            self._observe()
+            self._hear_the_last_of(server.returncode)
             _close(server)
             self.server.process = None
             self._server_ended(server.returncode, now)
+
+    def _hear_the_last_of(self, code: int) -> None:
+        """Take what the server said before it ended: its reason may still be on its way."""
+        self._observe()
+        deadline = time.monotonic() + LAST_WORDS_WITHIN
+        while code >= 0 and self._dealer is not None and self._ended is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._dealer.socket.poll(int(1000 * left)):
+                return
+            self._observe()
 
     def _server_ended(self, code: int, now: float) -> None:
         """Start a server again that was killed: the run goes on from its last checkpoint."""

@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from manychar.numerics.corpus import Streams
+from numpy.typing import NDArray
+
+from manychar.numerics.corpus import CorpusError, Streams
 from manychar.numerics.definition import Definition, DefinitionError
 from manychar.numerics.train import start
 from manychar.runtime.checkpoint import (
@@ -85,14 +87,10 @@ class RunDirectory:
     def streams(self) -> tuple[str, Streams]:
         """Return the vocabulary and the corpus as streams."""
         vocabulary, ids = map_corpus(self.path)
-        definition = self.definition
-        return vocabulary, Streams(
-            ids,
-            definition.shards,
-            definition.streams,
-            definition.seq_length,
-            definition.validation,
-        )
+        try:
+            return vocabulary, streams_of(self.definition, ids)
+        except CorpusError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def newest_checkpoint(self) -> tuple[Checkpoint, list[str]]:
         """Return the newest checkpoint that is whole, and a line for each newer one that is not.
@@ -112,6 +110,17 @@ class RunDirectory:
         replace_file(self.path / CONFIG_NAME, _config(self.run, self.definition, settings))
 
 
+def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
+    """Return a corpus as the definition's streams. Raises CorpusError where it is too short."""
+    return Streams(
+        ids,
+        definition.shards,
+        definition.streams,
+        definition.seq_length,
+        definition.validation,
+    )
+
+
 def default_path(run: str) -> Path:
     """Return the run directory's name where the user gave none."""
     now = datetime.datetime.now(datetime.UTC)
@@ -128,7 +137,6 @@ def create_run(
     run = definition.run_id(secrets.token_hex(4))
     path = path or default_path(run)
     directory = RunDirectory(path, run, definition, settings)
-    Streams(corpus.ids, definition.shards, definition.streams, definition.seq_length)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(
             f"{path}: something is there already; choose another --run-dir,"

@@ -5,11 +5,14 @@ a new peer. Nothing is queued for a connection that is not there: what cannot be
 machines' affair, who say it again.
 """
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from manychar.protocol.codec import HEADER_BYTES
 from manychar.protocol.messages import Dimensions, Frame, Peer
@@ -73,7 +76,8 @@ class Router:
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self.close()
+            self.socket.close(0)
+            self._context.term()
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
             raise UserError(f"cannot bind to {endpoint}: {why}; choose another --bind") from None
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -105,18 +109,27 @@ class Router:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.close(LINGER_MS)
         self._context.term()
+        if self.endpoint.startswith("ipc://"):
+            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 class Dealer:
-    """A worker's or an observer's socket."""
+    """A worker's or an observer's socket.
+
+    Nothing is sent while there is no connection, or it would be delivered in a heap to whoever
+    comes. ZMQ_IMMEDIATE would do that, but it also drops messages that have arrived and not been
+    read yet when the connection ends: a server's last words. So the socket's events are followed.
+    """
 
     def __init__(self, endpoint: str) -> None:
         check_endpoint(endpoint)
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.DEALER, endpoint)
-        self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        followed = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._events = self.socket.get_monitor_socket(followed)
+        self._connected = False
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -133,15 +146,26 @@ class Dealer:
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Send; False if there is no connection, or its queue is full."""
+        self._follow_events()
+        if not self._connected:
+            return False
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         return True
 
+    def _follow_events(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
+                self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
-        self.socket.close(LINGER_MS)
+        self.socket.disable_monitor()
+        self._events.close(0)
+        self.socket.close(LINGER_MS if self._connected else 0)
         self._context.term()
 
 

@@ -16,7 +16,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Compute, Effect, Finish, PeerError, Prove, Say, Send
 from manychar.protocol.messages import Hello
 from manychar.protocol.worker import Worker
-from manychar.runtime.errors import RUN_FAILED
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.runtime.parent import Parent
 from manychar.runtime.pinning import can_pin, pin
 from manychar.runtime.transport import Dealer
@@ -67,10 +67,11 @@ class _Loop:
         while self.finish is None:
             ready = dict(poller.poll(0 if busy else self._milliseconds()))
             if self.wake.fileno() in ready and (signals := self.wake.take()):
-                name = signal.Signals(signals[0]).name
-                self._carry_out(self.machine.leave(f"stopped by {name}"))
+                code = INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
+                reason = f"stopped by {signal.Signals(signals[0]).name}"
+                self._carry_out(self.machine.leave(code, reason))
             if self.parent.descriptor in ready and self.parent.is_gone():
-                self._carry_out(self.machine.leave("the process that started it is gone"))
+                self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
             self._read_mailbox()
             self._carry_out(self.machine.tick(time.monotonic()))
             effects = self.machine.mailbox_empty(time.monotonic())
