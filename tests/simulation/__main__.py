@@ -3,7 +3,7 @@
 import sys
 
 from tests.simulation.faults import Schedule
-from tests.simulation.oracle import Violation
+from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 if __name__ == "__main__":

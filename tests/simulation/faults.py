@@ -17,8 +17,9 @@ EVENT_FAULTS = (
     "stop",
 )
 FORGED_FAULTS = ("confused", "differing-repeat", "foreign")
-RARE_FAULTS = ("suspended",)
+RARE_FAULTS = ("suspended", "broken")
 MIXED = (*MESSAGE_FAULTS, *EVENT_FAULTS, *FORGED_FAULTS)
+STRIKES = (*EVENT_FAULTS, "foreign")
 FAULTS = (*MIXED, *RARE_FAULTS)
 
 
@@ -41,7 +42,11 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a schedule's seed decides before the run begins. Times are virtual seconds."""
+    """All that a schedule's seed decides before the run begins. Times are virtual seconds.
+
+    Of a broken worker, one result is wrong, of a step from `wrong_from` on; another worker's right
+    one comes `truth_after` steps later. `attentive` workers hear of leases while they compute.
+    """
 
     faults: frozenset[str]
     shards: int
@@ -63,12 +68,20 @@ class Plan:
     late_out_of_order: bool
     peace_at: float
     events: tuple[tuple[float, str], ...]
+    wrong_from: int
+    truth_after: int
+    attentive: bool
 
     @property
     def disorder(self) -> bool:
         """Whether messages of one connection can overtake one another, or come twice."""
         shuffled = not self.faults.isdisjoint({"reordering", "duplication"})
         return shuffled or self.late_out_of_order
+
+    @property
+    def answers_within(self) -> float:
+        """How soon a heartbeat tells of a Grant, without faults: it is read after a unit's end."""
+        return 1.5 * self.unit_seconds + 3 * self.latency + self.silence / 4
 
 
 def draw(schedule: Schedule) -> Plan:
@@ -78,10 +91,11 @@ def draw(schedule: Schedule) -> Plan:
     lasts = chance.uniform(2, 8)
     events = [
         (chance.uniform(0, lasts), fault)
-        for fault in sorted(faults.intersection(EVENT_FAULTS))
+        for fault in sorted(faults.intersection(STRIKES))
         for _ in range(chance.randint(1, 3))
     ]
     suspended = "suspended" in faults
+    least = 2 if "broken" in faults else 1
     return Plan(
         faults=faults,
         shards=chance.randint(1, 5),
@@ -91,7 +105,7 @@ def draw(schedule: Schedule) -> Plan:
         steps=2 if suspended else chance.randint(6, 15),
         checkpoint_every=chance.randint(2, 4),
         silence=chance.choice((1.0, 2.0, 4.0)),
-        workers=1 if suspended else chance.randint(1, 4),
+        workers=1 if suspended else chance.randint(least, 4),
         unit_seconds=chance.choice((0.02, 0.1, 0.4)),
         latency=chance.choice((0.001, 0.02, 0.15)),
         disk_seconds=chance.choice((0.0, 0.1, 1.0)),
@@ -103,12 +117,17 @@ def draw(schedule: Schedule) -> Plan:
         late_out_of_order=bool(faults & {"server-crash", "stop"}) and chance.random() < 0.5,
         peace_at=lasts,
         events=tuple(sorted(events)),
+        wrong_from=chance.randint(0, 5),
+        truth_after=chance.randint(0, 5),
+        attentive=chance.random() < 0.5,
     )
 
 
 def _faults(schedule: Schedule, chance: random.Random) -> frozenset[str]:
     if schedule.kind == "none":
         return frozenset()
+    if schedule.kind == "broken":
+        return frozenset({"broken", *chance.sample(MESSAGE_FAULTS, chance.randint(0, 1))})
     if schedule.kind != "mixed":
         if schedule.kind not in FAULTS:
             raise ValueError(f"no fault is named {schedule.kind}: {', '.join(FAULTS)}")

@@ -2,6 +2,9 @@
 
 It keeps a model of its own of what the server must have accepted, and knows every byte that may
 be counted, sent, granted or saved. The machines are read, never changed.
+
+Where a broken worker's wrong gradient was the first of its identity and counts, the term is
+tainted: its bytes are nobody's until the server goes back, and the next term is judged again.
 """
 
 import dataclasses
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manychar.numerics import State
-from manychar.protocol.effects import Compute, Effect, Send
+from manychar.protocol.effects import Effect, GoBack, Send
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
     Gradient,
@@ -17,29 +20,18 @@ from manychar.protocol.messages import (
     Hello,
     Message,
     Peer,
-    Refused,
+    Role,
     StartAfresh,
-    Unit,
-    UnitState,
     Weights,
-    Welcome,
     digest,
 )
 from manychar.protocol.server import ParameterServer, Phase
 from manychar.protocol.steps import STEPS_COMPARED, Verdict
-from manychar.protocol.worker import Worker
 from tests.simulation.faults import Plan
 from tests.simulation.reference import Reference, bytes_of
+from tests.simulation.violation import Violation
 
 LONGEST_SILENCE = 12.0
-
-
-class Violation(AssertionError):  # noqa: N818 - what it is, not what it is to Python
-    """A run that broke an invariant; `invariant` is its short name."""
-
-    def __init__(self, invariant: str, text: str) -> None:
-        super().__init__(f"{invariant}: {text}")
-        self.invariant = invariant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,38 +40,29 @@ class Before:
 
     verdict: Verdict | None
     stranger: bool
+    sender: str
     members: frozenset[Peer]
     counts: dict[str, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class WorkerBefore:
-    """How a worker stood before a message."""
-
-    term: int
-    foreign: bool
-    memory: tuple[Any, ...]
-
-
 class Oracle:
-    """The judge of one run."""
+    """The judge of one run's server. `broken` are the names of the workers that compute wrongly."""
 
-    def __init__(self, reference: Reference, plan: Plan) -> None:
+    def __init__(self, reference: Reference, plan: Plan, broken: set[str]) -> None:
         self.reference = reference
         self.plan = plan
+        self.broken = broken
         self.term = 0
         self.step = 0
         self.accepted_in_all = 0
+        self.wrong: Gradient | None = None
+        self.tainted: set[int] = set()
         self._next: list[int] = []
         self._next_before: list[int] = []
         self._accepted: dict[tuple[int, int], tuple[Any, ...]] = {}
         self._leases: dict[int, tuple[int, Peer]] = {}
         self._live: dict[int, int] = {}
         self._spoke_at = 0.0
-        self._granted_to: dict[tuple[str, int, int], int] = {}
-        self._computed: set[tuple[str, int, int, int]] = set()
-
-    # The server.
 
     def server_starts(self, machine: ParameterServer, saved_step: int, now: float) -> None:
         """A server begins, from the newest checkpoint that reached the disk."""
@@ -92,11 +75,17 @@ class Oracle:
         self._next = [saved_step] * self.plan.shards
         self._next_before = list(self._next)
         self._accepted, self._leases, self._live = {}, {}, {}
+        self.wrong = None
         self._spoke_at = now
         self.check_state(machine.state, "resumed state")
 
     def check_state(self, state: State, what: str) -> None:
         """A state is the reference's of its step, to the last bit."""
+        if self.wrong is None:
+            self.check_result(state, what)
+
+    def check_result(self, state: State, what: str) -> None:
+        """The same, also in a tainted term: what is handed over to the user."""
         names = ("weights", "memory", "hidden", "smooth loss", *("previous",) * self.plan.delay)
         wanted = self.reference.state_bytes[state.step]
         for name, ours, theirs in zip(names, wanted, bytes_of(state), strict=True):
@@ -111,6 +100,7 @@ class Oracle:
         )
         judged = (
             isinstance(message, Gradient)
+            and self.wrong is None
             and not stranger
             and member is not None
             and member.state in (PeerState.WORKING, PeerState.SILENT)
@@ -118,6 +108,7 @@ class Oracle:
         return Before(
             verdict=self._judge(machine, message) if judged else None,  # type: ignore[arg-type]
             stranger=stranger,
+            sender=member.name if member else "",
             members=frozenset(machine.membership.members),
             counts=dict(machine.counts),
         )
@@ -127,6 +118,8 @@ class Oracle:
         if step < next_step:
             if step < self.step - STEPS_COMPARED or (shard, step) not in self._accepted:
                 return Verdict.REPEAT_TOO_OLD
+            if not self._is_from_here(gradient):
+                return Verdict.FROM_ANOTHER_STATE
             same = self._accepted[shard, step] == _content(gradient)
             return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
         open_now = machine.phase in (Phase.TRAINING, Phase.STOPPING)
@@ -134,11 +127,13 @@ class Oracle:
             return Verdict.NOT_OPEN
         if step > next_step:
             return Verdict.EARLY
-        if gradient.version != self.reference.version(step) or gradient.hidden_digest != digest(
-            self.reference.hidden[step][shard]
-        ):
-            return Verdict.FROM_ANOTHER_STATE
-        return Verdict.WANTED
+        return Verdict.WANTED if self._is_from_here(gradient) else Verdict.FROM_ANOTHER_STATE
+
+    def _is_from_here(self, gradient: Gradient) -> bool:
+        """Whether it names the reference's weights and hidden state."""
+        hidden = self.reference.hidden[gradient.step][gradient.shard]
+        version = self.reference.version(gradient.step)
+        return gradient.version == version and gradient.hidden_digest == digest(hidden)
 
     def after_server(
         self,
@@ -151,9 +146,11 @@ class Oracle:
         """Compare what the server made of the message with what it must make of it."""
         if before.stranger:
             self._check_stranger(machine, peer, before, effects)
+        if self.wrong is not None:
+            return
         self._next_before = list(self._next)
         if before.verdict is Verdict.WANTED and isinstance(message, Gradient):
-            self._check_wanted(message)
+            self._check_wanted(message, before)
             self._next[message.shard] += 1
             self._accepted[message.shard, message.step] = _content(message)
         actual = [machine.steps.next(shard) for shard in range(self.plan.shards)]
@@ -179,18 +176,25 @@ class Oracle:
         ):
             raise Violation("another term", f"a stranger's message was handled: {effects}")
 
-    def _check_wanted(self, gradient: Gradient) -> None:
-        """The gradient that counts is the recomputed one."""
+    def _check_wanted(self, gradient: Gradient, before: Before) -> None:
+        """The gradient that counts is the recomputed one, unless a broken worker was the first."""
         if (gradient.shard, gradient.step) in self._accepted:
             raise Violation("twice", f"step {gradient.step}, shard {gradient.shard}")
-        self._check_piece(gradient, "accepted gradient")
         self.accepted_in_all += 1
+        if before.sender in self.broken and _content(gradient) != self._content_of(gradient):
+            self.wrong = gradient
+            self.tainted.add(self.term)
+        else:
+            self.check_piece(gradient, "accepted gradient")
 
-    def _check_piece(self, gradient: Gradient, invariant: str) -> None:
-        piece = self.reference.pieces[gradient.shard, gradient.step]
-        wanted = (piece.loss, piece.gradient, piece.hidden)
-        if _content(gradient) != wanted:
+    def check_piece(self, gradient: Gradient, invariant: str) -> None:
+        """A gradient is the recomputed one, to the last bit."""
+        if _content(gradient) != self._content_of(gradient):
             raise Violation(invariant, f"step {gradient.step}, shard {gradient.shard} differs")
+
+    def _content_of(self, gradient: Gradient) -> tuple[Any, ...]:
+        piece = self.reference.pieces[gradient.shard, gradient.step]
+        return (piece.loss, piece.gradient, piece.hidden)
 
     def _check_counts(self, machine: ParameterServer, before: Before) -> None:
         for verdict in Verdict:
@@ -204,6 +208,8 @@ class Oracle:
 
     def check_step(self, machine: ParameterServer) -> None:
         """Every step that is complete is applied, and comes to the reference's state."""
+        if self.wrong is not None:
+            return
         step = self.step
         while step < self.plan.steps and min(self._next) > step:
             step += 1
@@ -223,8 +229,26 @@ class Oracle:
             if lease.shard != shard or lease.peer not in machine.membership.members:
                 raise Violation("lease", f"of shard {shard} at {lease.peer!r}")
 
-    def server_sends(self, peer: Peer, message: Message, now: float) -> None:
+    def check_barred(self, machine: ParameterServer, before: Before) -> None:
+        """Who sent other bytes than the right ones is barred by name, and nobody else is."""
+        barred = set(machine.reception.barred)
+        if before.verdict is Verdict.REPEAT_DIFFERS and before.sender not in barred:
+            raise Violation("barred", f"{before.sender} is not, and its repeat was wrong")
+        names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
+        if not barred <= self.broken or barred & names:
+            raise Violation("barred", f"{barred}; broken are {self.broken}, here are {names}")
+
+    def goes_back(self, back: GoBack) -> None:
+        """The way back leads to before the wrong gradient, and the one who sent it is barred."""
+        if self.wrong is None or back.step > self.wrong.step:
+            raise Violation("went back", f"to {back.step} for {self.wrong and self.wrong.step}")
+        if set(back.barred) != self.broken:
+            raise Violation("barred", f"{set(back.barred)}; broken are {self.broken}")
+
+    def server_sends(self, peer: Peer, message: Message) -> None:
         """Check what a lease, and weights, may say."""
+        if self.wrong is not None:
+            return
         if isinstance(message, Grant):
             self._check_grant(peer, message)
         elif isinstance(message, Weights):
@@ -279,83 +303,12 @@ class Oracle:
         """While no step completes, somebody is told why."""
         self.check_step(machine)
         self._check_leases(machine)
+        for member in machine.membership.workers():
+            if now - member.heard_at >= machine.membership.limit(member):
+                raise Violation("lost", f"{member.name} is not: silent since {member.heard_at:.1f}")
         quiet = now - max(self._spoke_at, applied_at)
         if quiet > LONGEST_SILENCE and machine.phase in (Phase.TRAINING, Phase.STOPPING):
             raise Violation("silence", f"the server has said nothing for {quiet:.1f} s")
-
-    # The workers.
-
-    def before_worker(self, machine: Worker, message: Message) -> WorkerBefore:
-        """Note how the worker stands."""
-        welcome = machine.session.welcome
-        mine = (welcome.run, welcome.term) if welcome else None
-        general = isinstance(message, Hello | Welcome | Refused | StartAfresh)
-        foreign = not general and (message.run, message.term) != mine  # type: ignore[union-attr]
-        return WorkerBefore(welcome.term if welcome else 0, foreign, _memory(machine))
-
-    def after_worker(
-        self, machine: Worker, message: Message, before: WorkerBefore, effects: Sequence[Effect]
-    ) -> None:
-        """A message of another term changes nothing; terms rise."""
-        if before.foreign and (effects or _memory(machine) != before.memory):
-            raise Violation("another term", f"a worker handled {type(message).__name__}")
-        welcome = machine.session.welcome
-        if welcome and welcome.term < before.term:
-            raise Violation("term", f"a worker went from {before.term} to {welcome.term}")
-        if isinstance(message, Grant) and not before.foreign:
-            self._granted_to[machine.session.hello.instance, message.term, message.shard] = (
-                message.lease
-            )
-
-    def worker_computes(self, machine: Worker, unit: Compute) -> None:
-        """A unit is the lowest that the worker has, and starts from the reference's bytes."""
-        waiting = [
-            (other.step, other.shard)
-            for other in machine._units()
-            if other.flag == UnitState.QUEUED
-        ]
-        if waiting and min(waiting) < (unit.step, unit.shard):
-            raise Violation("lowest first", f"{unit.step, unit.shard} before {min(waiting)}")
-        if (
-            unit.version != self.reference.version(unit.step)
-            or bytes(unit.weights) != self.reference.weights[unit.version]
-        ):
-            raise Violation("unit", f"weights {unit.version} for step {unit.step}")
-        if bytes(unit.hidden) != self.reference.hidden[unit.step][unit.shard]:
-            raise Violation("unit", f"hidden state of step {unit.step}, shard {unit.shard}")
-        self._check_computed_once(machine)
-
-    def _check_computed_once(self, machine: Worker) -> None:
-        computing = next((u for u in machine._units() if u.flag == UnitState.COMPUTING), None)
-        welcome = machine.session.welcome
-        if computing is None or welcome is None or self.plan.disorder:
-            return
-        key = (machine.session.hello.instance, welcome.term, computing.lease, computing.step)
-        if key in self._computed:
-            raise Violation("computed twice", f"{computing} by {machine.session.hello.name}")
-        self._computed.add(key)
-
-    def worker_sends(self, message: Message) -> None:
-        """Every gradient that an honest worker sends is the reference's."""
-        if not isinstance(message, Gradient):
-            return
-        self._check_piece(message, "sent gradient")
-        hidden = self.reference.hidden[message.step][message.shard]
-        if message.hidden_digest != digest(hidden) or message.version != self.reference.version(
-            message.step
-        ):
-            raise Violation("sent gradient", f"step {message.step} names another state")
-
-
-def _memory(machine: Worker) -> tuple[Any, ...]:
-    units: tuple[Unit, ...] = machine._units()
-    return (
-        machine.state,
-        frozenset(machine._leases),
-        frozenset(units),
-        frozenset(machine._versions),
-        machine._acknowledged,
-    )
 
 
 def _content(gradient: Gradient) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ Data goes to standard output, everything else to standard error. What a user can
 and an exit code (runtime/errors.py). numpy is imported by the commands, after the pinning.
 """
 
-import os
+import io
 import signal
 import sys
 from typing import Annotated, Any
@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     command = typer.main.get_command(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -61,9 +63,6 @@ def run(arguments: list[str]) -> int:
         return BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0  # whoever read our output has enough of it
     return code if isinstance(code, int) else 0
 
 

@@ -27,7 +27,9 @@ def sample(
     ] = None,
     temperature: Annotated[
         float,
-        typer.Option(help="Below 1 is safer, above 1 wilder; 0 takes the likeliest.", min=0.0),
+        typer.Option(
+            help="Below 1 is safer, above 1 wilder; 0 takes the likeliest.", min=0.0, max=1000.0
+        ),
     ] = 1.0,
     top_k: Annotated[
         int, typer.Option(help="Draw among the k likeliest only; 0: among all.", min=0)
@@ -49,19 +51,19 @@ def sample(
     if prime_file is not None:
         prime = _read_prime(prime_file)
     live = source.startswith(("tcp://", "ipc://"))
-    parameters, vocabulary = fetch(source, patience=10.0) if live else load(Path(source))
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-        say(f"--seed {seed}")
+    parameters, vocabulary = fetch(source, patience=10.0, say=say) if live else load(Path(source))
+    chosen = secrets.randbelow(2**32) if seed is None else seed
     drawn = draw(
         parameters,
         vocabulary,
-        np.random.default_rng([seed, 2]),
+        np.random.default_rng([chosen, 2]),
         length=length,
         prime=prime,
         temperature=temperature,
         top_k=top_k,
     )
+    if seed is None:
+        say(f"--seed {chosen}")
     write(prime)
     for character in drawn:
         write(character)
@@ -95,9 +97,9 @@ def verify(
     with counting("steps", todo.steps) as progress:
         finding = do_again(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:
-        typer.echo(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}")
+        write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
-    typer.echo(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoints")
+    write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoints\n")
 
 
 @with_flags(TRIAL, TRANSPORT, DEFINITION)
@@ -121,22 +123,22 @@ def equivalence(text: Text = None, **flags: Any) -> None:
         _print_table(table(done))
         if definition.streams_in_all == 1:
             found = trials.against_plain()
-            typer.echo(
+            write(
                 "largest relative difference from min-char-rnn's plain form:"
                 f" {found.one_step:.1e} in one step from the same state,"
-                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory"
+                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory\n"
             )
     if difference_at := verdict(done):
-        typer.echo(f"DIFFERENT: {difference_at}")
+        write(f"DIFFERENT: {difference_at}\n")
         raise typer.Exit(1)
-    typer.echo("the same bits: weights, Adagrad's memory, hidden states and smooth loss")
+    write("the same bits: weights, Adagrad's memory, hidden states and smooth loss\n")
 
 
 def _print_table(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        typer.echo("  ".join(cells))
+        write("  ".join(cells) + "\n")
 
 
 def doctor(
@@ -147,10 +149,10 @@ def doctor(
 
     found = examine()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        write(json.dumps(found, indent=2) + "\n")
         return
     for name, value in _flat(found):
-        typer.echo(f"{name:<44}{value}")
+        write(f"{name:<44}{value}\n")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

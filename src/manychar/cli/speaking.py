@@ -1,6 +1,7 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
 import contextlib
+import os
 import sys
 
 
@@ -15,6 +16,10 @@ def nothing(_: object) -> None:
 
 
 def write(text: str) -> None:
-    """Write text on standard output, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write text on standard output, at once; end where whoever reads it has enough."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

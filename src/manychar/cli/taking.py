@@ -86,8 +86,6 @@ def settings(flags: dict[str, Any], *, workers: int) -> "Settings":
 
     fields = {field.name for field in dataclasses.fields(Settings)}
     given = {name: value for name, value in flags.items() if name in fields}
-    if given.get("lease_timeout", 1.0) <= 0:
-        raise UserError(f"--lease-timeout is {given['lease_timeout']}: it takes seconds above 0")
     return Settings(**{"workers": workers, **given})
 
 

@@ -24,16 +24,15 @@ def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     directory = take_run(text, flags)
     settings = directory.settings
-    from manychar.runtime.launch import Fleet, endpoint_for
+    from manychar.runtime.launch import Fleet
 
     if settings.workers > directory.definition.shards:
         say(
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    endpoint = endpoint_for(settings.transport, directory.path)
     with display(directory) as screen:
-        finish = Fleet(directory, endpoint, screen).run()
+        finish = Fleet(directory, screen).run()
     _finish(finish, directory, again="train")
 
 
@@ -48,12 +47,13 @@ def server(
     **flags: Any,
 ) -> None:
     """Serve a run to workers that are started by hand, here or on other machines."""
-    from manychar.runtime.transport import check_endpoint, require_safe
+    from manychar.runtime.transport import check_endpoint, check_free, require_safe
 
     check_endpoint(bind)
     require_safe(bind, insecure=insecure)
     if insecure:
         say(f"--insecure: whoever can reach {bind} can join this run, and see its text")
+    check_free(bind)  # before a run directory is made for nothing
     directory = take_run(text, flags)
     from manychar.runtime.parent import Parent
     from manychar.runtime.serve import serve
@@ -114,7 +114,7 @@ def stop(
     pin("portable")
     from manychar.runtime.observe import stop as ask_to_stop
 
-    say(ask_to_stop(endpoint, patience=patience))
+    say(ask_to_stop(endpoint, patience=patience, say=say))
 
 
 def _screen(display: "Display") -> Any:

@@ -86,7 +86,7 @@ class Leasing:
 
     def _ask_again(self, lease: Lease, step: int, now: float) -> None:
         holder = self._membership.members[lease.peer]
-        if holder.units_at >= lease.asked_at and holder.is_busy_with(lease.number, step):
+        if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
             lease.asked_at = now
         else:
             self._outbox.count("asked again")

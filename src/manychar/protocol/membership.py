@@ -45,10 +45,14 @@ class Member:
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
 
-    def is_busy_with(self, lease: int, step: int) -> bool:
-        """Whether its last heartbeat says that it has this unit and is not through with it."""
+    def is_busy(self, lease: int, step: int) -> bool:
+        """Whether its last heartbeat says that it will come to this unit, or is at another.
+
+        Who computes reads no messages, and so may not know of a unit that was granted meanwhile.
+        """
         return any(
-            unit.lease == lease and unit.step == step and unit.flag != UnitState.SENT
+            unit.flag == UnitState.COMPUTING
+            or (unit.lease == lease and unit.step == step and unit.flag == UnitState.QUEUED)
             for unit in self.units
         )
 

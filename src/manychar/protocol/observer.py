@@ -25,6 +25,7 @@ from manychar.protocol.messages import (
     StartAfresh,
     Weights,
     Welcome,
+    one_line,
 )
 from manychar.protocol.session import Session
 
@@ -78,7 +79,7 @@ class Observer:
         """Say goodbye and go."""
         effects: list[Effect] = []
         if self.state is State.WATCHING and (welcome := self.session.welcome):
-            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=reason))]
+            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
         self.state = State.GONE
         return [*effects, Finish(0, reason)]
 

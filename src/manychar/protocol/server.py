@@ -206,7 +206,8 @@ class ParameterServer:
         self.leasing.ask_again(now)
         if now >= self._next_complaint:
             self._complain(now)
-        if now >= self._stop_by and self.phase is Phase.STOPPING:
+        in_vain = now >= self._stop_by or not self.membership.workers()
+        if self.phase is Phase.STOPPING and in_vain:
             self._save_and_finish(now)
         if now >= self._next_report and self.state.step != self._reported_step:
             self._report(now)
@@ -285,11 +286,10 @@ class ParameterServer:
             why = f"it computed step {step}, shard {shard} wrongly"
             self.reception.bar(name, why, now)
         if accepted != truth:
-            self.outbox.notice(
-                f"a wrong gradient of step {step} was accepted: going back before it"
-            )
+            first = self.steps.first_from(self.reception.barred, at_most=step)
+            self.outbox.notice(f"a wrong gradient was accepted: going back before step {first}")
             self.phase = Phase.FINISHED
-            self.outbox.add(GoBack(step, dict(self.reception.barred)))
+            self.outbox.add(GoBack(first, dict(self.reception.barred)))
         self._end_if_all_is_done()
         return self.outbox.collect()
 

@@ -9,6 +9,7 @@ committed when the step is applied (design rules 2, 4, 6, 7, 10). No peer is kno
 import dataclasses
 import enum
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,16 @@ class Steps:
     def accepted(self, shard: int, step: int) -> Accepted:
         """Return what was accepted; KeyError where it is too old to compare."""
         return self._shards[shard].accepted[step]
+
+    def first_from(self, senders: Container[str], *, at_most: int) -> int:
+        """Return the lowest remembered step that any of them had a part in, or `at_most`."""
+        steps = [
+            step
+            for shard in self._shards
+            for step, accepted in shard.accepted.items()
+            if accepted.sender in senders
+        ]
+        return min([at_most, *steps])
 
     def unit(self, shard: int, step: int) -> Compute:
         """Return a unit that was accepted, to be computed again; KeyError where it is too old."""

@@ -9,6 +9,7 @@ order.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,13 @@ def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
 def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Checkpoint:
     definition = Definition.from_mapping(json.loads(metadata["config"]))
     vocabulary, hidden_size = metadata["vocabulary"], definition.hidden
+    step, smooth_loss = int(metadata["step"]), float.fromhex(metadata["smooth_loss_hex"])
+    if metadata["format"] != str(FORMAT_VERSION):
+        raise ValueError(
+            f"its format is {metadata['format']}, this manychar reads {FORMAT_VERSION}"
+        )
+    if step < 0 or not math.isfinite(smooth_loss) or list(vocabulary) != sorted(set(vocabulary)):
+        raise ValueError("its step, smooth loss or vocabulary is none")
     size = count_parameters(len(vocabulary), hidden_size)
     template = Parameters(np.empty(size, definition.dtype), len(vocabulary), hidden_size)
     _check_tensors(tensors, definition, template)
@@ -153,12 +161,12 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
         return np.concatenate([tensors[prefix + name].reshape(-1) for name in PARAMETER_NAMES])
 
     state = State(
-        step=int(metadata["step"]),
+        step=step,
         parameters=template.like(flat("")),
         memory=flat("m"),
         hidden=tensors["hidden"],
         previous=tuple(tensors["previous"]) if definition.delay else (),
-        smooth_loss=float.fromhex(metadata["smooth_loss_hex"]),
+        smooth_loss=smooth_loss,
     )
     return Checkpoint(definition, vocabulary, state, metadata["sha256"])
 

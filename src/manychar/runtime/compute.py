@@ -13,7 +13,7 @@ from manychar.numerics.model import Parameters, loss_and_gradient
 from manychar.protocol.effects import Compute, Proof, Result
 from manychar.protocol.messages import Dimensions
 from manychar.protocol.steps import as_frame
-from manychar.runtime.libraries import libraries
+from manychar.runtime.libraries import kernels, libraries
 
 
 class Pulse:
@@ -63,7 +63,7 @@ class Engine:
             libraries=names,
             progress=pulse,
         )
-        return Proof(found, names, pulse.slowest)
+        return Proof(found, names | kernels(), pulse.slowest)
 
     def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
         """Return one shard's loss, gradient and next hidden state at one step."""

@@ -19,7 +19,7 @@ from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
 from manychar.runtime.corpus_file import Corpus
 from manychar.runtime.display import Display
 from manychar.runtime.errors import RUN_FAILED, UserError
-from manychar.runtime.launch import Fleet, endpoint_for
+from manychar.runtime.launch import Fleet
 from manychar.runtime.replay import first_difference, replay
 from manychar.runtime.run_directory import RunDirectory, Settings, create_run
 
@@ -71,7 +71,6 @@ class Equivalence:
         with self._display(directory) as display:
             fleet = Fleet(
                 directory,
-                endpoint_for(self.settings.transport, directory.path),
                 display,
                 killer or (lambda _fleet, _report: None),
             )

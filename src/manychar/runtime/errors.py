@@ -6,6 +6,8 @@ STOPPED = 75
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
 
+STOPPING = "stopping: the step is ended and a checkpoint written; once more ends at once"
+
 
 class UserError(Exception):
     """An error that ends the program with its one line on stderr and its exit code."""

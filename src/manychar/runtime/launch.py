@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import zmq
 
@@ -23,7 +23,7 @@ from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import Report, Role, Weights
 from manychar.protocol.observer import Observer
 from manychar.runtime.display import Display
-from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
 from manychar.runtime.peers import hello
 from manychar.runtime.run_directory import RunDirectory, Settings
 from manychar.runtime.transport import Dealer
@@ -71,14 +71,13 @@ class Fleet:
     def __init__(
         self,
         directory: RunDirectory,
-        endpoint: str,
         display: Display,
         on_report: Callable[["Fleet", Report], None] = lambda _fleet, _report: None,
     ) -> None:
         self.directory = directory
         self.display = display
         self.workers = [_Seat(f"worker-{i + 1}") for i in range(directory.settings.workers)]
-        self._bind = endpoint
+        self._bind = "tcp://127.0.0.1:*"
         self._on_report = on_report
         self._endpoint = ""
         self.server = _Seat("the server")
@@ -105,6 +104,9 @@ class Fleet:
             self._stack.enter_context(
                 self._wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
             )
+            if self.directory.settings.transport == "ipc":
+                folder = self._stack.enter_context(TemporaryDirectory(prefix="manychar-"))
+                self._bind = f"ipc://{folder}/server"
             self._start_server()
             while self._code is None:
                 self._turn()
@@ -257,6 +259,7 @@ class Fleet:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
         if self._wanted_code is None:
             self._wanted_code = code
+            self.display.say(STOPPING)
             if self.server.process is not None:
                 self.server.process.terminate()
             else:
@@ -377,8 +380,3 @@ def _operation_flags(settings: Settings) -> list[str]:
     ):
         flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     return [*flags, *(["--allow-mixed-numerics"] if settings.allow_mixed_numerics else [])]
-
-
-def endpoint_for(transport: str, directory: Path) -> str:
-    """Return where a fleet on this machine meets: a free loopback port, or a socket file."""
-    return f"ipc://{directory}/server.ipc" if transport == "ipc" else "tcp://127.0.0.1:*"

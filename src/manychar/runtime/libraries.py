@@ -22,7 +22,8 @@ def libraries() -> dict[str, str]:
 def kernels() -> dict[str, str]:
     """Return which kernels numpy and its OpenBLAS have chosen for this CPU, where they tell."""
     simd = np.show_config(mode="dicts").get("SIMD Extensions", {})
-    return {"numpy": " ".join(simd.get("found", [])) or "baseline", "blas": _openblas_core()}
+    found = " ".join(simd.get("found", [])) or "baseline"
+    return {"numpy kernels": found, "blas kernels": _openblas_core()}
 
 
 def _openblas_core() -> str:

@@ -1,13 +1,13 @@
 """A peer that only looks, from outside the fleet: takes a live server's weights, or has it stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from manychar.numerics.model import Parameters
 from manychar.protocol.codec import decode, encode
-from manychar.protocol.effects import Effect, Finish, Send, Show
+from manychar.protocol.effects import Effect, Finish, Say, Send, Show
 from manychar.protocol.messages import Message, Role, Stop, Weights, Welcome
 from manychar.protocol.observer import Observer
 from manychar.runtime.errors import RUN_FAILED, UserError
@@ -59,7 +59,7 @@ class Watch:
         self._dealer.close()
 
 
-def fetch(endpoint: str, *, patience: float) -> tuple[Parameters, str]:
+def fetch(endpoint: str, *, patience: float, say: Callable[[str], None]) -> tuple[Parameters, str]:
     """Return (parameters, vocabulary) of a live server: its newest weights.
 
     Raises UserError where no server answers within `patience` seconds, or it refuses.
@@ -70,6 +70,8 @@ def fetch(endpoint: str, *, patience: float) -> tuple[Parameters, str]:
             match effect:
                 case Show(Weights() as weights) if watch.welcome is not None:
                     return _unpacked(watch.welcome, weights)
+                case Say(text):
+                    say(text)
                 case Finish(code, reason):
                     raise UserError(
                         reason or f"{endpoint}: the run has ended", code=code or RUN_FAILED
@@ -86,7 +88,7 @@ def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
     return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary
 
 
-def stop(endpoint: str, *, patience: float) -> str:
+def stop(endpoint: str, *, patience: float, say: Callable[[str], None]) -> str:
     """Have a server end its step, write a checkpoint and finish; return its last words.
 
     Raises UserError where no server answers, or the run ended in another way.
@@ -99,6 +101,8 @@ def stop(endpoint: str, *, patience: float) -> str:
                 if not asked:
                     raise UserError(effect.reason, code=effect.code or RUN_FAILED)
                 return effect.reason
+            if isinstance(effect, Say):
+                say(effect.text)
             if not asked and (welcome := watch.welcome) is not None:
                 asked = True
                 watch.send(Stop(run=welcome.run, term=welcome.term))

@@ -5,6 +5,7 @@ Checkpoints that are damaged, or that belong to steps which will be done again, 
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from manychar.runtime.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from manychar.runtime.durable import rename
@@ -47,14 +48,27 @@ def take_up(
 def _choose(
     directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int | None
 ) -> Checkpoint:
+    damaged: list[tuple[Path, str]] = []
     for step, path in reversed(list_checkpoints(directory.checkpoints)):
         if not_after is not None and step > not_after:
             rename(path, path.with_name(f"{path.name}.before-term-{term}"))
             continue
         try:
-            return read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except UserError as error:
-            aside = path.with_name(f"{path.name}.damaged-{term}")
-            say(f"{error}; renamed to {aside.name}, going on from an earlier checkpoint")
-            rename(path, aside)
-    raise UserError(f"{directory.checkpoints}: no whole checkpoint is there to go on from")
+            damaged.append((path, str(error)))
+            continue
+        for bad, why in damaged:
+            aside = bad.with_name(f"{bad.name}.damaged-{term}")
+            say(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
+            rename(bad, aside)
+        _require_same_run(directory, checkpoint, path)
+        return checkpoint
+    whys = "; ".join(why for _, why in damaged) or f"{directory.checkpoints}: it is empty"
+    raise UserError(f"no whole checkpoint to go on from: {whys}")
+
+
+def _require_same_run(directory: RunDirectory, checkpoint: Checkpoint, path: Path) -> None:
+    vocabulary, _ = directory.streams()
+    if checkpoint.definition != directory.definition or checkpoint.vocabulary != vocabulary:
+        raise UserError(f"{path}: it is of another definition or text than {directory.path}")

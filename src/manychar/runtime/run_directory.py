@@ -20,7 +20,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import CorpusError, Streams
-from manychar.numerics.definition import Definition, DefinitionError
+from manychar.numerics.definition import Definition
 from manychar.numerics.train import start
 from manychar.runtime.checkpoint import (
     Checkpoint,
@@ -68,6 +68,41 @@ class Settings:
     mixed: bool = False
     fingerprint: str = ""
     libraries: dict[str, str] = dataclasses.field(default_factory=dict)
+    barred: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what cannot be carried out."""
+        for name, (low, high) in _WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(
+                    f"{_flag(name)} is {value!r}: it takes a whole number {low} … {high}"
+                )
+        timeout = self.lease_timeout
+        if type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
+            raise UserError(
+                f"--lease-timeout is {timeout!r}: it takes seconds above 0, up to {LONGEST_TIMEOUT}"
+            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise UserError(f"{_flag(name)} is {value!r}: it takes {' or '.join(choices)}")
+
+
+LONGEST_TIMEOUT = 86_400
+_WHOLE_NUMBERS = {
+    "steps": (0, 10**15),
+    "checkpoint_every": (0, 10**15),
+    "keep_checkpoints": (0, 10**15),
+    "sample_every": (0, 10**15),
+    "sample_length": (0, 10**15),
+    "workers": (1, 1024),
+}
+_CHOICES = {"transport": ("tcp", "ipc"), "on_disk_error": ("stop", "continue")}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +208,14 @@ def open_run(path: Path) -> RunDirectory:
         definition = Definition.from_mapping(config["definition"])
         known = {field.name for field in dataclasses.fields(Settings)}
         operation = {key: value for key, value in config["operation"].items() if key in known}
-        return RunDirectory(path, str(config["run"]), definition, Settings(**operation))
+        run = str(config["run"])
+        if run != definition.run_id(run.rpartition("-")[2]):
+            raise ValueError("its definition is not the one that the run is named after")
+        return RunDirectory(path, run, definition, Settings(**operation))
     except OSError as error:
         raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, DefinitionError) as error:
-        raise UserError(f"{path / CONFIG_NAME}: damaged: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
 def _config(run: str, definition: Definition, settings: Settings) -> bytes:
@@ -226,11 +264,14 @@ def raise_term(directory: RunDirectory) -> int:
 def _read_term(directory: RunDirectory) -> int:
     path = directory.path / TERM_NAME
     try:
-        return int(path.read_text(encoding="ascii"))
+        term = int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0
     except ValueError:
-        raise UserError(f"{path}: damaged: not a whole number") from None
+        term = -1
+    if term < 0:
+        raise UserError(f"{path}: damaged: not a whole number")
+    return term
 
 
 def take_up_metrics(directory: RunDirectory, step: int) -> float:
@@ -239,7 +280,7 @@ def take_up_metrics(directory: RunDirectory, step: int) -> float:
     if not path.exists():
         return 0.0
     kept, seconds = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
             if values["step"] > step:

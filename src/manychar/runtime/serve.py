@@ -34,7 +34,14 @@ from manychar.protocol.reception import as_words
 from manychar.protocol.run import Operation, Run
 from manychar.protocol.server import ParameterServer
 from manychar.runtime.compute import Engine
-from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because
+from manychar.runtime.errors import (
+    INTERRUPTED,
+    RUN_FAILED,
+    STOPPED,
+    STOPPING,
+    UserError,
+    because,
+)
 from manychar.runtime.journal import Step, weights_digest
 from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
@@ -80,7 +87,7 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
                     stack.callback(router.close)
                     screen.bound(router.endpoint)
                 with Writer(directory, beginning, wake) as writer:
-                    outcome = _Loop(
+                    loop = _Loop(
                         machine=machine,
                         engine=engine,
                         directory=directory,
@@ -90,7 +97,9 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
                         screen=screen,
                         parent=parent,
                         wake=wake,
-                    ).run()
+                    )
+                    outcome = loop.run()
+                    directory = loop.directory
     return outcome
 
 
@@ -132,7 +141,7 @@ def _run(
         state=beginning.checkpoint.state,
         fingerprint="",
         libraries={},
-        barred=back.barred,
+        barred={**settings.barred, **back.barred},
     )
     engine = Engine(run.dimensions)
     proof = engine.prove()
@@ -222,6 +231,7 @@ class _Loop:
 
     def _woken(self) -> None:
         for number in self.wake.take():
+            self.screen.say(STOPPING)
             if number == signal.SIGINT:
                 endless = self.machine.run.operation.steps == 0
                 self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
@@ -257,8 +267,7 @@ class _Loop:
                 case Compute():
                     self._compute(effect)
                 case MarkMixed():
-                    marked = dataclasses.replace(self.directory.settings, mixed=True)
-                    self._to_disk("config", self.directory.write_config, marked)
+                    self._change_settings(mixed=True)
                 case Finish() | GoBack():
                     self.outcome = effect
                 case _:
@@ -275,6 +284,13 @@ class _Loop:
         result = self.engine.compute(unit, lambda now: now + 1)
         now = time.monotonic()
         self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
+        self._change_settings(barred=dict(self.machine.reception.barred))
+
+    def _change_settings(self, **changes: object) -> None:
+        """Keep in config.json what the run is to remember of its workers."""
+        settings = dataclasses.replace(self.directory.settings, **changes)  # type: ignore[arg-type]
+        self.directory = dataclasses.replace(self.directory, settings=settings)
+        self._to_disk("config", self.directory.write_config, settings)
 
     def _record(self, report: Report) -> None:
         line = {

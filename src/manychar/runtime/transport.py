@@ -8,6 +8,7 @@ machines' affair, who say it again.
 import contextlib
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,19 +68,23 @@ def require_safe(endpoint: str, *, insecure: bool) -> None:
 class Router:
     """The server's socket."""
 
-    def __init__(self, endpoint: str, dimensions: Dimensions) -> None:
+    def __init__(self, endpoint: str, dimensions: Dimensions | None) -> None:
+        """Listen; `dimensions` bound what is received. Raises UserError where that cannot be."""
         check_endpoint(endpoint)
+        if _is_served(endpoint):  # libzmq would take the file over
+            raise _cannot_bind(endpoint, "another program uses it")
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.ROUTER, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(dimensions))
+        largest = HEADER_BYTES if dimensions is None else _largest_frame(dimensions)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, largest)
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.socket.close(0)
             self._context.term()
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
-            raise UserError(f"cannot bind to {endpoint}: {why}; choose another --bind") from None
+            raise _cannot_bind(endpoint, why) from None
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> tuple[Peer, list[Frame]] | None:
@@ -111,6 +116,24 @@ class Router:
         self._context.term()
         if self.endpoint.startswith("ipc://"):
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+
+
+def check_free(endpoint: str) -> None:
+    """Raise UserError where a server could not listen at this endpoint now."""
+    Router(endpoint, None).close()
+
+
+def _cannot_bind(endpoint: str, why: str) -> UserError:
+    return UserError(f"cannot bind to {endpoint}: {why}; choose another --bind")
+
+
+def _is_served(endpoint: str) -> bool:
+    """Whether somebody listens on an ipc endpoint's file."""
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint or not Path(path).exists():
+        return False
+    with socket.socket(socket.AF_UNIX) as visitor:
+        return visitor.connect_ex(path) == 0
 
 
 class Dealer:

@@ -1,0 +1,132 @@
+"""Stories of an observer, and of the session that it shares with the worker."""
+
+import dataclasses
+
+import pytest
+
+from manychar.protocol.effects import Finish, PeerError, Say, Show
+from manychar.protocol.messages import (
+    Alive,
+    Done,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Notice,
+    Refused,
+    Report,
+    StartAfresh,
+    Weights,
+    Welcome,
+)
+from manychar.protocol.observer import Observer, State
+from manychar.protocol.run import dimensions_of
+from tests.protocol.stage import hello, only, said
+from tests.simulation.reference import reference
+
+RUN, TERM = "run-1", 3
+KNOWN = reference(2, 1, 0, 11)
+WELCOME = Welcome(
+    run=RUN,
+    term=TERM,
+    steps=12,
+    dimensions=dimensions_of(KNOWN.definition, len(KNOWN.vocabulary)),
+    numerics="portable",
+    seed=0,
+    silence=2.0,
+    vocabulary=KNOWN.vocabulary.encode(),
+)
+REPORT = Report(
+    run=RUN,
+    term=TERM,
+    step=1,
+    steps=12,
+    loss=1.0,
+    smooth_loss=1.0,
+    characters=6,
+    seconds=0.5,
+    workers=("ann",),
+    standing_by=0,
+    counts={},
+)
+
+
+def watching() -> Observer:
+    observer = Observer(hello("olga", "observer"), server="there", patience=5.0, now=0.0)
+    observer.receive(WELCOME, 0.0)
+    return observer
+
+
+def test_it_knocks_and_watches() -> None:
+    observer = Observer(hello("olga", "observer"), server="there", patience=5.0, now=0.0)
+    assert only(observer.tick(0.0), Hello).role == "observer"
+    assert observer.receive(WELCOME, 0.1) == []
+    assert observer.state is State.WATCHING
+    assert observer.dimensions == WELCOME.dimensions
+    assert only(observer.tick(0.1), Heartbeat).units == ()
+    assert observer.deadline() == 0.6
+
+
+def test_it_shows_reports_weights_and_notices() -> None:
+    observer = watching()
+    weights = Weights(run=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
+    assert only(observer.receive(REPORT, 0.1), Show).message == REPORT
+    assert only(observer.receive(weights, 0.1), Show).message == weights
+    notice = Notice(run=RUN, term=TERM, text="ann has joined")
+    assert observer.receive(notice, 0.1) == [Say("ann has joined")]
+    assert observer.receive(Alive(run=RUN, term=TERM), 0.1) == []
+
+
+def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
+    observer = watching()
+    assert observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.1) == []
+    assert only(observer.receive(StartAfresh(run=RUN, term=TERM + 1), 0.1), Hello)
+    observer.receive(dataclasses.replace(WELCOME, term=TERM + 1), 0.2)
+    assert observer.receive(WELCOME, 0.3) == []
+    assert observer.receive(StartAfresh(run=RUN, term=TERM), 0.3) == []
+    assert only(observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.4), Show)
+
+
+def test_a_silent_server_is_knocked_for_until_the_patience_is_over() -> None:
+    observer = watching()
+    assert "has said nothing for 4 s: knocking" in said(observer.tick(4.0))
+    assert observer.state is State.KNOCKING
+    assert only(observer.tick(4.0), Hello)
+    assert "waiting for a server at there, up to 3 s" in said(observer.tick(6.0))
+    assert only(observer.tick(9.0), Finish).code == 3
+    assert observer.deadline() is None
+
+
+@pytest.mark.parametrize(
+    ("message", "finish"),
+    [
+        (Refused(reason="no"), Finish(3, "the server refused this observer: no")),
+        (Done(run=RUN, term=TERM, code=75, reason="stopped"), Finish(75, "stopped")),
+    ],
+)
+def test_the_server_ends_it(message: Refused | Done, finish: Finish) -> None:
+    observer = watching()
+    assert observer.receive(message, 0.1) == [finish]
+    assert observer.receive(REPORT, 0.2) == []
+    assert observer.tick(9.0) == []
+
+
+def test_it_says_goodbye() -> None:
+    assert only(watching().leave("enough"), Goodbye).reason == "enough"
+
+
+def test_a_grant_is_not_for_observers() -> None:
+    grant = Grant(
+        run=RUN,
+        term=TERM,
+        lease=1,
+        shard=0,
+        step=0,
+        version=0,
+        fresh=True,
+        weights=b"",
+        hidden=b"",
+        ids=b"",
+    )
+    with pytest.raises(PeerError, match="Grant to an observer that is watching"):
+        watching().receive(grant, 0.1)

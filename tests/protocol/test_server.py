@@ -1,0 +1,469 @@
+"""Stories of the server: who says what, and what it does about it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from manychar.protocol.effects import (
+    Append,
+    Compute,
+    Effect,
+    Finish,
+    GoBack,
+    MarkMixed,
+    PeerError,
+    Record,
+    Save,
+)
+from manychar.protocol.membership import PeerState
+from manychar.protocol.messages import (
+    Alive,
+    Done,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Notice,
+    Refused,
+    Report,
+    Revoke,
+    StartAfresh,
+    Stop,
+    Unit,
+    UnitState,
+    Weights,
+    Welcome,
+)
+from manychar.protocol.server import Phase
+from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
+from tests.simulation.network import flip
+
+
+def finish(effects: list[Effect]) -> Finish:
+    return only(effects, Finish)
+
+
+# Coming and going.
+
+
+def test_the_first_worker_is_granted_every_shard() -> None:
+    stage = Stage(shards=3)
+    assert only(stage.hello("ann"), Welcome).term == TERM
+    grants = sent(stage.ready("ann"), Grant, "ann")
+    assert [(grant.shard, grant.step, grant.version) for grant in grants] == [
+        (0, 0, 0),
+        (1, 0, 0),
+        (2, 0, 0),
+    ]
+    assert all(grant.fresh for grant in grants)
+
+
+def test_a_worker_joins_in_mid_step() -> None:
+    stage = Stage(shards=2)
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    effects = stage.join("bob")
+    assert sent(effects, Revoke, "ann") == [Revoke(run=RUN, term=TERM, lease=2)]
+    (grant,) = sent(effects, Grant, "bob")
+    assert (grant.shard, grant.step) == (1, 0)
+    effects = stage.deliver("bob", 1, 0)
+    assert stage.server.state.step == 1
+    assert {units.version for units in sent(effects, Weights)} == {1}
+
+
+def test_a_takeover_begins_at_the_open_step_with_the_hidden_state_of_the_server() -> None:
+    stage = Stage(shards=2)
+    stage.join("ann", "bob")
+    stage.advance_to(4, "ann")
+    effects = stage.server.unreachable(b"bob", stage.now)
+    (grant,) = sent(effects, Grant, "ann")
+    assert (grant.shard, grant.step) == (1, 4)
+    assert bytes(grant.hidden) == stage.known.hidden[4][1]
+    assert bytes(grant.weights) == stage.known.weights[4]
+
+
+def test_a_takeover_with_a_delay_begins_at_the_lowest_step_that_is_not_there() -> None:
+    stage = Stage(shards=2, delay=2)
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0, 1)
+    effects = stage.join("bob")
+    assert [(grant.shard, grant.step) for grant in sent(effects, Grant, "bob")] == [(1, 0)]
+    assert [weights.units[0].step for weights in sent(effects, Weights, "bob")] == [1, 2]
+    (grant,) = sent(stage.server.unreachable(b"ann", stage.now), Grant, "bob")
+    assert (grant.shard, grant.step, grant.version) == (0, 2, 0)
+    assert bytes(grant.hidden) == stage.known.hidden[2][0]
+
+
+def test_a_late_gradient_of_a_former_holder_counts() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    stage.wait(3.0)
+    assert stage.member("ann").state is PeerState.SILENT
+    stage.join("bob")
+    effects = stage.deliver("ann", 0, 0)
+    assert stage.server.state.step == 1
+    assert "ann is back" in said(effects)
+    stage.deliver("bob", 0, 0)
+    assert stage.server.counts["repeats"] == 1
+
+
+def test_a_worker_that_leaves_hands_back_its_shards() -> None:
+    stage = Stage(shards=2)
+    stage.join("ann", "bob")
+    effects = stage.tell("ann", Goodbye(run=RUN, term=TERM, reason="told to"))
+    assert [grant.shard for grant in sent(effects, Grant, "bob")] == [0]
+    assert "ann has left: told to" in said(effects)
+
+
+def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
+    stage = Stage(shards=2, silence=2.0)
+    stage.join("ann", "bob")
+    effects = stage.wait(2.1, "bob")
+    assert "ann is taken for lost: it has said nothing for 2.0 s" in said(effects)
+    assert stage.shards_of("bob") == [0, 1]
+
+
+def test_a_slow_worker_that_beats_is_not_lost() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann", "bob")
+    stage.wait(60.0, "ann", "bob")
+    assert stage.shards_of("ann") == [0]
+
+
+def test_what_a_worker_is_busy_with_is_not_asked_for_again() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    for _ in range(100):
+        stage.beat("ann", Unit(1, 0, 0, UnitState.COMPUTING))
+        assert not sent(stage.wait(0.2), Grant)
+    assert stage.server.counts["asked again"] == 0
+
+
+def test_what_no_answer_comes_to_is_asked_for_again_with_growing_pauses() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    times = [round(stage.now) for _ in range(160) if sent(stage.wait(0.1, "ann"), Grant)]
+    assert times == [1, 3, 7, 15]
+
+
+def test_a_namesake_takes_over_and_the_former_one_may_come_back() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    effects = stage.tell("ann2", dataclasses.replace(hello("ann"), instance="another"))
+    assert "ann is taken for lost: another ann has come" in said(effects)
+    effects = stage.beat("ann")
+    assert "ann is back" in said(effects)
+
+
+def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    effects = stage.join("bob")
+    assert "bob stands by: this run has 1 shards (--shards) and 2 workers" in said(effects)
+    assert not sent(effects, Grant)
+
+
+# Who is not let in.
+
+
+def test_an_unknown_peer_is_told_to_start_afresh() -> None:
+    stage = Stage()
+    for effects in (stage.beat("ann"), stage.deliver("ann", 0, 0)):
+        assert only(effects, StartAfresh) == StartAfresh(run=RUN, term=TERM)
+    assert stage.server.counts["from another life"] == 2
+
+
+def test_a_message_of_an_older_term_is_told_to_start_afresh() -> None:
+    stage = Stage()
+    stage.join("ann")
+    effects = stage.deliver("ann", 0, 0, term=TERM - 1)
+    assert only(effects, StartAfresh).term == TERM
+    assert stage.server.steps.next(0) == 0
+
+
+def test_a_higher_term_ends_this_server() -> None:
+    stage = Stage()
+    stage.join("ann")
+    ending = finish(stage.deliver("ann", 0, 0, term=TERM + 1))
+    assert ending.code == 3
+    assert f"(term {TERM + 1}) has taken this run over" in ending.reason
+
+
+def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
+    stage = Stage()
+    stage.hello("ann")
+    refused = only(stage.ready("ann", fingerprint="x", libraries={"blas": "MKL"}), Refused)
+    assert "it has blas MKL" in refused.reason
+    assert "the run has blas OpenBLAS Haswell, numpy 2.4.0" in refused.reason
+    assert not stage.server.membership.members
+
+
+def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
+    stage = Stage(allow_mixed=True)
+    stage.hello("ann")
+    effects = stage.ready("ann", fingerprint="x")
+    assert only(effects, MarkMixed)
+    assert "not reproducible bit for bit" in said(effects)
+    assert sent(effects, Grant, "ann")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"wire": 99}, "it speaks wire version 99"),
+        ({"role": "cook"}, "there is no role cook"),
+        ({"name": "eve"}, "barred: it lied"),
+    ],
+)
+def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> None:
+    stage = Stage(barred={"eve": "it lied"})
+    refused = only(stage.tell("ann", dataclasses.replace(hello("ann"), **changes)), Refused)
+    assert reason in refused.reason
+
+
+def test_a_gradient_before_ready_is_passed_over_and_the_worker_welcomed_again() -> None:
+    stage = Stage()
+    stage.hello("ann")
+    assert only(stage.deliver("ann", 0, 0), Welcome)
+    assert stage.server.counts["before ready"] == 1
+
+
+def test_what_the_table_does_not_list_is_the_fault_of_the_peer() -> None:
+    stage = Stage()
+    stage.join("ann")
+    with pytest.raises(PeerError, match="Stop from a peer that is working"):
+        stage.tell("ann", Stop(run=RUN, term=TERM))
+    with pytest.raises(PeerError, match="Alive to a server"):
+        stage.tell("ann", Alive(run=RUN, term=TERM))
+    with pytest.raises(PeerError, match="a gradient of shard 9"):
+        stage.tell("ann", dataclasses.replace(stage.gradient(0, 0), shard=9))
+
+
+def test_malformed_messages_are_counted_and_the_first_ones_shown() -> None:
+    stage = Stage()
+    stage.join("ann")
+    lines = [said(stage.server.malformed(b"ann", "nonsense")) for _ in range(12)]
+    assert lines == ["ann: dropped: nonsense"] * 10 + [""] * 2
+    assert stage.server.counts["malformed"] == 12
+
+
+# What counts.
+
+
+def test_an_identical_repeat_is_counted_and_dropped() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    assert stage.deliver("ann", 0, 0) == []
+    assert stage.server.counts["repeats"] == 1
+
+
+def test_a_repeat_that_is_too_old_is_counted_as_not_compared() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.advance_to(11, "ann")
+    stage.deliver("ann", 0, 0, loss=0.0)
+    assert stage.server.counts["repeats not compared"] == 1
+
+
+def test_a_step_that_is_not_open_is_the_fault_of_the_peer() -> None:
+    stage = Stage(delay=1)
+    stage.join("ann")
+    with pytest.raises(PeerError, match="step 2, shard 0, which is not open yet"):
+        stage.deliver("ann", 0, 2)
+    stage.deliver("ann", 0, 1)
+    assert stage.server.counts["early"] == 1
+
+
+def test_a_gradient_from_another_state_is_dropped_and_its_lease_begun_anew() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    effects = stage.deliver("ann", 0, 0, hidden_digest=bytes(16))
+    assert "ann computed step 0, shard 0 from another state: dropped" in said(effects)
+    assert only(effects, Grant).lease == 2
+    assert stage.server.counts["from another state"] == 1
+
+
+def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:
+    stage = Stage(shards=2)
+    stage.join("ann")
+    stage.join("bob")
+    stage.deliver("bob", 0, 0)
+    effects = stage.deliver("bob", 1, 0)
+    assert [(grant.shard, grant.step) for grant in sent(effects, Grant, "ann")] == [(0, 1)]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_unit() -> None:
+    stage = Stage()
+    stage.join("ann")
+    ending = finish(stage.deliver("ann", 1, 0, loss=math.nan))
+    assert ending.code == 3
+    assert ending.reason == ("ann sent a loss or gradient that is not finite: step 0, shard 1")
+
+
+# Disputes.
+
+
+def test_who_repeats_other_bytes_is_barred_if_the_server_finds_them_wrong() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    right = stage.gradient(0, 0)
+    stage.tell("ann", right)
+    effects = stage.deliver("bob", 0, 0, gradient=flip(right.gradient))
+    unit = only(effects, Compute)
+    assert (unit.shard, unit.step, unit.version, unit.fresh) == (0, 0, 0, True)
+    assert bytes(unit.weights) == stage.known.weights[0]
+    assert "bob sent other bytes for step 0, shard 0 than ann did" in said(effects)
+    effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
+    assert only(effects, Refused).reason == "barred: it computed step 0, shard 0 wrongly"
+    assert stage.shards_of("ann") == [0, 1]
+    assert only(stage.hello("bob"), Refused)
+
+
+def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    right = stage.gradient(0, 3)
+    stage.advance_to(3, "bob")
+    stage.deliver("ann", 0, 3, loss=right.loss + 1)
+    stage.deliver("bob", 1, 3)
+    assert stage.server.state.step == 4
+    stage.tell("bob", right)
+    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    assert only(effects, GoBack) == GoBack(3, {"ann": "it computed step 3, shard 0 wrongly"})
+    assert "a wrong gradient was accepted: going back before step 3" in said(effects)
+    assert stage.server.phase is Phase.FINISHED
+    assert stage.deliver("bob", 0, 4) == []
+
+
+def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    stage.advance_to(2, "bob")
+    stage.deliver("ann", 0, 2)  # nobody repeats this one, right or wrong
+    stage.deliver("bob", 1, 2)
+    right = stage.gradient(0, 3)
+    stage.deliver("ann", 0, 3, loss=right.loss + 1)
+    stage.tell("bob", right)
+    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    assert only(effects, GoBack).step == 2
+
+
+def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_barred() -> None:
+    stage = Stage(allow_mixed=True)
+    stage.hello("ann")
+    stage.ready("ann", fingerprint="x")
+    stage.join("bob")
+    stage.deliver("ann", 0, 0)
+    effects = stage.deliver("bob", 0, 0, loss=1.0)
+    assert not [effect for effect in effects if isinstance(effect, Compute)]
+    assert stage.server.counts["repeats that differ"] == 1
+
+
+def test_the_end_waits_for_a_dispute() -> None:
+    stage = Stage(steps=1)
+    stage.join("ann", "bob")
+    stage.deliver("ann", 0, 0)
+    stage.deliver("bob", 0, 0, loss=1.0)
+    stage.deliver("ann", 1, 0)
+    assert stage.server.saved(1) == []
+    assert finish(stage.server.computed(0, 0, stage.truth(0, 0), stage.now)) == Finish(0, "")
+
+
+# Steps and ends.
+
+
+def test_a_step_is_appended_recorded_and_broadcast() -> None:
+    stage = Stage(steps=2)
+    stage.join("ann")
+    effects = stage.advance_to(1, "ann")
+    appended = only(effects, Append)
+    assert (appended.step, bytes(appended.weights)) == (1, stage.known.weights[1])
+    (weights,) = sent(effects, Weights, "ann")
+    assert [(unit.shard, unit.step) for unit in weights.units] == [(0, 1), (1, 1)]
+    effects = stage.advance_to(2, "ann")
+    assert only(effects, Record).report.step == 2
+    assert only(effects, Save).state.step == 2
+    assert not sent(effects, Grant)
+    assert finish(stage.server.saved(2)) == Finish(0, "")
+
+
+def test_a_run_that_is_through_ends_at_once() -> None:
+    stage = Stage(step=4, steps=4)
+    assert only(stage.server.begin(0.0), Save).state.step == 4
+    assert finish(stage.server.saved(4)) == Finish(0, "")
+
+
+def test_stop_ends_the_step_and_saves() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    assert stage.server.stop(75, "stopped by SIGTERM", now=0.0, by=5.0) == []
+    effects = stage.deliver("ann", 1, 0)
+    assert only(effects, Save).state.step == 1
+    assert not sent(effects, Weights)
+    effects = stage.server.saved(1)
+    assert finish(effects) == Finish(75, "stopped by SIGTERM")
+    assert sent(effects, Done, "ann")[0].code == 75
+
+
+def test_stop_without_the_end_of_the_step_saves_when_the_time_is_up() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.server.stop(75, "stopped", now=0.0, by=0.5)
+    assert only(stage.wait(0.6), Save).state.step == 0
+
+
+def test_stop_without_workers_saves_at_once() -> None:
+    stage = Stage()
+    assert only(stage.server.stop(75, "stopped", now=0.0, by=9.0), Save).state.step == 0
+
+
+def test_an_observer_can_stop_the_run() -> None:
+    stage = Stage()
+    effects = stage.hello("olga", "observer")
+    assert only(effects, Report).step == 0
+    assert only(effects, Weights).units == ()
+    assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
+    stage.tell("olga", Stop(run=RUN, term=TERM))
+    assert finish(stage.server.saved(0)) == Finish(75, "stopped by olga")
+
+
+def test_an_observer_hears_every_notice() -> None:
+    stage = Stage()
+    stage.hello("olga", "observer")
+    effects = stage.join("ann")
+    assert [notice.text for notice in sent(effects, Notice, "olga")] == ["ann has joined"]
+
+
+@pytest.mark.parametrize(("go_on", "ends"), [(True, False), (False, True)])
+def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
+    stage = Stage(go_on_without_disk=go_on)
+    stage.join("ann")
+    effects = stage.server.save_failed(2, "no space left on device")
+    assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
+    text = said(effects) or finish(effects).reason
+    assert "the checkpoint of step 2 could not be written: no space left on device" in text
+
+
+def test_the_last_checkpoint_must_be_written() -> None:
+    stage = Stage(go_on_without_disk=True)
+    stage.server.stop(75, "stopped", now=0.0, by=9.0)
+    assert finish(stage.server.save_failed(0, "I/O error")).code == 3
+
+
+def test_the_server_says_for_whom_it_waits() -> None:
+    stage = Stage()
+    assert "step 0 has waited 1 s for a worker: none is here" in said(stage.wait(1.2))
+    stage.join("ann")
+    text = said(stage.wait(12.0, "ann"))
+    assert "step 0 has waited 11 s for ann (shard 0), ann (shard 1)" in text
+
+
+def test_a_heartbeat_is_answered() -> None:
+    stage = Stage()
+    stage.join("ann")
+    beat = Heartbeat(run=RUN, term=TERM, slowest=0.0, units=())
+    assert only(stage.tell("ann", beat), Alive) == Alive(run=RUN, term=TERM)

@@ -1,0 +1,349 @@
+"""Stories of the worker: what the server says, and what it computes and sends."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from manychar.protocol.effects import (
+    Compute,
+    Effect,
+    Finish,
+    PeerError,
+    Proof,
+    ProtocolError,
+    Prove,
+    Result,
+    Say,
+)
+from manychar.protocol.messages import (
+    Alive,
+    Done,
+    Goodbye,
+    Gradient,
+    Grant,
+    Heartbeat,
+    Hello,
+    Ready,
+    Refused,
+    Report,
+    Revoke,
+    StartAfresh,
+    Unit,
+    UnitState,
+    Weights,
+    Welcome,
+    digest,
+)
+from manychar.protocol.run import dimensions_of
+from manychar.protocol.worker import State, Worker
+from tests.protocol.stage import hello, only, said, sent
+from tests.simulation.reference import Reference, compute, reference
+
+RUN, TERM, SILENCE = "run-1", 3, 2.0
+
+
+class Bench:
+    """One worker, and a server that is played by the test."""
+
+    def __init__(self, *, delay: int = 0, patience: float = 60.0) -> None:
+        self.known: Reference = reference(3, 1, delay, 11)
+        self.worker = Worker(hello("ann"), server="tcp://there", patience=patience, now=0.0)
+
+    def state(self) -> State:
+        """Where the worker stands."""
+        return self.worker.state
+
+    def welcome(self, **changes: Any) -> Welcome:
+        message = Welcome(
+            run=RUN,
+            term=TERM,
+            steps=12,
+            dimensions=dimensions_of(self.known.definition, len(self.known.vocabulary)),
+            numerics="portable",
+            seed=0,
+            silence=SILENCE,
+            vocabulary=b"",
+        )
+        return dataclasses.replace(message, **changes)
+
+    def at_work(self) -> "Bench":
+        """Be welcomed, and say Ready."""
+        self.worker.receive(self.welcome(), 0.0)
+        self.worker.proved(Proof("bits", {}, 0.1), 0.0)
+        return self
+
+    def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
+        """Grant a shard from a step on."""
+        batch = self.known.streams.batch_at(shard, step)
+        version = self.known.version(step)
+        message = Grant(
+            run=RUN,
+            term=TERM,
+            lease=lease,
+            shard=shard,
+            step=step,
+            version=version,
+            fresh=batch.fresh,
+            weights=self.known.weights[version],
+            hidden=self.known.hidden[step][shard],
+            ids=batch.ids.tobytes(),
+        )
+        return self.worker.receive(dataclasses.replace(message, **changes), 0.0)
+
+    def weights(self, version: int, *units: tuple[int, int, int]) -> list[Effect]:
+        """Send new weights with the units (lease, shard, step) that they open."""
+        batches = [self.known.streams.batch_at(shard, step) for _, shard, step in units]
+        message = Weights(
+            run=RUN,
+            term=TERM,
+            version=version,
+            weights=self.known.weights[version],
+            units=tuple(
+                Unit(*unit, batch.fresh) for unit, batch in zip(units, batches, strict=True)
+            ),
+            ids=tuple(batch.ids.tobytes() for batch in batches),
+        )
+        return self.worker.receive(message, 0.0)
+
+    def take(self) -> Compute:
+        """Let it take up a unit, with its mailbox read to the end."""
+        return only(self.worker.mailbox_empty(0.0), Compute)
+
+    def through(self, unit: Compute) -> list[Effect]:
+        """Let it be through with a unit."""
+        assert self.worker.dimensions
+        piece = compute(unit, self.worker.dimensions)
+        return self.worker.computed(Result(piece.loss, piece.gradient, piece.hidden, 0.2), 0.0)
+
+
+def test_it_knocks_proves_and_says_ready() -> None:
+    bench = Bench()
+    assert only(bench.worker.tick(0.0), Hello).name == "ann"
+    assert bench.worker.tick(0.1) == []
+    assert only(bench.worker.tick(0.2), Hello)
+    assert only(bench.worker.receive(bench.welcome(), 0.3), Prove)
+    assert bench.state() is State.PROVING
+    ready = only(bench.worker.proved(Proof("bits", {"blas": "x"}, 0.1), 0.4), Ready)
+    assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
+    assert bench.state() is State.WORKING
+
+
+def test_it_computes_what_it_is_granted_and_names_what_it_used() -> None:
+    bench = Bench().at_work()
+    assert bench.grant(7, 1) == []
+    unit = bench.take()
+    assert (unit.shard, unit.step, unit.version, unit.fresh) == (1, 0, 0, True)
+    gradient = only(bench.through(unit), Gradient)
+    piece = bench.known.pieces[1, 0]
+    assert (gradient.loss, gradient.gradient) == (piece.loss, piece.gradient)
+    assert (gradient.lease, gradient.shard, gradient.step, gradient.version) == (7, 1, 0, 0)
+    assert gradient.hidden_digest == digest(bench.known.hidden[0][1])
+
+
+def test_it_takes_its_lowest_step_and_shard_with_the_mailbox_emptied() -> None:
+    bench = Bench(delay=1).at_work()
+    bench.grant(1, 2)
+    bench.weights(0, (1, 2, 1))
+    bench.grant(2, 1)
+    bench.grant(3, 0)
+    order = []
+    for _ in range(3):
+        unit = bench.take()
+        order.append((unit.step, unit.shard))
+        bench.through(unit)
+    assert order == [(0, 0), (0, 1), (0, 2)]
+    assert bench.take().step == 1
+
+
+def test_steps_of_a_shard_chain_through_its_own_hidden_state() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    bench.through(bench.take())
+    assert bench.worker.mailbox_empty(0.0) == []
+    bench.weights(1, (1, 0, 1))
+    unit = bench.take()
+    assert bytes(unit.hidden) == bench.known.hidden[1][0]
+    assert bytes(unit.weights) == bench.known.weights[1]
+
+
+def test_weights_and_grants_sent_again_elicit_the_same_bytes_again() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    first = only(bench.through(bench.take()), Gradient)
+    assert only(bench.grant(1, 0), Gradient) == first
+    assert only(bench.weights(0, (1, 0, 0)), Gradient) == first
+    assert bench.worker.mailbox_empty(0.0) == []
+
+
+def test_what_the_next_weights_acknowledge_is_forgotten() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    bench.through(bench.take())
+    bench.weights(1, (1, 0, 1))
+    assert bench.grant(1, 0) == []
+    assert bench.take().step == 1
+
+
+def test_a_grant_again_while_it_is_computed_changes_nothing() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    unit = bench.take()
+    bench.grant(1, 0)
+    bench.through(unit)
+    assert bench.worker.mailbox_empty(0.0) == []
+
+
+def test_a_revoked_worker_still_delivers_what_it_began() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    bench.grant(2, 1)
+    unit = bench.take()
+    for lease in (1, 2):
+        bench.worker.receive(Revoke(run=RUN, term=TERM, lease=lease), 0.0)
+    assert only(bench.through(unit), Gradient).shard == 0
+    assert bench.worker.mailbox_empty(0.0) == []
+
+
+def test_an_older_lease_of_the_same_shard_is_ignored() -> None:
+    bench = Bench().at_work()
+    bench.grant(5, 0)
+    bench.grant(4, 0)
+    assert only(bench.through(bench.take()), Gradient).lease == 5
+
+
+def test_a_newer_lease_makes_the_older_void() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    bench.through(bench.take())
+    bench.grant(2, 0)
+    assert only(bench.through(bench.take()), Gradient).lease == 2
+
+
+def test_another_terms_messages_are_passed_over() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0, term=TERM - 1)
+    bench.grant(1, 0, run="run-2")
+    assert bench.worker.mailbox_empty(0.0) == []
+
+
+def test_start_afresh_drops_everything_and_knocks() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    unit = bench.take()
+    effects = bench.worker.receive(StartAfresh(run=RUN, term=TERM + 1), 0.0)
+    assert only(effects, Hello)
+    assert bench.through(unit) == []
+    assert bench.worker.state is State.KNOCKING
+
+
+def test_a_new_term_is_a_new_beginning() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    unit = bench.take()
+    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), Prove)
+    assert bench.through(unit) == []
+    assert bench.worker.receive(bench.welcome(), 0.0) == []
+
+
+def test_a_server_that_falls_silent_is_knocked_for_and_finds_the_worker_as_it_was() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    first = only(bench.through(bench.take()), Gradient)
+    assert "the server at tcp://there has said nothing for 4 s: knocking" in said(
+        bench.worker.tick(4.0)
+    )
+    assert only(bench.worker.tick(4.0), Hello)
+    assert only(bench.worker.receive(bench.welcome(), 4.1), Ready)
+    assert only(bench.grant(1, 0), Gradient) == first
+
+
+def test_it_complains_and_gives_up_when_its_patience_is_over() -> None:
+    bench = Bench(patience=10.0)
+    assert only(bench.worker.tick(2.0), Say).text == (
+        "waiting for a server at tcp://there, up to 8 s"
+    )
+    finish = only(bench.worker.tick(10.0), Finish)
+    assert finish == Finish(3, "gave up: no server at tcp://there for 10 s (--patience)")
+    assert bench.worker.deadline() is None
+    assert bench.worker.tick(11.0) == []
+
+
+def test_it_beats_with_how_far_it_is() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    bench.grant(2, 1)
+    bench.through(bench.take())
+    bench.take()
+    bench.grant(3, 2)
+    beat = only(bench.worker.beat(1.0), Heartbeat)
+    assert set(beat.units) == {
+        Unit(1, 0, 0, UnitState.SENT),
+        Unit(2, 1, 0, UnitState.COMPUTING),
+        Unit(3, 2, 0, UnitState.QUEUED),
+    }
+    assert beat.slowest == 0.2
+    assert bench.worker.beat(1.1) == []
+    assert only(bench.worker.beat(1.0 + SILENCE / 4), Heartbeat)
+
+
+def test_it_leaves_in_good_order() -> None:
+    bench = Bench().at_work()
+    effects = bench.worker.leave(75, "stopped\nby SIGTERM")
+    assert only(effects, Goodbye).reason == "stopped by SIGTERM"
+    assert only(effects, Finish) == Finish(75, "stopped\nby SIGTERM")
+    assert sent(Bench().worker.leave(0, "early"), Goodbye) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (Refused(reason="no"), 3),
+        (Done(run=RUN, term=TERM, code=0, reason="through"), 0),
+        (Done(run=RUN, term=TERM, code=75, reason="stopped"), 0),
+    ],
+)
+def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
+    bench = Bench().at_work()
+    assert only(bench.worker.receive(message, 0.0), Finish).code == code
+    assert bench.worker.receive(Alive(run=RUN, term=TERM), 0.0) == []
+
+
+def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
+    bench = Bench().at_work()
+    with pytest.raises(ProtocolError, match="computed without having been asked"):
+        bench.worker.computed(Result(0.0, b"", b"", 0.0), 0.0)
+    with pytest.raises(ProtocolError, match="proved in state working"):
+        bench.worker.proved(Proof("bits", {}, 0.0), 0.0)
+    with pytest.raises(PeerError, match="Ready to a worker that is working"):
+        bench.worker.receive(
+            Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0), 0.0
+        )
+
+
+def test_two_welcomes_while_proving_need_one_proof_each() -> None:
+    bench = Bench()
+    bench.worker.receive(bench.welcome(), 0.0)
+    assert bench.worker.receive(bench.welcome(), 0.0) == []
+    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), Prove)
+    assert bench.worker.proved(Proof("old", {}, 0.0), 0.0) == []
+    assert only(bench.worker.proved(Proof("new", {}, 0.0), 0.0), Ready).fingerprint == "new"
+
+
+def test_reports_are_not_for_workers() -> None:
+    bench = Bench().at_work()
+    report = Report(
+        run=RUN,
+        term=TERM,
+        step=0,
+        steps=1,
+        loss=0.0,
+        smooth_loss=0.0,
+        characters=0,
+        seconds=0.0,
+        workers=(),
+        standing_by=0,
+        counts={},
+    )
+    with pytest.raises(PeerError):
+        bench.worker.receive(report, 0.0)

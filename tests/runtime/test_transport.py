@@ -1,0 +1,282 @@
+"""Real sockets: whole messages over tcp and ipc, who is gone is noticed, strangers stay outside."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from manychar.protocol.messages import Dimensions, Frame
+from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.runtime.transport import (
+    IPC_PATH_LENGTH,
+    Dealer,
+    Router,
+    Unreachable,
+    check_endpoint,
+    is_local,
+    require_safe,
+)
+from tests.runtime.commands import until
+
+SIZES = Dimensions(
+    vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, delay=0, dtype="float32"
+)
+WAIT_MS = 60_000
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def router(request: pytest.FixtureRequest) -> Iterator[Router]:
+    """A bound ROUTER."""
+    with TemporaryDirectory(prefix="mc") as directory:
+        tcp = request.param == "tcp"
+        bound = Router("tcp://127.0.0.1:*" if tcp else f"ipc://{directory}/it", SIZES)
+        try:
+            yield bound
+        finally:
+            bound.close()
+
+
+@pytest.fixture
+def dealer(router: Router) -> Iterator[Dealer]:
+    """A DEALER that is connected to it."""
+    connected = Dealer(router.endpoint)
+    try:
+        until(lambda: connected.send([b"hello"]), "a connection")
+        yield connected
+    finally:
+        connected.close()
+
+
+def received(endpoint: Router) -> tuple[bytes, list[bytes]]:
+    assert endpoint.socket.poll(WAIT_MS)
+    message = endpoint.receive()
+    assert message
+    return message[0], as_bytes(message[1])
+
+
+def as_bytes(frames: list[Frame]) -> list[bytes]:
+    return [bytes(frame) for frame in frames]
+
+
+class TestMessages:
+    def test_there_and_back(self, router: Router, dealer: Dealer) -> None:
+        peer, frames = received(router)
+        assert frames == [b"hello"]
+        answer = [b"one", b"", bytes(range(256)) * 400]
+        assert router.send(peer, answer)
+        assert dealer.socket.poll(WAIT_MS)
+        back = dealer.receive()
+        assert back
+        assert as_bytes(back) == answer
+
+    def test_nothing_is_there_at_first(self, router: Router) -> None:
+        assert router.receive() is None
+        nobody = Dealer(router.endpoint)
+        assert nobody.receive() is None
+        nobody.close()
+
+    def test_come_in_their_order(self, router: Router, dealer: Dealer) -> None:
+        peer, _ = received(router)
+        for i in range(100):
+            assert router.send(peer, [str(i).encode()])
+        got: list[bytes] = []
+        while len(got) < 100:
+            assert dealer.socket.poll(WAIT_MS)
+            while (frames := dealer.receive()) is not None:
+                got += as_bytes(frames)
+        assert got == [str(i).encode() for i in range(100)]
+
+    def test_two_peers_are_two(self, router: Router, dealer: Dealer) -> None:
+        other = Dealer(router.endpoint)
+        until(lambda: other.send([b"other"]), "a connection")
+        senders: dict[str, bytes] = {}
+        for _ in range(2):
+            peer, (word,) = received(router)
+            senders[word.decode()] = peer
+        assert senders["hello"] != senders["other"]
+        router.send(senders["other"], [b"for the other"])
+        assert other.socket.poll(WAIT_MS)
+        back = other.receive()
+        assert back
+        assert as_bytes(back) == [b"for the other"]
+        assert dealer.receive() is None
+        other.close()
+
+    def test_of_a_length_without_reason_end_the_connection(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        received(router)
+        dealer.send([b"x" * 10_000_000])
+        assert not router.socket.poll(500)
+
+
+class TestWhoIsGone:
+    def test_is_noticed(self, router: Router) -> None:
+        dealer = Dealer(router.endpoint)
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        peer, _ = received(router)
+        dealer.close()
+
+        def gone() -> bool:
+            try:
+                router.send(peer, [b"are you there"])
+            except Unreachable:
+                return True
+            return False
+
+        until(gone, "the peer to be unreachable")
+
+    def test_was_never_there(self, router: Router) -> None:
+        with pytest.raises(Unreachable):
+            router.send(b"nobody", [b"hello"])
+
+    def test_a_dealer_without_a_server_does_not_queue(self) -> None:
+        dealer = Dealer("ipc://nobody")
+        assert not dealer.send([b"hello"])
+        dealer.close()
+
+    def test_comes_back_as_another(self, router: Router) -> None:
+        peers = set()
+        for _ in range(2):
+            dealer = Dealer(router.endpoint)
+            until(lambda: dealer.send([b"hello"]), "a connection")  # noqa: B023 - called at once
+            peers.add(received(router)[0])
+            dealer.close()
+        assert len(peers) == 2
+
+
+class TestBinding:
+    def test_where_another_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(UserError, match=f"{endpoint}: another program uses it") as raised:
+                Router(endpoint, SIZES)
+            assert raised.value.code == 2
+
+    def test_where_another_listens_on_a_file(self) -> None:
+        with TemporaryDirectory(prefix="mc") as directory:
+            endpoint = f"ipc://{directory}/it"
+            first = Router(endpoint, SIZES)
+            try:
+                with pytest.raises(UserError, match="another program uses it"):
+                    Router(endpoint, SIZES).close()
+            finally:
+                first.close()
+            Router(endpoint, SIZES).close()
+
+    def test_at_any_free_port(self) -> None:
+        router = Router("tcp://127.0.0.1:*", SIZES)
+        assert router.endpoint.startswith("tcp://127.0.0.1:")
+        assert int(router.endpoint.rsplit(":", 1)[1]) > 0
+        router.close()
+
+    @pytest.mark.parametrize(
+        "endpoint", ["ipc:///nowhere/at/all", "tcp://192.0.2.1:*", "tcp://no such host:1"]
+    )
+    def test_where_nobody_can(self, endpoint: str) -> None:
+        with pytest.raises(UserError, match=r"cannot bind|not an endpoint"):
+            Router(endpoint, SIZES)
+
+    @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+    def test_over_ipv6(self) -> None:
+        try:
+            with socket.create_server(("::1", 0), family=socket.AF_INET6):
+                pass
+        except OSError:
+            pytest.skip("no IPv6 loopback here")
+        router = Router("tcp://[::1]:*", SIZES)
+        dealer = Dealer(router.endpoint)
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        assert received(router)[1] == [b"hello"]
+        dealer.close()
+        router.close()
+
+
+class TestEndpoints:
+    @pytest.mark.parametrize(
+        "endpoint",
+        [
+            "tcp://127.0.0.1:5577",
+            "tcp://127.0.0.1:*",
+            "tcp://*:5577",
+            "tcp://[::1]:5577",
+            "tcp://[::]:*",
+            "tcp://host.example:1",
+            "tcp://node-7:65535",
+            "ipc://a",
+            "ipc:///tmp/a b",
+            "ipc://" + "x" * IPC_PATH_LENGTH,
+        ],
+    )
+    def test_that_are_ours(self, endpoint: str) -> None:
+        check_endpoint(endpoint)
+
+    @pytest.mark.parametrize(
+        "endpoint",
+        [
+            "",
+            "here",
+            "127.0.0.1:5577",
+            "tcp://",
+            "tcp://:5577",
+            "tcp://127.0.0.1",
+            "tcp://127.0.0.1:",
+            "tcp://127.0.0.1:port",
+            "tcp://127.0.0.1:65536",
+            "tcp://127.0.0.1:-1",
+            "tcp://127.0.0.1:5577/",
+            "tcp://127.0.0.1:5577\n",
+            "tcp://::1:5577",
+            "udp://127.0.0.1:5577",
+            "inproc://here",
+            "ipc://",
+            "ipc://" + "x" * (IPC_PATH_LENGTH + 1),
+            "ipc://" + "é" * (IPC_PATH_LENGTH // 2 + 1),
+        ],
+    )
+    def test_that_are_not(self, endpoint: str) -> None:
+        with pytest.raises(UserError) as raised:
+            check_endpoint(endpoint)
+        assert raised.value.code == 2
+
+    @pytest.mark.parametrize(
+        ("endpoint", "local"),
+        [
+            ("tcp://127.0.0.1:5577", True),
+            ("tcp://127.1.2.3:5577", True),
+            ("tcp://[::1]:5577", True),
+            ("tcp://localhost:5577", True),
+            ("ipc://a", True),
+            ("tcp://0.0.0.0:5577", False),
+            ("tcp://*:5577", False),
+            ("tcp://[::]:5577", False),
+            ("tcp://10.0.0.1:5577", False),
+            ("tcp://192.168.1.7:5577", False),
+            ("tcp://8.8.8.8:5577", False),
+            ("tcp://[fe80::1]:5577", False),
+            ("tcp://[2001:db8::1]:5577", False),
+            ("tcp://host:5577", False),
+            ("tcp://localhost.example:5577", False),
+            ("tcp://127.0.0.1.example:5577", False),
+            ("tcp://eth0:5577", False),
+        ],
+    )
+    def test_that_strangers_can_reach(self, endpoint: str, *, local: bool) -> None:
+        assert is_local(endpoint) is local
+        require_safe(endpoint, insecure=True)
+        if local:
+            require_safe(endpoint, insecure=False)
+        else:
+            with pytest.raises(UserError, match="--insecure") as raised:
+                require_safe(endpoint, insecure=False)
+            assert raised.value.code == REFUSED_FOR_SAFETY == 78
+
+
+def test_the_socket_file_goes_with_the_router(tmp_path: Path) -> None:
+    with TemporaryDirectory(prefix="mc") as directory:
+        router = Router(f"ipc://{directory}/it", SIZES)
+        assert list(Path(directory).iterdir())
+        router.close()
+        assert not list(Path(directory).iterdir())

@@ -1,0 +1,57 @@
+"""The simulated disk: checkpoints are written one after the other, beside the loop, and slowly."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+from manychar.numerics import State
+
+if TYPE_CHECKING:
+    from tests.simulation.server_shell import ServerShell
+    from tests.simulation.world import World
+
+
+class Disk:
+    """Where checkpoints go, one after the other; a crash loses those still under way."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.saved = {0: world.reference.states[0]}
+        self._free_at = 0.0
+
+    def newest(self) -> State:
+        """Return the newest checkpoint."""
+        return self.saved[max(self.saved)]
+
+    def forget_after(self, step: int) -> None:
+        """Take away the checkpoints that are off the living branch."""
+        self.saved = {saved: state for saved, state in self.saved.items() if saved <= step}
+        self._free_at = 0.0
+
+    def save(self, shell: "ServerShell", state: State) -> None:
+        """Write a state, beside the loop; what is written is what it holds in the end."""
+        world = self.world
+        world.oracle.check_state(state, "checkpoint")
+        begins = max(world.now, self._free_at)
+        self._free_at = begins + world.plan.disk_seconds * world.chance.uniform(0.2, 1.5)
+        world.after(self._free_at - world.now, functools.partial(self._written, shell, state))
+
+    def _written(self, shell: "ServerShell", state: State) -> None:
+        if self.world.server is not shell:
+            self._free_at = 0.0
+            return
+        self.world.oracle.check_state(state, "checkpoint")
+        self.saved[state.step] = copy_of(state)
+        self.world.log(lambda: f"checkpoint {state.step} is on disk")
+        shell.carry_out(shell.machine.saved(state.step))
+
+
+def copy_of(state: State) -> State:
+    """Return the state in arrays of its own."""
+    return dataclasses.replace(
+        state,
+        parameters=state.parameters.like(state.parameters.flat.copy()),
+        memory=state.memory.copy(),
+        hidden=state.hidden.copy(),
+        previous=tuple(version.copy() for version in state.previous),
+    )

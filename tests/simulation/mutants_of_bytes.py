@@ -1,0 +1,318 @@
+"""Planted bugs in what is counted, granted, kept and summed: rules 1 to 10."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manychar.numerics import State
+from manychar.numerics import train as trainer
+from manychar.numerics.gradient import TreeSum
+from manychar.protocol import server, steps
+from manychar.protocol.effects import Compute, Effect, GoBack, Result
+from manychar.protocol.leasing import Leasing
+from manychar.protocol.membership import Lease
+from manychar.protocol.messages import Gradient, digest
+from manychar.protocol.server import ParameterServer
+from manychar.protocol.steps import Steps, Verdict, as_frame
+from manychar.protocol.worker import Worker
+from tests.simulation.disk import copy_of
+from tests.simulation.planted import Plant, mutant
+from tests.simulation.world import World
+
+# What is counted (rules 1, 2, 6, 7).
+
+
+@mutant("1", "loss", "stuck")
+def a_grant_again_elicits_nothing(patch: pytest.MonkeyPatch) -> None:
+    queue = Worker._queue
+
+    def deaf(self: Worker, lease: Any, step: int, queued: Any) -> list[Effect]:
+        return [] if step in lease.finished else queue(self, lease, step, queued)
+
+    patch.setattr(Worker, "_queue", deaf)
+
+
+@mutant("1", "loss", "computed twice")
+def a_worker_forgets_what_it_has_sent(patch: pytest.MonkeyPatch) -> None:
+    computed = Worker.computed
+
+    def forgetful(self: Worker, result: Result, now: float) -> list[Effect]:
+        effects = computed(self, result, now)
+        for lease in self._leases.values():
+            lease.finished.clear()
+        return effects
+
+    patch.setattr(Worker, "computed", forgetful)
+
+
+@mutant("1", "mixed", "unit")
+def a_worker_starts_from_its_newest_hidden_state(patch: pytest.MonkeyPatch) -> None:
+    take = Worker._take_in_hand
+
+    def newest(self: Worker, lease: Any, step: int, shard: int) -> Compute:
+        lease.hidden[step] = lease.hidden[max(lease.hidden)]
+        return take(self, lease, step, shard)
+
+    patch.setattr(Worker, "_take_in_hand", newest)
+
+
+@mutant("2", "confused", "counted", "verdict")
+def neither_weights_nor_hidden_state_are_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Steps, "_is_from_here", lambda *_: True)
+
+
+@mutant("2", "confused", "counted", "verdict")
+def no_staleness_check(patch: pytest.MonkeyPatch) -> None:
+    is_from_here = Steps._is_from_here
+
+    def hidden_only(self: Steps, shard: Any, gradient: Gradient) -> bool:
+        version = self.version(gradient.step)
+        return is_from_here(self, shard, dataclasses.replace(gradient, version=version))
+
+    patch.setattr(Steps, "_is_from_here", hidden_only)
+
+
+@mutant("2", "confused", "counted", "verdict")
+def the_hidden_state_is_not_compared(patch: pytest.MonkeyPatch) -> None:
+    def version_only(self: Steps, shard: Any, gradient: Gradient) -> bool:
+        return gradient.version == self.version(gradient.step)
+
+    patch.setattr(Steps, "_is_from_here", version_only)
+
+
+def _judged_as(verdict: Verdict, instead: Verdict) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        judge = Steps.judge
+
+        def judged(self: Steps, gradient: Gradient) -> Verdict:
+            said = judge(self, gradient)
+            return instead if said is verdict else said
+
+        patch.setattr(Steps, "judge", judged)
+
+    return plant
+
+
+@mutant("6", "duplication", "counted", "verdict", "exception")
+def a_repeat_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
+    _judged_as(Verdict.REPEAT, Verdict.WANTED)(patch)
+
+
+@mutant("6", "mixed", "counted", "exception")
+def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
+    _judged_as(Verdict.REPEAT_TOO_OLD, Verdict.WANTED)(patch)
+
+
+@mutant("6", "none", "grant", "weights")
+def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
+    def endless(self: Steps, step: int) -> range:
+        return range(max(step, self.state.step), self.state.step + self.definition.delay + 1)
+
+    patch.setattr(Steps, "open_after", endless)
+
+
+@mutant("7", "reordering", "counted", "exception")
+def steps_of_a_shard_are_accepted_in_any_order(patch: pytest.MonkeyPatch) -> None:
+    _judged_as(Verdict.EARLY, Verdict.WANTED)(patch)
+
+
+# What is granted and kept (rules 3, 4, 5, 8, 9).
+
+
+class _Misread:
+    """The steps as a mistaken Leasing reads them."""
+
+    def __init__(self, steps: Steps, **instead: Callable[..., Any]) -> None:
+        self._steps = steps
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._steps, name)
+
+
+def _misreading(patch: pytest.MonkeyPatch, instead: Callable[[Steps], dict[str, Any]]) -> None:
+    grant = Leasing.grant
+
+    def misreading(self: Leasing, lease: Lease, now: float) -> None:
+        steps = self._steps
+        self._steps = _Misread(steps, **instead(steps))  # type: ignore[assignment]
+        grant(self, lease, now)
+        self._steps = steps
+
+    patch.setattr(Leasing, "grant", misreading)
+
+
+@mutant("3", "join", "grant")
+def a_grant_begins_at_the_step_of_the_server(patch: pytest.MonkeyPatch) -> None:
+    def at_the_servers(steps: Steps) -> dict[str, Any]:
+        step = steps.state.step
+        return {
+            "next": lambda _: step,
+            "hidden": lambda shard: as_frame(steps._shards[shard].hidden[step]),
+        }
+
+    _misreading(patch, at_the_servers)
+
+
+@mutant("3", "join", "grant")
+def a_takeover_forgets_the_hidden_state(patch: pytest.MonkeyPatch) -> None:
+    _misreading(patch, lambda steps: {"hidden": lambda shard: bytes(len(steps.hidden(shard)))})
+
+
+@mutant("3", "join", "grant")
+def a_grant_brings_the_newest_weights(patch: pytest.MonkeyPatch) -> None:
+    def newest(steps: Steps) -> dict[str, Any]:
+        return {"weights": lambda _: as_frame(steps.state.parameters.flat)}
+
+    _misreading(patch, newest)
+
+
+@mutant("4", "none", "state")
+def a_checkpoint_has_the_newest_hidden_states(patch: pytest.MonkeyPatch) -> None:
+    apply = Steps.apply
+
+    def newest(self: Steps) -> None:
+        apply(self)
+        hidden = np.stack([shard.hidden[shard.next] for shard in self._shards])
+        self.state = dataclasses.replace(self.state, hidden=hidden)
+
+    patch.setattr(Steps, "apply", newest)
+
+
+@mutant("5", "server-crash", "resumed state")
+def previous_weights_are_forgotten_on_resume(patch: pytest.MonkeyPatch) -> None:
+    def restore(self: World, state: State) -> State:
+        return dataclasses.replace(state, previous=(state.parameters.flat,) * len(state.previous))
+
+    patch.setattr(World, "restore", restore)
+
+
+@mutant("5", "none", "weights", "grant")
+def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
+    def later(self: Steps, step: int) -> memoryview:
+        newest = self.state.step + self.definition.delay
+        return as_frame(self.state.version_for(min(step + 1, newest)))
+
+    patch.setattr(Steps, "weights", later)
+
+
+@mutant("8", "none", "state", "grant")
+def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
+    accept = Steps.accept
+
+    def zeroing(self: Steps, gradient: Gradient, sender: str) -> None:
+        accept(self, gradient, sender)
+        after = gradient.step + 1
+        if self.batch(gradient.shard, after).fresh:
+            hidden = self._shards[gradient.shard].hidden
+            hidden[after] = np.zeros_like(hidden[after])
+
+    patch.setattr(Steps, "accept", zeroing)
+
+
+@mutant("8", "none", "sent gradient")
+def nobody_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
+    take = Worker._take_in_hand
+
+    def stale(self: Worker, lease: Any, step: int, shard: int) -> Compute:
+        return dataclasses.replace(take(self, lease, step, shard), fresh=False)
+
+    patch.setattr(Worker, "_take_in_hand", stale)
+
+
+@mutant("9", "mixed", "weights", "unit", "checkpoint")
+def a_version_is_overwritten_before_it_is_sent(patch: pytest.MonkeyPatch) -> None:
+    apply = trainer.apply
+
+    def in_place(state: State, definition: Any, **sums: Any) -> State:
+        kept = (*state.previous, state.parameters.flat.copy())[1:]
+        after = apply(state, definition, **sums)
+        state.parameters.flat[...] = after.parameters.flat
+        return dataclasses.replace(after, parameters=state.parameters, previous=kept)
+
+    patch.setattr(steps, "apply", in_place)
+    patch.setattr(World, "restore", lambda _, state: copy_of(state))
+
+
+@mutant("sum", "none", "state")
+def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
+    class ArrivalSum(TreeSum[Any]):
+        come = 0
+
+        def add(self, index: int, value: Any) -> None:
+            self.come += 1
+            self._total = value if self._total is None else self._total + value
+
+        @property
+        def complete(self) -> bool:
+            return self.come == self.count
+
+    patch.setattr(steps, "TreeSum", ArrivalSum)
+
+
+# What differs (rule 10).
+
+
+@mutant("10", "differing-repeat", "verdict")
+def a_differing_repeat_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
+    _judged_as(Verdict.REPEAT_DIFFERS, Verdict.REPEAT)(patch)
+
+
+@mutant("10", "differing-repeat", "verdict")
+def the_digest_covers_the_gradient_alone(patch: pytest.MonkeyPatch) -> None:
+    for module in (steps, server):
+        patch.setattr(module, "digest_of", lambda result: digest(result.gradient))
+
+
+@mutant("10", "differing-repeat", "barred")
+def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ParameterServer, "_dispute", lambda *_: None)
+
+
+@mutant("10", "differing-repeat", "barred", "refused")
+def all_sides_of_a_dispute_are_barred(patch: pytest.MonkeyPatch) -> None:
+    def strict(self: ParameterServer, shard: int, step: int, result: Any, now: float) -> Any:
+        for name in {name for name, _ in self._disputes.pop((shard, step))} | _names(self):
+            self.reception.bar(name, "there was a dispute", now)
+        return self.outbox.collect()
+
+    patch.setattr(ParameterServer, "computed", strict)
+
+
+def _names(machine: ParameterServer) -> set[str]:
+    return {member.name for member in machine.membership.workers()}
+
+
+def _without_going_back(
+    patch: pytest.MonkeyPatch, instead: Callable[[GoBack], list[Effect]]
+) -> None:
+    computed = ParameterServer.computed
+
+    def settle(self: ParameterServer, *result: Any) -> list[Effect]:
+        phase = self.phase
+        effects: list[Effect] = []
+        for effect in computed(self, *result):
+            effects += instead(effect) if isinstance(effect, GoBack) else [effect]
+        if not any(isinstance(effect, GoBack) for effect in effects):
+            self.phase = phase
+        return effects
+
+    patch.setattr(ParameterServer, "computed", settle)
+
+
+@mutant("10", "broken", "result")
+def a_wrong_gradient_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
+    _without_going_back(patch, lambda _: [])
+
+
+@mutant("10", "broken", "went back")
+def the_way_back_ends_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
+    _without_going_back(patch, lambda back: [GoBack(back.step + 1, back.barred)])
+
+
+@mutant("10", "broken", "barred")
+def the_way_back_forgets_who_is_barred(patch: pytest.MonkeyPatch) -> None:
+    _without_going_back(patch, lambda back: [GoBack(back.step, {})])

@@ -1,0 +1,203 @@
+"""Planted bugs in who may speak, who computes, who is waited for: rules 12 to 17."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+
+from manychar.protocol import server, worker
+from manychar.protocol.effects import Effect, Result
+from manychar.protocol.leasing import Leasing
+from manychar.protocol.membership import Lease, Member, Membership, PeerState
+from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
+from manychar.protocol.outbox import Outbox
+from manychar.protocol.reception import Reception
+from manychar.protocol.server import ParameterServer
+from manychar.protocol.session import Session
+from manychar.protocol.worker import Worker
+from tests.simulation.planted import mutant
+from tests.simulation.world import World
+
+# Terms (rules 12, 13).
+
+
+@mutant("12", "server-crash", "another term")
+def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
+    receive = ParameterServer._receive_from_member
+
+    def blind(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
+        receive(self, peer, dataclasses.replace(message, term=self.run.term), now)
+
+    patch.setattr(ParameterServer, "_receive_from_member", blind)
+
+
+@mutant("12", "server-crash", "another term")
+def a_worker_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "concerns", lambda *_: True)
+
+
+@mutant("12", "server-crash", "term")
+def a_worker_goes_back_to_an_older_term(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "is_past", lambda *_: False)
+
+
+@mutant("12", "server-crash", "another term")
+def a_worker_keeps_its_leases_in_a_new_term(patch: pytest.MonkeyPatch) -> None:
+    welcome = Worker._welcome
+
+    def faithful(self: Worker, message: Welcome, now: float) -> list[Effect]:
+        leases, versions = self._leases, self._versions
+        effects = welcome(self, message, now)
+        self._leases, self._versions = leases, versions
+        return effects
+
+    patch.setattr(Worker, "_welcome", faithful)
+    table = {key: faithful if row is welcome else row for key, row in worker._TABLE.items()}
+    patch.setattr(worker, "_TABLE", table)
+
+
+@mutant("13", "server-crash", "term")
+def a_restart_does_not_raise_the_term(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "next_term", lambda world: max(1, world.term))
+
+
+@mutant("13", "server-crash", "term")
+def the_term_is_not_on_disk_before_the_first_message(patch: pytest.MonkeyPatch) -> None:
+    def hasty(self: World) -> int:
+        term = self.__dict__.setdefault("term_on_disk", 0) + 1
+        self.after(2.0, functools.partial(self.__dict__.update, term_on_disk=term))
+        return int(term)
+
+    patch.setattr(World, "next_term", hasty)
+
+
+# Leases, silence and asking again (rules 14, 15, 16).
+
+
+@mutant("14", "loss", "stuck")
+def nothing_is_asked_for_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Leasing, "ask_again", lambda *_: None)
+
+
+@mutant("14", "loss", "stuck")
+def every_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Member, "is_busy", lambda *_: True)
+
+
+@mutant("14", "none", "asked again")
+def no_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Member, "is_busy", lambda *_: False)
+
+
+@mutant("15", "suspended", "stuck")
+def the_limit_for_a_hang_does_not_double(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "limit", lambda self, _: self._silence)
+
+
+@mutant("15", "join", "undelivered")
+def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
+    computed = Worker.computed
+
+    def dropping(self: Worker, result: Result, now: float) -> list[Effect]:
+        assert self._in_hand is not None
+        held = self._in_hand[1] in self._leases
+        effects = computed(self, result, now)
+        return effects if held else []
+
+    patch.setattr(Worker, "computed", dropping)
+
+
+@mutant("15", "join", "counted", "verdict")
+def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
+    gradient = ParameterServer._gradient
+
+    def jealous(self: ParameterServer, member: Member, message: Gradient, now: float) -> None:
+        if self.membership.leases[message.shard].peer == member.peer:
+            gradient(self, member, message, now)
+
+    patch.setattr(ParameterServer, "_gradient", jealous)
+    table = {key: jealous if row is gradient else row for key, row in server._TABLE.items()}
+    patch.setattr(server, "_TABLE", table)
+
+
+@mutant("16", "reordering", "older lease")
+def an_older_grant_replaces_a_newer(patch: pytest.MonkeyPatch) -> None:
+    grant = Worker._grant
+
+    def hasty(self: Worker, message: Grant, now: float) -> list[Effect]:
+        for lease in list(self._leases.values()):
+            if lease.shard == message.shard and lease.number > message.lease:
+                del self._leases[lease.number]
+        return grant(self, message, now)
+
+    patch.setattr(Worker, "_grant", hasty)
+    table = {key: hasty if row is grant else row for key, row in worker._TABLE.items()}
+    patch.setattr(worker, "_TABLE", table)
+
+
+@mutant("16", "none", "lowest first")
+def the_highest_step_is_computed_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worker, "min", max, raising=False)
+
+
+@mutant("16", "join", "lease")
+def a_lease_is_granted_twice(patch: pytest.MonkeyPatch) -> None:
+    send = Outbox.send
+
+    def twice(self: Outbox, peer: Peer, message: Message) -> None:
+        send(self, peer, message)
+        if isinstance(message, Grant):
+            for other in self._membership.workers():
+                send(self, other.peer, message)
+
+    patch.setattr(Outbox, "send", twice)
+
+
+@mutant("16", "join", "lease")
+def a_lease_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
+    lease = Membership.lease
+
+    def by_shard(self: Membership, shard: int, peer: Peer) -> Lease:
+        self._numbers = shard
+        return lease(self, shard, peer)
+
+    patch.setattr(Membership, "lease", by_shard)
+
+
+@mutant("lost", "worker-crash", "lost")
+def nobody_is_ever_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "is_lost", lambda *_: False)
+
+
+@mutant("lost", "hang", "peer error", "exception", "stuck")
+def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reception, "comes_back", lambda *_: None)
+
+
+@mutant("17", "foreign", "accepted gradient")
+def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
+    def polite(self: Reception, member: Member, ready: Ready, now: float) -> None:
+        if member.state is PeerState.GREETED:
+            self._begins(member, now)
+
+    patch.setattr(Reception, "_refuse_arithmetic", polite)
+
+
+# What is said, and the end.
+
+
+@mutant("told", "suspended", "silence")
+def the_server_waits_in_silence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ParameterServer, "_complain", lambda *_: None)
+
+
+@mutant("end", "none", "result")
+def the_end_does_not_wait_for_the_last_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    save = ParameterServer._save_and_finish
+
+    def hasty(self: ParameterServer, now: float) -> None:
+        save(self, now)
+        self._end(0, "")
+
+    patch.setattr(ParameterServer, "_save_and_finish", hasty)

@@ -1,0 +1,187 @@
+"""The faulty network: messages travel as frames, and may be lost, doubled, held up or overtaken.
+
+A frame is copied only when it arrives, as a socket without copies would do it, so that writing
+into a version that is still being sent shows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from manychar.protocol import codec
+from manychar.protocol.messages import Dimensions, Frame, Gradient, Message, Peer
+from tests.simulation.reference import Piece
+from tests.simulation.violation import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.worker_shell import WorkerShell
+    from tests.simulation.world import World
+
+
+@dataclasses.dataclass(eq=False)
+class Connection:
+    """One connection of a worker, as the server knows it by `peer`; `cut_until` is a partition."""
+
+    peer: Peer
+    worker: "WorkerShell"
+    open: bool = True
+    keeps: bool = True
+    cut_until: float = 0.0
+    cut_holds: bool = True
+    up_at: float = 0.0
+    down_at: float = 0.0
+    successor: "Connection | None" = None
+
+
+class Network:
+    """All connections of one world; `waiting` is what lies there until a server is bound again."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.connections: dict[Peer, Connection] = {}
+        self.waiting: list[tuple[Connection, list[Frame]]] = []
+
+    def connect(self, worker: "WorkerShell", *, keeps: bool, late: bool) -> None:
+        """Give a worker a new connection; what is under way on the old one is kept or lost."""
+        connection = Connection(b"p%d" % (len(self.connections) + 1), worker)
+        self.connections[connection.peer] = connection
+        if (old := worker.connection_or_none) is not None:
+            old.open, old.keeps = False, keeps
+            old.successor = connection if late else None
+            if late and not self.world.plan.disorder:
+                connection.up_at, connection.down_at = old.up_at, old.down_at
+        worker.connection_or_none = connection
+
+    def bound(self) -> None:
+        """Let a server that has just been bound have what waited for it."""
+        waiting, self.waiting = self.waiting, []
+        for connection, frames in waiting:
+            self._arrive_up(connection, frames)
+
+    def send_up(self, worker: "WorkerShell", message: Message) -> None:
+        """Send from a worker to the server."""
+        link = worker.connection
+        link.up_at = self._travel(
+            message, link, link.up_at, functools.partial(self._arrive_up, link)
+        )
+
+    def send_down(self, peer: Peer, message: Message) -> None:
+        """Send from the server to one of its connections, or notice that it is gone."""
+        link = self.connections[peer]
+        if link.open:
+            link.down_at = self._travel(
+                message, link, link.down_at, functools.partial(self._arrive_down, link)
+            )
+        elif self.world.plan.notices_disconnects:
+            self.world.after(0.0, functools.partial(self._unreachable, peer))
+
+    def _travel(
+        self,
+        message: Message,
+        link: Connection,
+        not_before: float,
+        arrive: Callable[[list[Frame]], None],
+    ) -> float:
+        """Let a message travel; return when it arrives, which the next one may not overtake."""
+        world, plan = self.world, self.world.plan
+        frames, now, chance = codec.encode(message), world.now, world.chance
+        lost = self._happens(plan.loss) or (now < link.cut_until and not link.cut_holds)
+        arrives = now + plan.latency * chance.uniform(0.5, 1.5)
+        if self._happens(plan.held_up):
+            arrives += chance.uniform(0, 2 * plan.silence)
+        arrives = max(arrives, link.cut_until if not world.peace else 0.0, not_before)
+        if self._happens(plan.shuffled):
+            overtaken = arrives + chance.uniform(0, plan.silence)
+            world.after(overtaken - now, functools.partial(arrive, frames))
+            return not_before
+        for _ in range(2 if self._happens(plan.duplication) else 1):
+            if not lost:
+                world.after(arrives - now, functools.partial(arrive, frames))
+            arrives += chance.uniform(0, 0.1) if plan.faults else 0.0
+        return arrives if not plan.duplication else not_before
+
+    def _happens(self, probability: float) -> bool:
+        world = self.world
+        return probability > 0 and not world.peace and world.chance.random() < probability
+
+    def _arrive_up(self, link: Connection, frames: list[Frame]) -> None:
+        """Hand a message to the server, or keep or lose it where there is none."""
+        if not link.open:
+            if not link.keeps:
+                return
+            link = link.successor or link
+        world = self.world
+        if world.server is None:
+            if link.keeps:
+                self.waiting.append((link, frames))
+            return
+        received = [bytes(frame) for frame in frames]
+        if self._happens(0.15) and "confused" in world.plan.faults:
+            self._forge(link, received, confused=True)
+        accepted = world.oracle.accepted_in_all
+        world.server.arrive(link.peer, received)
+        counted = world.oracle.accepted_in_all > accepted
+        if counted and self._happens(0.3) and "differing-repeat" in world.plan.faults:
+            again = functools.partial(self._forge, link, received, confused=False)
+            world.after(world.chance.uniform(0, 3), again)
+
+    def _forge(self, link: Connection, frames: list[bytes], *, confused: bool) -> None:
+        """Let a gradient come that was computed from another state, or wrongly."""
+        world = self.world
+        if world.server is None or world.peace:
+            return
+        message = codec.decode(frames, world.server.machine.dimensions)
+        if not isinstance(message, Gradient):
+            return
+        world.log(lambda: f"forged: {link.worker.name}, confused: {confused}")
+        if confused:
+            by_version = world.chance.random() < 0.5
+            wrong = dataclasses.replace(
+                message,
+                gradient=flip(message.gradient),
+                hidden_digest=message.hidden_digest if by_version else bytes(16),
+                version=message.version + by_version,
+            )
+        else:
+            world.broken.add(link.worker.name)
+            wrong = spoiled(message, message.step)
+        world.server.arrive(link.peer, [bytes(frame) for frame in codec.encode(wrong)])
+
+    def _arrive_down(self, link: Connection, frames: list[Frame]) -> None:
+        """Put a message into a worker's mailbox."""
+        if link.open or (link.keeps and link.successor is not None):
+            link.worker.arrive([bytes(frame) for frame in frames])
+
+    def _unreachable(self, peer: Peer) -> None:
+        if self.world.server is not None:
+            self.world.server.unreachable(peer)
+
+
+def decoded(frames: Sequence[Frame], size: Dimensions | None) -> Message:
+    """Return the message; what our own machines send is never malformed."""
+    try:
+        return codec.decode(frames, size)
+    except codec.WireError as error:
+        raise Violation("wire", str(error)) from error
+
+
+Spoilt = TypeVar("Spoilt", Gradient, Piece)
+
+
+def spoiled(result: Spoilt, step: int) -> Spoilt:
+    """Return it with one of its three parts wrong: which one, the step says."""
+    match step % 3:
+        case 0:
+            return dataclasses.replace(result, gradient=flip(result.gradient))
+        case 1:
+            return dataclasses.replace(result, hidden=flip(result.hidden))
+        case _:
+            return dataclasses.replace(result, loss=result.loss + 0.5)
+
+
+def flip(frame: Frame) -> bytes:
+    """Return other bytes: the lowest bit of the first number."""
+    changed = bytearray(frame)
+    changed[0] ^= 1
+    return bytes(changed)

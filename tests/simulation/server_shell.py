@@ -1,0 +1,164 @@
+"""One life of the server process: its machine, its mailbox, and what the machine asks for."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from manychar.numerics import State
+from manychar.protocol.effects import (
+    Compute,
+    Effect,
+    Finish,
+    GoBack,
+    PeerError,
+    Result,
+    Save,
+    Say,
+    Send,
+)
+from manychar.protocol.messages import Message, Peer
+from manychar.protocol.run import Operation, Run
+from tests.simulation.network import decoded
+from tests.simulation.reference import compute
+from tests.simulation.transcript import brief, sent
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+FINGERPRINT = "native"
+RUN_NAME = "run"
+
+
+class ServerShell:
+    """One term of the server. Another begins after a crash, a stop, or a way back."""
+
+    def __init__(
+        self, world: "World", state: State, term: int, barred: Mapping[str, str] | None = None
+    ) -> None:
+        self.world = world
+        plan, known = world.plan, world.reference
+        run = Run(
+            run=RUN_NAME,
+            term=term,
+            definition=known.definition,
+            operation=Operation(
+                steps=plan.steps,
+                checkpoint_every=plan.checkpoint_every,
+                sample_every=0,
+                silence=plan.silence,
+            ),
+            streams=known.streams,
+            vocabulary=known.vocabulary,
+            state=state,
+            fingerprint=FINGERPRINT,
+            libraries={},
+            barred=barred or {},
+        )
+        self.machine = world.server_class(run, now=world.now)
+        self.applied_at = world.now
+        self._stalled_until = 0.0
+        self._mailbox: list[tuple[Peer, list[bytes]]] = []
+        world.log(lambda: f"server starts: term {term}, step {state.step}")
+        world.oracle.server_starts(self.machine, world.disk.newest().step, world.now)
+
+    def is_alive(self) -> bool:
+        """Whether this life goes on."""
+        return self.world.server is self and not self.world.over
+
+    def begin(self) -> None:
+        """Do what the shell does first."""
+        self.carry_out(self.machine.begin(self.world.now))
+        if self.is_alive():
+            self._tick()
+
+    def arrive(self, peer: Peer, frames: list[bytes]) -> None:
+        """Read a message, at once unless the process stalls."""
+        if self.world.now < self._stalled_until or self._mailbox:
+            self._mailbox.append((peer, frames))
+        elif self.is_alive():
+            self.receive(peer, decoded(frames, self.machine.dimensions))
+
+    def receive(self, peer: Peer, message: Message) -> None:
+        """Give the machine a message, and let the oracle judge what it makes of it."""
+        machine, world = self.machine, self.world
+        world.log(lambda: f"  {peer.decode()} -> server: {brief(message)}")
+        before = world.oracle.before_server(machine, peer, message)
+        step = machine.state.step
+        try:
+            effects = machine.receive(peer, message, world.now)
+        except PeerError as error:
+            world.peer_error(error)
+            effects = machine.malformed(peer, str(error))
+        if machine.state.step != step:
+            self.applied_at = world.now
+        world.oracle.after_server(machine, peer, message, before, effects)
+        self.carry_out(effects)
+        if self.is_alive():
+            world.oracle.check_barred(machine, before)
+            world.tell_the_truth()
+
+    def _tick(self) -> None:
+        if not self.is_alive():
+            return
+        now = self.world.now
+        if now < self._stalled_until:
+            self.world.after(self._stalled_until - now, self._tick)
+            return
+        mailbox, self._mailbox = self._mailbox, []
+        for peer, frames in mailbox:
+            if self.is_alive():
+                self.receive(peer, decoded(frames, self.machine.dimensions))
+        if self.is_alive():
+            self._tick_now(now)
+
+    def _tick_now(self, now: float) -> None:
+        self.carry_out(self.machine.tick(now))
+        if self.is_alive():
+            self.world.oracle.server_ticked(self.machine, self.applied_at, now)
+            deadline = self.machine.deadline()
+            if deadline is not None:
+                self.world.after(max(deadline - now, 0.01), self._tick)
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Do what the machine asks for."""
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        world = self.world
+        if isinstance(effect, Send):
+            assert effect.to is not None
+            world.oracle.server_sends(effect.to, effect.message)
+            world.log(functools.partial(sent, f"  server -> {effect.to.decode()}", effect.message))
+            world.network.send_down(effect.to, effect.message)
+        elif isinstance(effect, Compute):
+            piece = compute(effect, self.machine.dimensions)
+            result = Result(piece.loss, piece.gradient, piece.hidden, 0.0)
+            self.carry_out(self.machine.computed(effect.shard, effect.step, result, world.now))
+        elif isinstance(effect, Save):
+            world.disk.save(self, effect.state)
+        elif isinstance(effect, Say):
+            world.oracle.server_spoke(world.now)
+            world.log(functools.partial(str, f"  server says: {effect.text}"))
+        elif isinstance(effect, GoBack):
+            world.go_back(effect)
+        elif isinstance(effect, Finish):
+            world.server_finished(effect)
+
+    def unreachable(self, peer: Peer) -> None:
+        """Tell the machine that a connection is gone."""
+        if self.is_alive():
+            self.carry_out(self.machine.unreachable(peer, self.world.now))
+
+    def crash(self) -> None:
+        """Be gone, at once."""
+        self.world.server_crashed()
+
+    def stall(self, seconds: float) -> None:
+        """Do nothing for a while, and then go on."""
+        self._stalled_until = self.world.now + seconds
+
+    def stop(self, within: float) -> None:
+        """Take a SIGTERM."""
+        now = self.world.now
+        self.carry_out(self.machine.stop(75, "stopped", now=now, by=now + within))

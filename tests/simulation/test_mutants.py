@@ -1,0 +1,33 @@
+"""The simulated world notices every planted bug, and says by which invariant (see planted.py)."""
+
+import pytest
+
+from tests.simulation import mutants_of_bytes, mutants_of_order
+from tests.simulation.faults import Schedule
+from tests.simulation.planted import Mutant, planted_in
+from tests.simulation.violation import Violation
+from tests.simulation.world import World
+
+SEEDS = 200
+MUTANTS = planted_in(mutants_of_bytes, mutants_of_order)
+
+
+def first_violation(kind: str) -> tuple[Schedule, Violation] | None:
+    """Return the first schedule of this kind that breaks an invariant."""
+    for seed in range(SEEDS):
+        schedule = Schedule(seed, kind)
+        try:
+            World(schedule).run()
+        except Violation as violation:
+            return schedule, violation
+    return None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_planted_bug_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.plant(monkeypatch)
+    caught = first_violation(mutant.kind)
+    assert caught, f"{SEEDS} schedules of kind {mutant.kind} did not notice it"
+    schedule, violation = caught
+    print(f"rule {mutant}: {schedule}: {violation}")
+    assert violation.invariant in mutant.invariants
