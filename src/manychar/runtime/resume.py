@@ -64,8 +64,8 @@ def _choose(
             rename(bad, aside)
         _require_same_run(directory, checkpoint, path)
         return checkpoint
-    whys = "; ".join(why for _, why in damaged) or f"{directory.checkpoints}: it is empty"
-    raise UserError(f"no whole checkpoint to go on from: {whys}")
+    newest = f"the newest: {damaged[0][1]}" if damaged else "there is none"
+    raise UserError(f"{directory.checkpoints}: no whole checkpoint to go on from; {newest}")
 
 
 def _require_same_run(directory: RunDirectory, checkpoint: Checkpoint, path: Path) -> None:
