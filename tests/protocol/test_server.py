@@ -280,7 +280,7 @@ def test_a_step_that_is_not_open_is_the_fault_of_the_peer() -> None:
 def test_a_gradient_from_another_state_is_dropped_and_its_lease_begun_anew() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
-    effects = stage.deliver("ann", 0, 0, hidden_digest=bytes(16))
+    effects = stage.deliver("ann", 0, 0, hidden_digest=bytes(4))
     assert "ann computed step 0, shard 0 from another state: dropped" in said(effects)
     assert only(effects, Grant).lease == 2
     assert stage.server.counts["from another state"] == 1

@@ -87,7 +87,7 @@ def test_the_verdicts_of_a_window() -> None:
     assert judge(case.gradient(1, 1)) is Verdict.EARLY
 
 
-@pytest.mark.parametrize("changes", [{"version": 1}, {"hidden_digest": bytes(16)}])
+@pytest.mark.parametrize("changes", [{"version": 1}, {"hidden_digest": bytes(4)}])
 def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
     case = Case()
     assert case.steps.judge(case.gradient(0, 0, **changes)) is Verdict.FROM_ANOTHER_STATE

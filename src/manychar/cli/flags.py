@@ -49,7 +49,7 @@ TRIAL: dict[str, Any] = {
 }
 
 OPERATION: dict[str, Any] = {
-    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 10_000, min=0, max=MOST),
+    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 8_000, min=0, max=MOST),
     "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000, min=0, max=MOST),
     "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20, min=0, max=MOST),
     "sample_every": _operating(int, "Steps; 0: only at the end.", 1000, min=0, max=MOST),

@@ -75,8 +75,8 @@ def _name(value: Any) -> str:
 
 
 def _digest(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) != 16:
-        raise WireError("not a digest of 16 bytes")
+    if type(value) is not bytes or len(value) != messages.DIGEST_BYTES:
+        raise WireError(f"not a digest of {messages.DIGEST_BYTES} bytes")
     return value
 
 

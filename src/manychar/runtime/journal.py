@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from manychar.numerics.definition import FORMAT_VERSION
-from manychar.protocol.messages import Frame
+from manychar.protocol.messages import Frame, digest
 from manychar.runtime.durable import sync_directory
 from manychar.runtime.errors import UserError, because
 
@@ -60,7 +60,7 @@ _NUMBERS = {kind: number for number, kind in _KINDS.items()}
 
 def weights_digest(weights: Frame) -> int:
     """Return the cheap digest of weights that the journal keeps of each step."""
-    return zlib.crc32(weights)
+    return int.from_bytes(digest(weights), "little")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Settings:
     arithmetic that the run began with; `mixed` says that other arithmetic has been let in since.
     """
 
-    steps: int = 10_000
+    steps: int = 8_000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 20
     sample_every: int = 1000

@@ -101,7 +101,7 @@ class Router:
         Raises Unreachable where its connection is gone.
         """
         try:
-            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -173,7 +173,7 @@ class Dealer:
         if not self._connected:
             return False
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
