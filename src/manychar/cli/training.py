@@ -53,7 +53,8 @@ def server(
     require_safe(bind, insecure=insecure)
     if insecure:
         say(f"--insecure: whoever can reach {bind} can join this run, and see its text")
-    check_free(bind)  # before a run directory is made for nothing
+    if "resume" not in flags:
+        check_free(bind)  # before a run directory is made for nothing
     directory = take_run(text, flags)
     from manychar.runtime.parent import Parent
     from manychar.runtime.serve import serve
