@@ -3,9 +3,9 @@
 import contextlib
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 
+from manychar.runtime.children import Process, how_it_ended, spawn
 from manychar.runtime.errors import INTERRUPTED, STOPPED
 from manychar.runtime.wake import Wake
 
@@ -20,7 +20,7 @@ def work_together(
     code = 0
     with contextlib.closing(wake), wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         crew = {
-            f"{name}-{i + 1}": _spawn(endpoint, f"{name}-{i + 1}", patience=patience)
+            f"{name}-{i + 1}": _worker(endpoint, f"{name}-{i + 1}", patience=patience)
             for i in range(processes)
         }
         while crew:
@@ -33,21 +33,16 @@ def work_together(
                 if process.poll() is not None:
                     del crew[member]
                     if process.returncode:
-                        say(f"{member} ended with exit code {process.returncode}")
+                        say(f"{member} ended {how_it_ended(process.returncode)}")
                     code = max(code, abs(process.returncode))
     return code
 
 
-def _spawn(endpoint: str, name: str, *, patience: float) -> subprocess.Popen[bytes]:
-    flags = ["--name", name, "--patience", str(patience), "--child"]
-    return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
-        [sys.executable, "-P", "-m", "manychar", "worker", endpoint, *flags],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+def _worker(endpoint: str, name: str, *, patience: float) -> Process:
+    return spawn(["worker", endpoint, "--name", name, "--patience", str(patience), "--child"])
 
 
-def _end(crew: dict[str, subprocess.Popen[bytes]]) -> None:
+def _end(crew: dict[str, Process]) -> None:
     for process in crew.values():
         process.terminate()
     for process in crew.values():

@@ -1,17 +1,14 @@
 """A server and N workers on one machine: starts them, watches them, and ends with every child gone.
 
-The parent is an observer of its own server. Each child has a session of its own (Ctrl-C reaches the
-parent alone) and a pipe to the parent that closes when the parent ends. A process that dies is
-started again after a growing pause; when one dies at once again and again, the run is stopped.
+The parent is an observer of its own server. What dies is started again; when a process dies at once
+again and again, the run is stopped.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
@@ -22,6 +19,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import Report, Role, Weights
 from manychar.protocol.observer import Observer
+from manychar.runtime.children import Seat, close_pipes, how_it_ended, spawn
 from manychar.runtime.display import Display
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
 from manychar.runtime.peers import hello
@@ -29,40 +27,9 @@ from manychar.runtime.run_directory import RunDirectory, Settings
 from manychar.runtime.transport import Dealer
 from manychar.runtime.wake import Wake
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-SETTLED_AFTER = 10.0
-QUICK_DEATHS = 5
 SECONDS_TO_END = 15.0
 CHILD_PATIENCE = 60.0
 LAST_WORDS_WITHIN = 2.0
-
-
-@dataclasses.dataclass
-class _Seat:
-    """One process's place in the fleet, and who has it now."""
-
-    name: str
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    restart_at: float | None = None
-    quick_deaths: int = 0
-
-    def died(self, code: int, now: float) -> str:
-        """Plan its restart after a growing pause; return why there is none, if so."""
-        settled = now - self.started_at >= SETTLED_AFTER
-        self.quick_deaths = 0 if settled else self.quick_deaths + 1
-        if self.quick_deaths >= QUICK_DEATHS:
-            return (
-                f"gave up: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
-                f" {QUICK_DEATHS} times, the last time {_how(code)}"
-            )
-        self.restart_at = now + self.pause
-        return ""
-
-    @property
-    def pause(self) -> float:
-        """Seconds before the next start."""
-        return float(min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE))
 
 
 class Fleet:
@@ -76,11 +43,11 @@ class Fleet:
     ) -> None:
         self.directory = directory
         self.display = display
-        self.workers = [_Seat(f"worker-{i + 1}") for i in range(directory.settings.workers)]
+        self.workers = [Seat(f"worker-{i + 1}") for i in range(directory.settings.workers)]
         self._bind = "tcp://127.0.0.1:*"
         self._on_report = on_report
         self._endpoint = ""
-        self.server = _Seat("the server")
+        self.server = Seat("the server")
         self._observer: Observer | None = None
         self._dealer: Dealer | None = None
         self._ended: Finish | None = None
@@ -99,14 +66,14 @@ class Fleet:
         with self._stack:
             self._wake = Wake()
             self._stack.callback(self._wake.close)
+            if self.directory.settings.transport == "ipc":
+                folder = self._stack.enter_context(TemporaryDirectory(prefix="manychar-"))
+                self._bind = f"ipc://{folder}/server"
             self._listen_to_children()
             self._stack.callback(self._end_children)
             self._stack.enter_context(
                 self._wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
             )
-            if self.directory.settings.transport == "ipc":
-                folder = self._stack.enter_context(TemporaryDirectory(prefix="manychar-"))
-                self._bind = f"ipc://{folder}/server"
             self._start_server()
             while self._code is None:
                 self._turn()
@@ -120,26 +87,13 @@ class Fleet:
         self._stack.callback(os.close, self._speak)
 
     def _start_server(self) -> None:
-        settings = self.directory.settings
-        self.server.restart_at = None
-        self.server.started_at = time.monotonic()
-        self.server.process = self._spawn(
-            [
-                *("server", "--resume", str(self.directory.path)),
-                *("--bind", self._endpoint or self._bind),
-                *("--child", *_operation_flags(settings)),
-            ],
-            stdout=subprocess.PIPE,
-        )
-
-    def _spawn(self, arguments: list[str], *, stdout: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
-            [sys.executable, "-P", "-m", "manychar", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=self._speak,
-            start_new_session=True,
-        )
+        arguments = [
+            *("server", "--resume", str(self.directory.path)),
+            *("--bind", self._endpoint or self._bind),
+            *("--child", *_operation_flags(self.directory.settings)),
+        ]
+        process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak)
+        self.server.taken_by(process, time.monotonic())
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to it."""
@@ -188,17 +142,18 @@ class Fleet:
         for seat in self.workers:
             self._start_worker(seat)
 
-    def _start_worker(self, seat: _Seat) -> None:
-        seat.restart_at = None
-        seat.started_at = time.monotonic()
+    def _start_worker(self, seat: Seat) -> None:
         flags = ["--name", seat.name, "--patience", str(CHILD_PATIENCE), "--child"]
-        seat.process = self._spawn(["worker", self._endpoint, *flags], stdout=subprocess.DEVNULL)
+        arguments = ["worker", self._endpoint, *flags]
+        process = spawn(arguments, stdout=subprocess.DEVNULL, stderr=self._speak)
+        seat.taken_by(process, time.monotonic())
 
     def _start_what_is_due(self) -> None:
-        if self.server.restart_at is not None and time.monotonic() >= self.server.restart_at:
+        now = time.monotonic()
+        if self.server.is_due(now):
             self._start_server()
         for seat in self.workers:
-            if seat.restart_at is not None and time.monotonic() >= seat.restart_at:
+            if seat.is_due(now):
                 self._start_worker(seat)
 
     def _observe(self) -> None:
@@ -275,7 +230,7 @@ class Fleet:
         server = self.server.process
         if server is not None and server.poll() is not None:
             self._hear_the_last_of(server.returncode)
-            _close(server)
+            close_pipes(server)
             self.server.process = None
             self._server_ended(server.returncode, now)
 
@@ -300,27 +255,29 @@ class Fleet:
             self._code = STOPPED
         else:
             pause = self.server.pause
-            self.display.say(f"the server ended {_how(code)}: starting it again in {pause:g} s")
+            self.display.say(
+                f"the server ended {how_it_ended(code)}: starting it again in {pause:g} s"
+            )
 
-    def _worker_ended(self, seat: _Seat, code: int, now: float) -> None:
+    def _worker_ended(self, seat: Seat, code: int, now: float) -> None:
         if seat.process is not None:
-            _close(seat.process)
+            close_pipes(seat.process)
         seat.process = None
         if self._ended is not None or self._wanted_code is not None or code == 0:
             return
         if code == RUN_FAILED:  # refused or given up: another start would end in the same way
-            self.display.say(f"{seat.name} ended {_how(code)}: not started again")
+            self.display.say(f"{seat.name} ended {how_it_ended(code)}: not started again")
             self._stop_if_nobody_is_left()
         elif given_up := seat.died(code, now):
             self._complaint = given_up
             self.stop(RUN_FAILED)
         else:
             self.display.say(
-                f"{seat.name} ended {_how(code)}: starting it again in {seat.pause:g} s"
+                f"{seat.name} ended {how_it_ended(code)}: starting it again in {seat.pause:g} s"
             )
 
     def _stop_if_nobody_is_left(self) -> None:
-        if all(seat.process is None and seat.restart_at is None for seat in self.workers):
+        if all(seat.is_empty for seat in self.workers):
             self._complaint = "no worker is left"
             self.stop(RUN_FAILED)
 
@@ -339,7 +296,7 @@ class Fleet:
                 self.display.say(f"process {process.pid} did not end: killed")
                 process.kill()
                 process.wait()
-            _close(process)
+            close_pipes(process)
 
     def _result(self) -> Finish:
         code = self._code or 0
@@ -353,18 +310,9 @@ class Fleet:
             self._unsaid = before
             self._say_what_was_heard()
             raise UserError(last.removeprefix("manychar: "), code=code)
-        return Finish(RUN_FAILED if code else 0, f"the server ended {_how(code)}" if code else "")
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-
-def _how(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return Finish(
+            RUN_FAILED if code else 0, f"the server ended {how_it_ended(code)}" if code else ""
+        )
 
 
 def _operation_flags(settings: Settings) -> list[str]:
