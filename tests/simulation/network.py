@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from manychar.protocol import codec
-from manychar.protocol.messages import Dimensions, Frame, Gradient, Message, Peer
+from manychar.protocol.messages import DIGEST_BYTES, Dimensions, Frame, Gradient, Message, Peer
 from tests.simulation.reference import Piece
 from tests.simulation.violation import Violation
 
@@ -140,7 +140,7 @@ class Network:
             wrong = dataclasses.replace(
                 message,
                 gradient=flip(message.gradient),
-                hidden_digest=message.hidden_digest if by_version else bytes(16),
+                hidden_digest=message.hidden_digest if by_version else bytes(DIGEST_BYTES),
                 version=message.version + by_version,
             )
         else:
