@@ -57,6 +57,7 @@ TICK = 0.1
 REPORT_EVERY = 0.2
 RECORD_EVERY_STEPS = 100
 FIRST_COMPLAINT = 1.0
+LONG_STEP = 4
 COMPLAIN_EVERY = 10.0
 MALFORMED_SHOWN = 10
 NAMES_SHOWN = 32
@@ -154,6 +155,16 @@ class ParameterServer:
             self.outbox.notice(f"{name}: dropped: {reason}")
         return self.outbox.collect()
 
+    def dropped(self, what: str, reason: str = "") -> list[Effect]:
+        """Count what the shell had to let go; say the reason to everyone, if there is one."""
+        self.outbox.count(what)
+        return self.remark(reason) if reason else []
+
+    def remark(self, text: str) -> list[Effect]:
+        """Say a line of the shell's to everyone."""
+        self.outbox.notice(text)
+        return self.outbox.collect()
+
     def unreachable(self, peer: Peer, now: float) -> list[Effect]:
         """Take note that the transport has no connection to this peer any more."""
         if (member := self.membership.members.get(peer)) is not None:
@@ -243,8 +254,9 @@ class ParameterServer:
         self.leasing.counted(gradient.shard, member.peer, now)
         while self.steps.complete and self.phase in (Phase.TRAINING, Phase.STOPPING):
             self.steps.apply()
+            usual = now - self._applied_at
             self._applied_at = now
-            self._next_complaint = now + FIRST_COMPLAINT
+            self._next_complaint = now + max(FIRST_COMPLAINT, LONG_STEP * usual)
             self._after_step(now)
 
     def _distrust(self, member: Member, gradient: Gradient, now: float) -> None:

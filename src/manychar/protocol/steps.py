@@ -146,13 +146,14 @@ class Steps:
     def accept(self, gradient: Gradient, sender: str) -> None:
         """Take a gradient that was judged WANTED."""
         shard, step = self._shards[gradient.shard], gradient.step
-        shard.hidden[step + 1] = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
+        hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
+        shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
         shard.accepted[step] = Accepted(digest_of(gradient), sender)
         shard.next = step + 1
         if step not in self._sums:
             self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
         gradients, losses = self._sums[step]
-        gradients.add(gradient.shard, self._array(gradient.gradient))
+        gradients.add(gradient.shard, self._array(gradient.gradient).copy())
         losses.add(gradient.shard, gradient.loss)
 
     @property

@@ -162,33 +162,43 @@ def _unpack(payload: bytes) -> Record | None:
 
 
 class Journal:
-    """A journal that is written to; what is appended is flushed in groups, synced on request."""
+    """A journal that is written to; what is appended is flushed in groups, synced on request.
+
+    What a flush could not write is kept, and written by the next one, so that a disk that was full
+    for a while leaves no gap.
+    """
 
     def __init__(self, path: Path, run: str, reading: Reading) -> None:
         """Go on after what could be read; the rest is cut off. Raises OSError."""
-        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._file.truncate(reading.length)
         self._file.seek(reading.length)
         self._checksum = reading.checksum
+        self._unwritten = bytearray()
         if not reading.records:
             self.append([Head(FORMAT_VERSION, run)])
             sync_directory(path.parent)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records; they reach the disk with the next `flush` and `sync`. Raises OSError."""
+        """Add records; they reach the disk with the next `flush` and `sync`."""
         for record in records:
             payload = _pack(record)
             self._checksum = _checksum(payload, self._checksum)
-            self._file.write(_FRAME.pack(len(payload), self._checksum) + payload)
+            self._unwritten += _FRAME.pack(len(payload), self._checksum) + payload
 
     def flush(self) -> None:
         """Hand what was appended to the operating system. Raises OSError."""
-        self._file.flush()
+        while self._unwritten:
+            written = self._file.write(self._unwritten)
+            del self._unwritten[:written]
 
     def sync(self) -> None:
         """Make what was flushed durable; from any thread. Raises OSError."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close. Raises OSError."""
-        self._file.close()
+        """Flush and close. Raises OSError, and is closed all the same."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()

@@ -6,6 +6,7 @@ again and again, the run is stopped.
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from manychar.runtime.transport import Dealer
 from manychar.runtime.wake import Wake
 
 SECONDS_TO_END = 15.0
-CHILD_PATIENCE = 60.0
+OBSERVER_PATIENCE, WORKER_PATIENCE = 60.0, 300.0
 LAST_WORDS_WITHIN = 2.0
 
 
@@ -53,6 +54,7 @@ class Fleet:
         self._ended: Finish | None = None
         self._wanted_code: int | None = None
         self._code: int | None = None
+        self._kill_at = math.inf
         self._complaint = ""
         self._unsaid: list[str] = []
         self._words = b""
@@ -94,6 +96,12 @@ class Fleet:
         ]
         process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak)
         self.server.taken_by(process, time.monotonic())
+        if self._endpoint and self._observer is None:
+            self._observer = self._new_observer()
+
+    def _new_observer(self) -> Observer:
+        now, me = time.monotonic(), hello(Role.OBSERVER)
+        return Observer(me, server=self._endpoint, patience=OBSERVER_PATIENCE, now=now)
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to it."""
@@ -113,13 +121,17 @@ class Fleet:
             self._take_endpoint(ready)
         self._observe()
         self._start_what_is_due()
+        if time.monotonic() >= self._kill_at and self.server.process is not None:
+            self.display.say(f"the server did not stop within {SECONDS_TO_END:.0f} s: killed")
+            self._kill_at = math.inf
+            self.server.process.kill()
 
     def _milliseconds(self) -> int:
         seats = [self.server, *self.workers]
         times = [seat.restart_at for seat in seats if seat.restart_at is not None]
         if self._observer is not None and (deadline := self._observer.deadline()) is not None:
             times.append(deadline)
-        wait = min(times) - time.monotonic() if times else 1.0
+        wait = min([*times, self._kill_at, time.monotonic() + 1.0]) - time.monotonic()
         return max(0, int(1000 * wait) + 1)
 
     def _take_endpoint(self, ready: dict[object, int]) -> None:
@@ -133,17 +145,12 @@ class Fleet:
         self._endpoint = json.loads(line)["endpoint"]
         self._dealer = Dealer(self._endpoint)
         self._stack.callback(self._dealer.close)
-        self._observer = Observer(
-            hello(Role.OBSERVER),
-            server=self._endpoint,
-            patience=CHILD_PATIENCE,
-            now=time.monotonic(),
-        )
+        self._observer = self._new_observer()
         for seat in self.workers:
             self._start_worker(seat)
 
     def _start_worker(self, seat: Seat) -> None:
-        flags = ["--name", seat.name, "--patience", str(CHILD_PATIENCE), "--child"]
+        flags = ["--name", seat.name, "--patience", str(WORKER_PATIENCE), "--child"]
         arguments = ["worker", self._endpoint, *flags]
         process = spawn(arguments, stdout=subprocess.DEVNULL, stderr=self._speak)
         seat.taken_by(process, time.monotonic())
@@ -179,10 +186,19 @@ class Fleet:
                     self.display.weights(weights)
                 case Say(text):
                     self.display.say(text)
+                case Finish() if self._observer is not None and self._observer.session.knocking:
+                    self._server_hangs(effect.reason)
                 case Finish():
                     self._ended = effect
                 case _:
                     raise RuntimeError(f"an observer's shell cannot carry out {effect}")
+
+    def _server_hangs(self, reason: str) -> None:
+        """End a server that does not answer: from its last checkpoint another one goes on."""
+        self.display.say(f"{reason}: ending it")
+        self._observer = None
+        if self.server.process is not None:
+            self.server.process.kill()
 
     def _hear_children(self) -> None:
         """Pass on what children wrote to their standard error, in whole lines."""
@@ -214,6 +230,7 @@ class Fleet:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
         if self._wanted_code is None:
             self._wanted_code = code
+            self._kill_at = time.monotonic() + SECONDS_TO_END
             self.display.say(STOPPING)
             if self.server.process is not None:
                 self.server.process.terminate()
@@ -300,7 +317,7 @@ class Fleet:
 
     def _result(self) -> Finish:
         code = self._code or 0
-        if self._wanted_code is not None and code in (0, STOPPED):
+        if self._wanted_code is not None and (code < 0 or code in (0, STOPPED)):
             reason = self._complaint if self._wanted_code == RUN_FAILED else "stopped"
             return Finish(self._wanted_code, reason)
         if self._ended is not None and code == self._ended.code:

@@ -1,13 +1,14 @@
 """A peer that only looks, from outside the fleet: takes a live server's weights, or has it stop."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from manychar.numerics.model import Parameters
-from manychar.protocol.codec import decode, encode
-from manychar.protocol.effects import Effect, Finish, Say, Send, Show
+from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import Message, Role, Stop, Weights, Welcome
 from manychar.protocol.observer import Observer
 from manychar.runtime.errors import RUN_FAILED, UserError
@@ -15,12 +16,14 @@ from manychar.runtime.peers import hello
 from manychar.runtime.transport import Dealer
 
 POLL_MS = 100
+ASK_AGAIN_AFTER = 1.0
 
 
 class Watch:
     """A visit to a live server. `welcome` is there once the server has let this observer in."""
 
     def __init__(self, endpoint: str, *, patience: float) -> None:
+        self._endpoint = endpoint
         self._dealer = Dealer(endpoint)
         now = time.monotonic()
         self._machine = Observer(hello(Role.OBSERVER), server=endpoint, patience=patience, now=now)
@@ -30,22 +33,24 @@ class Watch:
         """The server's welcome."""
         return self._machine.session.welcome
 
-    def effects(self) -> Iterator[Effect]:
-        """Yield what the machine asks for, but for sending; ends with Finish."""
-        while True:
-            self._dealer.socket.poll(POLL_MS)
-            effects = []
+    def turn(self) -> list[Effect]:
+        """Wait a moment; return what the machine asks for, but for sending.
+
+        Raises UserError where the server speaks another language.
+        """
+        self._dealer.socket.poll(POLL_MS)
+        effects = []
+        try:
             while (frames := self._dealer.receive()) is not None:
                 message = decode(frames, self._machine.dimensions)
                 effects += self._machine.receive(message, time.monotonic())
-            effects += self._machine.tick(time.monotonic())
-            for effect in effects:
-                if isinstance(effect, Send):
-                    self.send(effect.message)
-                    continue
-                yield effect
-                if isinstance(effect, Finish):
-                    return
+        except (WireError, PeerError) as error:
+            raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
+        effects += self._machine.tick(time.monotonic())
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.send(effect.message)
+        return [effect for effect in effects if not isinstance(effect, Send)]
 
     def send(self, message: Message) -> None:
         """Send to the server."""
@@ -64,21 +69,17 @@ def fetch(endpoint: str, *, patience: float, say: Callable[[str], None]) -> tupl
 
     Raises UserError where no server answers within `patience` seconds, or it refuses.
     """
-    watch = Watch(endpoint, patience=patience)
-    try:
-        for effect in watch.effects():
-            match effect:
-                case Show(Weights() as weights) if watch.welcome is not None:
-                    return _unpacked(watch.welcome, weights)
-                case Say(text):
-                    say(text)
-                case Finish(code, reason):
-                    raise UserError(
-                        reason or f"{endpoint}: the run has ended", code=code or RUN_FAILED
-                    )
-    finally:
-        watch.close()
-    raise UserError(f"{endpoint}: no weights came", code=RUN_FAILED)
+    with contextlib.closing(Watch(endpoint, patience=patience)) as watch:
+        while True:
+            for effect in watch.turn():
+                match effect:
+                    case Show(Weights() as weights) if watch.welcome is not None:
+                        return _unpacked(watch.welcome, weights)
+                    case Say(text):
+                        say(text)
+                    case Finish(code, reason):
+                        reason = reason or f"{endpoint}: the run has ended"
+                        raise UserError(reason, code=code or RUN_FAILED)
 
 
 def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
@@ -93,19 +94,17 @@ def stop(endpoint: str, *, patience: float, say: Callable[[str], None]) -> str:
 
     Raises UserError where no server answers, or the run ended in another way.
     """
-    watch = Watch(endpoint, patience=patience)
-    asked = False
-    try:
-        for effect in watch.effects():
-            if isinstance(effect, Finish):
-                if not asked:
+    asked, again_at = False, 0.0
+    with contextlib.closing(Watch(endpoint, patience=patience)) as watch:
+        while True:
+            for effect in watch.turn():
+                if isinstance(effect, Say):
+                    say(effect.text)
+                elif isinstance(effect, Finish) and not asked:
                     raise UserError(effect.reason, code=effect.code or RUN_FAILED)
-                return effect.reason
-            if isinstance(effect, Say):
-                say(effect.text)
-            if not asked and (welcome := watch.welcome) is not None:
-                asked = True
+                elif isinstance(effect, Finish):
+                    return effect.reason
+            now = time.monotonic()
+            if (welcome := watch.welcome) is not None and now >= again_at:
+                asked, again_at = True, now + ASK_AGAIN_AFTER
                 watch.send(Stop(run=welcome.run, term=welcome.term))
-    finally:
-        watch.close()
-    raise UserError(f"{endpoint}: the server did not say how it ended", code=RUN_FAILED)

@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from manychar.numerics.train import State
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import (
     Append,
@@ -52,6 +53,7 @@ from manychar.runtime.writer import Writer
 
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
+MESSAGES_A_TURN = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,9 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
         stack.enter_context(wake.catching(signal.SIGINT, signal.SIGTERM))
         while isinstance(outcome, GoBack):
             term = raise_term(directory)
-            with _begun(directory, term, screen, outcome.step) as beginning:
+            lines: list[str] = []
+            say = screen.say if router is None else lines.append
+            with _begun(directory, term, say, outcome.step) as beginning:
                 run, engine = _run(directory, term, beginning, outcome)
                 directory = _claim(directory, run)
                 machine = ParameterServer(run, now=time.monotonic())
@@ -97,6 +101,7 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
                         screen=screen,
                         parent=parent,
                         wake=wake,
+                        lines=lines,
                     )
                     outcome = loop.run()
                     directory = loop.directory
@@ -105,16 +110,19 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
 
 @contextlib.contextmanager
 def _begun(
-    directory: RunDirectory, term: int, screen: Screen, not_after: int
+    directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int
 ) -> Iterator[Beginning]:
     try:
-        beginning = take_up(directory, term, screen.say, not_after=not_after)
+        beginning = take_up(directory, term, say, not_after=not_after)
     except OSError as error:
         raise UserError(f"{directory.path}: {because(error)}") from None
     try:
         yield beginning
     finally:
-        beginning.journal.close()
+        try:
+            beginning.journal.close()
+        except OSError as error:
+            say(f"journal: {because(error)}")
 
 
 def _run(
@@ -168,7 +176,10 @@ def _claim(directory: RunDirectory, run: Run) -> RunDirectory:
             )
         settings = dataclasses.replace(settings, mixed=True)
     directory = dataclasses.replace(directory, settings=settings)
-    directory.write_config(settings)
+    try:
+        directory.write_config(settings)
+    except OSError as error:
+        raise UserError(f"{directory.path}: {because(error)}") from None
     return directory
 
 
@@ -185,6 +196,7 @@ class _Loop:
     screen: Screen
     parent: Parent
     wake: Wake
+    lines: list[str]
     outcome: Finish | GoBack | None = None
     flush_at: float = 0.0
 
@@ -196,6 +208,8 @@ class _Loop:
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
+        for line in self.lines:
+            self._carry_out(self.machine.remark(line))
         while self.outcome is None:
             ready = dict(poller.poll(self._milliseconds()))
             if self.wake.fileno() in ready:
@@ -220,7 +234,9 @@ class _Loop:
             self._to_disk("journal", self.beginning.journal.flush)
 
     def _read_mailbox(self) -> None:
-        while self.outcome is None and (received := self.router.receive()) is not None:
+        for _ in range(MESSAGES_A_TURN):
+            if self.outcome is not None or (received := self.router.receive()) is None:
+                return
             peer, frames = received
             now = time.monotonic()
             try:
@@ -253,9 +269,9 @@ class _Loop:
                     self._send(to, encode(message))
                 case Append(step, loss, weights):
                     record = Step(self.machine.run.term, step, loss, weights_digest(weights))
-                    self._to_disk("journal", self.beginning.journal.append, [record])
+                    self.beginning.journal.append([record])
                 case Save(state):
-                    self.writer.write(state)
+                    self._save(state)
                 case Say(text):
                     self.screen.say(text)
                 case Show(Report() as report):
@@ -273,10 +289,16 @@ class _Loop:
                 case _:
                     raise RuntimeError(f"a server's shell cannot carry out {effect}")
 
+    def _save(self, state: State) -> None:
+        displaced = self.writer.write(state)
+        if displaced is not None:
+            what = f"the disk is behind: no checkpoint of step {displaced}"
+            self._carry_out(self.machine.dropped("checkpoints skipped", what))
+
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:
             if not self.router.send(peer, frames):
-                self.machine.outbox.count("not sent, queue full")
+                self._carry_out(self.machine.dropped("not sent, queue full"))
         except Unreachable:
             self._carry_out(self.machine.unreachable(peer, time.monotonic()))
 
@@ -305,10 +327,11 @@ class _Loop:
             metrics.write(json.dumps(line) + "\n")
 
     def _to_disk(self, what: str, write: Callable[..., None], *arguments: object) -> None:
-        """Write what can be done without; a failure is said, once, and counted."""
+        """Write what can be done without; a failure is counted, and said the first time."""
         try:
             write(*arguments)
         except OSError as error:
-            if not self.machine.counts[f"{what} not written"]:
-                self.screen.say(f"{what}: {because(error)}")
-            self.machine.outbox.count(f"{what} not written")
+            key = f"{what} not written"
+            first = not self.machine.counts[key]
+            reason = f"{what}: {because(error)}" if first else ""
+            self._carry_out(self.machine.dropped(key, reason))

@@ -1,5 +1,6 @@
 """Writes checkpoints in a thread of their own, beside the loop, and reports each."""
 
+import collections
 import contextlib
 import queue
 import threading
@@ -7,23 +8,25 @@ from typing import Self
 
 from manychar.numerics.train import State
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, write_checkpoint
-from manychar.runtime.errors import because
+from manychar.runtime.errors import UserError, because
 from manychar.runtime.resume import Beginning
 from manychar.runtime.run_directory import RunDirectory
 from manychar.runtime.wake import Wake
 
-PENDING_CHECKPOINTS = 2
+MOST_PENDING = 2
 
 
 class Writer:
-    """Writes states in order; a state is never written to again, so no lock is needed."""
+    """Writes states in order; a state is never written to again, so it can be shared as it is."""
 
     def __init__(self, directory: RunDirectory, beginning: Beginning, wake: Wake) -> None:
         self._directory = directory
         self._vocabulary = beginning.checkpoint.vocabulary
         self._journal = beginning.journal
         self._wake = wake
-        self._states: queue.Queue[State | None] = queue.Queue(PENDING_CHECKPOINTS)
+        self._pending: collections.deque[tuple[State, str]] = collections.deque()
+        self._ended = False
+        self._changed = threading.Condition()
         self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoints")
 
@@ -34,17 +37,29 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         """Wait until everything is written."""
-        self._states.put(None)
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
         self._thread.join()
 
-    def write(self, state: State) -> None:
-        """Have a state written; waits where the disk is PENDING_CHECKPOINTS behind.
+    def write(self, state: State) -> int | None:
+        """Have a state written; return the step that it displaces where the disk is behind.
 
-        The journal up to it is flushed here, and made durable before the checkpoint has its name.
+        The journal up to it is flushed here, and made durable before the checkpoint has its name;
+        without its journal no checkpoint is written.
         """
-        with contextlib.suppress(OSError):  # the thread's sync meets the same error, and reports it
+        failure = ""
+        try:
             self._journal.flush()
-        self._states.put(state)
+        except OSError as error:
+            failure = f"its journal: {because(error)}"
+        with self._changed:
+            displaced = None
+            if len(self._pending) >= MOST_PENDING:
+                displaced = self._pending.pop()[0].step
+            self._pending.append((state, failure))
+            self._changed.notify()
+        return displaced
 
     def news(self) -> list[tuple[int, str]]:
         """Return (step, failure) of what was tried since the last call; no failure is ''."""
@@ -54,16 +69,24 @@ class Writer:
         return news
 
     def _work(self) -> None:
-        while (state := self._states.get()) is not None:
-            failure = ""
+        while (work := self._next()) is not None:
+            state, failure = work
             try:
-                self._write(state)
+                if not failure:
+                    self._write(state)
             except OSError as error:
                 failure = because(error)
+            except UserError as error:
+                failure = f"read back: {error}"
             except Exception as error:  # the loop says it, and ends the run
                 failure = repr(error)
             self._news.put((state.step, failure))
             self._wake.now()
+
+    def _next(self) -> tuple[State, str] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._ended)
+            return self._pending.popleft() if self._pending else None
 
     def _write(self, state: State) -> None:
         directory = self._directory
@@ -74,4 +97,5 @@ class Writer:
         kept = directory.settings.keep_checkpoints
         old = [path for step, path in list_checkpoints(directory.checkpoints) if step > 0]
         for path in old[:-kept] if kept else []:
-            path.unlink()
+            with contextlib.suppress(OSError):  # one too many is no harm; the next turn tries again
+                path.unlink()
