@@ -12,6 +12,8 @@ def _interrupted(_number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if sys.platform == "win32":
+        sys.exit("manychar runs on Linux and macOS; on Windows, use it inside WSL: wsl --install")
     signal.signal(signal.SIGINT, _interrupted)
     from manychar.cli import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
 

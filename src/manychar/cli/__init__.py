@@ -14,7 +14,7 @@ import typer
 from manychar import __version__
 from manychar.cli import looking, training
 from manychar.cli.speaking import say
-from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError
+from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +57,14 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         say(f"manychar: {error}")
         return error.code
+    except OSError as error:
+        say(f"manychar: {error.filename or 'the system'}: {because(error)}")
+        return BAD_INPUT
+    except MemoryError:
+        say(
+            "manychar: not enough memory for this: a smaller --hidden, --streams or text needs less"
+        )
+        return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
             say(_usage_line(error))

@@ -94,6 +94,8 @@ def verify(
     from manychar.runtime.verify import verify as do_again
 
     todo = plan(open_run(run_dir), begin=begin, end=end)
+    if todo.remark:
+        say(todo.remark)
     with counting("steps", todo.steps) as progress:
         finding = do_again(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:

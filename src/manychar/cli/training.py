@@ -99,7 +99,7 @@ def worker(
         endpoint,
         me,
         patience=patience,
-        say=nothing if child else say,
+        say=lambda text: say(f"{me.name}: {text}"),
         parent=Parent(is_child=child),
     )
     if finish.reason and (finish.code or not child):

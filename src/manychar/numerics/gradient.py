@@ -67,8 +67,13 @@ def average(gradients: Sequence[NDArray[Any]], streams: int) -> NDArray[Any]:
     `gradients` are S arrays of shape (P,), each the sum over its shard's streams; `streams` is
     S * B. One division at the end, not a product with the reciprocal.
     """
-    mean: NDArray[Any] = tree_sum(gradients) / streams
-    return mean
+    return mean(tree_sum(gradients), streams)
+
+
+def mean(total: NDArray[Any], streams: int) -> NDArray[Any]:
+    """Return the mean from the tree's sum over all streams, shape (P,)."""
+    quotient: NDArray[Any] = total / streams
+    return quotient
 
 
 def clip(gradient: NDArray[Any], bound: float) -> NDArray[Any]:

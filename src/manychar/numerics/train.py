@@ -7,6 +7,7 @@ server comes to the same states from gradients that arrive from elsewhere, throu
 import dataclasses
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from manychar.numerics import adagrad
 from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.definition import Definition
-from manychar.numerics.gradient import TreeSum, clip
-from manychar.numerics.model import Parameters, initialize, loss_and_gradient
+from manychar.numerics.gradient import TreeSum, clip, mean
+from manychar.numerics.model import Parameters, initialize, loss_and_gradient, nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +65,10 @@ def start(definition: Definition, vocabulary_size: int) -> State:
 
 
 def compute_shard(
-    parameters: Parameters, batch: Batch, hidden: NDArray[Any]
+    parameters: Parameters,
+    batch: Batch,
+    hidden: NDArray[Any],
+    progress: Callable[[], None] = nothing,
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
 
@@ -73,7 +77,7 @@ def compute_shard(
     if batch.fresh:
         hidden = np.zeros_like(hidden)
     ids = batch.ids.astype(np.intp)
-    return loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden)
+    return loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden, progress)
 
 
 def apply(
@@ -85,7 +89,7 @@ def apply(
     hidden: NDArray[Any],
 ) -> State:
     """Return the state after one step, from the sums over all shards and the next hidden states."""
-    gradient = clip(gradient_sum / definition.streams_in_all, definition.clip)
+    gradient = clip(mean(gradient_sum, definition.streams_in_all), definition.clip)
     flat, memory = adagrad.update(
         state.parameters.flat, state.memory, gradient, definition.learning_rate
     )

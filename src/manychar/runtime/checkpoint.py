@@ -84,7 +84,8 @@ def tensors_of(state: State) -> dict[str, NDArray[Any]]:
 def write_checkpoint(path: Path, definition: Definition, vocabulary: str, state: State) -> None:
     """Write a checkpoint atomically, and read it back before it has its name.
 
-    Raises OSError where the disk will not have it, RuntimeError where what is read differs.
+    Raises OSError where the disk will not have it, UserError or RuntimeError where what is read
+    back is damaged or another one.
     """
     # safetensors writes arrays that are not contiguous wrongly, and says nothing.
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors_of(state).items()}
@@ -129,7 +130,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _metadata_of(data: bytes) -> dict[str, str]:
     """Return the metadata: safetensors' header is 8 bytes of length, then JSON."""
     length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     return metadata
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from manychar.numerics.corpus import Batch
 from manychar.numerics.fingerprint import fingerprint
-from manychar.numerics.model import Parameters, loss_and_gradient
+from manychar.numerics.model import Parameters
+from manychar.numerics.train import compute_shard
 from manychar.protocol.effects import Compute, Proof, Result
 from manychar.protocol.messages import Dimensions
 from manychar.protocol.steps import as_frame
@@ -69,13 +71,10 @@ class Engine:
         """Return one shard's loss, gradient and next hidden state at one step."""
         self._parameters.flat[:] = np.frombuffer(unit.weights, self._dtype)
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
-        if unit.fresh:
-            self._hidden[:] = 0
-        ids = np.frombuffer(unit.ids, self._ids_dtype).astype(np.intp)
-        ids = ids.reshape(self.dimensions.streams, -1)
+        ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
         pulse = Pulse(beat)
-        loss, gradient, after = loss_and_gradient(
-            self._parameters, ids[:, :-1], ids[:, 1:], self._hidden, pulse
+        loss, gradient, after = compute_shard(
+            self._parameters, Batch(ids, unit.fresh), self._hidden, pulse
         )
         return Result(
             loss=loss,

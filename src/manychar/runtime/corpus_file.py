@@ -17,6 +17,7 @@ from manychar.runtime.errors import UserError, because
 
 CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
+CHECKED_AT_ONCE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +101,12 @@ def check_corpus(directory: Path, sha256: str) -> None:
     if len(ids) and int(ids.max()) >= len(vocabulary):
         raise UserError(f"{directory / CORPUS_NAME}: altered: an id that is in no vocabulary")
     code_points = np.array([ord(character) for character in vocabulary], dtype="<u4")
-    text = code_points[ids].tobytes().decode("utf-32-le")
-    if hashlib.sha256(text.encode()).hexdigest() != sha256:
+    hashed = hashlib.sha256()
+    try:
+        for start in range(0, len(ids), CHECKED_AT_ONCE):
+            part = code_points[ids[start : start + CHECKED_AT_ONCE]]
+            hashed.update(part.tobytes().decode("utf-32-le").encode())
+    except UnicodeError:
+        raise UserError(f"{directory / VOCABULARY_NAME}: altered: half a character") from None
+    if hashed.hexdigest() != sha256:
         raise UserError(f"{directory / CORPUS_NAME}: altered: it is not the text of config.json")

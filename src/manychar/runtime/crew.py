@@ -3,10 +3,11 @@
 import contextlib
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 
-from manychar.runtime.children import Process, how_it_ended, spawn
-from manychar.runtime.errors import INTERRUPTED, STOPPED
+from manychar.runtime.children import Process, close_pipes, how_it_ended, spawn
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.runtime.wake import Wake
 
 SECONDS_TO_END = 10.0
@@ -34,7 +35,9 @@ def work_together(
                     del crew[member]
                     if process.returncode:
                         say(f"{member} ended {how_it_ended(process.returncode)}")
-                    code = max(code, abs(process.returncode))
+                    close_pipes(process)
+                    ended = process.returncode if process.returncode >= 0 else RUN_FAILED
+                    code = max(code, ended)
     return code
 
 
@@ -45,8 +48,9 @@ def _worker(endpoint: str, name: str, *, patience: float) -> Process:
 def _end(crew: dict[str, Process]) -> None:
     for process in crew.values():
         process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_END
     for process in crew.values():
         try:
-            process.wait(SECONDS_TO_END)
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()

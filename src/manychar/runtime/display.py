@@ -5,6 +5,7 @@ Samples go to standard output, everything else to standard error.
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -85,8 +86,13 @@ class Display:
         text = self._sample(weights)
         if self._progress:
             self._progress.stop()
-        sys.stdout.write(f"--- step {weights.version:,} ---\n{text}\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(f"--- step {weights.version:,} ---\n{text}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._sample_length = 0
+            self.say("standard output is closed: no more samples")
         if self._progress:
             self._progress.start()
 

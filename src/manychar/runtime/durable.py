@@ -29,6 +29,14 @@ def rename(source: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
+def make_directories(path: Path) -> None:
+    """Make a directory and the parents that are missing, each durable in its own parent."""
+    if not path.parent.exists():
+        make_directories(path.parent)
+    path.mkdir()
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """The single-process equivalence test: the same run in one process and in fleets, bit for bit."""
 
 import dataclasses
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -125,9 +126,11 @@ def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
     definition = directory.definition
     _, streams = directory.streams()
     one_step = smooth_loss = 0.0
-    before, *states = replay(directory, steps)
-    own, own_smooth = before, before.smooth_loss
-    for step, after in enumerate(states):
+    own: State | None = None
+    own_smooth = 0.0
+    for step, (before, after) in enumerate(itertools.pairwise(replay(directory, steps))):
+        if own is None:
+            own, own_smooth = before, before.smooth_loss
         batch = streams.batch_at(0, step)
         _, stepped = _plain_step(before, definition, batch)
         one_step = max(
@@ -140,7 +143,6 @@ def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
         loss, own = _plain_step(own, definition, batch)
         own_smooth = 0.999 * own_smooth + 0.001 * loss
         smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
-        before = after
     return AgainstPlain(one_step, smooth_loss)
 
 

@@ -31,6 +31,7 @@ from manychar.runtime.checkpoint import (
 )
 from manychar.runtime.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
 from manychar.runtime.durable import (
+    make_directories,
     remove_temporary,
     rename,
     replace_file,
@@ -179,7 +180,7 @@ def create_run(
         )
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.mkdir(parents=True)
+        make_directories(draft)
         _fill(draft, dataclasses.replace(directory, path=draft), corpus)
         rename(draft, path)
     except OSError as error:

@@ -290,10 +290,8 @@ class _Loop:
                     raise RuntimeError(f"a server's shell cannot carry out {effect}")
 
     def _save(self, state: State) -> None:
-        displaced = self.writer.write(state)
-        if displaced is not None:
-            what = f"the disk is behind: no checkpoint of step {displaced}"
-            self._carry_out(self.machine.dropped("checkpoints skipped", what))
+        what = f"step {state.step} waits for the disk: earlier checkpoints are still being written"
+        self.writer.write(state, lambda: self._carry_out(self.machine.remark(what)))
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:

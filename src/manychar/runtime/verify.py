@@ -8,10 +8,12 @@ comes to the checkpoint at its end, the whole run does; and pieces can be done s
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import cast
 
 from manychar.numerics.train import advance, start
 from manychar.protocol.steps import as_frame
@@ -45,10 +47,11 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be done again: pieces, and the checkpoints that will have been compared."""
+    """What is to be done again: pieces, the checkpoints that will have been compared, remarks."""
 
     pieces: list[Piece]
     checkpoints: int
+    remark: str
 
     @property
     def steps(self) -> int:
@@ -69,24 +72,28 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     saved = [step for step, _ in list_checkpoints(directory.checkpoints)]
     if not saved or saved[0] != 0:
         raise UserError(f"{directory.checkpoints}: checkpoint 0 is missing")
-    living = _journal(directory, saved[-1])
+    living, remark = _journal(directory, saved[-1])
     newest = max([*living, saved[-1]])
     end = newest if end is None else end
-    if not 0 <= begin <= end <= newest:
-        raise UserError(f"--from {begin} --to {end}: the run's steps are 0 … {newest}")
+    if not 0 <= begin <= end <= newest or (begin == end > 0):
+        raise UserError(
+            f"--from {begin} --to {end}: the run's steps are 0 … {newest}, from below to"
+        )
     first = max(step for step in saved if step <= begin)
     edges = sorted({first, end, *(step for step in saved if first < step < end)})
+    edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
     pieces = [
         Piece(
             directory.path, a, b, {k: living[k].digest for k in range(a + 1, b + 1) if k in living}
         )
         for a, b in itertools.pairwise(edges)
     ]
-    return Plan(pieces, len([step for step in saved if first <= step <= end]))
+    compared = [step for step in saved if first < step <= end or step == first == 0]
+    return Plan(pieces, len(compared), remark)
 
 
-def _journal(directory: RunDirectory, newest_checkpoint: int) -> dict[int, Step]:
-    """Return the journal's steps, after a check that it tells the whole story."""
+def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, Step], str]:
+    """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
     reading = read_journal(path, directory.run)
     living = reading.living()
@@ -103,7 +110,8 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> dict[int, Step]
                 f"{checkpoint}: not the checkpoint that the journal says term"
                 f" {begin.term} began from"
             )
-    return living
+    torn = f"{path}: {reading.fault}: a torn tail after the newest checkpoint, not looked at"
+    return living, torn if reading.fault else ""
 
 
 def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
@@ -136,36 +144,67 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
 def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
     """Do every piece again, `processes` side by side, and return the first difference.
 
-    `progress` is called with the steps that were done since its last call.
+    `progress` is called with the steps that were done since its last call. Raises UserError for a
+    damaged file, and where a process was ended from outside.
     """
     if processes == 1 or len(plan.pieces) == 1:
         found = (check(piece, progress) for piece in plan.pieces)
         return next((finding for finding in found if finding is not None), None)
     context = multiprocessing.get_context("spawn")
-    steps: SimpleQueue[int] = context.SimpleQueue()
-    with context.Pool(processes, _begin_child, (steps,)) as pool:
-        results = [pool.apply_async(_check_in_child, (piece,)) for piece in plan.pieces]
-        done = 0
-        while done < plan.steps and not all(result.ready() for result in results):
-            if steps.empty():
-                next(r for r in results if not r.ready() or r is results[-1]).wait(0.05)
-                continue
-            count = steps.get()
-            done += count
-            progress(count)
-        findings = [result.get() for result in results]
-    return next((finding for finding in findings if finding is not None), None)
+    children = []
+    for share in (plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_check_share, args=(share, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        children.append((child, ours))
+    try:
+        findings = _collect([pipe for _, pipe in children], progress)
+    finally:
+        for child, _ in children:
+            child.kill()
+            child.join()
+    return min(findings, key=lambda finding: finding.step, default=None)
 
 
-_steps: "SimpleQueue[int]"
+def _collect(pipes: list[Connection], progress: Callable[[int], None]) -> list[Finding]:
+    """Hear every child to its end."""
+    findings: list[Finding] = []
+    while pipes:
+        for pipe in cast("list[Connection]", wait(pipes)):
+            try:
+                news = pipe.recv_bytes()
+            except EOFError:
+                raise UserError("a process of verify was ended from outside", code=3) from None
+            kind, _, rest = news.decode().partition(" ")
+            if kind == "steps":
+                progress(int(rest))
+            elif kind == "found":
+                step, _, array = rest.partition(" ")
+                findings.append(Finding(int(step), array))
+            elif kind == "failed":
+                raise UserError(rest)
+            else:
+                pipes.remove(pipe)
+    return findings
 
 
-def _begin_child(steps: "SimpleQueue[int]") -> None:
-    """Set up a child: Ctrl-C is the parent's affair."""
-    global _steps  # noqa: PLW0603 - how a pool hands a queue to its children
-    _steps = steps
+def _check_share(pieces: list[Piece], pipe: Connection) -> None:
+    """Do some pieces again, in a child: tell the parent how it goes, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def tell(kind: str, rest: object = "") -> None:
+        try:
+            pipe.send_bytes(f"{kind} {rest}".encode())
+        except OSError:
+            os._exit(1)  # nobody listens any more
 
-def _check_in_child(piece: Piece) -> Finding | None:
-    return check(piece, _steps.put)
+    try:
+        for piece in pieces:
+            finding = check(piece, lambda steps: tell("steps", steps))
+            if finding is not None:
+                tell("found", f"{finding.step} {finding.array}")
+                break
+        tell("done")
+    except UserError as error:
+        tell("failed", error)

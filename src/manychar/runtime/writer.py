@@ -4,6 +4,7 @@ import collections
 import contextlib
 import queue
 import threading
+from collections.abc import Callable
 from typing import Self
 
 from manychar.numerics.train import State
@@ -14,6 +15,7 @@ from manychar.runtime.run_directory import RunDirectory
 from manychar.runtime.wake import Wake
 
 MOST_PENDING = 2
+SAY_AFTER = 2.0
 
 
 class Writer:
@@ -39,11 +41,11 @@ class Writer:
         """Wait until everything is written."""
         with self._changed:
             self._ended = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
-    def write(self, state: State) -> int | None:
-        """Have a state written; return the step that it displaces where the disk is behind.
+    def write(self, state: State, waiting: Callable[[], None]) -> None:
+        """Have a state written; wait where the disk is MOST_PENDING behind, and say so by `waiting`.
 
         The journal up to it is flushed here, and made durable before the checkpoint has its name;
         without its journal no checkpoint is written.
@@ -54,12 +56,13 @@ class Writer:
         except OSError as error:
             failure = f"its journal: {because(error)}"
         with self._changed:
-            displaced = None
-            if len(self._pending) >= MOST_PENDING:
-                displaced = self._pending.pop()[0].step
+            while not self._changed.wait_for(self._has_room, timeout=SAY_AFTER):
+                waiting()
             self._pending.append((state, failure))
-            self._changed.notify()
-        return displaced
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._pending) < MOST_PENDING
 
     def news(self) -> list[tuple[int, str]]:
         """Return (step, failure) of what was tried since the last call; no failure is ''."""
@@ -86,7 +89,9 @@ class Writer:
     def _next(self) -> tuple[State, str] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._ended)
-            return self._pending.popleft() if self._pending else None
+            work = self._pending.popleft() if self._pending else None
+            self._changed.notify_all()
+            return work
 
     def _write(self, state: State) -> None:
         directory = self._directory
