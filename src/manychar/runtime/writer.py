@@ -45,7 +45,7 @@ class Writer:
         self._thread.join()
 
     def write(self, state: State, waiting: Callable[[], None]) -> None:
-        """Have a state written; wait where the disk is MOST_PENDING behind, and say so by `waiting`.
+        """Have a state written; wait where the disk is MOST_PENDING behind, and say so.
 
         The journal up to it is flushed here, and made durable before the checkpoint has its name;
         without its journal no checkpoint is written.
