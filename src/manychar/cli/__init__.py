@@ -5,6 +5,7 @@ and an exit code (runtime/errors.py). numpy is imported by the commands, after t
 """
 
 import io
+import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from manychar import __version__
 from manychar.cli import looking, training
 from manychar.cli.speaking import say
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
+from manychar.runtime.wake import early
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,14 +52,15 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _ended)
+    signal.signal(signal.SIGTERM, _ended)
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:
         say(f"manychar: {error}")
         return error.code
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
         say(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
     except MemoryError:
@@ -74,9 +77,13 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    """End with everything cleaned up that was begun."""
-    sys.exit(STOPPED)
+def _ended(number: int, _frame: object) -> None:
+    """End with everything cleaned up that was begun.
+
+    Where Python swallows the exception (in a callback, say), the next loop finds the signal.
+    """
+    early.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STOPPED)
 
 
 def _usage_line(error: Any) -> str:

@@ -44,7 +44,7 @@ def sample(
     import numpy as np
 
     from manychar.runtime.observe import fetch
-    from manychar.runtime.sampling import draw, load
+    from manychar.runtime.sampling import draw, for_reading, load
 
     if prime and prime_file is not None:
         raise UserError("--prime and --prime-file both say what to go on from: give one")
@@ -64,9 +64,9 @@ def sample(
     )
     if seed is None:
         say(f"--seed {chosen}")
-    write(prime)
+    write(for_reading(prime))
     for character in drawn:
-        write(character)
+        write(for_reading(character))
     write("\n")
 
 

@@ -2,13 +2,23 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
+from pathlib import Path
 
 
 def say(text: str) -> None:
     """Print one line on standard error."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def program() -> str:
+    """Return this program as it can be called again from here."""
+    called = Path(sys.argv[0])
+    by_path = called.name == "manychar" and shutil.which("manychar") is None
+    return shlex.quote(str(called)) if by_path else "manychar"
 
 
 def nothing(_: object) -> None:

@@ -1,14 +1,16 @@
 """The commands that train: train, server, worker, stop."""
 
 import json
+import shlex
 import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manychar.cli.flags import DEFINITION, OPERATION, TRANSPORT, WORKERS, Child, Text, with_flags
-from manychar.cli.speaking import nothing, say
+from manychar.cli.speaking import nothing, program, say
 from manychar.cli.taking import display, take_run
+from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     directory = take_run(text, flags)
     settings = directory.settings
+    _end_if_it_is_through(directory)
     from manychar.runtime.launch import Fleet
 
     if settings.workers > directory.definition.shards:
@@ -118,6 +121,19 @@ def stop(
     say(ask_to_stop(endpoint, patience=patience, say=say))
 
 
+def _end_if_it_is_through(directory: "RunDirectory") -> None:
+    """Say so, and exit, where a resumed run has all its steps already."""
+    steps = directory.settings.steps
+    try:
+        checkpoint, damaged = directory.newest_checkpoint()
+    except UserError:
+        return  # the server says what is wrong
+    newest = checkpoint.state.step
+    if not damaged and 0 < steps <= newest:
+        say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
+        raise typer.Exit
+
+
 def _screen(display: "Display") -> Any:
     from manychar.runtime.serve import Screen
 
@@ -155,10 +171,10 @@ def _child_screen() -> Any:
 
 def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Say how it ended, how to go on and how to sample; exit with its code."""
-    steps = directory.settings.steps
+    steps, path = directory.settings.steps, shlex.quote(str(directory.path))
     if finish.reason:
         say(f"manychar: {finish.reason}")
     if finish.code or steps == 0:
-        say(f"go on: manychar {again} --resume {directory.path}")
-    say(f"sample from it: manychar sample {directory.path}")
+        say(f"go on: {program()} {again} --resume {path}")
+    say(f"sample from it: {program()} sample {path}")
     raise typer.Exit(finish.code)

@@ -256,7 +256,8 @@ class ParameterServer:
             self.steps.apply()
             usual = now - self._applied_at
             self._applied_at = now
-            self._next_complaint = now + max(FIRST_COMPLAINT, LONG_STEP * usual)
+            patience = max(FIRST_COMPLAINT, min(LONG_STEP * usual, COMPLAIN_EVERY))
+            self._next_complaint = now + patience
             self._after_step(now)
 
     def _distrust(self, member: Member, gradient: Gradient, now: float) -> None:

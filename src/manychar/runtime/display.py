@@ -16,13 +16,15 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from manychar.numerics.model import Parameters
 from manychar.protocol.messages import Dimensions, Report, Weights
-from manychar.runtime.sampling import draw
+from manychar.runtime.sampling import draw, for_reading
 
 PLAIN_EVERY = 2.0
 SPEED_WINDOW = 5.0
+BAR_WIDTH = 10
 
 
 class Display:
@@ -49,7 +51,7 @@ class Display:
     def __enter__(self) -> Self:
         """Put up the bar, if there is a terminal."""
         if self._progress:
-            self._task = self._progress.add_task("", total=None, text="starting")
+            self._task = self._progress.add_task("", total=None, steps="", text="starting")
             self._progress.start()
         return self
 
@@ -71,9 +73,15 @@ class Display:
         while len(self._past) > 2 and self._past[0][0] < report.seconds - SPEED_WINDOW:
             self._past.popleft()
         if self._progress:
-            total = report.steps or None
-            text = escape(self._words(report))
-            self._progress.update(self._task, completed=report.step, total=total, text=text)
+            steps = f"{report.step:,}" + (f"/{report.steps:,}" if report.steps else "")
+            room = self._console.width - len(steps) - BAR_WIDTH - 3
+            self._progress.update(
+                self._task,
+                completed=report.step,
+                total=report.steps or None,
+                steps=steps,
+                text=escape(_fitting(self._words(report), room)),
+            )
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
             self._line(report)
@@ -87,7 +95,7 @@ class Display:
         if self._progress:
             self._progress.stop()
         try:
-            sys.stdout.write(f"--- step {weights.version:,} ---\n{text}\n")
+            sys.stdout.write(f"--- step {weights.version:,} ---\n{for_reading(text)}\n")
             sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,25 +114,27 @@ class Display:
     def _line(self, report: Report) -> None:
         self._shown_step = report.step
         total = f"/{report.steps:,}" if report.steps else ""
-        self._console.print(f"step {report.step:,}{total}  {escape(self._words(report))}")
+        words = "  ".join(self._words(report))
+        self._console.print(f"step {report.step:,}{total}  {escape(words)}")
 
-    def _words(self, report: Report) -> str:
+    def _words(self, report: Report) -> list[str]:
+        """Return what there is to say, the most important first."""
         nats = report.smooth_loss / self._dimensions.seq_length
         words = [
-            f"smooth loss {report.smooth_loss:.2f}"
-            f" ({nats:.3f} nats, {nats / math.log(2):.3f} bits a character)"
+            f"smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats,"
+            f" {nats / math.log(2):.3f} bits a character)"
         ]
         if speed := self._speed():
-            words.append(f"{speed:,.0f} characters/s")
             if report.steps:
                 per_step = report.characters / max(report.step, 1)
                 words.append(f"{_clock((report.steps - report.step) * per_step / speed)} left")
+            words.append(f"{speed:,.0f} characters/s")
         words.append(" ".join(report.workers) or "no worker")
         if report.standing_by:
             words.append(f"{report.standing_by} standing by")
         if dropped := {k: n for k, n in report.counts.items() if n}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
-        return "  ".join(words)
+        return words
 
     def _speed(self) -> float:
         (then, before), (now, after) = self._past[0], self._past[-1]
@@ -133,13 +143,25 @@ class Display:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed:,.0f}"),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[steps]}"),
+        BarColumn(bar_width=BAR_WIDTH),
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         refresh_per_second=5,
     )
+
+
+def _fitting(words: list[str], room: int) -> str:
+    """Return as many words as fit; where the first is too long, without its explanation."""
+    if len(words[0]) > room - 12:
+        words = [words[0].split(" (")[0], *words[1:]]
+    line = words[0]
+    for word in words[1:]:
+        if len(line) + 2 + len(word) > room:
+            break
+        line += "  " + word
+    return line
 
 
 def _clock(seconds: float) -> str:

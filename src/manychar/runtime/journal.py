@@ -161,6 +161,12 @@ def _unpack(payload: bytes) -> Record | None:
     return record
 
 
+def newest_term(path: Path, run: str) -> int:
+    """Return the newest term that a journal speaks of, 0 for none."""
+    records = read_journal(path, run).records
+    return max((record.term for record in records if isinstance(record, Begin)), default=0)
+
+
 class Journal:
     """A journal that is written to; what is appended is flushed in groups, synced on request.
 

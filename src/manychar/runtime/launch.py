@@ -143,6 +143,7 @@ class Fleet:
         if not line:
             return  # it ended: SIGCHLD tells
         self._endpoint = json.loads(line)["endpoint"]
+        self.display.say(f"the server listens on {self._endpoint}")
         self._dealer = Dealer(self._endpoint)
         self._stack.callback(self._dealer.close)
         self._observer = self._new_observer()
@@ -301,8 +302,8 @@ class Fleet:
     def _end_children(self) -> None:
         """Wait for the children that are left; end those that do not."""
         deadline = time.monotonic() + SECONDS_TO_END
-        for process in [seat.process for seat in (*self.workers, self.server)]:
-            if process is None:
+        for seat in (*self.workers, self.server):
+            if (process := seat.process) is None:
                 continue
             with contextlib.suppress(OSError):
                 if process.stdin is not None:
@@ -310,7 +311,7 @@ class Fleet:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self.display.say(f"process {process.pid} did not end: killed")
+                self.display.say(f"{seat.name} did not end: killed")
                 process.kill()
                 process.wait()
             close_pipes(process)

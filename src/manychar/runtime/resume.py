@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from manychar.runtime.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from manychar.runtime.checkpoint import Checkpoint, list_checkpoints
 from manychar.runtime.durable import rename
 from manychar.runtime.errors import UserError
 from manychar.runtime.journal import JOURNAL_NAME, Begin, Journal, read_journal
@@ -54,7 +54,7 @@ def _choose(
             rename(path, path.with_name(f"{path.name}.before-term-{term}"))
             continue
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = directory.read(path)
         except UserError as error:
             damaged.append((path, str(error)))
             continue
@@ -62,13 +62,6 @@ def _choose(
             aside = bad.with_name(f"{bad.name}.damaged-{term}")
             say(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
             rename(bad, aside)
-        _require_same_run(directory, checkpoint, path)
         return checkpoint
     newest = f"the newest: {damaged[0][1]}" if damaged else "there is none"
     raise UserError(f"{directory.checkpoints}: no whole checkpoint to go on from; {newest}")
-
-
-def _require_same_run(directory: RunDirectory, checkpoint: Checkpoint, path: Path) -> None:
-    vocabulary, _ = directory.streams()
-    if checkpoint.definition != directory.definition or checkpoint.vocabulary != vocabulary:
-        raise UserError(f"{path}: it is of another definition or text than {directory.path}")

@@ -39,6 +39,7 @@ from manychar.runtime.durable import (
     write_file,
 )
 from manychar.runtime.errors import UserError, because
+from manychar.runtime.journal import JOURNAL_NAME, newest_term
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
@@ -80,9 +81,12 @@ class Settings:
                     f"{_flag(name)} is {value!r}: it takes a whole number {low} … {high}"
                 )
         timeout = self.lease_timeout
-        if type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
+        if type(timeout) not in (int, float) or not (
+            SHORTEST_TIMEOUT <= timeout <= LONGEST_TIMEOUT
+        ):
             raise UserError(
-                f"--lease-timeout is {timeout!r}: it takes seconds above 0, up to {LONGEST_TIMEOUT}"
+                f"--lease-timeout is {timeout!r}: it takes {SHORTEST_TIMEOUT} … {LONGEST_TIMEOUT}"
+                " seconds"
             )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -90,7 +94,7 @@ class Settings:
                 raise UserError(f"{_flag(name)} is {value!r}: it takes {' or '.join(choices)}")
 
 
-LONGEST_TIMEOUT = 86_400
+SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 0.1, 86_400
 _WHOLE_NUMBERS = {
     "steps": (0, 10**15),
     "checkpoint_every": (0, 10**15),
@@ -128,6 +132,15 @@ class RunDirectory:
         except CorpusError as error:
             raise UserError(f"{self.path}: {error}") from None
 
+    def read(self, path: Path) -> Checkpoint:
+        """Return a checkpoint of this run. Raises UserError if it is damaged, or is not its own."""
+        checkpoint = read_checkpoint(path)
+        if path != checkpoint_path(self.checkpoints, checkpoint.state.step):
+            raise UserError(f"{path}: altered: it holds step {checkpoint.state.step}")
+        if checkpoint.definition != self.definition:
+            raise UserError(f"{path}: it is a checkpoint of another run")
+        return checkpoint
+
     def newest_checkpoint(self) -> tuple[Checkpoint, list[str]]:
         """Return the newest checkpoint that is whole, and a line for each newer one that is not.
 
@@ -136,7 +149,7 @@ class RunDirectory:
         complaints: list[str] = []
         for _, path in reversed(list_checkpoints(self.checkpoints)):
             try:
-                return read_checkpoint(path), complaints
+                return self.read(path), complaints
             except UserError as error:
                 complaints.append(str(error))
         raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
@@ -174,10 +187,10 @@ def create_run(
     path = path or default_path(run)
     directory = RunDirectory(path, run, definition, settings)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"{path}: something is there already; choose another --run-dir,"
-            f" or go on with it by --resume {path}"
+        resumable = (
+            f", or go on with it by --resume {path}" if (path / CONFIG_NAME).exists() else ""
         )
+        raise UserError(f"{path}: something is there already; choose another --run-dir{resumable}")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         make_directories(draft)
@@ -267,7 +280,7 @@ def _read_term(directory: RunDirectory) -> int:
     try:
         term = int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
-        return 0
+        return newest_term(directory.path / JOURNAL_NAME, directory.run)
     except ValueError:
         term = -1
     if term < 0:

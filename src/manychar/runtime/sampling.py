@@ -1,5 +1,6 @@
 """Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -42,6 +43,15 @@ def draw(
     ids = np.array([start, *_encode(prime, vocabulary)], dtype=np.intp)
     drawn = sample(parameters, generator, prime=ids, temperature=temperature, top_k=top_k)
     return (vocabulary[character] for character in islice(drawn, length))
+
+
+def for_reading(text: str) -> str:
+    """Return a text as standard output may have it: a terminal is sent no control sequences."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _encode(text: str, vocabulary: str) -> list[int]:

@@ -119,9 +119,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     directory = open_run(piece.path)
     definition = directory.definition
     vocabulary, streams = directory.streams()
-    checkpoint = read_checkpoint(checkpoint_path(directory.checkpoints, piece.begin))
-    if checkpoint.definition != definition or checkpoint.vocabulary != vocabulary:
-        raise UserError(f"{piece.path}: checkpoint {piece.begin} is of another definition or text")
+    checkpoint = directory.read(checkpoint_path(directory.checkpoints, piece.begin))
     state = checkpoint.state
     if piece.begin == 0 and (array := first_difference(start(definition, len(vocabulary)), state)):
         return Finding(0, array)
@@ -134,7 +132,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
         if step % PROGRESS_EVERY_STEPS == 0 or step == piece.end:
             progress((step - piece.begin - 1) % PROGRESS_EVERY_STEPS + 1)
     end = checkpoint_path(directory.checkpoints, piece.end)
-    array = first_difference(read_checkpoint(end).state, state) if end.exists() else ""
+    array = first_difference(directory.read(end).state, state) if end.exists() else ""
     if array or first_wrong is not None:
         step = piece.end if first_wrong is None else first_wrong
         return Finding(step, array or "the weights, by the journal")

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 SHOW_CURSOR = "\x1b[?25h"
 
 
+early: list[int] = []
+"""Signals that came before there was a loop; whoever begins one takes them."""
+
+
 class Wake:
     """Wakes the loop of the main thread, and holds the signals that came."""
 
@@ -50,6 +54,9 @@ class Wake:
             return
         before = {number: signal.signal(number, self._caught) for number in signals}
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._signals += [number for number in early if number in signals]
+        early.clear()
+        self.now()
         try:
             yield self
         finally:
