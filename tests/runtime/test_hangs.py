@@ -2,7 +2,10 @@
 
 import errno
 import os
+import shutil
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +143,30 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     journal.close()
     wake.close()
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]
+
+
+def test_a_disk_that_is_really_full_ends_the_run_and_room_lets_it_go_on(
+    manychar: Commands, text: Path, require: Callable[[bool, str], None]
+) -> None:
+    require(os.geteuid() == 0 and shutil.which("mount") is not None, "root mounts a small disk")
+    disk = manychar.directory / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
+    try:
+        done = manychar.run(
+            *("train", str(text), "--run-dir", "disk/run", *SMALL, "--workers", "1"),
+            *("--steps", "4000", "--checkpoint-every", "20", "--keep-checkpoints", "0"),
+        )
+        assert done.code == 3, done.err
+        assert "no space left on device" in done.err
+        assert "the last good checkpoint is kept" in done.err
+        last = expect_same_bits(disk / "run", text)
+        assert last > 0
+        full = subprocess.run(["mount", "-o", "remount,size=4m", disk], check=False)
+        assert full.returncode == 0
+        resumed = manychar.run("train", "--resume", "disk/run", "--steps", str(last + 30))
+        assert resumed.code == 0, resumed.err
+        assert expect_same_bits(disk / "run", text) == last + 30
+        assert manychar.run("verify", "disk/run").code == 0
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
