@@ -1,6 +1,6 @@
 """Floor 0: min-char-rnn as pure functions over numpy arrays.
 
-Read in the order of the data: corpus, model, gradient, adagrad, train.
+Read in the order of the data: definition, corpus, model, gradient, adagrad, train.
 """
 
 from manychar.numerics import adagrad

@@ -11,7 +11,7 @@ a PeerError. Whatever comes from a peer that is not known, or from another term,
 StartAfresh, so that a peer's memory of a former server can never be mistaken for this one's.
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
-what), `reception` (who comes and goes), `outbox` (what comes of an event).
+what), `reception` (who comes and goes), `reporting` (how it stands), `outbox` (what comes of it).
 """
 
 import enum
@@ -42,25 +42,22 @@ from manychar.protocol.messages import (
     Message,
     Peer,
     Ready,
-    Report,
     StartAfresh,
     Stop,
-    Weights,
     one_line,
 )
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
+from manychar.protocol.reporting import Reporting
 from manychar.protocol.run import Run
 from manychar.protocol.steps import Steps, Verdict, as_frame, digest_of
 
 TICK = 0.1
-REPORT_EVERY = 0.2
 RECORD_EVERY_STEPS = 100
 FIRST_COMPLAINT = 1.0
 LONG_STEP = 4
 COMPLAIN_EVERY = 10.0
 MALFORMED_SHOWN = 10
-NAMES_SHOWN = 32
 STOPPED = 75
 STOP_WITHIN = 5.0
 
@@ -87,13 +84,11 @@ class ParameterServer:
         self.outbox = Outbox(run.run, run.term, self.membership)
         self.leasing = Leasing(self.steps, self.membership, self.outbox)
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
+        self.reporting = Reporting(run, self.steps, self.membership, self.outbox, now=now)
         self.counts = self.outbox.counts
         self._disputes: dict[tuple[int, int], list[tuple[str, bytes]]] = {}
-        self._began_at = now - run.operation.seconds_before
         self._applied_at = now
         self._next_tick = now
-        self._next_report = now
-        self._reported_step = -1
         self._next_complaint = now + FIRST_COMPLAINT
         self._stop_by = math.inf
         self._saved_step = -1
@@ -129,8 +124,8 @@ class ParameterServer:
     def _greet(self, peer: Peer, hello: Hello, now: float) -> None:
         member = self.reception.greet(peer, hello, now)
         if member is not None and member.state is PeerState.OBSERVING:
-            self.outbox.send(peer, self._as_report(now))
-            self.outbox.send(peer, self._newest_weights())
+            self.outbox.send(peer, self.reporting.report(now))
+            self.outbox.send(peer, self.reporting.weights())
 
     def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
@@ -220,8 +215,7 @@ class ParameterServer:
         in_vain = now >= self._stop_by or not self.membership.workers()
         if self.phase is Phase.STOPPING and in_vain:
             self._save_and_finish(now)
-        if now >= self._next_report and self.state.step != self._reported_step:
-            self._report(now)
+        self.reporting.tick(now)
         return self.outbox.collect()
 
     def deadline(self) -> float | None:
@@ -314,7 +308,7 @@ class ParameterServer:
         last = step >= self.steps.limit
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or last:
-            self.outbox.add(Record(self._as_report(now)))
+            self.outbox.add(Record(self.reporting.report(now)))
         if last or self.phase is Phase.STOPPING:
             self._save_and_finish(now)
             return
@@ -322,14 +316,14 @@ class ParameterServer:
         if _is_due(step, operation.checkpoint_every):
             self.outbox.add(Save(self.state))
         if _is_due(step, operation.sample_every):
-            self._report(now)
-            self.outbox.show(self._newest_weights())
+            self.reporting.show(now)
+            self.outbox.show(self.reporting.weights())
 
     def _save_and_finish(self, now: float) -> None:
         self.phase = Phase.SAVING
         self.steps.close()
-        self._report(now)
-        self.outbox.show(self._newest_weights())
+        self.reporting.show(now)
+        self.outbox.show(self.reporting.weights())
         self.outbox.add(Save(self.state))
 
     def _end(self, code: int, reason: str) -> None:
@@ -338,40 +332,6 @@ class ParameterServer:
         for peer in self.membership.members:
             self.outbox.send(peer, done)
         self.outbox.add(Finish(code, reason))
-
-    # What is said.
-
-    def _report(self, now: float) -> None:
-        self._next_report = now + REPORT_EVERY
-        self._reported_step = self.state.step
-        self.outbox.show(self._as_report(now))
-
-    def _as_report(self, now: float) -> Report:
-        holding = {lease.peer for lease in self.membership.leases.values()}
-        workers = self.membership.workers()
-        return Report(
-            run=self.run.run,
-            term=self.run.term,
-            step=self.state.step,
-            steps=self.run.operation.steps,
-            loss=self.steps.loss,
-            smooth_loss=self.state.smooth_loss,
-            characters=self.state.step * self.run.definition.characters_per_step,
-            seconds=now - self._began_at,
-            workers=tuple(m.name for m in workers if m.peer in holding)[:NAMES_SHOWN],
-            standing_by=sum(member.peer not in holding for member in workers),
-            counts=dict(self.counts),
-        )
-
-    def _newest_weights(self) -> Weights:
-        return Weights(
-            run=self.run.run,
-            term=self.run.term,
-            version=self.state.step,
-            weights=as_frame(self.state.parameters.flat),
-            units=(),
-            ids=(),
-        )
 
     def _complain(self, now: float) -> None:
         """Say for whom the run is waiting."""
