@@ -67,13 +67,20 @@ def weights_digest(weights: Frame) -> int:
 class Reading:
     """What a journal file holds: the records that can be trusted, and how far they reach.
 
-    `checksum` is the last record's; `fault` says what follows them, empty if nothing does.
+    `checksum` is the last record's; `fault` says what follows them, empty if nothing does. `newest`
+    is the last step of the history that survives, `gap` the first one that it has no record of.
     """
 
     records: tuple[Record, ...]
     length: int
     checksum: int
     fault: str
+    newest: int
+    gap: int | None
+
+    def covers(self, step: int) -> bool:
+        """Whether every step up to this one is told of."""
+        return step <= self.newest and (self.gap is None or self.gap > step)
 
     def living(self) -> dict[int, Step]:
         """Return the steps of the history that survives, by step."""
@@ -96,9 +103,10 @@ class Reading:
         return begins
 
 
-def read_journal(path: Path, run: str) -> Reading:
+def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     """Read a journal as far as it can be trusted; a file that is not there is an empty one.
 
+    Without its steps, of which there may be many millions, the records are heads and beginnings.
     Raises UserError where it cannot be read, or belongs to another run.
     """
     try:
@@ -108,17 +116,34 @@ def read_journal(path: Path, run: str) -> Reading:
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
     records: list[Record] = []
-    length = checksum = 0
+    length = checksum = newest = 0
+    gap: int | None = None
     fault = ""
     for end, found, value in _scan(data):
         if isinstance(value, str):
             fault = f"byte {length:,} of {len(data):,}: {value}"
             break
-        records.append(value)
+        if with_steps or not isinstance(value, Step):
+            records.append(value)
+        if not isinstance(value, Head):
+            newest, gap = _follow(newest, gap, value)
         length, checksum = end, found
     if records and records[0] != Head(FORMAT_VERSION, run):
         raise UserError(f"{path}: not this run's journal: it begins with {records[0]}")
-    return Reading(tuple(records), length, checksum, fault)
+    return Reading(tuple(records), length, checksum, fault, newest, gap)
+
+
+def _follow(newest: int, gap: int | None, record: "Begin | Step") -> tuple[int, int | None]:
+    """Return (newest living step, first one without a record) after one more record."""
+    if isinstance(record, Begin):
+        skips = record.step > newest
+        if gap is not None and record.step < gap:
+            gap = None
+    else:
+        skips = record.step > newest + 1
+    if skips and gap is None:
+        gap = newest + 1
+    return record.step, gap
 
 
 def _scan(data: bytes) -> Iterator[tuple[int, int, Record | str]]:
@@ -163,7 +188,7 @@ def _unpack(payload: bytes) -> Record | None:
 
 def newest_term(path: Path, run: str) -> int:
     """Return the newest term that a journal speaks of, 0 for none."""
-    records = read_journal(path, run).records
+    records = read_journal(path, run, with_steps=False).records
     return max((record.term for record in records if isinstance(record, Begin)), default=0)
 
 
