@@ -1,8 +1,8 @@
 """The list of planted bugs, and how a module adds to it.
 
 A mutant is a function that plants one bug; its name says what is wrong then. Noted with it are the
-rule of the design that is left out (a word stands for a promise beside the rules), the kind of
-schedule in which it is looked for, and the invariants that may find it.
+rule that is left out, by its number in manychar.protocol (a word stands for a promise beside the
+rules), the kind of schedule in which it is looked for, and the invariants that may find it.
 
 Left to other tests: rule 11 is a definition; the lock, the term file and checkpoint 0 of rule 13,
 the mailbox of rule 16 and the probe of rule 17 belong to the shells; a newer server's term (12) and

@@ -180,7 +180,7 @@ class Membership:
 
         Heartbeats come from between the pieces of a computation, so longer silence is a hang or a
         lost connection. The limit doubles with each takeover of what it holds, so that no unit can
-        be too long for every worker (design rule 15).
+        be too long for every worker.
         """
         takeovers = max(
             (self._takeovers[lease.shard] for lease in self.leases_of(member.peer)), default=0

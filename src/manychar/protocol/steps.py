@@ -3,7 +3,7 @@
 With s steps applied, the steps s … s + D are open. Within a shard gradients are accepted in order
 of steps; the first of an identity counts, whoever sent it, if it names the weights and the hidden
 state that the server itself holds for that step. They are summed in the tree as they come, and
-committed when the step is applied (design rules 2, 4, 6, 7, 10). No peer is known here.
+committed when the step is applied. No peer is known here.
 """
 
 import dataclasses

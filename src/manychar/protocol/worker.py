@@ -11,7 +11,7 @@
     any        leave               Goodbye and Finish, GONE
 
 A gradient is kept until the weights that follow its step arrive: they are its acknowledgement, and
-until then the same Grant brings the same bytes again (design rule 1). Steps of one shard chain: the
+until then the same Grant brings the same bytes again. Steps of one shard chain: the
 hidden state after step k is the input of step k + 1, from here or from the server's next Grant.
 """
 
