@@ -68,7 +68,7 @@ class Equivalence:
         """Train with a real server and real workers; kill a process on the way if told to."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
-        killer = _Killer(kill, at_step=self.settings.steps // 3) if kill else None
+        killer = _Killer(kill, at_step=self.settings.steps // 4) if kill else None
         with self._display(directory) as display:
             fleet = Fleet(
                 directory,
@@ -188,6 +188,7 @@ class _Killer:
             if seat.name in wanted and seat.process is not None:
                 self.killed = True
                 os.kill(seat.process.pid, signal.SIGKILL)
+                fleet.display.say(f"{seat.name} killed with SIGKILL after step {report.step:,}")
 
 
 def verdict(trials: list[Trial]) -> str:
