@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from manychar.numerics import fingerprint as module
-from manychar.numerics.model import loss_and_gradient
+from manychar.numerics.kernel import loss_and_gradient
 
 LIBRARIES = {"numpy": "2.4.0", "blas": "OpenBLAS 0.3.30 Haswell"}
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from manychar.numerics import (
     Batch,
     Definition,
+    Parameters,
     State,
     Streams,
     adagrad,
@@ -24,6 +25,7 @@ from manychar.numerics import (
     start,
     weights_sha256,
 )
+from manychar.numerics.kernel import Kernel
 from manychar.numerics.train import compute_shard
 from tests.numerics import reference
 
@@ -55,6 +57,20 @@ def run(definition: Definition, text: str, steps: int) -> list[State]:
     for _ in range(steps):
         states.append(advance(states[-1], definition, streams))
     return states
+
+
+def computed(
+    parameters: Parameters, batch: Batch, hidden: NDArray[Any]
+) -> tuple[float, Parameters, NDArray[Any]]:
+    kernel = Kernel(
+        parameters.vocabulary_size,
+        parameters.hidden_size,
+        seq_length=batch.ids.shape[1] - 1,
+        streams=len(batch.ids),
+        dtype=hidden.dtype.name,
+    )
+    kernel.load(parameters.flat)
+    return compute_shard(kernel, batch, hidden)
 
 
 def assert_same_weights(state: State, weights: reference.Weights) -> None:
@@ -149,7 +165,7 @@ def test_the_loss_is_the_mean_over_all_streams() -> None:
     _, streams = begin(definition, TEXT)
     before, after = run(definition, TEXT, 1)
     losses = [
-        compute_shard(before.parameters, streams.batch_at(shard, 0), before.hidden[shard])[0]
+        computed(before.parameters, streams.batch_at(shard, 0), before.hidden[shard])[0]
         for shard in range(2)
     ]
     expected = 0.999 * before.smooth_loss + 0.001 * (losses[0] + losses[1]) / 6
@@ -163,7 +179,7 @@ def test_a_step_is_average_clip_and_adagrad_bit_for_bit(shards: int, dtype: str)
     _, streams = begin(definition, TEXT)
     *_, before, after = run(definition, TEXT, 5)
     results = [
-        compute_shard(before.parameters, streams.batch_at(shard, 4), before.hidden[shard])
+        computed(before.parameters, streams.batch_at(shard, 4), before.hidden[shard])
         for shard in range(shards)
     ]
     mean = average([gradient.flat for _, gradient, _ in results], shards)
@@ -251,7 +267,7 @@ def test_where_the_text_starts_again_the_hidden_state_counts_as_zero() -> None:
     stored = np.full((2, 4), 0.5)
     stored.flags.writeable = False
     fresh, continued, zero = (
-        compute_shard(model, Batch(ids, fresh=fresh), hidden)
+        computed(model, Batch(ids, fresh=fresh), hidden)
         for fresh, hidden in ((True, stored), (False, stored), (False, np.zeros((2, 4))))
     )
     assert fresh[0] == zero[0] != continued[0]

@@ -49,15 +49,15 @@ def _main() -> None:
     pin(asked["definition"]["numerics"])
     from manychar.numerics.corpus import Streams, encode  # noqa: PLC0415
     from manychar.numerics.definition import Definition  # noqa: PLC0415
-    from manychar.numerics.train import advance, start  # noqa: PLC0415
+    from manychar.numerics.train import advance, kernel_of, start  # noqa: PLC0415
 
     definition = Definition.from_mapping(asked["definition"])
     vocabulary, ids = encode(asked["text"])
     streams = Streams(ids, definition.shards, definition.streams, definition.seq_length)
-    state = start(definition, len(vocabulary))
+    state, kernel = start(definition, len(vocabulary)), kernel_of(definition, len(vocabulary))
     hashes = [bits_of(state)]
     for _ in range(asked["steps"]):
-        state = advance(state, definition, streams)
+        state = advance(state, definition, streams, kernel)
         hashes.append(bits_of(state))
     json.dump(hashes, sys.stdout)
 

@@ -11,8 +11,8 @@ import random
 
 import numpy as np
 
-from manychar.numerics import Batch, Definition, Parameters, State, Streams, advance, encode, start
-from manychar.numerics.train import compute_shard
+from manychar.numerics import Batch, Definition, Kernel, State, Streams, advance, encode, start
+from manychar.numerics.train import compute_shard, kernel_of
 from manychar.protocol.effects import Compute
 from manychar.protocol.messages import Dimensions
 
@@ -74,10 +74,11 @@ def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
     )
     cut = Streams(ids, shards, streams, SEQ_LENGTH)
     states = [start(definition, len(vocabulary))]
+    kernel = kernel_of(definition, len(vocabulary))
     pieces = {}
     for step in range(MOST_STEPS):
-        pieces.update(_pieces_of(states[step], cut))
-        states.append(advance(states[step], definition, cut))
+        pieces.update(_pieces_of(states[step], cut, kernel))
+        states.append(advance(states[step], definition, cut, kernel))
     return Reference(
         definition=definition,
         streams=cut,
@@ -90,14 +91,25 @@ def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
     )
 
 
-def _pieces_of(state: State, streams: Streams) -> dict[tuple[int, int], Piece]:
-    parameters = state.parameters.like(state.version_for(state.step))
+def _pieces_of(state: State, streams: Streams, kernel: Kernel) -> dict[tuple[int, int], Piece]:
+    kernel.load(state.version_for(state.step))
     pieces = {}
     for shard, hidden in enumerate(state.hidden):
         batch = streams.batch_at(shard, state.step)
-        loss, gradient, after = compute_shard(parameters, batch, hidden)
+        loss, gradient, after = compute_shard(kernel, batch, hidden)
         pieces[shard, state.step] = Piece(loss, gradient.flat.tobytes(), after.tobytes())
     return pieces
+
+
+@functools.cache
+def _kernel(size: Dimensions) -> Kernel:
+    return Kernel(
+        size.vocabulary_size,
+        size.hidden,
+        seq_length=size.seq_length,
+        streams=size.streams,
+        dtype=size.dtype,
+    )
 
 
 _computed: dict[tuple[bytes, bytes, bytes, bool, int], Piece] = {}
@@ -108,13 +120,12 @@ def compute(unit: Compute, size: Dimensions) -> Piece:
     weights, hidden, ids = bytes(unit.weights), bytes(unit.hidden), bytes(unit.ids)
     key = (weights, hidden, ids, unit.fresh, size.vocabulary_size)
     if key not in _computed:
-        parameters = Parameters(
-            np.frombuffer(weights, size.dtype).copy(), size.vocabulary_size, size.hidden
-        )
+        kernel = _kernel(size)
+        kernel.load(np.frombuffer(weights, size.dtype))
         batch = Batch(
             np.frombuffer(ids, np.uint8).reshape(size.streams, size.seq_length + 1), unit.fresh
         )
         before = np.frombuffer(hidden, size.dtype).reshape(size.streams, size.hidden).copy()
-        loss, gradient, after = compute_shard(parameters, batch, before)
+        loss, gradient, after = compute_shard(kernel, batch, before)
         _computed[key] = Piece(loss, gradient.flat.tobytes(), after.tobytes())
     return _computed[key]

@@ -1,13 +1,14 @@
 """Floor 0: min-char-rnn as pure functions over numpy arrays.
 
-Read in the order of the data: definition, corpus, model, gradient, adagrad, train.
+Read in the order of the data: definition, corpus, model, kernel, gradient, adagrad, fused, train.
 """
 
 from manychar.numerics import adagrad
 from manychar.numerics.corpus import Batch, CorpusError, Streams, encode
 from manychar.numerics.definition import Definition, DefinitionError
 from manychar.numerics.gradient import average, clip
-from manychar.numerics.model import Parameters, initialize, loss_and_gradient, sample
+from manychar.numerics.kernel import Kernel, loss_and_gradient
+from manychar.numerics.model import Parameters, initialize, sample
 from manychar.numerics.train import State, advance, start, weights_sha256
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CorpusError",
     "Definition",
     "DefinitionError",
+    "Kernel",
     "Parameters",
     "State",
     "Streams",

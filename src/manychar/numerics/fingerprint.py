@@ -10,12 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from manychar.numerics.definition import canonical_json
-from manychar.numerics.model import (
-    Parameters,
-    count_parameters,
-    loss_and_gradient,
-    nothing,
-)
+from manychar.numerics.kernel import loss_and_gradient, nothing
+from manychar.numerics.model import Parameters, count_parameters
 
 
 def fingerprint(

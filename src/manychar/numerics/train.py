@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import adagrad
+from manychar.numerics import adagrad, fused
 from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.definition import Definition
-from manychar.numerics.gradient import TreeSum, clip, mean
-from manychar.numerics.model import Parameters, initialize, loss_and_gradient, nothing
+from manychar.numerics.gradient import TreeSum
+from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.model import Parameters, initialize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,20 +65,33 @@ def start(definition: Definition, vocabulary_size: int) -> State:
     )
 
 
+def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
+    """Return a kernel that computes this run's units."""
+    return Kernel(
+        vocabulary_size,
+        definition.hidden,
+        seq_length=definition.seq_length,
+        streams=definition.streams,
+        dtype=definition.dtype,
+    )
+
+
 def compute_shard(
-    parameters: Parameters,
+    kernel: Kernel,
     batch: Batch,
     hidden: NDArray[Any],
     progress: Callable[[], None] = nothing,
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
 
-    `hidden` is the raw stored state; where the text starts again it is taken as zero.
+    The kernel has been loaded with the weights. `hidden` is the raw stored state; where the text
+    starts again it is taken as zero. Raises IndexError for an id that is not in the vocabulary.
     """
+    if batch.ids.max() >= kernel.vocabulary_size:
+        raise IndexError(f"an id that is not in 0 … {kernel.vocabulary_size - 1}")
     if batch.fresh:
         hidden = np.zeros_like(hidden)
-    ids = batch.ids.astype(np.intp)
-    return loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden, progress)
+    return kernel.compute(batch.ids[:, :-1], batch.ids[:, 1:], hidden, progress)
 
 
 def apply(
@@ -89,9 +103,13 @@ def apply(
     hidden: NDArray[Any],
 ) -> State:
     """Return the state after one step, from the sums over all shards and the next hidden states."""
-    gradient = clip(mean(gradient_sum, definition.streams_in_all), definition.clip)
-    flat, memory = adagrad.update(
-        state.parameters.flat, state.memory, gradient, definition.learning_rate
+    flat, memory = fused.update(
+        state.parameters.flat,
+        state.memory,
+        gradient_sum,
+        streams=definition.streams_in_all,
+        clip=definition.clip,
+        learning_rate=definition.learning_rate,
     )
     loss = loss_sum / definition.streams_in_all
     return State(
@@ -104,15 +122,21 @@ def apply(
     )
 
 
-def advance(state: State, definition: Definition, streams: Streams) -> State:
-    """Return the next state, every shard's gradient computed here, one after the other."""
-    parameters = state.parameters.like(state.version_for(state.step))
+def advance(
+    state: State, definition: Definition, streams: Streams, kernel: Kernel | None = None
+) -> State:
+    """Return the next state, every shard's gradient computed here, one after the other.
+
+    Who advances often brings a kernel of this definition: its buffers are used again.
+    """
+    kernel = kernel or kernel_of(definition, state.parameters.vocabulary_size)
+    kernel.load(state.version_for(state.step))
     gradient_sum = TreeSum[NDArray[Any]](definition.shards)
     loss_sum = TreeSum[float](definition.shards)
     hidden = np.empty_like(state.hidden)
     for shard in range(definition.shards):
         batch = streams.batch_at(shard, state.step)
-        loss, gradient, hidden[shard] = compute_shard(parameters, batch, state.hidden[shard])
+        loss, gradient, hidden[shard] = compute_shard(kernel, batch, state.hidden[shard])
         gradient_sum.add(shard, gradient.flat)
         loss_sum.add(shard, loss)
     return apply(

@@ -10,10 +10,10 @@ import numpy as np
 
 from manychar.numerics.corpus import Batch
 from manychar.numerics.fingerprint import fingerprint
-from manychar.numerics.model import Parameters
+from manychar.numerics.kernel import Kernel
 from manychar.numerics.train import compute_shard
 from manychar.protocol.effects import Compute, Proof, Result
-from manychar.protocol.messages import Dimensions
+from manychar.protocol.messages import Dimensions, Frame
 from manychar.protocol.steps import as_frame
 from manychar.runtime.libraries import kernels, libraries
 
@@ -39,16 +39,20 @@ class Pulse:
 
 
 class Engine:
-    """Computes units of one run; a received frame is copied into aligned arrays before use."""
+    """Computes units of one run. What it computes on is copied from the frames it is given."""
 
     def __init__(self, dimensions: Dimensions) -> None:
         self.dimensions = dimensions
         self._dtype = np.dtype(dimensions.dtype).newbyteorder("<")
         self._ids_dtype = np.dtype(f"<u{dimensions.id_bytes}")
-        size = dimensions.parameters_bytes // dimensions.value_bytes
-        self._parameters = Parameters(
-            np.empty(size, dimensions.dtype), dimensions.vocabulary_size, dimensions.hidden
+        self._kernel = Kernel(
+            dimensions.vocabulary_size,
+            dimensions.hidden,
+            seq_length=dimensions.seq_length,
+            streams=dimensions.streams,
+            dtype=dimensions.dtype,
         )
+        self._loaded: Frame | None = None
         self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
 
     def prove(self) -> Proof:
@@ -69,13 +73,14 @@ class Engine:
 
     def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
         """Return one shard's loss, gradient and next hidden state at one step."""
-        self._parameters.flat[:] = np.frombuffer(unit.weights, self._dtype)
+        if unit.weights is not self._loaded:
+            self._kernel.load(np.frombuffer(unit.weights, self._dtype))
+            self._loaded = unit.weights  # held on to, so that no other frame can be this one
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
         pulse = Pulse(beat)
-        loss, gradient, after = compute_shard(
-            self._parameters, Batch(ids, unit.fresh), self._hidden, pulse
-        )
+        batch = Batch(ids, unit.fresh)
+        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, pulse)
         return Result(
             loss=loss,
             gradient=as_frame(gradient.flat),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from manychar.numerics.train import State, advance, start
+from manychar.numerics.train import State, advance, kernel_of, start
 from manychar.runtime.checkpoint import tensors_of
 from manychar.runtime.run_directory import RunDirectory
 
@@ -20,7 +20,8 @@ def replay(directory: RunDirectory, steps: int) -> Iterator[State]:
     """Yield the states of a run, from checkpoint 0, computed in this process."""
     vocabulary, streams = directory.streams()
     state = start(directory.definition, len(vocabulary))
+    kernel = kernel_of(directory.definition, len(vocabulary))
     yield state
     for _ in range(steps):
-        state = advance(state, directory.definition, streams)
+        state = advance(state, directory.definition, streams, kernel)
         yield state

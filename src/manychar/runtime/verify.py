@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
 
-from manychar.numerics.train import advance, start
+from manychar.numerics.train import advance, kernel_of, start
 from manychar.protocol.steps import as_frame
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.corpus_file import check_corpus
@@ -123,9 +123,10 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     state = checkpoint.state
     if piece.begin == 0 and (array := first_difference(start(definition, len(vocabulary)), state)):
         return Finding(0, array)
+    kernel = kernel_of(definition, len(vocabulary))
     first_wrong: int | None = None
     for step in range(piece.begin + 1, piece.end + 1):
-        state = advance(state, definition, streams)
+        state = advance(state, definition, streams, kernel)
         digest = weights_digest(as_frame(state.parameters.flat))
         if first_wrong is None and piece.digests.get(step, digest) != digest:
             first_wrong = step

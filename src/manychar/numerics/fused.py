@@ -1,0 +1,46 @@
+"""Mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
+
+The pure functions of `gradient` and `adagrad` are the specification: a test holds this form to the
+same bits. Element by element it does the same operations in the same order.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics.adagrad import EPSILON
+
+BLOCK_BYTES = 262_144
+
+
+def update(
+    weights: NDArray[Any],
+    memory: NDArray[Any],
+    gradient_sum: NDArray[Any],
+    *,
+    streams: int,
+    clip: float,
+    learning_rate: float,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (weights, memory) after one step, as new arrays; all shapes (P,), one dtype.
+
+    `gradient_sum` is the sum over all `streams` = S * B.
+    """
+    new_weights, new_memory = np.empty_like(weights), np.empty_like(memory)
+    size = BLOCK_BYTES // weights.itemsize
+    two = np.empty((2, min(size, len(weights))), weights.dtype)
+    for start in range(0, len(weights), size):
+        block = slice(start, start + size)
+        m, w = new_memory[block], new_weights[block]
+        g, root = two[:, : len(m)]
+        np.divide(gradient_sum[block], streams, g)
+        g.clip(-clip, clip, out=g)
+        np.multiply(g, g, root)
+        np.add(memory[block], root, m)
+        np.add(m, EPSILON, root)
+        np.sqrt(root, root)
+        np.multiply(g, learning_rate, g)
+        np.divide(g, root, g)
+        np.subtract(weights[block], g, w)
+    return new_weights, new_memory
