@@ -344,5 +344,5 @@ class TestMetrics:
 
 def test_the_corpus_is_mapped_and_not_read(run: RunDirectory) -> None:
     _, ids = corpus_file.map_corpus(run.path)
-    assert isinstance(ids, np.memmap)
+    assert isinstance(ids.base, np.memmap)
     assert not ids.flags.writeable

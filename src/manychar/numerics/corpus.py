@@ -70,6 +70,7 @@ class Streams:
     seq_length: int
     validation: float = 0.0
     length: int = dataclasses.field(init=False)
+    _shards: NDArray[np.unsignedinteger] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Find the length of a stream; the remainder at the end and what is held out are unread."""
@@ -83,6 +84,8 @@ class Streams:
                 " take a longer text, or fewer --shards or --streams"
             )
         object.__setattr__(self, "length", length)
+        read = self.ids[: self.shards * self.streams * length]
+        object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
 
     @property
     def steps_per_pass(self) -> int:
@@ -93,8 +96,5 @@ class Streams:
         """Return what `shard` reads at `step`: a copy, contiguous."""
         turn = step % self.steps_per_pass
         position = turn * self.seq_length
-        first = shard * self.streams * self.length
-        block = self.ids[first : first + self.streams * self.length]
-        columns = block.reshape(self.streams, self.length)
-        ids = columns[:, position : position + self.seq_length + 1].copy()
+        ids = self._shards[shard, :, position : position + self.seq_length + 1].copy()
         return Batch(ids=ids, fresh=turn == 0)

@@ -235,7 +235,7 @@ LAYOUTS = {
 def encode(message: Message) -> list[Frame]:
     """Return the frames of a message. ValueError if it breaks a limit of ours: a fault of ours."""
     layout = LAYOUTS[type(message).__name__]
-    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    values = dict(vars(message))
     if "dimensions" in values:
         values["dimensions"] = dataclasses.asdict(values["dimensions"])
     if "unit_count" in layout.fields:
@@ -295,13 +295,11 @@ def _header(frame: Frame) -> dict[Any, Any]:
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     if type(values) is not dict or values.keys() != checks.keys():
         raise WireError("not the fields of this message")
-    checked = {}
-    for name, check in checks.items():
-        try:
-            checked[name] = check(values[name])
-        except WireError as error:
-            raise WireError(f"{name}: {error}") from None
-    return checked
+    name = ""
+    try:
+        return {(name := field): check(values[field]) for field, check in checks.items()}
+    except WireError as error:
+        raise WireError(f"{name}: {error}") from None
 
 
 def _check_frames(

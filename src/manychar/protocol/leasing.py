@@ -1,7 +1,7 @@
 """Grants: what a worker is sent so that it can compute, when it is sent again, and who is late."""
 
 from manychar.protocol.membership import Lease, Membership
-from manychar.protocol.messages import Grant, Peer, Revoke, Unit, Weights
+from manychar.protocol.messages import Frame, Grant, Peer, Revoke, Unit, Weights
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.steps import Steps, as_frame
 
@@ -50,7 +50,9 @@ class Leasing:
         )
         self._outbox.send(lease.peer, grant)
         for later in self._steps.open_after(step + 1):
-            self._outbox.send(lease.peer, self._weights_for(later, [lease]))
+            self._outbox.send(
+                lease.peer, self._weights_for(later, [lease], self._steps.weights(later))
+            )
 
     def counted(self, shard: int, peer: Peer, now: float) -> None:
         """See to a holder whose step another worker's gradient has taken: it lacks what follows."""
@@ -70,8 +72,9 @@ class Leasing:
                 begun.setdefault(lease.peer, []).append(lease)
             else:
                 self.grant(lease, now)
+        weights = self._steps.weights(opened)
         for peer, leases in begun.items():
-            self._outbox.send(peer, self._weights_for(opened, leases))
+            self._outbox.send(peer, self._weights_for(opened, leases, weights))
 
     def ask_again(self, now: float) -> None:
         """Grant again what no answer came to, unless it is being computed."""
@@ -100,14 +103,14 @@ class Leasing:
             if self._steps.next(shard) == self._steps.state.step
         ]
 
-    def _weights_for(self, step: int, leases: list[Lease]) -> Weights:
+    def _weights_for(self, step: int, leases: list[Lease], weights: Frame) -> Weights:
         """Return the weights that an open step is computed on, with its units in these leases."""
         batches = [self._steps.batch(lease.shard, step) for lease in leases]
         return Weights(
             run=self._outbox.run,
             term=self._outbox.term,
             version=self._steps.version(step),
-            weights=self._steps.weights(step),
+            weights=weights,
             units=tuple(
                 Unit(lease.number, lease.shard, step, batch.fresh)
                 for lease, batch in zip(leases, batches, strict=True)

@@ -6,6 +6,7 @@ little-endian, in the shapes that `Dimensions` says; a step's identity is (run, 
 
 import dataclasses
 import enum
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,10 +34,7 @@ DIGEST_BYTES = 4
 
 
 def digest(*parts: Frame) -> bytes:
-    """Return a CRC-32 of the parts: whether two sides hold the same, against faults, not malice.
-
-    A cryptographic hash would cost the server more time than all its arithmetic.
-    """
+    """Return a CRC-32 of the parts: whether two sides hold the same, against faults, not malice."""
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
@@ -79,28 +77,28 @@ class Dimensions:
     delay: int
     dtype: str
 
-    @property
+    @functools.cached_property
     def value_bytes(self) -> int:
         """Bytes of one number."""
         return {"float32": 4, "float64": 8}[self.dtype]
 
-    @property
+    @functools.cached_property
     def parameters_bytes(self) -> int:
         """Bytes of the weights, and of a gradient: Wxh, Whh, Why, bh, by as one vector."""
         V, H = self.vocabulary_size, self.hidden
         return self.value_bytes * (H * (2 * V + H + 1) + V)
 
-    @property
+    @functools.cached_property
     def hidden_bytes(self) -> int:
         """Bytes of one shard's hidden state, (B, H)."""
         return self.value_bytes * self.streams * self.hidden
 
-    @property
+    @functools.cached_property
     def id_bytes(self) -> int:
         """Bytes of one character's id: the narrowest of 1, 2 and 4 that holds the vocabulary."""
         return 1 if self.vocabulary_size <= 2**8 else 2 if self.vocabulary_size <= 2**16 else 4
 
-    @property
+    @functools.cached_property
     def ids_bytes(self) -> int:
         """Bytes of one batch, (B, T + 1)."""
         return self.id_bytes * self.streams * (self.seq_length + 1)

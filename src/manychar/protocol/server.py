@@ -50,7 +50,7 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
 from manychar.protocol.reporting import Reporting
 from manychar.protocol.run import Run
-from manychar.protocol.steps import Steps, Verdict, as_frame, digest_of
+from manychar.protocol.steps import Digest, Steps, Verdict, as_frame, digest_of
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
@@ -86,7 +86,7 @@ class ParameterServer:
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
         self.reporting = Reporting(run, self.steps, self.membership, self.outbox, now=now)
         self.counts = self.outbox.counts
-        self._disputes: dict[tuple[int, int], list[tuple[str, bytes]]] = {}
+        self._disputes: dict[tuple[int, int], list[tuple[str, Digest]]] = {}
         self._applied_at = now
         self._next_tick = now
         self._next_complaint = now + FIRST_COMPLAINT
@@ -306,13 +306,15 @@ class ParameterServer:
         """Do what the new weights call for."""
         step, operation = self.state.step, self.run.operation
         last = step >= self.steps.limit
+        ends = last or self.phase is Phase.STOPPING
+        if not ends:
+            self.leasing.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or last:
             self.outbox.add(Record(self.reporting.report(now)))
-        if last or self.phase is Phase.STOPPING:
+        if ends:
             self._save_and_finish(now)
             return
-        self.leasing.broadcast(now)
         if _is_due(step, operation.checkpoint_every):
             self.outbox.add(Save(self.state))
         if _is_due(step, operation.sample_every):

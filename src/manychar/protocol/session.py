@@ -106,9 +106,13 @@ class Session:
             )
         return effects
 
+    def beat_is_due(self, now: float) -> bool:
+        """Whether it is time for a heartbeat."""
+        return not self.knocking and now >= self.next_beat
+
     def beat(self, units: tuple[Unit, ...], slowest: float, now: float) -> list[Effect]:
         """Send a heartbeat if one is due."""
-        if self.knocking or now < self.next_beat:
+        if not self.beat_is_due(now):
             return []
         welcome = self._welcomed()
         self.next_beat = now + welcome.silence / BEATS_PER_SILENCE

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.checksum import checksum
 from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.definition import Definition
 from manychar.numerics.gradient import TreeSum
@@ -23,6 +24,9 @@ from manychar.protocol.effects import Compute, Result
 from manychar.protocol.messages import Frame, Gradient, digest
 
 STEPS_COMPARED = 8
+
+Digest = tuple[int, str, int]
+"""A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
 
 
 class Verdict(enum.Enum):
@@ -55,7 +59,7 @@ class _Shard:
 class Accepted:
     """The digest of a gradient that counts, and the name of its sender."""
 
-    digest: bytes
+    digest: Digest
     sender: str
 
 
@@ -139,8 +143,7 @@ class Steps:
 
     def _is_finite(self, gradient: Gradient) -> bool:
         return math.isfinite(gradient.loss) and all(
-            bool(np.isfinite(self._array(frame)).all())
-            for frame in (gradient.gradient, gradient.hidden)
+            _all_finite(self._array(frame)) for frame in (gradient.gradient, gradient.hidden)
         )
 
     def accept(self, gradient: Gradient, sender: str) -> None:
@@ -153,7 +156,7 @@ class Steps:
         if step not in self._sums:
             self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
         gradients, losses = self._sums[step]
-        gradients.add(gradient.shard, self._array(gradient.gradient).copy())
+        gradients.add(gradient.shard, self._array(gradient.gradient))
         losses.add(gradient.shard, gradient.loss)
 
     @property
@@ -220,11 +223,17 @@ class Steps:
 
 
 def as_frame(array: NDArray[Any]) -> memoryview:
-    """Return the little-endian bytes of an array that nobody will write to, without a copy."""
+    """Return the little-endian bytes of a contiguous array that nobody will write to; no copy."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+    return little.data.cast("B")
 
 
-def digest_of(result: Gradient | Result) -> bytes:
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Whether all is finite. The sum of squares is if all is, unless it overflows: then look."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+
+def digest_of(result: Gradient | Result) -> Digest:
     """Return what stands for a result: two of one identity must have the same."""
-    return digest(result.gradient, result.loss.hex().encode(), result.hidden)
+    return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

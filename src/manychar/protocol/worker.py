@@ -135,6 +135,8 @@ class Worker:
 
     def beat(self, now: float) -> list[Effect]:
         """Send a heartbeat if one is due; to be called while computing, too."""
+        if not self.session.beat_is_due(now):
+            return []
         return self.session.beat(self._units(), self.slowest, now)
 
     def leave(self, code: int, reason: str) -> list[Effect]:

@@ -85,7 +85,9 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     try:
         letters = json.loads((directory / VOCABULARY_NAME).read_text(encoding="utf-8"))
         vocabulary = "".join(letters)
-        ids = np.memmap(directory / CORPUS_NAME, dtype=id_dtype(len(vocabulary)), mode="r")
+        dtype = id_dtype(len(vocabulary))
+        # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.
+        ids = np.asarray(np.memmap(directory / CORPUS_NAME, dtype=dtype, mode="r"))
     except OSError as error:
         raise UserError(f"{error.filename or directory}: {because(error)}") from None
     except (ValueError, TypeError):

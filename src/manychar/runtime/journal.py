@@ -16,8 +16,9 @@ from typing import Any
 
 import msgpack
 
+from manychar.numerics.checksum import checksum
 from manychar.numerics.definition import FORMAT_VERSION
-from manychar.protocol.messages import Frame, digest
+from manychar.protocol.messages import Frame
 from manychar.runtime.durable import sync_directory
 from manychar.runtime.errors import UserError, because
 
@@ -45,7 +46,7 @@ class Begin:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Weights `step` came into being; `digest` is the CRC-32 of their bytes."""
+    """Weights `step` came into being; `digest` is the checksum of their bytes."""
 
     term: int
     step: int
@@ -60,7 +61,7 @@ _NUMBERS = {kind: number for number, kind in _KINDS.items()}
 
 def weights_digest(weights: Frame) -> int:
     """Return the cheap digest of weights that the journal keeps of each step."""
-    return int.from_bytes(digest(weights), "little")
+    return checksum(weights)
 
 
 @dataclasses.dataclass(frozen=True)

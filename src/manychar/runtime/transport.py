@@ -24,6 +24,7 @@ LINGER_MS = 2000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 IPC_PATH_LENGTH = 107
+SHARED_FROM_BYTES = 65_536
 
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
 
@@ -85,6 +86,7 @@ class Router:
             self._context.term()
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
             raise _cannot_bind(endpoint, why) from None
+        self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> tuple[Peer, list[Frame]] | None:
@@ -100,8 +102,15 @@ class Router:
 
         Raises Unreachable where its connection is gone.
         """
+        last = len(frames) - 1
         try:
-            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            self.socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
+            for place, frame in enumerate(frames):
+                flags = zmq.NOBLOCK if place == last else zmq.NOBLOCK | zmq.SNDMORE
+                if len(frame) < SHARED_FROM_BYTES:
+                    self.socket.send(frame, flags)
+                else:
+                    self.socket.send(self._shared(frame), flags, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -109,6 +118,12 @@ class Router:
                 raise Unreachable from None
             raise
         return True
+
+    def _shared(self, frame: Frame) -> zmq.Frame:
+        """Return libzmq's own copy of a frame: one for all peers that are sent it in a row."""
+        if self._broadcast is None or self._broadcast[0] is not frame:
+            self._broadcast = frame, zmq.Frame(frame, copy=True)
+        return self._broadcast[1]
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""

@@ -1,0 +1,35 @@
+import os
+
+import numpy as np
+import pytest
+
+from manychar.numerics.checksum import checksum
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1000, 1003])
+def test_every_flipped_bit_and_every_truncation_counts(length: int) -> None:
+    data = bytearray(os.urandom(length))
+    right = checksum(data)
+    assert 0 <= right < 2**64
+    for place in range(0, length, 7):
+        for bit in range(8):
+            data[place] ^= 1 << bit
+            assert checksum(data) != right
+            data[place] ^= 1 << bit
+    assert checksum(data) == right
+    if any(data[-1:]):
+        assert checksum(data[:-1]) != right
+
+
+def test_what_changes_places_counts() -> None:
+    words = np.arange(100, dtype="<u8")
+    swapped = words.copy()
+    swapped[[3, 50]] = swapped[[50, 3]]
+    assert checksum(words.data.cast("B")) != checksum(swapped.data.cast("B"))
+
+
+def test_it_is_the_same_in_every_process_and_at_every_alignment() -> None:
+    data = bytes(range(64))
+    assert checksum(data) == 3914099673687401968
+    shifted = memoryview(b"x" + data)[1:]
+    assert checksum(shifted) == checksum(data)
