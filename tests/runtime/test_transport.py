@@ -104,6 +104,25 @@ class TestMessages:
         assert dealer.receive() is None
         other.close()
 
+    def test_large_ones_are_as_they_were_when_they_were_sent(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        peer, _ = received(router)
+        other = Dealer(router.endpoint)
+        until(lambda: other.send([b"other"]), "a connection")
+        other_peer, _ = received(router)
+        one, two = bytearray(b"1" * 100_000), bytearray(b"2" * 100_000)
+        for to, frame in ((peer, one), (other_peer, one), (peer, two), (other_peer, one)):
+            assert router.send(to, [frame, b"end"])
+        one[:] = two[:] = b"0" * 100_000
+        for reader, expected in ((dealer, b"12"), (other, b"11")):
+            for digit in expected:
+                assert reader.socket.poll(WAIT_MS)
+                back = reader.receive()
+                assert back
+                assert as_bytes(back) == [bytes([digit]) * 100_000, b"end"]
+        other.close()
+
     def test_of_a_length_without_reason_end_the_connection(
         self, router: Router, dealer: Dealer
     ) -> None:
