@@ -1,0 +1,104 @@
+"""The command: runs the rows that were named, or all, and prints Markdown for the README."""
+
+import argparse
+import importlib
+import tempfile
+from pathlib import Path
+
+from manychar.runtime.errors import INTERRUPTED
+from tests.benchmarks.asking import SideError
+from tests.benchmarks.machine import describe
+from tests.benchmarks.plan import MissingError, Plan
+
+ROWS = {
+    "one": "one process beside plain min-char-rnn",
+    "peak": "one process beside sgemm's peak",
+    "torch": "one process beside PyTorch eager",
+    "fleet": "server and 2 workers beside PyTorch DDP, and two single processes",
+    "exchange": "the exchange alone beside Ray's parameter server",
+    "update": "the server's update beside the plain NumPy form",
+    "loss": "time to a held-out loss beside plain min-char-rnn",
+    "streams": "study: time to that loss by --streams",
+    "delay": "study: loss by --delay",
+    "scaling": "study: speed by workers, bytes a step, memory by size; draws scaling.svg",
+}
+
+
+def main() -> int:
+    """Run; return 1 if a row failed."""
+    chosen = _arguments()
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="manychar-") as folder:
+        scratch = Path(folder)
+        text = chosen.text.resolve() if chosen.text else _default_text(scratch)
+        plan = Plan(
+            text=text,
+            scratch=scratch,
+            rounds=chosen.rounds,
+            seconds=chosen.seconds,
+            seeds=chosen.seeds,
+            cap=chosen.cap,
+        )
+        print(describe(), flush=True)
+        print(_about(plan), flush=True)
+        try:
+            for name in chosen.names or ROWS:
+                failed += not _show(name, plan)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+    return 1 if failed else 0
+
+
+def _show(name: str, plan: Plan) -> bool:
+    """Print what a row yields; a line where it could not be done."""
+    row = importlib.import_module(f"tests.benchmarks.rows.{name}")
+    try:
+        for piece in row.run(plan):
+            print(f"\n{piece}".rstrip("\n"), flush=True)
+    except MissingError as error:
+        print(f"\n{name}: left out: {error}", flush=True)
+    except SideError as error:
+        print(f"\n{name}: failed: {error}", flush=True)
+        return False
+    return True
+
+
+def _about(plan: Plan) -> str:
+    text = plan.text.read_text(encoding="utf-8")
+    return (
+        f"{plan.text.name}: {len(text):,} characters, {len(set(text))} distinct; T 25;"
+        f" median (lowest … highest) of {plan.rounds} rounds of {plan.seconds:g} s, interleaved."
+    )
+
+
+def _default_text(scratch: Path) -> Path:
+    from manychar.runtime.corpus_file import default_text  # noqa: PLC0415 - only where it is used
+
+    path = scratch / "language-reference.txt"
+    path.write_text(default_text(), encoding="utf-8")
+    return path
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="Measure this program beside others, and print Markdown tables.",
+        epilog="\n".join(f"{name:<10}{what}" for name, what in ROWS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; all if none")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement (3)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs to a loss, each (5)")
+    parser.add_argument("--cap", type=float, default=60.0, help="seconds of a run to a loss (60)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="the language reference if none")
+    chosen = parser.parse_args()
+    if strange := [name for name in chosen.names if name not in ROWS]:
+        parser.error(f"no such row: {', '.join(strange)}; there are {', '.join(ROWS)}")
+    if chosen.text and not chosen.text.is_file():
+        parser.error(f"--text {chosen.text}: no such file")
+    return chosen
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""A real worker that computes nothing: `python -m tests.benchmarks.idle_worker ENDPOINT NAME`.
+
+Its loop, its messages and its proof are the program's own; each unit's result is preset, so that a
+repeat is the same bytes. What is left is the exchange.
+"""
+
+import sys
+from collections.abc import Callable
+from unittest.mock import patch
+
+from manychar.protocol.messages import Role
+from manychar.runtime.parent import Parent
+from manychar.runtime.peers import hello
+from manychar.runtime.pinning import pin
+from manychar.runtime.work import work
+
+SMALL = 1e-3
+
+
+def main(endpoint: str, name: str) -> int:
+    """Work until the run ends."""
+    pin("native")
+    import numpy as np  # noqa: PLC0415 - now that it is pinned
+
+    from manychar.protocol.effects import Compute, Result  # noqa: PLC0415
+    from manychar.protocol.messages import Dimensions  # noqa: PLC0415
+    from manychar.protocol.steps import as_frame  # noqa: PLC0415
+    from manychar.runtime import compute  # noqa: PLC0415
+
+    class Idle(compute.Engine):
+        def __init__(self, dimensions: Dimensions) -> None:
+            super().__init__(dimensions)
+            gradient = np.full(dimensions.parameters_bytes // dimensions.value_bytes, SMALL)
+            hidden = np.full(dimensions.hidden_bytes // dimensions.value_bytes, SMALL)
+            self._result = Result(
+                loss=1.0,
+                gradient=as_frame(gradient.astype(dimensions.dtype)),
+                hidden=as_frame(hidden.astype(dimensions.dtype)),
+                slowest=SMALL,
+            )
+
+        def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
+            return self._result
+
+    with patch.object(compute, "Engine", Idle):
+        parent = Parent(is_child=True)
+        me = hello(Role.WORKER, name)
+        return work(endpoint, me, patience=60.0, say=_say, parent=parent).code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The comparisons and studies; each module's `run(plan)` yields Markdown."""

@@ -1,0 +1,93 @@
+"""A server and two workers, beside PyTorch DDP and beside two single processes of this program."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.benchmarks.asking import Side, Together
+from tests.benchmarks.plan import MissingError, Plan, require
+from tests.benchmarks.rounds import Measured, interleave
+from tests.benchmarks.running import Fleets
+from tests.benchmarks.tables import Comparison, comparisons
+from tests.benchmarks.task import Task
+
+STREAMS = 64
+DDP, TWO = "PyTorch DDP, gloo, 2 processes", "2 single processes, added up"
+TARGETS = {
+    (100, 0): (2.5, 0.65),
+    (100, 1): (3.1, 0.82),
+    (512, 0): (1.4, 0.9),
+    (512, 1): (1.45, 0.94),
+}
+
+
+def run(plan: Plan) -> Iterator[str]:
+    """Yield the table, in characters a second of all together."""
+    try:
+        require("torch")
+        with_torch = True
+    except MissingError as error:
+        with_torch = False
+        yield f"PyTorch DDP is left out: {error}\n"
+    rows = []
+    for hidden in (100, 512):
+        rows += _compare(plan, hidden, with_torch=with_torch)
+    yield "Server and 2 workers, S 2, B 64, float32, characters a second in all:\n"
+    yield comparisons(rows)
+
+
+def _compare(plan: Plan, hidden: int, *, with_torch: bool) -> list[Comparison]:
+    task = plan.task(hidden=hidden, streams=STREAMS)
+    sides: dict[str, Measured] = {}
+    against = TWO
+    with contextlib.ExitStack() as stack:
+        if with_torch:
+            ddp = stack.enter_context(_ddp(task, plan.scratch))
+            against = f"{DDP}: {ddp.until_ready()}"
+            sides[DDP] = ddp
+        two = stack.enter_context(Together([Side("single", task) for _ in range(2)]))
+        two.until_ready()
+        sides[TWO] = two
+        for delay in (0, 1):
+            sides[_what(hidden, delay)] = Fleets(
+                plan.text, plan.scratch, plan.seconds, _flags(hidden, delay)
+            )
+        found = interleave(sides, plan.rounds)
+    rows = []
+    for delay in (0, 1):
+        what = _what(hidden, delay)
+        of_ddp, of_two = TARGETS[hidden, delay]
+        ours = found[what]
+        if with_torch:
+            rows.append(
+                Comparison(what=what, ours=ours, against=against, theirs=found[DDP], target=of_ddp)
+            )
+        rows.append(
+            Comparison(
+                what=what, ours=ours, against=TWO, theirs=found[TWO], target=of_two, percent=True
+            )
+        )
+    return rows
+
+
+def _what(hidden: int, delay: int) -> str:
+    return f"H {hidden}, --delay {delay}"
+
+
+def _flags(hidden: int, delay: int) -> list[str]:
+    return [
+        *("--workers", "2", "--shards", "2", "--streams", str(STREAMS)),
+        *("--hidden", str(hidden), "--delay", str(delay), "--numerics", "native"),
+    ]
+
+
+def _ddp(task: Task, scratch: Path) -> Together:
+    """Start the two processes; they find one another at a file that is not there yet."""
+    meeting = str(Path(tempfile.mkdtemp(dir=scratch)) / "meeting")
+    both = [
+        Side("ddp", dataclasses.replace(task, numerics="", rank=rank, size=2, meeting=meeting))
+        for rank in range(2)
+    ]
+    return Together(both)

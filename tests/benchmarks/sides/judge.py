@@ -1,0 +1,26 @@
+"""Reads checkpoints, and says their loss on the end of the text that was held out from training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from manychar.runtime.checkpoint import read_checkpoint
+from tests.benchmarks.sides.held_out import nats_per_character
+from tests.benchmarks.task import Task
+
+
+def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
+    """Take a checkpoint's path; the figure is nats a character.
+
+    A character of the held-out part that the training part does not have is left out.
+    """
+    held = Path(task.text).read_bytes().decode()[-task.held_out :]
+
+    def go(path: str) -> float:
+        checkpoint = read_checkpoint(Path(path))
+        id_of = {character: i for i, character in enumerate(checkpoint.vocabulary)}
+        ids = np.array([id_of[character] for character in held if character in id_of])
+        return nats_per_character(checkpoint.state.parameters.named(), ids)
+
+    return "", go

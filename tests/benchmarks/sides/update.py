@@ -1,0 +1,54 @@
+"""The server's average, clip and Adagrad of two gradients: in its own form, or in plain NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics import adagrad, fused
+from manychar.numerics.gradient import TreeSum, average, clip
+from manychar.numerics.model import count_parameters
+from tests.benchmarks.pace import per_second
+from tests.benchmarks.sides.texts import read_ids
+from tests.benchmarks.task import Task
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+STREAMS, BOUND, RATE = 32, 5.0, 0.1
+
+
+def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -> Arrays:
+    """Do as the server does."""
+    total = TreeSum[NDArray[Any]](len(gradients))
+    for shard, gradient in enumerate(gradients):
+        total.add(shard, gradient)
+    return fused.update(
+        weights, memory, total.result(), streams=STREAMS, clip=BOUND, learning_rate=RATE
+    )
+
+
+def plain_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -> Arrays:
+    """Do the same with whole arrays."""
+    gradient = clip(average(gradients, STREAMS), BOUND)
+    return adagrad.update(weights, memory, gradient, RATE)
+
+
+def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
+    """Update again and again; the figure is updates a second, the note how many parameters."""
+    V, _ = read_ids(task.text)
+    size = count_parameters(V, task.hidden)
+    draw = np.random.default_rng(0).standard_normal
+    weights = draw(size).astype(task.dtype)
+    memory = adagrad.init(weights)
+    gradients = (draw(size).astype(task.dtype), draw(size).astype(task.dtype))
+    form = {"fused": fused_form, "plain": plain_form}[task.form]
+
+    def step() -> None:
+        nonlocal weights, memory
+        weights, memory = form(weights, memory, gradients)
+
+    def go(_: str) -> float:
+        return per_second(step, task.seconds)
+
+    per_second(step, min(task.seconds, 0.5))
+    return f"{size:,}", go
