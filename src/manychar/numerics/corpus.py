@@ -5,6 +5,7 @@ the position in the text is a pure function of (shard, step). Nothing here remem
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -87,7 +88,7 @@ class Streams:
         read = self.ids[: self.shards * self.streams * length]
         object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
 
-    @property
+    @functools.cached_property
     def steps_per_pass(self) -> int:
         """K, the steps until a stream starts again: min-char-rnn's p + T + 1 >= length."""
         return max(1, math.ceil((self.length - self.seq_length - 1) / self.seq_length))
