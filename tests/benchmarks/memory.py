@@ -38,17 +38,23 @@ def peaks(plan: Plan, hidden: int) -> dict[str, float]:
 
 def _of_children(parent: int) -> Iterator[tuple[str, float]]:
     """Yield (role, peak in MiB) of each child that is there."""
-    for task in Path(f"/proc/{parent}/task").glob("*/children"):
-        for child in _read(task).split():
-            words = _read(Path(f"/proc/{child}/cmdline")).split("\0")
-            peak = re.search(r"VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{child}/status")))
-            for role in ROLES:
-                if peak and role in words:
-                    yield role, int(peak[1]) / 1024
+    for child in children(parent):
+        words = read(Path(f"/proc/{child}/cmdline")).split("\0")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", read(Path(f"/proc/{child}/status")))
+        for role in ROLES:
+            if peak and role in words:
+                yield role, int(peak[1]) / 1024
 
 
-def _read(path: Path) -> str:
+def children(parent: int) -> list[int]:
+    """Return the processes that a process has started, and that are there."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for task in tasks for child in read(task).split()]
+
+
+def read(path: Path) -> str:
+    """Return what a file of /proc says, or nothing where its process has ended."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""  # it has ended
+        return ""

@@ -19,6 +19,7 @@ from manychar.protocol.worker import Worker
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.runtime.parent import Parent
 from manychar.runtime.pinning import can_pin, pin
+from manychar.runtime.scheduling import make_way
 from manychar.runtime.transport import Dealer
 from manychar.runtime.wake import Wake
 
@@ -116,6 +117,7 @@ class _Loop:
         pin(numerics)
         from manychar.runtime.compute import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
+        make_way()
         self.engine = Engine(prove.welcome.dimensions)
         proof = self.engine.prove()
         self._carry_out(self.machine.proved(proof, time.monotonic()))

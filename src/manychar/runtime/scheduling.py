@@ -1,0 +1,27 @@
+"""Has a thread that computes make way at once for those that pass messages.
+
+Linux (from 6.12 on) lets a thread that wakes run before one whose slices of time are longer than
+its own. A computing thread asks for the longest there are: it gets no less time for that, but a
+message does not wait for it. Elsewhere nothing is asked, and nothing is different but the speed.
+"""
+
+import ctypes
+import platform
+import struct
+import sys
+
+LONGEST_SLICE_NS = 100_000_000
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # system call numbers
+_ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # struct sched_attr of sched_setattr(2)
+
+
+def make_way() -> None:
+    """Ask for this thread's slices to be long. What the system does not know, it passes over."""
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return
+    ordinary, flags, nice, priority = 0, 0, 0, 0
+    attributes = _ATTRIBUTES.pack(
+        _ATTRIBUTES.size, ordinary, flags, nice, priority, LONGEST_SLICE_NS, 0, 0
+    )
+    ctypes.CDLL(None).syscall(number, 0, attributes, 0)
