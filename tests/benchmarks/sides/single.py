@@ -2,28 +2,16 @@
 
 from collections.abc import Callable
 
-from manychar.numerics.corpus import Streams
-from manychar.numerics.definition import Definition
 from manychar.numerics.train import advance, kernel_of, start
 from tests.benchmarks.pace import per_second
-from tests.benchmarks.sides.texts import read_ids
+from tests.benchmarks.sides.texts import definition_of, streams_of
 from tests.benchmarks.task import Task
 
 
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
     """Train on; the figure is characters a second."""
-    vocabulary_size, ids = read_ids(task.text)
-    definition = Definition.from_mapping(
-        {
-            **vars(Definition(corpus_sha256="0" * 64)),
-            "hidden": task.hidden,
-            "seq_length": task.seq_length,
-            "shards": 1,
-            "streams": task.streams,
-            "dtype": task.dtype,
-        }
-    )
-    streams = Streams(ids, 1, task.streams, task.seq_length)
+    definition = definition_of(task)
+    vocabulary_size, streams = streams_of(task, definition)
     kernel = kernel_of(definition, vocabulary_size)
     state = start(definition, vocabulary_size)
 

@@ -1,14 +1,29 @@
-"""The text as a side takes it: ids, and the part of them that is trained on."""
+"""The text and the run as a side takes them."""
 
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import encode
+from manychar.numerics.corpus import Streams, encode
+from manychar.numerics.definition import Definition
+from tests.benchmarks.task import Task
 
 
 def read_ids(path: str) -> tuple[int, NDArray[Any]]:
     """Return (number of distinct characters, ids) of a text file."""
     vocabulary, ids = encode(Path(path).read_bytes().decode())
     return len(vocabulary), ids
+
+
+def definition_of(task: Task) -> Definition:
+    """Return a run of one shard with the task's sizes."""
+    usual = vars(Definition(corpus_sha256="0" * 64))
+    sizes = {name: getattr(task, name) for name in ("hidden", "seq_length", "streams", "dtype")}
+    return Definition.from_mapping({**usual, **sizes, "shards": 1})
+
+
+def streams_of(task: Task, definition: Definition) -> tuple[int, Streams]:
+    """Return (number of distinct characters, the text cut into the run's streams)."""
+    vocabulary_size, ids = read_ids(task.text)
+    return vocabulary_size, Streams(ids, 1, definition.streams, definition.seq_length)
