@@ -1,10 +1,11 @@
-"""Options of the test run: how many simulated schedules, and whether a skip is a failure."""
+"""Options of the test run: how much of what can be had without end, and whether a skip fails."""
 
 from collections.abc import Callable
 
 import pytest
 
 SCHEDULES = 2_400
+HOSTILE = 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,6 +15,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=SCHEDULES,
         metavar="N",
         help=f"schedules of the simulated world (default {SCHEDULES:,})",
+    )
+    parser.addoption(
+        "--hostile",
+        type=int,
+        default=HOSTILE,
+        metavar="N",
+        help="how much hostility: N times 20,000 headers, 2,000 files and 200 connections"
+        f" (default {HOSTILE})",
     )
     parser.addoption(
         "--require-all",
@@ -34,3 +43,10 @@ def require(request: pytest.FixtureRequest) -> Callable[[object, str], None]:
         pytest.skip(reason)
 
     return require
+
+
+@pytest.fixture(scope="session")
+def hostile(request: pytest.FixtureRequest) -> int:
+    """Return how many times the ordinary amount of hostility is wanted."""
+    times: int = request.config.getoption("--hostile")
+    return times

@@ -141,3 +141,22 @@ def test_the_version_is_one() -> None:
     version = re.search(r'^version = "(.+)"', project, re.MULTILINE)
     assert version
     assert f'__version__ = "{version[1]}"' in (SOURCE / "__init__.py").read_text(encoding="utf-8")
+
+
+FORBIDDEN = {
+    "pickle": r"\bpickle\b(?!')",
+    "eval or exec": r"(?<![\w.])(eval|exec)\(",
+    "objects from the wire": r"(recv|send)_pyobj",
+    "allow_pickle other than False": r"allow_pickle(?!=False)",
+    "a wildcard bind": r"(bind|DEFAULT_BIND).*(\*:|0\.0\.0\.0|\[::\])",
+    "a shell": r"shell=True|os\.system",
+    "an unsafe loader": r"\b(marshal|shelve|yaml\.load|dill|cloudpickle)\b",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_nothing_dangerous_stands_anywhere(what: str) -> None:
+    for path in MODULES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code = line.split("#")[0]
+            assert not re.search(FORBIDDEN[what], code), f"{path}:{number}: {what}: {line}"

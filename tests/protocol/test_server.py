@@ -17,6 +17,7 @@ from manychar.protocol.effects import (
     Record,
     Save,
 )
+from manychar.protocol.manners import CUT_OFF_FOR, FAULTS_ALLOWED
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
     Alive,
@@ -24,7 +25,9 @@ from manychar.protocol.messages import (
     Goodbye,
     Grant,
     Heartbeat,
+    KeyRole,
     Notice,
+    Owner,
     Refused,
     Report,
     Revoke,
@@ -241,12 +244,99 @@ def test_what_the_table_does_not_list_is_the_fault_of_the_peer() -> None:
         stage.tell("ann", dataclasses.replace(stage.gradient(0, 0), shard=9))
 
 
-def test_malformed_messages_are_counted_and_the_first_ones_shown() -> None:
+def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
     stage = Stage()
     stage.join("ann")
-    lines = [said(stage.server.malformed(b"ann", "nonsense")) for _ in range(12)]
-    assert lines == ["ann: dropped: nonsense"] * 10 + [""] * 2
-    assert stage.server.counts["malformed"] == 12
+    lines = [said(stage.server.malformed(b"ann", "nonsense", i / 4)) for i in range(6)]
+    assert lines == [
+        "ann: dropped: nonsense (1 in all)",
+        *[""] * 3,
+        "ann: dropped: nonsense (5 in all)",
+        "",
+    ]
+    assert stage.server.counts["malformed"] == 6
+
+
+def test_who_keeps_at_it_is_cut_off_for_a_while_and_its_shards_move() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    for _ in range(FAULTS_ALLOWED):
+        stage.server.malformed(b"ann", "nonsense", 0.0)
+    assert stage.server.listens_to(b"ann", 0.0)
+    effects = stage.server.malformed(b"ann", "nonsense", 0.0)
+    assert "ann is not listened to for 30 s" in said(effects)
+    assert "ann has left: it sends what cannot be read" in said(effects)
+    assert sent(effects, Grant, "bob")
+    assert not stage.server.listens_to(b"ann", CUT_OFF_FOR - 0.1)
+    assert stage.server.counts["not listened to"] == 1
+    assert stage.server.listens_to(b"bob", 0.0)
+    assert stage.server.listens_to(b"ann", CUT_OFF_FOR)
+
+
+# Keys.
+
+
+def owner(name: str, role: KeyRole = KeyRole.WORKER) -> Owner:
+    return Owner(name, role)
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-1", "gpu-12"])
+def test_a_key_lets_its_owner_be_called_so(name: str) -> None:
+    stage = Stage()
+    effects = stage.server.receive(b"p", hello(name), 0.0, owner("gpu"))
+    assert only(effects, Welcome)
+
+
+@pytest.mark.parametrize("name", ["ann", "gpu-", "gpu-x", "gpu1", "gpux-1", "gpu-1-1", "gp"])
+def test_a_name_is_bound_to_its_key(name: str) -> None:
+    stage = Stage()
+    effects = stage.server.receive(b"p", hello(name), 0.0, owner("gpu"))
+    assert only(effects, Refused).reason == f"the key of gpu does not let it be called {name}"
+
+
+@pytest.mark.parametrize(
+    ("role", "key"),
+    [
+        ("worker", KeyRole.OBSERVER),
+        ("worker", KeyRole.OPERATOR),
+        ("observer", KeyRole.WORKER),
+    ],
+)
+def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
+    stage = Stage()
+    effects = stage.server.receive(b"p", hello("gpu", role), 0.0, owner("gpu", key))
+    assert f"is for {key.value}s, not for {role}s" in only(effects, Refused).reason
+
+
+def test_an_observer_may_only_look_and_an_operator_stop() -> None:
+    stage = Stage()
+    stop = Stop(run=RUN, term=TERM)
+    stage.server.receive(b"eve", hello("eve", "observer"), 0.0, owner("eve", KeyRole.OBSERVER))
+    assert "cannot stop a run" in only(stage.tell("eve", stop), Refused).reason
+    assert stage.server.phase is Phase.TRAINING
+    stage.server.receive(b"op", hello("op", "observer"), 0.0, owner("op", KeyRole.OPERATOR))
+    stage.tell("op", stop)
+    assert stage.server.phase is not Phase.TRAINING
+
+
+def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    effects = stage.server.revoked(b"ann", 0.0)
+    assert only(effects, Refused).reason == "its key was revoked"
+    assert sent(effects, Grant, "bob")
+    assert stage.server.revoked(b"ann", 0.0) == []
+    assert stage.server.counts["by a revoked key"] == 2
+
+
+def test_who_is_barred_is_barred_by_its_key_too() -> None:
+    stage = Stage()
+    stage.server.receive(b"p1", hello("gpu-1"), 0.0, owner("gpu"))
+    stage.server.reception.bar("gpu-1", "it computed wrongly", 0.0)
+    for name in ("gpu", "gpu-1", "gpu-2"):
+        effects = stage.server.receive(b"p2", hello(name), 0.0, owner("gpu"))
+        assert sent(effects, Refused, "p2")[0].reason == "barred: it computed wrongly"
+    assert only(stage.server.receive(b"p3", hello("ann"), 0.0, owner("ann")), Welcome)
 
 
 # What counts.

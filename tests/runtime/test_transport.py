@@ -1,11 +1,14 @@
 """Real sockets: whole messages over tcp and ipc, who is gone is noticed, strangers stay outside."""
 
+import dataclasses
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgpack
 import pytest
+import zmq
 
 from manychar.protocol.messages import Dimensions, Frame
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
@@ -15,7 +18,9 @@ from manychar.runtime.transport import (
     Router,
     Unreachable,
     check_endpoint,
+    check_libraries,
     is_local,
+    messages_queued,
     require_safe,
 )
 from tests.runtime.commands import until
@@ -284,12 +289,14 @@ class TestEndpoints:
     )
     def test_that_strangers_can_reach(self, endpoint: str, *, local: bool) -> None:
         assert is_local(endpoint) is local
-        require_safe(endpoint, insecure=True)
+        require_safe(endpoint, keys=False, insecure=True)
         if local:
-            require_safe(endpoint, insecure=False)
+            require_safe(endpoint, keys=False, insecure=False)
         else:
-            with pytest.raises(UserError, match="--insecure") as raised:
-                require_safe(endpoint, insecure=False)
+            with pytest.raises(
+                UserError, match=r"keys create KEYS.*--keys KEYS.*--insecure"
+            ) as raised:
+                require_safe(endpoint, keys=False, insecure=False)
             assert raised.value.code == REFUSED_FOR_SAFETY == 78
 
 
@@ -299,3 +306,37 @@ def test_the_socket_file_goes_with_the_router(tmp_path: Path) -> None:
         assert list(Path(directory).iterdir())
         router.close()
         assert not list(Path(directory).iterdir())
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ({}, 1000),
+            ({"hidden": 100, "vocabulary_size": 65}, 724),
+            ({"hidden": 2048, "vocabulary_size": 65}, 24),
+            ({"hidden": 2048, "vocabulary_size": 65, "shards": 8, "delay": 1}, 80),
+        ],
+    )
+    def test_of_what_waits_for_one_peer(self, sizes: dict[str, int], expected: int) -> None:
+        assert messages_queued(dataclasses.replace(SIZES, **sizes)) == expected  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("library", ["libzmq", "msgpack"])
+    def test_of_age(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_libraries()
+        if library == "libzmq":
+            monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 2))
+        else:
+            monkeypatch.setattr(msgpack, "version", (1, 2, 0))
+        with pytest.raises(UserError, match=f"{library} .* has known faults") as refusal:
+            Router("tcp://127.0.0.1:*", SIZES)
+        assert refusal.value.code == REFUSED_FOR_SAFETY
+
+    def test_a_handshake_that_never_ends_is_ended(self) -> None:
+        router = Router("tcp://127.0.0.1:*", SIZES)
+        with socket.create_connection(("127.0.0.1", int(router.endpoint.rsplit(":")[-1]))) as half:
+            half.settimeout(WAIT_MS / 1000)
+            half.sendall(b"\xff\0\0\0")
+            while half.recv(1000):
+                pass
+        router.close()

@@ -88,7 +88,7 @@ class ServerShell:
             effects = machine.receive(peer, message, world.now)
         except PeerError as error:
             world.peer_error(error)
-            effects = machine.malformed(peer, str(error))
+            effects = machine.malformed(peer, str(error), world.now)
         if machine.state.step != step:
             self.applied_at = world.now
         world.oracle.after_server(machine, peer, message, before, effects)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import looking, training
+from manychar.cli import keeping, looking, training
 from manychar.cli.speaking import say
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
@@ -31,10 +31,12 @@ for _command in (
     looking.sample,
     looking.verify,
     looking.equivalence,
+    looking.status,
     training.stop,
     looking.doctor,
 ):
     app.command()(_command)
+app.add_typer(keeping.app, name="keys")
 
 
 @app.callback(invoke_without_command=True)

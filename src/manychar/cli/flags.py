@@ -89,6 +89,15 @@ Text = Annotated[
         show_default=False,
     ),
 ]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        envvar="MANYCHAR_KEY_FILE",
+        help="The file with this machine's key; its content can be in $MANYCHAR_KEY instead.",
+        show_default="no key",
+    ),
+]
 Child = Annotated[bool, typer.Option("--child", hidden=True)]
 
 

@@ -1,4 +1,4 @@
-"""The commands that look: sample, verify, equivalence, doctor."""
+"""The commands that look: sample, status, verify, equivalence, doctor."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Text, with_flags
+from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
 from manychar.cli.speaking import say, write
 from manychar.cli.taking import define, numerics_of, settings, usable_cores
 from manychar.runtime.errors import UserError
@@ -38,12 +38,14 @@ def sample(
         int | None,
         typer.Option(help="The same seed writes the same text.", show_default="drawn", min=0),
     ] = None,
+    key: Key = None,
 ) -> None:
     """Write text, character by character, as the trained model does."""
     pin("portable")
     import numpy as np
 
     from manychar.runtime.observe import fetch
+    from manychar.runtime.peers import find_key
     from manychar.runtime.sampling import draw, for_reading, load
 
     if prime and prime_file is not None:
@@ -51,7 +53,9 @@ def sample(
     if prime_file is not None:
         prime = _read_prime(prime_file)
     live = source.startswith(("tcp://", "ipc://"))
-    parameters, vocabulary = fetch(source, patience=10.0, say=say) if live else load(Path(source))
+    parameters, vocabulary = (
+        fetch(source, find_key(key), patience=10.0, say=say) if live else load(Path(source))
+    )
     chosen = secrets.randbelow(2**32) if seed is None else seed
     drawn = draw(
         parameters,
@@ -141,6 +145,26 @@ def _print_table(rows: list[list[str]]) -> None:
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         write("  ".join(cells) + "\n")
+
+
+def status(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    key: Key = None,
+) -> None:
+    """Say how a live run stands: step, loss, who is there, and what was dropped and why."""
+    pin("portable")
+    from manychar.runtime.observe import look
+    from manychar.runtime.peers import find_key
+
+    report = look(endpoint, find_key(key), patience=patience, say=say)
+    found = {**dataclasses.asdict(report), "workers": list(report.workers)}
+    if as_json:
+        write(json.dumps(found, indent=2) + "\n")
+        return
+    for name, value in _flat(found):
+        write(f"{name:<44}{value}\n")
 
 
 def doctor(

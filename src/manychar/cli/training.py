@@ -3,11 +3,21 @@
 import json
 import shlex
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manychar.cli.flags import DEFINITION, OPERATION, TRANSPORT, WORKERS, Child, Text, with_flags
+from manychar.cli.flags import (
+    DEFINITION,
+    OPERATION,
+    TRANSPORT,
+    WORKERS,
+    Child,
+    Key,
+    Text,
+    with_flags,
+)
 from manychar.cli.speaking import nothing, program, say
 from manychar.cli.taking import display, take_run
 from manychar.runtime.errors import UserError
@@ -43,8 +53,14 @@ def train(text: Text = None, **flags: Any) -> None:
 def server(
     text: Text = None,
     bind: Annotated[str, typer.Option("--bind", help="Where to listen.")] = DEFAULT_BIND,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys", envvar="MANYCHAR_KEYS", help="Let in only whose key is in this directory."
+        ),
+    ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where strangers can reach it.")
+        bool, typer.Option("--insecure", help="Listen where strangers can reach it, without keys.")
     ] = False,
     child: Child = False,
     **flags: Any,
@@ -53,11 +69,13 @@ def server(
     from manychar.runtime.transport import check_endpoint, check_free, require_safe
 
     check_endpoint(bind)
-    require_safe(bind, insecure=insecure)
+    require_safe(bind, keys=keys is not None, insecure=insecure)
+    if insecure and keys is not None:
+        raise UserError("--keys and --insecure: give one of them")
     if insecure:
         say(f"--insecure: whoever can reach {bind} can join this run, and see its text")
     if "resume" not in flags:
-        check_free(bind)  # before a run directory is made for nothing
+        check_free(bind, keys)  # before a run directory is made for nothing
     directory = take_run(text, flags)
     from manychar.runtime.parent import Parent
     from manychar.runtime.serve import serve
@@ -66,7 +84,7 @@ def server(
         finish = serve(directory, bind, _child_screen(), Parent(is_child=True))
         raise typer.Exit(finish.code)
     with display(directory) as screen:
-        finish = serve(directory, bind, _screen(screen), Parent(is_child=False))
+        finish = serve(directory, bind, _screen(screen, keys), Parent(is_child=False), keys)
     _finish(finish, directory, again="server")
 
 
@@ -79,22 +97,26 @@ def worker(
     patience: Annotated[
         float, typer.Option(help="Seconds to wait for a server before giving up.", min=0.0)
     ] = 600.0,
+    key: Key = None,
     child: Child = False,
 ) -> None:
     """Work for a server: compute the gradients of whatever shards it leases. Needs no text."""
     from manychar.protocol.messages import Role
     from manychar.runtime.parent import Parent
-    from manychar.runtime.peers import hello
+    from manychar.runtime.peers import find_key, hello
     from manychar.runtime.transport import check_endpoint
     from manychar.runtime.work import work
 
     check_endpoint(endpoint)
-    me = hello(Role.WORKER, name)
+    mine = find_key(key)
+    me = hello(Role.WORKER, name or (mine.name if mine else None))
     if processes > 1:
         from manychar.runtime.crew import work_together
 
         raise typer.Exit(
-            work_together(endpoint, me.name, processes=processes, patience=patience, say=say)
+            work_together(
+                endpoint, me.name, processes=processes, patience=patience, key_file=key, say=say
+            )
         )
     if not child:
         say(f"{me.name} works for {endpoint}; Ctrl-C ends it")
@@ -104,6 +126,7 @@ def worker(
         patience=patience,
         say=lambda text: say(f"{me.name}: {text}"),
         parent=Parent(is_child=child),
+        key=mine,
     )
     if finish.reason and (finish.code or not child):
         say(f"{me.name}: {finish.reason}")
@@ -113,12 +136,14 @@ def worker(
 def stop(
     endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
     patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+    key: Key = None,
 ) -> None:
     """Have a run end in good order, from anywhere: it ends its step and writes a checkpoint."""
     pin("portable")
     from manychar.runtime.observe import stop as ask_to_stop
+    from manychar.runtime.peers import find_key
 
-    say(ask_to_stop(endpoint, patience=patience, say=say))
+    say(ask_to_stop(endpoint, find_key(key), patience=patience, say=say))
 
 
 def _end_if_it_is_through(directory: "RunDirectory") -> None:
@@ -134,11 +159,12 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
         raise typer.Exit
 
 
-def _screen(display: "Display") -> Any:
+def _screen(display: "Display", keys: Path | None) -> Any:
     from manychar.runtime.serve import Screen
 
     def bound(endpoint: str) -> None:
-        display.say(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}")
+        key = "" if keys is None else " --key FILE"
+        display.say(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}{key}")
 
     return Screen(say=display.say, report=display.report, weights=display.weights, bound=bound)
 

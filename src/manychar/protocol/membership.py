@@ -8,7 +8,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 
-from manychar.protocol.messages import Hello, Peer, Role, Unit, UnitState
+from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -30,6 +30,8 @@ class PeerState(enum.Enum):
 class Member:
     """What the server knows of one peer. `joined` orders the members; `heard_at` is a time.
 
+    `owner` is whose key it has, None where there are no keys.
+
     `slowest` is its longest piece of work so far, in seconds; `units` what its last heartbeat, at
     `units_at`, said it was doing.
     """
@@ -41,6 +43,7 @@ class Member:
     joined: int
     state: PeerState
     heard_at: float
+    owner: Owner | None = None
     slowest: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
@@ -102,7 +105,7 @@ class Membership:
         self._numbers = 0
         self._takeovers = [0] * shards
 
-    def greet(self, peer: Peer, hello: Hello, now: float) -> Member:
+    def greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
         """Take in a new connection."""
         self._joined += 1
         role = Role(hello.role)
@@ -114,6 +117,7 @@ class Membership:
             joined=self._joined,
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.GREETED,
             heard_at=now,
+            owner=owner,
         )
         return member
 

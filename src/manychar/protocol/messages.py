@@ -48,6 +48,21 @@ class Role(enum.StrEnum):
     OBSERVER = "observer"
 
 
+class KeyRole(enum.StrEnum):
+    """What a key is for: a worker may send gradients, an observer only look, an operator stop."""
+
+    WORKER = "worker"
+    OBSERVER = "observer"
+    OPERATOR = "operator"
+
+
+class Owner(NamedTuple):
+    """Whose key a connection was made with. The transport has proved it."""
+
+    name: str
+    role: KeyRole
+
+
 class UnitState(enum.IntEnum):
     """How far a worker is with one unit of its leases."""
 

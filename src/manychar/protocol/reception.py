@@ -11,6 +11,8 @@ from manychar.protocol.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    KeyRole,
+    Owner,
     Peer,
     Ready,
     Refused,
@@ -36,9 +38,9 @@ class Reception:
         self._leasing = leasing
         self._outbox = outbox
 
-    def greet(self, peer: Peer, hello: Hello, now: float) -> Member | None:
+    def greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member | None:
         """Take in a new connection, in the place of its predecessors; None if it is refused."""
-        if refusal := self._why_not(hello):
+        if refusal := self._why_not(hello, owner):
             self._outbox.send(peer, Refused(reason=refusal))
             self._outbox.notice(f"{hello.name} was refused: {refusal}")
             return None
@@ -47,18 +49,21 @@ class Reception:
                 self.forget(former, now)
             elif former.state is PeerState.WORKING:
                 self._loses(former, f"another {hello.name} has come", now)
-        member = self._membership.greet(peer, hello, now)
+        member = self._membership.greet(peer, hello, owner, now)
         self.welcome(member)
         return member
 
-    def _why_not(self, hello: Hello) -> str:
+    def _why_not(self, hello: Hello, owner: Owner | None) -> str:
         """Return the reason why a peer cannot be here, or nothing."""
         if hello.wire != WIRE_VERSION:
             return f"it speaks wire version {hello.wire}, this server speaks {WIRE_VERSION}"
         if hello.role not in tuple(Role):
             return f"there is no role {hello.role}"
-        if hello.role == Role.WORKER and hello.name in self.barred:
-            return f"barred: {self.barred[hello.name]}"
+        if owner is not None and (refusal := _not_by_this_key(hello, owner)):
+            return refusal
+        for name in (hello.name, owner.name if owner else ""):
+            if hello.role == Role.WORKER and name in self.barred:
+                return f"barred: {self.barred[name]}"
         return ""
 
     def welcome(self, member: Member) -> None:
@@ -148,12 +153,21 @@ class Reception:
 
     def bar(self, name: str, why: str, now: float) -> None:
         """Never let this worker in again: its arithmetic was wrong."""
-        self.barred[name] = why
+        named = [m for m in self._membership.members.values() if m.name == name and m.owner]
+        barred = {name, *(member.owner.name for member in named if member.owner)}
+        self.barred.update(dict.fromkeys(barred, why))
         self._outbox.notice(f"{name} is barred: {why}")
         for member in list(self._membership.members.values()):
-            if member.name == name and member.role is Role.WORKER:
+            called = {member.name, member.owner.name if member.owner else member.name}
+            if called & barred and member.role is Role.WORKER:
                 self._outbox.send(member.peer, Refused(reason=f"barred: {why}"))
                 self.forget(member, now)
+
+    def revoked(self, member: Member, now: float) -> None:
+        """Let a member go whose key is not good any more."""
+        self._outbox.send(member.peer, Refused(reason="its key was revoked"))
+        self._outbox.notice(f"{member.name} has to leave: its key was revoked")
+        self.forget(member, now)
 
     def judge_silence(self, now: float) -> None:
         """Take the leases of those who have been silent for too long."""
@@ -169,6 +183,16 @@ class Reception:
         member.state = PeerState.SILENT
         self._outbox.notice(f"{member.name} is taken for lost: {why}")
         self._leasing.rebalance(now)
+
+
+def _not_by_this_key(hello: Hello, owner: Owner) -> str:
+    """Return what the owner of a key may not do, or nothing."""
+    if (hello.role == Role.WORKER) != (owner.role is KeyRole.WORKER):
+        return f"the key of {owner.name} is for {owner.role.value}s, not for {hello.role}s"
+    number = hello.name.removeprefix(f"{owner.name}-")
+    if hello.name != owner.name and not (number != hello.name and number.isdecimal()):
+        return f"the key of {owner.name} does not let it be called {hello.name}"
+    return ""
 
 
 def as_words(libraries: Mapping[str, str]) -> str:

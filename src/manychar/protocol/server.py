@@ -31,6 +31,7 @@ from manychar.protocol.effects import (
     Save,
 )
 from manychar.protocol.leasing import Leasing
+from manychar.protocol.manners import CUT_OFF_FOR, Manners
 from manychar.protocol.membership import Member, Membership, PeerState
 from manychar.protocol.messages import (
     Done,
@@ -39,9 +40,12 @@ from manychar.protocol.messages import (
     Gradient,
     Heartbeat,
     Hello,
+    KeyRole,
     Message,
+    Owner,
     Peer,
     Ready,
+    Refused,
     StartAfresh,
     Stop,
     one_line,
@@ -57,7 +61,7 @@ RECORD_EVERY_STEPS = 100
 FIRST_COMPLAINT = 1.0
 LONG_STEP = 4
 COMPLAIN_EVERY = 10.0
-MALFORMED_SHOWN = 10
+REMARK_EVERY = 1.0
 STOPPED = 75
 STOP_WITHIN = 5.0
 
@@ -93,6 +97,8 @@ class ParameterServer:
         self._stop_by = math.inf
         self._saved_step = -1
         self._ending = Finish(0, "")
+        self._manners = Manners()
+        self._next_remark = now
 
     @property
     def state(self) -> State:
@@ -107,12 +113,17 @@ class ParameterServer:
             self._save_and_finish(now)
         return self.outbox.collect()
 
-    def receive(self, peer: Peer, message: Message, now: float) -> list[Effect]:
-        """Take a message from a peer; PeerError if the peer may not send it."""
+    def receive(
+        self, peer: Peer, message: Message, now: float, owner: Owner | None = None
+    ) -> list[Effect]:
+        """Take a message from a peer; PeerError if the peer may not send it.
+
+        `owner` is whose key the transport let in, None where there are no keys.
+        """
         if self.phase is Phase.FINISHED:
             return []
         if isinstance(message, Hello):
-            self._greet(peer, message, now)
+            self._greet(peer, message, owner, now)
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
         elif message.run == self.run.run and message.term > self.run.term:
@@ -121,11 +132,13 @@ class ParameterServer:
             self._receive_from_member(peer, message, now)
         return self.outbox.collect()
 
-    def _greet(self, peer: Peer, hello: Hello, now: float) -> None:
-        member = self.reception.greet(peer, hello, now)
+    def _greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> None:
+        known = peer in self.membership.members
+        member = self.reception.greet(peer, hello, owner, now)
         if member is not None and member.state is PeerState.OBSERVING:
             self.outbox.send(peer, self.reporting.report(now))
-            self.outbox.send(peer, self.reporting.weights())
+            if not known:  # who asks again and again does not fill this server's queue with them
+                self.outbox.send(peer, self.reporting.weights())
 
     def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
@@ -141,13 +154,28 @@ class ParameterServer:
             raise PeerError(f"{type(message).__name__} from a peer that is {member.state.value}")
         handler(self, member, message, now)
 
-    def malformed(self, peer: Peer, reason: str) -> list[Effect]:
+    def listens_to(self, peer: Peer, now: float, owner: Owner | None = None) -> bool:
+        """Whether a message of this sender's is to be read; one that is not is counted."""
+        cut_off = self._manners.is_cut_off(_sender(peer, owner), now)
+        if cut_off:
+            self.outbox.count("not listened to")
+        return not cut_off
+
+    def malformed(
+        self, peer: Peer, reason: str, now: float, owner: Owner | None = None
+    ) -> list[Effect]:
         """Count a message that the codec or the table refused, against its sender."""
         member = self.membership.members.get(peer)
+        name = member.name if member else owner.name if owner else "an unknown peer"
         self.outbox.count("malformed")
-        if self.counts["malformed"] <= MALFORMED_SHOWN:
-            name = member.name if member else "an unknown peer"
-            self.outbox.notice(f"{name}: dropped: {reason}")
+        if now >= self._next_remark:
+            self._next_remark = now + REMARK_EVERY
+            self.outbox.notice(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
+        if self._manners.fault(_sender(peer, owner), now):
+            self.outbox.count("cut off")
+            self.outbox.notice(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
+            if member is not None:
+                self.reception.leaves(member, "it sends what cannot be read", now)
         return self.outbox.collect()
 
     def dropped(self, what: str, reason: str = "") -> list[Effect]:
@@ -164,6 +192,13 @@ class ParameterServer:
         """Take note that the transport has no connection to this peer any more."""
         if (member := self.membership.members.get(peer)) is not None:
             self.reception.leaves(member, "its connection is gone", now)
+        return self.outbox.collect()
+
+    def revoked(self, peer: Peer, now: float) -> list[Effect]:
+        """Drop a message that came with a key that is not good any more, and its sender."""
+        self.outbox.count("by a revoked key")
+        if (member := self.membership.members.get(peer)) is not None:
+            self.reception.revoked(member, now)
         return self.outbox.collect()
 
     def saved(self, step: int) -> list[Effect]:
@@ -201,6 +236,10 @@ class ParameterServer:
                 self._save_and_finish(now)
 
     def _asked_to_stop(self, member: Member, message: Stop, now: float) -> None:
+        if member.owner is not None and member.owner.role is not KeyRole.OPERATOR:
+            reason = f"the key of {member.owner.name} is not an operator's: it cannot stop a run"
+            self.outbox.send(member.peer, Refused(reason=reason))
+            return
         self._begin_to_stop(STOPPED, f"stopped by {member.name}", now=now, by=now + STOP_WITHIN)
 
     def tick(self, now: float) -> list[Effect]:
@@ -345,6 +384,11 @@ class ParameterServer:
         names = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
         whom = names or "a worker: none is here"
         self.outbox.notice(f"step {step} has waited {waited:.0f} s for {whom}")
+
+
+def _sender(peer: Peer, owner: Owner | None) -> bytes:
+    """Return who is held to account: a key's owner, or the connection."""
+    return peer if owner is None else b"key " + owner.name.encode()
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from manychar.runtime.children import Process, close_pipes, how_it_ended, spawn
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
@@ -14,14 +15,20 @@ SECONDS_TO_END = 10.0
 
 
 def work_together(
-    endpoint: str, name: str, *, processes: int, patience: float, say: Callable[[str], None]
+    endpoint: str,
+    name: str,
+    *,
+    processes: int,
+    patience: float,
+    key_file: Path | None,
+    say: Callable[[str], None],
 ) -> int:
     """Run `processes` workers until all have ended, and return the largest exit code."""
     wake = Wake()
     code = 0
     with contextlib.closing(wake), wake.catching(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         crew = {
-            f"{name}-{i + 1}": _worker(endpoint, f"{name}-{i + 1}", patience=patience)
+            f"{name}-{i + 1}": _worker(endpoint, f"{name}-{i + 1}", patience, key_file)
             for i in range(processes)
         }
         while crew:
@@ -41,8 +48,9 @@ def work_together(
     return code
 
 
-def _worker(endpoint: str, name: str, *, patience: float) -> Process:
-    return spawn(["worker", endpoint, "--name", name, "--patience", str(patience), "--child"])
+def _worker(endpoint: str, name: str, patience: float, key_file: Path | None) -> Process:
+    key = [] if key_file is None else ["--key", str(key_file)]
+    return spawn(["worker", endpoint, "--name", name, "--patience", str(patience), *key, "--child"])
 
 
 def _end(crew: dict[str, Process]) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from manychar.numerics.model import Parameters
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
-from manychar.protocol.messages import Message, Role, Stop, Weights, Welcome
+from manychar.protocol.messages import Message, Report, Role, Stop, Weights, Welcome
 from manychar.protocol.observer import Observer
 from manychar.runtime.errors import RUN_FAILED, UserError
+from manychar.runtime.keys import ClientKey
 from manychar.runtime.peers import hello
 from manychar.runtime.transport import Dealer
 
@@ -22,11 +23,12 @@ ASK_AGAIN_AFTER = 1.0
 class Watch:
     """A visit to a live server. `welcome` is there once the server has let this observer in."""
 
-    def __init__(self, endpoint: str, *, patience: float) -> None:
+    def __init__(self, endpoint: str, key: ClientKey | None, *, patience: float) -> None:
         self._endpoint = endpoint
-        self._dealer = Dealer(endpoint)
+        self._dealer = Dealer(endpoint, key)
+        me = hello(Role.OBSERVER, key.name if key else None)
         now = time.monotonic()
-        self._machine = Observer(hello(Role.OBSERVER), server=endpoint, patience=patience, now=now)
+        self._machine = Observer(me, server=endpoint, patience=patience, now=now)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -47,6 +49,8 @@ class Watch:
         except (WireError, PeerError) as error:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.tick(time.monotonic())
+        if refusal := self._dealer.refusal():
+            effects.append(Say(f"{self._endpoint} does not shake hands: {refusal}"))
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(effect.message)
@@ -64,17 +68,36 @@ class Watch:
         self._dealer.close()
 
 
-def fetch(endpoint: str, *, patience: float, say: Callable[[str], None]) -> tuple[Parameters, str]:
+def fetch(
+    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+) -> tuple[Parameters, str]:
     """Return (parameters, vocabulary) of a live server: its newest weights.
 
     Raises UserError where no server answers within `patience` seconds, or it refuses.
     """
-    with contextlib.closing(Watch(endpoint, patience=patience)) as watch:
+    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
         while True:
             for effect in watch.turn():
                 match effect:
                     case Show(Weights() as weights) if watch.welcome is not None:
                         return _unpacked(watch.welcome, weights)
+                    case Say(text):
+                        say(text)
+                    case Finish(code, reason):
+                        reason = reason or f"{endpoint}: the run has ended"
+                        raise UserError(reason, code=code or RUN_FAILED)
+
+
+def look(
+    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+) -> Report:
+    """Return how a live server's run stands. Raises UserError as `fetch` does."""
+    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
+        while True:
+            for effect in watch.turn():
+                match effect:
+                    case Show(Report() as report):
+                        return report
                     case Say(text):
                         say(text)
                     case Finish(code, reason):
@@ -89,19 +112,23 @@ def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
     return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary
 
 
-def stop(endpoint: str, *, patience: float, say: Callable[[str], None]) -> str:
+def stop(
+    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+) -> str:
     """Have a server end its step, write a checkpoint and finish; return its last words.
 
     Raises UserError where no server answers, or the run ended in another way.
     """
     asked, again_at = False, 0.0
-    with contextlib.closing(Watch(endpoint, patience=patience)) as watch:
+    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
         while True:
             for effect in watch.turn():
                 if isinstance(effect, Say):
                     say(effect.text)
                 elif isinstance(effect, Finish) and not asked:
                     raise UserError(effect.reason, code=effect.code or RUN_FAILED)
+                elif isinstance(effect, Finish) and effect.code == RUN_FAILED:
+                    raise UserError(effect.reason, code=effect.code)
                 elif isinstance(effect, Finish):
                     return effect.reason
             now = time.monotonic()

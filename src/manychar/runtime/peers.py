@@ -1,16 +1,32 @@
-"""How a worker or an observer introduces itself."""
+"""How a worker or an observer introduces itself: its name, and its key where there are keys."""
 
 import os
 import platform
 import re
 import secrets
 import socket
+from pathlib import Path
 
 from manychar import __version__
 from manychar.protocol.messages import WIRE_VERSION, Hello, Role
 from manychar.runtime.errors import UserError
+from manychar.runtime.keys import ClientKey, client_key_from_text, read_client_key
+
+KEY_VARIABLE = "MANYCHAR_KEY"
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+
+
+def find_key(path: Path | None) -> ClientKey | None:
+    """Return the key in a file, or in the environment, or None where there is neither.
+
+    Raises UserError for one that cannot be used.
+    """
+    if path is not None:
+        return read_client_key(path)
+    if text := os.environ.get(KEY_VARIABLE):
+        return client_key_from_text(text, f"${KEY_VARIABLE}")
+    return None
 
 
 def hello(role: Role, name: str | None = None) -> Hello:

@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -35,6 +36,7 @@ from manychar.protocol.reception import as_words
 from manychar.protocol.run import Operation, Run
 from manychar.protocol.server import ParameterServer
 from manychar.runtime.compute import Engine
+from manychar.runtime.door import Door
 from manychar.runtime.errors import (
     INTERRUPTED,
     RUN_FAILED,
@@ -47,7 +49,7 @@ from manychar.runtime.journal import Step, weights_digest
 from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
 from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, raise_term
-from manychar.runtime.transport import Router, Unreachable
+from manychar.runtime.transport import Received, Router, Unreachable
 from manychar.runtime.wake import Wake
 from manychar.runtime.writer import Writer
 
@@ -66,8 +68,14 @@ class Screen:
     bound: Callable[[str], None]
 
 
-def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent) -> Finish:
-    """Serve a run until it ends, and return how it ended.
+def serve(
+    directory: RunDirectory,
+    endpoint: str,
+    screen: Screen,
+    parent: Parent,
+    keys: Path | None = None,
+) -> Finish:
+    """Serve a run until it ends, and return how it ended. `keys` say who may come.
 
     Raises UserError where the directory is damaged or held by another, the endpoint is taken, or
     this machine's arithmetic is not the run's.
@@ -87,7 +95,7 @@ def serve(directory: RunDirectory, endpoint: str, screen: Screen, parent: Parent
                 directory = _claim(directory, run)
                 machine = ParameterServer(run, now=time.monotonic())
                 if router is None:
-                    router = Router(endpoint, machine.dimensions)
+                    router = Router(endpoint, machine.dimensions, keys)
                     stack.callback(router.close)
                     screen.bound(router.endpoint)
                 with Writer(directory, beginning, wake) as writer:
@@ -207,6 +215,8 @@ class _Loop:
         poller.register(self.wake.fileno(), zmq.POLLIN)
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
+        if (door := self.router.door) is not None:
+            poller.register(door.socket, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
         for line in self.lines:
             self._carry_out(self.machine.remark(line))
@@ -217,9 +227,19 @@ class _Loop:
             if self.parent.descriptor in ready and self.parent.is_gone():
                 poller.unregister(self.parent.descriptor)
                 self._stop(STOPPED, "the process that started this server is gone")
+            if door is not None:
+                self._answer(door)
             self._read_mailbox()
             self._tick()
         return self.outcome
+
+    def _answer(self, door: Door) -> None:
+        """Let in, or keep out, who is shaking hands."""
+        kept_out = door.answer()
+        for _ in range(kept_out):
+            self._carry_out(self.machine.dropped("handshakes refused"))
+        if complaint := door.complaint():
+            self._carry_out(self.machine.remark(complaint))
 
     def _milliseconds(self) -> int:
         deadline = self.machine.deadline()
@@ -237,13 +257,20 @@ class _Loop:
         for _ in range(MESSAGES_A_TURN):
             if self.outcome is not None or (received := self.router.receive()) is None:
                 return
-            peer, frames = received
-            now = time.monotonic()
-            try:
-                message = decode(frames, self.machine.dimensions)
-                self._carry_out(self.machine.receive(peer, message, now))
-            except (WireError, PeerError) as error:
-                self._carry_out(self.machine.malformed(peer, str(error)))
+            self._take(received, time.monotonic())
+
+    def _take(self, received: Received, now: float) -> None:
+        peer = received.peer
+        if received.revoked:
+            self._carry_out(self.machine.revoked(peer, now))
+            return
+        if not self.machine.listens_to(peer, now, received.owner):
+            return
+        try:
+            message = decode(received.frames, self.machine.dimensions)
+            self._carry_out(self.machine.receive(peer, message, now, received.owner))
+        except (WireError, PeerError) as error:
+            self._carry_out(self.machine.malformed(peer, str(error), now, received.owner))
 
     def _woken(self) -> None:
         for number in self.wake.take():

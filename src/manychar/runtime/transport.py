@@ -7,24 +7,42 @@ machines' affair, who say it again.
 
 import contextlib
 import ipaddress
+import math
 import re
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgpack
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from manychar.protocol.codec import HEADER_BYTES
-from manychar.protocol.messages import Dimensions, Frame, Peer
+from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
+from manychar.runtime.door import HANDSHAKE_MS, Door
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.runtime.keys import ClientKey
 
 HIGH_WATER_MARK = 1000
+CURVE_BYTES = 64  # more than encryption adds to a frame
+QUEUED_BYTES = 64 * 2**20
+OLDEST_LIBZMQ = (4, 3, 3)
+OLDEST_MSGPACK = (1, 2, 1)
 LINGER_MS = 2000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 IPC_PATH_LENGTH = 107
 SHARED_FROM_BYTES = 65_536
+KNOCK_AGAIN_AFTER = 1.0
+REFUSED_KEY = "it does not let this key in, or has another key itself"
+WANTS_KEY = "it wants a key: --key FILE"
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
 
@@ -56,21 +74,37 @@ def is_local(endpoint: str) -> bool:
         return host == "localhost"
 
 
-def require_safe(endpoint: str, *, insecure: bool) -> None:
-    """Refuse to listen where strangers can reach it, unless told to."""
-    if not is_local(endpoint) and not insecure:
+def require_safe(endpoint: str, *, keys: bool, insecure: bool) -> None:
+    """Refuse to listen where strangers can reach it, unless there are keys, or told to."""
+    if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
-            f"{endpoint} can be reached from other machines, and nothing here checks who comes:"
-            " bind to tcp://127.0.0.1:PORT, or add --insecure if you trust the network",
+            f"{endpoint} can be reached from other machines, and nothing checks who comes:"
+            f" `manychar keys create KEYS`, then `manychar server --bind {endpoint} --keys KEYS …`"
+            " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
         )
+
+
+class Received(NamedTuple):
+    """A message, its sender, and whose key it came with; `revoked` if that is not good any more."""
+
+    peer: Peer
+    frames: list[Frame]
+    owner: Owner | None
+    revoked: bool
 
 
 class Router:
     """The server's socket."""
 
-    def __init__(self, endpoint: str, dimensions: Dimensions | None) -> None:
-        """Listen; `dimensions` bound what is received. Raises UserError where that cannot be."""
+    def __init__(
+        self, endpoint: str, dimensions: Dimensions | None, keys: Path | None = None
+    ) -> None:
+        """Listen; `dimensions` bound what is received, `keys` say who may come.
+
+        Raises UserError where that cannot be.
+        """
+        check_libraries()
         check_endpoint(endpoint)
         if _is_served(endpoint):  # libzmq would take the file over
             raise _cannot_bind(endpoint, "another program uses it")
@@ -78,24 +112,36 @@ class Router:
         self.socket = _socket(self._context, zmq.ROUTER, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         largest = HEADER_BYTES if dimensions is None else _largest_frame(dimensions)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, largest)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, largest + CURVE_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self.door: Door | None = None
         try:
+            if keys is not None:
+                self.door = Door(self._context, keys)
+                self.door.secure(self.socket)
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.socket.close(0)
             self._context.term()
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
             raise _cannot_bind(endpoint, why) from None
+        except UserError:
+            self.socket.close(0)
+            self._context.term()
+            raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def receive(self) -> tuple[Peer, list[Frame]] | None:
-        """Return the next message and its sender, or None if there is none."""
+    def receive(self) -> Received | None:
+        """Return the next message, or None if there is none."""
         try:
             peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        return peer.bytes, [frame.buffer for frame in frames]
+        owner = None if self.door is None else self.door.owner_of(str(peer.get("User-Id")))
+        revoked = self.door is not None and owner is None
+        return Received(peer.bytes, [frame.buffer for frame in frames], owner, revoked)
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full. The frames are not to be written to again.
@@ -128,14 +174,16 @@ class Router:
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.close(LINGER_MS)
+        if self.door is not None:
+            self.door.socket.close()
         self._context.term()
         if self.endpoint.startswith("ipc://"):
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
-def check_free(endpoint: str) -> None:
-    """Raise UserError where a server could not listen at this endpoint now."""
-    Router(endpoint, None).close()
+def check_free(endpoint: str, keys: Path | None) -> None:
+    """Raise UserError where a server could not listen at this endpoint, with these keys, now."""
+    Router(endpoint, None, keys).close()
 
 
 def _cannot_bind(endpoint: str, why: str) -> UserError:
@@ -159,13 +207,23 @@ class Dealer:
     read yet when the connection ends: a server's last words. So the socket's events are followed.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
+        check_libraries()
         check_endpoint(endpoint)
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.DEALER, endpoint)
+        if key is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, key.server.encode())
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        followed = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        followed = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSALS
+        self._refusal = ""
+        self._refusal_said = ""
+        self._endpoint = endpoint
+        self._knock_at = math.inf
+        self._has_key = key is not None
         self._events = self.socket.get_monitor_socket(followed)
         self._connected = False
         try:
@@ -193,11 +251,26 @@ class Dealer:
             return False
         return True
 
+    def refusal(self) -> str:
+        """Return, once, why there is no connection, where the server refused one."""
+        if self._refusal in ("", self._refusal_said):
+            return ""
+        self._refusal_said = self._refusal
+        return self._refusal
+
     def _follow_events(self) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
                 self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                if event & _REFUSALS:
+                    self._refusal = REFUSED_KEY if self._has_key else WANTS_KEY
+                    self._knock_at = time.monotonic() + KNOCK_AGAIN_AFTER
+        if time.monotonic() >= self._knock_at:  # libzmq itself gives up where it was refused
+            self._knock_at = math.inf
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.disconnect(self._endpoint)
+            self.socket.connect(self._endpoint)
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
@@ -219,6 +292,32 @@ def _socket(
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     return made
+
+
+def messages_queued(dimensions: Dimensions | None) -> int:
+    """Return how many messages may wait for one peer: QUEUED_BYTES, or what all shards need.
+
+    A peer that does not read costs no more; what finds no place is dropped, and said again later.
+    """
+    if dimensions is None:
+        return HIGH_WATER_MARK
+    needed = 16 + 4 * dimensions.shards * (dimensions.delay + 1)
+    by_size = min(HIGH_WATER_MARK, QUEUED_BYTES // dimensions.parameters_bytes)
+    return max(needed, by_size)
+
+
+def check_libraries() -> None:
+    """Raise UserError where libzmq or msgpack is too old to be safe."""
+    for name, found, oldest in (
+        ("libzmq", zmq.zmq_version_info(), OLDEST_LIBZMQ),
+        ("msgpack", msgpack.version, OLDEST_MSGPACK),
+    ):
+        if tuple(found) < oldest:
+            known, wanted = (".".join(map(str, version)) for version in (found, oldest))
+            raise UserError(
+                f"{name} {known} has known faults: install {wanted} or newer",
+                code=REFUSED_FOR_SAFETY,
+            )
 
 
 def _largest_frame(dimensions: Dimensions) -> int:

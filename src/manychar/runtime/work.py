@@ -17,6 +17,7 @@ from manychar.protocol.effects import Compute, Effect, Finish, PeerError, Prove,
 from manychar.protocol.messages import Hello
 from manychar.protocol.worker import Worker
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
+from manychar.runtime.keys import ClientKey
 from manychar.runtime.parent import Parent
 from manychar.runtime.pinning import can_pin, pin
 from manychar.runtime.scheduling import make_way
@@ -28,14 +29,20 @@ if TYPE_CHECKING:
 
 
 def work(
-    endpoint: str, hello: Hello, *, patience: float, say: Callable[[str], None], parent: Parent
+    endpoint: str,
+    hello: Hello,
+    *,
+    patience: float,
+    say: Callable[[str], None],
+    parent: Parent,
+    key: ClientKey | None = None,
 ) -> Finish:
     """Work for the server at `endpoint` until the run ends, and return how it ended.
 
     `patience` is how long to wait for a server, in seconds. Raises UserError for a bad endpoint.
     """
     wake = Wake()
-    dealer = Dealer(endpoint)
+    dealer = Dealer(endpoint, key)
     try:
         with wake.catching(signal.SIGINT, signal.SIGTERM):
             machine = Worker(hello, server=endpoint, patience=patience, now=time.monotonic())
@@ -74,6 +81,8 @@ class _Loop:
             if self.parent.descriptor in ready and self.parent.is_gone():
                 self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
             self._read_mailbox()
+            if refusal := self.dealer.refusal():
+                self.say(f"the server does not shake hands: {refusal}")
             self._carry_out(self.machine.tick(time.monotonic()))
             effects = self.machine.mailbox_empty(time.monotonic())
             busy = bool(effects)

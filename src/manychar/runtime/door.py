@@ -1,0 +1,109 @@
+"""Who may connect: libzmq asks for each handshake (ZAP, ZeroMQ RFC 27), and this answers.
+
+A connection that was let in carries its public key as the `User-Id` of every message, so that a key
+that is revoked later is noticed at its next message. Where the list of clients cannot be read,
+nobody is let in.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+import zmq
+
+from manychar.protocol.messages import Owner
+from manychar.runtime.errors import UserError
+from manychar.runtime.keys import CLIENTS_NAME, read_clients, read_server_key
+
+ENDPOINT = "inproc://zeromq.zap.01"
+DOMAIN = b"manychar"
+LOOK_EVERY = 0.05
+HANDSHAKE_MS = 5000
+_VERSION, _MECHANISM = b"1.0", b"CURVE"
+_REQUEST_FRAMES = 7  # version, request, domain, address, identity, mechanism, the public key
+
+
+class Door:
+    """The server's side of CURVE: `secure` a socket before it is bound, `answer` when asked."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: Path) -> None:
+        """Take the server's key; UserError where it cannot be read, or others can read it."""
+        self._key = read_server_key(keys)
+        self._path = keys
+        self._seen: tuple[int, ...] = ()
+        self._look_at = 0.0
+        self._owners: dict[str, Owner] = {}
+        self._complaint = ""
+        read_clients(keys)
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(ENDPOINT)
+
+    def secure(self, socket: "zmq.Socket[bytes]") -> None:
+        """Have a socket speak CURVE only, and ask here."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
+        socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+
+    def answer(self) -> int:
+        """Answer every handshake that waits for it; return how many were refused."""
+        refused = 0
+        with contextlib.suppress(zmq.Again):
+            while True:
+                request = self.socket.recv_multipart(zmq.NOBLOCK)
+                owner = self._owner_asking(request)
+                refused += owner is None
+                status = [b"200", b""] if owner else [b"400", b"no key that may come"]
+                user = zmq_key(request[6]) if owner else ""
+                number = request[1] if len(request) > 1 else b""
+                self.socket.send_multipart([_VERSION, number, *status, user.encode(), b""])
+        return refused
+
+    def _owner_asking(self, request: list[bytes]) -> Owner | None:
+        if len(request) != _REQUEST_FRAMES or request[0] != _VERSION:
+            return None
+        if request[2] != DOMAIN or request[5] != _MECHANISM or len(request[6]) != 32:
+            return None
+        self._look()
+        return self._owners.get(zmq_key(request[6]))
+
+    def owner_of(self, public: str) -> Owner | None:
+        """Return whose key a message came with, if it may come as things stood a moment ago."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        return self._owners.get(public)
+
+    def complaint(self) -> str:
+        """Return, once, why nobody is let in, if so."""
+        said, self._complaint = self._complaint, ""
+        return said
+
+    def _look(self) -> None:
+        """Read the list again where it has changed; empty it where it cannot be read."""
+        self._look_at = time.monotonic() + LOOK_EVERY
+        try:
+            status = (self._path / CLIENTS_NAME).stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen == self._seen:
+                return
+            self._seen = seen
+            clients = read_clients(self._path)
+        except (OSError, UserError) as error:
+            if self._owners or not self._seen:
+                self._complaint = f"nobody is let in: {error}"
+            self._owners, self._seen = {}, (0,)
+            return
+        self._owners = {
+            client.public: Owner(client.name, client.role)
+            for client in clients
+            if not client.revoked
+        }
+
+
+def zmq_key(raw: bytes) -> str:
+    """Return 32 bytes as Z85."""
+    from zmq.utils import z85  # noqa: PLC0415 - only where there are keys
+
+    return z85.encode(raw).decode()

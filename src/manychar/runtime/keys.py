@@ -1,0 +1,239 @@
+"""Keys for machines that do not trust their network: a folder for the server, a file a client.
+
+    DIR/server.key     the server's own pair of keys; it stays there
+    DIR/clients.json   who may come: name, role, public key, and whether it was revoked
+    DIR/NAME.key       all that NAME needs, to be moved to NAME's machine: its own pair, and the
+                       public key by which it knows the server
+
+A CURVE key (ZeroMQ RFC 26) is 32 bytes, written as 40 characters of Z85 (RFC 32). Files with a
+secret in them are readable by their owner alone, or refused.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from manychar.protocol.messages import KeyRole
+from manychar.runtime.durable import replace_file
+from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError, because
+
+SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
+FIRST_CLIENT = "worker"
+FORMAT = 1
+LARGEST_KEY_FILE, LARGEST_LIST = 4096, 4 * 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
+_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerKey:
+    """The server's pair."""
+
+    public: str
+    secret: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientKey:
+    """A client's pair, the name and role that go with it, and the server's public key."""
+
+    name: str
+    role: KeyRole
+    public: str
+    secret: str = dataclasses.field(repr=False)
+    server: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """One who may come, or may not any more."""
+
+    name: str
+    role: KeyRole
+    public: str
+    revoked: bool = False
+
+
+def create(directory: Path) -> Path:
+    """Make the folder with the server's pair and a first worker's; return the worker's file.
+
+    Raises UserError where there are keys already.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (directory / SERVER_NAME).exists() or (directory / CLIENTS_NAME).exists():
+        raise UserError(f"{directory}: there are keys in it already; choose another directory")
+    public, secret = _pair()
+    _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
+    _write_clients(directory, [])
+    return add(directory, FIRST_CLIENT, KeyRole.WORKER)
+
+
+def add(directory: Path, name: str, role: KeyRole) -> Path:
+    """Let another client come; return the file for its machine. A revoked name may be used again.
+
+    Raises UserError for a name that is taken or cannot be one.
+    """
+    if not _NAME.fullmatch(name) or f"{name}{SUFFIX}" == SERVER_NAME:
+        raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
+    with _changing(directory) as clients:
+        if any(client.name == name and not client.revoked for client in clients):
+            raise UserError(f"{directory}: {name} has a key already; revoke it first")
+        public, secret = _pair()
+        path = directory / f"{name}{SUFFIX}"
+        path.unlink(missing_ok=True)
+        mine = ClientKey(name, role, public, secret, read_server_key(directory).public)
+        _write_secret(path, dataclasses.asdict(mine))
+        clients.append(Client(name, role, public))
+    return path
+
+
+def revoke(directory: Path, name: str) -> None:
+    """Let a client come no more; a running server notices. Raises UserError where it is unknown."""
+    with _changing(directory) as clients:
+        for place, client in enumerate(clients):
+            if client.name == name and not client.revoked:
+                clients[place] = dataclasses.replace(client, revoked=True)
+                break
+        else:
+            raise UserError(f"{directory}: no client {name} with a key: see `keys list`")
+    (directory / f"{name}{SUFFIX}").unlink(missing_ok=True)
+
+
+def read_clients(directory: Path) -> list[Client]:
+    """Return the clients, revoked ones too. Raises UserError for a damaged or missing list."""
+    path = directory / CLIENTS_NAME
+    values = _parsed(path, _read(path, LARGEST_LIST))
+    try:
+        clients = [
+            Client(
+                _name(one["name"]), KeyRole(one["role"]), _key(one["public"]), bool(one["revoked"])
+            )
+            for one in values["clients"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+    return clients
+
+
+def read_server_key(directory: Path) -> ServerKey:
+    """Return the server's pair. Raises UserError where it is missing, or others can read it."""
+    path = directory / SERVER_NAME
+    values = _parsed(path, _read(path, LARGEST_KEY_FILE, secret=True))
+    try:
+        return ServerKey(_key(values["public"]), _key(values["secret"]))
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+
+
+def read_client_key(path: Path) -> ClientKey:
+    """Return a client's key from its file. Raises UserError as `read_server_key` does."""
+    return _client_key(path, _read(path, LARGEST_KEY_FILE, secret=True))
+
+
+def client_key_from_text(text: str, source: str) -> ClientKey:
+    """Return a client's key from the content of such a file. Raises UserError."""
+    return _client_key(source, text[: LARGEST_KEY_FILE + 1].encode())
+
+
+def _client_key(source: Path | str, data: bytes) -> ClientKey:
+    values = _parsed(source, data)
+    try:
+        return ClientKey(
+            name=_name(values["name"]),
+            role=KeyRole(values["role"]),
+            public=_key(values["public"]),
+            secret=_key(values["secret"]),
+            server=_key(values["server"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(source) from None
+
+
+@contextlib.contextmanager
+def _changing(directory: Path) -> Iterator[list[Client]]:
+    """Hold the list of clients, alone, and write it back if nothing was wrong."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{directory}: {because(error)}; make it with `keys create`") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        clients = read_clients(directory)
+        yield clients
+        _write_clients(directory, clients)
+    finally:
+        os.close(descriptor)
+
+
+def _pair() -> tuple[str, str]:
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def _write_clients(directory: Path, clients: list[Client]) -> None:
+    values = {"format": FORMAT, "clients": [dataclasses.asdict(client) for client in clients]}
+    replace_file(directory / CLIENTS_NAME, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _write_secret(path: Path, values: dict[str, Any]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, **values}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
+    """Read a small regular file. Raises UserError where it is not one, or a secret is open."""
+    try:
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # whatever it is, do not wait for it
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _damaged(path)
+            if secret and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise UserError(
+                    f"{path}: others can read this secret: chmod 600 it, and better make a new key",
+                    code=REFUSED_FOR_SAFETY,
+                )
+            return file.read(largest + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
+
+
+def _parsed(source: Path | str, data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise _damaged(source) from None
+    if type(values) is not dict or values.get("format") != FORMAT:
+        raise _damaged(source)
+    return values
+
+
+def _damaged(source: Path | str) -> UserError:
+    return UserError(f"{source}: not a file of keys of this manychar, or damaged")
+
+
+def _name(value: Any) -> str:
+    if type(value) is not str or not _NAME.fullmatch(value):
+        raise ValueError("name")
+    return value
+
+
+def _key(value: Any) -> str:
+    if type(value) is not str or not _KEY.fullmatch(value):
+        raise ValueError("key")
+    return value

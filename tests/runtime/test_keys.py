@@ -1,0 +1,148 @@
+"""Keys on disk: who may read them, what is in which file, what is refused."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from manychar.protocol.messages import KeyRole
+from manychar.runtime import keys
+from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys.create(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_create_makes_a_pair_for_the_server_and_one_for_a_first_worker(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clients.json",
+        "server.key",
+        "worker.key",
+    ]
+    server = keys.read_server_key(folder)
+    worker = keys.read_client_key(folder / "worker.key")
+    assert (worker.name, worker.role) == ("worker", KeyRole.WORKER)
+    assert worker.server == server.public
+    assert len({server.public, server.secret, worker.public, worker.secret}) == 4
+    (client,) = keys.read_clients(folder)
+    assert client == keys.Client("worker", KeyRole.WORKER, worker.public)
+
+
+@pytest.mark.parametrize("name", ["server.key", "worker.key"])
+def test_secrets_are_their_owners_alone_whatever_the_umask(tmp_path: Path, name: str) -> None:
+    before = os.umask(0)
+    try:
+        keys.create(tmp_path / "keys")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "keys" / name) == 0o600
+    assert mode(tmp_path / "keys") == 0o700
+
+
+def test_a_client_file_holds_what_it_needs_and_nothing_more(folder: Path) -> None:
+    values = json.loads((folder / "worker.key").read_text())
+    assert set(values) == {"format", "name", "role", "public", "secret", "server"}
+    secret = keys.read_server_key(folder).secret
+    assert secret not in (folder / "worker.key").read_text()
+    assert secret not in (folder / "clients.json").read_text()
+    assert values["secret"] not in (folder / "clients.json").read_text()
+
+
+def test_secrets_are_not_shown(folder: Path) -> None:
+    for key in (keys.read_server_key(folder), keys.read_client_key(folder / "worker.key")):
+        assert key.secret not in repr(key)
+
+
+@pytest.mark.parametrize("name", ["server.key", "worker.key"])
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o620, 0o611])
+def test_a_secret_that_others_can_read_is_refused(folder: Path, name: str, bits: int) -> None:
+    (folder / name).chmod(bits)
+    read = {"server.key": keys.read_server_key, "worker.key": keys.read_client_key}[name]
+    with pytest.raises(UserError, match="chmod 600") as refusal:
+        read(folder if name == "server.key" else folder / name)
+    assert refusal.value.code == REFUSED_FOR_SAFETY
+
+
+def test_keys_are_not_made_over_others(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="keys in it already"):
+        keys.create(folder)
+    with pytest.raises(UserError, match="has a key already"):
+        keys.add(folder, "worker", KeyRole.OBSERVER)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
+    old = keys.read_client_key(folder / "worker.key")
+    keys.revoke(folder, "worker")
+    assert not (folder / "worker.key").exists()
+    assert [client.revoked for client in keys.read_clients(folder)] == [True]
+    with pytest.raises(UserError, match="no client worker"):
+        keys.revoke(folder, "worker")
+    new = keys.read_client_key(keys.add(folder, "worker", KeyRole.OBSERVER))
+    assert new.public != old.public
+    assert [(c.public, c.revoked) for c in keys.read_clients(folder)] == [
+        (old.public, True),
+        (new.public, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x", "a/b", "server", ".hidden", "-x", "x" * 49, "ä", "a b"]
+)
+def test_what_is_no_name_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no client's name"):
+        keys.add(folder, name, KeyRole.WORKER)
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 3000,
+        b'{"format": 1}',
+        b'{"format": 2, "clients": []}',
+        b'{"format": 1, "clients": 3}',
+        b'{"format": 1, "clients": [3]}',
+        b'{"format": 1, "clients": [{"name": "../x", "role": "worker", "public": "x"}]}',
+        b'{"format": 1, "clients": [{"name": "x", "role": "king", "public": "'
+        + b"0" * 40
+        + b'"}]}',
+    ],
+)
+def test_a_damaged_file_is_one_line(folder: Path, content: bytes) -> None:
+    for name in ("clients.json", "server.key", "worker.key"):
+        (folder / name).write_bytes(content)
+    for read in (
+        lambda: keys.read_clients(folder),
+        lambda: keys.read_server_key(folder),
+        lambda: keys.read_client_key(folder / "worker.key"),
+    ):
+        with pytest.raises(UserError, match="damaged"):
+            read()
+
+
+def test_what_is_no_file_does_not_hang(folder: Path) -> None:
+    (folder / "worker.key").unlink()
+    os.mkfifo(folder / "worker.key", 0o600)
+    with pytest.raises(UserError, match="damaged"):
+        keys.read_client_key(folder / "worker.key")
+
+
+def test_a_missing_file_says_where_to_look(folder: Path) -> None:
+    (folder / "clients.json").unlink()
+    with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):
+        keys.read_clients(folder)
