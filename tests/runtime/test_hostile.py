@@ -329,6 +329,21 @@ class TestConnections:
         assert "its key was revoked" in ended.last_line
         fleet.end(text)
 
+    def test_are_refused_while_the_list_cannot_be_read(
+        self, manychar: Commands, text: Path
+    ) -> None:
+        fleet = Besieged(manychar, text)
+        good = keys.read_client_key(fleet.keys / "me.key")
+        listed = fleet.keys / "clients.json"
+        content = listed.read_bytes()
+        listed.write_bytes(content[:-10])
+        knock(fleet.endpoint, good)
+        fleet.server.wait_for("nobody is let in: .*damaged")
+        listed.unlink()
+        knock(fleet.endpoint, good)
+        listed.write_bytes(content)
+        fleet.end(text)  # who was in has stayed, and `stop` is let in again
+
     def test_that_are_slow_cost_bounded_memory(
         self, manychar: Commands, text: Path, measured: None
     ) -> None:

@@ -1,8 +1,8 @@
 """Who may connect: libzmq asks for each handshake (ZAP, ZeroMQ RFC 27), and this answers.
 
 A connection that was let in carries its public key as the `User-Id` of every message, so that a key
-that is revoked later is noticed at its next message. Where the list of clients cannot be read,
-nobody is let in.
+that is revoked later is noticed at its next message. While the list of clients cannot be read,
+nobody is let in, and who is in already may stay.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ class Door:
         self._seen: tuple[int, ...] = ()
         self._look_at = 0.0
         self._owners: dict[str, Owner] = {}
+        self._closed = False
         self._complaint = ""
         read_clients(keys)
         self.socket = context.socket(zmq.REP)
@@ -67,7 +68,7 @@ class Door:
         if request[2] != DOMAIN or request[5] != _MECHANISM or len(request[6]) != 32:
             return None
         self._look()
-        return self._owners.get(zmq_key(request[6]))
+        return None if self._closed else self._owners.get(zmq_key(request[6]))
 
     def owner_of(self, public: str) -> Owner | None:
         """Return whose key a message came with, if it may come as things stood a moment ago."""
@@ -81,20 +82,20 @@ class Door:
         return said
 
     def _look(self) -> None:
-        """Read the list again where it has changed; empty it where it cannot be read."""
+        """Read the list again where it has changed; close the door where it cannot be read."""
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             status = (self._path / CLIENTS_NAME).stat()
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
             if seen == self._seen:
                 return
-            self._seen = seen
             clients = read_clients(self._path)
         except (OSError, UserError) as error:
-            if self._owners or not self._seen:
+            if not self._closed:
                 self._complaint = f"nobody is let in: {error}"
-            self._owners, self._seen = {}, (0,)
+            self._closed, self._seen = True, ()
             return
+        self._closed, self._seen = False, seen
         self._owners = {
             client.public: Owner(client.name, client.role)
             for client in clients
