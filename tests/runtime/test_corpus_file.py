@@ -122,7 +122,7 @@ def test_in_the_run_directory(tmp_path: Path, characters: int, dtype: str) -> No
     write_corpus(tmp_path, Corpus("it", digest, vocabulary, ids))
     found, mapped = map_corpus(tmp_path)
     assert found == vocabulary == text
-    assert isinstance(mapped, np.memmap)
+    assert isinstance(mapped.base, np.memmap)
     assert mapped.dtype == np.dtype(dtype)
     assert mapped.tobytes() == ids.tobytes()
     with pytest.raises(ValueError, match="read-only"):

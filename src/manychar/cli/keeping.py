@@ -21,7 +21,8 @@ def create(directory: Directory) -> None:
     """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
     from manychar.runtime.keys import create as make
 
-    _handed_out(make(directory), directory)
+    _handed_out(make(directory), KeyRole.WORKER)
+    say(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
 
 
 @app.command()
@@ -36,7 +37,7 @@ def add(
     """Make a key for another client: DIR/NAME.key. A running server lets it in at once."""
     from manychar.runtime.keys import add as let_in
 
-    _handed_out(let_in(directory, name, role), directory)
+    _handed_out(let_in(directory, name, role), role)
 
 
 @app.command()
@@ -65,6 +66,6 @@ def show(
         write(f"{client.name:<48}  {state:<8}  {client.public}\n")
 
 
-def _handed_out(path: Path, directory: Path) -> None:
-    say(f"{path}: move it to its machine, and: manychar worker tcp://… --key {path.name}")
-    say(f"on this machine: manychar server TEXT --bind tcp://… --keys {directory}")
+def _handed_out(path: Path, role: KeyRole) -> None:
+    command = {KeyRole.WORKER: "worker", KeyRole.OBSERVER: "sample", KeyRole.OPERATOR: "stop"}[role]
+    say(f"{path}: move it to its machine, and: manychar {command} tcp://… --key {path.name}")
