@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+import math
 import random
 import shutil
 import socket
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -66,6 +68,41 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+VALUES: list[object] = [
+    0,
+    1,
+    -1,
+    2**53,
+    2**64 - 1,
+    1.5,
+    math.nan,
+    math.inf,
+    True,
+    None,
+    "",
+    "x" * 600,
+    b"",
+    [],
+]
+
+
+def with_another_value(chance: random.Random, header: bytes) -> bytes:
+    """Return the header with one field changed, missing, or too many."""
+    values = msgpack.unpackb(header)
+    name = chance.choice([*values, "another"])
+    if chance.random() < 0.2:
+        values.pop(name, None)
+    else:
+        values[name] = chance.choice([*VALUES, chance.randrange(20), "bob", {"a": {}}])
+    packed: bytes = msgpack.packb(values)
+    return packed
+
+
+def noise(chance: random.Random, header: bytes) -> bytes:
+    """Return bytes that have nothing to do with the header."""
+    return chance.randbytes(chance.randrange(80))
+
+
 class TestHeaders:
     def test_leave_the_run_as_it_was(self, hostile: int, measured: None) -> None:
         chance = random.Random(hostile)  # noqa: S311
@@ -81,7 +118,7 @@ class TestHeaders:
         accepted = 0
         for _ in range(hostile * HEADERS):
             header, *frames = chance.choice(framed)
-            header = chance.randbytes(40) if chance.random() < 0.1 else mutated(chance, header)
+            header = chance.choice([mutated, with_another_value, noise])(chance, header)
             peer = chance.choice([b"ann", b"eve", b"mallory"])
             if not stage.server.listens_to(peer, 0.0):
                 peer = chance.randbytes(5)
