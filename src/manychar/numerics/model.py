@@ -21,6 +21,12 @@ def count_parameters(vocabulary_size: int, hidden_size: int) -> int:
     return hidden_size * (2 * vocabulary_size + hidden_size + 1) + vocabulary_size
 
 
+def shapes_of(vocabulary_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the five arrays by name, in their order."""
+    V, H = vocabulary_size, hidden_size
+    return {"Wxh": (H, V), "Whh": (H, H), "Why": (V, H), "bh": (H,), "by": (V,)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parameters:
     """The five arrays of the model as views of one contiguous vector `flat`, shape (P,).
@@ -66,10 +72,8 @@ class Parameters:
 
     def named(self) -> dict[str, NDArray[Any]]:
         """Return the five views by name, in their order."""
-        V, H = self.vocabulary_size, self.hidden_size
-        shapes = {"Wxh": (H, V), "Whh": (H, H), "Why": (V, H), "bh": (H,), "by": (V,)}
         views, start = {}, 0
-        for name, shape in shapes.items():
+        for name, shape in shapes_of(self.vocabulary_size, self.hidden_size).items():
             end = start + math.prod(shape)
             views[name] = self.flat[start:end].reshape(shape)
             start = end

@@ -25,7 +25,7 @@ from manychar.numerics.definition import (
     DefinitionError,
     canonical_json,
 )
-from manychar.numerics.model import Parameters, count_parameters
+from manychar.numerics.model import Parameters, count_parameters, shapes_of
 from manychar.numerics.train import State
 from manychar.runtime.durable import rename, temporary_name, write_file
 from manychar.runtime.errors import UserError, because
@@ -146,7 +146,7 @@ def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
 
 def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Checkpoint:
     definition = Definition.from_mapping(json.loads(metadata["config"]))
-    vocabulary, hidden_size = metadata["vocabulary"], definition.hidden
+    vocabulary = metadata["vocabulary"]
     step, smooth_loss = int(metadata["step"]), float.fromhex(metadata["smooth_loss_hex"])
     if metadata["format"] != str(FORMAT_VERSION):
         raise ValueError(
@@ -154,16 +154,14 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
         )
     if step < 0 or not math.isfinite(smooth_loss) or list(vocabulary) != sorted(set(vocabulary)):
         raise ValueError("its step, smooth loss or vocabulary is none")
-    size = count_parameters(len(vocabulary), hidden_size)
-    template = Parameters(np.empty(size, definition.dtype), len(vocabulary), hidden_size)
-    _check_tensors(tensors, definition, template)
+    _check_tensors(tensors, definition, len(vocabulary))
 
     def flat(prefix: str) -> NDArray[Any]:
         return np.concatenate([tensors[prefix + name].reshape(-1) for name in PARAMETER_NAMES])
 
     state = State(
         step=step,
-        parameters=template.like(flat("")),
+        parameters=Parameters(flat(""), len(vocabulary), definition.hidden),
         memory=flat("m"),
         hidden=tensors["hidden"],
         previous=tuple(tensors["previous"]) if definition.delay else (),
@@ -173,16 +171,17 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
 
 
 def _check_tensors(
-    tensors: dict[str, NDArray[Any]], definition: Definition, template: Parameters
+    tensors: dict[str, NDArray[Any]], definition: Definition, vocabulary_size: int
 ) -> None:
-    shapes = {name: view.shape for name, view in template.named().items()}
+    shapes = shapes_of(vocabulary_size, definition.hidden)
     expected: dict[str, tuple[int, ...]] = {
         **shapes,
         **{f"m{name}": shape for name, shape in shapes.items()},
         "hidden": (definition.shards, definition.streams, definition.hidden),
     }
     if definition.delay:
-        expected["previous"] = (definition.delay, template.flat.size)
+        size = count_parameters(vocabulary_size, definition.hidden)
+        expected["previous"] = (definition.delay, size)
     if {name: array.shape for name, array in tensors.items()} != expected:
         raise ValueError("its tensors are not those of its configuration")
     if any(array.dtype != np.dtype(definition.dtype) for array in tensors.values()):

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import encode, id_dtype
-from manychar.runtime.durable import write_file
+from manychar.runtime.durable import read_file, write_file
 from manychar.runtime.errors import UserError, because
 
 CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
+LARGEST_VOCABULARY = 2**25  # every character there is, with quotes and commas
 CHECKED_AT_ONCE = 1 << 20
 
 
@@ -83,7 +84,7 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     Raises UserError where the files are missing or do not fit together.
     """
     try:
-        letters = json.loads((directory / VOCABULARY_NAME).read_text(encoding="utf-8"))
+        letters = json.loads(read_file(directory / VOCABULARY_NAME, LARGEST_VOCABULARY).decode())
         vocabulary = "".join(letters)
         dtype = id_dtype(len(vocabulary))
         # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.

@@ -1,7 +1,21 @@
-"""Writing files so that a crash at any moment leaves the old one or the new one, never half."""
+"""Files: read up to a bound; written so that a crash leaves the old or the new one, never half."""
 
+import errno
 import os
+import stat
 from pathlib import Path
+
+
+def read_file(path: Path, at_most: int) -> bytes:
+    """Return the bytes of a regular file that is no longer than that. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # whatever it is, do not wait for it
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > at_most:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are too many", str(path))
+        return file.read(at_most + 1)
 
 
 def write_file(path: Path, data: bytes) -> None:

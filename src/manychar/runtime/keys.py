@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 
 from manychar.protocol.messages import KeyRole
-from manychar.runtime.durable import replace_file
+from manychar.runtime.durable import read_file, replace_file
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError, because
 
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
@@ -194,21 +194,14 @@ def _write_secret(path: Path, values: dict[str, Any]) -> None:
 
 
 def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
-    """Read a small regular file. Raises UserError where it is not one, or a secret is open."""
+    """Read a small file. Raises UserError where it is none, or others can read a secret."""
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # whatever it is, do not wait for it
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise _damaged(path)
-            if secret and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise UserError(
-                    f"{path}: others can read this secret: chmod 600 it, and better make a new key",
-                    code=REFUSED_FOR_SAFETY,
-                )
-            return file.read(largest + 1)
+        if secret and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UserError(
+                f"{path}: others can read this secret: chmod 600 it, and better make a new key",
+                code=REFUSED_FOR_SAFETY,
+            )
+        return read_file(path, largest)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
 

@@ -32,6 +32,7 @@ from manychar.runtime.checkpoint import (
 from manychar.runtime.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
 from manychar.runtime.durable import (
     make_directories,
+    read_file,
     remove_temporary,
     rename,
     replace_file,
@@ -42,6 +43,7 @@ from manychar.runtime.errors import UserError, because
 from manychar.runtime.journal import JOURNAL_NAME, newest_term
 
 CONFIG_NAME = "config.json"
+LARGEST_CONFIG = 2**20
 LOCK_NAME = "lock"
 TERM_NAME = "term"
 METRICS_NAME = "metrics.jsonl"
@@ -218,7 +220,7 @@ def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
 def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
     try:
-        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = json.loads(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
         definition = Definition.from_mapping(config["definition"])
         known = {field.name for field in dataclasses.fields(Settings)}
         operation = {key: value for key, value in config["operation"].items() if key in known}
