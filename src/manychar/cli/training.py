@@ -85,7 +85,8 @@ def server(
         raise typer.Exit(finish.code)
     with display(directory) as screen:
         finish = serve(directory, bind, _screen(screen, keys), Parent(is_child=False), keys)
-    _finish(finish, directory, again="server")
+    again = "server" if keys is None else f"server --keys {shlex.quote(str(keys))}"
+    _finish(finish, directory, again=again)
 
 
 def worker(
