@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from manychar.protocol.codec import decode, encode
 from manychar.protocol.effects import (
     Append,
     Compute,
@@ -38,6 +39,7 @@ from manychar.protocol.messages import (
     Weights,
     Welcome,
 )
+from manychar.protocol.outbox import COUNTS_KEPT
 from manychar.protocol.server import Phase
 from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
 from tests.simulation.network import flip
@@ -254,7 +256,18 @@ def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
         "ann: dropped: nonsense (5 in all)",
         "",
     ]
-    assert stage.server.counts["malformed"] == 6
+    assert stage.server.counts["malformed"] == stage.server.counts["malformed by ann"] == 6
+
+
+def test_what_is_counted_fits_into_a_report() -> None:
+    stage = Stage()
+    for i in range(300):
+        stage.server.malformed(b"x%d" % i, "nonsense", 0.0, owner(f"x{i}"))
+    assert stage.server.counts["malformed"] == 300
+    assert len(stage.server.counts) <= COUNTS_KEPT + 3
+    report = dataclasses.replace(stage.server.reporting.report(0.0), loss=1.0)
+    assert decode(encode(report), stage.server.dimensions) == report
+    assert report.counts["malformed"] == 300
 
 
 def test_who_keeps_at_it_is_cut_off_for_a_while_and_its_shards_move() -> None:

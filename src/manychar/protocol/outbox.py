@@ -6,6 +6,8 @@ from manychar.protocol.effects import Effect, Say, Send, Show
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Message, Notice, Peer, Report, Weights, one_line
 
+COUNTS_KEPT = 100
+
 
 class Outbox:
     """Collects the effects of an event. `run` and `term` are what its messages are signed with."""
@@ -20,6 +22,13 @@ class Outbox:
     def count(self, what: str) -> None:
         """Count something that was dropped or done again; reports show it."""
         self.counts[what] += 1
+
+    def count_against(self, sender: str, what: str) -> None:
+        """Count it, and by its sender too: for as many senders as there is room for."""
+        self.count(what)
+        theirs = f"{what} by {sender}"
+        if theirs in self.counts or len(self.counts) < COUNTS_KEPT:
+            self.count(theirs)
 
     def add(self, effect: Effect) -> None:
         """Have the shell do this after what was added before."""

@@ -8,6 +8,7 @@ from manychar.protocol.steps import Steps, as_frame
 
 REPORT_EVERY = 0.2
 NAMES_SHOWN = 32
+COUNTS_SHOWN = 24
 
 
 class Reporting:
@@ -51,7 +52,7 @@ class Reporting:
             seconds=now - self._began_at,
             workers=tuple(m.name for m in workers if m.peer in holding)[:NAMES_SHOWN],
             standing_by=sum(member.peer not in holding for member in workers),
-            counts=dict(self._outbox.counts),
+            counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
         )
 
     def weights(self) -> Weights:

@@ -167,7 +167,7 @@ class ParameterServer:
         """Count a message that the codec or the table refused, against its sender."""
         member = self.membership.members.get(peer)
         name = member.name if member else owner.name if owner else "an unknown peer"
-        self.outbox.count("malformed")
+        self.outbox.count_against(name, "malformed")
         if now >= self._next_remark:
             self._next_remark = now + REMARK_EVERY
             self.outbox.notice(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
