@@ -104,6 +104,7 @@ def test_kills_of_server_and_workers_change_no_bit(
 
 def test_a_stopped_worker_is_taken_for_lost_and_comes_back(manychar: Commands, text: Path) -> None:
     fleet = ByHand(manychar, text, steps=0)
+    fleet.server.wait_for("w0 has joined")  # the other one may be training before it has come
     fleet.further(1000)
     fleet.workers[0].send(signal.SIGSTOP)
     # Its lease ends by the lease timeout, or its connection by the transport's own heartbeats.
@@ -122,8 +123,8 @@ def test_workers_find_a_server_that_starts_again(manychar: Commands, text: Path)
     fleet.further(1000)
     fleet.replace_server()
     fleet.server.wait_for("listening")
-    fleet.server.wait_for("w0 has joined", seconds=20)
-    fleet.server.wait_for("w1 has joined", seconds=20)
+    fleet.server.wait_for("w0 has joined")
+    fleet.server.wait_for("w1 has joined")
     fleet.further(1000)
     fleet.stop()
     expect_same_bits(fleet.run, text)
