@@ -47,16 +47,19 @@ class ByHand:
         listening = self.server.wait_for(r"manychar worker (tcp://\S+)")
         self.endpoint = listening[1]
         self.workers = [self._worker(f"w{i}") for i in range(2)]
+        self._said_before = [0, 0]  # what the server had said before a worker was started
 
     def _worker(self, name: str) -> Running:
         return self.manychar.start("worker", self.endpoint, "--name", name, "--patience", "60")
 
     def replace_worker(self, index: int) -> None:
         self._kill(self.workers[index])
+        self._said_before[index] = len(self.server.err)
         self.workers[index] = self._worker(f"w{index}")
 
     def replace_server(self) -> None:
         self._kill(self.server)
+        self._said_before = [0, 0]
         self.server = self.manychar.start(
             "server", "--resume", "run", "--bind", self.endpoint, *self._flags
         )
@@ -73,12 +76,14 @@ class ByHand:
 
     def stop(self) -> None:
         """Have the run stopped with everybody in it, and compare its bits."""
-        for name in ("w0", "w1"):
-            self.server.wait_for(f"{name} has joined")
+        for i, before in enumerate(self._said_before):
+            joined = f"w{i} has joined"
+            until(lambda: joined in self.server.err[before:], self.server.described)  # noqa: B023
         stopped = self.manychar.run("stop", self.endpoint)
         assert stopped.code == 0, stopped.err
         assert self.server.end().code == 75
-        assert [worker.end().code for worker in self.workers] == [0, 0]
+        ended = [worker.end() for worker in self.workers]
+        assert [worker.code for worker in ended] == [0, 0], "\n".join(w.err for w in ended)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
