@@ -6,12 +6,14 @@ message does not wait for it. Elsewhere nothing is asked, and nothing is differe
 """
 
 import ctypes
+import os
 import platform
 import struct
 import sys
 
 LONGEST_SLICE_NS = 100_000_000
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # system call numbers
+_KEEP_POLICY = 0x08  # SCHED_FLAG_KEEP_POLICY
 _ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # struct sched_attr of sched_setattr(2)
 
 
@@ -20,8 +22,8 @@ def make_way() -> None:
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return
-    ordinary, flags, nice, priority = 0, 0, 0, 0
+    nice = os.getpriority(os.PRIO_PROCESS, 0)  # as it was: `nice` and `chrt` are the user's
     attributes = _ATTRIBUTES.pack(
-        _ATTRIBUTES.size, ordinary, flags, nice, priority, LONGEST_SLICE_NS, 0, 0
+        _ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, LONGEST_SLICE_NS, 0, 0
     )
     ctypes.CDLL(None).syscall(number, 0, attributes, 0)
