@@ -37,6 +37,7 @@ def main(endpoint: str, name: str) -> int:
                 gradient=as_frame(gradient.astype(dimensions.dtype)),
                 hidden=as_frame(hidden.astype(dimensions.dtype)),
                 slowest=SMALL,
+                seconds=SMALL,
             )
 
         def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:

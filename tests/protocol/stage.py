@@ -89,9 +89,12 @@ class Stage:
             effects = self.ready(name)
         return effects
 
-    def beat(self, name: str, *units: Unit, slowest: float = 0.01) -> list[Effect]:
+    def beat(
+        self, name: str, *units: Unit, slowest: float = 0.01, computing: float = 0.0
+    ) -> list[Effect]:
         """Let a peer say that it lives."""
-        return self.tell(name, Heartbeat(run=RUN, term=TERM, slowest=slowest, units=units))
+        beat = Heartbeat(run=RUN, term=TERM, slowest=slowest, computing=computing, units=units)
+        return self.tell(name, beat)
 
     def gradient(self, shard: int, step: int, **changes: Any) -> Gradient:
         """Return the right gradient, but for the changes."""
@@ -125,7 +128,7 @@ class Stage:
     def truth(self, shard: int, step: int) -> Result:
         """Return what the server itself computes for a unit."""
         piece = self.known.pieces[shard, step]
-        return Result(piece.loss, piece.gradient, piece.hidden, 0.01)
+        return Result(piece.loss, piece.gradient, piece.hidden, 0.01, 0.01)
 
     def wait(self, seconds: float, *beating: str) -> list[Effect]:
         """Let time pass, tick by tick; `beating` live meanwhile. Return what came of the ticks."""

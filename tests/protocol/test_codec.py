@@ -23,12 +23,14 @@ integers = st.integers(0, codec.MAX_INTEGER)
 names = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80)
 printable = st.text(max_size=80).filter(str.isprintable)
+hosts = st.text(st.characters(min_codepoint=0x20000, max_codepoint=0x20100), max_size=64)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 losses = st.floats(allow_nan=False)
 maps_of_texts = st.dictionaries(texts, printable, max_size=8)
 envelope = {"run": names, "term": integers}
 leased = {**envelope, **dict.fromkeys(("lease", "shard", "step", "version"), integers)}
 units = st.builds(Unit, integers, integers, integers, integers)
+attendances = st.builds(messages.Attendance, names, hosts, names, *[integers] * 3, *[finite] * 4)
 dimensions = st.builds(
     Dimensions,
     **dict.fromkeys(
@@ -101,6 +103,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         messages.Heartbeat,
         **envelope,
         slowest=finite,
+        computing=finite,
         units=st.lists(units, max_size=6).map(tuple),
     ),
     messages.Alive: st.builds(messages.Alive, **envelope),
@@ -109,12 +112,22 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     messages.Report: st.builds(
         messages.Report,
         **envelope,
-        **dict.fromkeys(("step", "steps", "characters", "standing_by"), integers),
+        **dict.fromkeys(("step", "steps", "characters", "standing_by", "checkpoint"), integers),
+        **dict.fromkeys(("judged", "best"), st.none() | integers),
+        validation=st.none() | losses,
+        checkpoint_age=finite,
         loss=losses,
         smooth_loss=losses,
         seconds=finite,
         workers=st.lists(names, max_size=8).map(tuple),
         counts=st.dictionaries(texts, integers, max_size=8),
+    ),
+    messages.Roster: st.builds(
+        messages.Roster,
+        **envelope,
+        first=integers,
+        total=integers,
+        workers=st.lists(attendances, max_size=messages.ROSTER_LENGTH).map(tuple),
     ),
     messages.Notice: st.builds(messages.Notice, **envelope, text=printable),
     messages.Done: st.builds(messages.Done, **envelope, code=integers, reason=printable),
@@ -188,7 +201,9 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 # One case for each limit.
 
 NOTICE = messages.Notice(run="run-1", term=1, text="ann has joined")
-HEARTBEAT = messages.Heartbeat(run="run-1", term=1, slowest=0.0, units=(Unit(1, 0, 0, 0),))
+HEARTBEAT = messages.Heartbeat(
+    run="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
+)
 REPORT = messages.Report(
     run="run-1",
     term=1,
@@ -201,6 +216,11 @@ REPORT = messages.Report(
     workers=("ann",),
     standing_by=0,
     counts={},
+    checkpoint=0,
+    checkpoint_age=0.5,
+    judged=None,
+    validation=None,
+    best=None,
 )
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
 GRADIENT = messages.Gradient(

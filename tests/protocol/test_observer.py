@@ -48,6 +48,11 @@ REPORT = Report(
     workers=("ann",),
     standing_by=0,
     counts={},
+    checkpoint=0,
+    checkpoint_age=0.5,
+    judged=None,
+    validation=None,
+    best=None,
 )
 
 

@@ -471,7 +471,7 @@ def test_the_end_waits_for_a_dispute() -> None:
     stage.deliver("ann", 0, 0)
     stage.deliver("bob", 0, 0, loss=1.0)
     stage.deliver("ann", 1, 0)
-    assert stage.server.saved(1) == []
+    assert stage.server.saved(1, stage.now) == []
     assert finish(stage.server.computed(0, 0, stage.truth(0, 0), stage.now)) == Finish(0, "")
 
 
@@ -490,13 +490,13 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     assert only(effects, Record).report.step == 2
     assert only(effects, Save).state.step == 2
     assert not sent(effects, Grant)
-    assert finish(stage.server.saved(2)) == Finish(0, "")
+    assert finish(stage.server.saved(2, stage.now)) == Finish(0, "")
 
 
 def test_a_run_that_is_through_ends_at_once() -> None:
     stage = Stage(step=4, steps=4)
     assert only(stage.server.begin(0.0), Save).state.step == 4
-    assert finish(stage.server.saved(4)) == Finish(0, "")
+    assert finish(stage.server.saved(4, stage.now)) == Finish(0, "")
 
 
 def test_stop_ends_the_step_and_saves() -> None:
@@ -507,7 +507,7 @@ def test_stop_ends_the_step_and_saves() -> None:
     effects = stage.deliver("ann", 1, 0)
     assert only(effects, Save).state.step == 1
     assert not sent(effects, Weights)
-    effects = stage.server.saved(1)
+    effects = stage.server.saved(1, stage.now)
     assert finish(effects) == Finish(75, "stopped by SIGTERM")
     assert sent(effects, Done, "ann")[0].code == 75
 
@@ -531,7 +531,7 @@ def test_an_observer_can_stop_the_run() -> None:
     assert only(effects, Weights).units == ()
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
     stage.tell("olga", Stop(run=RUN, term=TERM))
-    assert finish(stage.server.saved(0)) == Finish(75, "stopped by olga")
+    assert finish(stage.server.saved(0, stage.now)) == Finish(75, "stopped by olga")
 
 
 def test_an_observer_hears_every_notice() -> None:
@@ -568,5 +568,5 @@ def test_the_server_says_for_whom_it_waits() -> None:
 def test_a_heartbeat_is_answered() -> None:
     stage = Stage()
     stage.join("ann")
-    beat = Heartbeat(run=RUN, term=TERM, slowest=0.0, units=())
+    beat = Heartbeat(run=RUN, term=TERM, slowest=0.0, computing=0.0, units=())
     assert only(stage.tell("ann", beat), Alive) == Alive(run=RUN, term=TERM)

@@ -114,7 +114,7 @@ class Bench:
         """Let it be through with a unit."""
         assert self.worker.dimensions
         piece = compute(unit, self.worker.dimensions)
-        return self.worker.computed(Result(piece.loss, piece.gradient, piece.hidden, 0.2), 0.0)
+        return self.worker.computed(Result(piece.loss, piece.gradient, piece.hidden, 0.2, 0.2), 0.0)
 
 
 def test_it_knocks_proves_and_says_ready() -> None:
@@ -312,7 +312,7 @@ def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
     with pytest.raises(ProtocolError, match="computed without having been asked"):
-        bench.worker.computed(Result(0.0, b"", b"", 0.0), 0.0)
+        bench.worker.computed(Result(0.0, b"", b"", 0.0, 0.0), 0.0)
     with pytest.raises(ProtocolError, match="proved in state working"):
         bench.worker.proved(Proof("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a worker that is working"):
@@ -344,6 +344,11 @@ def test_reports_are_not_for_workers() -> None:
         workers=(),
         standing_by=0,
         counts={},
+        checkpoint=0,
+        checkpoint_age=0.0,
+        judged=None,
+        validation=None,
+        best=None,
     )
     with pytest.raises(PeerError):
         bench.worker.receive(report, 0.0)

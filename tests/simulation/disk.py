@@ -43,7 +43,7 @@ class Disk:
         self.world.oracle.check_state(state, "checkpoint")
         self.saved[state.step] = copy_of(state)
         self.world.log(lambda: f"checkpoint {state.step} is on disk")
-        shell.carry_out(shell.machine.saved(state.step))
+        shell.carry_out(shell.machine.saved(state.step, shell.world.now))
 
 
 def copy_of(state: State) -> State:

@@ -133,7 +133,7 @@ class ServerShell:
             world.network.send_down(effect.to, effect.message)
         elif isinstance(effect, Compute):
             piece = compute(effect, self.machine.dimensions)
-            result = Result(piece.loss, piece.gradient, piece.hidden, 0.0)
+            result = Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
             self.carry_out(self.machine.computed(effect.shard, effect.step, result, world.now))
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)

@@ -174,7 +174,7 @@ class WorkerShell:
         if self.spoils(unit):
             self.world.log(lambda: f"    {self.name} computes it wrongly")
             piece = spoiled(piece, unit.step)
-        return Result(piece.loss, piece.gradient, piece.hidden, 0.0)
+        return Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
 
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
         """Compute: the thread beats from time to time, and reads nothing until it is through."""

@@ -158,8 +158,11 @@ def status(
     from manychar.runtime.observe import look
     from manychar.runtime.peers import find_key
 
-    report = look(endpoint, find_key(key), patience=patience, say=say)
-    found = {**dataclasses.asdict(report), "workers": list(report.workers)}
+    standing = look(endpoint, find_key(key), patience=patience, say=say)
+    found = {
+        **dataclasses.asdict(standing.report),
+        "workers": {worker.name: worker._asdict() for worker in standing.workers},
+    }
     if as_json:
         write(json.dumps(found, indent=2) + "\n")
         return

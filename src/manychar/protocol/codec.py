@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from manychar.protocol import messages
-from manychar.protocol.messages import Dimensions, Frame, Message, Unit
+from manychar.protocol.messages import Attendance, Dimensions, Frame, Message, Unit
 
 HEADER_BYTES = 4096
 MAX_FRAMES = 4
@@ -23,6 +23,7 @@ MAX_TEXT = messages.TEXT_LENGTH
 MAX_NAME = 64
 MAX_NAMES = 32
 MAX_MAP = 24
+MAX_ROSTER = messages.ROSTER_LENGTH
 MAX_INTEGER = 2**53
 MAX_VOCABULARY_BYTES = 4 * 0x110000
 UNIT = struct.Struct("<4q")
@@ -86,6 +87,22 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(map(_name, value))
 
 
+def _perhaps(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+def _attendances(value: Any) -> tuple[Attendance, ...]:
+    if type(value) is not list or len(value) > MAX_ROSTER:
+        raise WireError(f"not a list of at most {MAX_ROSTER} workers")
+    return tuple(map(_attendance, value))
+
+
+def _attendance(value: Any) -> Attendance:
+    if type(value) is not list or len(value) != len(_ATTENDANCE):
+        raise WireError("not what is known of a worker")
+    return Attendance(*(check(item) for check, item in zip(_ATTENDANCE, value, strict=True)))
+
+
 def _map_of(check: Check) -> Check:
     def checked(value: Any) -> dict[str, Any]:
         if type(value) is not dict or len(value) > MAX_MAP:
@@ -108,6 +125,8 @@ def _dimensions(value: Any) -> Dimensions:
         raise WireError("not the dimensions of a run")
     return Dimensions(**fields)
 
+
+_ATTENDANCE: tuple[Check, ...] = (_name, _text, _name, *(_integer,) * 3, *(_number,) * 4)
 
 _DIMENSIONS: dict[str, Check] = {
     "vocabulary_size": _integer,
@@ -205,7 +224,7 @@ LAYOUTS = {
         ),
         Layout(
             messages.Heartbeat,
-            {**_ENVELOPE, "slowest": _number, "unit_count": _integer},
+            {**_ENVELOPE, "slowest": _number, "computing": _number, "unit_count": _integer},
             {"units": _units},
         ),
         Layout(messages.Alive, _ENVELOPE),
@@ -224,7 +243,16 @@ LAYOUTS = {
                 "workers": _names,
                 "standing_by": _integer,
                 "counts": _map_of(_integer),
+                "checkpoint": _integer,
+                "checkpoint_age": _number,
+                "judged": _perhaps(_integer),
+                "validation": _perhaps(_any_number),
+                "best": _perhaps(_integer),
             },
+        ),
+        Layout(
+            messages.Roster,
+            {**_ENVELOPE, "first": _integer, "total": _integer, "workers": _attendances},
         ),
         Layout(messages.Notice, {**_ENVELOPE, "text": _text}),
         Layout(messages.Done, {**_ENVELOPE, "code": _integer, "reason": _text}),

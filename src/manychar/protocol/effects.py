@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from manychar.protocol.messages import Frame, Message, Peer, Report, Weights, Welcome
+from manychar.protocol.messages import Frame, Message, Peer, Report, Roster, Weights, Welcome
 
 if TYPE_CHECKING:
     from manychar.numerics.train import State
@@ -42,9 +42,9 @@ class Say:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Show the person at this process how the run stands, or what its weights write by now."""
+    """Show the person at this process how the run stands, who is there, or the newest weights."""
 
-    message: Report | Weights
+    message: Report | Roster | Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +94,13 @@ class Proof:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of Compute; `slowest` is the longest piece of work in seconds."""
+    """What came of Compute: `seconds` in all, `slowest` its longest piece of work in seconds."""
 
     loss: float
     gradient: Frame
     hidden: Frame
     slowest: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

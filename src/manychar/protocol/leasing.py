@@ -16,7 +16,10 @@ class Leasing:
 
     def rebalance(self, now: float) -> None:
         """Spread the shards over the workers that are here, and grant what has moved."""
+        busy = {lease.peer for lease in self._membership.leases.values()}
         change = self._membership.rebalance()
+        for peer in {lease.peer for lease in change.given} - busy:
+            self._membership.members[peer].tally.waits_until(now)
         for lease in change.revoked:
             if lease.peer in self._membership.members:
                 revoke = Revoke(run=self._outbox.run, term=self._outbox.term, lease=lease.number)

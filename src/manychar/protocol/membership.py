@@ -8,13 +8,14 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 
-from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState
+from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState, one_line
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
 FIRST_PATIENCE = 1.0
 LONGEST_PATIENCE = 30.0
 MAX_DOUBLINGS = 10
+HOST_LENGTH = 64
 
 
 class PeerState(enum.Enum):
@@ -24,6 +25,27 @@ class PeerState(enum.Enum):
     WORKING = "working"
     SILENT = "silent"
     OBSERVING = "observing"
+
+
+@dataclasses.dataclass
+class Tally:
+    """What one worker has done since `since`, a time.
+
+    `counted` and `dropped` are of its messages; `computing` is seconds by its own word; `waited`
+    are those in which nothing was asked of it, up to its last gradient that counted, which came at
+    `delivered_at`.
+    """
+
+    since: float = 0.0
+    counted: int = 0
+    dropped: int = 0
+    computing: float = 0.0
+    waited: float = 0.0
+    delivered_at: float = 0.0
+
+    def waits_until(self, now: float) -> None:
+        """Note that nothing was asked of it since its last gradient, and something is now."""
+        self.waited += now - self.delivered_at
 
 
 @dataclasses.dataclass
@@ -47,6 +69,8 @@ class Member:
     slowest: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
+    host: str = ""
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
     def is_busy(self, lease: int, step: int) -> bool:
         """Whether its last heartbeat says that it will come to this unit, or is at another.
@@ -118,6 +142,7 @@ class Membership:
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.GREETED,
             heard_at=now,
             owner=owner,
+            host=one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
         )
         return member
 

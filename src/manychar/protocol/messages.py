@@ -30,6 +30,9 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:TEXT_LENGTH]
 
 
+ROSTER_LENGTH = 8
+"""How many workers one Roster tells of: with the longest names they fit into a header."""
+
 DIGEST_BYTES = 4
 
 
@@ -242,11 +245,15 @@ class Gradient:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """A peer lives: how far it is with each unit, and the longest piece of work so far, seconds."""
+    """A peer lives: how far it is with each unit.
+
+    `slowest` is its longest piece of work so far, `computing` all of its computing, in seconds.
+    """
 
     run: str
     term: int
     slowest: float
+    computing: float
     units: tuple[Unit, ...]
 
 
@@ -280,6 +287,9 @@ class Report:
     """How the run stands: step, losses (nats a stream), characters and seconds since it began.
 
     `workers` are the names of those who hold leases, as many as fit; `counts` is what was dropped.
+    `checkpoint` is the newest one on disk, for `checkpoint_age` seconds. `judged` is the newest one
+    whose loss on the held-out text is known, `validation` nats a character there, and `best` the
+    one with the least; None where there is none yet.
     """
 
     run: str
@@ -293,6 +303,42 @@ class Report:
     workers: tuple[str, ...]
     standing_by: int
     counts: Mapping[str, int]
+    checkpoint: int
+    checkpoint_age: float
+    judged: int | None
+    validation: float | None
+    best: int | None
+
+
+class Attendance(NamedTuple):
+    """How one worker has spent its time since it joined, in seconds: `present` in all.
+
+    It was `computing`, by its own word, and `waiting` while nothing was asked of it; the rest went
+    into the exchange. The run's step has waited for it for `late` seconds, 0 if it does not.
+    `units` is how many of its gradients counted, `dropped` how many of its messages did not.
+    """
+
+    name: str
+    host: str
+    state: str
+    leases: int
+    units: int
+    dropped: int
+    present: float
+    computing: float
+    waiting: float
+    late: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roster:
+    """Who is there: some of the `total` workers, from the one numbered `first` on."""
+
+    run: str
+    term: int
+    first: int
+    total: int
+    workers: tuple[Attendance, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,6 +363,16 @@ class Done:
 FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop
 FromPeer = Hello | FromMember
 FromServer = (
-    Welcome | Refused | StartAfresh | Grant | Weights | Revoke | Alive | Report | Notice | Done
+    Welcome
+    | Refused
+    | StartAfresh
+    | Grant
+    | Weights
+    | Revoke
+    | Alive
+    | Report
+    | Roster
+    | Notice
+    | Done
 )
 Message = FromPeer | FromServer

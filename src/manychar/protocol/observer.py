@@ -2,7 +2,8 @@
 
 state      event                     does
 KNOCKING   Welcome                   WATCHING
-WATCHING   Report, Weights, Notice   Show or Say
+WATCHING   Report, Roster, Weights,  Show or Say
+           Notice
 WATCHING   StartAfresh               KNOCKING
 any        Refused, Done             Finish, GONE
 """
@@ -22,6 +23,7 @@ from manychar.protocol.messages import (
     Notice,
     Refused,
     Report,
+    Roster,
     StartAfresh,
     Weights,
     Welcome,
@@ -69,7 +71,7 @@ class Observer:
             self.state = State.KNOCKING
         if any(isinstance(effect, Finish) for effect in effects):
             self.state = State.GONE
-        return effects + self.session.beat((), 0.0, now)
+        return effects + self.session.beat(now)
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
@@ -92,7 +94,7 @@ class Observer:
         self.state = State.WATCHING
         return []
 
-    def _show(self, message: Report | Weights, now: float) -> list[Effect]:
+    def _show(self, message: Report | Roster | Weights, now: float) -> list[Effect]:
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
@@ -124,13 +126,14 @@ _TABLE: dict[tuple[State, type[Any]], _Handler] = {
     (State.KNOCKING, Welcome): Observer._welcome,
     (State.WATCHING, Welcome): Observer._welcome,
     (State.WATCHING, Report): Observer._show,
+    (State.WATCHING, Roster): Observer._show,
     (State.WATCHING, Weights): Observer._show,
     (State.WATCHING, Notice): Observer._say,
     (State.WATCHING, Alive): Observer._pass_over,
     (State.WATCHING, StartAfresh): Observer._start_afresh,
     **{
         (State.KNOCKING, late): Observer._pass_over
-        for late in (Report, Weights, Notice, Alive, StartAfresh)
+        for late in (Report, Roster, Weights, Notice, Alive, StartAfresh)
     },
     **{
         (state, end): handler

@@ -38,21 +38,22 @@ class Outbox:
         """Send to one peer."""
         self.add(Send(message, peer))
 
+    def tell(self, message: Message) -> None:
+        """Send to every observer."""
+        for observer in self._membership.observers():
+            self.send(observer.peer, message)
+
     def notice(self, text: str) -> None:
         """Say one line, here and to every observer."""
         self.add(Say(text))
-        self._tell(Notice(run=self.run, term=self.term, text=one_line(text)))
+        self.tell(Notice(run=self.run, term=self.term, text=one_line(text)))
 
     def show(self, message: Report | Weights) -> None:
         """Show it, here and to every observer."""
         self.add(Show(message))
-        self._tell(message)
+        self.tell(message)
 
     def collect(self) -> list[Effect]:
         """Return the effects, and begin anew."""
         effects, self._effects = self._effects, []
         return effects
-
-    def _tell(self, message: Message) -> None:
-        for observer in self._membership.observers():
-            self.send(observer.peer, message)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from manychar.protocol.effects import MarkMixed
 from manychar.protocol.leasing import Leasing
-from manychar.protocol.membership import Member, Membership, PeerState
+from manychar.protocol.membership import Member, Membership, PeerState, Tally
 from manychar.protocol.messages import (
     WIRE_VERSION,
     Alive,
@@ -88,6 +88,7 @@ class Reception:
 
     def ready(self, member: Member, ready: Ready, now: float) -> None:
         """Let a worker with the run's arithmetic begin."""
+        member.tally = Tally(since=now, delivered_at=now)
         member.slowest = max(member.slowest, ready.slowest)
         if ready.fingerprint != self._run.fingerprint and not self._run.operation.allow_mixed:
             self._refuse_arithmetic(member, ready, now)
@@ -125,6 +126,7 @@ class Reception:
         """Note how far a peer is, and answer; who is not ready is welcomed again."""
         member.units, member.units_at = beat.units, now
         member.slowest = max(member.slowest, beat.slowest)
+        member.tally.computing = beat.computing
         if member.state is PeerState.GREETED:
             self.welcome(member)
         self._outbox.send(member.peer, Alive(run=self._run.run, term=self._run.term))

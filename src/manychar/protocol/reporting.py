@@ -24,6 +24,11 @@ class Reporting:
         self._began_at = now - run.operation.seconds_before
         self._next_at = now
         self._shown_step = -1
+        self._checkpoint, self._saved_at = run.state.step, now
+
+    def saved(self, step: int, now: float) -> None:
+        """Note that a checkpoint is on disk."""
+        self._checkpoint, self._saved_at = max(self._checkpoint, step), now
 
     def tick(self, now: float) -> None:
         """Show a report if there is something new."""
@@ -53,6 +58,11 @@ class Reporting:
             workers=tuple(m.name for m in workers if m.peer in holding)[:NAMES_SHOWN],
             standing_by=sum(member.peer not in holding for member in workers),
             counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
+            checkpoint=self._checkpoint,
+            checkpoint_age=now - self._saved_at,
+            judged=None,
+            validation=None,
+            best=None,
         )
 
     def weights(self) -> Weights:

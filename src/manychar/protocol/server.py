@@ -11,7 +11,8 @@ a PeerError. Whatever comes from a peer that is not known, or from another term,
 StartAfresh, so that a peer's memory of a former server can never be mistaken for this one's.
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
-what), `reception` (who comes and goes), `reporting` (how it stands), `outbox` (what comes of it).
+what), `reception` (who comes and goes), `reporting` and `attendance` (how it stands), `outbox`
+(what comes of it).
 """
 
 import enum
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manychar.numerics.train import State
+from manychar.protocol.attendance import Attendances
 from manychar.protocol.effects import (
     Append,
     Effect,
@@ -88,6 +90,7 @@ class ParameterServer:
         self.outbox = Outbox(run.run, run.term, self.membership)
         self.leasing = Leasing(self.steps, self.membership, self.outbox)
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
+        self.attendances = Attendances(self.steps, self.membership, self.outbox, now=now)
         self.reporting = Reporting(run, self.steps, self.membership, self.outbox, now=now)
         self.counts = self.outbox.counts
         self._disputes: dict[tuple[int, int], list[tuple[str, Digest]]] = {}
@@ -137,8 +140,11 @@ class ParameterServer:
         member = self.reception.greet(peer, hello, owner, now)
         if member is not None and member.state is PeerState.OBSERVING:
             self.outbox.send(peer, self.reporting.report(now))
-            if not known:  # who asks again and again does not fill this server's queue with them
-                self.outbox.send(peer, self.reporting.weights())
+            if known:
+                return  # who asks again and again does not fill this server's queue
+            for roster in self.attendances.rosters(now, self._applied_at):
+                self.outbox.send(peer, roster)
+            self.outbox.send(peer, self.reporting.weights())
 
     def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
@@ -168,6 +174,8 @@ class ParameterServer:
         member = self.membership.members.get(peer)
         name = member.name if member else owner.name if owner else "an unknown peer"
         self.outbox.count_against(name, "malformed")
+        if member is not None:
+            member.tally.dropped += 1
         if now >= self._next_remark:
             self._next_remark = now + REMARK_EVERY
             self.outbox.notice(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
@@ -201,8 +209,9 @@ class ParameterServer:
             self.reception.revoked(member, now)
         return self.outbox.collect()
 
-    def saved(self, step: int) -> list[Effect]:
+    def saved(self, step: int, now: float) -> list[Effect]:
         """Take note that the checkpoint of `step` is on disk."""
+        self.reporting.saved(step, now)
         self._saved_step = max(self._saved_step, step)
         self._end_if_all_is_done()
         return self.outbox.collect()
@@ -255,6 +264,7 @@ class ParameterServer:
         if self.phase is Phase.STOPPING and in_vain:
             self._save_and_finish(now)
         self.reporting.tick(now)
+        self.attendances.tick(now, self._applied_at)
         return self.outbox.collect()
 
     def deadline(self) -> float | None:
@@ -279,11 +289,13 @@ class ParameterServer:
                 self._dispute(member, gradient)
             case Verdict.FROM_ANOTHER_STATE:
                 self._distrust(member, gradient, now)
+        member.tally.dropped += 1
         self.outbox.count(verdict.value)
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
         self.steps.accept(gradient, member.name)
+        self.attendances.delivers(member, now)
         self.leasing.counted(gradient.shard, member.peer, now)
         while self.steps.complete and self.phase in (Phase.TRAINING, Phase.STOPPING):
             self.steps.apply()
@@ -347,6 +359,7 @@ class ParameterServer:
         last = step >= self.steps.limit
         ends = last or self.phase is Phase.STOPPING
         if not ends:
+            self.attendances.broadcasts(now)
             self.leasing.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or last:

@@ -110,13 +110,22 @@ class Session:
         """Whether it is time for a heartbeat."""
         return not self.knocking and now >= self.next_beat
 
-    def beat(self, units: tuple[Unit, ...], slowest: float, now: float) -> list[Effect]:
+    def beat(
+        self,
+        now: float,
+        *,
+        units: tuple[Unit, ...] = (),
+        slowest: float = 0.0,
+        computing: float = 0.0,
+    ) -> list[Effect]:
         """Send a heartbeat if one is due."""
         if not self.beat_is_due(now):
             return []
         welcome = self._welcomed()
         self.next_beat = now + welcome.silence / BEATS_PER_SILENCE
-        beat = Heartbeat(run=welcome.run, term=welcome.term, slowest=slowest, units=units)
+        beat = Heartbeat(
+            run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
+        )
         return [Send(beat)]
 
     def deadline(self) -> float:

@@ -95,6 +95,7 @@ class Worker:
         self.state = State.KNOCKING
         self.session = Session(hello, server=server, patience=patience, now=now)
         self.slowest = 0.0
+        self.computing = 0.0
         self._proof: Proof | None = None
         self._proofs_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
@@ -137,7 +138,9 @@ class Worker:
         """Send a heartbeat if one is due; to be called while computing, too."""
         if not self.session.beat_is_due(now):
             return []
-        return self.session.beat(self._units(), self.slowest, now)
+        return self.session.beat(
+            now, units=self._units(), slowest=self.slowest, computing=self.computing
+        )
 
     def leave(self, code: int, reason: str) -> list[Effect]:
         """End in good order, with this exit code: hand back the leases and go."""
@@ -195,6 +198,7 @@ class Worker:
         unit = self._computing
         self._in_hand = self._computing = None
         self.slowest = max(self.slowest, result.slowest)
+        self.computing += result.seconds
         if self.state is not State.WORKING or (run, term) != self._identity():
             return []
         gradient = Gradient(
@@ -237,6 +241,7 @@ class Worker:
         if welcome is None or proof is None:
             raise ProtocolError("ready without a welcome or a proof")
         self.state = State.WORKING
+        self.computing = 0.0
         ready = Ready(
             run=welcome.run,
             term=welcome.term,

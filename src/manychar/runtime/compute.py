@@ -78,6 +78,7 @@ class Engine:
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
+        began = time.monotonic()
         pulse = Pulse(beat)
         batch = Batch(ids, unit.fresh)
         loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, pulse)
@@ -86,4 +87,5 @@ class Engine:
             gradient=as_frame(gradient.flat),
             hidden=as_frame(after),
             slowest=pulse.slowest,
+            seconds=time.monotonic() - began,
         )

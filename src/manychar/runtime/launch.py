@@ -18,7 +18,7 @@ import zmq
 
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
-from manychar.protocol.messages import Report, Role, Weights
+from manychar.protocol.messages import Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
 from manychar.runtime.children import Seat, close_pipes, how_it_ended, spawn
 from manychar.runtime.display import Display
@@ -185,6 +185,8 @@ class Fleet:
                     self._on_report(self, report)
                 case Show(Weights() as weights):
                     self.display.weights(weights)
+                case Show(Roster()):
+                    pass  # `manychar status` shows them
                 case Say(text):
                     self.display.say(text)
                 case Finish() if self._observer is not None and self._observer.session.knocking:

@@ -1,15 +1,25 @@
 """A peer that only looks, from outside the fleet: takes a live server's weights, or has it stop."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 
 from manychar.numerics.model import Parameters
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
-from manychar.protocol.messages import Message, Report, Role, Stop, Weights, Welcome
+from manychar.protocol.messages import (
+    Attendance,
+    Message,
+    Report,
+    Role,
+    Roster,
+    Stop,
+    Weights,
+    Welcome,
+)
 from manychar.protocol.observer import Observer
 from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
@@ -88,18 +98,45 @@ def fetch(
                         raise UserError(reason, code=code or RUN_FAILED)
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How a run stands, and how each of its workers does."""
+
+    report: Report
+    workers: tuple[Attendance, ...]
+
+
 def look(
     endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
-) -> Report:
+) -> Standing:
     """Return how a live server's run stands. Raises UserError as `fetch` does."""
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
+    with contextlib.closing(watch(endpoint, key, patience=patience, say=say)) as standings:
+        return next(standings)
+
+
+def watch(
+    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+) -> Generator[Standing]:
+    """Yield how a live server's run stands, at once and about every second, until it ends well.
+
+    Raises UserError where no server answers within `patience` seconds, it refuses, or it fails.
+    """
+    report: Report | None = None
+    workers: list[Attendance] = []
+    with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
         while True:
-            for effect in watch.turn():
+            for effect in visit.turn():
                 match effect:
                     case Show(Report() as report):
-                        return report
+                        pass
+                    case Show(Roster() as roster):
+                        workers = [*workers[: roster.first], *roster.workers]
+                        if report is not None and len(workers) == roster.total:
+                            yield Standing(report, tuple(workers))
                     case Say(text):
                         say(text)
+                    case Finish(0, _) if report is not None:
+                        return
                     case Finish(code, reason):
                         reason = reason or f"{endpoint}: the run has ended"
                         raise UserError(reason, code=code or RUN_FAILED)

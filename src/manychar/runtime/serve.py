@@ -281,8 +281,12 @@ class _Loop:
             else:
                 self._stop(STOPPED, "stopped by SIGTERM")
         for step, failure in self.writer.news():
-            event = self.machine.save_failed(step, failure) if failure else self.machine.saved(step)
-            self._carry_out(event)
+            now = time.monotonic()
+            self._carry_out(
+                self.machine.save_failed(step, failure)
+                if failure
+                else self.machine.saved(step, now)
+            )
 
     def _stop(self, code: int, reason: str) -> None:
         now = time.monotonic()

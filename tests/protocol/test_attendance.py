@@ -1,0 +1,89 @@
+"""How each worker spends its time, and who is late."""
+
+from manychar.protocol.messages import ROSTER_LENGTH, Attendance, Roster
+from tests.protocol.stage import Stage, sent
+
+
+def seen(stage: Stage) -> dict[str, Attendance]:
+    """Return what a new observer is told of each worker."""
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    stage.server.reception.forget(stage.member("olga"), stage.now)
+    return {worker.name: worker for roster in rosters for worker in roster.workers}
+
+
+def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    for shard in stage.shards_of("ann"):
+        stage.deliver("ann", shard, 0)
+    stage.beat("ann", computing=0.25)
+    stage.now += 1.0
+    ann, bob = seen(stage)["ann"], seen(stage)["bob"]
+    assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)
+    assert (bob.present, bob.waiting, bob.late) == (1.0, 0.0, 1.0)
+    assert ann.units == ann.leases == len(stage.shards_of("ann"))
+
+    for shard in stage.shards_of("bob"):
+        stage.deliver("bob", shard, 0)
+    stage.now += 0.5
+    ann, bob = seen(stage)["ann"], seen(stage)["bob"]
+    assert (ann.waiting, bob.waiting) == (1.0, 0.0), "both have the next step to compute"
+    assert (ann.late, bob.late) == (0.5, 0.5)
+
+
+def test_with_a_delay_nobody_waits_who_has_the_next_step() -> None:
+    stage = Stage(delay=1)
+    stage.join("ann", "bob")
+    for step in (0, 1):
+        for shard in stage.shards_of("ann"):
+            stage.now += 0.5
+            stage.deliver("ann", shard, step)
+            assert seen(stage)["ann"].waiting == 0.0
+    stage.now += 1.0
+    assert seen(stage)["ann"].waiting == 1.0
+    for shard in stage.shards_of("bob"):
+        stage.deliver("bob", shard, 0)
+    stage.now += 1.0
+    assert seen(stage)["ann"].waiting == 1.0
+
+
+def test_standing_by_is_waiting() -> None:
+    stage = Stage()
+    everyone = [f"w{i}" for i in range(stage.known.definition.shards + 1)]
+    stage.join(*everyone)
+    stage.now += 3.0
+    last = everyone[-1]
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("standby", 3.0)
+    stage.server.reception.forget(stage.member(everyone[0]), stage.now)
+    stage.now += 1.0
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("working", 3.0)
+
+
+def test_dropped_messages_are_counted_by_worker() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0, 0)
+    stage.server.malformed(b"ann", "no message", stage.now)
+    assert (seen(stage)["ann"].units, seen(stage)["ann"].dropped) == (1, 2)
+
+
+def test_many_workers_are_told_of_in_pages() -> None:
+    stage = Stage()
+    names = [f"w{i}" for i in range(2 * ROSTER_LENGTH + 1)]
+    stage.join(*names)
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    assert [roster.first for roster in rosters] == [0, ROSTER_LENGTH, 2 * ROSTER_LENGTH]
+    assert [worker.name for roster in rosters for worker in roster.workers] == names
+    assert {roster.total for roster in rosters} == {len(names)}
+
+
+def test_observers_are_told_every_second() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.hello("olga", "observer")
+    stage.server.tick(stage.now)
+    stage.now += 0.9
+    assert not sent(stage.server.tick(stage.now), Roster)
+    stage.now += 0.2
+    assert sent(stage.server.tick(stage.now), Roster, "olga")
