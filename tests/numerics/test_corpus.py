@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import CorpusError, Streams, encode, id_dtype
+from manychar.numerics.corpus import CorpusError, Streams, encode, encode_with, id_dtype
 from tests.numerics import reference
 
 TEXTS = {
@@ -125,15 +125,28 @@ def test_the_remainder_is_not_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("validation", "kept"), [(0.0, 1000), (0.05, 950), (0.5, 500), (0.0004, 1000), (0.9, 100)]
+    ("validation", "kept"), [(0.0, 1000), (0.05, 950), (0.5, 500), (0.01, 990), (0.9, 100)]
 )
 def test_the_validation_split_is_held_out_at_the_end(validation: float, kept: int) -> None:
     S, B, T = 2, 5, 1
     streams = Streams(numbered(1000), S, B, T, validation)
     assert streams.length == kept // (S * B)
+    assert list(streams.held_out) == list(numbered(1000)[kept:])
     last = streams.batch_at(S - 1, streams.steps_per_pass - 1).ids
     assert last.max() == kept - 2  # T + 1 before the end, by the rule of positions
     assert streams.batch_at(0, 0).ids[0, 0] == 0
+
+
+@pytest.mark.parametrize("validation", [0.0004, 0.001])
+def test_one_character_is_nothing_to_judge_by(validation: float) -> None:
+    with pytest.raises(CorpusError, match="at least 2 to judge by"):
+        Streams(numbered(1000), 2, 5, 1, validation)
+
+
+def test_another_text_is_read_with_the_same_vocabulary() -> None:
+    ids, unknown = encode_with("abc", "cab, bach")
+    assert list(ids) == [2, 0, 1, 1, 0, 2]
+    assert unknown == {",": 1, " ": 1, "h": 1}
 
 
 def test_a_text_of_exactly_one_step_is_enough() -> None:

@@ -31,7 +31,10 @@ Kind = TypeVar("Kind")
 
 
 class Stage:
-    """A server of a tiny run; keyword arguments go into its Operation."""
+    """A server of a tiny run; keyword arguments go into its Operation.
+
+    Its checkpoints are judged if `verdicts` are given, be it none yet.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class Stage:
         delay: int = 0,
         step: int = 0,
         barred: Mapping[str, str] | None = None,
+        verdicts: Mapping[int, float] | None = None,
+        unjudged: tuple[int, ...] = (),
         **operation: Any,
     ) -> None:
         self.now = 0.0
@@ -53,7 +58,9 @@ class Stage:
         run = Run(
             run=RUN,
             term=TERM,
-            definition=self.known.definition,
+            definition=dataclasses.replace(
+                self.known.definition, validation=0.0 if verdicts is None else 0.1
+            ),
             operation=Operation(**(defaults | operation)),
             streams=self.known.streams,
             vocabulary=self.known.vocabulary,
@@ -61,6 +68,8 @@ class Stage:
             fingerprint=FINGERPRINT,
             libraries=LIBRARIES,
             barred=barred or {},
+            verdicts=verdicts or {},
+            unjudged=unjudged,
         )
         self.server = ParameterServer(run, now=self.now)
 

@@ -53,7 +53,8 @@ def _main() -> None:
 
     definition = Definition.from_mapping(asked["definition"])
     vocabulary, ids = encode(asked["text"])
-    streams = Streams(ids, definition.shards, definition.streams, definition.seq_length)
+    shape = (definition.shards, definition.streams, definition.seq_length)
+    streams = Streams(ids, *shape, definition.validation)
     state, kernel = start(definition, len(vocabulary)), kernel_of(definition, len(vocabulary))
     hashes = [bits_of(state)]
     for _ in range(asked["steps"]):

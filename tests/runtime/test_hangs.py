@@ -131,7 +131,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     journal = Journal(path, run.run, read_journal(path, run.run))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     wake = Wake()
-    with Writer(run, Beginning(checkpoint, journal, 0.0), wake) as writer:
+    with Writer(run, Beginning(checkpoint, journal, 0.0, {}), wake) as writer:
         journal.append(steps(6, 6))
         writer.write(checkpoint.state, lambda: None)
         news = until(writer.news, "what came of it")

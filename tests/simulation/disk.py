@@ -17,6 +17,7 @@ class Disk:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.saved = {0: world.reference.states[0]}
+        self.verdicts: dict[int, float] = {}
         self._free_at = 0.0
 
     def newest(self) -> State:
@@ -26,7 +27,26 @@ class Disk:
     def forget_after(self, step: int) -> None:
         """Take away the checkpoints that are off the living branch."""
         self.saved = {saved: state for saved, state in self.saved.items() if saved <= step}
+        self.verdicts = {judged: nats for judged, nats in self.verdicts.items() if judged <= step}
         self._free_at = 0.0
+
+    def unjudged(self) -> tuple[int, ...]:
+        """Return the checkpoints that are there, at the interval, and have no verdict yet."""
+        every = self.world.plan.checkpoint_every
+        return tuple(step for step in self.saved if step % every == 0 and step not in self.verdicts)
+
+    def judge(self, shell: "ServerShell", step: int) -> None:
+        """Have a checkpoint judged, beside the loop; a crash of the server loses it."""
+        seconds = self.world.plan.judge_seconds * self.world.chance.random()
+        self.world.after(seconds, functools.partial(self._judged, shell, step))
+
+    def _judged(self, shell: "ServerShell", step: int) -> None:
+        if self.world.server is shell and not self.world.over:
+            assert step in self.saved
+            self.verdicts[step] = self.world.loss_at(step)
+            effects = shell.machine.judged(step, self.verdicts[step], self.world.now)
+            self.world.oracle.check_step(shell.machine)
+            shell.carry_out(effects)
 
     def save(self, shell: "ServerShell", state: State) -> None:
         """Write a state, beside the loop; what is written is what it holds in the end."""

@@ -46,6 +46,8 @@ class Plan:
 
     Of a broken worker, one result is wrong, of a step from `wrong_from` on; another worker's right
     one comes `truth_after` steps later. `attentive` workers hear of leases while they compute.
+    The run stops after `patience` checkpoints without a better one; a judge takes up to
+    `judge_seconds` for each.
     """
 
     faults: frozenset[str]
@@ -71,6 +73,8 @@ class Plan:
     wrong_from: int
     truth_after: int
     attentive: bool
+    patience: int
+    judge_seconds: float
 
     @property
     def disorder(self) -> bool:
@@ -120,6 +124,8 @@ def draw(schedule: Schedule) -> Plan:
         wrong_from=chance.randint(0, 5),
         truth_after=chance.randint(0, 5),
         attentive=chance.random() < 0.5,
+        patience=chance.choice((0, 0, 0, 1, 2)),
+        judge_seconds=chance.choice((0.0, 0.2, 2.0)),
     )
 
 

@@ -101,7 +101,7 @@ def a_repeat_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
     _judged_as(Verdict.REPEAT, Verdict.WANTED)(patch)
 
 
-@mutant("6", "mixed", "counted", "exception")
+@mutant("6", "reordering", "counted", "exception")
 def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
     _judged_as(Verdict.REPEAT_TOO_OLD, Verdict.WANTED)(patch)
 

@@ -8,6 +8,7 @@ import pytest
 
 from manychar.protocol import server, worker
 from manychar.protocol.effects import Effect, Result
+from manychar.protocol.judging import Judging
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Lease, Member, Membership, PeerState
 from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
@@ -175,7 +176,7 @@ def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reception, "comes_back", lambda *_: None)
 
 
-@mutant("17", "foreign", "accepted gradient")
+@mutant("17", "foreign", "accepted gradient", "barred")
 def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
     def polite(self: Reception, member: Member, ready: Ready, now: float) -> None:
         if member.state is PeerState.GREETED:
@@ -201,3 +202,30 @@ def the_end_does_not_wait_for_the_last_checkpoint(patch: pytest.MonkeyPatch) -> 
         self._end(0, "")
 
     patch.setattr(ParameterServer, "_save_and_finish", hasty)
+
+
+@mutant("end", "none", "end", "step")
+def no_step_waits_for_a_verdict(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Judging, "waits", lambda *_: False)
+
+
+@mutant("end", "none", "end", "step", "exception")
+def a_decision_takes_effect_at_once(patch: pytest.MonkeyPatch) -> None:
+    is_over = Judging.is_over
+    patch.setattr(Judging, "is_over", lambda self, step: is_over(self, step + self._every))
+
+
+@mutant("end", "server-crash", "end", "step", "best")
+def verdicts_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
+    begin = ParameterServer.begin
+
+    def forgetful(self: ParameterServer, now: float) -> list[Effect]:
+        self.judging.verdicts.clear()
+        return begin(self, now)
+
+    patch.setattr(ParameterServer, "begin", forgetful)
+
+
+@mutant("end", "stop", "end", "step", "stuck")
+def what_was_saved_on_a_stop_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Judging, "_counts", lambda *_: True)

@@ -9,7 +9,7 @@ tainted: its bytes are nobody's until the server goes back, and the next term is
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manychar.numerics import State
 from manychar.protocol.effects import Effect, GoBack, Send
@@ -27,9 +27,11 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.server import ParameterServer, Phase
 from manychar.protocol.steps import STEPS_COMPARED, Verdict
-from tests.simulation.faults import Plan
-from tests.simulation.reference import Reference, bytes_of
+from tests.simulation.reference import bytes_of
 from tests.simulation.violation import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
 
 LONGEST_SILENCE = 12.0
 
@@ -46,12 +48,13 @@ class Before:
 
 
 class Oracle:
-    """The judge of one run's server. `broken` are the names of the workers that compute wrongly."""
+    """The judge of one world's server."""
 
-    def __init__(self, reference: Reference, plan: Plan, broken: set[str]) -> None:
-        self.reference = reference
-        self.plan = plan
-        self.broken = broken
+    def __init__(self, world: "World") -> None:
+        self.reference = world.reference
+        self.plan = world.plan
+        self.broken = world.broken
+        self._world = world
         self.term = 0
         self.step = 0
         self.accepted_in_all = 0
@@ -63,6 +66,7 @@ class Oracle:
         self._leases: dict[int, tuple[int, Peer]] = {}
         self._live: dict[int, int] = {}
         self._spoke_at = 0.0
+        self._ends_as_it_is = False
 
     def server_starts(self, machine: ParameterServer, saved_step: int, now: float) -> None:
         """A server begins, from the newest checkpoint that reached the disk."""
@@ -76,6 +80,7 @@ class Oracle:
         self._next_before = list(self._next)
         self._accepted, self._leases, self._live = {}, {}, {}
         self.wrong = None
+        self._ends_as_it_is = False
         self._spoke_at = now
         self.check_state(machine.state, "resumed state")
 
@@ -208,18 +213,28 @@ class Oracle:
 
     def check_step(self, machine: ParameterServer) -> None:
         """Every step that is complete is applied, and comes to the reference's state."""
-        if self.wrong is not None:
+        if self.wrong is not None or self._ends_as_it_is:
             return
         step = self.step
-        while step < self.plan.steps and min(self._next) > step:
+        while min(self._next) > step and not self._held(step):
             step += 1
-            if machine.phase is not Phase.TRAINING:
-                break
+            if machine.phase is not Phase.TRAINING and machine.state.step != self._world.end:
+                break  # it was stopped
         if machine.state.step != step:
             raise Violation("step", f"the server is at {machine.state.step}, not at {step}")
         if step != self.step:
             self.step = step
             self.check_state(machine.state, "state")
+
+    def server_is_stopped(self, machine: ParameterServer) -> None:
+        """A server that waits for a verdict ends as it is; another one ends its step."""
+        self._ends_as_it_is |= self._held(machine.state.step)
+
+    def _held(self, step: int) -> bool:
+        """Whether no step may be applied now: the run ends here, or waits for a verdict."""
+        every = self.plan.checkpoint_every
+        due = range(0, step, every) if self.plan.patience and step % every == 0 else ()
+        return step >= self._world.end or not self._world.disk.verdicts.keys() >= set(due)
 
     def _check_leases(self, machine: ParameterServer) -> None:
         leases = machine.membership.leases
@@ -294,6 +309,12 @@ class Oracle:
             self._live[shard] = number
         if self._leases.get(number) != (shard, peer) or self._live[shard] != number:
             raise Violation("lease", f"number {number} for shard {shard} at {peer!r} is not live")
+
+    def keeps_best(self, step: int) -> None:
+        """The best checkpoint is the one with the least loss of all that are judged."""
+        verdicts = self._world.disk.verdicts
+        if step != min(verdicts, key=verdicts.__getitem__):
+            raise Violation("best", f"step {step} of {verdicts}")
 
     def server_spoke(self, now: float) -> None:
         """A line for a person."""

@@ -10,6 +10,8 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     GoBack,
+    Judge,
+    KeepBest,
     PeerError,
     Result,
     Save,
@@ -46,6 +48,7 @@ class ServerShell:
                 checkpoint_every=plan.checkpoint_every,
                 sample_every=0,
                 silence=plan.silence,
+                stop_when_no_better=plan.patience,
             ),
             streams=known.streams,
             vocabulary=known.vocabulary,
@@ -53,6 +56,8 @@ class ServerShell:
             fingerprint=FINGERPRINT,
             libraries={},
             barred=barred or {},
+            verdicts=world.disk.verdicts,
+            unjudged=world.disk.unjudged(),
         )
         self.machine = world.server_class(run, now=world.now)
         self.applied_at = world.now
@@ -137,6 +142,10 @@ class ServerShell:
             self.carry_out(self.machine.computed(effect.shard, effect.step, result, world.now))
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
+        elif isinstance(effect, Judge):
+            world.disk.judge(self, effect.step)
+        elif isinstance(effect, KeepBest):
+            world.oracle.keeps_best(effect.step)
         elif isinstance(effect, Say):
             world.oracle.server_spoke(world.now)
             world.log(functools.partial(str, f"  server says: {effect.text}"))
@@ -161,4 +170,5 @@ class ServerShell:
     def stop(self, within: float) -> None:
         """Take a SIGTERM."""
         now = self.world.now
+        self.world.oracle.server_is_stopped(self.machine)
         self.carry_out(self.machine.stop(75, "stopped", now=now, by=now + within))

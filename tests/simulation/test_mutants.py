@@ -8,7 +8,7 @@ from tests.simulation.planted import Mutant, planted_in
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
-SEEDS = 200
+SEEDS = 400
 MUTANTS = planted_in(mutants_of_bytes, mutants_of_order)
 
 

@@ -8,6 +8,7 @@ the bytes of the real codec.
 import dataclasses
 import functools
 import heapq
+import math
 import random
 from collections.abc import Callable
 
@@ -53,7 +54,8 @@ class World:
             self.plan.shards, self.plan.streams, self.plan.delay, self.plan.length
         )
         self.broken: set[str] = set()
-        self.oracle = Oracle(self.reference, self.plan, self.broken)
+        self.end = self._where_it_ends()
+        self.oracle = Oracle(self)
         self.worker_oracle = WorkerOracle(self.oracle, disorder=self.plan.disorder)
         self.network = Network(self)
         self.disk = Disk(self)
@@ -67,6 +69,20 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._names = 0
+
+    def loss_at(self, step: int) -> float:
+        """Return what the judge says of a checkpoint."""
+        return random.Random(f"loss {self.schedule} {step}").random()  # noqa: S311
+
+    def _where_it_ends(self) -> int:
+        """Return the step at which the run must end: each decision takes effect one later."""
+        every, best, best_at = self.plan.checkpoint_every, math.inf, 0
+        for step in range(0, self.plan.steps, every):
+            if self.loss_at(step) < best:
+                best, best_at = self.loss_at(step), step
+            if self.plan.patience and (step - best_at) // every >= self.plan.patience:
+                return min(step + every, self.plan.steps)
+        return self.plan.steps
 
     # Time.
 
@@ -256,7 +272,7 @@ class World:
         if wrong is None or wrong is self._told or self.server is None or not healthy:
             return
         machine = self.server.machine
-        due = min(wrong.step + self.plan.truth_after, self.plan.steps - 1)
+        due = min(wrong.step + self.plan.truth_after, self.end - 1)
         if machine.phase is Phase.TRAINING and machine.state.step < due:
             return
         self._told = wrong
@@ -292,10 +308,12 @@ class World:
             self.after(1.0, self.start_server)
             self.after(1.0, self.join)
             return
-        if finish.code != 0 or machine.state.step != self.plan.steps:
+        if finish.code != 0:
             raise Violation("result", f"{finish} at step {machine.state.step}")
+        if machine.state.step != self.end:
+            raise Violation("end", f"{finish} at step {machine.state.step}, not at {self.end}")
         self.oracle.check_result(machine.state, "result")
-        if self.disk.newest().step != self.plan.steps:
+        if self.disk.newest().step != self.end:
             raise Violation("result", "the last checkpoint is not on disk")
         at_ease = not self.plan.faults and self.plan.answers_within < LEAST_PATIENCE
         if at_ease and machine.counts["asked again"]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import keeping, looking, training
+from manychar.cli import evaluating, keeping, looking, training
 from manychar.cli.speaking import say
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
@@ -29,6 +29,7 @@ for _command in (
     training.server,
     training.worker,
     looking.sample,
+    evaluating.evaluate,
     looking.verify,
     looking.equivalence,
     looking.status,

@@ -36,6 +36,7 @@ DEFINITION: dict[str, Any] = {
     "dtype": _defining(Literal["float32", "float64"], "Precision.", "float32"),
     "seed": _defining(int, "Seed of the first weights and of samples.", 0, min=0),
     "delay": _defining(int, "Steps that a gradient's weights may lag behind.", 0, min=0),
+    "validation": _defining(float, "Share of the text's end that is held out to judge by.", 0.0),
     "numerics": _defining(
         Literal["portable", "native"],
         "portable: the same bits on every x86-64 CPU; native: faster.",
@@ -57,6 +58,9 @@ OPERATION: dict[str, Any] = {
     "lease_timeout": _operating(float, "Seconds of silence after which a worker is lost.", 2.0),
     "on_disk_error": _operating(
         Literal["stop", "continue"], "When a checkpoint cannot be written.", "stop"
+    ),
+    "stop_when_no_better": _operating(
+        int, "End after so many checkpoints without a new best; 0: never.", 0, min=0, max=MOST
     ),
     "allow_mixed_numerics": Annotated[
         bool | None,

@@ -1,19 +1,25 @@
 """The commands that look: sample, status, verify, equivalence, doctor."""
 
+import contextlib
 import dataclasses
 import json
 import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
 from manychar.cli.speaking import say, write
-from manychar.cli.taking import define, numerics_of, settings, usable_cores
+from manychar.cli.taking import define, numerics_of, settings, source_of, usable_cores
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from manychar.runtime.observe import Standing
 
 
 def sample(
@@ -44,18 +50,13 @@ def sample(
     pin("portable")
     import numpy as np
 
-    from manychar.runtime.observe import fetch
-    from manychar.runtime.peers import find_key
-    from manychar.runtime.sampling import draw, for_reading, load
+    from manychar.runtime.sampling import draw, for_reading
 
     if prime and prime_file is not None:
         raise UserError("--prime and --prime-file both say what to go on from: give one")
     if prime_file is not None:
         prime = _read_prime(prime_file)
-    live = source.startswith(("tcp://", "ipc://"))
-    parameters, vocabulary = (
-        fetch(source, find_key(key), patience=10.0, say=say) if live else load(Path(source))
-    )
+    parameters, vocabulary = source_of(source, key)
     chosen = secrets.randbelow(2**32) if seed is None else seed
     drawn = draw(
         parameters,
@@ -150,24 +151,55 @@ def _print_table(rows: list[list[str]]) -> None:
 def status(
     endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
     patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
     key: Key = None,
 ) -> None:
-    """Say how a live run stands: step, loss, who is there, and what was dropped and why."""
+    """Say how a live run stands: step, loss, who is there and who is late, what was dropped."""
     pin("portable")
-    from manychar.runtime.observe import look
+    from manychar.runtime import observe
     from manychar.runtime.peers import find_key
+    from manychar.runtime.standing import show
 
-    standing = look(endpoint, find_key(key), patience=patience, say=say)
-    found = {
-        **dataclasses.asdict(standing.report),
-        "workers": {worker.name: worker._asdict() for worker in standing.workers},
-    }
-    if as_json:
-        write(json.dumps(found, indent=2) + "\n")
+    look = observe.watch(endpoint, find_key(key), patience=patience, say=say)
+    with contextlib.closing(look) as standings:
+        if as_json:
+            for standing in standings if watch else [next(standings)]:
+                write(json.dumps(_as_json(standing), indent=None if watch else 2) + "\n")
+        elif watch:
+            _watch(standings)
+        else:
+            write(show(next(standings)))
+
+
+def _watch(standings: "Iterator[Standing]") -> None:
+    """Show every look: in one place on a terminal, one after the other elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from manychar.runtime.standing import render, show
+
+    before = None
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for standing in standings:
+            write(show(standing, before) + "\n")
+            before = standing
         return
-    for name, value in _flat(found):
-        write(f"{name:<44}{value}\n")
+    with Live(console=console, auto_refresh=False) as live:
+        for standing in standings:
+            live.update(render(standing, before), refresh=True)
+            before = standing
+
+
+def _as_json(standing: "Standing") -> dict[str, Any]:
+    from manychar.runtime.standing import exchanging
+
+    workers = {
+        worker.name: {**worker._asdict(), "exchanging": exchanging(worker)}
+        for worker in standing.workers
+    }
+    return {**dataclasses.asdict(standing.report), "workers": workers}
 
 
 def doctor(

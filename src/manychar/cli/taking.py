@@ -12,6 +12,7 @@ from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
     from manychar.numerics.definition import Definition
+    from manychar.numerics.model import Parameters
     from manychar.runtime.corpus_file import Corpus
     from manychar.runtime.display import Display
     from manychar.runtime.run_directory import RunDirectory, Settings
@@ -87,6 +88,22 @@ def settings(flags: dict[str, Any], *, workers: int) -> "Settings":
     fields = {field.name for field in dataclasses.fields(Settings)}
     given = {name: value for name, value in flags.items() if name in fields}
     return Settings(**{"workers": workers, **given})
+
+
+def source_of(source: str, key: Path | None) -> "tuple[Parameters, str]":
+    """Return (parameters, vocabulary) of a run directory, a checkpoint, or a live server."""
+    from manychar.runtime.observe import fetch
+    from manychar.runtime.peers import find_key
+    from manychar.runtime.sampling import load
+
+    if is_endpoint(source):
+        return fetch(source, find_key(key), patience=10.0, say=say)
+    return load(Path(source))
+
+
+def is_endpoint(source: str) -> bool:
+    """Whether a source is a live server's endpoint, and no path."""
+    return source.startswith(("tcp://", "ipc://"))
 
 
 def usable_cores() -> int:

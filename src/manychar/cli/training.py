@@ -148,15 +148,22 @@ def stop(
 
 
 def _end_if_it_is_through(directory: "RunDirectory") -> None:
-    """Say so, and exit, where a resumed run has all its steps already."""
+    """Say so, and exit, where a resumed run has all its steps already, or got no better."""
+    from manychar.runtime.verdicts import is_over
+
     steps = directory.settings.steps
     try:
         checkpoint, damaged = directory.newest_checkpoint()
     except UserError:
         return  # the server says what is wrong
     newest = checkpoint.state.step
-    if not damaged and 0 < steps <= newest:
+    if damaged:
+        return
+    if 0 < steps <= newest:
         say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
+        raise typer.Exit
+    if is_over(directory, newest):
+        say(f"over at step {newest:,}: it got no better; --stop-when-no-better 0 goes on")
         raise typer.Exit
 
 
@@ -203,5 +210,10 @@ def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
         say(f"manychar: {finish.reason}")
     if finish.code or steps == 0:
         say(f"go on: {program()} {again} --resume {path}")
+    from manychar.runtime.verdicts import BEST_NAME
+
+    best = directory.checkpoints / BEST_NAME
     say(f"sample from it: {program()} sample {path}")
+    if best.exists():
+        say(f"or from the best: {program()} sample {shlex.quote(str(best))}")
     raise typer.Exit(finish.code)

@@ -1,11 +1,13 @@
 """Floor 0: min-char-rnn as pure functions over numpy arrays.
 
-Read in the order of the data: definition, corpus, model, kernel, gradient, adagrad, fused, train.
+Read in the order of the data: definition, corpus, model, kernel, gradient, adagrad, fused, train,
+evaluation.
 """
 
 from manychar.numerics import adagrad
 from manychar.numerics.corpus import Batch, CorpusError, Streams, encode
 from manychar.numerics.definition import Definition, DefinitionError
+from manychar.numerics.evaluation import Evaluation, evaluate
 from manychar.numerics.gradient import average, clip
 from manychar.numerics.kernel import Kernel, loss_and_gradient
 from manychar.numerics.model import Parameters, initialize, sample
@@ -16,6 +18,7 @@ __all__ = [
     "CorpusError",
     "Definition",
     "DefinitionError",
+    "Evaluation",
     "Kernel",
     "Parameters",
     "State",
@@ -25,6 +28,7 @@ __all__ = [
     "average",
     "clip",
     "encode",
+    "evaluate",
     "initialize",
     "loss_and_gradient",
     "sample",

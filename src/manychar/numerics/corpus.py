@@ -4,6 +4,7 @@ The vocabulary is the text's distinct characters in code-point order, an id is a
 the position in the text is a pure function of (shard, step). Nothing here remembers anything.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -45,6 +46,16 @@ def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
     return "".join(map(chr, vocabulary)), id_of[code_points]
 
 
+def encode_with(
+    vocabulary: str, text: str
+) -> tuple[NDArray[np.unsignedinteger], collections.Counter[str]]:
+    """Return (ids, unknown): another text's characters that the vocabulary has, and the others."""
+    id_of = {character: i for i, character in enumerate(vocabulary)}
+    known = [id_of[character] for character in text if character in id_of]
+    unknown = collections.Counter(character for character in text if character not in id_of)
+    return np.array(known, dtype=id_dtype(len(vocabulary))), unknown
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """What one shard reads at one step.
@@ -75,7 +86,12 @@ class Streams:
 
     def __post_init__(self) -> None:
         """Find the length of a stream; the remainder at the end and what is held out are unread."""
-        characters = len(self.ids) - int(len(self.ids) * self.validation)
+        if self.validation > 0 and len(self.held_out) < 2:
+            raise CorpusError(
+                f"--validation {self.validation} of {len(self.ids):,} characters holds out"
+                f" {len(self.held_out)}: it takes at least 2 to judge by"
+            )
+        characters = len(self.ids) - len(self.held_out)
         length = characters // (self.shards * self.streams)
         if length < self.seq_length + 1:
             needed = self.shards * self.streams * (self.seq_length + 1)
@@ -87,6 +103,11 @@ class Streams:
         object.__setattr__(self, "length", length)
         read = self.ids[: self.shards * self.streams * length]
         object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
+
+    @property
+    def held_out(self) -> NDArray[np.unsignedinteger]:
+        """The end of the text, which no stream reads: what the model is judged by."""
+        return self.ids[len(self.ids) - int(len(self.ids) * self.validation) :]
 
     @functools.cached_property
     def steps_per_pass(self) -> int:

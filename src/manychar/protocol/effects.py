@@ -34,6 +34,20 @@ class Save:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+    """Have the checkpoint of `step` judged, and come back with `judged` or `judge_failed`."""
+
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepBest:
+    """Keep the checkpoint of `step` under a name of its own: no other is better so far."""
+
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Say:
     """Tell the person at this process, in one line."""
 
@@ -127,4 +141,18 @@ class Finish:
     reason: str
 
 
-Effect = Send | Save | Say | Show | Append | Record | Prove | Compute | GoBack | MarkMixed | Finish
+Effect = (
+    Send
+    | Save
+    | Judge
+    | KeepBest
+    | Say
+    | Show
+    | Append
+    | Record
+    | Prove
+    | Compute
+    | GoBack
+    | MarkMixed
+    | Finish
+)

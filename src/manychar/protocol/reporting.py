@@ -1,5 +1,6 @@
 """What the server shows: how the run stands, and its newest weights for samples."""
 
+from manychar.protocol.judging import Judging
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Report, Weights
 from manychar.protocol.outbox import Outbox
@@ -15,9 +16,17 @@ class Reporting:
     """Makes reports of a run, and shows one when it is time and something has happened."""
 
     def __init__(
-        self, run: Run, steps: Steps, membership: Membership, outbox: Outbox, *, now: float
+        self,
+        run: Run,
+        steps: Steps,
+        membership: Membership,
+        judging: Judging,
+        outbox: Outbox,
+        *,
+        now: float,
     ) -> None:
         self._run = run
+        self._judging = judging
         self._steps = steps
         self._membership = membership
         self._outbox = outbox
@@ -44,6 +53,7 @@ class Reporting:
     def report(self, now: float) -> Report:
         """Return how the run stands."""
         state, definition = self._steps.state, self._run.definition
+        judged = self._judging.newest
         holding = {lease.peer for lease in self._membership.leases.values()}
         workers = self._membership.workers()
         return Report(
@@ -60,9 +70,9 @@ class Reporting:
             counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
             checkpoint=self._checkpoint,
             checkpoint_age=now - self._saved_at,
-            judged=None,
-            validation=None,
-            best=None,
+            judged=judged,
+            validation=None if judged is None else self._judging.verdicts[judged],
+            best=self._judging.best,
         )
 
     def weights(self) -> Weights:

@@ -16,7 +16,9 @@ class Operation:
     `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `silence` is the
     lease timeout in seconds; `seconds_before` is what the run has taken before this server started.
     `allow_mixed` lets in workers with other arithmetic (then the bits do depend on who comes);
-    `go_on_without_disk` trains on when a checkpoint cannot be written.
+    `go_on_without_disk` trains on when a checkpoint cannot be written. After
+    `stop_when_no_better` checkpoints without a new best loss on the held-out text the run ends
+    (this does not change a bit either, only how many steps are done); 0 for never.
     """
 
     steps: int
@@ -26,11 +28,16 @@ class Operation:
     seconds_before: float = 0.0
     allow_mixed: bool = False
     go_on_without_disk: bool = False
+    stop_when_no_better: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as one server takes it up. `barred` says of each name why it may not come."""
+    """A run as one server takes it up. `barred` says of each name why it may not come.
+
+    `verdicts` are the checkpoints' losses on the held-out text that are known, nats a character by
+    step; `unjudged` are the steps of those on disk whose loss is not.
+    """
 
     run: str
     term: int
@@ -42,6 +49,8 @@ class Run:
     fingerprint: str
     libraries: Mapping[str, str]
     barred: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    verdicts: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    unjudged: tuple[int, ...] = ()
 
     @property
     def dimensions(self) -> Dimensions:

@@ -11,8 +11,8 @@ a PeerError. Whatever comes from a peer that is not known, or from another term,
 StartAfresh, so that a peer's memory of a former server can never be mistaken for this one's.
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
-what), `reception` (who comes and goes), `reporting` and `attendance` (how it stands), `outbox`
-(what comes of it).
+what), `reception` (who comes and goes), `judging` (whether it gets better), `reporting` and
+`attendance` (how it stands), `outbox` (what comes of it).
 """
 
 import enum
@@ -27,11 +27,14 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     GoBack,
+    Judge,
+    KeepBest,
     PeerError,
     Record,
     Result,
     Save,
 )
+from manychar.protocol.judging import Judging
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.manners import CUT_OFF_FOR, Manners
 from manychar.protocol.membership import Member, Membership, PeerState
@@ -91,7 +94,15 @@ class ParameterServer:
         self.leasing = Leasing(self.steps, self.membership, self.outbox)
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
         self.attendances = Attendances(self.steps, self.membership, self.outbox, now=now)
-        self.reporting = Reporting(run, self.steps, self.membership, self.outbox, now=now)
+        self.judging = Judging(
+            run.verdicts,
+            on=run.definition.validation > 0,
+            every=run.operation.checkpoint_every,
+            patience=run.operation.stop_when_no_better,
+        )
+        self.reporting = Reporting(
+            run, self.steps, self.membership, self.judging, self.outbox, now=now
+        )
         self.counts = self.outbox.counts
         self._disputes: dict[tuple[int, int], list[tuple[str, Digest]]] = {}
         self._applied_at = now
@@ -112,8 +123,13 @@ class ParameterServer:
 
     def begin(self, now: float) -> list[Effect]:
         """Start: a run that is through already ends at once."""
+        for step in self.run.unjudged:
+            self.judging.expect(step)
+            self.outbox.add(Judge(step))
         if self.state.step >= self.steps.limit:
             self._save_and_finish(now)
+        elif self.judging.is_over(self.state.step):
+            self._no_better(now)
         return self.outbox.collect()
 
     def receive(
@@ -212,17 +228,61 @@ class ParameterServer:
     def saved(self, step: int, now: float) -> list[Effect]:
         """Take note that the checkpoint of `step` is on disk."""
         self.reporting.saved(step, now)
+        if step in self.judging.awaited:
+            self.outbox.add(Judge(step))
         self._saved_step = max(self._saved_step, step)
         self._end_if_all_is_done()
         return self.outbox.collect()
 
     def _end_if_all_is_done(self) -> None:
         saved = self._saved_step == self.state.step
-        if self.phase is Phase.SAVING and saved and not self._disputes:
-            self._end(self._ending.code, self._ending.reason)
+        judged = self._ending.code != 0 or not self.judging.awaited
+        if self.phase is Phase.SAVING and saved and judged and not self._disputes:
+            words = (self._ending.reason, self.judging.summary if not self._ending.code else "")
+            self._end(self._ending.code, "; ".join(filter(None, words)))
+
+    def judged(self, step: int, nats: float, now: float) -> list[Effect]:
+        """Take the loss of a checkpoint on the held-out text, in nats a character."""
+        if self.phase is Phase.FINISHED:
+            return []
+        if self.judging.take(step, nats):
+            self.outbox.add(KeepBest(step))
+        self.reporting.show(now)
+        self._go_on_after_verdict(now)
+        return self.outbox.collect()
+
+    def not_judged(self, step: int, reason: str, now: float) -> list[Effect]:
+        """Take note that a checkpoint cannot be judged: it is not there any more."""
+        self.judging.pass_over(step)
+        self.outbox.count("checkpoints not judged")
+        self.outbox.notice(f"the checkpoint of step {step} is not judged: {reason}")
+        self._go_on_after_verdict(now)
+        return self.outbox.collect()
+
+    def judge_failed(self, reason: str, now: float) -> list[Effect]:
+        """Take note that nothing is judged any more; a run that depends on it ends."""
+        self.outbox.notice(f"the held-out text is not judged any more: {reason}")
+        if self.judging.decides and self.phase is not Phase.FINISHED:
+            self._end(3, f"where this run ends cannot be told without a judge: {reason}")
+        self.judging.give_up()
+        self._go_on_after_verdict(now)
+        return self.outbox.collect()
+
+    def _go_on_after_verdict(self, now: float) -> None:
+        if self.phase is Phase.TRAINING and self.judging.is_over(self.state.step):
+            self._no_better(now)
+        self._apply_what_is_complete(now)
+        self._end_if_all_is_done()
+
+    def _no_better(self, now: float) -> None:
+        """End here: the decision on the checkpoint before this one was to stop."""
+        patience = self.run.operation.stop_when_no_better
+        self._ending = Finish(0, f"no better for {patience} checkpoint{'s'[: patience - 1]}")
+        self._save_and_finish(now)
 
     def save_failed(self, step: int, reason: str) -> list[Effect]:
         """Take note that it is not: end the run, or go on without it."""
+        self.judging.pass_over(step)
         what = f"the checkpoint of step {step} could not be written: {reason}"
         if self.run.operation.go_on_without_disk and self.phase is not Phase.SAVING:
             self.outbox.count("checkpoints not written")
@@ -241,7 +301,7 @@ class ParameterServer:
             self.phase = Phase.STOPPING
             self._ending = Finish(code, reason)
             self._stop_by = by
-            if not self.membership.workers():
+            if not self.membership.workers() or self.judging.waits(self.state.step):
                 self._save_and_finish(now)
 
     def _asked_to_stop(self, member: Member, message: Stop, now: float) -> None:
@@ -297,7 +357,15 @@ class ParameterServer:
         self.steps.accept(gradient, member.name)
         self.attendances.delivers(member, now)
         self.leasing.counted(gradient.shard, member.peer, now)
-        while self.steps.complete and self.phase in (Phase.TRAINING, Phase.STOPPING):
+        self._apply_what_is_complete(now)
+
+    def _apply_what_is_complete(self, now: float) -> None:
+        """Apply every step whose gradients are all there, up to one that waits for a verdict."""
+        while (
+            self.steps.complete
+            and self.phase in (Phase.TRAINING, Phase.STOPPING)
+            and not self.judging.waits(self.state.step)
+        ):
             self.steps.apply()
             usual = now - self._applied_at
             self._applied_at = now
@@ -357,17 +425,22 @@ class ParameterServer:
         """Do what the new weights call for."""
         step, operation = self.state.step, self.run.operation
         last = step >= self.steps.limit
-        ends = last or self.phase is Phase.STOPPING
+        over = self.judging.is_over(step)
+        ends = last or over or self.phase is Phase.STOPPING
         if not ends:
             self.attendances.broadcasts(now)
             self.leasing.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
-        if _is_due(step, RECORD_EVERY_STEPS) or last:
+        if _is_due(step, RECORD_EVERY_STEPS) or last or over:
             self.outbox.add(Record(self.reporting.report(now)))
+        if over and self.phase is Phase.TRAINING:
+            self._no_better(now)
+            return
         if ends:
             self._save_and_finish(now)
             return
         if _is_due(step, operation.checkpoint_every):
+            self.judging.expect(step)
             self.outbox.add(Save(self.state))
         if _is_due(step, operation.sample_every):
             self.reporting.show(now)
@@ -378,6 +451,8 @@ class ParameterServer:
         self.steps.close()
         self.reporting.show(now)
         self.outbox.show(self.reporting.weights())
+        if self._ending.code == 0:
+            self.judging.expect(self.state.step)
         self.outbox.add(Save(self.state))
 
     def _end(self, code: int, reason: str) -> None:
@@ -391,8 +466,14 @@ class ParameterServer:
         """Say for whom the run is waiting."""
         self._next_complaint = now + COMPLAIN_EVERY
         step, waited, late = self.state.step, now - self._applied_at, self.leasing.late()
-        if self.phase is Phase.SAVING:
+        if self.phase is Phase.SAVING and self._saved_step != step:
             self.outbox.notice(f"the checkpoint of step {step} waits for the disk")
+            return
+        if self.phase is Phase.SAVING or self.judging.waits(step):
+            awaited = ", ".join(map(str, self.judging.awaited_before(step) or [step]))
+            self.outbox.notice(
+                f"step {step} has waited {waited:.0f} s for the held-out loss of step {awaited}"
+            )
             return
         names = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
         whom = names or "a worker: none is here"

@@ -129,6 +129,8 @@ class Display:
                 per_step = report.characters / max(report.step, 1)
                 words.append(f"{_clock((report.steps - report.step) * per_step / speed)} left")
             words.append(f"{speed:,.0f} characters/s")
+        if report.validation is not None:
+            words.append(f"held out {report.validation:.3f} nats at {report.judged:,}")
         words.append(" ".join(report.workers) or "no worker")
         if report.standing_by:
             words.append(f"{report.standing_by} standing by")

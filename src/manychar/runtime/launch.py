@@ -345,6 +345,7 @@ def _operation_flags(settings: Settings) -> list[str]:
         "sample_length",
         "lease_timeout",
         "on_disk_error",
+        "stop_when_no_better",
     ):
         flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     return [*flags, *(["--allow-mixed-numerics"] if settings.allow_mixed_numerics else [])]

@@ -12,6 +12,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import (
     Attendance,
+    Dimensions,
     Message,
     Report,
     Role,
@@ -102,6 +103,7 @@ def fetch(
 class Standing:
     """How a run stands, and how each of its workers does."""
 
+    dimensions: Dimensions
     report: Report
     workers: tuple[Attendance, ...]
 
@@ -131,8 +133,9 @@ def watch(
                         pass
                     case Show(Roster() as roster):
                         workers = [*workers[: roster.first], *roster.workers]
-                        if report is not None and len(workers) == roster.total:
-                            yield Standing(report, tuple(workers))
+                        welcome, whole = visit.welcome, len(workers) == roster.total
+                        if report is not None and welcome is not None and whole:
+                            yield Standing(welcome.dimensions, report, tuple(workers))
                     case Say(text):
                         say(text)
                     case Finish(0, _) if report is not None:

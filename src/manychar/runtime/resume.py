@@ -12,15 +12,20 @@ from manychar.runtime.durable import rename
 from manychar.runtime.errors import UserError
 from manychar.runtime.journal import JOURNAL_NAME, Begin, Journal, read_journal
 from manychar.runtime.run_directory import RunDirectory, take_up_metrics
+from manychar.runtime.verdicts import take_up_verdicts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Beginning:
-    """A checkpoint to go on from, the journal to go on with, and the seconds the run has taken."""
+    """A checkpoint to go on from, the journal to go on with, and what the run has come to.
+
+    `seconds` is how long it has taken, `verdicts` are its checkpoints' held-out losses by step.
+    """
 
     checkpoint: Checkpoint
     journal: Journal
     seconds: float
+    verdicts: dict[int, float]
 
 
 def take_up(
@@ -41,7 +46,8 @@ def take_up(
     journal.append([Begin(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()
-    return Beginning(checkpoint, journal, take_up_metrics(directory, step))
+    seconds = take_up_metrics(directory, step)
+    return Beginning(checkpoint, journal, seconds, take_up_verdicts(directory, step))
 
 
 def _choose(

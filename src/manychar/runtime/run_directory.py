@@ -55,7 +55,8 @@ class Settings:
     """How a run is carried out, config.json's `operation`: no bit depends on it.
 
     `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `sample_length` is in
-    characters, `lease_timeout` in seconds. `fingerprint` and `libraries` are those of the
+    characters, `lease_timeout` in seconds. After `stop_when_no_better` checkpoints without a new
+    best the run ends, 0 for never. `fingerprint` and `libraries` are those of the
     arithmetic that the run began with; `mixed` says that other arithmetic has been let in since.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     transport: str = "tcp"
     lease_timeout: float = 2.0
     on_disk_error: str = "stop"
+    stop_when_no_better: int = 0
     allow_mixed_numerics: bool = False
     mixed: bool = False
     fingerprint: str = ""
@@ -103,6 +105,7 @@ _WHOLE_NUMBERS = {
     "keep_checkpoints": (0, 10**15),
     "sample_every": (0, 10**15),
     "sample_length": (0, 10**15),
+    "stop_when_no_better": (0, 10**15),
     "workers": (1, 1024),
 }
 _CHOICES = {"transport": ("tcp", "ipc"), "on_disk_error": ("stop", "continue")}
@@ -120,6 +123,15 @@ class RunDirectory:
     run: str
     definition: Definition
     settings: Settings
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what its definition does not allow."""
+        judged = self.definition.validation > 0 and self.settings.checkpoint_every > 0
+        if self.settings.stop_when_no_better and not judged:
+            raise UserError(
+                "--stop-when-no-better judges checkpoints by held-out text: it needs a"
+                " --validation above 0 and a --checkpoint-every above 0"
+            )
 
     @property
     def checkpoints(self) -> Path:

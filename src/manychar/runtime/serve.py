@@ -23,6 +23,8 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     GoBack,
+    Judge,
+    KeepBest,
     MarkMixed,
     PeerError,
     Record,
@@ -46,10 +48,12 @@ from manychar.runtime.errors import (
     because,
 )
 from manychar.runtime.journal import Step, weights_digest
+from manychar.runtime.judge import Gone, JudgeProcess, News, Restart, Verdict
 from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
 from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, raise_term
 from manychar.runtime.transport import Received, Router, Unreachable
+from manychar.runtime.verdicts import append_verdict, keep_best, unjudged
 from manychar.runtime.wake import Wake
 from manychar.runtime.writer import Writer
 
@@ -98,7 +102,10 @@ def serve(
                     router = Router(endpoint, machine.dimensions, keys)
                     stack.callback(router.close)
                     screen.bound(router.endpoint)
-                with Writer(directory, beginning, wake) as writer:
+                with (
+                    Writer(directory, beginning, wake) as writer,
+                    JudgeProcess(directory, wake) as judge,
+                ):
                     loop = _Loop(
                         machine=machine,
                         engine=engine,
@@ -106,6 +113,7 @@ def serve(
                         beginning=beginning,
                         router=router,
                         writer=writer,
+                        judge=judge,
                         screen=screen,
                         parent=parent,
                         wake=wake,
@@ -151,6 +159,7 @@ def _run(
             seconds_before=beginning.seconds,
             allow_mixed=settings.allow_mixed_numerics,
             go_on_without_disk=settings.on_disk_error == "continue",
+            stop_when_no_better=settings.stop_when_no_better,
         ),
         streams=streams,
         vocabulary=vocabulary,
@@ -158,6 +167,8 @@ def _run(
         fingerprint="",
         libraries={},
         barred={**settings.barred, **back.barred},
+        verdicts=beginning.verdicts,
+        unjudged=unjudged(directory, beginning.verdicts, beginning.checkpoint.state.step),
     )
     engine = Engine(run.dimensions)
     proof = engine.prove()
@@ -201,6 +212,7 @@ class _Loop:
     beginning: Beginning
     router: Router
     writer: Writer
+    judge: JudgeProcess
     screen: Screen
     parent: Parent
     wake: Wake
@@ -287,6 +299,20 @@ class _Loop:
                 if failure
                 else self.machine.saved(step, now)
             )
+        for news in self.judge.news():
+            self._hear_judge(news, time.monotonic())
+
+    def _hear_judge(self, news: News, now: float) -> None:
+        match news:
+            case Verdict(step, None, why_not):
+                self._carry_out(self.machine.not_judged(step, why_not, now))
+            case Verdict(step, float() as nats):
+                self._to_disk("verdict", append_verdict, self.directory, step, nats)
+                self._carry_out(self.machine.judged(step, nats, now))
+            case Restart(text):
+                self._carry_out(self.machine.remark(text))
+            case Gone(reason):
+                self._carry_out(self.machine.judge_failed(reason, now))
 
     def _stop(self, code: int, reason: str) -> None:
         now = time.monotonic()
@@ -303,6 +329,10 @@ class _Loop:
                     self.beginning.journal.append([record])
                 case Save(state):
                     self._save(state)
+                case Judge(step):
+                    self.judge.ask(step)
+                case KeepBest(step):
+                    self._to_disk("best checkpoint", keep_best, self.directory, step)
                 case Say(text):
                     self.screen.say(text)
                 case Show(Report() as report):
@@ -322,7 +352,11 @@ class _Loop:
 
     def _save(self, state: State) -> None:
         what = f"step {state.step} waits for the disk: earlier checkpoints are still being written"
-        self.writer.write(state, lambda: self._carry_out(self.machine.remark(what)))
+        self.writer.write(
+            state,
+            lambda: self._carry_out(self.machine.remark(what)),
+            spare=self.machine.judging.awaited,
+        )
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:

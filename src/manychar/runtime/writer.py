@@ -4,7 +4,7 @@ import collections
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Self
 
 from manychar.numerics.train import State
@@ -27,6 +27,7 @@ class Writer:
         self._journal = beginning.journal
         self._wake = wake
         self._pending: collections.deque[tuple[State, str]] = collections.deque()
+        self._spared: frozenset[int] = frozenset()
         self._ended = False
         self._changed = threading.Condition()
         self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
@@ -44,8 +45,12 @@ class Writer:
             self._changed.notify_all()
         self._thread.join()
 
-    def write(self, state: State, waiting: Callable[[], None]) -> None:
+    def write(
+        self, state: State, waiting: Callable[[], None], *, spare: Collection[int] = ()
+    ) -> None:
         """Have a state written; wait where the disk is MOST_PENDING behind, and say so.
+
+        An old checkpoint whose step is in `spare` is not removed yet.
 
         The journal up to it is flushed here, and made durable before the checkpoint has its name;
         without its journal no checkpoint is written.
@@ -58,6 +63,7 @@ class Writer:
         with self._changed:
             while not self._changed.wait_for(self._has_room, timeout=SAY_AFTER):
                 waiting()
+            self._spared = frozenset(spare)
             self._pending.append((state, failure))
             self._changed.notify_all()
 
@@ -100,7 +106,9 @@ class Writer:
         if not path.exists():
             write_checkpoint(path, directory.definition, self._vocabulary, state)
         kept = directory.settings.keep_checkpoints
-        old = [path for step, path in list_checkpoints(directory.checkpoints) if step > 0]
-        for path in old[:-kept] if kept else []:
+        old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
+        for step, path in old[:-kept] if kept else []:
+            if step in self._spared:
+                continue
             with contextlib.suppress(OSError):  # one too many is no harm; the next turn tries again
                 path.unlink()

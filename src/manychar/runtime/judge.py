@@ -1,0 +1,152 @@
+"""The judge: a process beside the server, at the lowest priority, that reads its checkpoints.
+
+It is asked for the loss of one checkpoint after the other on the text that was held out, and takes
+no time from the loop. One that dies is started again and asked again.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from numpy.typing import NDArray
+
+from manychar.numerics.evaluation import evaluate
+from manychar.runtime.checkpoint import checkpoint_path
+from manychar.runtime.errors import UserError
+from manychar.runtime.run_directory import RunDirectory, open_run
+from manychar.runtime.wake import Wake
+
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+LEAST_PRIORITY = 19
+
+
+class Verdict(NamedTuple):
+    """A checkpoint's loss in nats a character; `nats` is None where it could not be read."""
+
+    step: int
+    nats: float | None
+    why_not: str = ""
+
+
+class Restart(NamedTuple):
+    """The judge has died and is asked again; `text` says so in one line."""
+
+    text: str
+
+
+class Gone(NamedTuple):
+    """The judge has died again and again: no verdict will come any more."""
+
+    reason: str
+
+
+News = Verdict | Restart | Gone
+
+
+class JudgeProcess:
+    """The server's side: asks, and holds the answers until the loop takes them."""
+
+    def __init__(self, directory: RunDirectory, wake: Wake) -> None:
+        self._path = directory.path
+        self._wake = wake
+        self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._thread = threading.Thread(target=self._work, name="judge")
+
+    def __enter__(self) -> Self:
+        """Start the thread; the process starts when it is first asked."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process; what it has not said by now is lost."""
+        self._ended.set()
+        self._steps.put(None)
+        if (process := self._process) is not None:
+            process.kill()
+        self._thread.join()
+        self._bury()
+
+    def ask(self, step: int) -> None:
+        """Have a checkpoint judged that is on disk."""
+        self._steps.put(step)
+
+    def news(self) -> list[News]:
+        """Return what has happened since the last call."""
+        news = []
+        while not self._news.empty():
+            news.append(self._news.get())
+        return news
+
+    def _work(self) -> None:
+        while (step := self._steps.get()) is not None and not self._ended.is_set():
+            answer = self._judge(step)
+            self._tell(answer)
+            if isinstance(answer, Gone):
+                return
+
+    def _tell(self, news: News) -> None:
+        self._news.put(news)
+        self._wake.now()
+
+    def _judge(self, step: int) -> Verdict | Gone:
+        for pause in PAUSES:
+            with contextlib.suppress(OSError, EOFError):
+                return self._ask(step)
+            self._bury()
+            if not self._ended.is_set():
+                again = f"starting it again in {pause:g} s"
+                self._tell(Restart(f"the judge died over the checkpoint of step {step}: {again}"))
+            self._ended.wait(pause)
+        return Gone(f"its judge died {len(PAUSES)} times over the checkpoint of step {step}")
+
+    def _ask(self, step: int) -> Verdict:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self._path, theirs), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._pipe.send_bytes(str(step).encode())
+        return Verdict(*json.loads(self._pipe.recv_bytes()))
+
+    def _bury(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+
+def _serve(path: Path, pipe: Connection) -> None:
+    """Answer, in the judge's own process, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(LEAST_PRIORITY)
+    directory = open_run(path)
+    held_out = directory.streams()[1].held_out
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            verdict = _judge(directory, held_out, int(pipe.recv_bytes()))
+            pipe.send_bytes(json.dumps(verdict).encode())
+
+
+def _judge(directory: RunDirectory, held_out: NDArray[Any], step: int) -> Verdict:
+    try:
+        checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
+    except UserError as error:
+        return Verdict(step, None, str(error))
+    nats = evaluate(checkpoint.state.parameters, held_out).nats_a_character
+    return Verdict(step, nats if math.isfinite(nats) else math.inf)

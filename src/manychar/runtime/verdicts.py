@@ -1,0 +1,102 @@
+"""validation.jsonl, the held-out loss of every checkpoint that was judged, and the best one's name.
+
+A line is a function of the run's definition, so a line of a step that is done again comes again.
+"""
+
+import json
+import math
+import os
+
+from manychar.protocol.judging import Judging
+from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.runtime.durable import read_file, rename, replace_file, temporary_name
+from manychar.runtime.run_directory import RunDirectory
+
+VALIDATION_NAME = "validation.jsonl"
+BEST_NAME = "best.safetensors"
+LARGEST_FILE = 2**28
+
+
+def read_verdicts(directory: RunDirectory) -> dict[int, float]:
+    """Return the losses by step, in nats a character; a line that is torn is passed over."""
+    return _verdicts_in(_read(directory))
+
+
+def _read(directory: RunDirectory) -> str:
+    try:
+        return read_file(directory.path / VALIDATION_NAME, LARGEST_FILE).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _verdicts_in(text: str) -> dict[int, float]:
+    verdicts: dict[int, float] = {}
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+            nats = values["nats"]
+            verdicts[int(values["step"])] = math.inf if nats is None else float(nats)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return verdicts
+
+
+def append_verdict(directory: RunDirectory, step: int, nats: float) -> None:
+    """Add a checkpoint's loss, and make it durable: where the run ends may depend on it."""
+    with (directory.path / VALIDATION_NAME).open("a", encoding="utf-8") as file:
+        file.write(_line(step, nats))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(step: int, nats: float) -> str:
+    bits = nats / math.log(2)
+    values = {"nats": nats, "bits": bits} if math.isfinite(nats) else {"nats": None, "bits": None}
+    return json.dumps({"step": step, **values}) + "\n"
+
+
+def take_up_verdicts(directory: RunDirectory, step: int) -> dict[int, float]:
+    """Cut off what was said of checkpoints after `step`, and of the best one; return the rest."""
+    found = _read(directory)
+    kept = {each: nats for each, nats in sorted(_verdicts_in(found).items()) if each <= step}
+    lines = "".join(_line(*verdict) for verdict in kept.items())
+    if lines != found:
+        replace_file(directory.path / VALIDATION_NAME, lines.encode())
+    best = directory.checkpoints / BEST_NAME
+    if best.exists() and read_checkpoint(best).state.step > step:
+        best.unlink()
+    if kept and not best.exists():
+        least = min(kept, key=lambda each: (kept[each], each))
+        if checkpoint_path(directory.checkpoints, least).exists():
+            keep_best(directory, least)
+    return kept
+
+
+def unjudged(directory: RunDirectory, verdicts: dict[int, float], at_most: int) -> tuple[int, ...]:
+    """Return the steps of the checkpoints at the interval that are on disk without a verdict."""
+    every = directory.settings.checkpoint_every
+    if not directory.definition.validation or not every:
+        return ()
+    saved = [step for step, _ in list_checkpoints(directory.checkpoints) if step <= at_most]
+    return tuple(step for step in saved if step % every == 0 and step not in verdicts)
+
+
+def is_over(directory: RunDirectory, step: int) -> bool:
+    """Whether the run ended at the checkpoint of `step`, because it got no better."""
+    settings = directory.settings
+    judging = Judging(
+        read_verdicts(directory),
+        on=directory.definition.validation > 0,
+        every=settings.checkpoint_every,
+        patience=settings.stop_when_no_better,
+    )
+    return judging.is_over(step)
+
+
+def keep_best(directory: RunDirectory, step: int) -> None:
+    """Give the checkpoint of `step` its second name. Raises OSError."""
+    best = directory.checkpoints / BEST_NAME
+    temporary = temporary_name(best)
+    temporary.unlink(missing_ok=True)
+    os.link(checkpoint_path(directory.checkpoints, step), temporary)
+    rename(temporary, best)

@@ -1,0 +1,171 @@
+"""Held-out text, for real: verdicts beside training, the best checkpoint, where a run ends."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
+from manychar.runtime.run_directory import open_run
+from manychar.runtime.verdicts import BEST_NAME, VALIDATION_NAME, read_verdicts
+from tests.runtime.alone import bits_alone, bits_of
+from tests.runtime.commands import SMALL, Commands, until
+
+JUDGED = (*SMALL, "--validation", "0.1", "--checkpoint-every", "20", "--sample-every", "0")
+
+
+def train(manychar: Commands, text: Path, run: str, *more: str) -> str:
+    """Train a judged run to its end; return what was said."""
+    done = manychar.run("train", str(text), "--run-dir", run, *JUDGED, *more)
+    assert done.code == 0, done.err
+    return done.err
+
+
+def verdicts_of(manychar: Commands, run: str) -> dict[int, float]:
+    return read_verdicts(open_run(manychar.directory / run))
+
+
+def test_every_checkpoint_is_judged_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
+    said = train(manychar, text, "run", "--steps", "110", "--workers", "2")
+    verdicts = verdicts_of(manychar, "run")
+    assert sorted(verdicts) == [0, 20, 40, 60, 80, 100, 110]
+    run = open_run(manychar.directory / "run")
+    best = min(verdicts, key=verdicts.__getitem__)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == best
+    assert f"the best checkpoint is that of step {best}: {verdicts[best]:.4f} nats" in said
+    assert "held out" in said
+    assert BEST_NAME in said.splitlines()[-1]
+    # It is the loss that `evaluate` finds, and what is held out is not trained on.
+    for source in ("run", f"run/checkpoints/{BEST_NAME}"):
+        held_out = manychar.directory / "held-out.txt"
+        whole = text.read_text(encoding="utf-8")
+        held_out.write_text(whole[len(whole) - int(len(whole) * 0.1) :], encoding="utf-8")
+        found = manychar.run("evaluate", source, str(held_out), "--json")
+        step = 110 if source == "run" else best
+        assert json.loads(found.out)["nats"] == pytest.approx(verdicts[step], rel=1e-12)
+    again = json.loads(manychar.run("evaluate", "run", "--json").out)
+    assert again["nats"] == verdicts[110]
+    assert manychar.run("verify", "run").code == 0
+
+
+def test_verdicts_are_the_same_however_many_workers(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "one", "--steps", "60", "--workers", "1")
+    train(manychar, text, "four", "--steps", "60", "--workers", "4")
+    assert verdicts_of(manychar, "one") == verdicts_of(manychar, "four")
+
+
+STOPS = ("--steps", "5000", "--stop-when-no-better", "2", "--learning-rate", "2.0")
+
+
+def where_it_ends(verdicts: dict[int, float]) -> int:
+    """Return the checkpoint after the one that the decision was made on, by the rule."""
+    best = 0
+    for step in sorted(verdicts):
+        best = step if verdicts[step] < verdicts[best] else best
+        if step - best >= 2 * 20:
+            return step + 20
+    raise AssertionError("it never stops")
+
+
+def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None:
+    said = train(manychar, text, "run", *STOPS)
+    verdicts = verdicts_of(manychar, "run")
+    assert max(verdicts) == where_it_ends(verdicts)
+    assert "no better for 2 checkpoints" in said
+    newest = list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0]
+    assert newest == max(verdicts)
+    # It is over, and says so; with other words it goes on.
+    resumed = manychar.run("train", "--resume", "run")
+    assert resumed.code == 0
+    assert f"over at step {newest}" in resumed.err
+    more = ("--stop-when-no-better", "0", "--steps", str(newest + 10))
+    assert manychar.run("train", "--resume", "run", *more).code == 0
+
+
+def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "calm", *STOPS)
+    running = manychar.start("train", str(text), "--run-dir", "run", *JUDGED, *STOPS)
+    run = manychar.directory / "run"
+    until(lambda: run.exists() and len(read_verdicts(open_run(run))) > 1, running.described)
+    running.send(signal.SIGKILL)
+    running.end()
+    manychar.expect_nobody()
+    assert manychar.run("train", "--resume", "run").code == 0
+    calm, crashed = verdicts_of(manychar, "calm"), verdicts_of(manychar, "run")
+    assert calm == crashed
+    end = max(calm)
+    state = read_checkpoint(list_checkpoints(run / "checkpoints")[-1][1]).state
+    assert (state.step, bits_of(state)) == (end, bits_alone(text, run, end)[end])
+
+
+def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path) -> None:
+    running = manychar.start(
+        *("train", str(text), "--run-dir", "run", *JUDGED, "--steps", "0", "--workers", "1")
+    )
+    running.wait_for("worker-1 has joined")
+
+    def judge() -> int | None:
+        for pid, words in manychar.family().items():
+            if (
+                any("spawn_main" in word for word in words)
+                and os.getpriority(os.PRIO_PROCESS, pid) == 19
+            ):
+                return pid
+        return None
+
+    os.kill(until(judge, "the judge"), signal.SIGKILL)
+    running.wait_for(r"the judge died over the checkpoint of step \d+: starting it again")
+    run = manychar.directory / "run"
+    before = len(read_verdicts(open_run(run)))
+    until(lambda: len(read_verdicts(open_run(run))) > before + 1, running.described)
+    running.interrupt()
+    assert running.end().code == 0
+
+
+def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "60")
+    path = manychar.directory / "run" / VALIDATION_NAME
+    whole = path.read_text()
+    path.write_text(whole[: whole.index('{"step": 40') + 20])
+    done = manychar.run("train", "--resume", "run", "--steps", "80")
+    assert done.code == 0, done.err
+    verdicts = verdicts_of(manychar, "run")
+    assert sorted(verdicts) == [0, 20, 40, 60, 80]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--stop-when-no-better", "3"], "it needs a --validation above 0"),
+        (["--validation", "0.0001"], "takes at least 2 to judge by"),
+        (["--validation", "1.0"], "--validation is 1.0"),
+        (
+            ["--validation", "0.1", "--stop-when-no-better", "3", "--checkpoint-every", "0"],
+            "a --checkpoint-every above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    manychar: Commands, text: Path, flags: list[str], complaint: str
+) -> None:
+    done = manychar.run("train", str(text), *SMALL, *flags)
+    assert done.code == 2
+    assert complaint in done.last_line
+
+
+def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Path) -> None:
+    strange = manychar.directory / "strange.txt"
+    strange.write_text("the cät sat on ☃", encoding="utf-8")
+    refused = manychar.run("evaluate", "run", str(strange))
+    assert refused.code == 2
+    assert "2 characters, 'ä' (U+00E4), '☃' (U+2603): the model does not know" in refused.err
+    skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
+    assert skipped.code == 0
+    assert "and left out" in skipped.err
+    assert skipped.out.startswith("13 characters: ")
+    given = manychar.run("evaluate", "run", "-", given=b"the cat")
+    assert given.out.startswith("6 characters: ")
+    assert manychar.run("evaluate", "run").code == 2, "it holds nothing out"
+    assert manychar.run("evaluate", "run", "-", given=b"t").code == 2
