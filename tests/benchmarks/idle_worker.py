@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from unittest.mock import patch
 
-from manychar.protocol.messages import Role
+from manychar.protocol.messages import Level, Role
 from manychar.runtime.parent import Parent
 from manychar.runtime.peers import hello
 from manychar.runtime.pinning import pin
@@ -49,7 +49,7 @@ def main(endpoint: str, name: str) -> int:
         return work(endpoint, me, patience=60.0, say=_say, parent=parent).code
 
 
-def _say(text: str) -> None:
+def _say(text: str, _level: Level = Level.INFO) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -129,7 +129,9 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         total=integers,
         workers=st.lists(attendances, max_size=messages.ROSTER_LENGTH).map(tuple),
     ),
-    messages.Notice: st.builds(messages.Notice, **envelope, text=printable),
+    messages.Notice: st.builds(
+        messages.Notice, **envelope, level=st.sampled_from(messages.Level), text=printable
+    ),
     messages.Done: st.builds(messages.Done, **envelope, code=integers, reason=printable),
 }
 any_message = st.sampled_from(sorted(MESSAGES, key=lambda kind: kind.__name__)).flatmap(
@@ -200,7 +202,7 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 
 # One case for each limit.
 
-NOTICE = messages.Notice(run="run-1", term=1, text="ann has joined")
+NOTICE = messages.Notice(run="run-1", term=1, level=messages.Level.INFO, text="ann has joined")
 HEARTBEAT = messages.Heartbeat(
     run="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
 )

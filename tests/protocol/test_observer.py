@@ -12,6 +12,7 @@ from manychar.protocol.messages import (
     Grant,
     Heartbeat,
     Hello,
+    Level,
     Notice,
     Refused,
     Report,
@@ -77,7 +78,7 @@ def test_it_shows_reports_weights_and_notices() -> None:
     weights = Weights(run=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
     assert only(observer.receive(REPORT, 0.1), Show).message == REPORT
     assert only(observer.receive(weights, 0.1), Show).message == weights
-    notice = Notice(run=RUN, term=TERM, text="ann has joined")
+    notice = Notice(run=RUN, term=TERM, level=Level.INFO, text="ann has joined")
     assert observer.receive(notice, 0.1) == [Say("ann has joined")]
     assert observer.receive(Alive(run=RUN, term=TERM), 0.1) == []
 

@@ -14,7 +14,7 @@ import typer
 
 from manychar import __version__
 from manychar.cli import evaluating, keeping, looking, training
-from manychar.cli.speaking import say
+from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
 
@@ -60,20 +60,20 @@ def run(arguments: list[str]) -> int:
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:
-        say(f"manychar: {error}")
+        complain(f"manychar: {error}")
         return error.code
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
-        say(f"manychar: {error.filename or 'the system'}: {because(error)}")
+        complain(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
     except MemoryError:
-        say(
+        complain(
             "manychar: not enough memory for this: a smaller --hidden, --streams or text needs less"
         )
         return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
-            say(_usage_line(error))
+            complain(_usage_line(error))
         return BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED

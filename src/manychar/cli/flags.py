@@ -6,11 +6,14 @@ in the help.
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from manychar.runtime.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 
 DEFINING = "What is trained (the result depends on these, and on nothing else)"
 OPERATING = "How it is carried out"
@@ -81,6 +84,35 @@ WORKERS: dict[str, Any] = {
 TRANSPORT: dict[str, Any] = {
     "transport": _operating(
         Literal["tcp", "ipc"], "How the processes talk: tcp on loopback, or ipc.", "tcp"
+    ),
+}
+
+
+def _logging(variable: str, kind: Any, text: str, default: str) -> Any:
+    """Return the annotation of a flag that is passed on to children in the environment."""
+
+    def pass_on(value: str | None) -> str | None:
+        if value is not None:
+            os.environ[variable] = value
+        return value
+
+    option = typer.Option(
+        help=text,
+        show_default=default,
+        rich_help_panel=OPERATING,
+        envvar=variable,
+        show_envvar=False,
+        callback=pass_on,
+    )
+    return Annotated[kind | None, option]
+
+
+LOGGING: dict[str, Any] = {
+    "log_level": _logging(
+        LEVEL_VARIABLE, Literal["info", "warning", "error"], "The least that is said.", "info"
+    ),
+    "log_format": _logging(
+        FORMAT_VARIABLE, Literal["text", "json"], "text, or a JSON object a line.", "text"
     ),
 }
 

@@ -7,11 +7,20 @@ import shutil
 import sys
 from pathlib import Path
 
+from manychar.protocol.messages import Level
+from manychar.runtime import log
 
-def say(text: str) -> None:
+
+def say(text: str, level: Level = Level.INFO) -> None:
     """Print one line on standard error."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    if log.is_wanted(level):
+        with contextlib.suppress(OSError):
+            print(log.line(text, level), file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print the line that says why this program ends."""
+    say(text, Level.ERROR)
 
 
 def program() -> str:

@@ -10,6 +10,7 @@ import typer
 
 from manychar.cli.flags import (
     DEFINITION,
+    LOGGING,
     OPERATION,
     TRANSPORT,
     WORKERS,
@@ -18,7 +19,7 @@ from manychar.cli.flags import (
     Text,
     with_flags,
 )
-from manychar.cli.speaking import nothing, program, say
+from manychar.cli.speaking import complain, nothing, program, say
 from manychar.cli.taking import display, take_run
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
 
-@with_flags(OPERATION, WORKERS, TRANSPORT, DEFINITION)
+@with_flags(OPERATION, WORKERS, TRANSPORT, LOGGING, DEFINITION)
 def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     directory = take_run(text, flags)
@@ -49,7 +50,7 @@ def train(text: Text = None, **flags: Any) -> None:
     _finish(finish, directory, again="train")
 
 
-@with_flags(OPERATION, DEFINITION)
+@with_flags(OPERATION, LOGGING, DEFINITION)
 def server(
     text: Text = None,
     bind: Annotated[str, typer.Option("--bind", help="Where to listen.")] = DEFAULT_BIND,
@@ -89,6 +90,7 @@ def server(
     _finish(finish, directory, again=again)
 
 
+@with_flags(LOGGING)
 def worker(
     endpoint: Annotated[str, typer.Argument(help="Where the server listens: tcp://HOST:PORT.")],
     name: Annotated[
@@ -100,9 +102,10 @@ def worker(
     ] = 600.0,
     key: Key = None,
     child: Child = False,
+    **_logging: Any,
 ) -> None:
     """Work for a server: compute the gradients of whatever shards it leases. Needs no text."""
-    from manychar.protocol.messages import Role
+    from manychar.protocol.messages import Level, Role
     from manychar.runtime.parent import Parent
     from manychar.runtime.peers import find_key, hello
     from manychar.runtime.transport import check_endpoint
@@ -125,12 +128,12 @@ def worker(
         endpoint,
         me,
         patience=patience,
-        say=lambda text: say(f"{me.name}: {text}"),
+        say=lambda text, level=Level.INFO: say(f"{me.name}: {text}", level),
         parent=Parent(is_child=child),
         key=mine,
     )
     if finish.reason and (finish.code or not child):
-        say(f"{me.name}: {finish.reason}")
+        (complain if finish.code else say)(f"{me.name}: {finish.reason}")
     raise typer.Exit(finish.code)
 
 
@@ -187,13 +190,14 @@ def _reachable(endpoint: str) -> str:
 
 def _child_screen() -> Any:
     """Return a server's screen where the parent watches: only what comes before it can."""
+    from manychar.protocol.messages import Level
     from manychar.runtime.serve import Screen
 
     watched = False
 
-    def say_until_watched(text: str) -> None:
+    def say_until_watched(text: str, level: Level = Level.INFO) -> None:
         if not watched:
-            say(text)
+            say(text, level)
 
     def bound(endpoint: str) -> None:
         nonlocal watched
@@ -207,7 +211,7 @@ def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Say how it ended, how to go on and how to sample; exit with its code."""
     steps, path = directory.settings.steps, shlex.quote(str(directory.path))
     if finish.reason:
-        say(f"manychar: {finish.reason}")
+        (complain if finish.code else say)(f"manychar: {finish.reason}")
     if finish.code or steps == 0:
         say(f"go on: {program()} {again} --resume {path}")
     from manychar.runtime.verdicts import BEST_NAME

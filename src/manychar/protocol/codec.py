@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from manychar.protocol import messages
-from manychar.protocol.messages import Attendance, Dimensions, Frame, Message, Unit
+from manychar.protocol.messages import Attendance, Dimensions, Frame, Level, Message, Unit
 
 HEADER_BYTES = 4096
 MAX_FRAMES = 4
@@ -73,6 +73,12 @@ def _name(value: Any) -> str:
     if type(value) is not str or not _PLAIN.fullmatch(value):
         raise WireError(f"not a name: 1 to {MAX_NAME} of A-Z a-z 0-9 . _ : -")
     return value
+
+
+def _level(value: Any) -> Level:
+    if type(value) is not str or value not in tuple(Level):
+        raise WireError("not a level")
+    return Level(value)
 
 
 def _digest(value: Any) -> bytes:
@@ -254,7 +260,7 @@ LAYOUTS = {
             messages.Roster,
             {**_ENVELOPE, "first": _integer, "total": _integer, "workers": _attendances},
         ),
-        Layout(messages.Notice, {**_ENVELOPE, "text": _text}),
+        Layout(messages.Notice, {**_ENVELOPE, "level": _level, "text": _text}),
         Layout(messages.Done, {**_ENVELOPE, "code": _integer, "reason": _text}),
     )
 }

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from manychar.protocol.messages import Frame, Message, Peer, Report, Roster, Weights, Welcome
+from manychar.protocol.messages import Frame, Level, Message, Peer, Report, Roster, Weights, Welcome
 
 if TYPE_CHECKING:
     from manychar.numerics.train import State
@@ -52,6 +52,7 @@ class Say:
     """Tell the person at this process, in one line."""
 
     text: str
+    level: Level = Level.INFO
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,14 @@ class Role(enum.StrEnum):
     OBSERVER = "observer"
 
 
+class Level(enum.StrEnum):
+    """How much a line matters to whoever watches, from the least on."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class KeyRole(enum.StrEnum):
     """What a key is for: a worker may send gradients, an observer only look, an operator stop."""
 
@@ -347,6 +355,7 @@ class Notice:
 
     run: str
     term: int
+    level: Level
     text: str
 
 

@@ -98,7 +98,7 @@ class Observer:
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
-        return [Say(notice.text)]
+        return [Say(notice.text, notice.level)]
 
     def _pass_over(self, message: Message, now: float) -> list[Effect]:
         """Nothing to do: it was heard, or comes from before the last Hello."""

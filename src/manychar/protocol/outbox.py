@@ -4,7 +4,7 @@ import collections
 
 from manychar.protocol.effects import Effect, Say, Send, Show
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import Message, Notice, Peer, Report, Weights, one_line
+from manychar.protocol.messages import Level, Message, Notice, Peer, Report, Weights, one_line
 
 COUNTS_KEPT = 100
 
@@ -43,10 +43,14 @@ class Outbox:
         for observer in self._membership.observers():
             self.send(observer.peer, message)
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, level: Level = Level.INFO) -> None:
         """Say one line, here and to every observer."""
-        self.add(Say(text))
-        self.tell(Notice(run=self.run, term=self.term, text=one_line(text)))
+        self.add(Say(text, level))
+        self.tell(Notice(run=self.run, term=self.term, level=level, text=one_line(text)))
+
+    def warn(self, text: str) -> None:
+        """Say one line that somebody may want to do something about."""
+        self.notice(text, Level.WARNING)
 
     def show(self, message: Report | Weights) -> None:
         """Show it, here and to every observer."""

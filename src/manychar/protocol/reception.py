@@ -12,6 +12,7 @@ from manychar.protocol.messages import (
     Heartbeat,
     Hello,
     KeyRole,
+    Level,
     Owner,
     Peer,
     Ready,
@@ -42,7 +43,7 @@ class Reception:
         """Take in a new connection, in the place of its predecessors; None if it is refused."""
         if refusal := self._why_not(hello, owner):
             self._outbox.send(peer, Refused(reason=refusal))
-            self._outbox.notice(f"{hello.name} was refused: {refusal}")
+            self._outbox.warn(f"{hello.name} was refused: {refusal}")
             return None
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
@@ -96,7 +97,7 @@ class Reception:
         if ready.fingerprint != self._run.fingerprint and not self.mixed:
             self.mixed = True
             self._outbox.add(MarkMixed())
-            self._outbox.notice(
+            self._outbox.warn(
                 f"{member.name} has other arithmetic: this run is not reproducible bit for bit"
             )
         if member.state is PeerState.GREETED:
@@ -119,7 +120,7 @@ class Reception:
             f" the run has {as_words(self._run.libraries)}"
         )
         self._outbox.send(member.peer, Refused(reason=one_line(reason)))
-        self._outbox.notice(f"{member.name} was refused: {reason}")
+        self._outbox.warn(f"{member.name} was refused: {reason}")
         self.forget(member, now)
 
     def heartbeat(self, member: Member, beat: Heartbeat, now: float) -> None:
@@ -158,7 +159,7 @@ class Reception:
         named = [m for m in self._membership.members.values() if m.name == name and m.owner]
         barred = {name, *(member.owner.name for member in named if member.owner)}
         self.barred.update(dict.fromkeys(barred, why))
-        self._outbox.notice(f"{name} is barred: {why}")
+        self._outbox.notice(f"{name} is barred: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
             called = {member.name, member.owner.name if member.owner else member.name}
             if called & barred and member.role is Role.WORKER:
@@ -168,7 +169,7 @@ class Reception:
     def revoked(self, member: Member, now: float) -> None:
         """Let a member go whose key is not good any more."""
         self._outbox.send(member.peer, Refused(reason="its key was revoked"))
-        self._outbox.notice(f"{member.name} has to leave: its key was revoked")
+        self._outbox.warn(f"{member.name} has to leave: its key was revoked")
         self.forget(member, now)
 
     def judge_silence(self, now: float) -> None:
@@ -183,7 +184,7 @@ class Reception:
     def _loses(self, member: Member, why: str, now: float) -> None:
         """Take a worker for lost: if it lives after all, its next message brings it back."""
         member.state = PeerState.SILENT
-        self._outbox.notice(f"{member.name} is taken for lost: {why}")
+        self._outbox.warn(f"{member.name} is taken for lost: {why}")
         self._leasing.rebalance(now)
 
 

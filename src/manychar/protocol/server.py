@@ -46,6 +46,7 @@ from manychar.protocol.messages import (
     Heartbeat,
     Hello,
     KeyRole,
+    Level,
     Message,
     Owner,
     Peer,
@@ -194,10 +195,10 @@ class ParameterServer:
             member.tally.dropped += 1
         if now >= self._next_remark:
             self._next_remark = now + REMARK_EVERY
-            self.outbox.notice(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
+            self.outbox.warn(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
         if self._manners.fault(_sender(peer, owner), now):
             self.outbox.count("cut off")
-            self.outbox.notice(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
+            self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
             if member is not None:
                 self.reception.leaves(member, "it sends what cannot be read", now)
         return self.outbox.collect()
@@ -209,7 +210,7 @@ class ParameterServer:
 
     def remark(self, text: str) -> list[Effect]:
         """Say a line of the shell's to everyone."""
-        self.outbox.notice(text)
+        self.outbox.warn(text)
         return self.outbox.collect()
 
     def unreachable(self, peer: Peer, now: float) -> list[Effect]:
@@ -255,13 +256,13 @@ class ParameterServer:
         """Take note that a checkpoint cannot be judged: it is not there any more."""
         self.judging.pass_over(step)
         self.outbox.count("checkpoints not judged")
-        self.outbox.notice(f"the checkpoint of step {step} is not judged: {reason}")
+        self.outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
         self._go_on_after_verdict(now)
         return self.outbox.collect()
 
     def judge_failed(self, reason: str, now: float) -> list[Effect]:
         """Take note that nothing is judged any more; a run that depends on it ends."""
-        self.outbox.notice(f"the held-out text is not judged any more: {reason}")
+        self.outbox.notice(f"the held-out text is not judged any more: {reason}", Level.ERROR)
         if self.judging.decides and self.phase is not Phase.FINISHED:
             self._end(3, f"where this run ends cannot be told without a judge: {reason}")
         self.judging.give_up()
@@ -286,7 +287,7 @@ class ParameterServer:
         what = f"the checkpoint of step {step} could not be written: {reason}"
         if self.run.operation.go_on_without_disk and self.phase is not Phase.SAVING:
             self.outbox.count("checkpoints not written")
-            self.outbox.notice(f"{what}; going on")
+            self.outbox.warn(f"{what}; going on")
         else:
             self._end(3, f"{what}; the last good checkpoint is kept")
         return self.outbox.collect()
@@ -375,7 +376,7 @@ class ParameterServer:
 
     def _distrust(self, member: Member, gradient: Gradient, now: float) -> None:
         """Drop what was computed from another state, and begin that lease anew."""
-        self.outbox.notice(
+        self.outbox.warn(
             f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
             " from another state: dropped"
         )
@@ -388,7 +389,7 @@ class ParameterServer:
         """Have this server compute what two results differ on: somebody's arithmetic is broken."""
         shard, step = gradient.shard, gradient.step
         accepted = self.steps.accepted(shard, step)
-        self.outbox.notice(
+        self.outbox.warn(
             f"{member.name} sent other bytes for step {step}, shard {shard}"
             f" than {accepted.sender} did"
         )
@@ -413,7 +414,9 @@ class ParameterServer:
             self.reception.bar(name, why, now)
         if accepted != truth:
             first = self.steps.first_from(self.reception.barred, at_most=step)
-            self.outbox.notice(f"a wrong gradient was accepted: going back before step {first}")
+            self.outbox.notice(
+                f"a wrong gradient was accepted: going back before step {first}", Level.ERROR
+            )
             self.phase = Phase.FINISHED
             self.outbox.add(GoBack(first, dict(self.reception.barred)))
         self._end_if_all_is_done()
@@ -467,17 +470,17 @@ class ParameterServer:
         self._next_complaint = now + COMPLAIN_EVERY
         step, waited, late = self.state.step, now - self._applied_at, self.leasing.late()
         if self.phase is Phase.SAVING and self._saved_step != step:
-            self.outbox.notice(f"the checkpoint of step {step} waits for the disk")
+            self.outbox.warn(f"the checkpoint of step {step} waits for the disk")
             return
         if self.phase is Phase.SAVING or self.judging.waits(step):
             awaited = ", ".join(map(str, self.judging.awaited_before(step) or [step]))
-            self.outbox.notice(
+            self.outbox.warn(
                 f"step {step} has waited {waited:.0f} s for the held-out loss of step {awaited}"
             )
             return
         names = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
         whom = names or "a worker: none is here"
-        self.outbox.notice(f"step {step} has waited {waited:.0f} s for {whom}")
+        self.outbox.warn(f"step {step} has waited {waited:.0f} s for {whom}")
 
 
 def _sender(peer: Peer, owner: Owner | None) -> bytes:

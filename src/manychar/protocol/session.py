@@ -11,6 +11,7 @@ from manychar.protocol.messages import (
     Dimensions,
     Heartbeat,
     Hello,
+    Level,
     Message,
     Refused,
     StartAfresh,
@@ -88,7 +89,8 @@ class Session:
         if now < self._heard_at + silence:
             return []
         self.knock(now)
-        return [Say(f"the server at {self.server} has said nothing for {silence:g} s: knocking")]
+        text = f"the server at {self.server} has said nothing for {silence:g} s: knocking"
+        return [Say(text, Level.WARNING)]
 
     def _tick_outside(self, now: float) -> list[Effect]:
         waited = now - self._knocking_since
@@ -101,9 +103,9 @@ class Session:
             effects.append(Send(self.hello))
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAIN_EVERY
-            effects.append(
-                Say(f"waiting for a server at {self.server}, up to {self.patience - waited:.0f} s")
-            )
+            left = self.patience - waited
+            text = f"waiting for a server at {self.server}, up to {left:.0f} s"
+            effects.append(Say(text, Level.WARNING))
         return effects
 
     def beat_is_due(self, now: float) -> bool:

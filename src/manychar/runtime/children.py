@@ -7,9 +7,11 @@ dies at once again and again.
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SETTLED_AFTER = 10.0
@@ -18,13 +20,23 @@ QUICK_DEATHS = 5
 Process = subprocess.Popen[bytes]
 
 
-def spawn(arguments: list[str], *, stdout: int | None = None, stderr: int | None = None) -> Process:
-    """Start this program with these arguments; it sees its parent's end at its standard input."""
+def spawn(
+    arguments: list[str],
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Process:
+    """Start this program with these arguments; it sees its parent's end at its standard input.
+
+    `env` is added to the environment.
+    """
     return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
         [sys.executable, "-P", "-m", "manychar", *arguments],
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
+        env={**os.environ, **(env or {})},
         start_new_session=True,
     )
 

@@ -4,6 +4,7 @@ Samples go to standard output, everything else to standard error.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -19,7 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from manychar.numerics.model import Parameters
-from manychar.protocol.messages import Dimensions, Report, Weights
+from manychar.protocol.messages import Dimensions, Level, Report, Weights
+from manychar.runtime import log
 from manychar.runtime.sampling import draw, for_reading
 
 PLAIN_EVERY = 2.0
@@ -45,7 +47,7 @@ class Display:
         self._shown_step = -1
         self._sampled_version = 0
         self.last_report: Report | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not log.is_json() and log.is_wanted(Level.INFO):
             self._progress = _progress(self._console)
 
     def __enter__(self) -> Self:
@@ -62,9 +64,14 @@ class Display:
         if self.last_report and self.last_report.step != self._shown_step:
             self._line(self.last_report)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: Level = Level.INFO) -> None:
         """Print one line above the bar."""
-        self._console.print(escape(text))
+        if log.is_wanted(level):
+            self._console.print(escape(log.line(text, level)))
+
+    def warn(self, text: str) -> None:
+        """Print one line that somebody may want to do something about."""
+        self.say(text, Level.WARNING)
 
     def report(self, report: Report) -> None:
         """Show how the run stands."""
@@ -100,7 +107,7 @@ class Display:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._sample_length = 0
-            self.say("standard output is closed: no more samples")
+            self.warn("standard output is closed: no more samples")
         if self._progress:
             self._progress.start()
 
@@ -115,7 +122,10 @@ class Display:
         self._shown_step = report.step
         total = f"/{report.steps:,}" if report.steps else ""
         words = "  ".join(self._words(report))
-        self._console.print(f"step {report.step:,}{total}  {escape(words)}")
+        if log.is_wanted(Level.INFO):
+            text = f"step {report.step:,}{total}  {words}"
+            values = {**dataclasses.asdict(report), "workers": list(report.workers)}
+            self._console.print(escape(log.line(text, Level.INFO, **values)))
 
     def _words(self, report: Report) -> list[str]:
         """Return what there is to say, the most important first."""

@@ -18,8 +18,9 @@ import zmq
 
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
-from manychar.protocol.messages import Report, Role, Roster, Weights
+from manychar.protocol.messages import Level, Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
+from manychar.runtime import log
 from manychar.runtime.children import Seat, close_pipes, how_it_ended, spawn
 from manychar.runtime.display import Display
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
@@ -56,7 +57,7 @@ class Fleet:
         self._code: int | None = None
         self._kill_at = math.inf
         self._complaint = ""
-        self._unsaid: list[str] = []
+        self._unsaid: list[tuple[str, Level]] = []
         self._words = b""
         self._stack = contextlib.ExitStack()
 
@@ -94,7 +95,7 @@ class Fleet:
             *("--bind", self._endpoint or self._bind),
             *("--child", *_operation_flags(self.directory.settings)),
         ]
-        process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak)
+        process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak, env=log.FOR_A_PARENT)
         self.server.taken_by(process, time.monotonic())
         if self._endpoint and self._observer is None:
             self._observer = self._new_observer()
@@ -122,7 +123,7 @@ class Fleet:
         self._observe()
         self._start_what_is_due()
         if time.monotonic() >= self._kill_at and self.server.process is not None:
-            self.display.say(f"the server did not stop within {SECONDS_TO_END:.0f} s: killed")
+            self.display.warn(f"the server did not stop within {SECONDS_TO_END:.0f} s: killed")
             self._kill_at = math.inf
             self.server.process.kill()
 
@@ -153,7 +154,9 @@ class Fleet:
     def _start_worker(self, seat: Seat) -> None:
         flags = ["--name", seat.name, "--patience", str(WORKER_PATIENCE), "--child"]
         arguments = ["worker", self._endpoint, *flags]
-        process = spawn(arguments, stdout=subprocess.DEVNULL, stderr=self._speak)
+        process = spawn(
+            arguments, stdout=subprocess.DEVNULL, stderr=self._speak, env=log.FOR_A_PARENT
+        )
         seat.taken_by(process, time.monotonic())
 
     def _start_what_is_due(self) -> None:
@@ -172,7 +175,7 @@ class Fleet:
                 message = decode(frames, self._observer.dimensions)
                 self._carry_out(self._observer.receive(message, time.monotonic()))
             except (WireError, PeerError) as error:
-                self.display.say(f"dropped a message of the server: {error}")
+                self.display.warn(f"dropped a message of the server: {error}")
         self._carry_out(self._observer.tick(time.monotonic()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
@@ -187,8 +190,8 @@ class Fleet:
                     self.display.weights(weights)
                 case Show(Roster()):
                     pass  # `manychar status` shows them
-                case Say(text):
-                    self.display.say(text)
+                case Say(text, level):
+                    self.display.say(text, level)
                 case Finish() if self._observer is not None and self._observer.session.knocking:
                     self._server_hangs(effect.reason)
                 case Finish():
@@ -198,7 +201,7 @@ class Fleet:
 
     def _server_hangs(self, reason: str) -> None:
         """End a server that does not answer: from its last checkpoint another one goes on."""
-        self.display.say(f"{reason}: ending it")
+        self.display.warn(f"{reason}: ending it")
         self._observer = None
         if self.server.process is not None:
             self.server.process.kill()
@@ -210,14 +213,14 @@ class Fleet:
                 self._words += heard
         *lines, self._words = self._words.split(b"\n")
         for line in lines:
-            self._complaint = line.decode(errors="replace")
-            self._unsaid.append(self._complaint)
+            self._complaint, level = log.read(line.decode(errors="replace"))
+            self._unsaid.append((self._complaint, level))
         if self._endpoint:
             self._say_what_was_heard()
 
     def _say_what_was_heard(self) -> None:
         for line in self._unsaid:
-            self.display.say(line)
+            self.display.say(*line)
         self._unsaid.clear()
 
     def _woken(self) -> None:
@@ -275,7 +278,7 @@ class Fleet:
             self._code = STOPPED
         else:
             pause = self.server.pause
-            self.display.say(
+            self.display.warn(
                 f"the server ended {how_it_ended(code)}: starting it again in {pause:g} s"
             )
 
@@ -286,13 +289,13 @@ class Fleet:
         if self._ended is not None or self._wanted_code is not None or code == 0:
             return
         if code == RUN_FAILED:  # refused or given up: another start would end in the same way
-            self.display.say(f"{seat.name} ended {how_it_ended(code)}: not started again")
+            self.display.warn(f"{seat.name} ended {how_it_ended(code)}: not started again")
             self._stop_if_nobody_is_left()
         elif given_up := seat.died(code, now):
             self._complaint = given_up
             self.stop(RUN_FAILED)
         else:
-            self.display.say(
+            self.display.warn(
                 f"{seat.name} ended {how_it_ended(code)}: starting it again in {seat.pause:g} s"
             )
 
@@ -313,7 +316,7 @@ class Fleet:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self.display.say(f"{seat.name} did not end: killed")
+                self.display.warn(f"{seat.name} did not end: killed")
                 process.kill()
                 process.wait()
             close_pipes(process)
@@ -326,7 +329,7 @@ class Fleet:
         if self._ended is not None and code == self._ended.code:
             return self._ended
         if not self._endpoint and code > 0:
-            *before, last = self._unsaid or ["the server ended without a word"]
+            *before, (last, _) = self._unsaid or [("the server ended without a word", Level.ERROR)]
             self._unsaid = before
             self._say_what_was_heard()
             raise UserError(last.removeprefix("manychar: "), code=code)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import (
     Attendance,
     Dimensions,
+    Level,
     Message,
     Report,
     Role,
@@ -22,6 +23,7 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.observer import Observer
+from manychar.runtime import log
 from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.peers import hello
@@ -61,7 +63,8 @@ class Watch:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.tick(time.monotonic())
         if refusal := self._dealer.refusal():
-            effects.append(Say(f"{self._endpoint} does not shake hands: {refusal}"))
+            text = f"{self._endpoint} does not shake hands: {refusal}"
+            effects.append(Say(text, Level.WARNING))
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(effect.message)
@@ -80,7 +83,7 @@ class Watch:
 
 
 def fetch(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say
 ) -> tuple[Parameters, str]:
     """Return (parameters, vocabulary) of a live server: its newest weights.
 
@@ -92,8 +95,8 @@ def fetch(
                 match effect:
                     case Show(Weights() as weights) if watch.welcome is not None:
                         return _unpacked(watch.welcome, weights)
-                    case Say(text):
-                        say(text)
+                    case Say(text, level):
+                        say(text, level)
                     case Finish(code, reason):
                         reason = reason or f"{endpoint}: the run has ended"
                         raise UserError(reason, code=code or RUN_FAILED)
@@ -108,16 +111,14 @@ class Standing:
     workers: tuple[Attendance, ...]
 
 
-def look(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
-) -> Standing:
+def look(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> Standing:
     """Return how a live server's run stands. Raises UserError as `fetch` does."""
     with contextlib.closing(watch(endpoint, key, patience=patience, say=say)) as standings:
         return next(standings)
 
 
 def watch(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
+    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say
 ) -> Generator[Standing]:
     """Yield how a live server's run stands, at once and about every second, until it ends well.
 
@@ -136,8 +137,8 @@ def watch(
                         welcome, whole = visit.welcome, len(workers) == roster.total
                         if report is not None and welcome is not None and whole:
                             yield Standing(welcome.dimensions, report, tuple(workers))
-                    case Say(text):
-                        say(text)
+                    case Say(text, level):
+                        say(text, level)
                     case Finish(0, _) if report is not None:
                         return
                     case Finish(code, reason):
@@ -152,9 +153,7 @@ def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
     return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary
 
 
-def stop(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: Callable[[str], None]
-) -> str:
+def stop(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> str:
     """Have a server end its step, write a checkpoint and finish; return its last words.
 
     Raises UserError where no server answers, or the run ended in another way.
@@ -164,7 +163,7 @@ def stop(
         while True:
             for effect in watch.turn():
                 if isinstance(effect, Say):
-                    say(effect.text)
+                    say(effect.text, effect.level)
                 elif isinstance(effect, Finish) and not asked:
                     raise UserError(effect.reason, code=effect.code or RUN_FAILED)
                 elif isinstance(effect, Finish) and effect.code == RUN_FAILED:

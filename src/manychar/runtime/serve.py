@@ -37,6 +37,7 @@ from manychar.protocol.messages import Peer, Report, Weights
 from manychar.protocol.reception import as_words
 from manychar.protocol.run import Operation, Run
 from manychar.protocol.server import ParameterServer
+from manychar.runtime import log
 from manychar.runtime.compute import Engine
 from manychar.runtime.door import Door
 from manychar.runtime.errors import (
@@ -66,7 +67,7 @@ MESSAGES_A_TURN = 1000
 class Screen:
     """Where the server shows how it stands: a line, a report, the weights, and its endpoint."""
 
-    say: Callable[[str], None]
+    say: log.Say
     report: Callable[[Report], None]
     weights: Callable[[Weights], None]
     bound: Callable[[str], None]
@@ -333,8 +334,8 @@ class _Loop:
                     self.judge.ask(step)
                 case KeepBest(step):
                     self._to_disk("best checkpoint", keep_best, self.directory, step)
-                case Say(text):
-                    self.screen.say(text)
+                case Say(text, level):
+                    self.screen.say(text, level)
                 case Show(Report() as report):
                     self.screen.report(report)
                 case Show(Weights() as weights):

@@ -7,15 +7,15 @@ the kernel works, it is the kernel that beats: a computation that hangs falls si
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import zmq
 
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Compute, Effect, Finish, PeerError, Prove, Say, Send
-from manychar.protocol.messages import Hello
+from manychar.protocol.messages import Hello, Level
 from manychar.protocol.worker import Worker
+from manychar.runtime import log
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.parent import Parent
@@ -33,7 +33,7 @@ def work(
     hello: Hello,
     *,
     patience: float,
-    say: Callable[[str], None],
+    say: log.Say,
     parent: Parent,
     key: ClientKey | None = None,
 ) -> Finish:
@@ -58,7 +58,7 @@ class _Loop:
 
     machine: Worker
     dealer: Dealer
-    say: Callable[[str], None]
+    say: log.Say
     parent: Parent
     wake: Wake
     finish: Finish | None = None
@@ -82,7 +82,7 @@ class _Loop:
                 self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
             self._read_mailbox()
             if refusal := self.dealer.refusal():
-                self.say(f"the server does not shake hands: {refusal}")
+                self.say(f"the server does not shake hands: {refusal}", Level.WARNING)
             self._carry_out(self.machine.tick(time.monotonic()))
             effects = self.machine.mailbox_empty(time.monotonic())
             busy = bool(effects)
@@ -99,7 +99,7 @@ class _Loop:
                 message = decode(frames, self.machine.dimensions)
                 self._carry_out(self.machine.receive(message, time.monotonic()))
             except (WireError, PeerError) as error:
-                self.say(f"dropped a message of the server: {error}")
+                self.say(f"dropped a message of the server: {error}", Level.WARNING)
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -110,8 +110,8 @@ class _Loop:
                     self._compute(effect)
                 case Prove():
                     self._prove(effect)
-                case Say(text):
-                    self.say(text)
+                case Say(text, level):
+                    self.say(text, level)
                 case Finish():
                     self.finish = effect
                 case _:
