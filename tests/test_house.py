@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from manychar.cli import app
+from tests import command_reference
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "manychar"
@@ -111,6 +112,22 @@ def test_the_style_holds(command: list[str]) -> None:
 def test_the_readme_lists_every_command() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"^\| `manychar (\w+)", README, re.MULTILINE)) == commands
+
+
+def test_the_readmes_reference_is_the_command_lines() -> None:
+    written = README.split(command_reference.BEGIN)[1].split(command_reference.END)[0]
+    assert written.strip() == command_reference.reference(), (
+        "write it anew: python -m tests.command_reference"
+    )
+
+
+@pytest.mark.parametrize("path", [path for path, _ in command_reference.commands()])
+def test_every_command_has_help_with_an_example(path: str) -> None:
+    command = dict(command_reference.commands())[path]
+    assert command.help
+    assert command.epilog.startswith(f"Example: {path}")
+    for parameter in command.params:
+        assert parameter.hidden or parameter.help, f"{path}: {parameter.name}"
 
 
 @pytest.mark.parametrize(

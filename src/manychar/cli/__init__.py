@@ -14,29 +14,29 @@ import typer
 
 from manychar import __version__
 from manychar.cli import evaluating, keeping, looking, training
+from manychar.cli.configuring import configurable
 from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="min-char-rnn, trained by any number of processes to the same bytes.",
 )
-for _command in (
-    training.train,
-    training.server,
-    training.worker,
-    looking.sample,
-    evaluating.evaluate,
-    looking.verify,
-    looking.equivalence,
-    looking.status,
-    training.stop,
-    looking.doctor,
+for _command, _example in (
+    (training.train, "manychar train book.txt --hidden 256 --workers 4 --steps 20000"),
+    (training.server, "manychar server book.txt --bind tcp://server.lan:5577 --keys KEYS"),
+    (training.worker, "manychar worker tcp://server.lan:5577 --key worker.key --processes 4"),
+    (looking.sample, "manychar sample runs/RUN --prime 'Once ' --temperature 0.8 --length 500"),
+    (evaluating.evaluate, "manychar evaluate runs/RUN other.txt --unknown skip"),
+    (looking.verify, "manychar verify runs/RUN --from 1000 --to 2000"),
+    (looking.equivalence, "manychar equivalence book.txt --hidden 64 --shards 8"),
+    (looking.status, "manychar status tcp://127.0.0.1:5577 --watch"),
+    (training.stop, "manychar stop tcp://127.0.0.1:5577"),
+    (looking.doctor, "manychar doctor --json"),
 ):
-    app.command()(_command)
+    app.command(epilog=f"Example: {_example}")(configurable(_command))
 app.add_typer(keeping.app, name="keys")
 
 

@@ -17,12 +17,20 @@ from manychar.runtime.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 
 DEFINING = "What is trained (the result depends on these, and on nothing else)"
 OPERATING = "How it is carried out"
-MOST = 10**15
+
+
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 def _flag(panel: str, kind: Any, text: str, default: object = "", **limits: Any) -> Any:
     """Return the annotation of a flag that need not be given."""
-    option = typer.Option(help=text, show_default=str(default), rich_help_panel=panel, **limits)
+    option = typer.Option(
+        help=f"{text} \\[{default}]" if default != "" else text,
+        show_default=False,
+        rich_help_panel=panel,
+        metavar=_METAVARS.get(kind),
+        **limits,
+    )
     return Annotated[kind | None, option]
 
 
@@ -30,15 +38,15 @@ _defining = functools.partial(_flag, DEFINING)
 _operating = functools.partial(_flag, OPERATING)
 
 DEFINITION: dict[str, Any] = {
-    "hidden": _defining(int, "Hidden units.", 100, min=1),
-    "seq_length": _defining(int, "Characters a step.", 25, min=1),
+    "hidden": _defining(int, "Hidden units.", 100),
+    "seq_length": _defining(int, "Characters a step.", 25),
     "learning_rate": _defining(float, "Adagrad's rate.", 0.1),
     "clip": _defining(float, "Bound of each element of the mean gradient.", 5.0),
-    "shards": _defining(int, "Units of parallel work; at most as many workers.", 4, min=1),
-    "streams": _defining(int, "Streams of text in a shard.", 32, min=1),
+    "shards": _defining(int, "Units of parallel work; at most as many workers.", 4),
+    "streams": _defining(int, "Streams of text in a shard.", 32),
     "dtype": _defining(Literal["float32", "float64"], "Precision.", "float32"),
-    "seed": _defining(int, "Seed of the first weights and of samples.", 0, min=0),
-    "delay": _defining(int, "Steps that a gradient's weights may lag behind.", 0, min=0),
+    "seed": _defining(int, "Seed of the first weights and of samples.", 0),
+    "delay": _defining(int, "Steps that a gradient's weights may lag behind.", 0),
     "validation": _defining(float, "Share of the text's end that is held out to judge by.", 0.0),
     "numerics": _defining(
         Literal["portable", "native"],
@@ -48,22 +56,22 @@ DEFINITION: dict[str, Any] = {
 }
 
 TRIAL: dict[str, Any] = {
-    "steps": _operating(int, "Steps to train, each way.", 600, min=3, max=MOST),
-    "checkpoint_every": _operating(int, "Steps between comparisons.", 150, min=1, max=MOST),
+    "steps": _operating(int, "Steps to train, each way.", 600),
+    "checkpoint_every": _operating(int, "Steps between comparisons.", 150),
 }
 
 OPERATION: dict[str, Any] = {
-    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 8_000, min=0, max=MOST),
-    "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000, min=0, max=MOST),
-    "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20, min=0, max=MOST),
-    "sample_every": _operating(int, "Steps; 0: only at the end.", 1000, min=0, max=MOST),
-    "sample_length": _operating(int, "Characters; 0: no samples.", 200, min=0, max=MOST),
+    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 8_000),
+    "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000),
+    "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20),
+    "sample_every": _operating(int, "Steps; 0: only at the end.", 1000),
+    "sample_length": _operating(int, "Characters; 0: no samples.", 200),
     "lease_timeout": _operating(float, "Seconds of silence after which a worker is lost.", 2.0),
     "on_disk_error": _operating(
         Literal["stop", "continue"], "When a checkpoint cannot be written.", "stop"
     ),
     "stop_when_no_better": _operating(
-        int, "End after so many checkpoints without a new best; 0: never.", 0, min=0, max=MOST
+        int, "End after so many checkpoints without a new best; 0: never.", 0
     ),
     "allow_mixed_numerics": Annotated[
         bool | None,
@@ -78,7 +86,7 @@ OPERATION: dict[str, Any] = {
 }
 
 WORKERS: dict[str, Any] = {
-    "workers": _operating(int, "Worker processes.", "as many as shards, or cores", min=1),
+    "workers": _operating(int, "Worker processes.", "as many as shards, or cores"),
 }
 
 TRANSPORT: dict[str, Any] = {
@@ -97,8 +105,8 @@ def _logging(variable: str, kind: Any, text: str, default: str) -> Any:
         return value
 
     option = typer.Option(
-        help=text,
-        show_default=default,
+        help=f"{text} \\[{default}]",
+        show_default=False,
         rich_help_panel=OPERATING,
         envvar=variable,
         show_envvar=False,

@@ -16,7 +16,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The server's fol
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's name in the run.")]
 
 
-@app.command()
+@app.command(epilog="Example: manychar keys create KEYS")
 def create(directory: Directory) -> None:
     """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
     from manychar.runtime.keys import create as make
@@ -25,7 +25,7 @@ def create(directory: Directory) -> None:
     say(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
 
 
-@app.command()
+@app.command(epilog="Example: manychar keys add KEYS olga --role observer")
 def add(
     directory: Directory,
     name: Name,
@@ -40,7 +40,7 @@ def add(
     _handed_out(let_in(directory, name, role), role)
 
 
-@app.command()
+@app.command(epilog="Example: manychar keys revoke KEYS olga")
 def revoke(directory: Directory, name: Name) -> None:
     """Let a client come no more; a running server drops it at its next message."""
     from manychar.runtime.keys import revoke as keep_out
@@ -49,7 +49,7 @@ def revoke(directory: Directory, name: Name) -> None:
     say(f"{name} may not come any more")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: manychar keys list KEYS --json")
 def show(
     directory: Directory,
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,

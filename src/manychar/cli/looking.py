@@ -12,13 +12,14 @@ import typer
 
 from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
 from manychar.cli.speaking import say, write
-from manychar.cli.taking import define, numerics_of, settings, source_of, usable_cores
+from manychar.cli.taking import define, is_endpoint, numerics_of, settings, source_of, usable_cores
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from manychar.numerics.model import Parameters
     from manychar.runtime.observe import Standing
 
 
@@ -44,35 +45,54 @@ def sample(
         int | None,
         typer.Option(help="The same seed writes the same text.", show_default="drawn", min=0),
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Of a live server: again when its weights changed.")
+    ] = False,
+    change: Annotated[
+        float, typer.Option(help="With --follow: how much the weights must have changed.", min=0.0)
+    ] = 0.05,
     key: Key = None,
 ) -> None:
     """Write text, character by character, as the trained model does."""
     pin("portable")
     import numpy as np
 
+    from manychar.runtime import observe
+    from manychar.runtime.peers import find_key
     from manychar.runtime.sampling import draw, for_reading
 
     if prime and prime_file is not None:
         raise UserError("--prime and --prime-file both say what to go on from: give one")
     if prime_file is not None:
         prime = _read_prime(prime_file)
-    parameters, vocabulary = source_of(source, key)
     chosen = secrets.randbelow(2**32) if seed is None else seed
-    drawn = draw(
-        parameters,
-        vocabulary,
-        np.random.default_rng([chosen, 2]),
-        length=length,
-        prime=prime,
-        temperature=temperature,
-        top_k=top_k,
-    )
+
+    def show(parameters: "Parameters", vocabulary: str, heading: str = "") -> None:
+        drawn = draw(
+            parameters,
+            vocabulary,
+            np.random.default_rng([chosen, 2]),
+            length=length,
+            prime=prime,
+            temperature=temperature,
+            top_k=top_k,
+        )
+        write(heading + for_reading(prime))
+        for character in drawn:
+            write(for_reading(character))
+        write("\n")
+
+    if follow and not is_endpoint(source):
+        raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
+    if follow:
+        sights = observe.follow(source, find_key(key), patience=10.0, say=say, change=change)
+        with contextlib.closing(sights):
+            for sight in sights:
+                show(sight.parameters, sight.vocabulary, f"--- step {sight.step:,} ---\n")
+    else:
+        show(*source_of(source, key))
     if seed is None:
         say(f"--seed {chosen}")
-    write(for_reading(prime))
-    for character in drawn:
-        write(for_reading(character))
-    write("\n")
 
 
 def _read_prime(path: Path) -> str:
@@ -115,6 +135,8 @@ def equivalence(text: Text = None, **flags: Any) -> None:
     pin(flags.get("numerics", "portable"))
     from manychar.runtime.equivalence import Equivalence, table, verdict
 
+    if flags.get("steps", 3) < 3 or flags.get("checkpoint_every", 1) < 1:
+        raise UserError("--steps takes at least 3 here, --checkpoint-every at least 1")
     definition, corpus = define(text, flags)
     chosen = settings({"steps": 600, "checkpoint_every": 150, **flags}, workers=1)
     chosen = dataclasses.replace(chosen, sample_every=0, keep_checkpoints=0)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
 
-@with_flags(OPERATION, WORKERS, TRANSPORT, LOGGING, DEFINITION)
+@with_flags(DEFINITION, OPERATION, WORKERS, TRANSPORT, LOGGING)
 def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     directory = take_run(text, flags)
@@ -50,7 +50,7 @@ def train(text: Text = None, **flags: Any) -> None:
     _finish(finish, directory, again="train")
 
 
-@with_flags(OPERATION, LOGGING, DEFINITION)
+@with_flags(DEFINITION, OPERATION, LOGGING)
 def server(
     text: Text = None,
     bind: Annotated[str, typer.Option("--bind", help="Where to listen.")] = DEFAULT_BIND,

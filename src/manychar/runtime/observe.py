@@ -24,13 +24,15 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.observer import Observer
 from manychar.runtime import log
-from manychar.runtime.errors import RUN_FAILED, UserError
+from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.peers import hello
 from manychar.runtime.transport import Dealer
 
 POLL_MS = 100
 ASK_AGAIN_AFTER = 1.0
+LOOK_EVERY = 1.0
+IN_GOOD_ORDER = (0, STOPPED, INTERRUPTED)
 
 
 class Watch:
@@ -89,17 +91,15 @@ def fetch(
 
     Raises UserError where no server answers within `patience` seconds, or it refuses.
     """
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
-        while True:
-            for effect in watch.turn():
-                match effect:
-                    case Show(Weights() as weights) if watch.welcome is not None:
-                        return _unpacked(watch.welcome, weights)
-                    case Say(text, level):
-                        say(text, level)
-                    case Finish(code, reason):
-                        reason = reason or f"{endpoint}: the run has ended"
-                        raise UserError(reason, code=code or RUN_FAILED)
+    sight = _visit(endpoint, key, patience=patience, say=say)
+    return sight.parameters, sight.vocabulary
+
+
+def _visit(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> "Sight":
+    with contextlib.closing(
+        follow(endpoint, key, patience=patience, say=say, change=0.0)
+    ) as sights:
+        return next(sights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,18 +139,66 @@ def watch(
                             yield Standing(welcome.dimensions, report, tuple(workers))
                     case Say(text, level):
                         say(text, level)
-                    case Finish(0, _) if report is not None:
+                    case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:
+                        say(reason or "the run has ended")
                         return
                     case Finish(code, reason):
                         reason = reason or f"{endpoint}: the run has ended"
                         raise UserError(reason, code=code or RUN_FAILED)
 
 
-def _unpacked(welcome: Welcome, weights: Weights) -> tuple[Parameters, str]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sight:
+    """A live server's weights as they were at one step."""
+
+    step: int
+    parameters: Parameters
+    vocabulary: str
+
+
+def follow(
+    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say, change: float
+) -> Generator[Sight]:
+    """Yield a live server's weights, and again whenever they have changed enough, until it ends.
+
+    `change` is relative: the norm of the difference by the norm of those yielded last. They are
+    looked at about every second. Raises UserError as `fetch` does.
+    """
+    seen: Sight | None = None
+    look_at = 0.0
+    with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
+        while True:
+            for effect in visit.turn():
+                found = None
+                match effect:
+                    case Show(Weights() as weights) if visit.welcome is not None:
+                        found = _sight(visit.welcome, weights)
+                    case Show(Report() as report) if time.monotonic() >= look_at:
+                        look_at = time.monotonic() + LOOK_EVERY
+                        if seen is not None and report.step > seen.step:
+                            found = _visit(endpoint, key, patience=patience, say=say)
+                    case Say(text, level):
+                        say(text, level)
+                    case Finish(code, reason) if seen is not None and code in IN_GOOD_ORDER:
+                        say(reason or "the run has ended")
+                        return
+                    case Finish(code, reason):
+                        raise UserError(reason, code=code or RUN_FAILED)
+                if found is not None and (seen is None or _change(seen, found) >= change):
+                    seen = found
+                    yield found
+
+
+def _change(before: Sight, now: Sight) -> float:
+    old, new = before.parameters.flat, now.parameters.flat
+    return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
+
+
+def _sight(welcome: Welcome, weights: Weights) -> Sight:
     size = welcome.dimensions
     flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
-    vocabulary = bytes(welcome.vocabulary).decode()
-    return Parameters(flat, size.vocabulary_size, size.hidden), vocabulary
+    parameters = Parameters(flat, size.vocabulary_size, size.hidden)
+    return Sight(weights.version, parameters, bytes(welcome.vocabulary).decode())
 
 
 def stop(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> str:

@@ -1,0 +1,85 @@
+"""--config and --print-config: the same words as the flags, in a file."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.commands import SMALL, Commands
+from tests.runtime.test_cli import COMMANDS
+
+
+def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--learning-rate", "0.05", "--dtype", "float64", "--steps", "12")
+    printed = manychar.run("train", str(text), *flags, "--print-config")
+    assert (printed.code, printed.err) == (0, "")
+    assert not list(manychar.directory.iterdir())
+    (manychar.directory / "run.toml").write_text(printed.out)
+    again = manychar.run("train", "--config", "run.toml", "--print-config")
+    assert again.out == printed.out
+    done = manychar.run("train", "--config", "run.toml", "--run-dir", "run")
+    assert done.code == 0, done.err
+    config = json.loads((manychar.directory / "run" / "config.json").read_text())
+    assert config["definition"]["hidden"] == 8
+    assert config["definition"]["learning_rate"] == 0.05
+    assert config["definition"]["dtype"] == "float64"
+    assert config["operation"]["steps"] == 12
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    manychar: Commands,
+) -> None:
+    (manychar.directory / "c.toml").write_text('hidden = 7\nseed = 3\nlog-format = "json"\n')
+    env = {"MANYCHAR_LOG_FORMAT": "text"}
+    printed = manychar.run("train", "--config", "c.toml", "--seed", "4", "--print-config", env=env)
+    assert "hidden = 7\n" in printed.out
+    assert "seed = 4\n" in printed.out
+    assert 'log_format = "text"\n' in printed.out
+    assert "clip = 5.0\n" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("hiden = 3", "hiden is no flag of this command; did you mean hidden?"),
+        ("hidden = ", "not TOML"),
+        ("hidden = 'many'", "Invalid value for '--hidden'"),
+        ("hidden = 0", "--hidden is 0: it takes a whole number"),
+        ("config = 'c.toml'", "config is no flag of this command"),
+        (None, "no such file or directory; give the path of a TOML file"),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    manychar: Commands, text: Path, file: str | None, complaint: str
+) -> None:
+    if file is not None:
+        (manychar.directory / "c.toml").write_text(file)
+    done = manychar.run("train", str(text), "--config", "c.toml")
+    assert done.code == 2
+    assert complaint in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "keys"])
+def test_every_command_prints_its_flags(manychar: Commands, command: str) -> None:
+    needed = {"verify": ["RUN"], "sample": ["RUN"], "evaluate": ["RUN"]}
+    endpoint = ["tcp://127.0.0.1:1"] if command in ("worker", "status", "stop") else []
+    done = manychar.run(command, *needed.get(command, endpoint), "--print-config")
+    assert done.code == 0, done.err
+    assert all(" =" in line for line in done.out.splitlines())
+
+
+def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
+    assert "Did you mean 'train'?" in manychar.run("trian").err
+    assert "--hidden" in manychar.run("train", "--hiden", "3").err
+    assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
+
+
+@pytest.mark.parametrize(("shell", "words", "wanted"), [("bash", "manychar veri", "verify")])
+def test_a_shell_completes(manychar: Commands, shell: str, words: str, wanted: str) -> None:
+    assert "complete" in manychar.run("--show-completion", env={"SHELL": f"/bin/{shell}"}).out or (
+        os.name != "posix"
+    )
+    env = {"_MANYCHAR_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "1"}
+    assert manychar.run(env=env).out.split() == [wanted]

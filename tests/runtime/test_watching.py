@@ -1,0 +1,185 @@
+"""Watching a live server: status and its table, logs with levels, samples that follow."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from manychar.protocol.messages import Attendance, Dimensions, Report
+from manychar.runtime.observe import Standing
+from manychar.runtime.standing import exchanging, lines_of, rows_of, since
+from tests.runtime.commands import SMALL, Commands, Running
+
+ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
+
+
+def training(manychar: Commands, text: Path, *more: str) -> tuple[Running, str]:
+    """Start an endless run of two workers; return it and its endpoint."""
+    running = manychar.start(
+        "train", str(text), "--run-dir", "run", *ENDLESS, "--workers", "2", *more
+    )
+    endpoint = running.wait_for(r"tcp://[\d.:]+")[0]
+    for name in ("worker-1", "worker-2"):
+        running.wait_for(f"{name} has joined")
+    return running, endpoint
+
+
+def end(running: Running) -> None:
+    running.interrupt()
+    assert running.end().code == 0
+
+
+def test_status_says_who_is_there_and_what_they_do(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text, "--validation", "0.1")
+    running.wait_for("held out")
+    table = manychar.run("status", endpoint).out
+    assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
+    assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
+    assert re.search(r"held-out text: \d\.\d{4} nats a character at step", table)
+    assert re.search(r"worker +host +state +shards +chars/s +compute +exchange +wait", table)
+    for name in ("worker-1", "worker-2"):
+        assert re.search(rf"{name} +\S+ +working +2 +[\d,]+( +\d+ %){{3}}", table)
+
+    found = json.loads(manychar.run("status", endpoint, "--json").out)
+    for worker in found["workers"].values():
+        parts = worker["computing"] + worker["exchanging"] + worker["waiting"]
+        assert 0 < parts <= worker["present"] + 1e-6
+        assert worker["units"] > 0
+    assert found["checkpoint"] >= 0
+    assert found["validation"] > 0
+
+    watched = manychar.start("status", endpoint, "--watch", "--json")
+    watched.wait_for(r"(?s)\{.*\n\{.*\n", "out")
+    first, second, *_ = map(json.loads, watched.out.splitlines())
+    assert second["step"] > first["step"]
+    end(running)
+    assert watched.end().code == 0, "it ends with the run"
+
+
+def test_status_names_who_is_stopped(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text, "--lease-timeout", "60")
+    pid = manychar.find("--name", "worker-1")
+    os.kill(pid, signal.SIGSTOP)
+    running.wait_for(r"has waited \d+ s for worker-1")
+    table = manychar.run("status", endpoint).out
+    assert re.search(r"waiting for \d+\.\d s for worker-1\n", table)
+    assert re.search(r"worker-1 .* \d+\.\d s", table)
+    os.kill(pid, signal.SIGCONT)
+    end(running)
+
+
+def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text)
+    following = manychar.start(
+        "sample", endpoint, "--follow", "--change", "0.01", "--length", "40", "--seed", "1"
+    )
+    following.wait_for(r"(?s)(--- step [\d,]+ ---\n.*){3}", "out")
+    end(running)
+    done = following.end()
+    assert done.code == 0, done.err
+    steps = [int(s.replace(",", "")) for s in re.findall(r"--- step ([\d,]+) ---", done.out)]
+    assert steps == sorted(set(steps))
+
+
+def test_only_a_server_can_be_followed(manychar: Commands, trained: Path) -> None:
+    done = manychar.run("sample", "run", "--follow")
+    assert done.code == 2
+    assert "only a live server can be followed" in done.err
+
+
+def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--steps", "40", "--workers", "1", "--run-dir", "run")
+    done = manychar.run("train", str(text), *flags, "--log-format", "json")
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"]) for line in lines)
+    assert "worker-1 has joined" in [line["text"] for line in lines]
+    reports = [line for line in lines if "step" in line]
+    assert reports[-1]["step"] == 40
+    assert reports[-1]["smooth_loss"] > 0
+
+
+def test_what_matters_less_is_left_out(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--steps", "40", "--workers", "1", "--sample-length", "0")
+    env = {"MANYCHAR_LOG_LEVEL": "warning"}
+    assert manychar.run("train", str(text), *flags, env=env).err == ""
+    wrong = manychar.run("train", "nowhere.txt", "--log-level", "error", "--log-format", "json")
+    line = json.loads(wrong.err)
+    assert line["level"] == "error"
+    assert line["text"].startswith("manychar: nowhere.txt: no such file")
+
+
+def test_a_childs_level_is_kept(manychar: Commands, text: Path) -> None:
+    running = manychar.start(
+        *("train", str(text), *ENDLESS, "--workers", "2"),
+        *("--log-format", "json", "--log-level", "warning", "--run-dir", "run"),
+    )
+    pid = manychar.find("--name", "worker-1")
+    os.kill(pid, signal.SIGKILL)
+    found = running.wait_for(r'\{[^\n]*"level": "warning"[^\n]*worker-1 ended by SIGKILL[^\n]*\}')
+    assert json.loads(found[0])["text"].endswith("starting it again in 0.5 s")
+    end(running)
+
+
+SIZE = Dimensions(
+    vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=4, delay=0, dtype="float32"
+)
+
+
+def standing(seconds: float, **worker: Any) -> Standing:
+    report = Report(
+        run="r",
+        term=1,
+        step=int(10 * seconds),
+        steps=0,
+        loss=1.0,
+        smooth_loss=20.0,
+        characters=int(1000 * seconds),
+        seconds=seconds,
+        workers=("ann",),
+        standing_by=0,
+        counts={"repeats": 2},
+        checkpoint=7,
+        checkpoint_age=3_700.0,
+        judged=None,
+        validation=None,
+        best=None,
+    )
+    values: dict[str, Any] = {
+        "name": "ann",
+        "host": "here",
+        "state": "working",
+        "leases": 1,
+        "units": int(10 * seconds),
+        "dropped": 0,
+        "present": seconds,
+        "computing": 0.5 * seconds,
+        "waiting": 0.1 * seconds,
+        "late": 0.0,
+    }
+    return Standing(SIZE, report, (Attendance(**(values | worker)),))
+
+
+def test_rates_are_those_between_two_looks() -> None:
+    then = standing(10.0)
+    now = standing(12.0, computing=6.8, waiting=1.0)
+    (row,) = rows_of(now, then)
+    assert row[4:8] == ["200", "90 %", "10 %", "0 %"]
+    (row,) = rows_of(now, None)
+    assert row[5] == "57 %"
+    assert "1,000 characters/s" in lines_of(now, then)[0]
+
+
+def test_a_worker_that_joined_anew_is_taken_from_then() -> None:
+    now = standing(2.0).workers[0]
+    assert since(now, standing(10.0).workers[0]) == now
+    assert exchanging(now) == 0.8
+
+
+def test_a_run_without_workers_says_that_it_waits() -> None:
+    lines = lines_of(standing(5.0, state="silent"), None)
+    assert "waiting for a worker: none is here" in lines
+    assert "repeats: 2" in lines
+    assert "last checkpoint: step 7, 1 h 1 min ago" in lines
