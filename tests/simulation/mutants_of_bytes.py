@@ -10,7 +10,8 @@ import pytest
 from manychar.numerics import State
 from manychar.numerics import train as trainer
 from manychar.numerics.gradient import TreeSum
-from manychar.protocol import server, steps
+from manychar.protocol import disputes, steps
+from manychar.protocol.disputes import Disputes
 from manychar.protocol.effects import Compute, Effect, GoBack, Result
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Lease
@@ -263,19 +264,19 @@ def a_differing_repeat_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("10", "differing-repeat", "verdict")
 def the_digest_covers_the_gradient_alone(patch: pytest.MonkeyPatch) -> None:
-    for module in (steps, server):
+    for module in (steps, disputes):
         patch.setattr(module, "digest_of", lambda result: digest(result.gradient))
 
 
 @mutant("10", "differing-repeat", "barred")
 def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ParameterServer, "_dispute", lambda *_: None)
+    patch.setattr(Disputes, "begin", lambda *_: None)
 
 
 @mutant("10", "differing-repeat", "barred", "refused")
 def all_sides_of_a_dispute_are_barred(patch: pytest.MonkeyPatch) -> None:
     def strict(self: ParameterServer, shard: int, step: int, result: Any, now: float) -> Any:
-        for name in {name for name, _ in self._disputes.pop((shard, step))} | _names(self):
+        for name in {name for name, _ in self.disputes.open.pop((shard, step))} | _names(self):
             self.reception.bar(name, "there was a dispute", now)
         return self.outbox.collect()
 

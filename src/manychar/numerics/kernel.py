@@ -47,14 +47,16 @@ class Kernel:
         self._from_later = np.empty((B, H), dtype)
         self._sums = np.empty((V, H), dtype)
         self._gradient = self._weights.like(np.empty_like(self._weights.flat))
+        self._columns = np.arange(n)
+        self._ones = np.ones(max(n, V), dtype)
+        self._make_views()
 
-        # Views of the above, made once: by name, by row, by time step.
+    def _make_views(self) -> None:
+        """Make the views of the buffers that every step needs: by name, by row, by time step."""
         self._w, self._d = self._weights.named(), self._gradient.named()
         self._rows_of_sums = list(self._sums)
         self._forward = list(zip(self._inputs, self._states[:-1], self._states[1:], strict=True))
         self._backward = list(zip(self._dh, self._slope, self._da, strict=True))[::-1]
-        self._columns = np.arange(n)
-        self._ones = np.ones(max(n, V), dtype)
 
     def load(self, flat: NDArray[Any]) -> None:
         """Take weights, shape (P,), to compute on from now on: a copy, in the kernel's own form."""

@@ -11,8 +11,8 @@ a PeerError. Whatever comes from a peer that is not known, or from another term,
 StartAfresh, so that a peer's memory of a former server can never be mistaken for this one's.
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
-what), `reception` (who comes and goes), `judging` (whether it gets better), `reporting` and
-`attendance` (how it stands), `outbox` (what comes of it).
+what), `reception` (who comes and goes), `disputes` (who was wrong), `judging` (whether it gets
+better), `reporting` and `attendance` (how it stands), `outbox` (what comes of it).
 """
 
 import enum
@@ -22,11 +22,11 @@ from typing import Any
 
 from manychar.numerics.train import State
 from manychar.protocol.attendance import Attendances
+from manychar.protocol.disputes import Disputes
 from manychar.protocol.effects import (
     Append,
     Effect,
     Finish,
-    GoBack,
     Judge,
     KeepBest,
     PeerError,
@@ -60,7 +60,7 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
 from manychar.protocol.reporting import Reporting
 from manychar.protocol.run import Run
-from manychar.protocol.steps import Digest, Steps, Verdict, as_frame, digest_of
+from manychar.protocol.steps import Steps, Verdict, as_frame
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
@@ -95,6 +95,7 @@ class ParameterServer:
         self.leasing = Leasing(self.steps, self.membership, self.outbox)
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
         self.attendances = Attendances(self.steps, self.membership, self.outbox, now=now)
+        self.disputes = Disputes(self.steps, self.reception, self.outbox)
         self.judging = Judging(
             run.verdicts,
             on=run.definition.validation > 0,
@@ -105,7 +106,6 @@ class ParameterServer:
             run, self.steps, self.membership, self.judging, self.outbox, now=now
         )
         self.counts = self.outbox.counts
-        self._disputes: dict[tuple[int, int], list[tuple[str, Digest]]] = {}
         self._applied_at = now
         self._next_tick = now
         self._next_complaint = now + FIRST_COMPLAINT
@@ -238,7 +238,7 @@ class ParameterServer:
     def _end_if_all_is_done(self) -> None:
         saved = self._saved_step == self.state.step
         judged = self._ending.code != 0 or not self.judging.awaited
-        if self.phase is Phase.SAVING and saved and judged and not self._disputes:
+        if self.phase is Phase.SAVING and saved and judged and not self.disputes.open:
             words = (self._ending.reason, self.judging.summary if not self._ending.code else "")
             self._end(self._ending.code, "; ".join(filter(None, words)))
 
@@ -347,7 +347,7 @@ class ParameterServer:
             case Verdict.NOT_FINITE:
                 self._end(3, f"{member.name} sent a loss or gradient that is not finite: {what}")
             case Verdict.REPEAT_DIFFERS:
-                self._dispute(member, gradient)
+                self.disputes.begin(member, gradient)
             case Verdict.FROM_ANOTHER_STATE:
                 self._distrust(member, gradient, now)
         member.tally.dropped += 1
@@ -385,40 +385,13 @@ class ParameterServer:
         if awaited and lease is not None and lease.peer == member.peer:
             self.leasing.renew(gradient.shard, now)
 
-    def _dispute(self, member: Member, gradient: Gradient) -> None:
-        """Have this server compute what two results differ on: somebody's arithmetic is broken."""
-        shard, step = gradient.shard, gradient.step
-        accepted = self.steps.accepted(shard, step)
-        self.outbox.warn(
-            f"{member.name} sent other bytes for step {step}, shard {shard}"
-            f" than {accepted.sender} did"
-        )
-        if self.reception.mixed:
-            return  # other arithmetic was let in: nobody is to blame
-        if (shard, step) not in self._disputes:
-            self._disputes[shard, step] = [(accepted.sender, accepted.digest)]
-            self.outbox.add(self.steps.unit(shard, step))
-        self._disputes[shard, step].append((member.name, digest_of(gradient)))
-
     def computed(self, shard: int, step: int, result: Result, now: float) -> list[Effect]:
-        """Take this server's own result for a unit on which two others differ.
-
-        Who was wrong is barred; if the wrong one counts, the run goes back to before it did.
-        """
+        """Take this server's own result for a unit on which two others differ."""
         if self.phase is Phase.FINISHED:
             return []
-        (_, accepted), *_ = said = self._disputes.pop((shard, step))
-        truth = digest_of(result)
-        for name in sorted({name for name, digest in said if digest != truth}):
-            why = f"it computed step {step}, shard {shard} wrongly"
-            self.reception.bar(name, why, now)
-        if accepted != truth:
-            first = self.steps.first_from(self.reception.barred, at_most=step)
-            self.outbox.notice(
-                f"a wrong gradient was accepted: going back before step {first}", Level.ERROR
-            )
+        if (back := self.disputes.settle(shard, step, result, now)) is not None:
             self.phase = Phase.FINISHED
-            self.outbox.add(GoBack(first, dict(self.reception.barred)))
+            self.outbox.add(back)
         self._end_if_all_is_done()
         return self.outbox.collect()
 

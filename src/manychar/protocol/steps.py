@@ -229,7 +229,7 @@ def as_frame(array: NDArray[Any]) -> memoryview:
 
 
 def _all_finite(array: NDArray[Any]) -> bool:
-    """Whether all is finite. The sum of squares is if all is, unless it overflows: then look."""
+    """Whether all is finite: it is where the sum of squares is; else each one is looked at."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 

@@ -1,4 +1,4 @@
-"""Pins the arithmetic of this process, and how it keeps memory, before numpy is imported.
+"""Pins the arithmetic of this process, before numpy is imported.
 
 BLAS and numpy choose their kernels by CPU and by environment variables that they read once, when
 they are loaded. One thread always; `portable` also holds x86-64 to one instruction set that all
@@ -6,11 +6,11 @@ current servers have, so that different machines come to the same bits. `native`
 of kernels to the machine and to the user's environment.
 """
 
-import contextlib
-import ctypes
 import os
 import platform
 import sys
+
+from manychar.runtime.memory import keep_freed_memory
 
 _ONE_THREAD = (
     "OPENBLAS_NUM_THREADS",
@@ -22,8 +22,6 @@ _PORTABLE = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_KEPT_BYTES = 2**30
 _pinned: list[str] = []
 
 
@@ -39,20 +37,10 @@ def pin(numerics: str) -> None:
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     if numerics == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
         os.environ.update(_PORTABLE)
-    _keep_freed_memory()
+    keep_freed_memory()
     _pinned[:] = [numerics]
 
 
 def can_pin(numerics: str) -> bool:
     """Whether `pin` would still be in time."""
     return numerics in _pinned or "numpy" not in sys.modules
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc use freed arrays again instead of giving them back to the kernel.
-
-    A large array would otherwise be mapped anew at every step, which takes longer than to fill it.
-    """
-    with contextlib.suppress(AttributeError):  # another C library: it has its own ways
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, _KEPT_BYTES)

@@ -148,15 +148,9 @@ class Router:
 
         Raises Unreachable where its connection is gone.
         """
-        last = len(frames) - 1
+        parts = [self._shared(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]
         try:
-            self.socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
-            for place, frame in enumerate(frames):
-                flags = zmq.NOBLOCK if place == last else zmq.NOBLOCK | zmq.SNDMORE
-                if len(frame) < SHARED_FROM_BYTES:
-                    self.socket.send(frame, flags)
-                else:
-                    self.socket.send(self._shared(frame), flags, copy=False)
+            self.socket.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

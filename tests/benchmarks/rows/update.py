@@ -17,7 +17,7 @@ def run(plan: Plan) -> Iterator[str]:
     task = plan.task(hidden=2048)
     with contextlib.ExitStack() as stack:
         ours = Side("update", dataclasses.replace(task, form="fused"))
-        plain = Side("update", dataclasses.replace(task, form="plain", numerics=""))
+        plain = Side("update", dataclasses.replace(task, form="plain"))
         sides = {OURS: stack.enter_context(ours), PLAIN: stack.enter_context(plain)}
         sizes = [side.until_ready() for side in sides.values()]
         found = interleave(sides, plan.rounds)
