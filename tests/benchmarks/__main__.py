@@ -17,6 +17,7 @@ ROWS = {
     "fleet": "server and 2 workers beside PyTorch DDP, and two single processes",
     "exchange": "the exchange alone beside Ray's parameter server",
     "curve": "the price of keys: the same fleet with and without them",
+    "judge": "the price of judging checkpoints by a held-out text",
     "update": "the server's update beside the plain NumPy form",
     "loss": "time to a held-out loss beside plain min-char-rnn",
     "streams": "study: time to that loss by --streams",

@@ -116,13 +116,23 @@ def watched(run_dir: Path, processes: Sequence[Process]) -> Iterator[list[dict[s
 class Fleets:
     """A server and its workers by `manychar train`, started anew each round."""
 
-    def __init__(self, text: Path, scratch: Path, seconds: float, flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        text: Path,
+        scratch: Path,
+        seconds: float,
+        flags: Sequence[str],
+        *,
+        checkpoint_every: int = 0,
+    ) -> None:
         self._text, self._scratch, self._seconds, self._flags = text, scratch, seconds, flags
+        self._checkpoint_every = checkpoint_every
 
     def measure(self, turn: int) -> float:
         """Return characters a second, the start left out; `turn` does not matter."""
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             run_dir = Path(folder) / "run"
-            arguments = ["manychar", "train", str(self._text), *self._flags, *operation(run_dir)]
+            how = operation(run_dir, checkpoint_every=self._checkpoint_every)
+            arguments = ["manychar", "train", str(self._text), *self._flags, *how]
             with Process(arguments) as fleet:
                 return steady_rate(run_dir, "characters", self._seconds, [fleet])

@@ -1,5 +1,7 @@
+import os
 import platform
 import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -30,6 +32,17 @@ def test_a_thread_that_computes_asks_for_long_slices() -> None:
     slices = re.search(r"se\.slice +: +(\d+)", found[0])
     assert slices
     assert int(slices[1]) == LONGEST_SLICE_NS
+
+
+@pytest.mark.skipif(not knows_slices(), reason="this system knows no slices: nothing to ask for")
+def test_how_nice_it_is_stays_the_users() -> None:
+    program = (
+        "import os; os.nice(7); from manychar.runtime.scheduling import make_way; make_way();"
+        "print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["7", str(os.SCHED_OTHER)]
 
 
 @pytest.mark.parametrize("machine", ["another", "x86_64"])

@@ -93,7 +93,7 @@ def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--steps", "40", "--workers", "1", "--run-dir", "run")
     done = manychar.run("train", str(text), *flags, "--log-format", "json")
     lines = [json.loads(line) for line in done.err.splitlines()]
-    assert {line["level"] for line in lines} == {"info"}
+    assert {line["level"] for line in lines} <= {"info", "warning"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"]) for line in lines)
     assert "worker-1 has joined" in [line["text"] for line in lines]
     reports = [line for line in lines if "step" in line]

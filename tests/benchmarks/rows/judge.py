@@ -1,0 +1,38 @@
+"""The price of judging: the same fleet with a held-out text, and without."""
+
+from collections.abc import Iterator
+
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.rounds import interleave
+from tests.benchmarks.running import Fleets
+from tests.benchmarks.tables import Comparison, comparisons
+
+JUDGED, NOT = "--validation 0.05, a checkpoint every 1,000 steps", "the same without --validation"
+CHECKPOINT_EVERY = 1000
+INTERVALS = 4
+
+
+def run(plan: Plan) -> Iterator[str]:
+    """Yield the table, in characters a second; each measurement has several checkpoints in it."""
+    flags = ("--workers", "2")
+    sides = {
+        what: Fleets(
+            plan.text,
+            plan.scratch,
+            INTERVALS * plan.seconds,
+            (*flags, *more),
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
+        for what, more in ((JUDGED, ("--validation", "0.05")), (NOT, ()))
+    }
+    found = interleave(sides, plan.rounds)
+    row = Comparison(
+        what=JUDGED,
+        ours=found[JUDGED],
+        against=NOT,
+        theirs=found[NOT],
+        target=0.98,
+        percent=True,
+    )
+    yield "The price of judging, server and 2 workers, the defaults, characters a second in all:\n"
+    yield comparisons([row])
