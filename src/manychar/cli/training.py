@@ -211,7 +211,7 @@ def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Say how it ended, how to go on and how to sample; exit with its code."""
     steps, path = directory.settings.steps, shlex.quote(str(directory.path))
     if finish.reason:
-        (complain if finish.code else say)(f"manychar: {finish.reason}")
+        complain(f"manychar: {finish.reason}") if finish.code else say(finish.reason)
     if finish.code or steps == 0:
         say(f"go on: {program()} {again} --resume {path}")
     from manychar.runtime.verdicts import BEST_NAME
