@@ -14,7 +14,7 @@ from tests import command_reference
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "manychar"
-FLOORS = ["numerics", "protocol", "runtime", "cli"]
+FLOORS = ["numerics", "protocol", "runtime", "dashboard", "cli"]
 MODULES = sorted(SOURCE.rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOP_LEVEL = {"pyproject.toml", "README.md", "src", "tests", "deploy", "LICENSE"}

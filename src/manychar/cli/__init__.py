@@ -1,4 +1,4 @@
-"""Floor 3: the command line. Each command checks its flags, pins the numerics, and calls a shell.
+"""Floor 4: the command line. Each command checks its flags, pins the numerics, and calls a shell.
 
 Data goes to standard output, everything else to standard error. What a user can cause is one line
 and an exit code (runtime/errors.py). numpy is imported by the commands, after the pinning.
@@ -15,6 +15,7 @@ import typer
 from manychar import __version__
 from manychar.cli import evaluating, keeping, looking, training
 from manychar.cli.configuring import configurable
+from manychar.cli.dashboard import dashboard
 from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
@@ -33,6 +34,7 @@ for _command, _example in (
     (looking.verify, "manychar verify runs/RUN --from 1000 --to 2000"),
     (looking.equivalence, "manychar equivalence book.txt --hidden 64 --shards 8"),
     (looking.status, "manychar status tcp://127.0.0.1:5577 --watch"),
+    (dashboard, "manychar dashboard tcp://127.0.0.1:5577"),
     (training.stop, "manychar stop tcp://127.0.0.1:5577"),
     (looking.doctor, "manychar doctor --json"),
 ):

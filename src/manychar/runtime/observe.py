@@ -50,6 +50,11 @@ class Watch:
         """The server's welcome."""
         return self._machine.session.welcome
 
+    @property
+    def knocking(self) -> bool:
+        """Whether the server is still, or again, to be heard from."""
+        return self._machine.session.knocking
+
     def turn(self) -> list[Effect]:
         """Wait a moment; return what the machine asks for, but for sending.
 

@@ -1,0 +1,307 @@
+"""Fills a History, in a thread of its own: from a live server, or from a run directory.
+
+A live server is watched as any observer does: it knows no more of this page than of `status`. A
+run directory is read, and read again where it has changed, so it may be finished or still growing.
+"""
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from manychar.dashboard.history import History, Judgement, Moment, Point
+from manychar.numerics.activations import activations
+from manychar.numerics.model import Parameters
+from manychar.protocol.effects import Effect, Finish, Say, Show
+from manychar.protocol.messages import Attendance, Level, Report, Roster, Weights, Welcome
+from manychar.runtime import log
+from manychar.runtime.checkpoint import list_checkpoints
+from manychar.runtime.errors import RUN_FAILED, UserError, because
+from manychar.runtime.keys import ClientKey
+from manychar.runtime.observe import IN_GOOD_ORDER, Watch
+from manychar.runtime.run_directory import METRICS_NAME, open_run
+from manychar.runtime.sampling import draw
+from manychar.runtime.verdicts import VALIDATION_NAME, is_over, read_verdicts
+
+SAMPLE_LENGTH = 300
+PATIENCE_AFTER_LOSS = 600.0
+LOOK_EVERY = 2.0
+MOST_CHECKPOINTS = 12
+
+T = TypeVar("T")
+
+
+class Feed:
+    """A thread that fills a History until it is stopped."""
+
+    def __init__(
+        self, work: Callable[[threading.Event], None], history: History, say: log.Say
+    ) -> None:
+        self._work = work
+        self._history = history
+        self._say = say
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End in good order."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._work(self._stopped)
+        except UserError as error:
+            self._say(str(error), Level.ERROR)
+            self._history.notice(str(error))
+            self._history.know(live=False, state=str(error))
+        except BaseException as error:
+            self._history.know(live=False, state=f"a fault of this page: {error!r}")
+            raise
+
+
+class Live:
+    """A live server, watched. The first visit is made where it is built: it may be refused."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        key: ClientKey | None,
+        history: History,
+        *,
+        patience: float,
+        say: log.Say,
+    ) -> None:
+        """Wait for the first report. Raises UserError where there is none within `patience` s."""
+        self._endpoint, self._key, self._history = endpoint, key, history
+        self._say = say
+        self._parts: list[Attendance] = []
+        self._watch = Watch(endpoint, key, patience=patience)
+        while not history.view().points:
+            if (end := self._turn()) is not None:
+                self._watch.close()
+                raise UserError(
+                    end.reason or f"{endpoint}: the run has ended", code=end.code or RUN_FAILED
+                )
+
+    def __call__(self, stopped: threading.Event) -> None:
+        """Watch until the run ends or `stopped` is set; knock again where the server is lost."""
+        try:
+            while not stopped.is_set():
+                if (end := self._turn()) is None:
+                    continue
+                if not self._watch.knocking:
+                    self._history.know(live=False, state=_ending(end))
+                    return
+                self._watch.close()
+                self._watch = Watch(self._endpoint, self._key, patience=PATIENCE_AFTER_LOSS)
+        finally:
+            self._watch.close()
+
+    def _turn(self) -> Finish | None:
+        """Take what has come; of several versions of the weights only the newest."""
+        effects = self._watch.turn()
+        newest = [e.message for e in effects if isinstance(e, Show)]
+        weights = [message for message in newest if isinstance(message, Weights)][-1:]
+        for effect in effects:
+            self._take(effect)
+        if weights and (welcome := self._watch.welcome) is not None:
+            self._history.moment(moment_of(welcome, weights[0]))
+        return next((effect for effect in effects if isinstance(effect, Finish)), None)
+
+    def _take(self, effect: Effect) -> None:
+        match effect:
+            case Show(Report() as report) if (welcome := self._watch.welcome) is not None:
+                self._report(welcome, report)
+            case Show(Roster() as roster):
+                self._parts = [*self._parts[: roster.first], *roster.workers]
+                if len(self._parts) == roster.total:
+                    self._history.roster(self._parts, time.monotonic())
+            case Say(text, level):
+                self._say(text, level)
+                self._history.notice(text)
+                if self._watch.knocking:
+                    self._history.know(state=text)
+
+    def _report(self, welcome: Welcome, report: Report) -> None:
+        history, characters = self._history, welcome.dimensions.seq_length
+        history.begin(welcome.run, _facts(dataclasses.asdict(welcome.dimensions)))
+        history.point(
+            Point(
+                step=report.step,
+                seconds=report.seconds,
+                characters=report.characters,
+                nats=report.loss / characters,
+                smooth=report.smooth_loss / characters,
+            )
+        )
+        if report.judged is not None and report.validation is not None:
+            history.judgement(Judgement(report.judged, report.validation))
+        history.know(
+            live=True,
+            state="training" if report.workers else "waiting for a worker",
+            steps=report.steps,
+            best=report.best,
+            counts=dict(report.counts),
+            checkpoint=(report.checkpoint, time.time() - report.checkpoint_age),
+        )
+
+
+class Directory:
+    """A run directory, read again where it has changed. Raises UserError where it is none."""
+
+    def __init__(self, path: Path, history: History) -> None:
+        self._run = open_run(path)
+        self._history = history
+        self._seen: dict[Path, int] = {}
+        history.begin(self._run.run, _facts(dataclasses.asdict(self._run.definition)))
+        self._read_course()
+
+    def __call__(self, stopped: threading.Event) -> None:
+        """Read what is new until `stopped` is set."""
+        while not stopped.is_set():
+            self.read(stopped.is_set)
+            stopped.wait(LOOK_EVERY)
+
+    def read(self, stopped: Callable[[], bool] = bool) -> None:
+        """Read what is new, once; break off where `stopped` says so."""
+        self._read_course()
+        self._read_checkpoints(stopped)
+
+    def _read_course(self) -> None:
+        metrics, validation = (self._run.path / name for name in (METRICS_NAME, VALIDATION_NAME))
+        if not any([self._has_changed(metrics), self._has_changed(validation)]):
+            return
+        points = _parsed(metrics, self._point)
+        judged = [Judgement(*verdict) for verdict in sorted(read_verdicts(self._run).items())]
+        self._history.course(points, judged)
+        steps, last = self._run.settings.steps, points[-1].step if points else 0
+        done = (bool(steps) and last >= steps) or is_over(self._run, last)
+        self._history.know(
+            steps=steps,
+            live=not done,
+            state="finished" if done else f"on disk up to step {last:,}",
+            best=min(judged, key=lambda one: (one.nats, one.step)).step if judged else None,
+        )
+
+    def _point(self, values: dict[str, Any]) -> Point:
+        characters = self._run.definition.seq_length
+        return Point(
+            step=int(values["step"]),
+            seconds=float(values["seconds"]),
+            characters=int(values["characters"]),
+            nats=float(values["loss"]) / characters,
+            smooth=float(values["smooth_loss"]) / characters,
+        )
+
+    def _read_checkpoints(self, stopped: Callable[[], bool]) -> None:
+        checkpoints = list_checkpoints(self._run.checkpoints)
+        if checkpoints:
+            step, newest = checkpoints[-1]
+            with contextlib.suppress(OSError):
+                self._history.know(checkpoint=(step, newest.stat().st_mtime))
+        for _, path in reversed(_spread(checkpoints, MOST_CHECKPOINTS)):
+            if self._has_changed(path) and not stopped():
+                self._read_checkpoint(path)
+
+    def _read_checkpoint(self, path: Path) -> None:
+        try:
+            checkpoint = self._run.read(path)
+        except UserError as error:
+            self._history.notice(str(error))
+            return
+        state, seed = checkpoint.state, self._run.definition.seed
+        moment = _moment(state.parameters, checkpoint.vocabulary, seed=seed, step=state.step)
+        self._history.moment(moment)
+
+    def _has_changed(self, path: Path) -> bool:
+        """Whether a file has another size than when this was last asked."""
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return False
+        before = self._seen.get(path)
+        self._seen[path] = size
+        return size != before
+
+
+def moment_of(welcome: Welcome, weights: Weights) -> Moment:
+    """Return what a live server's weights write: the sample that its own progress shows, longer."""
+    size = welcome.dimensions
+    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
+    parameters = Parameters(flat, size.vocabulary_size, size.hidden)
+    vocabulary = bytes(welcome.vocabulary).decode()
+    return _moment(parameters, vocabulary, seed=welcome.seed, step=weights.version)
+
+
+def _moment(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Moment:
+    generator = np.random.default_rng([seed, 1, step])
+    text = "".join(draw(parameters, vocabulary, generator, length=SAMPLE_LENGTH))
+    id_of = {character: i for i, character in enumerate(vocabulary)}
+    start = "\n" if "\n" in id_of else vocabulary[0]  # what the sample was begun with
+    ids = np.array([id_of[character] for character in start + text], np.intp)
+    return Moment(step, text, activations(parameters, ids)[1:].astype(np.float32))
+
+
+def _facts(values: dict[str, Any]) -> dict[str, str]:
+    names = {
+        "hidden": "hidden units",
+        "seq_length": "characters a step",
+        "shards": "shards",
+        "streams": "streams a shard",
+        "delay": "delay",
+        "dtype": "precision",
+    }
+    return {shown: str(values[name]) for name, shown in names.items() if name in values}
+
+
+def _ending(end: Finish) -> str:
+    return end.reason or "finished" if end.code in IN_GOOD_ORDER else f"failed: {end.reason}"
+
+
+def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Return what the lines of a file say; one that is not whole, or damaged, is passed over."""
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.append(parse(json.loads(line)))
+    return found
+
+
+def _spread(entries: list[Any], most: int) -> list[Any]:
+    """Return at most `most` of the entries, spread evenly, the first and the last among them."""
+    if len(entries) <= most:
+        return entries
+    return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
+
+
+def open_feed(
+    source: str, key: ClientKey | None, *, patience: float, say: log.Say
+) -> tuple[History, Feed]:
+    """Return a History of a live server's endpoint or a run directory, and what fills it.
+
+    Raises UserError where there is nothing to watch.
+    """
+    history = History(source)
+    work: Live | Directory
+    if source.startswith(("tcp://", "ipc://")):
+        work = Live(source, key, history, patience=patience, say=say)
+    else:
+        work = Directory(Path(source), history)
+    return history, Feed(work, history, say)
