@@ -134,11 +134,13 @@ class Commands:
         env: dict[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
         program: tuple[str, ...] = ("-m", "manychar"),
+        before: tuple[str, ...] = (),
+        directory: Path | None = None,
     ) -> Running:
-        """Start a command, with its own session."""
+        """Start a command, with its own session; `before` are words that it is called by."""
         process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            cwd=self.directory,
+            [*before, sys.executable, *program, *arguments],
+            cwd=directory or self.directory,
             env=self._environment(env or {}),
             stdin=stdin,
             stdout=subprocess.PIPE,

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError, because
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
 FIRST_CLIENT = "worker"
 FORMAT = 1
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
 LARGEST_KEY_FILE, LARGEST_LIST = 4096, 4 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
@@ -196,7 +196,7 @@ def _write_secret(path: Path, values: dict[str, Any]) -> None:
 def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
     """Read a small file. Raises UserError where it is none, or others can read a secret."""
     try:
-        if secret and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if secret and path.stat().st_mode & (0o037 if _is_credential(path) else 0o077):
             raise UserError(
                 f"{path}: others can read this secret: chmod 600 it, and better make a new key",
                 code=REFUSED_FOR_SAFETY,
@@ -204,6 +204,15 @@ def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
         return read_file(path, largest)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether systemd laid the file down for this service alone; its group may be said to read it.
+
+    What it says there is the mask of an access list with this service's user in it.
+    """
+    directory = os.environ.get(CREDENTIALS)
+    return directory is not None and path.resolve().parent == Path(directory).resolve()
 
 
 def _parsed(source: Path | str, data: bytes) -> dict[str, Any]:

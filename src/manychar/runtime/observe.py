@@ -69,6 +69,7 @@ class Watch:
         except (WireError, PeerError) as error:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.tick(time.monotonic())
+        effects += [Say(line) for line in self._dealer.news()]
         if refusal := self._dealer.refusal():
             text = f"{self._endpoint} does not shake hands: {refusal}"
             effects.append(Say(text, Level.WARNING))

@@ -50,6 +50,7 @@ from manychar.runtime.errors import (
 )
 from manychar.runtime.journal import Step, weights_digest
 from manychar.runtime.judge import Gone, JudgeProcess, News, Restart, Verdict
+from manychar.runtime.notify import Notifier
 from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
 from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, raise_term
@@ -88,7 +89,7 @@ def serve(
     router: Router | None = None
     outcome: Finish | GoBack = GoBack(2**62, {})
     with locked(directory), contextlib.ExitStack() as stack:
-        wake = Wake()
+        wake, notifier = Wake(), Notifier()
         stack.callback(wake.close)
         stack.enter_context(wake.catching(signal.SIGINT, signal.SIGTERM))
         while isinstance(outcome, GoBack):
@@ -103,6 +104,7 @@ def serve(
                     router = Router(endpoint, machine.dimensions, keys)
                     stack.callback(router.close)
                     screen.bound(router.endpoint)
+                    notifier.ready(f"listening on {router.endpoint}")
                 with (
                     Writer(directory, beginning, wake) as writer,
                     JudgeProcess(directory, wake) as judge,
@@ -118,6 +120,7 @@ def serve(
                         screen=screen,
                         parent=parent,
                         wake=wake,
+                        notifier=notifier,
                         lines=lines,
                     )
                     outcome = loop.run()
@@ -217,6 +220,7 @@ class _Loop:
     screen: Screen
     parent: Parent
     wake: Wake
+    notifier: Notifier
     lines: list[str]
     outcome: Finish | GoBack | None = None
     flush_at: float = 0.0
@@ -260,6 +264,7 @@ class _Loop:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self.notifier.alive()
         if (deadline := self.machine.deadline()) is not None and now >= deadline:
             self._carry_out(self.machine.tick(now))
         if now >= self.flush_at:
@@ -316,6 +321,7 @@ class _Loop:
                 self._carry_out(self.machine.judge_failed(reason, now))
 
     def _stop(self, code: int, reason: str) -> None:
+        self.notifier.stopping()
         now = time.monotonic()
         by = now + SECONDS_TO_END_A_STEP
         self._carry_out(self.machine.stop(code, reason, now=now, by=by))
@@ -338,6 +344,7 @@ class _Loop:
                     self.screen.say(text, level)
                 case Show(Report() as report):
                     self.screen.report(report)
+                    self.notifier.status(f"step {report.step:,}, {len(report.workers)} workers")
                 case Show(Weights() as weights):
                     self.screen.weights(weights)
                 case Record(report):

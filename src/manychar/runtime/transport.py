@@ -21,6 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from manychar.protocol.codec import HEADER_BYTES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
+from manychar.runtime.addresses import TRY_FOR, Search, is_name
 from manychar.runtime.door import HANDSHAKE_MS, Door
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.keys import ClientKey
@@ -213,15 +214,19 @@ class Dealer:
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         followed = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSALS
+        followed |= zmq.EVENT_CONNECT_RETRIED
         self._refusal = ""
         self._refusal_said = ""
-        self._endpoint = endpoint
+        self._search = _search(endpoint)
+        self._endpoint = "" if self._search else endpoint
+        self._try_next_at = 0.0
         self._knock_at = math.inf
         self._has_key = key is not None
         self._events = self.socket.get_monitor_socket(followed)
         self._connected = False
         try:
-            self.socket.connect(endpoint)
+            if self._endpoint:
+                self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
@@ -257,6 +262,8 @@ class Dealer:
             while True:
                 event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
                 self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                if event == zmq.EVENT_CONNECT_RETRIED and self._search and self._search.several:
+                    self._try_next_at = 0.0
                 if event & _REFUSALS:
                     self._refusal = REFUSED_KEY if self._has_key else WANTS_KEY
                     self._knock_at = time.monotonic() + KNOCK_AGAIN_AFTER
@@ -265,6 +272,26 @@ class Dealer:
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.disconnect(self._endpoint)
             self.socket.connect(self._endpoint)
+        if self._search is not None and not self._connected:
+            self._try_elsewhere(self._search, time.monotonic())
+
+    def _try_elsewhere(self, search: Search, now: float) -> None:
+        """Connect to the next of a name's addresses, if the one before had its time."""
+        if now < self._try_next_at or (endpoint := search.next()) is None:
+            return
+        self._try_next_at = now + TRY_FOR
+        if endpoint == self._endpoint:
+            return  # libzmq is at it
+        if self._endpoint:
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.disconnect(self._endpoint)
+        self._endpoint = endpoint
+        self.socket.setsockopt(zmq.IPV6, _is_six(endpoint))
+        self.socket.connect(endpoint)
+
+    def news(self) -> list[str]:
+        """Return what there is to say of the search for a server's name."""
+        return self._search.news() if self._search is not None else []
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
@@ -281,11 +308,23 @@ def _socket(
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.LINGER, LINGER_MS)
-    made.setsockopt(zmq.IPV6, int(endpoint.startswith("tcp://[")))
+    made.setsockopt(zmq.IPV6, _is_six(endpoint))
     made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     return made
+
+
+def _is_six(endpoint: str) -> int:
+    return int(endpoint.startswith("tcp://["))
+
+
+def _search(endpoint: str) -> Search | None:
+    """Return the search for the name in an endpoint; None where it has an address."""
+    match = _TCP.fullmatch(endpoint)
+    if match is None or match["six"] or not is_name(match["host"]):
+        return None
+    return Search(match["host"], match["port"])
 
 
 def messages_queued(dimensions: Dimensions | None) -> int:

@@ -18,6 +18,7 @@ from manychar.protocol.worker import Worker
 from manychar.runtime import log
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.runtime.keys import ClientKey
+from manychar.runtime.notify import Notifier
 from manychar.runtime.parent import Parent
 from manychar.runtime.pinning import can_pin, pin
 from manychar.runtime.scheduling import make_way
@@ -62,6 +63,7 @@ class _Loop:
     parent: Parent
     wake: Wake
     finish: Finish | None = None
+    notifier: Notifier = dataclasses.field(default_factory=Notifier)
     engine: "Engine | None" = None
 
     def run(self) -> Finish:
@@ -77,10 +79,14 @@ class _Loop:
             if self.wake.fileno() in ready and (signals := self.wake.take()):
                 code = INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
                 reason = f"stopped by {signal.Signals(signals[0]).name}"
+                self.notifier.stopping()
                 self._carry_out(self.machine.leave(code, reason))
             if self.parent.descriptor in ready and self.parent.is_gone():
                 self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
+            self.notifier.alive()
             self._read_mailbox()
+            for line in self.dealer.news():
+                self.say(line)
             if refusal := self.dealer.refusal():
                 self.say(f"the server does not shake hands: {refusal}", Level.WARNING)
             self._carry_out(self.machine.tick(time.monotonic()))
@@ -130,6 +136,7 @@ class _Loop:
         self.engine = Engine(prove.welcome.dimensions)
         proof = self.engine.prove()
         self._carry_out(self.machine.proved(proof, time.monotonic()))
+        self.notifier.ready(f"working for {self.machine.session.server}")
 
     def _compute(self, unit: Compute) -> None:
         if self.engine is None:
@@ -139,5 +146,6 @@ class _Loop:
 
     def _beat(self, now: float) -> float:
         """Send a heartbeat from within the computation; return when the next one is due."""
+        self.notifier.alive()
         self._carry_out(self.machine.beat(now))
         return self.machine.session.next_beat

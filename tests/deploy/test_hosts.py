@@ -1,0 +1,118 @@
+"""The README's recipe for two machines, as it is written there, on three hosts with bad links."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
+from tests.deploy.hosts import Host, can_be_made, network
+from tests.runtime.alone import bits_alone, bits_of
+from tests.runtime.commands import SMALL, Commands
+
+README = Path(__file__).parent.parent.parent / "README.md"
+SMALL_RUN = (*SMALL, "--run-dir", "run", "--steps", "0", "--checkpoint-every", "100")
+SLOW_LINK = str(Path(__file__).with_name("slow_link.py"))
+SECONDS_LATE, BYTES_A_SECOND = "0.02", "2000000"
+
+Require = Callable[[object, str], None]
+
+
+def recipe() -> list[list[str]]:
+    """Return the recipe's three commands, without the program's name."""
+    section = README.read_text(encoding="utf-8").split("## On two machines")[1].split("\n## ")[0]
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    commands = [shlex.split(line) for line in blocks.splitlines()]
+    assert [command[:2] for command in commands] == [
+        ["manychar", "keys"],
+        ["manychar", "server"],
+        ["manychar", "worker"],
+    ]
+    return [command[1:] for command in commands]
+
+
+def expect_the_bits_of_one_process(run: Path, text: Path) -> int:
+    """Compare the newest checkpoint with one process's state; return its step."""
+    step, path = list_checkpoints(run / "checkpoints")[-1]
+    assert bits_of(read_checkpoint(path).state) == bits_alone(text, run, step)[step]
+    return step
+
+
+def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Require) -> None:
+    require(can_be_made(), "network namespaces need root and iproute2")
+    create, serve, work = recipe()
+    with network(manychar, "serves", "near", "far") as (serves, near, far):
+        shutil.copy(text, serves.directory / "text.txt")
+        serves.run(*create)
+        shutil.copy(serves.directory / "KEYS" / "worker.key", near.directory / "worker.key")
+        serves.run("keys", "add", "KEYS", "distant")
+        shutil.move(serves.directory / "KEYS" / "distant.key", far.directory / "worker.key")
+
+        # A worker that comes first, and cannot even look the server up yet.
+        early = near.start(*work)
+        early.wait_for("SERVER: .* asking again")
+        server = serves.start(*serve, *SMALL_RUN)
+        server.wait_for("listening")
+        # One of the name's addresses is nobody's, one is not served, one is right.
+        near.knows("10.231.7.99 SERVER", f"{serves.six} SERVER", f"{serves.four} SERVER")
+        early.wait_for(re.escape(f"SERVER is looked for at tcp://{serves.four}:5577"))
+        server.wait_for(r"worker-\d has joined")
+
+        # Another one behind a slow and narrow link.
+        link = (f"{serves.four}", "5577", SECONDS_LATE, BYTES_A_SECOND)
+        slow = far.start("127.0.0.2", "5577", *link, program=(SLOW_LINK,))
+        slow.wait_for("listening", "out")
+        far.knows("127.0.0.2 SERVER")
+        late = far.start(*work)
+        for number in (1, 2, 3, 4):
+            server.wait_for(f"worker-{number} has joined")
+            server.wait_for(f"distant-{number} has joined")
+
+        near.link("down")
+        cut_off = [f"worker-{number}" for number in (1, 2, 3, 4)]
+        for name in cut_off:
+            server.wait_for(f"{name} (is taken for lost|has left)")
+        near.link("up")
+        for name in cut_off:
+            server.wait_for(rf"(?s){name} (is taken|has left).*{name} (is back|has joined)")
+        server.interrupt()
+        assert server.end().code == 0
+        assert late.end().code == 0
+        assert early.end().code == 0
+        slow.interrupt()
+        slow.end()
+    assert expect_the_bits_of_one_process(serves.directory / "run", text) > 0
+
+
+def test_ipv6(manychar: Commands, text: Path, require: Require) -> None:
+    require(can_be_made(), "network namespaces need root and iproute2")
+    with network(manychar, "serves", "works") as (serves, works):
+        shutil.copy(text, serves.directory / "text.txt")
+        serves.run("keys", "create", "KEYS")
+        shutil.copy(serves.directory / "KEYS" / "worker.key", works.directory / "worker.key")
+        server = serves.start(
+            *("server", "text.txt", "--bind", f"tcp://[{serves.six}]:5577", "--keys", "KEYS"),
+            *SMALL_RUN,
+        )
+        server.wait_for("listening")
+        works.knows(f"{serves.six} server.six")
+        flags = ("--key", "worker.key")
+        by_address = works.start(
+            "worker", f"tcp://[{serves.six}]:5577", "--name", "worker-1", *flags
+        )
+        by_name = works.start("worker", "tcp://server.six:5577", "--name", "worker-2", *flags)
+        server.wait_for("worker-1 has joined")
+        server.wait_for("worker-2 has joined")
+        server.interrupt()
+        assert server.end().code == by_address.end().code == by_name.end().code == 0
+    expect_the_bits_of_one_process(serves.directory / "run", text)
+
+
+def test_hosts_leave_nothing(manychar: Commands, require: Require) -> None:
+    require(can_be_made(), "network namespaces need root and iproute2")
+    with network(manychar, "one") as (host,):
+        assert isinstance(host, Host)
+        assert Path(f"/run/netns/{host.namespace}").exists()
+    assert not Path(f"/run/netns/{host.namespace}").exists()
+    assert not Path(f"/etc/netns/{host.namespace}").exists()
