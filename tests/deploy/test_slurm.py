@@ -1,0 +1,145 @@
+"""deploy/slurm on a real Slurm: nodes die, the time ends, workers come and go; the same bits."""
+
+import json
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.cluster import PROGRAMS, Cluster, started
+from tests.deploy.hosts import can_be_made
+from tests.runtime.commands import until
+from tests.runtime.conftest import small_text
+from tests.runtime.test_fleet import expect_same_bits, steps_of
+
+RECIPES = Path(__file__).parents[2] / "deploy" / "slurm"
+DEFINITION = ("--hidden", "16", "--streams", "8")
+ENDLESS = ("--steps", "0", "--checkpoint-every", "50", "--sample-every", "0")
+SPREAD = ("--ntasks=4", "--nodes=3-4", "--spread-job")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, require: Callable[[object, str], None]) -> Iterator[Cluster]:
+    """A cluster of its own, with a text in the directory that all nodes see."""
+    require(can_be_made(), "a cluster takes network namespaces: Linux, root and iproute2")
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    require(not missing, f"a cluster takes {', '.join(missing)}: apt-get install slurm-wlm munge")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "text.txt").write_text(small_text(), encoding="utf-8")
+    with started(tmp_path / "cluster", here) as cluster:
+        yield cluster
+
+
+class Job:
+    """A job of train.sbatch, and what can be waited for."""
+
+    def __init__(self, slurm: Cluster, *words: str) -> None:
+        self.slurm = slurm
+        self.number = slurm.submit(*SPREAD, str(RECIPES / "train.sbatch"), *words)
+        self.run = slurm.here / "runs" / f"slurm-{self.number}"
+        self.keys = self.run.with_name(f"{self.run.name}.keys")
+
+    def wait_for_lines(self, *patterns: str, times: int = 1) -> None:
+        """Wait until each of these patterns stands `times` times in the job's output."""
+
+        def missing() -> list[str]:
+            said = self.slurm.output(self.number)
+            return [wanted for wanted in patterns if len(re.findall(wanted, said)) < times]
+
+        until(lambda: not missing(), lambda: f"{missing()}: {self.slurm.described()}")
+
+    def wait_for_state(self, **wanted: str) -> None:
+        """Wait until the controller says this of the job."""
+        until(
+            lambda: wanted.items() <= self.slurm.state(self.number).items(),
+            lambda: f"{wanted}: {self.slurm.state(self.number)}{self.slurm.described()}",
+        )
+
+    def wait_for_progress(self) -> int:
+        """Wait for two checkpoints more; return the step."""
+        before = max(steps_of(self.run)) if self.run.exists() else 0
+        until(
+            lambda: self.run.exists() and max(steps_of(self.run)) >= before + 100,
+            lambda: f"steps after {before}: {self.slurm.described()}",
+        )
+        return max(steps_of(self.run))
+
+    def wait_for_restart(self) -> None:
+        """Wait until Slurm has brought it back; that begins with a pause of some seconds."""
+        self.wait_for_state(JobState="RUNNING", Restarts="1")
+        self.wait_for_lines("listening", times=2)
+
+    def end_well(self) -> None:
+        """End an endless run as Ctrl-C does."""
+        self.slurm.run("scancel", "--signal=INT", self.number)
+        self.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
+
+    def expect_the_bits_of_one_process(self) -> int:
+        """Compare every checkpoint, and see that nothing secret is left; return the last step."""
+        assert not list(self.run.parent.glob("*.keys"))
+        return expect_same_bits(self.run, self.slurm.here / "text.txt")
+
+
+def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluster) -> None:
+    job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS)
+    job.wait_for_lines(*(f"worker-{i} has joined" for i in (1, 2, 3)))
+    assert stat.S_IMODE(job.keys.stat().st_mode) == 0o700
+    config = json.loads((job.run / "config.json").read_text(encoding="utf-8"))
+    assert config["definition"]["shards"] == 8
+
+    more = slurm.submit("--ntasks=2", str(RECIPES / "workers.sbatch"), job.number)
+    job.wait_for_lines(*(rf"job-{more}\.0-{i} has joined" for i in (0, 1)))
+    slurm.run("scancel", more)
+    job.wait_for_lines(*(rf"job-{more}\.0-{i} has left" for i in (0, 1)))
+    until(lambda: "may not come any more" in slurm.output(more), slurm.described)
+
+    lost = r"\nworker-\d (has left: its connection is gone|is taken for lost)"
+    slurm.kill_worker("n2")
+    job.wait_for_lines(lost)
+    slurm.kill_node("n3")
+    job.wait_for_lines(lost, times=2)
+    job.wait_for_progress()
+    assert slurm.state(job.number)["Restarts"] == "0"
+    slurm.start_node("n3")
+
+    slurm.change_job(job.number, timelimit="2")
+    job.wait_for_lines("stopped by SIGTERM", "back into the queue")
+    slurm.change_job(job.number, timelimit="UNLIMITED")
+    stopped_at = max(steps_of(job.run))
+    job.wait_for_restart()
+    job.wait_for_lines(rf"(?s)listening.*listening.*\nstep {stopped_at:,}  ")
+    job.wait_for_progress()
+    job.end_well()
+    assert job.expect_the_bits_of_one_process() > stopped_at
+
+
+def test_the_job_goes_on_elsewhere_when_its_servers_node_is_lost(slurm: Cluster) -> None:
+    job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS)
+    reached = job.wait_for_progress()
+    lost = slurm.state(job.number)["BatchHost"]
+    slurm.kill_node(lost)
+    slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=killed")
+    job.wait_for_restart()
+    assert slurm.state(job.number)["BatchHost"] != lost
+    more = slurm.submit(str(RECIPES / "workers.sbatch"), job.number)
+    job.wait_for_lines(rf"job-{more}\.0-7 has joined")
+    job.wait_for_progress()
+    job.end_well()
+    until(lambda: slurm.state(more)["JobState"] == "COMPLETED", slurm.described)
+    last = job.expect_the_bits_of_one_process()
+    assert last > reached
+
+    further = str(last + 60)
+    again = Job(slurm, "--resume", f"runs/{job.run.name}", "--steps", further)
+    again.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
+    assert not again.run.exists()
+    assert job.expect_the_bits_of_one_process() == int(further)
+
+    mistaken = Job(slurm, "no-such-text.txt")
+    mistaken.wait_for_state(JobState="FAILED", ExitCode="2:0")
+    assert "no-such-text.txt: no such file" in slurm.output(mistaken.number)
+    assert not mistaken.keys.exists()
