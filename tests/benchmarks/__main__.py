@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import tempfile
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def _arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     if strange := [name for name in chosen.names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(strange)}; there are {', '.join(ROWS)}")
+    if chosen.rounds < 1 or not 0 < chosen.seconds < math.inf or chosen.seeds < 1:
+        parser.error("--rounds and --seeds take at least 1, --seconds more than 0")
     if chosen.text and not chosen.text.is_file():
         parser.error(f"--text {chosen.text}: no such file")
     return chosen

@@ -185,7 +185,9 @@ class TestFiles:
 class Besieged:
     """A real server with keys and two real workers, to be molested while it trains."""
 
-    def __init__(self, manychar: Commands, text: Path) -> None:
+    def __init__(
+        self, manychar: Commands, text: Path, *, program: tuple[str, ...] = ("-m", "manychar")
+    ) -> None:
         self.manychar = manychar
         self.run = manychar.directory / "run"
         self.keys = manychar.directory / "keys"
@@ -199,6 +201,7 @@ class Besieged:
             *("server", str(text), "--run-dir", "run", *SIZES, "--keys", str(self.keys)),
             *("--bind", "tcp://127.0.0.1:0", "--steps", "0"),
             *("--checkpoint-every", "200", "--sample-every", "0"),
+            program=program,
         )
         self.endpoint = self.server.wait_for(r"manychar worker (tcp://\S+) --key FILE")[1]
         self.port = int(self.endpoint.rsplit(":", 1)[1])
@@ -382,6 +385,46 @@ class TestConnections:
         ended = extra.end()
         assert ended.code == 3
         assert "its key was revoked" in ended.last_line
+        fleet.end(text)
+
+    def test_of_an_observer_that_only_listens_ends_too(
+        self, manychar: Commands, text: Path
+    ) -> None:
+        fleet = Besieged(manychar, text)
+        key = keys.read_client_key(keys.add(fleet.keys, "ear", KeyRole.OBSERVER))
+        dealer = Dealer(fleet.endpoint, key)
+        me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", machine={})
+        until(lambda: dealer.send(encode(me)), "a connection")
+        assert dealer.socket.poll(30_000)
+        keys.revoke(fleet.keys, "ear")
+        fleet.server.wait_for("ear has to leave: its key was revoked")
+        dealer.close()
+        fleet.end(text)
+
+    def test_that_fail_are_counted_and_said(self, manychar: Commands, text: Path) -> None:
+        fleet = Besieged(manychar, text)
+        knock(fleet.endpoint, None)
+        fleet.server.wait_for(r"\d+ handshakes failed: no key, another server's")
+        fleet.end(text)
+
+    def test_without_end_leave_files_to_write_checkpoints_with(
+        self, manychar: Commands, text: Path
+    ) -> None:
+        few = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160));"
+        again = "os.execv(sys.executable, [sys.executable, '-m', 'manychar', *sys.argv[1:]])"
+        fleet = Besieged(manychar, text, program=("-c", f"{few} {again}"))
+        crowd: list[socket.socket] = []
+        while "nobody else is let in" not in fleet.server.err:
+            with contextlib.suppress(OSError):
+                crowd.append(socket.create_connection(("127.0.0.1", fleet.port), timeout=1.0))
+        newest = max(list_checkpoints(fleet.run / "checkpoints"))[0]
+        until(
+            lambda: max(list_checkpoints(fleet.run / "checkpoints"))[0] > newest + 200,
+            fleet.server.described,
+        )
+        for visitor in crowd:
+            visitor.close()
+        fleet.server.wait_for("there is room for connections again")
         fleet.end(text)
 
     def test_are_refused_while_the_list_cannot_be_read(

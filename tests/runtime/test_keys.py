@@ -1,5 +1,6 @@
 """Keys on disk: who may read them, what is in which file, what is refused."""
 
+import errno
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import pytest
 from manychar.protocol.messages import KeyRole
 from manychar.runtime import keys
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+from tests.runtime.commands import SMALL, Commands
 
 
 @pytest.fixture
@@ -96,13 +98,58 @@ def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "../x", "a/b", "server", ".hidden", "-x", "x" * 49, "ä", "a b"]
-)
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x" * 49, "ä", "a b"])
 def test_what_is_no_name_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="no client's name"):
         keys.add(folder, name, KeyRole.WORKER)
     assert len(list(folder.iterdir())) == 3
+
+
+def test_the_servers_own_name_is_no_clients(folder: Path) -> None:
+    with pytest.raises(UserError, match="the server's own name"):
+        keys.add(folder, "server", KeyRole.WORKER)
+
+
+@pytest.mark.parametrize(("first", "second"), [("ann", "ann-1"), ("ann-12", "ann")])
+def test_no_two_clients_may_call_themselves_alike(folder: Path, first: str, second: str) -> None:
+    keys.add(folder, first, KeyRole.WORKER)
+    with pytest.raises(UserError, match="could call themselves by one name"):
+        keys.add(folder, second, KeyRole.WORKER)
+    keys.add(folder, "ann-x", KeyRole.WORKER)
+    keys.revoke(folder, first)
+    keys.add(folder, second, KeyRole.WORKER)
+
+
+def test_a_pair_that_is_none_is_refused(folder: Path) -> None:
+    path = folder / "server.key"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "secret": "0" * 40}))
+    with pytest.raises(UserError, match="not a file of keys"):
+        keys.read_server_key(folder)
+
+
+@pytest.mark.parametrize("name", ["", "clients.json"])
+def test_a_list_that_others_can_write_is_refused(folder: Path, name: str) -> None:
+    (folder / name).chmod(0o777 if name == "" else 0o666)
+    with pytest.raises(UserError, match="others can write in it") as refused:
+        keys.read_clients(folder)
+    assert refused.value.code == 78
+
+
+def test_a_full_disk_leaves_no_half_of_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(folder.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"olga\.key: no space left on device"):
+            keys.add(folder, "olga", KeyRole.OBSERVER)
+        fresh = folder.with_name("fresh")
+        with pytest.raises(UserError, match=r"server\.key: no space left"):
+            keys.create(fresh)
+    assert sorted(folder.iterdir()) == before
+    assert keys.create(fresh).name == "worker.key", "what was begun can be done again"
 
 
 @pytest.mark.parametrize(
@@ -146,3 +193,32 @@ def test_a_missing_file_says_where_to_look(folder: Path) -> None:
     (folder / "clients.json").unlink()
     with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):
         keys.read_clients(folder)
+
+
+@pytest.mark.parametrize("command", ["train", "equivalence"])
+def test_a_key_in_the_environment_is_for_another_server(
+    manychar: Commands, text: Path, folder: Path, command: str
+) -> None:
+    content = (folder / "worker.key").read_text()
+    steps = ("--steps", "30", "--checkpoint-every", "10")
+    for env in (
+        {"MANYCHAR_KEY": content, "MANYCHAR_KEYS": str(folder)},
+        {"MANYCHAR_KEY_FILE": str(folder / "worker.key")},
+    ):
+        done = manychar.run(command, str(text), *SMALL, *steps, env=env)
+        assert done.code == 0, done.err
+
+
+def test_how_to_go_on_is_said_as_it_was_begun(manychar: Commands, text: Path, folder: Path) -> None:
+    flags = ("--keys", str(folder), "--bind", "tcp://127.0.0.2:0", "--run-dir", "run")
+    running = manychar.start("server", str(text), *SMALL, *flags)
+    running.wait_for("listening")
+    running.interrupt()
+    said = running.end().err
+    assert f"server --bind tcp://127.0.0.2:0 --keys {folder} --resume run" in said
+
+
+def test_what_would_be_safe_is_said_whole(manychar: Commands, text: Path) -> None:
+    done = manychar.run("server", str(text), "--bind", "tcp://*:5577", "--hidden", "9")
+    assert done.code == 78
+    assert f"then `manychar server {text} --bind 'tcp://*:5577' --hidden 9 --keys KEYS`" in done.err

@@ -12,6 +12,7 @@ import zmq
 
 from manychar.protocol.messages import Dimensions, Frame
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.runtime.keys import create
 from manychar.runtime.transport import (
     IPC_PATH_LENGTH,
     Dealer,
@@ -178,6 +179,14 @@ class TestBinding:
             with pytest.raises(UserError, match=f"{endpoint}: another program uses it") as raised:
                 Router(endpoint, SIZES)
             assert raised.value.code == 2
+
+    def test_with_keys_where_it_cannot_be_ends_all_the_same(self, tmp_path: Path) -> None:
+        create(tmp_path / "keys")
+        taken = Router("tcp://127.0.0.1:*", None)
+        for endpoint in (taken.endpoint, "tcp://192.0.2.1:5577", "tcp://nowhere.invalid:5577"):
+            with pytest.raises(UserError, match="cannot bind"):
+                Router(endpoint, None, tmp_path / "keys")
+        taken.close()
 
     def test_where_another_listens_on_a_file(self) -> None:
         with TemporaryDirectory(prefix="mc") as directory:

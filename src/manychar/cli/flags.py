@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from manychar.runtime.log import FORMAT_VARIABLE, LEVEL_VARIABLE
+from manychar.runtime.peers import KEY_FILE_VARIABLE
 
 DEFINING = "What is trained (the result depends on these, and on nothing else)"
 OPERATING = "How it is carried out"
@@ -137,7 +138,7 @@ Key = Annotated[
     Path | None,
     typer.Option(
         "--key",
-        envvar="MANYCHAR_KEY_FILE",
+        envvar=KEY_FILE_VARIABLE,
         help="The file with this machine's key; its content can be in $MANYCHAR_KEY instead.",
         show_default="no key",
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manychar.cli.speaking import say
+from manychar.runtime.durable import LARGEST_CONFIG, read_file
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
@@ -55,7 +56,7 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 def numerics_of(path: Path) -> str:
     """Return which numerics a run was defined with, before numpy is imported to read the rest."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_file(path / "config.json", LARGEST_CONFIG).decode())
         numerics = config["definition"]["numerics"]
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # what is wrong with it is said by whoever reads all of it

@@ -3,6 +3,7 @@
 import json
 import shlex
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from manychar.cli.flags import (
 from manychar.cli.speaking import complain, nothing, program, say
 from manychar.cli.taking import display, take_run
 from manychar.runtime.errors import UserError
+from manychar.runtime.peers import KEYS_VARIABLE
 from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def server(
     keys: Annotated[
         Path | None,
         typer.Option(
-            "--keys", envvar="MANYCHAR_KEYS", help="Let in only whose key is in this directory."
+            "--keys", envvar=KEYS_VARIABLE, help="Let in only whose key is in this directory."
         ),
     ] = None,
     insecure: Annotated[
@@ -70,7 +72,8 @@ def server(
     from manychar.runtime.transport import check_endpoint, check_free, require_safe
 
     check_endpoint(bind)
-    require_safe(bind, keys=keys is not None, insecure=insecure)
+    command = shlex.join(sys.argv[1:])
+    require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if insecure and keys is not None:
         raise UserError("--keys and --insecure: give one of them")
     if insecure:
@@ -86,8 +89,9 @@ def server(
         raise typer.Exit(finish.code)
     with display(directory) as screen:
         finish = serve(directory, bind, _screen(screen, keys), Parent(is_child=False), keys)
-    again = "server" if keys is None else f"server --keys {shlex.quote(str(keys))}"
-    _finish(finish, directory, again=again)
+    again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else [])]
+    again += ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
+    _finish(finish, directory, again=shlex.join(again))
 
 
 @with_flags(LOGGING)
@@ -96,7 +100,7 @@ def worker(
     name: Annotated[
         str | None, typer.Option(help="Its name in the run.", show_default="host:process")
     ] = None,
-    processes: Annotated[int, typer.Option(help="Workers to run here.", min=1)] = 1,
+    processes: Annotated[int, typer.Option(help="Workers to run here.", min=1, max=1024)] = 1,
     patience: Annotated[
         float, typer.Option(help="Seconds to wait for a server before giving up.", min=0.0)
     ] = 600.0,

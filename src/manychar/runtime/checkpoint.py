@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from manychar.numerics.definition import (
 )
 from manychar.numerics.model import Parameters, count_parameters, shapes_of
 from manychar.numerics.train import State
-from manychar.runtime.durable import rename, temporary_name, write_file
+from manychar.runtime.durable import open_regular, rename, temporary_name, write_file
 from manychar.runtime.errors import UserError, because
 
+LARGEST_HEADER = 2**25  # every character there is, with its escapes
 PARAMETER_NAMES = ("Wxh", "Whh", "Why", "bh", "by")
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 _METADATA = {
@@ -112,19 +114,39 @@ def write_checkpoint(path: Path, definition: Definition, vocabulary: str, state:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint, checked. Raises UserError that names the file and the fault."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
-    try:
+        data = _read(path)
         tensors = safetensors.numpy.load(data)
         metadata = _metadata_of(data)
         if metadata.keys() != _METADATA or metadata["sha256"] != _sha256(tensors, metadata):
             raise ValueError("its sha256 is not that of its contents")
         return _checkpoint(tensors, metadata)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
-    except (ValueError, TypeError, KeyError, DefinitionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, DefinitionError) as error:
         raise UserError(f"{path}: damaged or altered: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file that is as long as its own configuration says.
+
+    Only its header is read before that is known. Raises OSError, and ValueError and its like where
+    it is no checkpoint.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError("truncated, or not a checkpoint")
+        metadata = _metadata_of(length.to_bytes(8, "little") + file.read(length))
+        definition = Definition.from_mapping(json.loads(metadata["config"]))
+        shapes = _shapes(definition, len(metadata["vocabulary"]))
+        tensors = sum(map(math.prod, shapes.values())) * np.dtype(definition.dtype).itemsize
+        if size != 8 + length + tensors:
+            raise ValueError(f"{size:,} bytes, where {8 + length + tensors:,} belong: truncated?")
+        file.seek(0)
+        return file.read(size)
 
 
 def _metadata_of(data: bytes) -> dict[str, str]:
@@ -170,9 +192,8 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
     return Checkpoint(definition, vocabulary, state, metadata["sha256"])
 
 
-def _check_tensors(
-    tensors: dict[str, NDArray[Any]], definition: Definition, vocabulary_size: int
-) -> None:
+def _shapes(definition: Definition, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors by name."""
     shapes = shapes_of(vocabulary_size, definition.hidden)
     expected: dict[str, tuple[int, ...]] = {
         **shapes,
@@ -182,6 +203,13 @@ def _check_tensors(
     if definition.delay:
         size = count_parameters(vocabulary_size, definition.hidden)
         expected["previous"] = (definition.delay, size)
+    return expected
+
+
+def _check_tensors(
+    tensors: dict[str, NDArray[Any]], definition: Definition, vocabulary_size: int
+) -> None:
+    expected = _shapes(definition, vocabulary_size)
     if {name: array.shape for name, array in tensors.items()} != expected:
         raise ValueError("its tensors are not those of its configuration")
     if any(array.dtype != np.dtype(definition.dtype) for array in tensors.values()):

@@ -33,6 +33,7 @@ class Door:
         self._seen: tuple[int, ...] = ()
         self._look_at = 0.0
         self._owners: dict[str, Owner] = {}
+        self._current: frozenset[Owner] = frozenset()
         self._closed = False
         self._complaint = ""
         read_clients(keys)
@@ -72,12 +73,20 @@ class Door:
 
     def owner_of(self, public: str) -> Owner | None:
         """Return whose key a message came with, if it may come as things stood a moment ago."""
-        if time.monotonic() >= self._look_at:
-            self._look()
+        self._look_if_due()
         return self._owners.get(public)
 
+    def _look_if_due(self) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look()
+
+    def still_owns(self, owner: Owner) -> bool:
+        """Whether a key of this name and role may still come."""
+        self._look_if_due()
+        return owner in self._current
+
     def complaint(self) -> str:
-        """Return, once, why nobody is let in, if so."""
+        """Return, once, why nobody is let in, or that the list can be read again."""
         said, self._complaint = self._complaint, ""
         return said
 
@@ -95,12 +104,15 @@ class Door:
                 self._complaint = f"nobody is let in: {error}"
             self._closed, self._seen = True, ()
             return
+        if self._closed:
+            self._complaint = "the list of clients can be read again: they are let in"
         self._closed, self._seen = False, seen
         self._owners = {
             client.public: Owner(client.name, client.role)
             for client in clients
             if not client.revoked
         }
+        self._current = frozenset(self._owners.values())
 
 
 def zmq_key(raw: bytes) -> str:

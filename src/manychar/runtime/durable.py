@@ -4,33 +4,46 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
+
+LARGEST_CONFIG = 2**20
 
 
 def read_file(path: Path, at_most: int) -> bytes:
     """Return the bytes of a regular file that is no longer than that. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # whatever it is, do not wait for it
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > at_most:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are too many", str(path))
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > at_most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are too many", str(path))
         return file.read(at_most + 1)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write and fsync a new file; the caller makes it known by `rename`. Raises OSError."""
-    with path.open("xb") as file:
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; whatever else it is, do not wait for it. Raises OSError."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write and fsync a new file; the caller makes it known by `rename`. Raises OSError.
+
+    `mode` is the most that it is open to; the umask takes from it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Put `data` in the place of `path`: temporary file, fsync, rename, fsync of the directory."""
     temporary = temporary_name(path)
     try:
-        write_file(temporary, data)
+        write_file(temporary, data, mode)
         rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

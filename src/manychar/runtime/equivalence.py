@@ -147,13 +147,17 @@ def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
 
 
 def _plain_step(state: State, definition: Definition, batch: Batch) -> tuple[float, State]:
-    """Return (loss, state) after one step of the plain form, in float64, from a state."""
+    """Return (loss, state) after one step of the plain form, in float64, from a state.
+
+    With a delay the gradient is that of the weights D steps before, as the state keeps them.
+    """
     parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
     memory = state.parameters.like(state.memory.astype(np.float64))
     hidden = state.hidden[0, 0].astype(np.float64)
     if batch.fresh:
         hidden = np.zeros_like(hidden)
-    loss, gradient, hidden = plain.loss_and_gradient(parameters.named(), batch.ids[0], hidden)
+    old = parameters.like(state.version_for(state.step).astype(np.float64))
+    loss, gradient, hidden = plain.loss_and_gradient(old.named(), batch.ids[0], hidden)
     plain.adagrad(
         parameters.named(),
         memory.named(),
@@ -162,7 +166,12 @@ def _plain_step(state: State, definition: Definition, batch: Batch) -> tuple[flo
         learning_rate=definition.learning_rate,
     )
     after = dataclasses.replace(
-        state, parameters=parameters, memory=memory.flat, hidden=hidden[None, None]
+        state,
+        step=state.step + 1,
+        parameters=parameters,
+        memory=memory.flat,
+        hidden=hidden[None, None],
+        previous=(*state.previous, state.parameters.flat)[1:],
     )
     return loss, after
 

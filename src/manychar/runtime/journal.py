@@ -7,6 +7,7 @@ is cut off and reported, never trusted.
 """
 
 import dataclasses
+import mmap
 import os
 import struct
 import zlib
@@ -19,7 +20,7 @@ import msgpack
 from manychar.numerics.checksum import checksum
 from manychar.numerics.definition import FORMAT_VERSION
 from manychar.protocol.messages import Frame
-from manychar.runtime.durable import sync_directory
+from manychar.runtime.durable import open_regular, sync_directory
 from manychar.runtime.errors import UserError, because
 
 JOURNAL_NAME = "journal.msgpack"
@@ -111,7 +112,7 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     Raises UserError where it cannot be read, or belongs to another run.
     """
     try:
-        data = path.read_bytes()
+        data = _mapped(path)
     except FileNotFoundError:
         data = b""
     except OSError as error:
@@ -134,6 +135,14 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     return Reading(tuple(records), length, checksum, fault, newest, gap)
 
 
+def _mapped(path: Path) -> bytes | mmap.mmap:
+    """Return a file's bytes, in memory as far as they are read. Raises OSError."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def _follow(newest: int, gap: int | None, record: "Begin | Step") -> tuple[int, int | None]:
     """Return (newest living step, first one without a record) after one more record."""
     if isinstance(record, Begin):
@@ -147,7 +156,7 @@ def _follow(newest: int, gap: int | None, record: "Begin | Step") -> tuple[int, 
     return record.step, gap
 
 
-def _scan(data: bytes) -> Iterator[tuple[int, int, Record | str]]:
+def _scan(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, Record | str]]:
     """Yield (end, checksum, record) of each record; at the first fault, its description."""
     start = checksum = 0
     while start < len(data):

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,15 @@ def create(directory: Path) -> Path:
 
     Raises UserError where there are keys already.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if (directory / SERVER_NAME).exists() or (directory / CLIENTS_NAME).exists():
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: {because(error)}; choose another directory") from None
+    if (directory / CLIENTS_NAME).exists():
         raise UserError(f"{directory}: there are keys in it already; choose another directory")
     public, secret = _pair()
     _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
-    _write_clients(directory, [])
+    _write_clients(directory, [])  # last: with it, the folder is one
     return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
@@ -82,18 +86,31 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
 
     Raises UserError for a name that is taken or cannot be one.
     """
-    if not _NAME.fullmatch(name) or f"{name}{SUFFIX}" == SERVER_NAME:
+    if f"{name}{SUFFIX}" == SERVER_NAME:
+        raise UserError(f"{name} is the server's own name here; choose another")
+    if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
     with _changing(directory) as clients:
-        if any(client.name == name and not client.revoked for client in clients):
+        taken = {client.name for client in clients if not client.revoked}
+        if name in taken:
             raise UserError(f"{directory}: {name} has a key already; revoke it first")
+        if alike := [other for other in taken if _may_be_called(other, name)]:
+            raise UserError(
+                f"{directory}: {name} and {alike[0]} could call themselves by one name;"
+                " choose another"
+            )
         public, secret = _pair()
         path = directory / f"{name}{SUFFIX}"
-        path.unlink(missing_ok=True)
         mine = ClientKey(name, role, public, secret, read_server_key(directory).public)
         _write_secret(path, dataclasses.asdict(mine))
         clients.append(Client(name, role, public))
     return path
+
+
+def _may_be_called(one: str, other: str) -> bool:
+    """Whether one of two names is the other and a number, as several processes of a key are."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer.startswith(f"{shorter}-") and longer[len(shorter) + 1 :].isdecimal()
 
 
 def revoke(directory: Path, name: str) -> None:
@@ -111,6 +128,7 @@ def revoke(directory: Path, name: str) -> None:
 def read_clients(directory: Path) -> list[Client]:
     """Return the clients, revoked ones too. Raises UserError for a damaged or missing list."""
     path = directory / CLIENTS_NAME
+    _require_own(directory)
     values = _parsed(path, _read(path, LARGEST_LIST))
     try:
         clients = [
@@ -129,7 +147,10 @@ def read_server_key(directory: Path) -> ServerKey:
     path = directory / SERVER_NAME
     values = _parsed(path, _read(path, LARGEST_KEY_FILE, secret=True))
     try:
-        return ServerKey(_key(values["public"]), _key(values["secret"]))
+        key = ServerKey(_key(values["public"]), _key(values["secret"]))
+        if zmq.curve_public(key.secret.encode()).decode() != key.public:
+            raise ValueError("a secret that does not go with its public key")
+        return key
     except (KeyError, TypeError, ValueError):
         raise _damaged(path) from None
 
@@ -181,16 +202,35 @@ def _pair() -> tuple[str, str]:
 
 def _write_clients(directory: Path, clients: list[Client]) -> None:
     values = {"format": FORMAT, "clients": [dataclasses.asdict(client) for client in clients]}
-    replace_file(directory / CLIENTS_NAME, json.dumps(values, indent=1).encode() + b"\n")
+    _replace(directory / CLIENTS_NAME, values, mode=0o644)
 
 
 def _write_secret(path: Path, values: dict[str, Any]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **values}, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file with a secret, readable by its owner alone from its first byte on.
+
+    Raises UserError where it cannot be written; then nothing is left of it.
+    """
+    _replace(path, {"format": FORMAT, **values}, mode=0o600)
+
+
+def _replace(path: Path, values: dict[str, Any], *, mode: int) -> None:
+    try:
+        replace_file(path, json.dumps(values, indent=1).encode() + b"\n", mode)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+
+
+def _require_own(directory: Path) -> None:
+    """Raise UserError where others could add themselves to the list of clients."""
+    try:
+        modes = [path.stat().st_mode for path in (directory, directory / CLIENTS_NAME)]
+    except OSError:
+        return  # what is wrong with it is said by whoever reads it
+    if any(mode & (stat.S_IWGRP | stat.S_IWOTH) for mode in modes):
+        raise UserError(
+            f"{directory}: others can write in it, and let themselves in: chmod -R go-w it",
+            code=REFUSED_FOR_SAFETY,
+        )
 
 
 def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:

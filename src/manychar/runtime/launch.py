@@ -24,7 +24,7 @@ from manychar.runtime import log
 from manychar.runtime.children import Seat, close_pipes, how_it_ended, spawn
 from manychar.runtime.display import Display
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
-from manychar.runtime.peers import hello
+from manychar.runtime.peers import WITHOUT_KEYS, hello
 from manychar.runtime.run_directory import RunDirectory, Settings
 from manychar.runtime.transport import Dealer
 from manychar.runtime.wake import Wake
@@ -32,6 +32,7 @@ from manychar.runtime.wake import Wake
 SECONDS_TO_END = 15.0
 OBSERVER_PATIENCE, WORKER_PATIENCE = 60.0, 300.0
 LAST_WORDS_WITHIN = 2.0
+CHILDS = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 
 
 class Fleet:
@@ -95,7 +96,7 @@ class Fleet:
             *("--bind", self._endpoint or self._bind),
             *("--child", *_operation_flags(self.directory.settings)),
         ]
-        process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak, env=log.FOR_A_PARENT)
+        process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak, env=CHILDS)
         self.server.taken_by(process, time.monotonic())
         if self._endpoint and self._observer is None:
             self._observer = self._new_observer()
@@ -154,9 +155,7 @@ class Fleet:
     def _start_worker(self, seat: Seat) -> None:
         flags = ["--name", seat.name, "--patience", str(WORKER_PATIENCE), "--child"]
         arguments = ["worker", self._endpoint, *flags]
-        process = spawn(
-            arguments, stdout=subprocess.DEVNULL, stderr=self._speak, env=log.FOR_A_PARENT
-        )
+        process = spawn(arguments, stdout=subprocess.DEVNULL, stderr=self._speak, env=CHILDS)
         seat.taken_by(process, time.monotonic())
 
     def _start_what_is_due(self) -> None:

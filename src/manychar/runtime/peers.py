@@ -12,7 +12,10 @@ from manychar.protocol.messages import WIRE_VERSION, Hello, Role
 from manychar.runtime.errors import UserError
 from manychar.runtime.keys import ClientKey, client_key_from_text, read_client_key
 
-KEY_VARIABLE = "MANYCHAR_KEY"
+KEY_VARIABLE, KEY_FILE_VARIABLE = "MANYCHAR_KEY", "MANYCHAR_KEY_FILE"
+KEYS_VARIABLE = "MANYCHAR_KEYS"
+WITHOUT_KEYS = dict.fromkeys((KEY_VARIABLE, KEY_FILE_VARIABLE, KEYS_VARIABLE), "")
+"""The environment of a fleet's children: whatever keys there are, they are for other servers."""
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 

@@ -31,6 +31,7 @@ from manychar.runtime.checkpoint import (
 )
 from manychar.runtime.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
 from manychar.runtime.durable import (
+    LARGEST_CONFIG,
     make_directories,
     read_file,
     remove_temporary,
@@ -43,7 +44,6 @@ from manychar.runtime.errors import UserError, because
 from manychar.runtime.journal import JOURNAL_NAME, newest_term
 
 CONFIG_NAME = "config.json"
-LARGEST_CONFIG = 2**20
 LOCK_NAME = "lock"
 TERM_NAME = "term"
 METRICS_NAME = "metrics.jsonl"

@@ -39,6 +39,7 @@ from manychar.protocol.run import Operation, Run
 from manychar.protocol.server import ParameterServer
 from manychar.runtime import log
 from manychar.runtime.compute import Engine
+from manychar.runtime.crowd import raise_limit
 from manychar.runtime.door import Door
 from manychar.runtime.errors import (
     INTERRUPTED,
@@ -88,6 +89,7 @@ def serve(
     """
     router: Router | None = None
     outcome: Finish | GoBack = GoBack(2**62, {})
+    raise_limit()
     with locked(directory), contextlib.ExitStack() as stack:
         wake, notifier = Wake(), Notifier()
         stack.callback(wake.close)
@@ -267,9 +269,25 @@ class _Loop:
         self.notifier.alive()
         if (deadline := self.machine.deadline()) is not None and now >= deadline:
             self._carry_out(self.machine.tick(now))
+            if line := self.router.mind_the_crowd():
+                self._carry_out(self.machine.remark(line))
         if now >= self.flush_at:
             self.flush_at = now + FLUSH_EVERY
+            self._look_at_the_door(now)
             self._to_disk("journal", self.beginning.journal.flush)
+
+    def _look_at_the_door(self, now: float) -> None:
+        """Count handshakes that failed, and let those go whose key was revoked though silent."""
+        if failed := self.router.failed_handshakes():
+            for _ in range(failed):
+                self._carry_out(self.machine.dropped("handshakes failed"))
+            what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
+            self._carry_out(self.machine.remark(what))
+        if (door := self.router.door) is None:
+            return
+        for peer, member in list(self.machine.membership.members.items()):
+            if member.owner is not None and not door.still_owns(member.owner):
+                self._carry_out(self.machine.revoked(peer, now))
 
     def _read_mailbox(self) -> None:
         for _ in range(MESSAGES_A_TURN):

@@ -22,6 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 from manychar.protocol.codec import HEADER_BYTES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
 from manychar.runtime.addresses import TRY_FOR, Search, is_name
+from manychar.runtime.crowd import is_crowded, limit
 from manychar.runtime.door import HANDSHAKE_MS, Door
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.keys import ClientKey
@@ -37,13 +38,15 @@ RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 IPC_PATH_LENGTH = 107
 SHARED_FROM_BYTES = 65_536
 KNOCK_AGAIN_AFTER = 1.0
-REFUSED_KEY = "it does not let this key in, or has another key itself"
+REFUSED_KEY = "it does not let this key in, or has another key itself, or none"
 WANTS_KEY = "it wants a key: --key FILE"
 _REFUSALS = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
 
@@ -75,12 +78,15 @@ def is_local(endpoint: str) -> bool:
         return host == "localhost"
 
 
-def require_safe(endpoint: str, *, keys: bool, insecure: bool) -> None:
-    """Refuse to listen where strangers can reach it, unless there are keys, or told to."""
+def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
+    """Refuse to listen where strangers can reach it, unless there are keys, or told to.
+
+    `command` is what was asked for, to be shown as it would be right.
+    """
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and nothing checks who comes:"
-            f" `manychar keys create KEYS`, then `manychar server --bind {endpoint} --keys KEYS …`"
+            f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
         )
@@ -123,16 +129,22 @@ class Router:
                 self.door.secure(self.socket)
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self.socket.close(0)
-            self._context.term()
+            self._give_back()
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
             raise _cannot_bind(endpoint, why) from None
         except UserError:
-            self.socket.close(0)
-            self._context.term()
+            self._give_back()
             raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
+        self._shut = False
+        self._failures = self.socket.get_monitor_socket(_FAILED)
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _give_back(self) -> None:
+        self.socket.close(0)
+        if self.door is not None:
+            self.door.socket.close(0)
+        self._context.term()
 
     def receive(self) -> Received | None:
         """Return the next message, or None if there is none."""
@@ -166,8 +178,33 @@ class Router:
             self._broadcast = frame, zmq.Frame(frame, copy=True)
         return self._broadcast[1]
 
+    def mind_the_crowd(self) -> str:
+        """Take no more connections while too many files are open; return a line to say, or none."""
+        crowded = is_crowded(already=self._shut)
+        if crowded == self._shut:
+            return ""
+        try:
+            (self.socket.unbind if crowded else self.socket.bind)(self.endpoint)
+        except zmq.ZMQError as error:
+            return f"{self.endpoint}: {str(error).lower()}"
+        self._shut = crowded
+        if crowded:
+            return f"too many connections for {limit():,} open files: nobody else is let in"
+        return "there is room for connections again"
+
+    def failed_handshakes(self) -> int:
+        """Return how many have failed since the last call: no key, another server's, or garbage."""
+        failed = 0
+        with contextlib.suppress(zmq.Again):
+            while True:
+                recv_monitor_message(self._failures, zmq.NOBLOCK)
+                failed += 1
+        return failed
+
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
+        self.socket.disable_monitor()
+        self._failures.close(0)
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()

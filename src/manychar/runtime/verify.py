@@ -25,6 +25,7 @@ from manychar.runtime.replay import first_difference
 from manychar.runtime.run_directory import RunDirectory, open_run
 
 PROGRESS_EVERY_STEPS = 20
+LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between two flushes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     reading = read_journal(path, directory.run)
     living = reading.living()
     covered = newest_checkpoint == 0 or newest_checkpoint in living
-    if reading.fault and not covered:
+    tail = path.stat().st_size - reading.length if reading.fault else 0
+    if reading.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.fault}")
     missing = sorted(set(range(1, newest_checkpoint + 1)) - living.keys())
     if missing:

@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import errno
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Self
 
@@ -16,6 +18,7 @@ from manychar.runtime.wake import Wake
 
 MOST_PENDING = 2
 SAY_AFTER = 2.0
+TRIES_FOR_A_FILE = 15
 
 
 class Writer:
@@ -82,7 +85,7 @@ class Writer:
             state, failure = work
             try:
                 if not failure:
-                    self._write(state)
+                    self._write_when_files_are_to_be_had(state)
             except OSError as error:
                 failure = because(error)
             except UserError as error:
@@ -91,6 +94,17 @@ class Writer:
                 failure = repr(error)
             self._news.put((state.step, failure))
             self._wake.now()
+
+    def _write_when_files_are_to_be_had(self, state: State) -> None:
+        """Write a state; where no file can be opened, wait for connections to end, for a while."""
+        for _ in range(TRIES_FOR_A_FILE):
+            try:
+                return self._write(state)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+            time.sleep(1.0)
+        return self._write(state)
 
     def _next(self) -> tuple[State, str] | None:
         with self._changed:
