@@ -91,6 +91,10 @@ class Recipe:
         done = self._manychar.run(*words, env={KEY_FILE: str(key)})
         return done.code, done.out + done.err
 
+    def reached(self) -> int:
+        """Return the last step that the server spoke of."""
+        return int(re.findall(r"step ([\d,]+)/", self.server.err)[-1].replace(",", ""))
+
     def stop(self) -> tuple[int, list[int]]:
         """Stop the server as an engine does; return its exit code and the workers'."""
         self.server.send(15)

@@ -278,8 +278,7 @@ def test_the_pods_own_commands_train_are_stopped_and_go_on(
     assert code == 0, said
     assert "it advances" in said
     assert recipe.stop() == (STOPPED, [STOPPED, STOPPED])
-    reached = int((re.findall(r"step ([\d,]+)/", recipe.server.err)[-1]).replace(",", ""))
-    recipe.start(steps=reached + 50)
+    recipe.start(steps=recipe.reached() + 50)
     assert recipe.end() == (0, [0, 0])
     assert "going on with the run in" in recipe.server.err
     assert (places["/runs"] / "run" / "term").read_text() == "2\n"
