@@ -55,7 +55,7 @@ def report(step: int, term: int = 1) -> Report:
 
 
 def standing(step: int, *workers: Attendance, term: int = 1) -> Standing:
-    return Standing(report(step, term), workers)
+    return Standing(DIMENSIONS, report(step, term), workers)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 
+from manychar.protocol.messages import Level
 from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.observe import Standing, watch
@@ -26,12 +27,14 @@ def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
     Raises UserError where no server answers within as long, it refuses, or the run has ended.
     """
     heard: list[str] = []
+
+    def say(text: str, _: Level = Level.INFO, /) -> None:
+        heard.append(text)
+
     first: Standing | None = None
     give_up_at = 0.0
     try:
-        with contextlib.closing(
-            watch(endpoint, key, patience=patience, say=heard.append)
-        ) as standings:
+        with contextlib.closing(watch(endpoint, key, patience=patience, say=say)) as standings:
             for standing in standings:
                 if first is None:
                     first, give_up_at = standing, time.monotonic() + patience
