@@ -300,7 +300,8 @@ def test_it_leaves_in_good_order() -> None:
     [
         (Refused(reason="no"), 3),
         (Done(run=RUN, term=TERM, code=0, reason="through"), 0),
-        (Done(run=RUN, term=TERM, code=75, reason="stopped"), 0),
+        (Done(run=RUN, term=TERM, code=75, reason="stopped"), 75),
+        (Done(run=RUN, term=TERM, code=3, reason="disk full"), 75),
     ],
 )
 def test_the_server_ends_it(message: Refused | Done, code: int) -> None:

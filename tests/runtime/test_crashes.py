@@ -83,7 +83,7 @@ class ByHand:
         assert stopped.code == 0, stopped.err
         assert self.server.end().code == 75
         ended = [worker.end() for worker in self.workers]
-        assert [worker.code for worker in ended] == [0, 0], "\n".join(w.err for w in ended)
+        assert [worker.code for worker in ended] == [75, 75], "\n".join(w.err for w in ended)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

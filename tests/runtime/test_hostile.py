@@ -226,7 +226,7 @@ class Besieged:
         stopped = self.manychar.run("stop", self.endpoint, "--key", str(self.keys / "me.key"))
         assert stopped.code == 0, stopped.err
         assert self.server.end().code == 75
-        assert [worker.end().code for worker in self.workers] == [0, 0]
+        assert [worker.end().code for worker in self.workers] == [75, 75]
         assert expect_same_bits(self.run, text) >= 200
 
 

@@ -34,6 +34,7 @@ for _command, _example in (
     (looking.verify, "manychar verify runs/RUN --from 1000 --to 2000"),
     (looking.equivalence, "manychar equivalence book.txt --hidden 64 --shards 8"),
     (looking.status, "manychar status tcp://127.0.0.1:5577 --watch"),
+    (looking.health, "manychar health tcp://127.0.0.1:5577 --key probe.key"),
     (dashboard, "manychar dashboard tcp://127.0.0.1:5577"),
     (training.stop, "manychar stop tcp://127.0.0.1:5577"),
     (looking.doctor, "manychar doctor --json"),

@@ -84,6 +84,14 @@ OPERATION: dict[str, Any] = {
     ],
     "run_dir": _operating(Path, "A new directory for the run.", "runs/<time>-<run id>"),
     "resume": _operating(Path, "Go on with the run in this directory.", "a new run"),
+    "or_resume": Annotated[
+        bool | None,
+        typer.Option(
+            "--or-resume",
+            help="Where --run-dir holds this run already, go on with it.",
+            rich_help_panel=OPERATING,
+        ),
+    ],
 }
 
 WORKERS: dict[str, Any] = {

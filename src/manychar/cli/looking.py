@@ -1,4 +1,4 @@
-"""The commands that look: sample, status, verify, equivalence, doctor."""
+"""The commands that look: sample, status, health, verify, equivalence, doctor."""
 
 import contextlib
 import dataclasses
@@ -222,6 +222,23 @@ def _as_json(standing: "Standing") -> dict[str, Any]:
         for worker in standing.workers
     }
     return {**dataclasses.asdict(standing.report), "workers": workers}
+
+
+def health(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait for it, and then for it to advance.", min=0.0)
+    ] = 10.0,
+    key: Key = None,
+) -> None:
+    """Say in one line whether a live run is well: it advances, or says for whom it waits."""
+    pin("portable")
+    from manychar.runtime.health import examine
+    from manychar.runtime.peers import find_key
+
+    found = examine(endpoint, find_key(key), patience=patience)
+    write(f"{found.line}\n")
+    raise typer.Exit(0 if found.well else 1)
 
 
 def doctor(

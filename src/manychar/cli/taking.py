@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     """Make the run directory of these flags, or take up an old one; pins the numerics."""
     resume = flags.get("resume")
+    if flags.get("or_resume") and _is_begun(flags):
+        return _go_on_as_defined(text, flags)
     if resume is None:
         pin(flags.get("numerics", "portable"))
         from manychar.runtime.run_directory import create_run
@@ -35,7 +37,6 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
         return directory
     pin(numerics_of(resume))
     from manychar.numerics.definition import Definition
-    from manychar.runtime.run_directory import Settings, open_run
 
     defining = {field.name for field in dataclasses.fields(Definition)} | {"run_dir"}
     given = (["TEXT"] if text else []) + [
@@ -46,11 +47,48 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
         raise UserError(
             f"{names}: beside --resume, the run's definition is what it was; leave it out"
         )
-    directory = open_run(resume)
+    return _take_up(resume, flags)
+
+
+def _take_up(path: Path, flags: dict[str, Any]) -> "RunDirectory":
+    """Return the run in a directory, to be carried out as these flags say."""
+    from manychar.runtime.run_directory import Settings, open_run
+
+    directory = open_run(path)
     changed = {f.name: flags[f.name] for f in dataclasses.fields(Settings) if f.name in flags}
     return dataclasses.replace(
         directory, settings=dataclasses.replace(directory.settings, **changed)
     )
+
+
+def _is_begun(flags: dict[str, Any]) -> bool:
+    """Whether --run-dir holds a run to go on with. Raises UserError where it cannot be said."""
+    if "resume" in flags:
+        raise UserError("--resume and --or-resume: give one of them")
+    if "run_dir" not in flags:
+        raise UserError("--or-resume: it takes --run-dir, the same one at every start")
+    path: Path = flags["run_dir"]
+    return (path / "config.json").exists()
+
+
+def _go_on_as_defined(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
+    """Take up the run in --run-dir, after a check that it is the one these flags define."""
+    path = flags["run_dir"]
+    pin(numerics_of(path))
+    from manychar.runtime.corpus_file import read_corpus
+
+    directory = _take_up(path, flags)
+    for name, value in dataclasses.asdict(directory.definition).items():
+        if flags.get(name, value) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {flags[name]}: the run in {path} has {flag} {value};"
+                " leave it out, or choose another --run-dir"
+            )
+    if text and read_corpus(text).sha256 != directory.definition.corpus_sha256:
+        raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
+    say(f"going on with the run in {path}")
+    return directory
 
 
 def numerics_of(path: Path) -> str:

@@ -358,7 +358,10 @@ class Notice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Done:
-    """The run has ended, or pauses in good order; `code` is the server's exit code."""
+    """The run has ended, or pauses in good order; `code` is the server's exit code.
+
+    A worker ends with 0 where it is 0, else with 75: the run is not through and may go on.
+    """
 
     run: str
     term: int

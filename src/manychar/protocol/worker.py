@@ -54,6 +54,8 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.session import Session
 
+STOPPED = 75
+
 
 class State(enum.Enum):
     """Where the worker stands."""
@@ -323,7 +325,7 @@ class Worker:
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = State.GONE
-        return [Finish(0, done.reason)]
+        return [Finish(STOPPED if done.code else 0, done.reason)]  # it may go on: then come again
 
     def _forget_everything(self) -> None:
         self._leases: dict[int, _Lease] = {}

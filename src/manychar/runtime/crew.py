@@ -40,7 +40,7 @@ def work_together(
             for member, process in list(crew.items()):
                 if process.poll() is not None:
                     del crew[member]
-                    if process.returncode:
+                    if process.returncode not in (0, STOPPED):
                         say(f"{member} ended {how_it_ended(process.returncode)}")
                     close_pipes(process)
                     ended = process.returncode if process.returncode >= 0 else RUN_FAILED

@@ -285,6 +285,8 @@ class Fleet:
         if seat.process is not None:
             close_pipes(seat.process)
         seat.process = None
+        if code == STOPPED:
+            self._observe()  # was the run stopped? Then the server has told its observers, too
         if self._ended is not None or self._wanted_code is not None or code == 0:
             return
         if code == RUN_FAILED:  # refused or given up: another start would end in the same way

@@ -1,0 +1,284 @@
+"""deploy/kubernetes: valid by the published schemas, as hardened as it says, and run here."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+import zmq
+
+from manychar.protocol.messages import KeyRole
+from manychar.runtime import keys
+from manychar.runtime.door import Door
+from manychar.runtime.errors import BAD_INPUT, REFUSED_FOR_SAFETY, STOPPED, UserError
+from tests.deploy.recipes import DEPLOY, Recipe, documents, flag, shell
+from tests.runtime.commands import Commands, until
+
+KUBERNETES = DEPLOY / "kubernetes"
+OLDEST, NEWEST = "1.33", "1.37"
+NOBODY = 65532
+Require = Callable[[object, str], None]
+
+
+def base() -> list[dict[str, Any]]:
+    """Return the base as kustomize renders it: its resources, each in the namespace."""
+    kustomization = yaml.safe_load((KUBERNETES / "base" / "kustomization.yaml").read_text())
+    assert set(kustomization) == {"apiVersion", "kind", "namespace", "resources"}
+    found = []
+    for name in kustomization["resources"]:
+        for document in documents((KUBERNETES / "base" / name).read_text()):
+            document["metadata"]["namespace"] = kustomization["namespace"]
+            found.append(document)
+    return found
+
+
+def by_kind(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+SERVER = by_kind(base())["StatefulSet", "manychar-server"]
+JOB = by_kind(base())["Job", "manychar-worker"]
+PODS = {"server": SERVER["spec"]["template"]["spec"], "worker": JOB["spec"]["template"]["spec"]}
+ALL_CONTAINERS = [
+    pytest.param(container, id=f"{pod}-{container['name']}")
+    for pod, spec in PODS.items()
+    for container in (*spec["initContainers"], *spec["containers"])
+]
+
+
+def kustomized(require: Require, directory: Path) -> list[dict[str, Any]]:
+    """Return what kustomize itself renders."""
+    require(shutil.which("kubectl"), "no kubectl here: kustomize cannot render")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(directory)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_the_base_is_valid_by_the_strict_schemas(version: str) -> None:
+    for document in base():
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_misspelt_field_is_not() -> None:
+    job = json.loads(json.dumps(JOB))
+    job["spec"]["backofLimitPerIndex"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, NEWEST, strict=True)
+
+
+def test_kustomize_renders_the_base_as_this_test_does(require: Require) -> None:
+    assert by_kind(kustomized(require, KUBERNETES / "base")) == by_kind(base())
+
+
+def test_an_overlay_with_a_text_of_ones_own(require: Require, tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "own-text"
+    (mine / "text.txt").write_text("the cat sat on a mat\n", encoding="utf-8")
+    found = kustomized(require, mine)
+    for document in found:
+        kubernetes_validate.validate(document, NEWEST, strict=True)
+    kinds = by_kind(found)
+    server = kinds["StatefulSet", "manychar-server"]["spec"]["template"]["spec"]
+    (container,) = server["containers"]
+    job = kinds["Job", "manychar-worker"]["spec"]
+    shards = int(flag(container["args"], "shards"))
+    assert job["parallelism"] == job["completions"] == shards == 16
+    assert container["image"] == "registry.example/manychar:0.1.0"
+    assert {"name": "text", "mountPath": "/text", "readOnly": True} in container["volumeMounts"]
+    assert kinds["ConfigMap", "text"]["data"] == {"text.txt": "the cat sat on a mat\n"}
+
+
+@pytest.mark.parametrize("container", ALL_CONTAINERS)
+def test_a_container_can_do_nothing_that_it_need_not(container: dict[str, Any]) -> None:
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"]
+    assert "cpu" not in container["resources"]["limits"]
+    assert not container["image"].endswith(":latest")
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_pod_is_nobody_and_holds_no_token(pod: str) -> None:
+    context = PODS[pod]["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == NOBODY
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert PODS[pod]["automountServiceAccountToken"] is False
+    secrets = [v["secret"] for v in PODS[pod]["volumes"] if "secret" in v]
+    items = {item["key"] for secret in secrets for item in secret["items"]}
+    server = {"server.key", "probe.key", "clients.json"}
+    assert items == (server if pod == "server" else {"worker.key"})
+
+
+def test_as_many_workers_as_shards_and_a_network_for_nobody_else() -> None:
+    shards = int(flag(PODS["server"]["containers"][0]["args"], "shards"))
+    assert JOB["spec"]["parallelism"] == JOB["spec"]["completions"] == shards
+    policies = {n: p for (kind, n), p in by_kind(base()).items() if kind == "NetworkPolicy"}
+    for pod, owner in (("server", SERVER), ("worker", JOB)):
+        policy = policies[f"manychar-{pod}"]["spec"]
+        labels = owner["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"] == labels
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = policies["manychar-server"]["spec"]["ingress"]
+    (sender,) = ingress["from"]
+    assert sender["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "worker"
+    assert ingress["ports"] == [{"port": 5577, "protocol": "TCP"}]
+    assert "egress" not in policies["manychar-server"]["spec"]
+    assert "ingress" not in policies["manychar-worker"]["spec"]
+
+
+def test_the_job_knows_this_programs_exit_codes() -> None:
+    rules = JOB["spec"]["podFailurePolicy"]["rules"]
+    by_code = {
+        code: rule["action"]
+        for rule in rules
+        if "onExitCodes" in rule
+        for code in rule["onExitCodes"]["values"]
+    }
+    assert by_code == {STOPPED: "Ignore", BAD_INPUT: "FailIndex", REFUSED_FOR_SAFETY: "FailIndex"}
+    assert PODS["worker"]["restartPolicy"] == "Never"  # or Kubernetes takes no such policy
+
+
+@pytest.mark.parametrize("name", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_a_probe_is_given_the_time_that_it_takes(name: str) -> None:
+    probe = PODS["server"]["containers"][0][name]
+    assert probe["exec"]["command"][:2] == ["manychar", "health"]
+    patience = float(flag(probe["exec"]["command"], "patience"))
+    assert probe["timeoutSeconds"] >= 2 * patience + 2
+
+
+@pytest.fixture
+def places() -> Iterator[dict[str, Path]]:
+    """The containers' directories, open to every user, with a Secret as Kubernetes lays it out."""
+    with TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        found = {name: Path(scratch + name) for name in ("/runs", "/keys", "/secret", "/clients")}
+        for place in found.values():
+            place.mkdir()
+            place.chmod(0o777)
+        made = Path(scratch, "made")
+        keys.create(made)
+        keys.add(made, "probe", KeyRole.OBSERVER)
+        for name in ("server", "worker", "probe"):
+            lay_out(made / f"{name}.key", found["/secret"])
+        lay_out(made / "clients.json", found["/clients"])
+        yield {**found, "made": made}
+
+
+def lay_out(source: Path, volume: Path, generation: int = 1) -> None:
+    """Mount a Secret's key: a link over a link to a file that the fsGroup, too, can read."""
+    data = volume / f"..{generation}"
+    data.mkdir(exist_ok=True)
+    mounted = Path(shutil.copy(source, data))
+    mounted.chmod(0o440)
+    if os.geteuid() == 0:
+        os.chown(mounted, 0, NOBODY)
+    for link, target in (("..data", data.name), (source.name, f"..data/{source.name}")):
+        fresh = volume / "..fresh"
+        fresh.symlink_to(target)
+        fresh.rename(volume / link)
+
+
+def init(pod: str, places: dict[str, Path], **options: Any) -> None:
+    (container,) = PODS[pod]["initContainers"]
+    shell([*container["command"], *container.get("args", [])], places, **options)
+
+
+def test_the_keys_are_such_as_this_program_takes(require: Require, places: dict[str, Path]) -> None:
+    require(os.geteuid() == 0, "not root: cannot be the pod's user")
+    with pytest.raises(UserError, match="others can read this secret"):
+        keys.read_client_key(places["/secret"] / "worker.key")
+    for pod in PODS:
+        for _ in range(2):  # an init container may run again
+            init(pod, places, user=NOBODY, group=NOBODY, extra_groups=[])
+    for name in ("server", "worker", "probe"):
+        status = (places["/keys"] / f"{name}.key").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, NOBODY)
+    assert keys.read_server_key(places["/keys"])
+    assert keys.read_client_key(places["/keys"] / "worker.key").name == "worker"
+    assert keys.read_client_key(places["/keys"] / "probe.key").role is KeyRole.OBSERVER
+
+
+def test_a_key_revoked_in_the_secret_is_noticed_without_a_restart(places: dict[str, Path]) -> None:
+    init("server", places)
+    public = keys.read_client_key(places["made"] / "worker.key").public
+    with zmq.Context() as context:
+        door = Door(context, places["/keys"])
+        try:
+            owner = door.owner_of(public)
+            assert owner is not None
+            assert owner.name == "worker"
+            keys.revoke(places["made"], "worker")
+            lay_out(places["made"] / "clients.json", places["/clients"], generation=2)
+            until(lambda: door.owner_of(public) is None, "the end of a revoked key")
+        finally:
+            door.socket.close()
+
+
+def test_the_secret_is_made_by_the_command_in_the_readme(require: Require, tmp_path: Path) -> None:
+    require(shutil.which("kubectl"), "no kubectl here: it cannot make a Secret")
+    readme = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+    match = re.search(
+        r"^(kubectl .*create secret generic manychar-keys .*) \| kubectl", readme, re.M
+    )
+    assert match, "no command in the README that makes the Secret"
+    keys.create(tmp_path / "KEYS")
+    keys.add(tmp_path / "KEYS", "probe", KeyRole.OBSERVER)
+    made = subprocess.run(
+        match[1].split(), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    (secret,) = documents(made.stdout)
+    wanted = {
+        item["key"]
+        for spec in PODS.values()
+        for volume in spec["volumes"]
+        if "secret" in volume
+        for item in volume["secret"]["items"]
+    }
+    assert secret["metadata"]["name"] == "manychar-keys"
+    assert secret["metadata"]["namespace"] == base()[0]["metadata"]["namespace"]
+    assert set(secret["data"]) == wanted
+
+
+def test_the_pods_own_commands_train_are_stopped_and_go_on(
+    manychar: Commands, places: dict[str, Path]
+) -> None:
+    for pod in PODS:
+        init(pod, places)
+    worker = PODS["worker"]["containers"][0]["args"]
+    server = PODS["server"]["containers"][0]
+    recipe = Recipe(
+        manychar,
+        server=server["args"],
+        workers=[[word.replace("$(INDEX)", str(i)) for word in worker] for i in range(2)],
+        places=places,
+        worker_key=places["/keys"] / "worker.key",
+    )
+    probe = server["livenessProbe"]["exec"]["command"]
+    probe_key = places["/keys"] / "probe.key"
+    recipe.start(steps=1_000_000)
+    for i in range(2):
+        recipe.server.wait_for(f"worker-{i} has joined")
+    code, said = recipe.health(probe, probe_key)
+    assert code == 0, said
+    assert "it advances" in said
+    assert recipe.stop() == (STOPPED, [STOPPED, STOPPED])
+    recipe.start(steps=recipe.reached() + 50)
+    assert recipe.end() == (0, [0, 0])
+    assert "going on with the run in" in recipe.server.err
+    assert (places["/runs"] / "run" / "term").read_text() == "2\n"
