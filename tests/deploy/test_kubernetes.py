@@ -207,18 +207,19 @@ def test_the_keys_are_such_as_this_program_takes(require: Require, places: dict[
         for _ in range(2):  # an init container may run again
             init(pod, places, user=NOBODY, group=NOBODY, extra_groups=[])
     for name in ("server", "worker", "probe"):
-        status = (places["/keys"] / f"{name}.key").stat()
+        place = places["/keys"] / ("" if name == "worker" else "own")
+        status = (place / f"{name}.key").stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, NOBODY)
-    assert keys.read_server_key(places["/keys"])
+    assert keys.read_server_key(places["/keys"] / "own")
     assert keys.read_client_key(places["/keys"] / "worker.key").name == "worker"
-    assert keys.read_client_key(places["/keys"] / "probe.key").role is KeyRole.OBSERVER
+    assert keys.read_client_key(places["/keys"] / "own" / "probe.key").role is KeyRole.OBSERVER
 
 
 def test_a_key_revoked_in_the_secret_is_noticed_without_a_restart(places: dict[str, Path]) -> None:
     init("server", places)
     public = keys.read_client_key(places["made"] / "worker.key").public
     with zmq.Context() as context:
-        door = Door(context, places["/keys"])
+        door = Door(context, places["/keys"] / "own")
         try:
             owner = door.owner_of(public)
             assert owner is not None
@@ -270,7 +271,7 @@ def test_the_pods_own_commands_train_are_stopped_and_go_on(
         worker_key=places["/keys"] / "worker.key",
     )
     probe = server["livenessProbe"]["exec"]["command"]
-    probe_key = places["/keys"] / "probe.key"
+    probe_key = places["/keys"] / "own" / "probe.key"
     recipe.start(steps=1_000_000)
     for i in range(2):
         recipe.server.wait_for(f"worker-{i} has joined")

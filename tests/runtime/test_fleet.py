@@ -328,7 +328,7 @@ class TestStopping:
         server.send(number)
         done = server.end()
         assert done.code == code, done.err
-        assert "go on: manychar server --resume run" in done.err
+        assert "go on: manychar server --bind ipc://meet --resume run" in done.err
         assert worker.end().code == 75
         assert expect_same_bits(run, text) >= 25
 
