@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import evaluating, keeping, looking, training
+from manychar.cli import evaluating, keeping, looking, passing_on, training
 from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.wake import early
@@ -34,6 +34,7 @@ for _command in (
     looking.equivalence,
     looking.status,
     training.stop,
+    passing_on.export,
     looking.doctor,
 ):
     app.command()(_command)

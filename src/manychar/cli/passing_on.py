@@ -1,0 +1,33 @@
+"""The commands that pass a run on to other programs: export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manychar.cli.flags import Key
+from manychar.cli.speaking import say
+from manychar.cli.taking import source_of
+from manychar.runtime.pinning import pin
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A run directory, a checkpoint, or a live server's endpoint.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.")
+    ],
+    key: Key = None,
+) -> None:
+    """Write the weights as a state dict that PyTorch's nn.RNN and nn.Linear load."""
+    pin("portable")
+    from manychar.runtime.export import export as write_state_dict
+
+    parameters, vocabulary = source_of(source, key)
+    write_state_dict(parameters, vocabulary, output)
+    say(
+        f"{output}: rnn = nn.RNN({parameters.vocabulary_size}, {parameters.hidden_size},"
+        f" batch_first=True), linear = nn.Linear({parameters.hidden_size},"
+        f" {parameters.vocabulary_size})"
+    )
