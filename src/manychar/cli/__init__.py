@@ -35,6 +35,7 @@ for _command in (
     looking.status,
     training.stop,
     passing_on.export,
+    passing_on.plot,
     looking.doctor,
 ):
     app.command()(_command)

@@ -1,13 +1,14 @@
-"""The commands that pass a run on to other programs: export."""
+"""The commands that pass a run on to other programs: export, plot."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from manychar.cli.flags import Key
 from manychar.cli.speaking import say
 from manychar.cli.taking import source_of
+from manychar.runtime.extras import needing
 from manychar.runtime.pinning import pin
 
 
@@ -31,3 +32,21 @@ def export(
         f" batch_first=True), linear = nn.Linear({parameters.hidden_size},"
         f" {parameters.vocabulary_size})"
     )
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .png or .svg to write.")
+    ],
+    by: Annotated[
+        Literal["steps", "characters"],
+        typer.Option(help="What the curves run along: runs with other batches differ in a step."),
+    ] = "steps",
+) -> None:
+    """Draw the loss curves of one run or several into a picture."""
+    pin("portable")
+    with needing("plot", "manychar plot"):
+        from manychar.runtime.plot import plot as draw
+
+    draw(runs, output, by)

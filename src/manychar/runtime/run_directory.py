@@ -41,12 +41,12 @@ from manychar.runtime.durable import (
 )
 from manychar.runtime.errors import UserError, because
 from manychar.runtime.journal import JOURNAL_NAME, newest_term
+from manychar.runtime.metrics import METRICS_NAME
 
 CONFIG_NAME = "config.json"
 LARGEST_CONFIG = 2**20
 LOCK_NAME = "lock"
 TERM_NAME = "term"
-METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 
 
