@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import evaluating, keeping, looking, training
+from manychar.cli import evaluating, keeping, looking, passing_on, training
 from manychar.cli.configuring import configurable
 from manychar.cli.dashboard import dashboard
 from manychar.cli.speaking import complain
@@ -36,6 +36,8 @@ for _command, _example in (
     (looking.status, "manychar status tcp://127.0.0.1:5577 --watch"),
     (looking.health, "manychar health tcp://127.0.0.1:5577 --key probe.key"),
     (dashboard, "manychar dashboard tcp://127.0.0.1:5577"),
+    (passing_on.export, "manychar export runs/RUN -o model.safetensors"),
+    (passing_on.plot, "manychar plot runs/ONE runs/OTHER -o losses.svg"),
     (training.stop, "manychar stop tcp://127.0.0.1:5577"),
     (looking.doctor, "manychar doctor --json"),
 ):

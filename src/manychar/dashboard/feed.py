@@ -24,8 +24,9 @@ from manychar.runtime import log
 from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.errors import RUN_FAILED, UserError, because
 from manychar.runtime.keys import ClientKey
+from manychar.runtime.metrics import METRICS_NAME
 from manychar.runtime.observe import IN_GOOD_ORDER, Watch
-from manychar.runtime.run_directory import METRICS_NAME, open_run
+from manychar.runtime.run_directory import open_run
 from manychar.runtime.sampling import draw
 from manychar.runtime.verdicts import VALIDATION_NAME, is_over, read_verdicts
 

@@ -42,11 +42,11 @@ from manychar.runtime.durable import (
 )
 from manychar.runtime.errors import UserError, because
 from manychar.runtime.journal import JOURNAL_NAME, newest_term
+from manychar.runtime.metrics import METRICS_NAME
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
 TERM_NAME = "term"
-METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 
 

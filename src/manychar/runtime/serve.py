@@ -51,10 +51,11 @@ from manychar.runtime.errors import (
 )
 from manychar.runtime.journal import Step, weights_digest
 from manychar.runtime.judge import Gone, JudgeProcess, News, Restart, Verdict
+from manychar.runtime.metrics import METRICS_NAME
 from manychar.runtime.notify import Notifier
 from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
-from manychar.runtime.run_directory import METRICS_NAME, RunDirectory, locked, raise_term
+from manychar.runtime.run_directory import RunDirectory, locked, raise_term
 from manychar.runtime.transport import Received, Router, Unreachable
 from manychar.runtime.verdicts import append_verdict, keep_best, unjudged
 from manychar.runtime.wake import Wake

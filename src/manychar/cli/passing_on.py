@@ -1,0 +1,52 @@
+"""The commands that pass a run on to other programs: export, plot."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from manychar.cli.flags import Key
+from manychar.cli.speaking import say
+from manychar.cli.taking import source_of
+from manychar.runtime.extras import needing
+from manychar.runtime.pinning import pin
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A run directory, a checkpoint, or a live server's endpoint.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.")
+    ],
+    key: Key = None,
+) -> None:
+    """Write the weights as a state dict that PyTorch's nn.RNN and nn.Linear load."""
+    pin("portable")
+    from manychar.runtime.export import export as write_state_dict
+
+    parameters, vocabulary = source_of(source, key)
+    write_state_dict(parameters, vocabulary, output)
+    say(
+        f"{output}: rnn = nn.RNN({parameters.vocabulary_size}, {parameters.hidden_size},"
+        f" batch_first=True), linear = nn.Linear({parameters.hidden_size},"
+        f" {parameters.vocabulary_size})"
+    )
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .png or .svg to write.")
+    ],
+    by: Annotated[
+        Literal["steps", "characters"],
+        typer.Option(help="What the curves run along: runs with other batches differ in a step."),
+    ] = "steps",
+) -> None:
+    """Draw the loss curves of one run or several into a picture."""
+    pin("portable")
+    with needing("plot", "manychar plot"):
+        from manychar.runtime.plot import plot as draw
+
+    draw(runs, output, by)
