@@ -38,6 +38,7 @@ for _command, _example in (
     (dashboard, "manychar dashboard tcp://127.0.0.1:5577"),
     (passing_on.export, "manychar export runs/RUN -o model.safetensors"),
     (passing_on.plot, "manychar plot runs/ONE runs/OTHER -o losses.svg"),
+    (passing_on.follow, "manychar follow tcp://127.0.0.1:5577 --tensorboard logs"),
     (training.stop, "manychar stop tcp://127.0.0.1:5577"),
     (looking.doctor, "manychar doctor --json"),
 ):

@@ -98,6 +98,11 @@ WORKERS: dict[str, Any] = {
     "workers": _operating(int, "Worker processes.", "as many as shards, or cores"),
 }
 
+SINKS: dict[str, Any] = {
+    "tensorboard": _operating(Path, "Write TensorBoard event files into this directory."),
+    "metrics_port": _operating(int, "Serve Prometheus metrics at this port, on loopback."),
+}
+
 TRANSPORT: dict[str, Any] = {
     "transport": _operating(
         Literal["tcp", "ipc"], "How the processes talk: tcp on loopback, or ipc.", "tcp"

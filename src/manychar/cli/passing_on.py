@@ -1,13 +1,14 @@
-"""The commands that pass a run on to other programs: export, plot."""
+"""The commands that pass a run on to other programs: export, plot, follow."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import Key
+from manychar.cli.flags import SINKS, Key, with_flags
 from manychar.cli.speaking import say
 from manychar.cli.taking import source_of
+from manychar.runtime.errors import UserError
 from manychar.runtime.extras import needing
 from manychar.runtime.pinning import pin
 
@@ -50,3 +51,20 @@ def plot(
         from manychar.runtime.plot import plot as draw
 
     draw(runs, output, by)
+
+
+@with_flags(SINKS)
+def follow(
+    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 600.0,
+    key: Key = None,
+    **flags: Any,
+) -> None:
+    """Follow a live run, and pass it on to TensorBoard or Prometheus until it ends."""
+    pin("portable")
+    from manychar.runtime.follow import follow as pass_on
+    from manychar.runtime.peers import find_key
+
+    if not flags:
+        raise UserError("nothing to pass it on to: give --tensorboard DIR or --metrics-port N")
+    pass_on(endpoint, find_key(key), patience=patience, say=say, **flags)

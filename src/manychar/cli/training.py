@@ -13,6 +13,7 @@ from manychar.cli.flags import (
     DEFINITION,
     LOGGING,
     OPERATION,
+    SINKS,
     TRANSPORT,
     WORKERS,
     Child,
@@ -34,21 +35,23 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
 
-@with_flags(DEFINITION, OPERATION, WORKERS, TRANSPORT, LOGGING)
+@with_flags(DEFINITION, OPERATION, WORKERS, TRANSPORT, SINKS, LOGGING)
 def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     directory = take_run(text, flags)
     settings = directory.settings
     _end_if_it_is_through(directory)
     from manychar.runtime.launch import Fleet
+    from manychar.runtime.sinks import sinks
 
     if settings.workers > directory.definition.shards:
         say(
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    with display(directory) as screen:
-        finish = Fleet(directory, screen).run()
+    wanted = {name: flags[name] for name in SINKS if name in flags}
+    with display(directory) as screen, sinks(screen.dimensions, **wanted) as beside:
+        finish = Fleet(directory, screen, sinks=beside).run()
     _finish(finish, directory, again="train")
 
 

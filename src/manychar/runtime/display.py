@@ -36,7 +36,7 @@ class Display:
         self, *, vocabulary: str, dimensions: Dimensions, seed: int, sample_length: int
     ) -> None:
         self._vocabulary = vocabulary
-        self._dimensions = dimensions
+        self.dimensions = dimensions
         self._seed = seed
         self._sample_length = sample_length
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -93,10 +93,10 @@ class Display:
             self._next_line = time.monotonic() + PLAIN_EVERY
             self._line(report)
 
-    def weights(self, weights: Weights) -> None:
-        """Print a sample of what these weights write, once for each version above 0."""
+    def weights(self, weights: Weights) -> str | None:
+        """Print, and return, a sample of what these weights write, once a version above 0."""
         if self._sample_length == 0 or weights.version <= self._sampled_version:
-            return
+            return None
         self._sampled_version = weights.version
         text = self._sample(weights)
         if self._progress:
@@ -110,9 +110,10 @@ class Display:
             self.warn("standard output is closed: no more samples")
         if self._progress:
             self._progress.start()
+        return text
 
     def _sample(self, weights: Weights) -> str:
-        size = self._dimensions
+        size = self.dimensions
         flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
         parameters = Parameters(flat, size.vocabulary_size, size.hidden)
         generator = np.random.default_rng([self._seed, 1, weights.version])
@@ -129,7 +130,7 @@ class Display:
 
     def _words(self, report: Report) -> list[str]:
         """Return what there is to say, the most important first."""
-        nats = report.smooth_loss / self._dimensions.seq_length
+        nats = report.smooth_loss / self.dimensions.seq_length
         words = [
             f"smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats,"
             f" {nats / math.log(2):.3f} bits a character)"

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 
 import zmq
@@ -26,6 +26,7 @@ from manychar.runtime.display import Display
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
 from manychar.runtime.peers import WITHOUT_KEYS, hello
 from manychar.runtime.run_directory import RunDirectory, Settings
+from manychar.runtime.sinks import Pages, Sink
 from manychar.runtime.transport import Dealer
 from manychar.runtime.wake import Wake
 
@@ -36,14 +37,17 @@ CHILDS = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 
 
 class Fleet:
-    """The children of one run. `on_report` is called with each report, after it is shown."""
+    """The children of one run. `sinks` are told what the display is, and then `on_report`."""
 
     def __init__(
         self,
         directory: RunDirectory,
         display: Display,
         on_report: Callable[["Fleet", Report], None] = lambda _fleet, _report: None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
+        self._sinks = sinks
+        self._pages = Pages()
         self.directory = directory
         self.display = display
         self.workers = [Seat(f"worker-{i + 1}") for i in range(directory.settings.workers)]
@@ -184,11 +188,17 @@ class Fleet:
                     self._dealer.send(encode(message))
                 case Show(Report() as report):
                     self.display.report(report)
+                    for sink in self._sinks:
+                        sink.report(report)
                     self._on_report(self, report)
                 case Show(Weights() as weights):
-                    self.display.weights(weights)
-                case Show(Roster()):
-                    pass  # `manychar status` shows them
+                    if (text := self.display.weights(weights)) is not None:
+                        for sink in self._sinks:
+                            sink.sample(weights.version, text)
+                case Show(Roster() as roster):
+                    if (workers := self._pages.take(roster)) is not None:
+                        for sink in self._sinks:
+                            sink.workers(workers)
                 case Say(text, level):
                     self.display.say(text, level)
                 case Finish() if self._observer is not None and self._observer.session.knocking:

@@ -27,6 +27,7 @@ from manychar.runtime import log
 from manychar.runtime.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.peers import hello
+from manychar.runtime.sinks import Pages
 from manychar.runtime.transport import Dealer
 
 POLL_MS = 100
@@ -131,7 +132,7 @@ def watch(
     Raises UserError where no server answers within `patience` seconds, it refuses, or it fails.
     """
     report: Report | None = None
-    workers: list[Attendance] = []
+    pages = Pages()
     with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
         while True:
             for effect in visit.turn():
@@ -139,10 +140,9 @@ def watch(
                     case Show(Report() as report):
                         pass
                     case Show(Roster() as roster):
-                        workers = [*workers[: roster.first], *roster.workers]
-                        welcome, whole = visit.welcome, len(workers) == roster.total
-                        if report is not None and welcome is not None and whole:
-                            yield Standing(welcome.dimensions, report, tuple(workers))
+                        workers, welcome = pages.take(roster), visit.welcome
+                        if report is not None and welcome is not None and workers is not None:
+                            yield Standing(welcome.dimensions, report, workers)
                     case Say(text, level):
                         say(text, level)
                     case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:
@@ -178,7 +178,7 @@ def follow(
                 found = None
                 match effect:
                     case Show(Weights() as weights) if visit.welcome is not None:
-                        found = _sight(visit.welcome, weights)
+                        found = sight_of(visit.welcome, weights)
                     case Show(Report() as report) if time.monotonic() >= look_at:
                         look_at = time.monotonic() + LOOK_EVERY
                         if seen is not None and report.step > seen.step:
@@ -200,7 +200,8 @@ def _change(before: Sight, now: Sight) -> float:
     return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
 
 
-def _sight(welcome: Welcome, weights: Weights) -> Sight:
+def sight_of(welcome: Welcome, weights: Weights) -> Sight:
+    """Return the weights of a message as parameters."""
     size = welcome.dimensions
     flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
     parameters = Parameters(flat, size.vocabulary_size, size.hidden)

@@ -72,7 +72,7 @@ class Screen:
 
     say: log.Say
     report: Callable[[Report], None]
-    weights: Callable[[Weights], None]
+    weights: Callable[[Weights], object]
     bound: Callable[[str], None]
 
 
