@@ -96,7 +96,7 @@ def standing(step: int, *workers: Attendance, term: int = 1) -> Standing:
             standing(7, worker("a")),
             ["the checkpoint of step 7 waits for the disk"],
             "in vain",
-            Health("step 7 of 12,000: it waits for the disk"),
+            Health("the checkpoint of step 7 waits for the disk"),
         ),
         (
             standing(7, worker("a")),

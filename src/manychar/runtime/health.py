@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 
 from manychar.protocol.messages import Level
@@ -10,7 +11,8 @@ from manychar.runtime.keys import ClientKey
 from manychar.runtime.observe import Standing, watch
 
 NAMES_SHOWN = 5
-NO_HANDSHAKE, WAITS_FOR_DISK = "does not shake hands", "waits for the disk"  # in what servers say
+NO_HANDSHAKE = "does not shake hands"
+WAITING = re.compile("waits for|has waited")  # in what a server says of itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,6 @@ def judge(first: Standing, now: Standing, heard: list[str], *, in_vain: bool) ->
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         names = ", ".join(list(late)[:NAMES_SHOWN])
         return Health(f"{at}: it has waited {max(late.values()):.0f} s for {names}{more}")
-    if any(WAITS_FOR_DISK in text for text in heard):
-        return Health(f"{at}: it waits for the disk")
+    if said := [text for text in heard if WAITING.search(text)]:
+        return Health(said[-1])
     return Health(f"{at}: it does not advance, and does not say for whom it waits", well=False)

@@ -1,0 +1,209 @@
+"""deploy/README.md: its tables, formulas and runbook are what the program does."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manychar.protocol.codec import MAX_INTEGER, encode
+from manychar.protocol.effects import Effect, Send
+from manychar.protocol.messages import (
+    DIGEST_BYTES,
+    WIRE_VERSION,
+    Dimensions,
+    Gradient,
+    Message,
+    Unit,
+    Weights,
+)
+from tests.deploy import operating
+from tests.deploy.recipes import DEPLOY, ROOT
+from tests.protocol.stage import Stage
+from tests.runtime.commands import SMALL, Commands
+
+PAGE = (DEPLOY / "README.md").read_text(encoding="utf-8")
+PROGRAM = ROOT / "src" / "manychar"
+ANOTHER_VERSION = """
+import sys
+if "worker" in sys.orig_argv:
+    import manychar.protocol.messages
+    manychar.protocol.messages.WIRE_VERSION = 99
+"""
+SERVERS_OWN = [
+    *(PROGRAM / "protocol" / f"{name}.py" for name in ("server", "reception", "disputes")),
+    *(PROGRAM / "protocol" / f"{name}.py" for name in ("session", "worker")),
+    *(PROGRAM / "runtime" / f"{name}.py" for name in ("serve", "resume", "work", "crew", "door")),
+]
+SAID_BY = {"warn", "_end", "bar", "_loses", "Finish"}
+NO_TROUBLE = {"", "stopped by", "no better for"}
+EDGES = " :;,()"
+
+
+def length(message: Message) -> int:
+    return sum(len(frame) for frame in encode(message))
+
+
+def test_the_tables_are_those_of_the_formulas() -> None:
+    written = PAGE.split(operating.BEGIN)[1].split(operating.END)[0]
+    assert written.strip() == operating.tables(), (
+        "write them anew: python -m tests.deploy.operating"
+    )
+
+
+def longest_gradient(size: Dimensions) -> Gradient:
+    return Gradient(
+        run="r" * 21,
+        term=MAX_INTEGER,
+        lease=MAX_INTEGER,
+        shard=MAX_INTEGER,
+        step=MAX_INTEGER,
+        version=MAX_INTEGER,
+        hidden_digest=bytes(DIGEST_BYTES),
+        loss=0.1,
+        gradient=bytes(size.parameters_bytes),
+        hidden=bytes(size.hidden_bytes),
+    )
+
+
+def longest_weights(size: Dimensions, units: int) -> Weights:
+    return Weights(
+        run="r" * 21,
+        term=MAX_INTEGER,
+        version=MAX_INTEGER,
+        weights=bytes(size.parameters_bytes),
+        units=(Unit(MAX_INTEGER, MAX_INTEGER, MAX_INTEGER, 1),) * units,
+        ids=(bytes(size.ids_bytes),) * units,
+    )
+
+
+@pytest.mark.parametrize("hidden", operating.HIDDEN)
+@pytest.mark.parametrize("held", [1, 3])
+def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, held: int) -> None:
+    size = operating.dimensions(hidden, held)
+    gradients = held * length(longest_gradient(size))
+    assert gradients <= operating.inward(size) < gradients + held * operating.GRADIENT_HEADER
+    weights = length(longest_weights(size, held))
+    assert weights <= operating.outward(size, 1) < weights + operating.WEIGHTS_HEADER
+
+
+def test_the_formulas_count_what_a_server_sends_for_a_step() -> None:
+    stage = Stage(shards=2)
+    stage.join("a", "b")
+    effects: list[Effect] = []
+    received = 0
+    for shard, name in enumerate(("a", "b")):
+        gradient = stage.gradient(shard, 0)
+        received += length(gradient)
+        effects += stage.tell(name, gradient)
+    sent = [effect.message for effect in effects if isinstance(effect, Send)]
+    assert [type(message) for message in sent] == [Weights, Weights]
+    size = stage.server.dimensions
+    bytes_sent = sum(map(length, sent))
+    assert bytes_sent <= operating.outward(size, 2) <= bytes_sent + 2 * operating.WEIGHTS_HEADER
+    assert received <= operating.inward(size) <= received + 2 * operating.GRADIENT_HEADER
+
+
+def test_the_formulas_stand_in_the_page() -> None:
+    for formula in (
+        "P    = v (H (2 V + H + 1) + V)",
+        f"in   = S (P + v B H + {operating.GRADIENT_HEADER})",
+        f"out  = W (P + {operating.WEIGHTS_HEADER}) + S (c B (T + 1) + {operating.UNIT_BYTES})",
+        "server   70 MiB + (30 + 7 D + S + 4 W) P",
+        "worker   60 MiB + (14 + 2 h (D + 1)) P + 12 v B T (H + V)",
+    ):
+        assert formula in PAGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
+def test_a_real_fleet_keeps_within_the_memory(manychar: Commands) -> None:
+    shards = 4
+    server = manychar.start(
+        *("server", "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
+        *("--hidden", "512", "--shards", str(shards), "--streams", "4"),
+        *("--checkpoint-every", "3", "--sample-every", "7", "--sample-length", "1"),
+    )
+    worker = manychar.start("worker", server.wait_for(r"manychar worker (tcp://\S+)")[1])
+    server.wait_for("--- step 7 ---", "out")
+    served, worked = peak(server.pid), peak(worker.pid)
+    server.send(15)
+    assert (server.end().code, worker.end().code) == (75, 75)
+    size = Dimensions(
+        vocabulary_size=operating.VOCABULARY,
+        hidden=512,
+        seq_length=25,
+        streams=4,
+        shards=shards,
+        delay=0,
+        dtype="float32",
+    )
+    allowed = operating.server_memory(size, 1)
+    assert 0.5 * allowed < served < allowed
+    allowed = operating.worker_memory(size, shards)
+    assert 0.5 * allowed < worked < allowed
+
+
+def peak(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def test_another_wire_version_is_refused_and_both_are_named(
+    manychar: Commands, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ANOTHER_VERSION)
+    server = manychar.start(
+        *("server", "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", *SMALL, "--steps", "0")
+    )
+    endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
+    newer = manychar.run("worker", endpoint, "--name", "newer", env={"PYTHONPATH": str(tmp_path)})
+    reason = f"it speaks wire version 99, this server speaks {WIRE_VERSION}"
+    assert newer.code == 3
+    assert f"the server refused this worker: {reason}" in newer.err
+    server.wait_for(f"newer was refused: {reason}")
+    server.send(15)
+    assert server.end().code == 75
+    assert "it speaks wire version 2, this server speaks 1" in PAGE
+
+
+def said(path: Path) -> Iterator[str]:
+    """Yield the longest fixed part of each line of trouble that a module has."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            leveled = name in ("notice", "say", "Say") and len(node.args) > 1
+            if name in SAID_BY or leveled or (name == "say" and path.stem in ("resume", "crew")):
+                yield from map(fixed, node.args)
+        elif isinstance(node, ast.Assign):
+            target = node.targets[0]
+            named = getattr(target, "attr", getattr(target, "id", ""))
+            if named in ("text", "reason", "what", "_complaint"):
+                yield fixed(node.value)
+
+
+def fixed(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value.strip(EDGES) if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return max((fixed(part) for part in node.values), key=len, default="")
+    return ""
+
+
+@pytest.mark.parametrize("path", SERVERS_OWN, ids=lambda path: path.stem)
+def test_every_line_of_trouble_is_in_the_runbook(path: Path) -> None:
+    runbook = " ".join(re.findall(r"^\| (`.+?`) \|", PAGE, re.MULTILINE))
+    missing = [text for text in set(said(path)) - NO_TROUBLE if text not in runbook]
+    assert missing == []
+
+
+def test_every_line_of_the_runbook_can_be_said() -> None:
+    """What stands between the … and colons of each line is somewhere in the program."""
+    source = "".join(path.read_text(encoding="utf-8") for path in PROGRAM.rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    lines = re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)
+    assert len(lines) > 30
+    for line in lines:
+        for piece in re.split("…|: ", line):
+            assert piece.strip(EDGES) in joined, f"nobody says {piece!r} of {line!r}"
