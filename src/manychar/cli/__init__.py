@@ -18,6 +18,7 @@ from manychar.cli.configuring import configurable
 from manychar.cli.dashboard import dashboard
 from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
+from manychar.runtime.parent import end_with
 from manychar.runtime.wake import early
 
 app = typer.Typer(
@@ -49,7 +50,10 @@ app.add_typer(keeping.app, name="keys")
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    tied_to: Annotated[int | None, typer.Option("--tied-to", hidden=True)] = None,
 ) -> None:
+    if tied_to is not None:
+        end_with(tied_to)
     if version:
         typer.echo(f"manychar {__version__}")
         raise typer.Exit
