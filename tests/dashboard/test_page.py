@@ -121,7 +121,10 @@ def test_it_follows_light_and_dark_and_fits_a_phone(browser: Browser) -> None:
     assert [entry[0] for entry in seen["light"]] == [entry[0] for entry in seen["dark"]]
     assert seen["light"] != seen["dark"]
     browser.look(scheme="light", width=360, height=740)
-    assert browser.script("return document.documentElement.scrollWidth") == 360
+    until(
+        lambda: browser.script("return document.documentElement.scrollWidth") == 360,
+        "the page to be as wide as the phone",
+    )
     for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)):
         browser.keep(f"finished-{scheme}-{width}", scheme=scheme, width=width)
 
@@ -167,7 +170,10 @@ def test_a_live_run_is_followed_to_its_end(
     bars = '[aria-label="Workers"] svg path'
     until(lambda: len(browser.all(bars)) > 10, "bars in the timeline of workers")
     browser.look(scheme="light", width=360, height=740)
-    assert browser.script("return document.documentElement.scrollWidth") == 360
+    until(
+        lambda: browser.script("return document.documentElement.scrollWidth") == 360,
+        "the page to be as wide as the phone",
+    )
     for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360)):
         browser.keep(f"live-{scheme}-{width}", scheme=scheme, width=width)
     assert manychar.run("stop", endpoint).code == 0

@@ -63,9 +63,11 @@ def test_a_bad_file_is_one_line(
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "keys"])
 def test_every_command_prints_its_flags(manychar: Commands, command: str) -> None:
-    needed = {"verify": ["RUN"], "sample": ["RUN"], "evaluate": ["RUN"]}
-    endpoint = ["tcp://127.0.0.1:1"] if command in ("worker", "status", "stop") else []
-    done = manychar.run(command, *needed.get(command, endpoint), "--print-config")
+    run, endpoint = ["RUN"], ["tcp://127.0.0.1:1"]
+    needed = dict.fromkeys(("verify", "sample", "evaluate", "dashboard"), run)
+    needed |= dict.fromkeys(("worker", "status", "stop", "health", "follow"), endpoint)
+    needed |= {name: [*run, "-o", "FILE"] for name in ("export", "plot")}
+    done = manychar.run(command, *needed.get(command, []), "--print-config")
     assert done.code == 0, done.err
     assert all(" =" in line for line in done.out.splitlines())
 

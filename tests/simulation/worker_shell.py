@@ -20,6 +20,7 @@ from manychar.protocol.effects import (
     Send,
 )
 from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights
+from manychar.protocol.worker import STOPPED
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
 from tests.simulation.server_shell import FINGERPRINT
@@ -201,7 +202,11 @@ class WorkerShell:
         self.world.log(lambda: f"    {self.name} finishes: {finish}")
         self.alive = False
         self.world.worker_gone(self)
-        if finish.code != 0 and not self.foreign and self.name not in self.world.broken:
+        if (
+            finish.code not in (0, STOPPED)
+            and not self.foreign
+            and self.name not in self.world.broken
+        ):
             raise Violation("refused", f"{self.name}, which is healthy: {finish.reason}")
 
     def crash(self) -> None:
