@@ -92,10 +92,13 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def steady_rate(run_dir: Path, key: str, seconds: float, processes: Sequence[Process]) -> float:
-    """Return how fast `key` grows, a second, over at least `seconds` after the first line."""
+def steady_rate(
+    run_dir: Path, key: str, seconds: float, processes: Sequence[Process], *, after: int = 0
+) -> float:
+    """Return how fast `key` grows, a second, for at least `seconds` from the step `after` on."""
     for lines in watched(run_dir, processes):
-        first, last = lines[0], lines[-1]
+        later = [line for line in lines if line["step"] >= after] or lines[-1:]
+        first, last = later[0], later[-1]
         if last["seconds"] - first["seconds"] >= seconds:
             break
     return float((last[key] - first[key]) / (last["seconds"] - first["seconds"]))
@@ -135,4 +138,5 @@ class Fleets:
             how = operation(run_dir, checkpoint_every=self._checkpoint_every)
             arguments = ["manychar", "train", str(self._text), *self._flags, *how]
             with Process(arguments) as fleet:
-                return steady_rate(run_dir, "characters", self._seconds, [fleet])
+                after = self._checkpoint_every  # a judge has started by then
+                return steady_rate(run_dir, "characters", self._seconds, [fleet], after=after)

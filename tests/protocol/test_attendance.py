@@ -1,7 +1,9 @@
 """How each worker spends its time, and who is late."""
 
-from manychar.protocol.messages import ROSTER_LENGTH, Attendance, Roster
-from tests.protocol.stage import Stage, sent
+import dataclasses
+
+from manychar.protocol.messages import ROSTER_LENGTH, Attendance, Ready, Roster
+from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
 
 
 def seen(stage: Stage) -> dict[str, Attendance]:
@@ -87,3 +89,30 @@ def test_observers_are_told_every_second() -> None:
     assert not sent(stage.server.tick(stage.now), Roster)
     stage.now += 0.2
     assert sent(stage.server.tick(stage.now), Roster, "olga")
+
+
+def test_time_without_a_lease_is_counted_once() -> None:
+    stage = Stage()
+    everyone = [f"w{i}" for i in range(stage.known.definition.shards)]
+    stage.join(*everyone, "last")
+    for _ in range(3):
+        stage.now += 10.0
+        stage.server.reception.forget(stage.member(everyone[0]), stage.now)
+        stage.now += 10.0
+        stage.join(everyone[0])
+    last = seen(stage)["last"]
+    assert last.waiting <= last.present == 60.0
+
+
+def test_a_worker_that_came_back_is_told_of_once() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    stage.wait(5.0, "bob")
+    assert seen(stage)["ann"].state == "silent"
+    again = hello("ann")
+    stage.server.receive(b"another connection", dataclasses.replace(again, instance="2"), stage.now)
+    ready = Ready(run=RUN, term=TERM, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
+    stage.server.receive(b"another connection", ready, stage.now)
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    names = [worker.name for roster in rosters for worker in roster.workers]
+    assert sorted(names) == ["ann", "bob"]

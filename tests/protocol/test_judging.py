@@ -127,23 +127,69 @@ def test_a_run_that_was_over_is_over() -> None:
     assert "no better" in only(stage.server.saved(4, stage.now), Finish).reason
 
 
+def held(**operation: Any) -> Stage:
+    """Return a server at step 4, with step 4 complete, that waits for the verdict on step 2."""
+    stage = judged(stop_when_no_better=1, **operation)
+    stage.advance_to(4, "ann")
+    for shard in range(2):
+        stage.deliver("ann", shard, 4)
+    assert stage.server.state.step == 4
+    return stage
+
+
 def test_a_judge_that_is_gone_ends_only_a_run_that_needs_it() -> None:
     stage = judged()
     stage.advance_to(2, "ann")
     effects = stage.server.judge_failed("it died", stage.now)
     assert "not judged any more: it died" in said(effects)
     assert stage.server.saved(2, stage.now) == []
-    needing = judged(stop_when_no_better=1)
-    assert only(needing.server.judge_failed("it died", needing.now), Finish).code == 3
+    needing = held()
+    assert only(needing.server.judge_failed("it died", needing.now), Save).state.step == 4
+    finish = only(needing.server.saved(4, needing.now), Finish)
+    assert (finish.code, finish.reason) == (3, "where this run ends cannot be told: it died")
 
 
-def test_a_checkpoint_that_is_not_there_is_passed_over() -> None:
-    stage = judged(stop_when_no_better=1)
-    stage.advance_to(4, "ann")
-    for shard in range(2):
-        stage.deliver("ann", shard, 4)
-    assert "is not judged: it is gone" in said(stage.server.not_judged(2, "it is gone", stage.now))
-    assert stage.server.state.step == 5
+def test_at_the_last_step_it_is_known_where_the_run_ends() -> None:
+    stage = judged(stop_when_no_better=5, steps=2)
+    stage.advance_to(2, "ann")
+    stage.server.saved(2, stage.now)
+    assert only(stage.server.judge_failed("it died", stage.now), Finish).code == 0
+
+
+@pytest.mark.parametrize("decides", [0, 1])
+def test_a_checkpoint_that_is_not_there(decides: int) -> None:
+    stage = judged(stop_when_no_better=decides)
+    stage.advance_to(2, "ann")
+    stage.server.saved(2, stage.now)
+    effects = stage.server.not_judged(2, "it is gone", stage.now)
+    if decides:
+        assert only(effects, Finish).code == 3
+    else:
+        assert "is not judged: it is gone" in said(effects)
+        stage.advance_to(5, "ann")
+        assert stage.server.state.step == 5
+
+
+def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
+    stage = held(go_on_without_disk=True)
+    stage.server.save_failed(2, "no space left", stage.now)
+    assert only(stage.server.saved(4, stage.now), Finish).code == 3
+
+
+def test_who_is_stopped_at_the_end_does_not_wait_for_a_verdict_either() -> None:
+    stage = judged(steps=2)
+    stage.advance_to(2, "ann")
+    stage.server.saved(2, stage.now)
+    finish = stage.server.stop(75, "stopped", now=stage.now, by=stage.now + 5)
+    assert only(finish, Finish).code == 0
+    assert stage.server.state.step == 2
+
+
+def test_nobody_is_asked_twice() -> None:
+    stage = judged()
+    stage.advance_to(2, "ann")
+    assert stage.server.saved(2, stage.now) == [Judge(2)]
+    assert stage.server.saved(2, stage.now) == []
 
 
 @pytest.mark.parametrize(

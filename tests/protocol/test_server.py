@@ -545,7 +545,7 @@ def test_an_observer_hears_every_notice() -> None:
 def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
     stage = Stage(go_on_without_disk=go_on)
     stage.join("ann")
-    effects = stage.server.save_failed(2, "no space left on device")
+    effects = stage.server.save_failed(2, "no space left on device", stage.now)
     assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
     text = said(effects) or finish(effects).reason
     assert "the checkpoint of step 2 could not be written: no space left on device" in text
@@ -554,7 +554,7 @@ def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None
 def test_the_last_checkpoint_must_be_written() -> None:
     stage = Stage(go_on_without_disk=True)
     stage.server.stop(75, "stopped", now=0.0, by=9.0)
-    assert finish(stage.server.save_failed(0, "I/O error")).code == 3
+    assert finish(stage.server.save_failed(0, "I/O error", stage.now)).code == 3
 
 
 def test_the_server_says_for_whom_it_waits() -> None:

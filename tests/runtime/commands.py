@@ -64,9 +64,9 @@ class Running:
         if name in self._enough:
             pipe.close()
 
-    def stop_reading(self) -> None:
-        """Close this end of the standard output, as `head` does when it has enough."""
-        self._enough.add("out")
+    def stop_reading(self, name: str = "out") -> None:
+        """Close this end of an output, as `head` does when it has enough."""
+        self._enough.add(name)
 
     @property
     def out(self) -> str:

@@ -124,6 +124,38 @@ def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path)
     assert running.end().code == 0
 
 
+def test_who_is_stopped_while_the_judge_works_ends_at_once(
+    manychar: Commands, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.txt"
+    large.write_text("the cat sat on a mat and the dog ran home\n" * 500_000, encoding="utf-8")
+    flags = (*SMALL, "--validation", "0.9", "--steps", "0", "--run-dir", "run", "--workers", "1")
+    running = manychar.start("train", str(large), *flags)
+    running.wait_for("worker-1 has joined")
+
+    def judge() -> bool:
+        family = manychar.family()
+        return any(os.getpriority(os.PRIO_PROCESS, pid) == 19 for pid in family)
+
+    until(judge, "the judge")
+    running.send(signal.SIGTERM)
+    done = running.end()
+    assert done.code == 75, done.err
+    assert "did not stop within" not in done.err
+    manychar.expect_nobody()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "60")
+    best = manychar.directory / "run" / "checkpoints" / BEST_NAME
+    step = read_checkpoint(best).state.step
+    best.unlink()
+    best.write_bytes(b"nothing")
+    done = manychar.run("train", "--resume", "run", "--steps", "61")
+    assert done.code == 0, done.err
+    assert read_checkpoint(best).state.step in (step, 61)
+
+
 def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     path = manychar.directory / "run" / VALIDATION_NAME

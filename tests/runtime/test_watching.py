@@ -7,10 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from manychar.protocol.messages import Attendance, Dimensions, Report
+from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.observe import Standing
 from manychar.runtime.standing import exchanging, lines_of, rows_of, since
-from tests.runtime.commands import SMALL, Commands, Running
+from tests.runtime.commands import SMALL, Commands, Running, until
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
 
@@ -51,9 +54,11 @@ def test_status_says_who_is_there_and_what_they_do(manychar: Commands, text: Pat
     assert found["validation"] > 0
 
     watched = manychar.start("status", endpoint, "--watch", "--json")
-    watched.wait_for(r"(?s)\{.*\n\{.*\n", "out")
-    first, second, *_ = map(json.loads, watched.out.splitlines())
-    assert second["step"] > first["step"]
+
+    def steps() -> set[int]:
+        return {json.loads(line)["step"] for line in watched.out.split("\n")[:-1]}
+
+    until(lambda: len(steps()) > 1, watched.described)
     end(running)
     assert watched.end().code == 0, "it ends with the run"
 
@@ -122,6 +127,23 @@ def test_a_childs_level_is_kept(manychar: Commands, text: Path) -> None:
     found = running.wait_for(r'\{[^\n]*"level": "warning"[^\n]*worker-1 ended by SIGKILL[^\n]*\}')
     assert json.loads(found[0])["text"].endswith("starting it again in 0.5 s")
     end(running)
+
+
+@pytest.mark.parametrize("command", ["train", "server"])
+def test_a_run_goes_on_when_nobody_listens_any_more(
+    manychar: Commands, text: Path, command: str
+) -> None:
+    flags = [*SMALL, "--steps", "1500", "--checkpoint-every", "0", "--run-dir", "run"]
+    flags += ["--bind", "ipc://here"] if command == "server" else ["--workers", "1"]
+    running = manychar.start(command, str(text), *flags)
+    running.wait_for("run directory")
+    running.stop_reading("err")
+    worker = manychar.start("worker", "ipc://here") if command == "server" else None
+    assert running.process.wait(90) == 0
+    assert worker is None or worker.end().code == 0
+    newest = list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
+    assert newest == 1500
+    manychar.expect_nobody()
 
 
 SIZE = Dimensions(

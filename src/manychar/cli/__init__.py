@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="min-char-rnn, trained by any number of processes to the same bytes.",
+    epilog="Example: manychar train book.txt, then manychar sample runs/RUN",
 )
 for _command, _example in (
     (training.train, "manychar train book.txt --hidden 256 --workers 4 --steps 20000"),
@@ -63,6 +64,8 @@ def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     command = typer.main.get_command(app)
+    if sys.stdout is None:  # closed before this began
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     signal.signal(signal.SIGINT, _ended)
@@ -102,4 +105,5 @@ def _ended(number: int, _frame: object) -> None:
 def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
-    return f"{path}: {error.format_message()}; see {path} --help".replace("\n", " ")
+    message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
+    return f"{path}: {message}; see {path} --help"

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +27,12 @@ LARGEST_CONFIG = 2**20
 def _read(context: typer.Context, path: Path | None) -> Path | None:
     """Take what a file says for what the user did not. Raises UserError."""
     if path is not None:
-        names = {p.name for p in context.command.params if p.name and _is_shown(p)}
+        names = {_key(p): p.name or "" for p in context.command.params if _is_shown(p)}
         context.default_map = {**(context.default_map or {}), **_values(path, names)}
     return path
 
 
-def _values(path: Path, names: set[str]) -> dict[str, Any]:
+def _values(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             found = tomllib.loads(file.read(LARGEST_CONFIG).decode())
@@ -47,8 +47,14 @@ def _values(path: Path, names: set[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{path}: {key} is no flag of this command{hint}")
-        values[name] = value
+        values[names[name]] = value
     return values
+
+
+def _key(parameter: Any) -> str:
+    """Return a flag's name as a key; an argument's is its own."""
+    longest = max(parameter.opts, key=len)
+    return str(longest.lstrip("-").replace("-", "_"))
 
 
 def _is_shown(parameter: Any) -> bool:
@@ -101,19 +107,24 @@ def configurable(command: Callable[..., None]) -> Callable[..., None]:
 
 def _as_toml(context: typer.Context) -> str:
     """Return every flag's value; one that has none is shown as a comment."""
-    defaults, lines = _defaults(), []
+    defaults, lines = _defaults(context), []
     for parameter in context.command.params:
         if not _is_shown(parameter):
             continue
-        value = context.params.get(parameter.name or "")
+        name, value = _key(parameter), context.params.get(parameter.name or "")
         value = defaults.get(parameter.name or "") if value is None else value
         empty = value is None or value == []
-        lines.append(f"# {parameter.name} =" if empty else f"{parameter.name} = {_toml(value)}")
+        lines.append(f"# {name} =" if empty else f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _defaults() -> dict[str, Any]:
-    """Return what a flag that was not given comes to, where that is known before the run is."""
+def _defaults(context: typer.Context) -> dict[str, Any]:
+    """Return what a flag that was not given comes to, where that is known before the run is.
+
+    Only a command that defines a new run has such flags; one that is resumed is what it was.
+    """
+    if "hidden" not in context.params or context.params.get("resume") is not None:
+        return {}
     pin("portable")
     from manychar.numerics.definition import Definition
     from manychar.runtime.run_directory import Settings

@@ -10,7 +10,9 @@ from manychar.cli.speaking import say, write
 from manychar.protocol.messages import KeyRole
 
 app = typer.Typer(
-    no_args_is_help=True, help="Keep the keys of a server that other machines can reach."
+    no_args_is_help=True,
+    help="Keep the keys of a server that other machines can reach.",
+    epilog="Example: manychar keys create KEYS",
 )
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder of keys.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's name in the run.")]

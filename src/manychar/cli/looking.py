@@ -13,6 +13,7 @@ import typer
 from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
 from manychar.cli.speaking import say, write
 from manychar.cli.taking import define, is_endpoint, numerics_of, settings, source_of, usable_cores
+from manychar.runtime import log
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
@@ -187,7 +188,7 @@ def status(
     with contextlib.closing(look) as standings:
         if as_json:
             for standing in standings if watch else [next(standings)]:
-                write(json.dumps(_as_json(standing), indent=None if watch else 2) + "\n")
+                write(log.to_json(_as_json(standing), indent=None if watch else 2) + "\n")
         elif watch:
             _watch(standings)
         else:

@@ -26,6 +26,7 @@ from manychar.cli.taking import display, take_run
 from manychar.runtime.errors import UserError
 from manychar.runtime.peers import KEYS_VARIABLE
 from manychar.runtime.pinning import pin
+from manychar.runtime.sinks import check as check_sinks
 
 if TYPE_CHECKING:
     from manychar.protocol.effects import Finish
@@ -38,6 +39,8 @@ DEFAULT_BIND = "tcp://127.0.0.1:5577"
 @with_flags(DEFINITION, OPERATION, WORKERS, TRANSPORT, SINKS, LOGGING)
 def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
+    wanted = {name: flags[name] for name in SINKS if name in flags}
+    check_sinks(**wanted)
     directory = take_run(text, flags)
     settings = directory.settings
     _end_if_it_is_through(directory)
@@ -49,7 +52,6 @@ def train(text: Text = None, **flags: Any) -> None:
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    wanted = {name: flags[name] for name in SINKS if name in flags}
     with display(directory) as screen, sinks(screen.dimensions, **wanted) as beside:
         finish = Fleet(directory, screen, sinks=beside).run()
     _finish(finish, directory, again="train")
@@ -159,7 +161,7 @@ def stop(
 
 def _end_if_it_is_through(directory: "RunDirectory") -> None:
     """Say so, and exit, where a resumed run has all its steps already, or got no better."""
-    from manychar.runtime.verdicts import is_over
+    from manychar.runtime.verdicts import is_over, read_verdicts
 
     steps = directory.settings.steps
     try:
@@ -169,7 +171,8 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
     newest = checkpoint.state.step
     if damaged:
         return
-    if 0 < steps <= newest:
+    unjudged = directory.definition.validation > 0 and newest not in read_verdicts(directory)
+    if 0 < steps <= newest and not unjudged:
         say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
         raise typer.Exit
     if is_over(directory, newest):

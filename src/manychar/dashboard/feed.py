@@ -105,6 +105,9 @@ class Live:
                     self._history.know(live=False, state=_ending(end))
                     return
                 self._watch.close()
+                self._history.notice(end.reason)
+                if stopped.wait(LOOK_EVERY):
+                    return
                 self._watch = Watch(self._endpoint, self._key, patience=PATIENCE_AFTER_LOSS)
         finally:
             self._watch.close()

@@ -44,10 +44,12 @@ class Attendances:
 
     def rosters(self, now: float, applied_at: float) -> list[Roster]:
         """Return everyone's attendance, in as many messages as it takes."""
-        workers = [
+        workers = self._membership.workers()
+        here = {member.name for member in workers}
+        workers += [
             member
             for member in self._membership.members.values()
-            if member.state in (PeerState.WORKING, PeerState.SILENT)
+            if member.state is PeerState.SILENT and member.name not in here
         ]
         workers.sort(key=lambda member: member.joined)
         shards: dict[Peer, list[int]] = {member.peer: [] for member in workers}

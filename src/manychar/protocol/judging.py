@@ -23,6 +23,7 @@ class Judging:
     ) -> None:
         self.verdicts = dict(verdicts)
         self.awaited: set[int] = set()
+        self._asked: set[int] = set()
         self._on = on
         self._every = every
         self._patience = patience if on else 0
@@ -31,6 +32,12 @@ class Judging:
         """Await the verdict on a checkpoint, from before it is on disk."""
         if self._on and step not in self.verdicts:
             self.awaited.add(step)
+
+    def is_to_be_asked(self, step: int) -> bool:
+        """Whether this verdict is awaited, and nobody was asked for it before this call."""
+        new = step in self.awaited and step not in self._asked
+        self._asked |= {step} if new else set()
+        return new
 
     def take(self, step: int, nats: float) -> bool:
         """Take a verdict; return whether this is the best checkpoint so far."""
@@ -62,6 +69,10 @@ class Judging:
     def newest(self) -> int | None:
         """The newest step that is judged."""
         return max(self.verdicts, default=None)
+
+    def depends_on(self, step: int) -> bool:
+        """Whether where the run ends may depend on the verdict on this checkpoint."""
+        return self.decides and self._counts(step)
 
     def waits(self, step: int) -> bool:
         """Whether no step may be applied to the state of `step` before a verdict comes."""

@@ -46,6 +46,7 @@ class Tally:
     def waits_until(self, now: float) -> None:
         """Note that nothing was asked of it since its last gradient, and something is now."""
         self.waited += now - self.delivered_at
+        self.delivered_at = now
 
 
 @dataclasses.dataclass

@@ -111,6 +111,7 @@ class ParameterServer:
         self._next_complaint = now + FIRST_COMPLAINT
         self._stop_by = math.inf
         self._saved_step = -1
+        self._asked_to_end = False
         self._ending = Finish(0, "")
         self._manners = Manners()
         self._next_remark = now
@@ -126,7 +127,7 @@ class ParameterServer:
         """Start: a run that is through already ends at once."""
         for step in self.run.unjudged:
             self.judging.expect(step)
-            self.outbox.add(Judge(step))
+            self._have_judged(step)
         if self.state.step >= self.steps.limit:
             self._save_and_finish(now)
         elif self.judging.is_over(self.state.step):
@@ -166,7 +167,8 @@ class ParameterServer:
     def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
         if member is None or (message.run, message.term) != (self.run.run, self.run.term):
-            self.outbox.count("from another life")
+            if not isinstance(message, Goodbye):  # who leaves may be gone before it is read
+                self.outbox.count("from another life")
             self.outbox.send(peer, StartAfresh(run=self.run.run, term=self.run.term))
             return
         member.heard_at = now
@@ -229,15 +231,18 @@ class ParameterServer:
     def saved(self, step: int, now: float) -> list[Effect]:
         """Take note that the checkpoint of `step` is on disk."""
         self.reporting.saved(step, now)
-        if step in self.judging.awaited:
-            self.outbox.add(Judge(step))
+        self._have_judged(step)
         self._saved_step = max(self._saved_step, step)
         self._end_if_all_is_done()
         return self.outbox.collect()
 
+    def _have_judged(self, step: int) -> None:
+        if self.judging.is_to_be_asked(step):
+            self.outbox.add(Judge(step))
+
     def _end_if_all_is_done(self) -> None:
         saved = self._saved_step == self.state.step
-        judged = self._ending.code != 0 or not self.judging.awaited
+        judged = self._asked_to_end or self._ending.code != 0 or not self.judging.awaited
         if self.phase is Phase.SAVING and saved and judged and not self.disputes.open:
             words = (self._ending.reason, self.judging.summary if not self._ending.code else "")
             self._end(self._ending.code, "; ".join(filter(None, words)))
@@ -254,6 +259,8 @@ class ParameterServer:
 
     def not_judged(self, step: int, reason: str, now: float) -> list[Effect]:
         """Take note that a checkpoint cannot be judged: it is not there any more."""
+        if self.judging.depends_on(step):
+            return self.judge_failed(f"the checkpoint of step {step}: {reason}", now)
         self.judging.pass_over(step)
         self.outbox.count("checkpoints not judged")
         self.outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
@@ -263,9 +270,11 @@ class ParameterServer:
     def judge_failed(self, reason: str, now: float) -> list[Effect]:
         """Take note that nothing is judged any more; a run that depends on it ends."""
         self.outbox.notice(f"the held-out text is not judged any more: {reason}", Level.ERROR)
-        if self.judging.decides and self.phase is not Phase.FINISHED:
-            self._end(3, f"where this run ends cannot be told without a judge: {reason}")
+        decided = self.judging.decides
         self.judging.give_up()
+        if decided and self.phase is Phase.TRAINING:
+            self._ending = Finish(3, f"where this run ends cannot be told: {reason}")
+            self._save_and_finish(now)
         self._go_on_after_verdict(now)
         return self.outbox.collect()
 
@@ -281,13 +290,17 @@ class ParameterServer:
         self._ending = Finish(0, f"no better for {patience} checkpoint{'s'[: patience - 1]}")
         self._save_and_finish(now)
 
-    def save_failed(self, step: int, reason: str) -> list[Effect]:
+    def save_failed(self, step: int, reason: str, now: float) -> list[Effect]:
         """Take note that it is not: end the run, or go on without it."""
+        awaited = step in self.judging.awaited
         self.judging.pass_over(step)
         what = f"the checkpoint of step {step} could not be written: {reason}"
         if self.run.operation.go_on_without_disk and self.phase is not Phase.SAVING:
             self.outbox.count("checkpoints not written")
             self.outbox.warn(f"{what}; going on")
+            if awaited and self.judging.depends_on(step):
+                return self.judge_failed(what, now)
+            self._go_on_after_verdict(now)
         else:
             self._end(3, f"{what}; the last good checkpoint is kept")
         return self.outbox.collect()
@@ -298,7 +311,10 @@ class ParameterServer:
         return self.outbox.collect()
 
     def _begin_to_stop(self, code: int, reason: str, *, now: float, by: float) -> None:
-        if self.phase is Phase.TRAINING:
+        self._asked_to_end = True
+        if self.phase is Phase.SAVING:
+            self._end_if_all_is_done()
+        elif self.phase is Phase.TRAINING:
             self.phase = Phase.STOPPING
             self._ending = Finish(code, reason)
             self._stop_by = by
@@ -427,7 +443,7 @@ class ParameterServer:
         self.steps.close()
         self.reporting.show(now)
         self.outbox.show(self.reporting.weights())
-        if self._ending.code == 0:
+        if self._ending.code == 0 and not self._asked_to_end:
             self.judging.expect(self.state.step)
         self.outbox.add(Save(self.state))
 

@@ -4,6 +4,7 @@ Every connection is one. A stranger can open connections without end; the server
 files to write checkpoints with. So near the limit nobody else is let in until there is room again.
 """
 
+import contextlib
 import resource
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def raise_limit() -> None:
     """Take as many open files as this user may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def limit() -> int:

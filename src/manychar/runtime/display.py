@@ -29,6 +29,13 @@ SPEED_WINDOW = 5.0
 BAR_WIDTH = 10
 
 
+class _Console(Console):
+    """One that outlives whoever listens to it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on: that nobody listens any more ends no training."""
+
+
 class Display:
     """Shows reports, samples and lines. Use it as a context: the bar is taken down at the end."""
 
@@ -39,7 +46,7 @@ class Display:
         self.dimensions = dimensions
         self._seed = seed
         self._sample_length = sample_length
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._past: deque[tuple[float, int]] = deque()
@@ -67,7 +74,11 @@ class Display:
     def say(self, text: str, level: Level = Level.INFO) -> None:
         """Print one line above the bar."""
         if log.is_wanted(level):
-            self._console.print(escape(log.line(text, level)))
+            self._print(log.line(text, level))
+
+    def _print(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: that ends no training
+            self._console.print(escape(line))
 
     def warn(self, text: str) -> None:
         """Print one line that somebody may want to do something about."""
@@ -126,7 +137,7 @@ class Display:
         if log.is_wanted(Level.INFO):
             text = f"step {report.step:,}{total}  {words}"
             values = {**dataclasses.asdict(report), "workers": list(report.workers)}
-            self._console.print(escape(log.line(text, Level.INFO, **values)))
+            self._print(log.line(text, Level.INFO, **values))
 
     def _words(self, report: Report) -> list[str]:
         """Return what there is to say, the most important first."""

@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -61,6 +60,7 @@ class JudgeProcess:
         self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._starting = threading.Lock()
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._thread = threading.Thread(target=self._work, name="judge")
@@ -72,10 +72,11 @@ class JudgeProcess:
 
     def __exit__(self, *_: object) -> None:
         """End the process; what it has not said by now is lost."""
-        self._ended.set()
+        with self._starting:
+            self._ended.set()
+            if self._process is not None:
+                self._process.kill()
         self._steps.put(None)
-        if (process := self._process) is not None:
-            process.kill()
         self._thread.join()
         self._bury()
 
@@ -91,8 +92,13 @@ class JudgeProcess:
         return news
 
     def _work(self) -> None:
-        while (step := self._steps.get()) is not None and not self._ended.is_set():
-            answer = self._judge(step)
+        while (step := self._steps.get()) is not None:
+            try:
+                answer = self._judge(step)
+            except Exception as error:  # the loop says it: a run may wait for the verdict
+                answer = Gone(repr(error))
+            if answer is None:
+                return
             self._tell(answer)
             if isinstance(answer, Gone):
                 return
@@ -101,26 +107,35 @@ class JudgeProcess:
         self._news.put(news)
         self._wake.now()
 
-    def _judge(self, step: int) -> Verdict | Gone:
+    def _judge(self, step: int) -> Verdict | Gone | None:
+        """Return what the judge says of a checkpoint; None where the server ends first."""
         for pause in PAUSES:
             with contextlib.suppress(OSError, EOFError):
                 return self._ask(step)
             self._bury()
-            if not self._ended.is_set():
-                again = f"starting it again in {pause:g} s"
-                self._tell(Restart(f"the judge died over the checkpoint of step {step}: {again}"))
-            self._ended.wait(pause)
+            if self._ended.is_set():
+                return None
+            again = f"starting it again in {pause:g} s"
+            self._tell(Restart(f"the judge died over the checkpoint of step {step}: {again}"))
+            if self._ended.wait(pause):
+                return None
         return Gone(f"its judge died {len(PAUSES)} times over the checkpoint of step {step}")
 
     def _ask(self, step: int) -> Verdict:
-        if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(self._path, theirs), daemon=True)
-            self._process.start()
-            theirs.close()
-        self._pipe.send_bytes(str(step).encode())
-        return Verdict(*json.loads(self._pipe.recv_bytes()))
+        pipe = self._pipe or self._start()
+        pipe.send_bytes(str(step).encode())
+        return Verdict(*json.loads(pipe.recv_bytes()))
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        with self._starting, theirs:
+            if self._ended.is_set():
+                raise EOFError
+            process = context.Process(target=_serve, args=(self._path, theirs), daemon=True)
+            process.start()
+            self._process, self._pipe = process, ours
+        return ours
 
     def _bury(self) -> None:
         if self._process is not None:
@@ -133,7 +148,8 @@ class JudgeProcess:
 
 def _serve(path: Path, pipe: Connection) -> None:
     """Answer, in the judge's own process, until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()  # Ctrl-C is the server's affair
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
     os.nice(LEAST_PRIORITY)
     directory = open_run(path)
     held_out = directory.streams()[1].held_out
@@ -141,6 +157,12 @@ def _serve(path: Path, pipe: Connection) -> None:
         while True:
             verdict = _judge(directory, held_out, int(pipe.recv_bytes()))
             pipe.send_bytes(json.dumps(verdict).encode())
+
+
+def _end_with_the_server() -> None:
+    if (server := multiprocessing.parent_process()) is not None:
+        server.join()
+        os._exit(0)
 
 
 def _judge(directory: RunDirectory, held_out: NDArray[Any], step: int) -> Verdict:

@@ -6,7 +6,9 @@ parent in JSON, so that it can say again what they said, in the form that it was
 
 import datetime
 import json
+import math
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from manychar.protocol.messages import Level
@@ -41,7 +43,20 @@ def line(text: str, level: Level, **more: Any) -> str:
         return text
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     values = {"time": now, "level": level, "text": text, **more}
-    return json.dumps(values, ensure_ascii=False)
+    return to_json(values)
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Return JSON that every reader takes: a number that is none, or has no end, is null."""
+    return json.dumps(_known(values), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read(heard: str) -> tuple[str, Level]:

@@ -182,7 +182,8 @@ def follow(
                     case Show(Report() as report) if time.monotonic() >= look_at:
                         look_at = time.monotonic() + LOOK_EVERY
                         if seen is not None and report.step > seen.step:
-                            found = _visit(endpoint, key, patience=patience, say=say)
+                            with contextlib.suppress(UserError):  # this visit is told the end, too
+                                found = _visit(endpoint, key, patience=LOOK_EVERY, say=say)
                     case Say(text, level):
                         say(text, level)
                     case Finish(code, reason) if seen is not None and code in IN_GOOD_ORDER:

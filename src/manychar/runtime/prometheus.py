@@ -1,5 +1,6 @@
 """A run's figures for Prometheus, at http://127.0.0.1:PORT/metrics."""
 
+import socket
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -100,6 +101,15 @@ class Metrics:
             for doing, spent in time_of(worker).items():
                 seconds.add_metric([*who, doing], spent)
         yield from (leases, late, units, seconds)
+
+
+def require_free(port: int) -> None:
+    """Raise UserError where nobody could listen at this port."""
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except (OSError, OverflowError) as error:
+        why = because(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"--metrics-port {port}: {why}; choose another") from None
 
 
 def time_of(worker: Attendance) -> dict[str, float]:

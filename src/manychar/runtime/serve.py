@@ -57,7 +57,7 @@ from manychar.runtime.parent import Parent
 from manychar.runtime.resume import Beginning, take_up
 from manychar.runtime.run_directory import RunDirectory, locked, raise_term
 from manychar.runtime.transport import Received, Router, Unreachable
-from manychar.runtime.verdicts import append_verdict, keep_best, unjudged
+from manychar.runtime.verdicts import VALIDATION_NAME, append_verdict, keep_best, unjudged
 from manychar.runtime.wake import Wake
 from manychar.runtime.writer import Writer
 
@@ -320,7 +320,7 @@ class _Loop:
         for step, failure in self.writer.news():
             now = time.monotonic()
             self._carry_out(
-                self.machine.save_failed(step, failure)
+                self.machine.save_failed(step, failure, now)
                 if failure
                 else self.machine.saved(step, now)
             )
@@ -332,12 +332,23 @@ class _Loop:
             case Verdict(step, None, why_not):
                 self._carry_out(self.machine.not_judged(step, why_not, now))
             case Verdict(step, float() as nats):
-                self._to_disk("verdict", append_verdict, self.directory, step, nats)
-                self._carry_out(self.machine.judged(step, nats, now))
+                self._take_verdict(step, nats, now)
             case Restart(text):
                 self._carry_out(self.machine.remark(text))
             case Gone(reason):
                 self._carry_out(self.machine.judge_failed(reason, now))
+
+    def _take_verdict(self, step: int, nats: float, now: float) -> None:
+        """Note a verdict before it counts: a server after this one is to decide alike."""
+        try:
+            append_verdict(self.directory, step, nats)
+        except OSError as error:
+            why = f"{VALIDATION_NAME}: {because(error)}"
+            if self.machine.judging.depends_on(step):
+                self._carry_out(self.machine.judge_failed(why, now))
+                return
+            self._carry_out(self.machine.dropped("verdicts not written", why))
+        self._carry_out(self.machine.judged(step, nats, now))
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
@@ -381,9 +392,13 @@ class _Loop:
         what = f"step {state.step} waits for the disk: earlier checkpoints are still being written"
         self.writer.write(
             state,
-            lambda: self._carry_out(self.machine.remark(what)),
+            lambda: self._wait_for_disk(what),
             spare=self.machine.judging.awaited,
         )
+
+    def _wait_for_disk(self, what: str) -> None:
+        self.notifier.alive()
+        self._carry_out(self.machine.remark(what))
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from manychar.protocol.messages import Attendance, Dimensions, Report, Roster
-from manychar.runtime.extras import needing
+from manychar.runtime.extras import needing, require
 
 
 class Sink(Protocol):
@@ -39,6 +39,17 @@ class Pages:
         """Return all workers when the last page is there."""
         self._workers = [*self._workers[: roster.first], *roster.workers]
         return tuple(self._workers) if len(self._workers) == roster.total else None
+
+
+def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -> None:
+    """Raise UserError for a sink that could not be had, before anything is begun for it."""
+    if tensorboard is not None:
+        require("tensorboardX", "tensorboard", "--tensorboard")
+    if metrics_port is not None:
+        require("prometheus_client", "prometheus", "--metrics-port")
+        from manychar.runtime.prometheus import require_free  # noqa: PLC0415 - an extra
+
+        require_free(metrics_port)
 
 
 @contextlib.contextmanager

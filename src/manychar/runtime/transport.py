@@ -136,7 +136,7 @@ class Router:
             self._give_back()
             raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
-        self._shut = False
+        self._shut, self._crowd_complaint = False, ""
         self._failures = self.socket.get_monitor_socket(_FAILED)
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -186,8 +186,10 @@ class Router:
         try:
             (self.socket.unbind if crowded else self.socket.bind)(self.endpoint)
         except zmq.ZMQError as error:
-            return f"{self.endpoint}: {str(error).lower()}"
-        self._shut = crowded
+            said, self._crowd_complaint = self._crowd_complaint, str(error).lower()
+            same = said == self._crowd_complaint
+            return "" if same else f"{self.endpoint}: {self._crowd_complaint}: trying again"
+        self._shut, self._crowd_complaint = crowded, ""
         if crowded:
             return f"too many connections for {limit():,} open files: nobody else is let in"
         return "there is room for connections again"

@@ -3,13 +3,16 @@
 A line is a function of the run's definition, so a line of a step that is done again comes again.
 """
 
+import errno
 import json
 import math
 import os
+from pathlib import Path
 
 from manychar.protocol.judging import Judging
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.durable import read_file, rename, replace_file, temporary_name
+from manychar.runtime.errors import UserError
 from manychar.runtime.run_directory import RunDirectory
 
 VALIDATION_NAME = "validation.jsonl"
@@ -42,11 +45,19 @@ def _verdicts_in(text: str) -> dict[int, float]:
 
 
 def append_verdict(directory: RunDirectory, step: int, nats: float) -> None:
-    """Add a checkpoint's loss, and make it durable: where the run ends may depend on it."""
-    with (directory.path / VALIDATION_NAME).open("a", encoding="utf-8") as file:
-        file.write(_line(step, nats))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add a checkpoint's loss, and make it durable: where the run ends may depend on it.
+
+    Raises OSError; then no half of a line is left.
+    """
+    with (directory.path / VALIDATION_NAME).open("ab", buffering=0) as file:
+        before, line = file.tell(), _line(step, nats).encode()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _line(step: int, nats: float) -> str:
@@ -63,13 +74,21 @@ def take_up_verdicts(directory: RunDirectory, step: int) -> dict[int, float]:
     if lines != found:
         replace_file(directory.path / VALIDATION_NAME, lines.encode())
     best = directory.checkpoints / BEST_NAME
-    if best.exists() and read_checkpoint(best).state.step > step:
+    if best.exists() and not _is_good(best, step):
         best.unlink()
     if kept and not best.exists():
         least = min(kept, key=lambda each: (kept[each], each))
         if checkpoint_path(directory.checkpoints, least).exists():
             keep_best(directory, least)
     return kept
+
+
+def _is_good(best: Path, step: int) -> bool:
+    """Whether the best checkpoint is whole, and of at most this step."""
+    try:
+        return read_checkpoint(best).state.step <= step
+    except UserError:
+        return False
 
 
 def unjudged(directory: RunDirectory, verdicts: dict[int, float], at_most: int) -> tuple[int, ...]:
@@ -100,3 +119,4 @@ def keep_best(directory: RunDirectory, step: int) -> None:
     temporary.unlink(missing_ok=True)
     os.link(checkpoint_path(directory.checkpoints, step), temporary)
     rename(temporary, best)
+    temporary.unlink(missing_ok=True)  # two links to one file: rename leaves both as they are
