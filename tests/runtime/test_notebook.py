@@ -1,5 +1,6 @@
 """The Python API: its arguments are the flags; what it runs; how it fails, stops and is killed."""
 
+import dataclasses
 import inspect
 import json
 import signal
@@ -13,6 +14,7 @@ import manychar as api
 from manychar.cli import flags, looking
 from manychar.cli.evaluating import evaluate
 from manychar.numerics.definition import Definition
+from manychar.runtime.checkpoint import read_checkpoint, write_checkpoint
 from manychar.runtime.run_directory import Settings
 from tests.runtime.commands import Commands, Ended
 from tests.runtime.conftest import small_text
@@ -146,16 +148,18 @@ except manychar.UserError as error:
     [
         ("train(text, hidden=0)", "--hidden is 0: it takes a whole number"),
         ("train('text.txt')", "is a file, and a str is the text"),
+        ("train('x' * 10**6, hidden=0)", "--hidden is 0: it takes a whole number"),
+        ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
         ("load('nowhere')", "nowhere: no such file"),
         ("Run('.')", ".: not a run directory"),
         ("load('run').sample(prime='\u2603')", "the model does not know"),
-        ("load('tcp://127.0.0.1:1').sample(9)", "no server at tcp://127.0.0.1:1"),
     ],
 )
 def test_what_a_user_does_wrong_is_one_line(
     manychar: Commands, trained: Path, call: str, complaint: str
 ) -> None:
     script = f"""
+from pathlib import Path
 try:
     manychar.{call}
 except manychar.UserError as error:
@@ -165,6 +169,44 @@ except manychar.UserError as error:
     assert done.code == 0, done.err
     assert complaint in done.out
     assert done.out.count("\n") == 1
+
+
+def test_one_of_several_texts_is_no_str() -> None:
+    with pytest.raises(TypeError, match="given as Paths"):
+        api.train(["text.txt"])  # type: ignore[list-item]
+
+
+def test_a_run_whose_bits_are_others_is_found_out(manychar: Commands, trained: Path) -> None:
+    path = trained / "checkpoints" / "step-000000150.safetensors"
+    found = read_checkpoint(path)
+    wrong = found.state.parameters.flat.copy()
+    wrong[3] += 1e-3
+    state = dataclasses.replace(found.state, parameters=found.state.parameters.like(wrong))
+    path.unlink()
+    write_checkpoint(path, found.definition, found.vocabulary, state)
+    done = python(manychar, "print(manychar.Run('run').verify())")
+    assert (done.code, done.out) == (0, "False\n"), done.err
+    assert done.last_line == "DIFFERENT: first at step 150, in Wxh"
+
+
+def test_an_interrupt_is_how_an_endless_run_ends(manychar: Commands) -> None:
+    """And its texts are Paths, joined in their order."""
+    (manychar.directory / "more.txt").write_text("Zz")
+    script = f"""
+from pathlib import Path
+paths = [Path("text.txt"), Path("more.txt")]
+run = manychar.train(paths, {SMALL}, steps=0, sample_every=0, run_dir="run")
+print(list(run.checkpoints())[-1] > 0)
+"""
+    running = manychar.start(program=("-c", f"import manychar\n{script}"))
+    running.wait_for(r"step [1-9]")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 0, done.err
+    assert done.out.endswith("True\n")
+    vocabulary = json.loads((manychar.directory / "run" / "vocabulary.json").read_text())
+    assert {"Z", "z"} <= set(vocabulary)
+    assert "KeyboardInterrupt" not in done.err
 
 
 def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on(manychar: Commands) -> None:

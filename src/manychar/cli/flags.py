@@ -100,7 +100,9 @@ WORKERS: dict[str, Any] = {
 
 SINKS: dict[str, Any] = {
     "tensorboard": _operating(Path, "Write TensorBoard event files into this directory."),
-    "metrics_port": _operating(int, "Serve Prometheus metrics at this port, on loopback."),
+    "metrics_port": _operating(
+        int, "Serve Prometheus metrics at this port, on loopback.", min=0, max=65_535
+    ),
 }
 
 TRANSPORT: dict[str, Any] = {

@@ -7,7 +7,7 @@ import typer
 
 from manychar.cli.flags import SINKS, Key, with_flags
 from manychar.cli.speaking import say
-from manychar.cli.taking import source_of
+from manychar.cli.taking import is_endpoint, source_of
 from manychar.runtime.errors import UserError
 from manychar.runtime.extras import needing
 from manychar.runtime.pinning import pin
@@ -55,16 +55,25 @@ def plot(
 
 @with_flags(SINKS)
 def follow(
-    endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
+    source: Annotated[
+        str, typer.Argument(help="Where the server listens; or a run directory, for its past.")
+    ],
     patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 600.0,
     key: Key = None,
     **flags: Any,
 ) -> None:
     """Follow a live run, and pass it on to TensorBoard or Prometheus until it ends."""
     pin("portable")
+    from manychar.runtime.follow import SAMPLE_LENGTH
     from manychar.runtime.follow import follow as pass_on
+    from manychar.runtime.past import pass_on as pass_on_past
     from manychar.runtime.peers import find_key
 
     if not flags:
         raise UserError("nothing to pass it on to: give --tensorboard DIR or --metrics-port N")
-    pass_on(endpoint, find_key(key), patience=patience, say=say, **flags)
+    if is_endpoint(source):
+        pass_on(source, find_key(key), patience=patience, say=say, **flags)
+        return
+    if "metrics_port" in flags:
+        raise UserError("--metrics-port answers for a live run: give where its server listens")
+    pass_on_past(Path(source), sample_length=SAMPLE_LENGTH, say=say, **flags)

@@ -52,7 +52,7 @@ def train(text: Text = None, **flags: Any) -> None:
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    with display(directory) as screen, sinks(screen.dimensions, **wanted) as beside:
+    with display(directory) as screen, sinks(screen.dimensions, screen.say, **wanted) as beside:
         finish = Fleet(directory, screen, sinks=beside).run()
     _finish(finish, directory, again="train")
 

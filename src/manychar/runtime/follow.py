@@ -38,7 +38,7 @@ def follow(
                 return
             effects = visit.turn()
         with sinks(
-            visit.welcome.dimensions, tensorboard=tensorboard, metrics_port=metrics_port
+            visit.welcome.dimensions, say, tensorboard=tensorboard, metrics_port=metrics_port
         ) as beside:
             pages = Pages()
             while True:

@@ -1,6 +1,9 @@
 """A run's figures for Prometheus, at http://127.0.0.1:PORT/metrics."""
 
+import contextlib
 import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -10,16 +13,30 @@ from manychar.protocol.messages import Attendance, Dimensions, Report
 from manychar.runtime.errors import UserError, because
 
 LOOPBACK = "127.0.0.1"
+STATES = ("working", "standby", "silent")
 _GAUGES = {
     "step": "Steps that are applied",
     "steps": "Steps in all, 0 for no end",
     "checkpoint": "Step of the newest checkpoint on disk",
-    "checkpoint_age": "Seconds since it was written",
     "validation": "Held-out loss of the newest judged checkpoint, nats a character",
     "judged": "Its step",
     "best": "Step of the best checkpoint",
-    "standing_by": "Workers without a shard",
 }
+
+
+def require_free(port: int) -> None:
+    """Raise UserError where nobody can listen at that port of loopback now."""
+    with _refusing(port), socket.create_server((LOOPBACK, port)):
+        pass
+
+
+@contextlib.contextmanager
+def _refusing(port: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        why = because(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"--metrics-port {port}: {why}; choose another") from None
 
 
 class Metrics:
@@ -30,13 +47,12 @@ class Metrics:
         self._size = dimensions
         self._report: Report | None = None
         self._workers: tuple[Attendance, ...] = ()
+        self._characters = 0
+        self._reported_at = self._heard_at = time.monotonic()
         registry = CollectorRegistry()
         registry.register(self)
-        try:
+        with _refusing(port):
             self._server, self._thread = start_http_server(port, LOOPBACK, registry)
-        except (OSError, OverflowError) as error:
-            why = because(error) if isinstance(error, OSError) else str(error)
-            raise UserError(f"--metrics-port {port}: {why}; choose another") from None
 
     @property
     def port(self) -> int:
@@ -45,11 +61,15 @@ class Metrics:
 
     def report(self, report: Report) -> None:
         """Take how the run stands."""
+        before = self._report.characters if self._report else 0
+        self._characters += max(0, report.characters - before)
         self._report = report
+        self._reported_at = self._heard_at = time.monotonic()
 
     def workers(self, workers: tuple[Attendance, ...]) -> None:
         """Take how each worker has spent its time."""
         self._workers = workers
+        self._heard_at = time.monotonic()
 
     def sample(self, step: int, text: str) -> None:
         """Pass over: a sample is no figure."""
@@ -62,24 +82,35 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families of figures as they are now."""
-        if (report := self._report) is None:
-            return
+        if self._report is not None:
+            yield from self._of_run(self._report)
+            yield from self._of_workers()
+
+    def _of_run(self, report: Report) -> Iterator[Metric]:
         for name, text in _GAUGES.items():
             if (value := getattr(report, name)) is not None:
-                yield GaugeMetricFamily(f"manychar_{name}", text, value=value)
-        for name, loss in (("loss", report.loss), ("smooth_loss", report.smooth_loss)):
-            text = "Training loss, nats a character"
-            yield GaugeMetricFamily(f"manychar_{name}", text, value=loss / self._size.seq_length)
-        yield CounterMetricFamily(
-            "manychar_characters", "Characters that were trained on", value=report.characters
-        )
+                yield _gauge(name, text, value)
+        for name in ("loss", "smooth_loss"):
+            nats = getattr(report, name) / self._size.seq_length
+            yield _gauge(name, "Training loss, nats a character", nats)
+        now = time.monotonic()
+        age = report.checkpoint_age + now - self._reported_at
+        yield _gauge("checkpoint_age_seconds", "Since that one was written", age)
+        silence = now - self._heard_at
+        yield _gauge("silence_seconds", "Since the server was last heard", silence)
+        text = "Characters that were trained on, steps that were done again included"
+        yield CounterMetricFamily("manychar_characters", text, value=self._characters)
         dropped = CounterMetricFamily("manychar_dropped", "Dropped or done again", labels=["what"])
         for what, count in report.counts.items():
             dropped.add_metric([what], count)
         yield dropped
-        yield from self._of_workers()
 
     def _of_workers(self) -> Iterator[Metric]:
+        counted = Counter(worker.state for worker in self._workers)
+        there = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
+        for state in sorted({*STATES, *counted}):
+            there.add_metric([state], counted[state])
+        yield there
         labels = ["worker", "host"]
         leases = GaugeMetricFamily("manychar_worker_shards", "Shards that it holds", labels=labels)
         late = GaugeMetricFamily(
@@ -103,13 +134,8 @@ class Metrics:
         yield from (leases, late, units, seconds)
 
 
-def require_free(port: int) -> None:
-    """Raise UserError where nobody could listen at this port."""
-    try:
-        socket.create_server((LOOPBACK, port)).close()
-    except (OSError, OverflowError) as error:
-        why = because(error) if isinstance(error, OSError) else str(error)
-        raise UserError(f"--metrics-port {port}: {why}; choose another") from None
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"manychar_{name}", text, value=value)
 
 
 def time_of(worker: Attendance) -> dict[str, float]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from manychar.protocol.messages import Attendance, Dimensions, Report, Roster
+from manychar.runtime import log
+from manychar.runtime.errors import UserError, because
 from manychar.runtime.extras import needing, require
 
 
@@ -42,9 +44,16 @@ class Pages:
 
 
 def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -> None:
-    """Raise UserError for a sink that could not be had, before anything is begun for it."""
+    """Refuse what `sinks` would refuse, before a run is made for nothing; numpy is not imported.
+
+    Raises UserError.
+    """
     if tensorboard is not None:
         require("tensorboardX", "tensorboard", "--tensorboard")
+        try:
+            tensorboard.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--tensorboard {tensorboard}: {because(error)}") from None
     if metrics_port is not None:
         require("prometheus_client", "prometheus", "--metrics-port")
         from manychar.runtime.prometheus import require_free  # noqa: PLC0415 - an extra
@@ -54,9 +63,13 @@ def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -
 
 @contextlib.contextmanager
 def sinks(
-    dimensions: Dimensions, *, tensorboard: Path | None = None, metrics_port: int | None = None
+    dimensions: Dimensions,
+    say: log.Say,
+    *,
+    tensorboard: Path | None = None,
+    metrics_port: int | None = None,
 ) -> Iterator[list[Sink]]:
-    """Yield the sinks that are asked for; they are closed at the end.
+    """Yield the sinks that are asked for; they are closed at the end. `say` tells what they tell.
 
     Raises UserError for what is not installed, or cannot be written or listened at.
     """
@@ -66,13 +79,14 @@ def sinks(
             with needing("tensorboard", "--tensorboard"):
                 from manychar.runtime.tensorboard import EventFiles  # noqa: PLC0415 - an extra
 
-            found.append(
-                stack.enter_context(contextlib.closing(EventFiles(tensorboard, dimensions)))
-            )
+            found.append(EventFiles(tensorboard, dimensions, say))
+            stack.callback(found[-1].close)
         if metrics_port is not None:
             with needing("prometheus", "--metrics-port"):
-                from manychar.runtime.prometheus import Metrics  # noqa: PLC0415 - an extra
+                from manychar.runtime.prometheus import LOOPBACK, Metrics  # noqa: PLC0415 - an extra
 
-            found.append(Metrics(metrics_port, dimensions))
-            stack.callback(found[-1].close)
+            metrics = Metrics(metrics_port, dimensions)
+            found.append(metrics)
+            stack.callback(metrics.close)
+            say(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
         yield found
