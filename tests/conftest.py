@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         f" (default {HOSTILE})",
     )
     parser.addoption(
+        "--systemd",
+        action="store_true",
+        help="also boot a systemd in namespaces of its own and run its units (root, 20 s)",
+    )
+    parser.addoption(
         "--require-all",
         action="store_true",
         help="a test that this machine cannot run fails, where it would be skipped",

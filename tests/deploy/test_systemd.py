@@ -1,4 +1,4 @@
-"""The units: verified and scored offline, and the commands in them are this program's."""
+"""The units: verified and scored offline, and run as README.md says by a real systemd."""
 
 import re
 import shlex
@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from manychar.runtime import errors
-from tests.runtime.commands import Commands
+from tests.deploy import machine
+from tests.deploy.machine import Machine
+from tests.runtime.commands import Commands, until
+from tests.runtime.conftest import small_text
+from tests.runtime.test_fleet import expect_same_bits
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 SERVER, WORKER = "manychar-server.service", "manychar-worker@.service"
@@ -93,3 +97,108 @@ def test_it_runs_where_no_memory_can_be_written_and_run(
         "train", str(text), *flags, "--run-dir", "run", "--workers", "2", program=("-c", program)
     )
     assert done.code == 0, done.err
+
+
+WHERE_TESTS_LIVE = """
+[Service]
+ProtectHome=tmpfs
+BindReadOnlyPaths={paths}
+WatchdogSec=5s
+"""
+RUN = Path("var/lib/manychar/run")
+
+
+def blocks_of_readme() -> list[list[str]]:
+    """Return the lines of the README's blocks: for the server, its settings, for workers."""
+    text = (UNITS / "README.md").read_text(encoding="utf-8")
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+
+
+def prepared(here: Machine) -> None:
+    """Put what the commands take where they are given, and the program where it is installed."""
+    for path in UNITS.iterdir():
+        here.run(f"cat > {path.name}", given=path.read_text(encoding="utf-8"))
+    here.run("cat > text.txt", given=small_text() * 3)
+    here.run("echo 127.0.0.1 server.lan >> /etc/hosts")
+    here.run(f"ln -s {sys.prefix} /opt/manychar")
+    paths = " ".join({sys.base_prefix, sys.prefix, str(machine.ROOT)})
+    here.run(
+        "d=/etc/systemd/system/manychar-.service.d && mkdir $d && cat > $d/test.conf",
+        given=WHERE_TESTS_LIVE.format(paths=paths),
+    )
+
+
+def install(here: Machine, lines: list[str]) -> None:
+    """Do what the README says; the program itself is there already."""
+    assert "pip install manychar" in lines[0]
+    for line in lines[1:]:
+        here.run(line)
+
+
+def step_of(here: Machine) -> int:
+    """Return the step that the server's status names."""
+    found = re.match(r"step ([\d,]+)", here.show(SERVER, "StatusText"))
+    return int(found[1].replace(",", "")) if found else -1
+
+
+def wait_for_progress(here: Machine) -> None:
+    """Wait until the run has come further with four workers."""
+    first = until(lambda: step_of(here) + 1, here.journal)
+    until(
+        lambda: step_of(here) > first and "4 workers" in here.show(SERVER, "StatusText"),
+        here.journal,
+    )
+
+
+def test_a_systemd_runs_it_as_the_readme_says(
+    tmp_path: Path, require: Require, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--systemd"):
+        pytest.skip("it boots a systemd: --systemd")
+    why = machine.why_not()
+    require(not why, why)
+    for_server, settings, for_workers = blocks_of_readme()
+    small = [re.sub("^MORE=.*", "MORE=--hidden 16 --streams 4 --steps 0", s) for s in settings]
+    workers = [f"manychar-worker@{i}.service" for i in (1, 2, 3, 4)]
+    text = tmp_path / "text.txt"
+    text.write_text(small_text() * 3, encoding="utf-8")
+    with machine.started(tmp_path / "console") as here:
+        prepared(here)
+        here.run("cat > server.conf", given="\n".join(small) + "\n")
+        install(here, for_server)
+        here.run("mv /var/lib/manychar/keys/worker.key .")
+        here.run("systemctl disable --now manychar-server")
+
+        # Workers that come first are waited for by nobody: the machine's start does not hang.
+        install(here, for_workers)
+        here.run("systemctl start multi-user.target")
+        assert here.show(workers[0], "ActiveState") == "activating"
+        here.run("systemctl enable --now manychar-server")
+        for worker in workers:
+            here.wait_until(worker, "ActiveState", "active")
+        wait_for_progress(here)
+
+        # A server that is started again, one that crashes, one that hangs; a worker that crashes.
+        here.run("systemctl restart manychar-server")
+        wait_for_progress(here)
+        here.run("systemctl kill --signal=KILL manychar-server manychar-worker@2")
+        here.wait_until(SERVER, "NRestarts", "1")
+        wait_for_progress(here)
+        here.run("systemctl kill --signal=STOP manychar-server")
+        here.wait_until(SERVER, "NRestarts", "2")
+        wait_for_progress(here)
+        assert "Watchdog timeout" in here.journal()
+
+        # What is stopped stays so, and in good order.
+        here.run(f"systemctl stop {workers[0]}")
+        assert here.show(workers[0], "ActiveState") == "inactive"
+        here.run("systemctl stop manychar-server 'manychar-worker@*'")
+        assert here.run("systemctl list-units --failed --no-legend --plain 'manychar*'") == ""
+        assert here.show(SERVER, "Result") == "success"
+        assert expect_same_bits(here.root / RUN, text) > 0
+
+        # What would end in the same way again is left alone.
+        here.run(
+            "echo nothing > /etc/manychar/worker.key && systemctl start manychar-worker@9", code=1
+        )
+        assert here.show("manychar-worker@9", "NRestarts") == "0"

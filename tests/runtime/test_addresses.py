@@ -1,6 +1,7 @@
 """Names of servers: looked up beside the loop, tried one after the other, asked for again."""
 
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -94,3 +95,23 @@ def test_a_server_that_moved_is_found_at_its_new_address(names: dict[str, Answer
     finally:
         dealer.close()
         moved.close()
+
+
+def test_a_servers_last_words_are_not_lost_to_the_search(names: dict[str, Answers]) -> None:
+    router = Router("tcp://127.0.0.1:*", None)
+    names["s"] = lambda: ["127.0.0.1", "127.9.9.9"]
+    dealer = Dealer(f"tcp://s:{router.endpoint.rpartition(':')[2]}")
+    try:
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        peer = until(router.receive, "the message").peer
+        router.send(peer, [b"last words"])
+        router.close()
+        # As a worker does that computes: it beats, and does not look into its mailbox.
+        until(lambda: not dealer.send([b"beat"]), "the end of the connection")
+        for _ in range(20):
+            dealer.send([b"beat"])
+            time.sleep(0.02)
+        assert until(dealer.receive, "the last words", seconds=1.0)[0] == b"last words"
+        until(lambda: dealer.send([b"beat"]) or len(dealer.news()) > 1, "the search to go on")
+    finally:
+        dealer.close()

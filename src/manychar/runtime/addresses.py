@@ -11,7 +11,7 @@ import threading
 import time
 
 ASK_AGAIN_AFTER = 2.0
-TRY_FOR = 2.0
+TRY_FOR = 5.0  # as long as a server lets a handshake take: the way may be a slow one
 
 
 def is_name(host: str) -> bool:

@@ -306,12 +306,14 @@ class Dealer:
                 if event & _REFUSALS:
                     self._refusal = REFUSED_KEY if self._has_key else WANTS_KEY
                     self._knock_at = time.monotonic() + KNOCK_AGAIN_AFTER
+        if self._connected or self.socket.poll(0):
+            return  # to disconnect would drop what is unread: a server's last words
         if time.monotonic() >= self._knock_at:  # libzmq itself gives up where it was refused
             self._knock_at = math.inf
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.disconnect(self._endpoint)
             self.socket.connect(self._endpoint)
-        if self._search is not None and not self._connected:
+        if self._search is not None:
             self._try_elsewhere(self._search, time.monotonic())
 
     def _try_elsewhere(self, search: Search, now: float) -> None:
