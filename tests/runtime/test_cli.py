@@ -147,6 +147,23 @@ class TestCtrlC:
         drafts = [path for path in manychar.directory.rglob("*") if path.name.endswith(".tmp")]
         assert not drafts
 
+    def test_while_a_string_is_executed(
+        self, manychar: Commands, text: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import dataclasses, sys\n"
+            "SIGINT = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)\\n'\n"
+            "def interrupted(text, *scopes):\n"
+            "    now = 'train' in sys.orig_argv and 'manychar.runtime.launch' in sys.modules\n"
+            "    exec(SIGINT * now + text, *scopes)\n"
+            "dataclasses.exec = interrupted\n"
+        )
+        done = manychar.run(
+            *("train", str(text), *SMALL, "--steps", "3"), env={"PYTHONPATH": str(tmp_path)}
+        )
+        assert done.code == 130, done
+        assert "step 0/" not in done.err
+
     @pytest.mark.parametrize(
         "line", ["characters, ", "run directory", "step 0/", "worker-1 has joined"]
     )

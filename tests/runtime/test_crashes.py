@@ -198,7 +198,8 @@ def test_a_write_killed_at_every_system_call_loses_nothing(
 
 
 def _traced(trace: list[str], run: Path) -> "subprocess.CompletedProcess[str]":
-    program = [sys.executable, "-c", WRITE, str(run)]
+    # -P: where other tests make files, a search for modules would not be the same calls twice
+    program = [sys.executable, "-P", "-c", WRITE, str(run)]
     command = ["strace", "-o", f"{run}.trace", *trace, *program]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -93,13 +93,21 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C, by another name.
+
+    Where a KeyboardInterrupt itself has passed an `exec` of a string (every dataclass is one),
+    CPython 3.11 ends the process by SIGINT at its exit, though it was caught and a code was given.
+    """
+
+
 def _ended(number: int, _frame: object) -> None:
     """End with everything cleaned up that was begun.
 
     Where Python swallows the exception (in a callback, say), the next loop finds the signal.
     """
     early.append(number)
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STOPPED)
+    raise _Interrupted if number == signal.SIGINT else SystemExit(STOPPED)
 
 
 def _usage_line(error: Any) -> str:
