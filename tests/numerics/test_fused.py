@@ -7,7 +7,8 @@ from manychar.numerics.gradient import mean
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blocks", [0.001, 0.5, 1.0, 2.0, 2.7])
-def test_the_same_bits_as_the_pure_functions(blocks: float, dtype: str) -> None:
+@pytest.mark.parametrize("halves", [1, 2])
+def test_the_same_bits_as_the_pure_functions(blocks: float, dtype: str, halves: int) -> None:
     size = max(1, int(blocks * fused.BLOCK_BYTES) // np.dtype(dtype).itemsize)
     generator = np.random.default_rng(size)
     weights = memory = np.zeros(size, dtype)
@@ -17,8 +18,11 @@ def test_the_same_bits_as_the_pure_functions(blocks: float, dtype: str) -> None:
         total = (generator.standard_normal(size) * magnitude).astype(dtype)
         total[::5] = 0
         total[::7] *= -1
+        other = generator.standard_normal(size).astype(dtype)
+        parts = (total, other)[:halves]
+        total = sum(parts[1:], start=parts[0])
         weights, memory = fused.update(
-            weights, memory, total, streams=48, clip=0.5, learning_rate=0.1
+            weights, memory, parts, streams=48, clip=0.5, learning_rate=0.1
         )
         gradient = clip(mean(total, 48), 0.5)
         pure_weights, pure_memory = adagrad.update(pure_weights, pure_memory, gradient, 0.1)
@@ -30,5 +34,5 @@ def test_what_is_passed_in_is_not_modified() -> None:
     weights, memory, total = (np.full(5, value) for value in (1.0, 2.0, 3.0))
     for array in (weights, memory, total):
         array.flags.writeable = False
-    new = fused.update(weights, memory, total, streams=2, clip=5.0, learning_rate=0.1)
+    new = fused.update(weights, memory, (total, total), streams=2, clip=5.0, learning_rate=0.1)
     assert not any(np.shares_memory(array, old) for array in new for old in (weights, memory))

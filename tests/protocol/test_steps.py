@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,12 @@ def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
     assert case.steps.judge(case.gradient(0, 0, **changes)) is Verdict.FROM_ANOTHER_STATE
 
 
-def test_a_repeat_differs_in_any_of_its_three_parts() -> None:
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_repeat_differs_in_any_of_its_three_parts(when: str) -> None:
     case = Case()
     case.accept((1, 0))
+    if when == "later":
+        case.steps.digest_accepted()
     right = case.gradient(1, 0)
     for wrong in (
         dataclasses.replace(right, loss=math.nextafter(right.loss, 0)),
@@ -114,6 +118,17 @@ def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     case.advance_to(STEPS_COMPARED + 1)
     assert case.steps.judge(case.gradient(0, 0)) is Verdict.REPEAT_TOO_OLD
     assert case.steps.judge(case.gradient(0, 1)) is Verdict.REPEAT
+
+
+def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
+    case = Case()
+    gradient = case.gradient(0, 0)
+    case.steps.accept(gradient, "w0")
+    kept = weakref.ref(gradient)
+    del gradient
+    assert kept() is not None
+    case.steps.digest_accepted()
+    assert kept() is None
 
 
 def test_what_was_applied_before_this_server_began_is_not_compared() -> None:

@@ -245,7 +245,7 @@ def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
 
         def add(self, index: int, value: Any) -> None:
             self.come += 1
-            self._total = value if self._total is None else self._total + value
+            self._halves[0] = self._halves[0] + value if self._halves else value
 
         @property
         def complete(self) -> bool:

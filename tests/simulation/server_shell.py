@@ -117,6 +117,7 @@ class ServerShell:
             self._tick_now(now)
 
     def _tick_now(self, now: float) -> None:
+        self.machine.catch_up()
         self.carry_out(self.machine.tick(now))
         if self.is_alive():
             self.world.oracle.server_ticked(self.machine, self.applied_at, now)

@@ -1,4 +1,4 @@
-"""Mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
+"""Sum, mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
 
 The pure functions of `gradient` and `adagrad` are the specification: a test holds this form to the
 same bits. Element by element it does the same operations in the same order.
@@ -17,7 +17,7 @@ BLOCK_BYTES = 262_144
 def update(
     weights: NDArray[Any],
     memory: NDArray[Any],
-    gradient_sum: NDArray[Any],
+    gradient_halves: tuple[NDArray[Any], ...],
     *,
     streams: int,
     clip: float,
@@ -25,7 +25,7 @@ def update(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (weights, memory) after one step, as new arrays; all shapes (P,), one dtype.
 
-    `gradient_sum` is the sum over all `streams` = S * B.
+    `gradient_halves` are one or two arrays: their sum is that over all `streams` = S * B.
     """
     new_weights, new_memory = np.empty_like(weights), np.empty_like(memory)
     size = BLOCK_BYTES // weights.itemsize
@@ -34,7 +34,8 @@ def update(
         block = slice(start, start + size)
         m, w = new_memory[block], new_weights[block]
         g, root = two[:, : len(m)]
-        np.divide(gradient_sum[block], streams, g)
+        parts = [half[block] for half in gradient_halves]
+        np.divide(parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], g), streams, g)
         g.clip(-clip, clip, out=g)
         np.multiply(g, g, root)
         np.add(memory[block], root, m)

@@ -17,12 +17,13 @@ Summand = TypeVar("Summand", float, NDArray[Any])
 class TreeSum(Generic[Summand]):
     """A sum over `count` summands in any order of arrival: two parts are added when both are there.
 
-    In the order 0, 1, 2, … it holds at most log2(count) + 1 partial sums.
+    In the order 0, 1, 2, … it holds at most log2(count) + 1 partial sums. The last two, the halves,
+    are left to whoever asks: the server's update adds them block by block, in the cache.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._total: Summand | None = None
+        self._halves: dict[int, Summand] = {}
         self._waiting: dict[tuple[int, int], Summand] = {}
 
     def add(self, index: int, value: Summand) -> None:
@@ -30,7 +31,7 @@ class TreeSum(Generic[Summand]):
         if not 0 <= index < self.count:
             raise IndexError(f"summand {index} of {self.count}")
         level, width = 0, self.count
-        while width > 1:
+        while width > 2:
             sibling = index ^ 1
             if sibling < width:
                 other = self._waiting.pop((level, sibling), None)
@@ -39,18 +40,23 @@ class TreeSum(Generic[Summand]):
                     return
                 value = other + value if sibling < index else value + other
             level, index, width = level + 1, index // 2, (width + 1) // 2
-        self._total = value
+        self._halves[index] = value
 
     @property
     def complete(self) -> bool:
         """Whether every summand has come."""
-        return self._total is not None
+        return len(self._halves) == min(self.count, 2)
+
+    def halves(self) -> tuple[Summand, ...]:
+        """Return what the sum is the sum of, two values or the only one; ValueError before that."""
+        if not self.complete:
+            raise ValueError("a sum with a summand missing has no value")
+        return tuple(self._halves[index] for index in sorted(self._halves))
 
     def result(self) -> Summand:
         """Return the sum; ValueError while a summand is missing."""
-        if self._total is None:
-            raise ValueError("a sum with a summand missing has no value")
-        return self._total
+        first, *second = self.halves()
+        return first + second[0] if second else first
 
 
 def tree_sum(values: Sequence[Summand]) -> Summand:

@@ -98,15 +98,18 @@ def apply(
     state: State,
     definition: Definition,
     *,
-    gradient_sum: NDArray[Any],
+    gradient_halves: tuple[NDArray[Any], ...],
     loss_sum: float,
     hidden: NDArray[Any],
 ) -> State:
-    """Return the state after one step, from the sums over all shards and the next hidden states."""
+    """Return the state after one step, from the sums over all shards and the next hidden states.
+
+    The gradient's sum is in two halves, as TreeSum has it, or in one piece.
+    """
     flat, memory = fused.update(
         state.parameters.flat,
         state.memory,
-        gradient_sum,
+        gradient_halves,
         streams=definition.streams_in_all,
         clip=definition.clip,
         learning_rate=definition.learning_rate,
@@ -142,7 +145,7 @@ def advance(
     return apply(
         state,
         definition,
-        gradient_sum=gradient_sum.result(),
+        gradient_halves=gradient_sum.halves(),
         loss_sum=loss_sum.result(),
         hidden=hidden,
     )

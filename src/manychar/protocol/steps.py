@@ -8,6 +8,7 @@ committed when the step is applied. No peer is known here.
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Container
 from typing import Any
@@ -55,12 +56,22 @@ class _Shard:
     accepted: dict[int, "Accepted"] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
 class Accepted:
-    """The digest of a gradient that counts, and the name of its sender."""
+    """What is remembered of a gradient that counts: its digest, and the name of its sender.
 
-    digest: Digest
-    sender: str
+    The gradient is held until the digest is first asked for: new weights do not wait for it.
+    """
+
+    def __init__(self, gradient: Gradient, sender: str) -> None:
+        self.sender = sender
+        self._gradient = gradient
+
+    @functools.cached_property
+    def digest(self) -> Digest:
+        """The digest; the gradient is let go."""
+        digest = digest_of(self._gradient)
+        del self._gradient
+        return digest
 
 
 class Steps:
@@ -77,6 +88,7 @@ class Steps:
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
         self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
         self._past: dict[int, NDArray[Any]] = {}
+        self._undigested: list[Accepted] = []
         self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
 
     def next(self, shard: int) -> int:
@@ -151,13 +163,20 @@ class Steps:
         shard, step = self._shards[gradient.shard], gradient.step
         hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
         shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
-        shard.accepted[step] = Accepted(digest_of(gradient), sender)
+        shard.accepted[step] = Accepted(gradient, sender)
+        self._undigested.append(shard.accepted[step])
         shard.next = step + 1
         if step not in self._sums:
             self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
         gradients, losses = self._sums[step]
         gradients.add(gradient.shard, self._array(gradient.gradient))
         losses.add(gradient.shard, gradient.loss)
+
+    def digest_accepted(self) -> None:
+        """Take the digests of what was accepted since the last call, and let the gradients go."""
+        for accepted in self._undigested:
+            _ = accepted.digest
+        self._undigested.clear()
 
     @property
     def complete(self) -> bool:
@@ -173,7 +192,7 @@ class Steps:
         self.state = apply(
             self.state,
             self.definition,
-            gradient_sum=gradients.result(),
+            gradient_halves=gradients.halves(),
             loss_sum=losses.result(),
             hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
         )

@@ -250,6 +250,7 @@ class _Loop:
             if door is not None:
                 self._answer(door)
             self._read_mailbox()
+            self.machine.catch_up()
             self._tick()
         return self.outcome
 

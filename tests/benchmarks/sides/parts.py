@@ -33,7 +33,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
         "mean, clip, Adagrad": lambda: fused.update(
             state.parameters.flat,
             state.memory,
-            gradient,
+            (gradient,),
             streams=definition.streams_in_all,
             clip=definition.clip,
             learning_rate=definition.learning_rate,

@@ -23,7 +23,7 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
     for shard, gradient in enumerate(gradients):
         total.add(shard, gradient)
     return fused.update(
-        weights, memory, total.result(), streams=STREAMS, clip=BOUND, learning_rate=RATE
+        weights, memory, total.halves(), streams=STREAMS, clip=BOUND, learning_rate=RATE
     )
 
 
