@@ -1,4 +1,7 @@
-"""The exchange alone, beside Ray's parameter-server pattern: nobody computes a gradient."""
+"""The exchange alone, beside Ray's parameter-server pattern: nobody computes a gradient.
+
+And beside pyzmq itself with the same bytes and no protocol: what there is to reach.
+"""
 
 import contextlib
 import json
@@ -12,6 +15,7 @@ from tests.benchmarks.rounds import Measured, interleave
 from tests.benchmarks.running import Process, operation, steady_rate
 from tests.benchmarks.tables import Comparison, comparisons
 
+RAY, BARE = "Ray's parameter server, synchronous", "bare pyzmq: the bytes alone"
 TARGETS = {100: 10.0, 512: 6.0}
 
 
@@ -23,24 +27,29 @@ class Exchange:
 
     def measure(self, turn: int) -> float:
         """Return steps a second, the start left out; `turn` does not matter."""
-        plan = self._plan
-        with (
-            tempfile.TemporaryDirectory(dir=plan.scratch) as folder,
-            contextlib.ExitStack() as all_,
-        ):
-            run_dir = Path(folder) / "run"
-            arguments = [
-                *("manychar", "server", str(plan.text), "--bind", "tcp://127.0.0.1:*", "--child"),
-                *("--hidden", str(self._hidden), "--shards", "2", "--streams", "1"),
-                *("--numerics", "native", *operation(run_dir)),
-            ]
-            server = all_.enter_context(Process(arguments, speaks=True))
-            endpoint = json.loads(server.listen())["endpoint"]
-            workers = [
-                all_.enter_context(Process(["tests.benchmarks.idle_worker", endpoint, f"idle-{i}"]))
-                for i in range(2)
-            ]
-            return steady_rate(run_dir, "step", plan.seconds, [server, *workers])
+        with contextlib.ExitStack() as stack:
+            run_dir, *processes = started(self._plan, self._hidden, stack)
+            return steady_rate(run_dir, "step", self._plan.seconds, processes)
+
+
+def started(
+    plan: Plan, hidden: int, stack: contextlib.ExitStack
+) -> tuple[Path, Process, Process, Process]:
+    """Return a run directory, its server and the two workers; they end with the stack."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.scratch))
+    run_dir = Path(folder) / "run"
+    arguments = [
+        *("manychar", "server", str(plan.text), "--bind", "tcp://127.0.0.1:*", "--child"),
+        *("--hidden", str(hidden), "--shards", "2", "--streams", "1"),
+        *("--numerics", "native", *operation(run_dir)),
+    ]
+    server = stack.enter_context(Process(arguments, speaks=True))
+    endpoint = json.loads(server.listen())["endpoint"]
+    one, two = (
+        stack.enter_context(Process(["tests.benchmarks.idle_worker", endpoint, f"idle-{i}"]))
+        for i in range(2)
+    )
+    return run_dir, server, one, two
 
 
 def run(plan: Plan) -> Iterator[str]:
@@ -49,19 +58,16 @@ def run(plan: Plan) -> Iterator[str]:
     rows = []
     for hidden, target in TARGETS.items():
         task = plan.task(hidden=hidden, numerics="")
-        with Side("ray_server", task) as ray:
+        with Side("ray_server", task) as ray, Side("bare", task) as bare:
             size = ray.until_ready()
+            bare.until_ready()
             what = f"H {hidden}: {size} parameters"
-            sides: dict[str, Measured] = {"Ray": ray, what: Exchange(plan, hidden)}
+            sides: dict[str, Measured] = {RAY: ray, BARE: bare, what: Exchange(plan, hidden)}
             found = interleave(sides, plan.rounds)
-        rows.append(
-            Comparison(
-                what=what,
-                ours=found[what],
-                against="Ray's parameter server, synchronous",
-                theirs=found["Ray"],
-                target=target,
-            )
-        )
+        ours = found[what]
+        rows += [
+            Comparison(what=what, ours=ours, against=RAY, theirs=found[RAY], target=target),
+            Comparison(what=what, ours=ours, against=BARE, theirs=found[BARE], percent=True),
+        ]
     yield "The exchange alone, server and 2 workers that compute nothing, steps a second:\n"
     yield comparisons(rows)
