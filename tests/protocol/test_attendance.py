@@ -49,6 +49,24 @@ def test_with_a_delay_nobody_waits_who_has_the_next_step() -> None:
     assert seen(stage)["ann"].waiting == 1.0
 
 
+def test_a_roster_says_for_whom_the_run_waits_once_a_step_is_long() -> None:
+    stage = Stage()
+    stage.join("ann")
+
+    def waiting() -> set[str]:
+        rosters = sent(stage.hello("olga", "observer"), Roster)
+        stage.server.reception.forget(stage.member("olga"), stage.now)
+        return {roster.waiting for roster in rosters}
+
+    assert waiting() == {""}
+    stage.now += 1.1
+    assert waiting() == {"ann (shard 0), ann (shard 1)"}
+    stage.deliver("ann", 0, 0)
+    assert waiting() == {"ann (shard 1)"}
+    stage.deliver("ann", 1, 0)
+    assert waiting() == {""}
+
+
 def test_standing_by_is_waiting() -> None:
     stage = Stage()
     everyone = [f"w{i}" for i in range(stage.known.definition.shards + 1)]

@@ -127,6 +127,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         **envelope,
         first=integers,
         total=integers,
+        waiting=texts,
         workers=st.lists(attendances, max_size=messages.ROSTER_LENGTH).map(tuple),
     ),
     messages.Notice: st.builds(

@@ -32,6 +32,7 @@ from manychar.protocol.messages import (
     Refused,
     Report,
     Revoke,
+    Roster,
     StartAfresh,
     Stop,
     Unit,
@@ -563,6 +564,14 @@ def test_the_server_says_for_whom_it_waits() -> None:
     stage.join("ann")
     text = said(stage.wait(12.0, "ann"))
     assert "step 0 has waited 11 s for ann (shard 0), ann (shard 1)" in text
+
+
+def test_the_server_says_that_it_waits_for_the_disk() -> None:
+    stage = Stage()
+    stage.server.stop(75, "stopped", now=0.0, by=9.0)
+    words = "the disk: the checkpoint of step 0 is being written"
+    assert f"step 0 has waited 1 s for {words}" in said(stage.wait(1.2))
+    assert {roster.waiting for roster in sent(stage.hello("olga", "observer"), Roster)} == {words}
 
 
 def test_a_heartbeat_is_answered() -> None:

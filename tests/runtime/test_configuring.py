@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.cli.flags import DEFINITION, OPERATION
 from tests.runtime.commands import SMALL, Commands
 from tests.runtime.test_cli import COMMANDS
 
@@ -75,7 +76,15 @@ def test_every_command_prints_its_flags(manychar: Commands, command: str) -> Non
 def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "Did you mean 'train'?" in manychar.run("trian").err
     assert "--hidden" in manychar.run("train", "--hiden", "3").err
+    wrong = manychar.run("train", "--numerics", "portabel", "--steps", "1").err
+    assert "'portabel' is not one of 'portable', 'native'. Did you mean 'portable'?" in wrong
     assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
+
+
+def test_a_narrow_terminal_cuts_no_flag(manychar: Commands) -> None:
+    shown = manychar.run("train", "--help", env={"COLUMNS": "40"}).out
+    for flag in DEFINITION | OPERATION:
+        assert f"--{flag.replace('_', '-')} " in shown
 
 
 @pytest.mark.parametrize(("shell", "words", "wanted"), [("bash", "manychar veri", "verify")])

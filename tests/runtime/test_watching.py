@@ -1,5 +1,6 @@
 """Watching a live server: status and its table, logs with levels, samples that follow."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from manychar.protocol.messages import Attendance, Dimensions, Report
 from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.observe import Standing
-from manychar.runtime.standing import exchanging, lines_of, rows_of, since
+from manychar.runtime.standing import COLUMNS, exchanging, lines_of, render, rows_of, since
 from tests.runtime.commands import SMALL, Commands, Running, until
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
@@ -69,7 +71,9 @@ def test_status_names_who_is_stopped(manychar: Commands, text: Path) -> None:
     os.kill(pid, signal.SIGSTOP)
     running.wait_for(r"has waited \d+ s for worker-1")
     table = manychar.run("status", endpoint).out
-    assert re.search(r"waiting for \d+\.\d s for worker-1\n", table)
+    assert re.search(r"waiting for worker-1 \(shard \d\)", table)
+    found = json.loads(manychar.run("status", endpoint, "--json").out)
+    assert found["waiting"].startswith("worker-1 (shard ")
     assert re.search(r"worker-1 .* \d+\.\d s", table)
     os.kill(pid, signal.SIGCONT)
     end(running)
@@ -195,14 +199,26 @@ def test_rates_are_those_between_two_looks() -> None:
     assert "1,000 characters/s" in lines_of(now, then)[0]
 
 
+@pytest.mark.parametrize("width", [40, 60, 79, 100, 160])
+def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(render(standing(10.0, name="worker-with-a-name", late=12.0, dropped=1234)))
+    shown = capture.get()
+    for part in (*COLUMNS[3:], "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
+        assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_a_worker_that_joined_anew_is_taken_from_then() -> None:
     now = standing(2.0).workers[0]
     assert since(now, standing(10.0).workers[0]) == now
     assert exchanging(now) == 0.8
 
 
-def test_a_run_without_workers_says_that_it_waits() -> None:
-    lines = lines_of(standing(5.0, state="silent"), None)
+def test_a_run_that_waits_says_for_whom() -> None:
+    waits = dataclasses.replace(standing(5.0), waiting="a worker: none is here")
+    lines = lines_of(waits, None)
     assert "waiting for a worker: none is here" in lines
     assert "repeats: 2" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines

@@ -16,6 +16,7 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.session import Session
+from manychar.protocol.waiting import Waiting
 from manychar.protocol.worker import Worker
 from tests.simulation.planted import mutant
 from tests.simulation.world import World
@@ -190,7 +191,7 @@ def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("told", "suspended", "silence")
 def the_server_waits_in_silence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ParameterServer, "_complain", lambda *_: None)
+    patch.setattr(Waiting, "tick", lambda *_: None)
 
 
 @mutant("end", "none", "result")

@@ -4,8 +4,11 @@ Data goes to standard output, everything else to standard error. What a user can
 and an exit code (runtime/errors.py). numpy is imported by the commands, after the pinning.
 """
 
+import difflib
 import io
 import os
+import re
+import shutil
 import signal
 import sys
 from typing import Annotated, Any
@@ -20,6 +23,9 @@ from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
 from manychar.runtime.parent import end_with
 from manychar.runtime.wake import early
+
+WIDTH_OF_HELP = 80
+_NOT_ONE_OF = re.compile(r"'(?P<wrong>[^']*)' is not one of (?P<right>.*)")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +74,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
+    if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
+        os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
     signal.signal(signal.SIGINT, _ended)
     signal.signal(signal.SIGTERM, _ended)
     try:
@@ -114,4 +122,12 @@ def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
-    return f"{path}: {message}; see {path} --help"
+    return f"{path}: {message}{_guess(message)}; see {path} --help"
+
+
+def _guess(message: str) -> str:
+    """Return a question for the right word where a value is none of those that a flag takes."""
+    if (match := _NOT_ONE_OF.search(message)) is None:
+        return ""
+    near = difflib.get_close_matches(match["wrong"], re.findall(r"'(.*?)'", match["right"]), n=1)
+    return f". Did you mean '{near[0]}'?" if near else ""

@@ -222,7 +222,8 @@ def _as_json(standing: "Standing") -> dict[str, Any]:
         worker.name: {**worker._asdict(), "exchanging": exchanging(worker)}
         for worker in standing.workers
     }
-    return {**dataclasses.asdict(standing.report), "workers": workers}
+    report = dataclasses.asdict(standing.report)
+    return {**report, "waiting": standing.waiting, "workers": workers}
 
 
 def health(

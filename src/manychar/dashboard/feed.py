@@ -131,6 +131,8 @@ class Live:
                 self._parts = [*self._parts[: roster.first], *roster.workers]
                 if len(self._parts) == roster.total:
                     self._history.roster(self._parts, time.monotonic())
+                if roster.waiting:
+                    self._history.know(state=f"waiting for {roster.waiting}")
             case Say(text, level):
                 self._say(text, level)
                 self._history.notice(text)
@@ -153,7 +155,7 @@ class Live:
             history.judgement(Judgement(report.judged, report.validation))
         history.know(
             live=True,
-            state="training" if report.workers else "waiting for a worker",
+            state="training" if report.workers else "waiting for a worker: none is here",
             steps=report.steps,
             best=report.best,
             counts=dict(report.counts),

@@ -6,9 +6,10 @@ exchange: bytes on their way, and both sides' handling of them.
 """
 
 from manychar.protocol.membership import Member, Membership, PeerState
-from manychar.protocol.messages import ROSTER_LENGTH, Attendance, Peer, Roster
+from manychar.protocol.messages import ROSTER_LENGTH, Attendance, Peer, Roster, one_line
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.steps import Steps
+from manychar.protocol.waiting import Waiting
 
 ROSTER_EVERY = 1.0
 
@@ -16,9 +17,18 @@ ROSTER_EVERY = 1.0
 class Attendances:
     """Keeps every worker's tally, and shows all of them now and then."""
 
-    def __init__(self, steps: Steps, membership: Membership, outbox: Outbox, *, now: float) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        membership: Membership,
+        waiting: Waiting,
+        outbox: Outbox,
+        *,
+        now: float,
+    ) -> None:
         self._steps = steps
         self._membership = membership
+        self._waiting = waiting
         self._outbox = outbox
         self._next_at = now
 
@@ -35,14 +45,14 @@ class Attendances:
         for peer in {lease.peer for lease in leases.values()} - busy:
             self._membership.members[peer].tally.waits_until(now)
 
-    def tick(self, now: float, applied_at: float) -> None:
-        """Show everyone's to the observers if it is time; the step's time began at `applied_at`."""
+    def tick(self, now: float) -> None:
+        """Show everyone's to the observers if it is time."""
         if now >= self._next_at and self._membership.observers():
             self._next_at = now + ROSTER_EVERY
-            for roster in self.rosters(now, applied_at):
+            for roster in self.rosters(now):
                 self._outbox.tell(roster)
 
-    def rosters(self, now: float, applied_at: float) -> list[Roster]:
+    def rosters(self, now: float) -> list[Roster]:
         """Return everyone's attendance, in as many messages as it takes."""
         workers = self._membership.workers()
         here = {member.name for member in workers}
@@ -55,21 +65,21 @@ class Attendances:
         shards: dict[Peer, list[int]] = {member.peer: [] for member in workers}
         for shard, lease in self._membership.leases.items():
             shards[lease.peer].append(shard)
-        entries = [self._entry(m, shards[m.peer], now, applied_at) for m in workers]
+        entries = [self._entry(m, shards[m.peer], now) for m in workers]
+        waiting = one_line(self._waiting.whom(now))
         return [
             Roster(
                 run=self._outbox.run,
                 term=self._outbox.term,
                 first=first,
                 total=len(entries),
+                waiting=waiting,
                 workers=tuple(entries[first : first + ROSTER_LENGTH]),
             )
             for first in range(0, max(len(entries), 1), ROSTER_LENGTH)
         ]
 
-    def _entry(
-        self, member: Member, shards: list[int], now: float, applied_at: float
-    ) -> Attendance:
+    def _entry(self, member: Member, shards: list[int], now: float) -> Attendance:
         tally, step = member.tally, self._steps.state.step
         awaited = [self._steps.next(shard) for shard in shards]
         idle = not any(map(self._steps.is_open, awaited))
@@ -84,5 +94,7 @@ class Attendances:
             present=now - tally.since,
             computing=tally.computing,
             waiting=tally.waited + (now - tally.delivered_at if idle else 0.0),
-            late=now - applied_at if step in awaited and self._steps.is_open(step) else 0.0,
+            late=now - self._waiting.since
+            if step in awaited and self._steps.is_open(step)
+            else 0.0,
         )

@@ -258,7 +258,13 @@ LAYOUTS = {
         ),
         Layout(
             messages.Roster,
-            {**_ENVELOPE, "first": _integer, "total": _integer, "workers": _attendances},
+            {
+                **_ENVELOPE,
+                "first": _integer,
+                "total": _integer,
+                "waiting": _text,
+                "workers": _attendances,
+            },
         ),
         Layout(messages.Notice, {**_ENVELOPE, "level": _level, "text": _text}),
         Layout(messages.Done, {**_ENVELOPE, "code": _integer, "reason": _text}),

@@ -30,7 +30,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:TEXT_LENGTH]
 
 
-ROSTER_LENGTH = 8
+ROSTER_LENGTH = 7
 """How many workers one Roster tells of: with the longest names they fit into a header."""
 
 DIGEST_BYTES = 4
@@ -337,12 +337,16 @@ class Attendance(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roster:
-    """Who is there: some of the `total` workers, from the one numbered `first` on."""
+    """Who is there: some of the `total` workers, from the one numbered `first` on.
+
+    `waiting` says for whom the run waits; it is empty while no step takes longer than usual.
+    """
 
     run: str
     term: int
     first: int
     total: int
+    waiting: str
     workers: tuple[Attendance, ...]
 
 

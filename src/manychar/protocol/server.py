@@ -12,7 +12,7 @@ StartAfresh, so that a peer's memory of a former server can never be mistaken fo
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
 what), `reception` (who comes and goes), `disputes` (who was wrong), `judging` (whether it gets
-better), `reporting` and `attendance` (how it stands), `outbox` (what comes of it).
+better), `waiting`, `reporting` and `attendance` (how it stands), `outbox` (what comes of it).
 """
 
 import enum
@@ -61,12 +61,10 @@ from manychar.protocol.reception import Reception
 from manychar.protocol.reporting import Reporting
 from manychar.protocol.run import Run
 from manychar.protocol.steps import Steps, Verdict, as_frame
+from manychar.protocol.waiting import Waiting
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
-FIRST_COMPLAINT = 1.0
-LONG_STEP = 4
-COMPLAIN_EVERY = 10.0
 REMARK_EVERY = 1.0
 STOPPED = 75
 STOP_WITHIN = 5.0
@@ -94,7 +92,6 @@ class ParameterServer:
         self.outbox = Outbox(run.run, run.term, self.membership)
         self.leasing = Leasing(self.steps, self.membership, self.outbox)
         self.reception = Reception(run, self.membership, self.leasing, self.outbox)
-        self.attendances = Attendances(self.steps, self.membership, self.outbox, now=now)
         self.disputes = Disputes(self.steps, self.reception, self.outbox)
         self.judging = Judging(
             run.verdicts,
@@ -102,13 +99,15 @@ class ParameterServer:
             every=run.operation.checkpoint_every,
             patience=run.operation.stop_when_no_better,
         )
+        self.waiting = Waiting(self.steps, self.leasing, self.judging, self.outbox, now=now)
+        self.attendances = Attendances(
+            self.steps, self.membership, self.waiting, self.outbox, now=now
+        )
         self.reporting = Reporting(
             run, self.steps, self.membership, self.judging, self.outbox, now=now
         )
         self.counts = self.outbox.counts
-        self._applied_at = now
         self._next_tick = now
-        self._next_complaint = now + FIRST_COMPLAINT
         self._stop_by = math.inf
         self._saved_step = -1
         self._asked_to_end = False
@@ -160,7 +159,7 @@ class ParameterServer:
             self.outbox.send(peer, self.reporting.report(now))
             if known:
                 return  # who asks again and again does not fill this server's queue
-            for roster in self.attendances.rosters(now, self._applied_at):
+            for roster in self.attendances.rosters(now):
                 self.outbox.send(peer, roster)
             self.outbox.send(peer, self.reporting.weights())
 
@@ -233,6 +232,7 @@ class ParameterServer:
         self.reporting.saved(step, now)
         self._have_judged(step)
         self._saved_step = max(self._saved_step, step)
+        self.waiting.for_disk &= step != self.state.step
         self._end_if_all_is_done()
         return self.outbox.collect()
 
@@ -335,13 +335,12 @@ class ParameterServer:
         self._next_tick = now + TICK
         self.reception.judge_silence(now)
         self.leasing.ask_again(now)
-        if now >= self._next_complaint:
-            self._complain(now)
+        self.waiting.tick(now)
         in_vain = now >= self._stop_by or not self.membership.workers()
         if self.phase is Phase.STOPPING and in_vain:
             self._save_and_finish(now)
         self.reporting.tick(now)
-        self.attendances.tick(now, self._applied_at)
+        self.attendances.tick(now)
         return self.outbox.collect()
 
     def catch_up(self) -> None:
@@ -388,10 +387,7 @@ class ParameterServer:
             and not self.judging.waits(self.state.step)
         ):
             self.steps.apply()
-            usual = now - self._applied_at
-            self._applied_at = now
-            patience = max(FIRST_COMPLAINT, min(LONG_STEP * usual, COMPLAIN_EVERY))
-            self._next_complaint = now + patience
+            self.waiting.applied(now)
             self._after_step(now)
 
     def _distrust(self, member: Member, gradient: Gradient, now: float) -> None:
@@ -445,6 +441,7 @@ class ParameterServer:
     def _save_and_finish(self, now: float) -> None:
         self.phase = Phase.SAVING
         self.steps.close()
+        self.waiting.for_disk = True
         self.reporting.show(now)
         self.outbox.show(self.reporting.weights())
         if self._ending.code == 0 and not self._asked_to_end:
@@ -457,23 +454,6 @@ class ParameterServer:
         for peer in self.membership.members:
             self.outbox.send(peer, done)
         self.outbox.add(Finish(code, reason))
-
-    def _complain(self, now: float) -> None:
-        """Say for whom the run is waiting."""
-        self._next_complaint = now + COMPLAIN_EVERY
-        step, waited, late = self.state.step, now - self._applied_at, self.leasing.late()
-        if self.phase is Phase.SAVING and self._saved_step != step:
-            self.outbox.warn(f"the checkpoint of step {step} waits for the disk")
-            return
-        if self.phase is Phase.SAVING or self.judging.waits(step):
-            awaited = ", ".join(map(str, self.judging.awaited_before(step) or [step]))
-            self.outbox.warn(
-                f"step {step} has waited {waited:.0f} s for the held-out loss of step {awaited}"
-            )
-            return
-        names = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
-        whom = names or "a worker: none is here"
-        self.outbox.warn(f"step {step} has waited {waited:.0f} s for {whom}")
 
 
 def _sender(peer: Peer, owner: Owner | None) -> bytes:

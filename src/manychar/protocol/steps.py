@@ -108,6 +108,11 @@ class Steps:
         """Want no more gradients: the run ends with the state as it is."""
         self.limit = self.state.step
 
+    @property
+    def closed(self) -> bool:
+        """Whether no more gradients are wanted."""
+        return self.state.step >= self.limit
+
     def version(self, step: int) -> int:
         """Return the version of the weights that step `step` is computed on."""
         return max(0, step - self.definition.delay)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import re
 import time
 
 from manychar.protocol.messages import Level
@@ -12,7 +11,6 @@ from manychar.runtime.observe import Standing, watch
 
 NAMES_SHOWN = 5
 NO_HANDSHAKE = "does not shake hands"
-WAITING = re.compile("waits for|has waited")  # in what a server says of itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
                 if first is None:
                     first, give_up_at = standing, time.monotonic() + patience
                 in_vain = time.monotonic() >= give_up_at
-                if (health := judge(first, standing, heard, in_vain=in_vain)) is not None:
+                if (health := judge(first, standing, in_vain=in_vain)) is not None:
                     return health
     except UserError as error:
         why = next((f": {text}" for text in reversed(heard) if NO_HANDSHAKE in text), "")
@@ -49,18 +47,18 @@ def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
-def judge(first: Standing, now: Standing, heard: list[str], *, in_vain: bool) -> Health | None:
+def judge(first: Standing, now: Standing, *, in_vain: bool) -> Health | None:
     """Return how well a run is that stood so at first and stands so now; None: too early to say.
 
-    `heard` is what its server has said meanwhile; `in_vain`, that there is no more time.
+    `in_vain` is that there is no more time.
     """
     report = now.report
     at = f"step {report.step:,}" + (f" of {report.steps:,}" if report.steps else "")
     holding = sum(worker.leases > 0 for worker in now.workers)
     if (report.term, report.step) > (first.report.term, first.report.step):
         return Health(f"{at}: it advances, with {holding} worker{'s' if holding > 1 else ''}")
-    if not holding:
-        return Health(f"{at}: it waits for a worker: none is here")
+    if now.waiting:
+        return Health(f"{at}: it waits for {now.waiting}")
     if not in_vain:
         return None
     late = {worker.name: worker.late for worker in now.workers if worker.late}
@@ -68,6 +66,4 @@ def judge(first: Standing, now: Standing, heard: list[str], *, in_vain: bool) ->
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         names = ", ".join(list(late)[:NAMES_SHOWN])
         return Health(f"{at}: it has waited {max(late.values()):.0f} s for {names}{more}")
-    if said := [text for text in heard if WAITING.search(text)]:
-        return Health(said[-1])
     return Health(f"{at}: it does not advance, and does not say for whom it waits", well=False)

@@ -111,11 +111,12 @@ def _visit(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Sa
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How a run stands, and how each of its workers does."""
+    """How a run stands, how each of its workers does, and for whom it waits, if it does."""
 
     dimensions: Dimensions
     report: Report
     workers: tuple[Attendance, ...]
+    waiting: str = ""
 
 
 def look(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> Standing:
@@ -142,7 +143,7 @@ def watch(
                     case Show(Roster() as roster):
                         workers, welcome = pages.take(roster), visit.welcome
                         if report is not None and welcome is not None and workers is not None:
-                            yield Standing(welcome.dimensions, report, workers)
+                            yield Standing(welcome.dimensions, report, workers, roster.waiting)
                     case Say(text, level):
                         say(text, level)
                     case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:

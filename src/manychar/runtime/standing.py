@@ -4,9 +4,11 @@ A worker's figures are those since it joined, or, where an earlier look is given
 """
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from manychar.protocol.messages import Attendance, Dimensions
 from manychar.runtime.observe import Standing
@@ -30,7 +32,29 @@ COLUMNS = (
 def render(standing: Standing, before: Standing | None = None) -> RenderableType:
     """Return what there is to see of a run; `before` is an earlier look at it."""
     lines = [escape(line) for line in lines_of(standing, before)]
-    return Group(*lines, _table(rows_of(standing, before))) if standing.workers else Group(*lines)
+    return Group(*lines, _Workers(rows_of(standing, before))) if standing.workers else Group(*lines)
+
+
+class _Workers:
+    """The workers as a table; where the terminal is too narrow for it, one below the other."""
+
+    def __init__(self, rows: list[list[str]]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = _table(self._rows)
+        wide = options.update(max_width=PLAIN_WIDTH)
+        if console.measure(table, options=wide).minimum <= options.max_width:
+            yield table
+            return
+        for name, *cells in self._rows:
+            said = [
+                f"{heading}\N{NO-BREAK SPACE}{cell}"
+                for heading, cell in zip(COLUMNS[1:], cells, strict=True)
+                if cell
+            ]
+            yield Text(name)
+            yield Padding(Text("  ".join(said)), (0, 0, 0, 2))
 
 
 def _table(rows: list[list[str]]) -> Table:
@@ -71,12 +95,8 @@ def lines_of(standing: Standing, before: Standing | None) -> list[str]:
             f"held-out text: {report.validation:.4f} nats a character at step {report.judged:,};"
             f" the best is step {report.best:,}"
         )
-    late = [w for w in standing.workers if w.late >= LATE_FROM]
-    if late:
-        names = ", ".join(worker.name for worker in late)
-        lines.append(f"waiting for {max(w.late for w in late):.1f} s for {names}")
-    if not any(worker.state == "working" for worker in standing.workers):
-        lines.append("waiting for a worker: none is here")
+    if standing.waiting:
+        lines.append(f"waiting for {standing.waiting}")
     if counts := {what: n for what, n in report.counts.items() if n}:
         lines.append("; ".join(f"{what}: {n:,}" for what, n in sorted(counts.items())))
     return lines
