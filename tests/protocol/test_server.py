@@ -346,7 +346,7 @@ def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
 def test_who_is_barred_is_barred_by_its_key_too() -> None:
     stage = Stage()
     stage.server.receive(b"p1", hello("gpu-1"), 0.0, owner("gpu"))
-    stage.server.reception.bar("gpu-1", "it computed wrongly", 0.0)
+    stage.server.reception.bar(("gpu-1", "gpu"), "it computed wrongly", 0.0)
     for name in ("gpu", "gpu-1", "gpu-2"):
         effects = stage.server.receive(b"p2", hello(name), 0.0, owner("gpu"))
         assert sent(effects, Refused, "p2")[0].reason == "barred: it computed wrongly"
@@ -437,7 +437,7 @@ def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
     stage.tell("bob", right)
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
     assert only(effects, GoBack) == GoBack(3, {"ann": "it computed step 3, shard 0 wrongly"})
-    assert "a wrong gradient was accepted: going back before step 3" in said(effects)
+    assert "no gradient of ann is to be trusted: going back before step 3" in said(effects)
     assert stage.server.phase is Phase.FINISHED
     assert stage.deliver("bob", 0, 4) == []
 
@@ -453,6 +453,70 @@ def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in(
     stage.tell("bob", right)
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
     assert only(effects, GoBack).step == 2
+
+
+def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    stage.advance_to(2, "bob")
+    stage.deliver("ann", 0, 2)  # nobody repeats this one, right or wrong
+    stage.deliver("bob", 1, 2)
+    stage.deliver("bob", 0, 3)
+    stage.deliver("ann", 0, 3, loss=1.0)
+    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    assert only(effects, GoBack) == GoBack(2, {"ann": "it computed step 3, shard 0 wrongly"})
+
+
+def test_who_is_barred_by_name_and_key_had_its_key_when_it_computed() -> None:
+    stage = Stage(shards=1)
+    stage.server.receive(b"ann-2", hello("ann-2"), 0.0, owner("ann"))
+    stage.ready("ann-2")
+    stage.deliver("ann-2", 0, 0, loss=1.0)
+    stage.tell("ann-2", Goodbye(run=RUN, term=TERM, reason="done"))
+    stage.join("bob")
+    stage.tell("bob", stage.gradient(0, 0))
+    effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
+    assert only(effects, GoBack).barred.keys() == {"ann", "ann-2"}
+
+
+def test_a_pause_of_the_machine_is_forgotten() -> None:
+    stage = Stage()
+    stage.join("ann")
+    usual = stage.server.membership.limit(stage.member("ann"))
+    stage.beat("ann", slowest=600.0)
+    assert stage.server.membership.limit(stage.member("ann")) > 600.0
+    stage.beat("ann", slowest=0.1)
+    assert stage.server.membership.limit(stage.member("ann")) == usual
+
+
+def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
+    stage = Stage()
+    stage.server.receive(b"eye", hello("eye", "observer"), 0.0, owner("eye", KeyRole.OBSERVER))
+    beat = Heartbeat(run=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
+    effects = stage.server.receive(b"eye", beat, 0.0, owner("eye", KeyRole.OBSERVER))
+    assert only(effects, StartAfresh)
+    assert stage.server.phase is Phase.TRAINING
+
+
+def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_without() -> None:
+    stage = Stage(go_on_without_disk=True)
+    stage.join("ann")
+    stage.advance_to(1, "ann")
+    stage.server.stop(75, "stopped", now=0.0, by=9.0)
+    stage.advance_to(2, "ann")
+    assert stage.server.phase is Phase.SAVING
+    effects = stage.server.save_failed(1, "no space left on device", stage.now)
+    assert not [effect for effect in effects if isinstance(effect, Finish)]
+    assert finish(stage.server.saved(2, stage.now)).code == 75
+
+
+def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
+    stage = Stage()
+    stage.hello("olga", "observer")
+    effects = stage.server.waits_for_disk(stage.now)
+    assert "step 0 waits for the disk: earlier checkpoints are being written" in said(effects)
+    assert only(effects, Roster).waiting.startswith("the disk")
+    assert not stage.server.waiting.for_disk
 
 
 def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_barred() -> None:

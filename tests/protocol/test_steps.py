@@ -47,7 +47,7 @@ class Case:
         for shard, step in units:
             gradient = self.gradient(shard, step)
             assert self.steps.judge(gradient) is Verdict.WANTED
-            self.steps.accept(gradient, "ann")
+            self.steps.accept(gradient, ("ann", "ann"))
 
     def advance_to(self, step: int) -> None:
         """Accept and apply everything up to the state `step`."""
@@ -123,7 +123,7 @@ def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
 def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
     case = Case()
     gradient = case.gradient(0, 0)
-    case.steps.accept(gradient, "w0")
+    case.steps.accept(gradient, ("w0", "w0"))
     kept = weakref.ref(gradient)
     del gradient
     assert kept() is not None
@@ -159,7 +159,7 @@ def test_a_unit_that_was_accepted_can_be_computed_again(delay: int) -> None:
     for shard, step in [(0, 6), (1, 5), (2, 1)]:
         unit = case.steps.unit(shard, step)
         assert compute(unit, size) == case.known.pieces[shard, step]
-        assert case.steps.accepted(shard, step).sender == "ann"
+        assert case.steps.accepted(shard, step).sender == ("ann", "ann")
 
 
 def test_a_unit_that_is_too_old_is_gone() -> None:

@@ -15,7 +15,7 @@ from manychar.protocol.disputes import Disputes
 from manychar.protocol.effects import Compute, Effect, GoBack, Result
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Lease
-from manychar.protocol.messages import Gradient, digest
+from manychar.protocol.messages import Gradient, Names, digest
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.steps import Steps, Verdict, as_frame
 from manychar.protocol.worker import Worker
@@ -204,7 +204,7 @@ def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
 def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     accept = Steps.accept
 
-    def zeroing(self: Steps, gradient: Gradient, sender: str) -> None:
+    def zeroing(self: Steps, gradient: Gradient, sender: Names) -> None:
         accept(self, gradient, sender)
         after = gradient.step + 1
         if self.batch(gradient.shard, after).fresh:
@@ -276,15 +276,15 @@ def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
 @mutant("10", "differing-repeat", "barred", "refused")
 def all_sides_of_a_dispute_are_barred(patch: pytest.MonkeyPatch) -> None:
     def strict(self: ParameterServer, shard: int, step: int, result: Any, now: float) -> Any:
-        for name in {name for name, _ in self.disputes.open.pop((shard, step))} | _names(self):
-            self.reception.bar(name, "there was a dispute", now)
+        for names in {names for names, _ in self.disputes.open.pop((shard, step))} | _names(self):
+            self.reception.bar(names, "there was a dispute", now)
         return self.outbox.collect()
 
     patch.setattr(ParameterServer, "computed", strict)
 
 
-def _names(machine: ParameterServer) -> set[str]:
-    return {member.name for member in machine.membership.workers()}
+def _names(machine: ParameterServer) -> set[Names]:
+    return {member.names for member in machine.membership.workers()}
 
 
 def _without_going_back(

@@ -254,10 +254,13 @@ class Oracle:
             raise Violation("barred", f"{barred}; broken are {self.broken}, here are {names}")
 
     def goes_back(self, back: GoBack) -> None:
-        """The way back leads to before the wrong gradient, and the one who sent it is barred."""
-        if self.wrong is None or back.step > self.wrong.step:
-            raise Violation("went back", f"to {back.step} for {self.wrong and self.wrong.step}")
-        if set(back.barred) != self.broken:
+        """The way back leads to before the wrong gradient, and the one who sent it is barred.
+
+        Another one's dispute may still be open: it is lost with the term.
+        """
+        if self.wrong is not None and back.step > self.wrong.step:
+            raise Violation("went back", f"to {back.step} for {self.wrong.step}")
+        if not back.barred or not back.barred.keys() <= self.broken:
             raise Violation("barred", f"{set(back.barred)}; broken are {self.broken}")
 
     def server_sends(self, peer: Peer, message: Message) -> None:

@@ -49,8 +49,12 @@ class Attendances:
         """Show everyone's to the observers if it is time."""
         if now >= self._next_at and self._membership.observers():
             self._next_at = now + ROSTER_EVERY
-            for roster in self.rosters(now):
-                self._outbox.tell(roster)
+            self.tell(now)
+
+    def tell(self, now: float) -> None:
+        """Show everyone's to the observers."""
+        for roster in self.rosters(now):
+            self._outbox.tell(roster)
 
     def rosters(self, now: float) -> list[Roster]:
         """Return everyone's attendance, in as many messages as it takes."""

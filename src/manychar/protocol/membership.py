@@ -8,7 +8,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 
-from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState, one_line
+from manychar.protocol.messages import Hello, Names, Owner, Peer, Role, Unit, UnitState, one_line
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -55,7 +55,7 @@ class Member:
 
     `owner` is whose key it has, None where there are no keys.
 
-    `slowest` is its longest piece of work so far, in seconds; `units` what its last heartbeat, at
+    `slowest` is its longest piece of work lately, in seconds; `units` what its last heartbeat, at
     `units_at`, said it was doing.
     """
 
@@ -72,6 +72,11 @@ class Member:
     units_at: float = -1.0
     host: str = ""
     tally: Tally = dataclasses.field(default_factory=Tally)
+
+    @property
+    def names(self) -> Names:
+        """Its name, and its key's."""
+        return self.name, self.owner.name if self.owner else self.name
 
     def is_busy(self, lease: int, step: int) -> bool:
         """Whether its last heartbeat says that it will come to this unit, or is at another.

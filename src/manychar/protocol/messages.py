@@ -71,6 +71,10 @@ class Owner(NamedTuple):
     role: KeyRole
 
 
+Names = tuple[str, str]
+"""What a worker is called, and whose key it has: its own name again where there are no keys."""
+
+
 class UnitState(enum.IntEnum):
     """How far a worker is with one unit of its leases."""
 

@@ -13,6 +13,7 @@ from manychar.protocol.messages import (
     Hello,
     KeyRole,
     Level,
+    Names,
     Owner,
     Peer,
     Ready,
@@ -62,7 +63,7 @@ class Reception:
             return f"there is no role {hello.role}"
         if owner is not None and (refusal := _not_by_this_key(hello, owner)):
             return refusal
-        for name in (hello.name, owner.name if owner else ""):
+        for name in (hello.name, owner.name if owner else hello.name):
             if hello.role == Role.WORKER and name in self.barred:
                 return f"barred: {self.barred[name]}"
         return ""
@@ -90,7 +91,7 @@ class Reception:
     def ready(self, member: Member, ready: Ready, now: float) -> None:
         """Let a worker with the run's arithmetic begin."""
         member.tally = Tally(since=now, delivered_at=now)
-        member.slowest = max(member.slowest, ready.slowest)
+        member.slowest = ready.slowest
         if ready.fingerprint != self._run.fingerprint and not self._run.operation.allow_mixed:
             self._refuse_arithmetic(member, ready, now)
             return
@@ -126,7 +127,7 @@ class Reception:
     def heartbeat(self, member: Member, beat: Heartbeat, now: float) -> None:
         """Note how far a peer is, and answer; who is not ready is welcomed again."""
         member.units, member.units_at = beat.units, now
-        member.slowest = max(member.slowest, beat.slowest)
+        member.slowest = beat.slowest
         member.tally.computing = beat.computing
         if member.state is PeerState.GREETED:
             self.welcome(member)
@@ -154,15 +155,12 @@ class Reception:
         self._outbox.notice(f"{member.name} is back")
         self._leasing.rebalance(now)
 
-    def bar(self, name: str, why: str, now: float) -> None:
+    def bar(self, names: Names, why: str, now: float) -> None:
         """Never let this worker in again: its arithmetic was wrong."""
-        named = [m for m in self._membership.members.values() if m.name == name and m.owner]
-        barred = {name, *(member.owner.name for member in named if member.owner)}
-        self.barred.update(dict.fromkeys(barred, why))
-        self._outbox.notice(f"{name} is barred: {why}", Level.ERROR)
+        self.barred.update(dict.fromkeys(names, why))
+        self._outbox.notice(f"{names[0]} is barred: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
-            called = {member.name, member.owner.name if member.owner else member.name}
-            if called & barred and member.role is Role.WORKER:
+            if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
                 self._outbox.send(member.peer, Refused(reason=f"barred: {why}"))
                 self.forget(member, now)
 

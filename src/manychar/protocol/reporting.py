@@ -9,7 +9,7 @@ from manychar.protocol.steps import Steps, as_frame
 
 REPORT_EVERY = 0.2
 NAMES_SHOWN = 32
-COUNTS_SHOWN = 24
+COUNTS_SHOWN = 16  # with the longest names they fit into a header
 
 
 class Reporting:

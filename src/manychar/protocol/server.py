@@ -110,7 +110,7 @@ class ParameterServer:
         self._next_tick = now
         self._stop_by = math.inf
         self._saved_step = -1
-        self._asked_to_end = False
+        self.asked: Finish | None = None
         self._ending = Finish(0, "")
         self._manners = Manners()
         self._next_remark = now
@@ -146,11 +146,17 @@ class ParameterServer:
             self._greet(peer, message, owner, now)
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
-        elif message.run == self.run.run and message.term > self.run.term:
+        elif self._is_overtaken(message, owner):
             self._end(3, f"a newer server (term {message.term}) has taken this run over")
         else:
             self._receive_from_member(peer, message, now)
         return self.outbox.collect()
+
+    def _is_overtaken(self, message: FromMember, owner: Owner | None) -> bool:
+        """Whether a peer has seen a newer server of this run; an observer's word is not enough."""
+        looks_only = owner is not None and owner.role is KeyRole.OBSERVER
+        newer = message.run == self.run.run and message.term > self.run.term
+        return newer and not looks_only
 
     def _greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> None:
         known = peer in self.membership.members
@@ -214,6 +220,15 @@ class ParameterServer:
         self.outbox.warn(text)
         return self.outbox.collect()
 
+    def waits_for_disk(self, now: float) -> list[Effect]:
+        """Say that nothing goes on before there is room for the next checkpoint."""
+        step = self.state.step
+        self.outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
+        before, self.waiting.for_disk = self.waiting.for_disk, True
+        self.attendances.tell(now)
+        self.waiting.for_disk = before
+        return self.outbox.collect()
+
     def unreachable(self, peer: Peer, now: float) -> list[Effect]:
         """Take note that the transport has no connection to this peer any more."""
         if (member := self.membership.members.get(peer)) is not None:
@@ -242,7 +257,7 @@ class ParameterServer:
 
     def _end_if_all_is_done(self) -> None:
         saved = self._saved_step == self.state.step
-        judged = self._asked_to_end or self._ending.code != 0 or not self.judging.awaited
+        judged = self.asked is not None or self._ending.code != 0 or not self.judging.awaited
         if self.phase is Phase.SAVING and saved and judged and not self.disputes.open:
             words = (self._ending.reason, self.judging.summary if not self._ending.code else "")
             self._end(self._ending.code, "; ".join(filter(None, words)))
@@ -295,7 +310,8 @@ class ParameterServer:
         awaited = step in self.judging.awaited
         self.judging.pass_over(step)
         what = f"the checkpoint of step {step} could not be written: {reason}"
-        if self.run.operation.go_on_without_disk and self.phase is not Phase.SAVING:
+        last = self.phase is Phase.SAVING and step == self.state.step
+        if self.run.operation.go_on_without_disk and not last:
             self.outbox.count("checkpoints not written")
             self.outbox.warn(f"{what}; going on")
             if awaited and self.judging.depends_on(step):
@@ -311,7 +327,7 @@ class ParameterServer:
         return self.outbox.collect()
 
     def _begin_to_stop(self, code: int, reason: str, *, now: float, by: float) -> None:
-        self._asked_to_end = True
+        self.asked = Finish(code, reason)
         if self.phase is Phase.SAVING:
             self._end_if_all_is_done()
         elif self.phase is Phase.TRAINING:
@@ -374,7 +390,7 @@ class ParameterServer:
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
-        self.steps.accept(gradient, member.name)
+        self.steps.accept(gradient, member.names)
         self.attendances.delivers(member, now)
         self.leasing.counted(gradient.shard, member.peer, now)
         self._apply_what_is_complete(now)
@@ -444,7 +460,7 @@ class ParameterServer:
         self.waiting.for_disk = True
         self.reporting.show(now)
         self.outbox.show(self.reporting.weights())
-        if self._ending.code == 0 and not self._asked_to_end:
+        if self._ending.code == 0 and self.asked is None:
             self.judging.expect(self.state.step)
         self.outbox.add(Save(self.state))
 

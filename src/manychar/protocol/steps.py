@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Container
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from manychar.numerics.definition import Definition
 from manychar.numerics.gradient import TreeSum
 from manychar.numerics.train import State, apply
 from manychar.protocol.effects import Compute, Result
-from manychar.protocol.messages import Frame, Gradient, digest
+from manychar.protocol.messages import Frame, Gradient, Names, digest
 
 STEPS_COMPARED = 8
 
@@ -57,12 +57,12 @@ class _Shard:
 
 
 class Accepted:
-    """What is remembered of a gradient that counts: its digest, and the name of its sender.
+    """What is remembered of a gradient that counts: its digest, and who sent it.
 
     The gradient is held until the digest is first asked for: new weights do not wait for it.
     """
 
-    def __init__(self, gradient: Gradient, sender: str) -> None:
+    def __init__(self, gradient: Gradient, sender: Names) -> None:
         self.sender = sender
         self._gradient = gradient
 
@@ -163,13 +163,15 @@ class Steps:
             _all_finite(self._array(frame)) for frame in (gradient.gradient, gradient.hidden)
         )
 
-    def accept(self, gradient: Gradient, sender: str) -> None:
+    def accept(self, gradient: Gradient, sender: Names) -> None:
         """Take a gradient that was judged WANTED."""
         shard, step = self._shards[gradient.shard], gradient.step
         hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
         shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
         shard.accepted[step] = Accepted(gradient, sender)
         self._undigested.append(shard.accepted[step])
+        if len(self._undigested) > len(self._shards) * (self.definition.delay + 1):
+            self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
         shard.next = step + 1
         if step not in self._sums:
             self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
@@ -217,13 +219,13 @@ class Steps:
         """Return what was accepted; KeyError where it is too old to compare."""
         return self._shards[shard].accepted[step]
 
-    def first_from(self, senders: Container[str], *, at_most: int) -> int:
+    def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
         steps = [
             step
             for shard in self._shards
             for step, accepted in shard.accepted.items()
-            if accepted.sender in senders
+            if not senders.isdisjoint(accepted.sender)
         ]
         return min([at_most, *steps])
 

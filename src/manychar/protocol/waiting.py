@@ -42,7 +42,7 @@ class Waiting:
 
     def whom(self, now: float) -> str:
         """Return for whom the run waits, in words; none while a step is not late."""
-        return self._whom() if now >= self._long_from else ""
+        return self._whom() if self.for_disk or now >= self._long_from else ""
 
     def _whom(self) -> str:
         step = self._steps.state.step

@@ -15,6 +15,7 @@ until then the same Grant brings the same bytes again. Steps of one shard chain:
 hidden state after step k is the input of step k + 1, from here or from the server's next Grant.
 """
 
+import collections
 import dataclasses
 import enum
 from collections.abc import Callable
@@ -55,6 +56,7 @@ from manychar.protocol.messages import (
 from manychar.protocol.session import Session
 
 STOPPED = 75
+UNITS_REMEMBERED = 16
 
 
 class State(enum.Enum):
@@ -96,8 +98,8 @@ class Worker:
     def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
         self.state = State.KNOCKING
         self.session = Session(hello, server=server, patience=patience, now=now)
-        self.slowest = 0.0
         self.computing = 0.0
+        self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._proof: Proof | None = None
         self._proofs_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
@@ -108,6 +110,14 @@ class Worker:
     def dimensions(self) -> Dimensions | None:
         """The run's dimensions, once they are known."""
         return self.session.dimensions
+
+    @property
+    def slowest(self) -> float:
+        """The longest piece of work of the last few units, in seconds.
+
+        A pause of the whole machine counts as one, and is to be forgotten.
+        """
+        return max(self._pieces, default=0.0)
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
@@ -160,7 +170,7 @@ class Worker:
         if self._proofs_due:
             return []  # asked again since, for another run
         self._proof = proof
-        self.slowest = proof.slowest
+        self._pieces.append(proof.slowest)
         return self._ready()
 
     def mailbox_empty(self, now: float) -> list[Effect]:
@@ -199,7 +209,7 @@ class Worker:
         (run, term), number, hidden_digest = self._in_hand
         unit = self._computing
         self._in_hand = self._computing = None
-        self.slowest = max(self.slowest, result.slowest)
+        self._pieces.append(result.slowest)
         self.computing += result.seconds
         if self.state is not State.WORKING or (run, term) != self._identity():
             return []

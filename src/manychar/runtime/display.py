@@ -87,6 +87,8 @@ class Display:
     def report(self, report: Report) -> None:
         """Show how the run stands."""
         self.last_report = report
+        if self._past and report.seconds < self._past[-1][0]:
+            self._past.clear()  # a server that began again counts from its checkpoint
         self._past.append((report.seconds, report.characters))
         while len(self._past) > 2 and self._past[0][0] < report.seconds - SPEED_WINDOW:
             self._past.popleft()

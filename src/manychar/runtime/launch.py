@@ -222,8 +222,7 @@ class Fleet:
                 self._words += heard
         *lines, self._words = self._words.split(b"\n")
         for line in lines:
-            self._complaint, level = log.read(line.decode(errors="replace"))
-            self._unsaid.append((self._complaint, level))
+            self._unsaid.append(log.read(line.decode(errors="replace")))
         if self._endpoint:
             self._say_what_was_heard()
 

@@ -199,6 +199,8 @@ def create_run(
     """
     run = definition.run_id(secrets.token_hex(4))
     path = path or default_path(run)
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
     directory = RunDirectory(path, run, definition, settings)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         resumable = (

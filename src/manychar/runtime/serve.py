@@ -90,6 +90,7 @@ def serve(
     """
     router: Router | None = None
     outcome: Finish | GoBack = GoBack(2**62, {})
+    asked: Finish | None = None
     raise_limit()
     with locked(directory), contextlib.ExitStack() as stack:
         wake, notifier = Wake(), Notifier()
@@ -125,9 +126,10 @@ def serve(
                         wake=wake,
                         notifier=notifier,
                         lines=lines,
+                        asked=asked,
                     )
                     outcome = loop.run()
-                    directory = loop.directory
+                    directory, asked = loop.directory, machine.asked
     return outcome
 
 
@@ -225,6 +227,7 @@ class _Loop:
     wake: Wake
     notifier: Notifier
     lines: list[str]
+    asked: Finish | None
     outcome: Finish | GoBack | None = None
     flush_at: float = 0.0
 
@@ -240,6 +243,8 @@ class _Loop:
         self._carry_out(self.machine.begin(time.monotonic()))
         for line in self.lines:
             self._carry_out(self.machine.remark(line))
+        if self.asked is not None:  # before the way back that led here
+            self._stop(self.asked.code, self.asked.reason)
         while self.outcome is None:
             ready = dict(poller.poll(self._milliseconds()))
             if self.wake.fileno() in ready:
@@ -390,16 +395,11 @@ class _Loop:
                     raise RuntimeError(f"a server's shell cannot carry out {effect}")
 
     def _save(self, state: State) -> None:
-        what = f"step {state.step} waits for the disk: earlier checkpoints are still being written"
-        self.writer.write(
-            state,
-            lambda: self._wait_for_disk(what),
-            spare=self.machine.judging.awaited,
-        )
+        self.writer.write(state, self._wait_for_disk, spare=self.machine.judging.awaited)
 
-    def _wait_for_disk(self, what: str) -> None:
+    def _wait_for_disk(self) -> None:
         self.notifier.alive()
-        self._carry_out(self.machine.remark(what))
+        self._carry_out(self.machine.waits_for_disk(time.monotonic()))
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
         try:
@@ -427,7 +427,7 @@ class _Loop:
             "smooth_loss": report.smooth_loss,
             "characters": report.characters,
             "seconds": round(report.seconds, 3),
-            "workers": len(report.workers),
+            "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
         }
         with (self.directory.path / METRICS_NAME).open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(line) + "\n")

@@ -74,21 +74,21 @@ def take_up_verdicts(directory: RunDirectory, step: int) -> dict[int, float]:
     if lines != found:
         replace_file(directory.path / VALIDATION_NAME, lines.encode())
     best = directory.checkpoints / BEST_NAME
-    if best.exists() and not _is_good(best, step):
-        best.unlink()
-    if kept and not best.exists():
-        least = min(kept, key=lambda each: (kept[each], each))
-        if checkpoint_path(directory.checkpoints, least).exists():
-            keep_best(directory, least)
+    held = _step_of(best)
+    if held is None or held > step:
+        best.unlink(missing_ok=True)
+    least = Judging(kept, on=True, every=0, patience=0).best
+    if least not in (None, held) and _step_of(checkpoint_path(directory.checkpoints, least)):
+        keep_best(directory, least)
     return kept
 
 
-def _is_good(best: Path, step: int) -> bool:
-    """Whether the best checkpoint is whole, and of at most this step."""
+def _step_of(path: Path) -> int | None:
+    """Return the step of a checkpoint; None if it is not there, or damaged."""
     try:
-        return read_checkpoint(best).state.step <= step
+        return read_checkpoint(path).state.step
     except UserError:
-        return False
+        return None
 
 
 def unjudged(directory: RunDirectory, verdicts: dict[int, float], at_most: int) -> tuple[int, ...]:
@@ -103,12 +103,15 @@ def unjudged(directory: RunDirectory, verdicts: dict[int, float], at_most: int) 
 def is_over(directory: RunDirectory, step: int) -> bool:
     """Whether the run ended at the checkpoint of `step`, because it got no better."""
     settings = directory.settings
+    verdicts = read_verdicts(directory)
     judging = Judging(
-        read_verdicts(directory),
+        verdicts,
         on=directory.definition.validation > 0,
         every=settings.checkpoint_every,
         patience=settings.stop_when_no_better,
     )
+    for each in unjudged(directory, verdicts, step):
+        judging.expect(each)
     return judging.is_over(step)
 
 
@@ -117,6 +120,11 @@ def keep_best(directory: RunDirectory, step: int) -> None:
     best = directory.checkpoints / BEST_NAME
     temporary = temporary_name(best)
     temporary.unlink(missing_ok=True)
-    os.link(checkpoint_path(directory.checkpoints, step), temporary)
+    checkpoint = checkpoint_path(directory.checkpoints, step)
+    try:
+        os.link(checkpoint, temporary)
+    except OSError:  # not every file system has links
+        replace_file(best, checkpoint.read_bytes())
+        return
     rename(temporary, best)
     temporary.unlink(missing_ok=True)  # two links to one file: rename leaves both as they are
