@@ -199,22 +199,13 @@ def _reachable(endpoint: str) -> str:
 
 
 def _child_screen() -> Any:
-    """Return a server's screen where the parent watches: only what comes before it can."""
-    from manychar.protocol.messages import Level
+    """Return a server's screen where the parent watches: what it says, and where it listens."""
     from manychar.runtime.serve import Screen
 
-    watched = False
-
-    def say_until_watched(text: str, level: Level = Level.INFO) -> None:
-        if not watched:
-            say(text, level)
-
     def bound(endpoint: str) -> None:
-        nonlocal watched
-        watched = True
         print(json.dumps({"endpoint": endpoint}), flush=True)
 
-    return Screen(say=say_until_watched, report=nothing, weights=nothing, bound=bound)
+    return Screen(say=say, report=nothing, weights=nothing, bound=bound)
 
 
 def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:

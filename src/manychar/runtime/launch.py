@@ -176,7 +176,9 @@ class Fleet:
         while (frames := self._dealer.receive()) is not None:
             try:
                 message = decode(frames, self._observer.dimensions)
-                self._carry_out(self._observer.receive(message, time.monotonic()))
+                effects = self._observer.receive(message, time.monotonic())
+                # What a server says to all observers stands in its standard error, too, and more.
+                self._carry_out([each for each in effects if not isinstance(each, Say)])
             except (WireError, PeerError) as error:
                 self.display.warn(f"dropped a message of the server: {error}")
         self._carry_out(self._observer.tick(time.monotonic()))

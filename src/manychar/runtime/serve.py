@@ -317,7 +317,8 @@ class _Loop:
 
     def _woken(self) -> None:
         for number in self.wake.take():
-            self.screen.say(STOPPING)
+            if self.parent.descriptor is None:  # a parent says so itself
+                self.screen.say(STOPPING)
             if number == signal.SIGINT:
                 endless = self.machine.run.operation.steps == 0
                 self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
