@@ -36,7 +36,7 @@ def export(
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .png or .svg to write.")
     ],

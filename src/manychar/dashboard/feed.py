@@ -6,12 +6,11 @@ run directory is read, and read again where it has changed, so it may be finishe
 
 import contextlib
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,23 +18,22 @@ from manychar.dashboard.history import History, Judgement, Moment, Point
 from manychar.numerics.activations import activations
 from manychar.numerics.model import Parameters
 from manychar.protocol.effects import Effect, Finish, Say, Show
-from manychar.protocol.messages import Attendance, Level, Report, Roster, Weights, Welcome
+from manychar.protocol.messages import Level, Report, Roster, Weights, Welcome
 from manychar.runtime import log
 from manychar.runtime.checkpoint import list_checkpoints
-from manychar.runtime.errors import RUN_FAILED, UserError, because
+from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
-from manychar.runtime.metrics import METRICS_NAME
-from manychar.runtime.observe import IN_GOOD_ORDER, Watch
+from manychar.runtime.metrics import METRICS_NAME, read_metrics
+from manychar.runtime.observe import IN_GOOD_ORDER, Watch, sight_of
 from manychar.runtime.run_directory import open_run
-from manychar.runtime.sampling import draw
+from manychar.runtime.sampling import as_it_trains
+from manychar.runtime.sinks import Pages
 from manychar.runtime.verdicts import VALIDATION_NAME, is_over, read_verdicts
 
 SAMPLE_LENGTH = 300
 PATIENCE_AFTER_LOSS = 600.0
 LOOK_EVERY = 2.0
 MOST_CHECKPOINTS = 12
-
-T = TypeVar("T")
 
 
 class Feed:
@@ -86,7 +84,7 @@ class Live:
         """Wait for the first report. Raises UserError where there is none within `patience` s."""
         self._endpoint, self._key, self._history = endpoint, key, history
         self._say = say
-        self._parts: list[Attendance] = []
+        self._pages = Pages()
         self._watch = Watch(endpoint, key, patience=patience)
         while not history.view().points:
             if (end := self._turn()) is not None:
@@ -128,9 +126,8 @@ class Live:
             case Show(Report() as report) if (welcome := self._watch.welcome) is not None:
                 self._report(welcome, report)
             case Show(Roster() as roster):
-                self._parts = [*self._parts[: roster.first], *roster.workers]
-                if len(self._parts) == roster.total:
-                    self._history.roster(self._parts, time.monotonic())
+                if (workers := self._pages.take(roster)) is not None:
+                    self._history.roster(workers, time.monotonic())
                 if roster.waiting:
                     self._history.know(state=f"waiting for {roster.waiting}")
             case Say(text, level):
@@ -188,7 +185,7 @@ class Directory:
         metrics, validation = (self._run.path / name for name in (METRICS_NAME, VALIDATION_NAME))
         if not any([self._has_changed(metrics), self._has_changed(validation)]):
             return
-        points = _parsed(metrics, self._point)
+        points = [self._point(values) for values in read_metrics(self._run.path)]
         judged = [Judgement(*verdict) for verdict in sorted(read_verdicts(self._run).items())]
         self._history.course(points, judged)
         steps, last = self._run.settings.steps, points[-1].step if points else 0
@@ -204,7 +201,7 @@ class Directory:
         characters = self._run.definition.seq_length
         return Point(
             step=int(values["step"]),
-            seconds=float(values["seconds"]),
+            seconds=float(values.get("seconds", 0.0)),
             characters=int(values["characters"]),
             nats=float(values["loss"]) / characters,
             smooth=float(values["smooth_loss"]) / characters,
@@ -243,16 +240,12 @@ class Directory:
 
 def moment_of(welcome: Welcome, weights: Weights) -> Moment:
     """Return what a live server's weights write: the sample that its own progress shows, longer."""
-    size = welcome.dimensions
-    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
-    parameters = Parameters(flat, size.vocabulary_size, size.hidden)
-    vocabulary = bytes(welcome.vocabulary).decode()
-    return _moment(parameters, vocabulary, seed=welcome.seed, step=weights.version)
+    sight = sight_of(welcome, weights)
+    return _moment(sight.parameters, sight.vocabulary, seed=welcome.seed, step=sight.step)
 
 
 def _moment(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Moment:
-    generator = np.random.default_rng([seed, 1, step])
-    text = "".join(draw(parameters, vocabulary, generator, length=SAMPLE_LENGTH))
+    text = as_it_trains(parameters, vocabulary, seed=seed, step=step, length=SAMPLE_LENGTH)
     id_of = {character: i for i, character in enumerate(vocabulary)}
     start = "\n" if "\n" in id_of else vocabulary[0]  # what the sample was begun with
     ids = np.array([id_of[character] for character in start + text], np.intp)
@@ -273,21 +266,6 @@ def _facts(values: dict[str, Any]) -> dict[str, str]:
 
 def _ending(end: Finish) -> str:
     return end.reason or "finished" if end.code in IN_GOOD_ORDER else f"failed: {end.reason}"
-
-
-def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
-    """Return what the lines of a file say; one that is not whole, or damaged, is passed over."""
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
-    found = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.append(parse(json.loads(line)))
-    return found
 
 
 def _spread(entries: list[Any], most: int) -> list[Any]:

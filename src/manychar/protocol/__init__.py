@@ -2,8 +2,8 @@
 
 Every machine here is driven from outside: an event goes in together with the time, effects come
 out, and the same events give the same effects. Read messages, codec, effects; for the server run,
-steps, membership, outbox, leasing, reception, reporting, server; for its peers session, worker,
-observer.
+steps, membership, manners, outbox, leasing, reception, disputes, judging, waiting, attendance,
+reporting, server; for its peers session, worker, observer.
 
 The rules that hold the bits together; tests/simulation plants a bug for each. D is the delay.
 

@@ -35,7 +35,7 @@ class Save:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Have the checkpoint of `step` judged, and come back with `judged` or `judge_failed`."""
+    """Have a checkpoint judged; come back with `judged`, `not_judged` or `judge_failed`."""
 
     step: int
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 WIRE_VERSION = 1
-"""Rises with every change of the messages; two sides that differ refuse each other by name."""
+"""Rises with every release that changes the messages; two sides that differ refuse each other."""
 
 Frame = bytes | bytearray | memoryview
 """Anything that holds raw bytes and can be sent as one frame."""
@@ -343,7 +343,7 @@ class Attendance(NamedTuple):
 class Roster:
     """Who is there: some of the `total` workers, from the one numbered `first` on.
 
-    `waiting` says for whom the run waits; it is empty while no step takes longer than usual.
+    `waiting` says for whom the run waits; it is empty while a step takes less than four usual ones.
     """
 
     run: str

@@ -1,7 +1,8 @@
 """ParameterServer: grants shards, takes gradients, averages, clips, applies Adagrad, broadcasts.
 
-The run:    TRAINING ──the last step is applied──▶ SAVING ──saved──▶ FINISHED
+The run:    TRAINING ──the last step is applied, or it gets no better──▶ SAVING ──saved──▶ FINISHED
             TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
+            any ──a failure, a way back, a newer server──▶ FINISHED
 
 Each peer:  unknown ──Hello──▶ GREETED ──Ready, the run's fingerprint──▶ WORKING ⇄ SILENT
             unknown ──Hello of an observer──▶ OBSERVING
@@ -127,7 +128,7 @@ class ParameterServer:
         for step in self.run.unjudged:
             self.judging.expect(step)
             self._have_judged(step)
-        if self.state.step >= self.steps.limit:
+        if self.steps.closed:
             self._save_and_finish(now)
         elif self.judging.is_over(self.state.step):
             self._no_better(now)
@@ -432,14 +433,14 @@ class ParameterServer:
     def _after_step(self, now: float) -> None:
         """Do what the new weights call for."""
         step, operation = self.state.step, self.run.operation
-        last = step >= self.steps.limit
+        last = self.steps.closed
         over = self.judging.is_over(step)
         ends = last or over or self.phase is Phase.STOPPING
         if not ends:
             self.attendances.broadcasts(now)
             self.leasing.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
-        if _is_due(step, RECORD_EVERY_STEPS) or last or over:
+        if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self.outbox.add(Record(self.reporting.report(now)))
         if over and self.phase is Phase.TRAINING:
             self._no_better(now)

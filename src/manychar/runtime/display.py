@@ -22,7 +22,7 @@ from rich.table import Column
 from manychar.numerics.model import Parameters
 from manychar.protocol.messages import Dimensions, Level, Report, Weights
 from manychar.runtime import log
-from manychar.runtime.sampling import draw, for_reading
+from manychar.runtime.sampling import as_it_trains, for_reading
 
 PLAIN_EVERY = 2.0
 SPEED_WINDOW = 5.0
@@ -128,9 +128,13 @@ class Display:
     def _sample(self, weights: Weights) -> str:
         size = self.dimensions
         flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
-        parameters = Parameters(flat, size.vocabulary_size, size.hidden)
-        generator = np.random.default_rng([self._seed, 1, weights.version])
-        return "".join(draw(parameters, self._vocabulary, generator, length=self._sample_length))
+        return as_it_trains(
+            Parameters(flat, size.vocabulary_size, size.hidden),
+            self._vocabulary,
+            seed=self._seed,
+            step=weights.version,
+            length=self._sample_length,
+        )
 
     def _line(self, report: Report) -> None:
         self._shown_step = report.step

@@ -4,15 +4,13 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from manychar.protocol.effects import Effect, Finish, Say, Show
 from manychar.protocol.messages import Report, Roster, Weights, Welcome
 from manychar.runtime import log
 from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.observe import IN_GOOD_ORDER, Watch, sight_of
-from manychar.runtime.sampling import draw
+from manychar.runtime.sampling import as_it_trains
 from manychar.runtime.sinks import Pages, Sink, sinks
 
 SAMPLE_LENGTH = 200
@@ -66,9 +64,13 @@ def _tell(effects: list[Effect], beside: Sequence[Sink], pages: Pages, welcome: 
 
 def _sample(welcome: Welcome, weights: Weights) -> str:
     sight = sight_of(welcome, weights)
-    generator = np.random.default_rng([welcome.seed, 1, sight.step])
-    drawn = draw(sight.parameters, sight.vocabulary, generator, length=SAMPLE_LENGTH)
-    return "".join(drawn)
+    return as_it_trains(
+        sight.parameters,
+        sight.vocabulary,
+        seed=welcome.seed,
+        step=sight.step,
+        length=SAMPLE_LENGTH,
+    )
 
 
 def _end_if_it_has(effects: list[Effect], say: log.Say, endpoint: str) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manychar.protocol.messages import Level, Report
 from manychar.protocol.run import dimensions_of
 from manychar.runtime import log
@@ -14,7 +12,7 @@ from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.errors import UserError
 from manychar.runtime.metrics import read_metrics
 from manychar.runtime.run_directory import RunDirectory, open_run
-from manychar.runtime.sampling import draw
+from manychar.runtime.sampling import as_it_trains
 from manychar.runtime.sinks import sinks
 from manychar.runtime.verdicts import read_verdicts
 
@@ -81,6 +79,8 @@ def samples_of(directory: RunDirectory, length: int, say: log.Say) -> Iterator[t
         except UserError as error:
             say(str(error), Level.WARNING)
             continue
-        generator = np.random.default_rng([directory.definition.seed, 1, step])
-        text = draw(checkpoint.state.parameters, checkpoint.vocabulary, generator, length=length)
-        yield step, "".join(text)
+        parameters, seed = checkpoint.state.parameters, directory.definition.seed
+        yield (
+            step,
+            as_it_trains(parameters, checkpoint.vocabulary, seed=seed, step=step, length=length),
+        )

@@ -45,6 +45,14 @@ def draw(
     return (vocabulary[character] for character in islice(drawn, length))
 
 
+def as_it_trains(
+    parameters: Parameters, vocabulary: str, *, seed: int, step: int, length: int
+) -> str:
+    """Return what a run shows of its weights at a step: the same from every place it is shown."""
+    generator = np.random.default_rng([seed, 1, step])
+    return "".join(draw(parameters, vocabulary, generator, length=length))
+
+
 def for_reading(text: str) -> str:
     """Return a text as standard output may have it: a terminal is sent no control sequences."""
     if not sys.stdout.isatty():
