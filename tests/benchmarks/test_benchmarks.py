@@ -30,6 +30,12 @@ def test_a_side_goes_as_often_as_it_is_told(plan: Plan) -> None:
     assert min(found["ours"].values + found["plain"].values) > 0
 
 
+def test_the_bytes_alone_go_to_and_fro(plan: Plan) -> None:
+    with Side("bare", plan.task(hidden=16)) as bare:
+        bare.until_ready()
+        assert bare.measure(0) > 0
+
+
 def test_two_that_go_together_add_up(plan: Plan) -> None:
     with Together([Side("single", plan.task(hidden=16)) for _ in range(2)]) as two:
         two.until_ready()

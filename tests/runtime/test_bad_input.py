@@ -136,6 +136,16 @@ def _bad_values() -> list[tuple[str, str, str]]:
 
 
 class TestFlags:
+    @pytest.mark.parametrize("place", [".", "..", "/"])
+    def test_a_run_directory_without_a_name(
+        self, manychar: Commands, text: Path, tmp_path: Path, place: str
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        flags = (*SMALL, "--run-dir", place, "--steps", "1")
+        running = manychar.start("train", str(text), *flags, directory=tmp_path / "empty")
+        expect_one_line(running.end(), place)
+        assert not list((tmp_path / "empty").iterdir())
+
     @pytest.mark.parametrize(
         ("command", "flag", "value"), _bad_values(), ids=lambda value: value or "nothing"
     )

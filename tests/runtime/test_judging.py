@@ -1,5 +1,7 @@
 """Held-out text, for real: verdicts beside training, the best checkpoint, where a run ends."""
 
+import dataclasses
+import errno
 import json
 import os
 import signal
@@ -7,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
+from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.run_directory import open_run
-from manychar.runtime.verdicts import BEST_NAME, VALIDATION_NAME, read_verdicts
+from manychar.runtime.verdicts import (
+    BEST_NAME,
+    VALIDATION_NAME,
+    append_verdict,
+    is_over,
+    read_verdicts,
+    take_up_verdicts,
+)
 from tests.runtime.alone import bits_alone, bits_of
 from tests.runtime.commands import SMALL, Commands, until
 
@@ -154,6 +163,46 @@ def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, tex
     done = manychar.run("train", "--resume", "run", "--steps", "61")
     assert done.code == 0, done.err
     assert read_checkpoint(best).state.step in (step, 61)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_the_best_is_what_the_verdicts_say_wherever_a_server_died(
+    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
+    run = open_run(manychar.directory / "run")
+    append_verdict(run, 40, 0.5)  # it came, and the server died before it kept the checkpoint
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    take_up_verdicts(run, 60)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
+    read_checkpoint(checkpoint_path(run.checkpoints, 40))
+    append_verdict(run, 20, 0.1)
+    checkpoint_path(run.checkpoints, 20).write_bytes(b"damaged")
+    take_up_verdicts(run, 60)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
+    manychar: Commands, text: Path
+) -> None:
+    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
+    run = open_run(manychar.directory / "run")
+    run = dataclasses.replace(
+        run, settings=dataclasses.replace(run.settings, stop_when_no_better=1)
+    )
+    losses = {0: 1.0, 20: 0.5, 40: 0.4, 60: 0.3}
+    path = run.path / VALIDATION_NAME
+    path.unlink()
+    for step in (0, 40):
+        append_verdict(run, step, losses[step] + 1.0 * step)
+    assert not is_over(run, 60), "step 20 may be better"
+    append_verdict(run, 20, 2.0)
+    assert is_over(run, 60)
 
 
 def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
