@@ -16,7 +16,7 @@ from tests.runtime.commands import SMALL, Commands, Running, until
 ENDLESS = ("--steps", "0", "--sample-every", "25", "--sample-length", "1")
 KNOWN_DEATH = """
 import os, sys
-if "worker" in sys.orig_argv:
+if "worker-1" in sys.orig_argv:
     os._exit(9)
 """
 
@@ -435,21 +435,23 @@ class TestKilling:
         assert expect_same_bits(run, text) == reached + 35
         expect_nothing_half_written(run)
 
+    @pytest.mark.parametrize("workers", [1, 2])
     def test_gives_up_on_a_worker_that_cannot_start(
-        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path, workers: int
     ) -> None:
         (tmp_path / "sitecustomize.py").write_text(KNOWN_DEATH)
         done = manychar.run(
-            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, *ENDLESS),
+            *("train", str(text), "--workers", str(workers), "--run-dir", "run", *SMALL, *ENDLESS),
             env={"PYTHONPATH": str(tmp_path)},
         )
         assert done.code == 3, done.err
         assert re.search(r"manychar: gave up: worker-1 ended .* with exit code 9", done.err)
         assert done.err.count("starting it again") == 4
         assert "go on: manychar train --resume run" in done.err
-        again = manychar.run("train", "--resume", "run", "--steps", "10")
+        reached = steps_of(run)[-1]
+        again = manychar.run("train", "--resume", "run", "--steps", str(reached + 10))
         assert again.code == 0, again.err
-        assert expect_same_bits(run, text) == 10
+        assert expect_same_bits(run, text) == reached + 10
 
     def test_refuses_arithmetic_that_is_not_finite(
         self, manychar: Commands, text: Path, run: Path
