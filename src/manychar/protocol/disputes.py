@@ -52,7 +52,7 @@ class Disputes:
         who = ", ".join(name for name, _ in wrong)
         text = (
             f"no gradient of {who} is to be trusted: going back before step {first}, the first"
-            " that is remembered; `manychar verify` tells of those before it"
+            " that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)
         return GoBack(int(first), dict(self._reception.barred))
