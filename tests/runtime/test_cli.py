@@ -147,6 +147,26 @@ class TestCtrlC:
         drafts = [path for path in manychar.directory.rglob("*") if path.name.endswith(".tmp")]
         assert not drafts
 
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+    def test_within_a_callback(
+        self, manychar: Commands, trained: Path, tmp_path: Path, number: int
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import os, sys, weakref\n"
+            "class Interrupt:\n"
+            "    def find_spec(self, name, path, target=None):\n"
+            "        if name == 'manychar.runtime.sampling' and 'sample' in sys.orig_argv:\n"
+            "            one = Interrupt()\n"
+            f"            seen = weakref.ref(one, lambda _: os.kill(os.getpid(), {int(number)}))\n"
+            "            del one\n"
+            "sys.meta_path.insert(0, Interrupt())\n"
+        )
+        done = manychar.run(
+            *("sample", str(trained), "--length", "1000000000"), env={"PYTHONPATH": str(tmp_path)}
+        )
+        assert done.code == (130 if number == signal.SIGINT else 75), done.err
+        assert "Traceback" not in done.err
+
     def test_while_a_string_is_executed(
         self, manychar: Commands, text: Path, tmp_path: Path
     ) -> None:

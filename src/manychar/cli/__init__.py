@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from manychar.runtime.parent import end_with
 from manychar.runtime.wake import early
 
 WIDTH_OF_HELP = 80
+SOON = 0.02
 _NOT_ONE_OF = re.compile(r"'(?P<wrong>[^']*)' is not one of (?P<right>.*)")
 
 app = typer.Typer(
@@ -76,6 +78,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
+    sys.unraisablehook = _not_lost
     signal.signal(signal.SIGINT, _ended)
     signal.signal(signal.SIGTERM, _ended)
     try:
@@ -109,13 +112,25 @@ class _Interrupted(KeyboardInterrupt):
     """
 
 
-def _ended(number: int, _frame: object) -> None:
-    """End with everything cleaned up that was begun.
+class _Stopped(SystemExit):
+    """SIGTERM, likewise."""
 
-    Where Python swallows the exception (in a callback, say), the next loop finds the signal.
-    """
+
+def _ended(number: int, _frame: object) -> None:
+    """End with everything cleaned up that was begun; a loop takes what Python swallowed."""
     early.append(number)
-    raise _Interrupted if number == signal.SIGINT else SystemExit(STOPPED)
+    raise _Interrupted if number == signal.SIGINT else _Stopped(STOPPED)
+
+
+def _not_lost(ignored: Any) -> None:
+    """Send a signal again whose exception Python could not raise: it came within a callback."""
+    numbers = {_Interrupted: signal.SIGINT, _Stopped: signal.SIGTERM}
+    if (number := numbers.get(ignored.exc_type)) is None:
+        sys.__unraisablehook__(ignored)
+        return
+    again = threading.Timer(SOON, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _usage_line(error: Any) -> str:
