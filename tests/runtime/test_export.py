@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +126,16 @@ def of_pytorch(file: Path, ids: Any, before: Any, dtype: str) -> tuple[float, An
         y = model["linear"](states).reshape(-1, V)
         loss = torch.nn.functional.cross_entropy(y, targets.reshape(-1), reduction="sum")
     return loss.item(), last[0].numpy()
+
+
+def test_no_pipe_is_replaced_and_a_link_is_followed(manychar: Commands, trained: Path) -> None:
+    pipe, link, file = (manychar.directory / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    refused = manychar.run("export", str(trained), "-o", "pipe")
+    assert refused.code == 2
+    assert "pipe: not a regular file" in refused.err
+    assert pipe.is_fifo()
+    assert manychar.run("export", str(trained), "-o", "link").code == 0
+    assert link.is_symlink()
+    assert file.stat().st_size > 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from manychar.protocol.messages import Attendance, Dimensions, Report
 from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.observe import Standing
-from manychar.runtime.standing import COLUMNS, exchanging, lines_of, render, rows_of, since
+from manychar.runtime.standing import COLUMNS, exchanging, lines_of, render, rows_of, show, since
 from tests.runtime.commands import SMALL, Commands, Running, until
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
@@ -208,6 +208,15 @@ def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
     for part in (*COLUMNS[3:], "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
         assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
     assert max(map(len, shown.splitlines())) <= width
+
+
+def test_nor_is_anything_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", show(standing(10.0, late=12.0, dropped=1234)))
+    for part in (*COLUMNS[3:], "12.0 s", "1,234", "50 %"):
+        assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert max(map(len, shown.splitlines())) <= 40
 
 
 def test_a_worker_that_joined_anew_is_taken_from_then() -> None:

@@ -50,6 +50,17 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise
 
 
+def replace_where_told(path: Path, data: bytes) -> None:
+    """Put `data` where a user said: a link is followed, and no device or pipe is replaced.
+
+    Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    replace_file(target, data)
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a file or directory its name, and make that durable."""
     source.rename(target)

@@ -13,7 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from manychar.numerics.model import Parameters
-from manychar.runtime.durable import replace_file
+from manychar.runtime.durable import replace_where_told
 from manychar.runtime.errors import UserError, because
 
 
@@ -48,6 +48,6 @@ def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
     if not all(np.array_equal(written[name], array) for name, array in named.items()):
         raise RuntimeError(f"{target}: read back, the weights are others")
     try:
-        replace_file(target, data)
+        replace_where_told(target, data)
     except OSError as error:
         raise UserError(f"{target}: {because(error)}; give another -o FILE") from None

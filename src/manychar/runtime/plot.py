@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from manychar.runtime.durable import replace_file
+from manychar.runtime.durable import replace_where_told
 from manychar.runtime.errors import UserError, because
 from manychar.runtime.metrics import read_metrics
 from manychar.runtime.run_directory import open_run
@@ -64,7 +64,7 @@ def plot(runs: list[Path], target: Path, by: By) -> None:
     with mpl.rc_context(SETTINGS):
         figure.savefig(picture, format=suffix[1:], metadata={"Date": None})
     try:
-        replace_file(target, picture.getvalue())
+        replace_where_told(target, picture.getvalue())
     except OSError as error:
         raise UserError(f"{target}: {because(error)}; give another -o FILE") from None
 

@@ -71,9 +71,9 @@ def _table(rows: list[list[str]]) -> Table:
 
 def show(standing: Standing, before: Standing | None = None) -> str:
     """Return it as text, as wide as it takes where there is no terminal."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+        console.width, console.soft_wrap = PLAIN_WIDTH, True
     with console.capture() as capture:
         console.print(render(standing, before))
     return capture.get()
