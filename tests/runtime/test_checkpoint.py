@@ -146,6 +146,13 @@ class TestRoundTrip:
         write_checkpoint(tmp_path / "odd", definition, VOCABULARY, oddly)
         assert bits_of(read_checkpoint(tmp_path / "odd").state) == bits_of(state)
 
+    def test_equal_contents_are_equal_files(self, tmp_path: Path) -> None:
+        definition = a_definition()
+        files = [tmp_path / str(i) for i in range(8)]
+        for file in files:
+            write_checkpoint(file, definition, VOCABULARY, a_state(definition))
+        assert len({file.read_bytes() for file in files}) == 1
+
     def test_equal_contents_have_equal_hashes(self, tmp_path: Path) -> None:
         definition = a_definition()
         for name in ("one", "two"):

@@ -2,8 +2,7 @@
 
 Tensors `Wxh Whh Why bh by`, Adagrad's `mWxh … mby`, `hidden` (S, B, H) and, with a delay,
 `previous` (D, P); metadata `format step smooth_loss smooth_loss_hex vocabulary config sha256`. The
-sha256 covers every tensor and all other metadata, because safetensors writes metadata in no fixed
-order.
+sha256 covers every tensor and all other metadata, in whatever order a file has them.
 """
 
 import dataclasses
@@ -30,6 +29,7 @@ from manychar.numerics.model import Parameters, count_parameters, shapes_of
 from manychar.numerics.train import State
 from manychar.runtime.durable import open_regular, rename, temporary_name, write_file
 from manychar.runtime.errors import UserError, because
+from manychar.runtime.safetensors_file import as_safetensors
 
 LARGEST_HEADER = 2**25  # every character there is, with its escapes
 PARAMETER_NAMES = ("Wxh", "Whh", "Why", "bh", "by")
@@ -89,8 +89,7 @@ def write_checkpoint(path: Path, definition: Definition, vocabulary: str, state:
     Raises OSError where the disk will not have it, UserError or RuntimeError where what is read
     back is damaged or another one.
     """
-    # safetensors writes arrays that are not contiguous wrongly, and says nothing.
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors_of(state).items()}
+    tensors = tensors_of(state)
     metadata = {
         "format": str(FORMAT_VERSION),
         "step": str(state.step),
@@ -102,7 +101,7 @@ def write_checkpoint(path: Path, definition: Definition, vocabulary: str, state:
     metadata["sha256"] = _sha256(tensors, metadata)
     temporary = temporary_name(path)
     try:
-        write_file(temporary, safetensors.numpy.save(tensors, metadata))
+        write_file(temporary, as_safetensors(tensors, metadata))
         if read_checkpoint(temporary).sha256 != metadata["sha256"]:
             raise RuntimeError(f"{path}: read back, the checkpoint is another one")
         rename(temporary, path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from manychar.numerics.model import Parameters
 from manychar.runtime.durable import replace_where_told
 from manychar.runtime.errors import UserError, because
+from manychar.runtime.safetensors_file import as_safetensors
 
 
 def state_dict(parameters: Parameters) -> dict[str, NDArray[Any]]:
@@ -34,8 +35,7 @@ def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
 
     Raises UserError where it cannot be written.
     """
-    # safetensors writes arrays that are not contiguous wrongly, and says nothing.
-    named = {name: np.ascontiguousarray(array) for name, array in state_dict(parameters).items()}
+    named = state_dict(parameters)
     metadata = {
         "format": "pt",
         "vocabulary": vocabulary,
@@ -43,7 +43,7 @@ def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
         "hidden": str(parameters.hidden_size),
         "nonlinearity": "tanh",
     }
-    data = safetensors.numpy.save(named, metadata)
+    data = as_safetensors(named, metadata)
     written = safetensors.numpy.load(data)
     if not all(np.array_equal(written[name], array) for name, array in named.items()):
         raise RuntimeError(f"{target}: read back, the weights are others")
