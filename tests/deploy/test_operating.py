@@ -19,6 +19,7 @@ from manychar.protocol.messages import (
     Unit,
     Weights,
 )
+from manychar.protocol.steps import Verdict
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
 from tests.protocol.stage import Stage
@@ -40,6 +41,23 @@ SERVERS_OWN = [
 SAID_BY = {"warn", "_end", "bar", "_loses", "Finish"}
 NO_TROUBLE = {"", "stopped by", "no better for"}
 EDGES = " :;,()"
+
+
+def counts() -> Iterator[str]:
+    """Yield every name under which the program counts something."""
+    for path in PROGRAM.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                counted = node.func.attr in ("count", "count_against", "dropped")
+                for each in node.args[: 2 if node.func.attr == "count_against" else 1]:
+                    if counted and isinstance(each, ast.Constant) and isinstance(each.value, str):
+                        yield each.value
+    yield from (verdict.value for verdict in Verdict if verdict is not Verdict.WANTED)
+
+
+def test_every_count_is_explained() -> None:
+    explained = re.findall(r"^\| `([^`]+)` \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
+    assert sorted(set(counts()) - {"\n"}) == sorted(explained)
 
 
 def length(message: Message) -> int:

@@ -45,7 +45,9 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     [
         ("hiden = 3", "hiden is no flag of this command; did you mean hidden?"),
         ("hidden = ", "not TOML"),
-        ("hidden = 'many'", "Invalid value for '--hidden'"),
+        ("hidden = 'many'", "c.toml: hidden = \"many\": Invalid value for '--hidden'"),
+        ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: Invalid value for '--hidden'"),
+        ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
         ("hidden = 0", "--hidden is 0: it takes a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
         (None, "no such file or directory; give the path of a TOML file"),
@@ -71,6 +73,15 @@ def test_every_command_prints_its_flags(manychar: Commands, command: str) -> Non
     done = manychar.run(command, *needed.get(command, []), "--print-config")
     assert done.code == 0, done.err
     assert all(" =" in line for line in done.out.splitlines())
+
+
+def test_a_bad_value_of_the_command_line_does_not_name_the_file(
+    manychar: Commands, text: Path
+) -> None:
+    (manychar.directory / "c.toml").write_text("hidden = 3\n")
+    done = manychar.run("train", str(text), "--config", "c.toml", "--hidden", "many")
+    assert done.code == 2
+    assert "c.toml" not in done.err
 
 
 def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:

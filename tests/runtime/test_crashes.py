@@ -5,6 +5,7 @@ clock. What is compared at the end is every checkpoint against one process's sta
 """
 
 import collections
+import os
 import random
 import shutil
 import signal
@@ -367,6 +368,24 @@ def test_verify_notices_an_altered_file(manychar: Commands, text: Path, name: st
     assert verified.code == 2
     assert Path(name).name in verified.err
     assert len(verified.err.splitlines()) == 1
+
+
+def test_a_run_whose_journal_was_torn_before_its_checkpoint_is_verified(
+    manychar: Commands, text: Path
+) -> None:
+    def train(*flags: str) -> None:
+        done = manychar.run("train", *flags, "--checkpoint-every", "50")
+        assert done.code == 0, done.err
+
+    train(str(text), "--run-dir", "run", *SMALL, "--workers", "1", "--steps", "100")
+    journal = manychar.directory / "run" / "journal.msgpack"
+    size = journal.stat().st_size
+    os.truncate(journal, size * 3 // 4)
+    assert manychar.run("verify", "run").code == 2
+    train("--resume", "run", "--steps", "150")
+    verified = manychar.run("verify", "run")
+    assert (verified.code, verified.out) == (0, "the same bits: 150 steps, 4 checkpoints\n")
+    assert " to 100, torn off before a server began again" in verified.err
 
 
 def test_verify_names_the_first_step_and_array_that_differ(

@@ -78,8 +78,26 @@ def test_a_run_whose_samples_nobody_reads_goes_on(manychar: Commands, text: Path
         program=("-c", READ_ONE_LINE),
     )
     assert done.code == 0, done.err
-    assert done.err.count("standard output is closed: no more samples") == 1
+    assert done.err.count("standard output: broken pipe: no more samples") == 1
     assert "step 300/300" in done.err
+
+
+WRITE_WHERE_NOTHING_FITS = """
+import subprocess, sys
+with open("/dev/full", "w") as full:
+    sys.exit(subprocess.call([sys.executable, "-m", "manychar", *sys.argv[1:]], stdout=full))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_run_whose_samples_have_no_place_goes_on(manychar: Commands, text: Path) -> None:
+    done = manychar.run(
+        *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),
+        *("--steps", "30", "--sample-every", "10"),
+        program=("-c", WRITE_WHERE_NOTHING_FITS),
+    )
+    assert done.code == 0, done.err
+    assert done.err.count("standard output: no space left on device: no more samples") == 1
 
 
 class FullDisk:

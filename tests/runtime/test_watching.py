@@ -13,6 +13,7 @@ from rich.console import Console
 
 from manychar.protocol.messages import Attendance, Dimensions, Report
 from manychar.runtime.checkpoint import list_checkpoints
+from manychar.runtime.display import Display
 from manychar.runtime.observe import Standing
 from manychar.runtime.standing import COLUMNS, exchanging, lines_of, render, rows_of, show, since
 from tests.runtime.commands import SMALL, Commands, Running, until
@@ -189,6 +190,22 @@ def standing(seconds: float, **worker: Any) -> Standing:
     return Standing(SIZE, report, (Attendance(**(values | worker)),))
 
 
+def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """20 reports at 100 steps a second, then one that a dead worker kept waiting for a minute."""
+    display = Display(vocabulary="ab", dimensions=SIZE, seed=0, sample_length=0)
+    report = dataclasses.replace(standing(10.0).report, steps=10_000)
+    for i in range(21):
+        seconds, step = 0.2 * i + 60.0 * (i == 20), 20 * i
+        display.report(
+            dataclasses.replace(report, seconds=seconds, step=step, characters=step * 100)
+        )
+    with display:
+        pass
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "10,000 characters/s" in last
+    assert "1:36 left" in last
+
+
 def test_rates_are_those_between_two_looks() -> None:
     then = standing(10.0)
     now = standing(12.0, computing=6.8, waiting=1.0)
@@ -196,7 +213,8 @@ def test_rates_are_those_between_two_looks() -> None:
     assert row[4:8] == ["200", "90 %", "10 %", "0 %"]
     (row,) = rows_of(now, None)
     assert row[5] == "57 %"
-    assert "1,000 characters/s" in lines_of(now, then)[0]
+    assert lines_of(now, then)[0].endswith("1,000 characters/s")
+    assert lines_of(now, None)[0].endswith(" characters/s on average")
 
 
 @pytest.mark.parametrize("width", [40, 60, 79, 100, 160])

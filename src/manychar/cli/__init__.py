@@ -18,7 +18,7 @@ import typer
 
 from manychar import __version__
 from manychar.cli import evaluating, keeping, looking, passing_on, training
-from manychar.cli.configuring import configurable
+from manychar.cli.configuring import configurable, from_file
 from manychar.cli.dashboard import dashboard
 from manychar.cli.speaking import complain
 from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
@@ -90,9 +90,11 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
         complain(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
-    except MemoryError:
+    except MemoryError as error:
+        much = f" ({error})" if str(error) else ""
         complain(
-            "manychar: not enough memory for this: a smaller --hidden, --streams or text needs less"
+            f"manychar: not enough memory for this{much}:"
+            " a smaller --hidden, --streams or text needs less"
         )
         return BAD_INPUT
     except usage_error as error:
@@ -137,7 +139,8 @@ def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
-    return f"{path}: {message}{_guess(message)}; see {path} --help"
+    where = from_file(context, getattr(error, "param", None))
+    return f"{path}: {where}{message}{_guess(message)}; see {path} --help"
 
 
 def _guess(message: str) -> str:

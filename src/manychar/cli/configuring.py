@@ -27,12 +27,24 @@ LARGEST_CONFIG = 2**20
 def _read(context: typer.Context, path: Path | None) -> Path | None:
     """Take what a file says for what the user did not. Raises UserError."""
     if path is not None:
-        names = {_key(p): p.name or "" for p in context.command.params if _is_shown(p)}
-        context.default_map = {**(context.default_map or {}), **_values(path, names)}
+        flags = {_key(p): p for p in context.command.params if _is_shown(p)}
+        context.default_map = {**(context.default_map or {}), **_values(path, flags)}
     return path
 
 
-def _values(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
+def from_file(context: typer.Context | None, parameter: Any) -> str:
+    """Return "FILE: key = value: " of a flag whose value came from a file; nothing of another."""
+    name = getattr(parameter, "name", None)
+    if context is None or name is None:
+        return ""
+    source = context.get_parameter_source(name)
+    if source is None or source.name != "DEFAULT_MAP":
+        return ""
+    value = _toml(context.lookup_default(name))
+    return f"{context.params['config']}: {_key(parameter)} = {value}: "
+
+
+def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             found = tomllib.loads(file.read(LARGEST_CONFIG).decode())
@@ -43,11 +55,13 @@ def _values(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for key, value in found.items():
         name = key.replace("-", "_")
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+        if name not in flags:
+            near = difflib.get_close_matches(name, flags, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{path}: {key} is no flag of this command{hint}")
-        values[names[name]] = value
+        if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
+            raise UserError(f"{path}: {key} = {_toml(value)}: this flag takes a value")
+        values[flags[name].name] = value
     return values
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manychar.protocol.messages import Level
 from manychar.runtime import log
+from manychar.runtime.errors import UserError, because
 
 
 def say(text: str, level: Level = Level.INFO) -> None:
@@ -35,10 +36,15 @@ def nothing(_: object) -> None:
 
 
 def write(text: str) -> None:
-    """Write text on standard output, at once; end where whoever reads it has enough."""
+    """Write text on standard output, at once; end where whoever reads it has enough.
+
+    Raises UserError where it cannot be written.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        raise UserError(f"standard output: {because(error)}") from None

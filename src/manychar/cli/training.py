@@ -23,7 +23,7 @@ from manychar.cli.flags import (
 )
 from manychar.cli.speaking import complain, nothing, program, say
 from manychar.cli.taking import display, take_run
-from manychar.runtime.errors import UserError
+from manychar.runtime.errors import STOPPED, UserError
 from manychar.runtime.peers import KEYS_VARIABLE
 from manychar.runtime.pinning import pin
 from manychar.runtime.sinks import check as check_sinks
@@ -141,7 +141,7 @@ def worker(
         parent=Parent(is_child=child),
         key=mine,
     )
-    if finish.reason and (finish.code or not child):
+    if finish.reason and not (child and finish.code in (0, STOPPED)):  # the parent knows of those
         (complain if finish.code else say)(f"{me.name}: {finish.reason}")
     raise typer.Exit(finish.code)
 

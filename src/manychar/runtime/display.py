@@ -5,8 +5,10 @@ Samples go to standard output, everything else to standard error.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
+import statistics
 import sys
 import time
 from collections import deque
@@ -22,10 +24,11 @@ from rich.table import Column
 from manychar.numerics.model import Parameters
 from manychar.protocol.messages import Dimensions, Level, Report, Weights
 from manychar.runtime import log
+from manychar.runtime.errors import because
 from manychar.runtime.sampling import as_it_trains, for_reading
 
 PLAIN_EVERY = 2.0
-SPEED_WINDOW = 5.0
+REPORTS_FOR_SPEED = 26  # some five seconds
 BAR_WIDTH = 10
 
 
@@ -49,7 +52,7 @@ class Display:
         self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._past: deque[tuple[float, int]] = deque()
+        self._past: deque[tuple[float, int]] = deque(maxlen=REPORTS_FOR_SPEED)
         self._next_line = 0.0
         self._shown_step = -1
         self._sampled_version = 0
@@ -90,8 +93,6 @@ class Display:
         if self._past and report.seconds < self._past[-1][0]:
             self._past.clear()  # a server that began again counts from its checkpoint
         self._past.append((report.seconds, report.characters))
-        while len(self._past) > 2 and self._past[0][0] < report.seconds - SPEED_WINDOW:
-            self._past.popleft()
         if self._progress:
             steps = f"{report.step:,}" + (f"/{report.steps:,}" if report.steps else "")
             room = self._console.width - len(steps) - BAR_WIDTH - 3
@@ -117,10 +118,10 @@ class Display:
         try:
             sys.stdout.write(f"--- step {weights.version:,} ---\n{for_reading(text)}\n")
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._sample_length = 0
-            self.warn("standard output is closed: no more samples")
+            self.warn(f"standard output: {because(error)}: no more samples")
         if self._progress:
             self._progress.start()
         return text
@@ -167,8 +168,13 @@ class Display:
         return words
 
     def _speed(self) -> float:
-        (then, before), (now, after) = self._past[0], self._past[-1]
-        return (after - before) / (now - then) if now > then else 0.0
+        """Return the median from report to report: one long wait tells nothing of what is left."""
+        paces = [
+            (after - before) / (now - then)
+            for (then, before), (now, after) in itertools.pairwise(self._past)
+            if now > then
+        ]
+        return statistics.median(paces) if paces else 0.0
 
 
 def _progress(console: Console) -> Progress:

@@ -87,7 +87,7 @@ def lines_of(standing: Standing, before: Standing | None) -> list[str]:
     lines = [
         f"run {report.run}, term {report.term}: step {report.step:,}{total},"
         f" smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats a character),"
-        f" {_speed(standing, before):,.0f} characters/s",
+        f" {_speed(standing, before)}",
         f"last checkpoint: step {report.checkpoint:,}, {_age(report.checkpoint_age)} ago",
     ]
     if report.validation is not None:
@@ -145,12 +145,12 @@ def exchanging(worker: Attendance) -> float:
     return max(0.0, worker.present - worker.computing - worker.waiting)
 
 
-def _speed(standing: Standing, before: Standing | None) -> float:
+def _speed(standing: Standing, before: Standing | None) -> str:
     report = standing.report
     if before is None or before.report.seconds >= report.seconds:
-        return report.characters / max(report.seconds, 1e-9)
+        return f"{report.characters / max(report.seconds, 1e-9):,.0f} characters/s on average"
     characters = report.characters - before.report.characters
-    return characters / (report.seconds - before.report.seconds)
+    return f"{characters / (report.seconds - before.report.seconds):,.0f} characters/s"
 
 
 def _age(seconds: float) -> str:

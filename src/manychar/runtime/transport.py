@@ -63,7 +63,12 @@ def check_endpoint(endpoint: str) -> None:
         return
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
-        raise UserError(f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH")
+        hint = (
+            "; of a run directory there are dashboard and plot" if Path(endpoint).is_dir() else ""
+        )
+        raise UserError(
+            f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH{hint}"
+        )
 
 
 def is_local(endpoint: str) -> bool:

@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
@@ -78,7 +78,8 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     end = newest if end is None else end
     if not 0 <= begin <= end <= newest or (begin == end > 0):
         raise UserError(
-            f"--from {begin} --to {end}: the run's steps are 0 … {newest}, from below to"
+            f"--from {begin} --to {end}: give two of this run's steps, 0 … {newest},"
+            " the smaller one as --from"
         )
     first = max(step for step in saved if step <= begin)
     edges = sorted({first, end, *(step for step in saved if first < step < end)})
@@ -102,9 +103,10 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     tail = path.stat().st_size - reading.length if reading.fault else 0
     if reading.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.fault}")
-    missing = sorted(set(range(1, newest_checkpoint + 1)) - living.keys())
-    if missing:
-        raise UserError(f"{path}: altered: it has no record of step {missing[0]}")
+    missing = set(range(1, newest_checkpoint + 1)) - living.keys()
+    lost = _lost(missing, reading.beginnings())
+    if unexplained := missing - lost:
+        raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
     for step, begin in reading.beginnings().items():
         checkpoint = checkpoint_path(directory.checkpoints, step)
         if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != begin.sha256:
@@ -112,8 +114,25 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
                 f"{checkpoint}: not the checkpoint that the journal says term"
                 f" {begin.term} began from"
             )
-    torn = f"{path}: {reading.fault}: a torn tail after the newest checkpoint, not looked at"
-    return living, torn if reading.fault else ""
+    remarks = []
+    if lost:
+        remarks.append(
+            f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, torn off before a"
+            " server began again: their checkpoints alone are compared"
+        )
+    if reading.fault:
+        remarks.append(f"{reading.fault}: a torn tail after the newest checkpoint, not looked at")
+    return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
+
+
+def _lost(missing: set[int], beginnings: Iterable[int]) -> set[int]:
+    """Return those of the steps without a record that lead without a break to a beginning."""
+    lost: set[int] = set()
+    for step in beginnings:
+        while step in missing:
+            lost.add(step)
+            step -= 1  # noqa: PLW2901 - backwards from the beginning
+    return lost
 
 
 def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
