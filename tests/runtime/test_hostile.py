@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +37,14 @@ from tests.runtime.test_fleet import expect_same_bits
 # A gradient is the longest frame by far, so that what keys add to it shows in the limits.
 SIZES = ("--hidden", "40", "--seq-length", "5", "--streams", "2")
 GROWTH_MIB = 32
+PEAK_MIB = 256  # in a second each such message would take a GiB
 HEADERS, FILES, CONNECTIONS, AT_ONCE = 20_000, 2_000, 200, 500
 
 
-def resident_mib(pid: int | str = "self") -> float:
-    """Return a process's resident memory."""
+def resident_mib(pid: int | str = "self", kind: str = "VmRSS") -> float:
+    """Return a process's resident memory; the most it has had with "VmHWM"."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return int(status.split(f"{kind}:")[1].split()[0]) / 1024
 
 
 @pytest.fixture
@@ -314,6 +316,74 @@ def _pump(source: socket.socket, target: socket.socket, taken: bytearray | None)
             if taken is not None:
                 taken += piece
             target.sendall(piece)
+
+
+def handshake_without_keys(port: int) -> socket.socket:
+    """Return a connection that has shaken hands as a DEALER does, by hand (ZMTP 3.1, NULL)."""
+    visitor = socket.create_connection(("127.0.0.1", port), timeout=30.0)
+    visitor.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" * 32)
+    ready = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+    visitor.sendall(b"\x04" + bytes([len(ready)]) + ready)
+    heard = b""
+    while b"READY" not in heard:
+        heard += visitor.recv(256)
+    return visitor
+
+
+FRAME_WITH_MORE = b"\x01\x00"
+LAST_FRAME = b"\x00\x00"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts bytes of a connection")
+class TestMessagesWithoutEnd:
+    @pytest.fixture
+    def server(self, manychar: Commands, text: Path) -> Running:
+        return manychar.start(
+            *("server", str(text), "--run-dir", "run", *SIZES, "--steps", "0"),
+            *("--bind", "tcp://127.0.0.1:0", "--checkpoint-every", "200", "--sample-every", "0"),
+        )
+
+    def test_end_the_connection_and_nothing_else(
+        self, manychar: Commands, server: Running, text: Path, hostile: int, measured: None
+    ) -> None:
+        endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
+        worker = manychar.start("worker", endpoint)
+        server.wait_for("has joined")
+        before = resident_mib(server.pid)
+        for _ in range(max(2, hostile // 5)):
+            with (
+                handshake_without_keys(int(endpoint.rsplit(":", 1)[1])) as visitor,
+                pytest.raises(ConnectionError),
+            ):
+                visitor.sendall(FRAME_WITH_MORE * 500_000_000)
+        server.wait_for(r"the connection of 127\.0\.0\.1:\d+ .*is ended: a message without an end")
+        grown = resident_mib(server.pid, "VmHWM") - before
+        print(f"memory: {grown:.0f} MiB more, at most")
+        assert grown < PEAK_MIB
+        newest = max(list_checkpoints(manychar.directory / "run" / "checkpoints"))[0]
+        until(
+            lambda: max(list_checkpoints(manychar.directory / "run" / "checkpoints"))[0] > newest,
+            server.described,
+        )
+        assert "has left" not in server.err
+        assert manychar.run("stop", endpoint).code == 0
+        assert (server.end().code, worker.end().code) == (75, 75)
+        assert expect_same_bits(manychar.directory / "run", text) >= 200
+
+    def test_nor_has_one_of_very_many_frames_a_place(
+        self, server: Running, manychar: Commands
+    ) -> None:
+        endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
+        with handshake_without_keys(int(endpoint.rsplit(":", 1)[1])) as visitor:
+            visitor.sendall(FRAME_WITH_MORE * 5_000 + LAST_FRAME)
+            with contextlib.suppress(ConnectionError):
+                while visitor.recv(4096):
+                    pass
+        counted = json.loads(manychar.run("status", endpoint, "--json").out)["counts"]
+        assert counted["malformed"] == 1
+        server.wait_for("is ended: a message without an end")
+        server.interrupt()
+        assert server.end().code == 0
 
 
 class TestConnections:

@@ -255,6 +255,8 @@ class _Loop:
             if door is not None:
                 self._answer(door)
             self._read_mailbox()
+            if time.monotonic() >= self.router.floods.look_at:
+                self.router.mind_the_floods()
             self.machine.catch_up()
             self._tick()
         return self.outcome
@@ -268,8 +270,10 @@ class _Loop:
             self._carry_out(self.machine.remark(complaint))
 
     def _milliseconds(self) -> int:
-        deadline = self.machine.deadline()
-        return 0 if deadline is None else max(0, int(1000 * (deadline - time.monotonic())) + 1)
+        if (deadline := self.machine.deadline()) is None:
+            return 0
+        first = min(deadline, self.router.floods.look_at)
+        return max(0, int(1000 * (first - time.monotonic())) + 1)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -284,7 +288,13 @@ class _Loop:
             self._to_disk("journal", self.beginning.journal.flush)
 
     def _look_at_the_door(self, now: float) -> None:
-        """Count handshakes that failed, and let those go whose key was revoked though silent."""
+        """Count who was sent away, and let those go whose key was revoked though silent."""
+        if ended := self.router.floods.ended():
+            for _ in ended:
+                self._carry_out(self.machine.dropped("connections ended"))
+            more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
+            what = f"the connection of {ended[0]}{more} is ended: a message without an end"
+            self._carry_out(self.machine.remark(what))
         if failed := self.router.failed_handshakes():
             for _ in range(failed):
                 self._carry_out(self.machine.dropped("handshakes failed"))

@@ -19,12 +19,13 @@ import msgpack
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from manychar.protocol.codec import HEADER_BYTES
+from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
 from manychar.runtime.addresses import TRY_FOR, Search, is_name
 from manychar.runtime.crowd import is_crowded, limit
 from manychar.runtime.door import HANDSHAKE_MS, Door
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.runtime.flood import Floods
 from manychar.runtime.keys import ClientKey
 
 HIGH_WATER_MARK = 1000
@@ -142,7 +143,10 @@ class Router:
             raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self._shut, self._crowd_complaint = False, ""
-        self._failures = self.socket.get_monitor_socket(_FAILED)
+        self._failed_handshakes = 0
+        self._monitor = self.socket.get_monitor_socket(_FAILED | zmq.EVENT_ACCEPTED)
+        self.floods = Floods(_most_under_way(dimensions))
+        self._all_read = False
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _give_back(self) -> None:
@@ -154,12 +158,27 @@ class Router:
     def receive(self) -> Received | None:
         """Return the next message, or None if there is none."""
         try:
-            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            peer = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            self._all_read = True
             return None
+        frames = self._rest_of_message(peer)
         owner = None if self.door is None else self.door.owner_of(str(peer.get("User-Id")))
         revoked = self.door is not None and owner is None
-        return Received(peer.bytes, [frame.buffer for frame in frames], owner, revoked)
+        return Received(peer.bytes, frames, owner, revoked)
+
+    def _rest_of_message(self, frame: zmq.Frame) -> list[Frame]:
+        """Return the frames after this one, or one too many; whoever sends more is cut off."""
+        frames: list[Frame] = []
+        descriptor = int(frame.get(zmq.SRCFD))
+        while frame.more:
+            frame = self.socket.recv(copy=False)
+            if len(frames) <= MAX_FRAMES:
+                frames.append(frame.buffer)
+                if len(frames) > MAX_FRAMES:
+                    self.floods.end(descriptor)
+        self.floods.read(descriptor, sum(map(len, frames)))
+        return frames
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full. The frames are not to be written to again.
@@ -199,19 +218,31 @@ class Router:
             return f"too many connections for {limit():,} open files: nobody else is let in"
         return "there is room for connections again"
 
-    def failed_handshakes(self) -> int:
-        """Return how many have failed since the last call: no key, another server's, or garbage."""
-        failed = 0
+    def mind_the_floods(self) -> None:
+        """End the connections of who sends messages without an end."""
+        self._follow_events()
+        self.floods.look(all_read=self._all_read)
+        self._all_read = False
+
+    def _follow_events(self) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
-                recv_monitor_message(self._failures, zmq.NOBLOCK)
-                failed += 1
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                if event["event"] == zmq.EVENT_ACCEPTED:
+                    self.floods.accepted(event["value"])
+                else:
+                    self._failed_handshakes += 1
+
+    def failed_handshakes(self) -> int:
+        """Return how many have failed since the last call: no key, another server's, or garbage."""
+        self._follow_events()
+        failed, self._failed_handshakes = self._failed_handshakes, 0
         return failed
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.disable_monitor()
-        self._failures.close(0)
+        self._monitor.close(0)
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()
@@ -403,3 +434,11 @@ def _largest_frame(dimensions: Dimensions) -> int:
     """Return the length of the longest frame that a peer has reason to send."""
     units = 64 * dimensions.shards * (dimensions.delay + 1)
     return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
+
+
+def _most_under_way(dimensions: Dimensions | None) -> int:
+    """Return how many bytes a peer has reason to have under way: all shards' gradients."""
+    if dimensions is None:
+        return MAX_FRAMES * HEADER_BYTES
+    gradient = dimensions.parameters_bytes + dimensions.hidden_bytes + MAX_FRAMES * HEADER_BYTES
+    return (1 + dimensions.shards * (dimensions.delay + 1)) * gradient
