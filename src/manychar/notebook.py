@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from manychar.runtime.command import Command
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.metrics import read_metrics
 
@@ -177,7 +178,7 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
     where there is no such file.
     """
     name = os.fspath(source)
-    if not name.startswith(("tcp://", "ipc://")):
+    if not is_endpoint(name):
         if not Path(name).exists():
             raise UserError(f"{name}: no such file or directory")
         name = str(Path(name).absolute())

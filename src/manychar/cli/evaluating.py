@@ -9,7 +9,8 @@ import typer
 
 from manychar.cli.flags import Key
 from manychar.cli.speaking import say, write
-from manychar.cli.taking import is_endpoint, numerics_of, source_of
+from manychar.cli.taking import numerics_of, source_of
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 

@@ -12,8 +12,9 @@ import typer
 
 from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
 from manychar.cli.speaking import say, write
-from manychar.cli.taking import define, is_endpoint, numerics_of, settings, source_of, usable_cores
+from manychar.cli.taking import define, numerics_of, settings, source_of, usable_cores
 from manychar.runtime import log
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 

@@ -7,7 +7,8 @@ import typer
 
 from manychar.cli.flags import SINKS, Key, with_flags
 from manychar.cli.speaking import say
-from manychar.cli.taking import is_endpoint, source_of
+from manychar.cli.taking import source_of
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.extras import needing
 from manychar.runtime.pinning import pin

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.cli.speaking import say
 from manychar.runtime.durable import LARGEST_CONFIG, read_file
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
@@ -138,11 +139,6 @@ def source_of(source: str, key: Path | None) -> "tuple[Parameters, str]":
     if is_endpoint(source):
         return fetch(source, find_key(key), patience=10.0, say=say)
     return load(Path(source))
-
-
-def is_endpoint(source: str) -> bool:
-    """Whether a source is a live server's endpoint, and no path."""
-    return source.startswith(("tcp://", "ipc://"))
 
 
 def usable_cores() -> int:

@@ -23,6 +23,7 @@ from manychar.cli.flags import (
 )
 from manychar.cli.speaking import complain, nothing, program, say
 from manychar.cli.taking import display, take_run
+from manychar.runtime.endpoints import check_endpoint, require_safe
 from manychar.runtime.errors import STOPPED, UserError
 from manychar.runtime.peers import KEYS_VARIABLE
 from manychar.runtime.pinning import pin
@@ -74,7 +75,7 @@ def server(
     **flags: Any,
 ) -> None:
     """Serve a run to workers that are started by hand, here or on other machines."""
-    from manychar.runtime.transport import check_endpoint, check_free, require_safe
+    from manychar.runtime.transport import check_free
 
     check_endpoint(bind)
     command = shlex.join(sys.argv[1:])
@@ -117,7 +118,6 @@ def worker(
     from manychar.protocol.messages import Level, Role
     from manychar.runtime.parent import Parent
     from manychar.runtime.peers import find_key, hello
-    from manychar.runtime.transport import check_endpoint
     from manychar.runtime.work import work
 
     check_endpoint(endpoint)

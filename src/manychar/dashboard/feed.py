@@ -21,6 +21,7 @@ from manychar.protocol.effects import Effect, Finish, Say, Show
 from manychar.protocol.messages import Level, Report, Roster, Weights, Welcome
 from manychar.runtime import log
 from manychar.runtime.checkpoint import list_checkpoints
+from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.metrics import METRICS_NAME, read_metrics
@@ -284,7 +285,7 @@ def open_feed(
     """
     history = History(source)
     work: Live | Directory
-    if source.startswith(("tcp://", "ipc://")):
+    if is_endpoint(source):
         work = Live(source, key, history, patience=patience, say=say)
     else:
         work = Directory(Path(source), history)

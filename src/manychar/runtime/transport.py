@@ -6,10 +6,7 @@ machines' affair, who say it again.
 """
 
 import contextlib
-import ipaddress
 import math
-import re
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +18,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
-from manychar.runtime.addresses import TRY_FOR, Search, is_name
+from manychar.runtime.addresses import TRY_FOR, Search
 from manychar.runtime.crowd import is_crowded, limit
 from manychar.runtime.door import HANDSHAKE_MS, Door
+from manychar.runtime.endpoints import check_endpoint, is_served, is_six, search_of
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.flood import Floods
 from manychar.runtime.keys import ClientKey
@@ -36,7 +34,6 @@ OLDEST_MSGPACK = (1, 2, 1)
 LINGER_MS = 2000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
-IPC_PATH_LENGTH = 107
 SHARED_FROM_BYTES = 65_536
 KNOCK_AGAIN_AFTER = 1.0
 REFUSED_KEY = "it does not let this key in, or has another key itself, or none"
@@ -49,53 +46,9 @@ _REFUSALS = (
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
-_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
-
 
 class Unreachable(Exception):  # noqa: N818
     """There is no connection to this peer any more."""
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Raise UserError for what is no address of ours."""
-    if endpoint.startswith("ipc://"):
-        if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
-            raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
-        return
-    match = _TCP.fullmatch(endpoint)
-    if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
-        hint = (
-            "; of a run directory there are dashboard and plot" if Path(endpoint).is_dir() else ""
-        )
-        raise UserError(
-            f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH{hint}"
-        )
-
-
-def is_local(endpoint: str) -> bool:
-    """Whether only processes on this machine can reach an endpoint."""
-    match = _TCP.fullmatch(endpoint)
-    if match is None:
-        return endpoint.startswith("ipc://")
-    host = match["six"] or match["host"]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
-    """Refuse to listen where strangers can reach it, unless there are keys, or told to.
-
-    `command` is what was asked for, to be shown as it would be right.
-    """
-    if not is_local(endpoint) and not keys and not insecure:
-        raise UserError(
-            f"{endpoint} can be reached from other machines, and nothing checks who comes:"
-            f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
-            " (or add --insecure if you trust everyone on the network)",
-            code=REFUSED_FOR_SAFETY,
-        )
 
 
 class Received(NamedTuple):
@@ -119,7 +72,7 @@ class Router:
         """
         check_libraries()
         check_endpoint(endpoint)
-        if _is_served(endpoint):  # libzmq would take the file over
+        if is_served(endpoint):  # libzmq would take the file over
             raise _cannot_bind(endpoint, "another program uses it")
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.ROUTER, endpoint)
@@ -260,15 +213,6 @@ def _cannot_bind(endpoint: str, why: str) -> UserError:
     return UserError(f"cannot bind to {endpoint}: {why}; choose another --bind")
 
 
-def _is_served(endpoint: str) -> bool:
-    """Whether somebody listens on an ipc endpoint's file."""
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint or not Path(path).exists():
-        return False
-    with socket.socket(socket.AF_UNIX) as visitor:
-        return visitor.connect_ex(path) == 0
-
-
 class Dealer:
     """A worker's or an observer's socket.
 
@@ -292,7 +236,7 @@ class Dealer:
         followed |= zmq.EVENT_CONNECT_RETRIED
         self._refusal = ""
         self._refusal_said = ""
-        self._search = _search(endpoint)
+        self._search = search_of(endpoint)
         self._endpoint = "" if self._search else endpoint
         self._try_next_at = 0.0
         self._knock_at = math.inf
@@ -363,7 +307,7 @@ class Dealer:
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.disconnect(self._endpoint)
         self._endpoint = endpoint
-        self.socket.setsockopt(zmq.IPV6, _is_six(endpoint))
+        self.socket.setsockopt(zmq.IPV6, is_six(endpoint))
         self.socket.connect(endpoint)
 
     def news(self) -> list[str]:
@@ -385,23 +329,11 @@ def _socket(
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.LINGER, LINGER_MS)
-    made.setsockopt(zmq.IPV6, _is_six(endpoint))
+    made.setsockopt(zmq.IPV6, is_six(endpoint))
     made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     return made
-
-
-def _is_six(endpoint: str) -> int:
-    return int(endpoint.startswith("tcp://["))
-
-
-def _search(endpoint: str) -> Search | None:
-    """Return the search for the name in an endpoint; None where it has an address."""
-    match = _TCP.fullmatch(endpoint)
-    if match is None or match["six"] or not is_name(match["host"]):
-        return None
-    return Search(match["host"], match["port"])
 
 
 def messages_queued(dimensions: Dimensions | None) -> int:
