@@ -34,11 +34,11 @@ if "worker" in sys.orig_argv:
     manychar.protocol.messages.WIRE_VERSION = 99
 """
 SERVERS_OWN = [
-    *(PROGRAM / "protocol" / f"{name}.py" for name in ("server", "waiting", "reception")),
+    *(PROGRAM / "protocol" / f"{name}.py" for name in ("server", "ending", "waiting", "reception")),
     *(PROGRAM / "protocol" / f"{name}.py" for name in ("disputes", "session", "worker")),
     *(PROGRAM / "runtime" / f"{name}.py" for name in ("serve", "resume", "work", "crew", "door")),
 ]
-SAID_BY = {"warn", "_end", "bar", "_loses", "Finish"}
+SAID_BY = {"warn", "finish", "bar", "_loses", "Finish"}
 NO_TROUBLE = {"", "stopped by", "no better for"}
 EDGES = " :;,()"
 

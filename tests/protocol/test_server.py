@@ -18,6 +18,7 @@ from manychar.protocol.effects import (
     Record,
     Save,
 )
+from manychar.protocol.ending import Phase
 from manychar.protocol.manners import CUT_OFF_FOR, FAULTS_ALLOWED
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
@@ -41,7 +42,6 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.outbox import COUNTS_KEPT
-from manychar.protocol.server import Phase
 from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
 from tests.simulation.network import flip
 
@@ -327,10 +327,10 @@ def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stop = Stop(run=RUN, term=TERM)
     stage.server.receive(b"eve", hello("eve", "observer"), 0.0, owner("eve", KeyRole.OBSERVER))
     assert "cannot stop a run" in only(stage.tell("eve", stop), Refused).reason
-    assert stage.server.phase is Phase.TRAINING
+    assert stage.server.ending.phase is Phase.TRAINING
     stage.server.receive(b"op", hello("op", "observer"), 0.0, owner("op", KeyRole.OPERATOR))
     stage.tell("op", stop)
-    assert stage.server.phase is not Phase.TRAINING
+    assert stage.server.ending.phase is not Phase.TRAINING
 
 
 def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
@@ -438,7 +438,7 @@ def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
     assert only(effects, GoBack) == GoBack(3, {"ann": "it computed step 3, shard 0 wrongly"})
     assert "no gradient of ann is to be trusted: going back before step 3" in said(effects)
-    assert stage.server.phase is Phase.FINISHED
+    assert stage.server.ending.phase is Phase.FINISHED
     assert stage.deliver("bob", 0, 4) == []
 
 
@@ -495,7 +495,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     beat = Heartbeat(run=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
     effects = stage.server.receive(b"eye", beat, 0.0, owner("eye", KeyRole.OBSERVER))
     assert only(effects, StartAfresh)
-    assert stage.server.phase is Phase.TRAINING
+    assert stage.server.ending.phase is Phase.TRAINING
 
 
 def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_without() -> None:
@@ -504,7 +504,7 @@ def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_w
     stage.advance_to(1, "ann")
     stage.server.stop(75, "stopped", now=0.0, by=9.0)
     stage.advance_to(2, "ann")
-    assert stage.server.phase is Phase.SAVING
+    assert stage.server.ending.phase is Phase.SAVING
     effects = stage.server.save_failed(1, "no space left on device", stage.now)
     assert not [effect for effect in effects if isinstance(effect, Finish)]
     assert finish(stage.server.saved(2, stage.now)).code == 75

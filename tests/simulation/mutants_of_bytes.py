@@ -293,12 +293,12 @@ def _without_going_back(
     computed = ParameterServer.computed
 
     def settle(self: ParameterServer, *result: Any) -> list[Effect]:
-        phase = self.phase
+        phase = self.ending.phase
         effects: list[Effect] = []
         for effect in computed(self, *result):
             effects += instead(effect) if isinstance(effect, GoBack) else [effect]
         if not any(isinstance(effect, GoBack) for effect in effects):
-            self.phase = phase
+            self.ending.phase = phase
         return effects
 
     patch.setattr(ParameterServer, "computed", settle)

@@ -8,6 +8,7 @@ import pytest
 
 from manychar.protocol import server, worker
 from manychar.protocol.effects import Effect, Result
+from manychar.protocol.ending import Ending
 from manychar.protocol.judging import Judging
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Lease, Member, Membership, PeerState
@@ -196,13 +197,13 @@ def the_server_waits_in_silence(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("end", "none", "result")
 def the_end_does_not_wait_for_the_last_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    save = ParameterServer._save_and_finish
+    save = Ending.save
 
-    def hasty(self: ParameterServer, now: float) -> None:
+    def hasty(self: Ending, now: float) -> None:
         save(self, now)
-        self._end(0, "")
+        self.finish(0, "")
 
-    patch.setattr(ParameterServer, "_save_and_finish", hasty)
+    patch.setattr(Ending, "save", hasty)
 
 
 @mutant("end", "none", "end", "step")

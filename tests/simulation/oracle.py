@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.numerics import State
 from manychar.protocol.effects import Effect, GoBack, Send
+from manychar.protocol.ending import Phase
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
     Gradient,
@@ -25,7 +26,7 @@ from manychar.protocol.messages import (
     Weights,
     digest,
 )
-from manychar.protocol.server import ParameterServer, Phase
+from manychar.protocol.server import ParameterServer
 from manychar.protocol.steps import STEPS_COMPARED, Verdict
 from tests.simulation.reference import bytes_of
 from tests.simulation.violation import Violation
@@ -127,7 +128,7 @@ class Oracle:
                 return Verdict.FROM_ANOTHER_STATE
             same = self._accepted[shard, step] == _content(gradient)
             return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
-        open_now = machine.phase in (Phase.TRAINING, Phase.STOPPING)
+        open_now = machine.ending.phase in (Phase.TRAINING, Phase.STOPPING)
         if not open_now or step > self.step + self.plan.delay or step >= self.plan.steps:
             return Verdict.NOT_OPEN
         if step > next_step:
@@ -218,7 +219,7 @@ class Oracle:
         step = self.step
         while min(self._next) > step and not self._held(step):
             step += 1
-            if machine.phase is not Phase.TRAINING and machine.state.step != self._world.end:
+            if machine.ending.phase is not Phase.TRAINING and machine.state.step != self._world.end:
                 break  # it was stopped
         if machine.state.step != step:
             raise Violation("step", f"the server is at {machine.state.step}, not at {step}")
@@ -331,7 +332,7 @@ class Oracle:
             if now - member.heard_at >= machine.membership.limit(member):
                 raise Violation("lost", f"{member.name} is not: silent since {member.heard_at:.1f}")
         quiet = now - max(self._spoke_at, applied_at)
-        if quiet > LONGEST_SILENCE and machine.phase in (Phase.TRAINING, Phase.STOPPING):
+        if quiet > LONGEST_SILENCE and machine.ending.phase in (Phase.TRAINING, Phase.STOPPING):
             raise Violation("silence", f"the server has said nothing for {quiet:.1f} s")
 
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 from manychar.numerics import State
 from manychar.protocol.effects import Compute, Finish, GoBack, PeerError
+from manychar.protocol.ending import Phase
 from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import Gradient
-from manychar.protocol.server import ParameterServer, Phase
+from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Plan, Schedule, draw
@@ -273,7 +274,7 @@ class World:
             return
         machine = self.server.machine
         due = min(wrong.step + self.plan.truth_after, self.end - 1)
-        if machine.phase is Phase.TRAINING and machine.state.step < due:
+        if machine.ending.phase is Phase.TRAINING and machine.state.step < due:
             return
         self._told = wrong
         piece = self.reference.pieces[wrong.shard, wrong.step]

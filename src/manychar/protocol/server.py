@@ -1,9 +1,5 @@
 """ParameterServer: grants shards, takes gradients, averages, clips, applies Adagrad, broadcasts.
 
-The run:    TRAINING ──the last step is applied, or it gets no better──▶ SAVING ──saved──▶ FINISHED
-            TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
-            any ──a failure, a way back, a newer server──▶ FINISHED
-
 Each peer:  unknown ──Hello──▶ GREETED ──Ready, the run's fingerprint──▶ WORKING ⇄ SILENT
             unknown ──Hello of an observer──▶ OBSERVING
 
@@ -13,10 +9,10 @@ StartAfresh, so that a peer's memory of a former server can never be mistaken fo
 
 Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
 what), `reception` (who comes and goes), `disputes` (who was wrong), `judging` (whether it gets
-better), `waiting`, `reporting` and `attendance` (how it stands), `outbox` (what comes of it).
+better), `ending` (the run's phases), `waiting`, `reporting` and `attendance` (how it stands),
+`outbox` (what comes of it).
 """
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,26 +24,23 @@ from manychar.protocol.effects import (
     Append,
     Effect,
     Finish,
-    Judge,
-    KeepBest,
     PeerError,
     Record,
     Result,
     Save,
 )
+from manychar.protocol.ending import Ending, Phase
 from manychar.protocol.judging import Judging
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.manners import CUT_OFF_FOR, Manners
 from manychar.protocol.membership import Member, Membership, PeerState
 from manychar.protocol.messages import (
-    Done,
     FromMember,
     Goodbye,
     Gradient,
     Heartbeat,
     Hello,
     KeyRole,
-    Level,
     Message,
     Owner,
     Peer,
@@ -55,7 +48,6 @@ from manychar.protocol.messages import (
     Refused,
     StartAfresh,
     Stop,
-    one_line,
 )
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
@@ -71,22 +63,12 @@ STOPPED = 75
 STOP_WITHIN = 5.0
 
 
-class Phase(enum.Enum):
-    """Where the run stands."""
-
-    TRAINING = "training"
-    STOPPING = "stopping"
-    SAVING = "saving"
-    FINISHED = "finished"
-
-
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 
     def __init__(self, run: Run, *, now: float) -> None:
         self.run = run
         self.dimensions = run.dimensions
-        self.phase = Phase.TRAINING
         limit = run.operation.steps or math.inf
         self.steps = Steps(run.definition, run.streams, run.state, limit=limit)
         self.membership = Membership(run.definition.shards, silence=run.operation.silence)
@@ -107,14 +89,25 @@ class ParameterServer:
         self.reporting = Reporting(
             run, self.steps, self.membership, self.judging, self.outbox, now=now
         )
+        self.ending = Ending(
+            run,
+            self.steps,
+            self.membership,
+            self.disputes,
+            self.judging,
+            self.waiting,
+            self.reporting,
+            self.outbox,
+        )
         self.counts = self.outbox.counts
         self._next_tick = now
-        self._stop_by = math.inf
-        self._saved_step = -1
-        self.asked: Finish | None = None
-        self._ending = Finish(0, "")
         self._manners = Manners()
         self._next_remark = now
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to come of this server."""
+        return self.ending.phase is Phase.FINISHED
 
     @property
     def state(self) -> State:
@@ -125,13 +118,7 @@ class ParameterServer:
 
     def begin(self, now: float) -> list[Effect]:
         """Start: a run that is through already ends at once."""
-        for step in self.run.unjudged:
-            self.judging.expect(step)
-            self._have_judged(step)
-        if self.steps.closed:
-            self._save_and_finish(now)
-        elif self.judging.is_over(self.state.step):
-            self._no_better(now)
+        self.ending.begin(now)
         return self.outbox.collect()
 
     def receive(
@@ -141,14 +128,14 @@ class ParameterServer:
 
         `owner` is whose key the transport let in, None where there are no keys.
         """
-        if self.phase is Phase.FINISHED:
+        if self.finished:
             return []
         if isinstance(message, Hello):
             self._greet(peer, message, owner, now)
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
         elif self._is_overtaken(message, owner):
-            self._end(3, f"a newer server (term {message.term}) has taken this run over")
+            self.ending.finish(3, f"a newer server (term {message.term}) has taken this run over")
         else:
             self._receive_from_member(peer, message, now)
         return self.outbox.collect()
@@ -243,119 +230,63 @@ class ParameterServer:
             self.reception.revoked(member, now)
         return self.outbox.collect()
 
+    # How it ends.
+
     def saved(self, step: int, now: float) -> list[Effect]:
         """Take note that the checkpoint of `step` is on disk."""
-        self.reporting.saved(step, now)
-        self._have_judged(step)
-        self._saved_step = max(self._saved_step, step)
-        self.waiting.for_disk &= step != self.state.step
-        self._end_if_all_is_done()
+        self.ending.saved(step, now)
         return self.outbox.collect()
 
-    def _have_judged(self, step: int) -> None:
-        if self.judging.is_to_be_asked(step):
-            self.outbox.add(Judge(step))
-
-    def _end_if_all_is_done(self) -> None:
-        saved = self._saved_step == self.state.step
-        judged = self.asked is not None or self._ending.code != 0 or not self.judging.awaited
-        if self.phase is Phase.SAVING and saved and judged and not self.disputes.open:
-            words = (self._ending.reason, self.judging.summary if not self._ending.code else "")
-            self._end(self._ending.code, "; ".join(filter(None, words)))
+    def save_failed(self, step: int, reason: str, now: float) -> list[Effect]:
+        """Take note that it is not."""
+        self.ending.save_failed(step, reason, now)
+        return self._go_on_after_verdict(now)
 
     def judged(self, step: int, nats: float, now: float) -> list[Effect]:
         """Take the loss of a checkpoint on the held-out text, in nats a character."""
-        if self.phase is Phase.FINISHED:
+        if self.finished:
             return []
-        if self.judging.take(step, nats):
-            self.outbox.add(KeepBest(step))
-        self.reporting.show(now)
-        self._go_on_after_verdict(now)
-        return self.outbox.collect()
+        self.ending.judged(step, nats, now)
+        return self._go_on_after_verdict(now)
 
     def not_judged(self, step: int, reason: str, now: float) -> list[Effect]:
         """Take note that a checkpoint cannot be judged: it is not there any more."""
-        if self.judging.depends_on(step):
-            return self.judge_failed(f"the checkpoint of step {step}: {reason}", now)
-        self.judging.pass_over(step)
-        self.outbox.count("checkpoints not judged")
-        self.outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
-        self._go_on_after_verdict(now)
-        return self.outbox.collect()
+        self.ending.not_judged(step, reason, now)
+        return self._go_on_after_verdict(now)
 
     def judge_failed(self, reason: str, now: float) -> list[Effect]:
-        """Take note that nothing is judged any more; a run that depends on it ends."""
-        self.outbox.notice(f"the held-out text is not judged any more: {reason}", Level.ERROR)
-        decided = self.judging.decides
-        self.judging.give_up()
-        if decided and self.phase is Phase.TRAINING:
-            self._ending = Finish(3, f"where this run ends cannot be told: {reason}")
-            self._save_and_finish(now)
-        self._go_on_after_verdict(now)
-        return self.outbox.collect()
+        """Take note that nothing is judged any more."""
+        self.ending.judge_failed(reason, now)
+        return self._go_on_after_verdict(now)
 
-    def _go_on_after_verdict(self, now: float) -> None:
-        if self.phase is Phase.TRAINING and self.judging.is_over(self.state.step):
-            self._no_better(now)
+    def _go_on_after_verdict(self, now: float) -> list[Effect]:
+        self.ending.after_verdict(now)
         self._apply_what_is_complete(now)
-        self._end_if_all_is_done()
-
-    def _no_better(self, now: float) -> None:
-        """End here: the decision on the checkpoint before this one was to stop."""
-        patience = self.run.operation.stop_when_no_better
-        self._ending = Finish(0, f"no better for {patience} checkpoint{'s'[: patience - 1]}")
-        self._save_and_finish(now)
-
-    def save_failed(self, step: int, reason: str, now: float) -> list[Effect]:
-        """Take note that it is not: end the run, or go on without it."""
-        awaited = step in self.judging.awaited
-        self.judging.pass_over(step)
-        what = f"the checkpoint of step {step} could not be written: {reason}"
-        last = self.phase is Phase.SAVING and step == self.state.step
-        if self.run.operation.go_on_without_disk and not last:
-            self.outbox.count("checkpoints not written")
-            self.outbox.warn(f"{what}; going on")
-            if awaited and self.judging.depends_on(step):
-                return self.judge_failed(what, now)
-            self._go_on_after_verdict(now)
-        else:
-            self._end(3, f"{what}; the last good checkpoint is kept")
+        self.ending.settle()
         return self.outbox.collect()
 
     def stop(self, code: int, reason: str, *, now: float, by: float) -> list[Effect]:
         """End the step, write a checkpoint and finish; at time `by` without the step's end."""
-        self._begin_to_stop(code, reason, now=now, by=by)
+        self.ending.stop(Finish(code, reason), now=now, by=by)
         return self.outbox.collect()
-
-    def _begin_to_stop(self, code: int, reason: str, *, now: float, by: float) -> None:
-        self.asked = Finish(code, reason)
-        if self.phase is Phase.SAVING:
-            self._end_if_all_is_done()
-        elif self.phase is Phase.TRAINING:
-            self.phase = Phase.STOPPING
-            self._ending = Finish(code, reason)
-            self._stop_by = by
-            if not self.membership.workers() or self.judging.waits(self.state.step):
-                self._save_and_finish(now)
 
     def _asked_to_stop(self, member: Member, message: Stop, now: float) -> None:
         if member.owner is not None and member.owner.role is not KeyRole.OPERATOR:
             reason = f"the key of {member.owner.name} is not an operator's: it cannot stop a run"
             self.outbox.send(member.peer, Refused(reason=reason))
             return
-        self._begin_to_stop(STOPPED, f"stopped by {member.name}", now=now, by=now + STOP_WITHIN)
+        finish = Finish(STOPPED, f"stopped by {member.name}")
+        self.ending.stop(finish, now=now, by=now + STOP_WITHIN)
 
     def tick(self, now: float) -> list[Effect]:
         """Notice who is silent, ask again for what is late, report, and complain of waiting."""
-        if self.phase is Phase.FINISHED:
+        if self.finished:
             return []
         self._next_tick = now + TICK
         self.reception.judge_silence(now)
         self.leasing.ask_again(now)
         self.waiting.tick(now)
-        in_vain = now >= self._stop_by or not self.membership.workers()
-        if self.phase is Phase.STOPPING and in_vain:
-            self._save_and_finish(now)
+        self.ending.tick(now)
         self.reporting.tick(now)
         self.attendances.tick(now)
         return self.outbox.collect()
@@ -366,7 +297,7 @@ class ParameterServer:
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
-        return None if self.phase is Phase.FINISHED else self._next_tick
+        return None if self.finished else self._next_tick
 
     # Gradients.
 
@@ -378,10 +309,11 @@ class ParameterServer:
             case Verdict.WANTED:
                 self._accept(member, gradient, now)
                 return
-            case Verdict.NOT_OPEN if self.phase is not Phase.SAVING:
+            case Verdict.NOT_OPEN if self.ending.phase is not Phase.SAVING:
                 raise PeerError(f"a gradient of {what}, which is not open yet")
             case Verdict.NOT_FINITE:
-                self._end(3, f"{member.name} sent a loss or gradient that is not finite: {what}")
+                reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
+                self.ending.finish(3, reason)
             case Verdict.REPEAT_DIFFERS:
                 self.disputes.begin(member, gradient)
             case Verdict.FROM_ANOTHER_STATE:
@@ -400,7 +332,7 @@ class ParameterServer:
         """Apply every step whose gradients are all there, up to one that waits for a verdict."""
         while (
             self.steps.complete
-            and self.phase in (Phase.TRAINING, Phase.STOPPING)
+            and self.ending.phase in (Phase.TRAINING, Phase.STOPPING)
             and not self.judging.waits(self.state.step)
         ):
             self.steps.apply()
@@ -420,12 +352,12 @@ class ParameterServer:
 
     def computed(self, shard: int, step: int, result: Result, now: float) -> list[Effect]:
         """Take this server's own result for a unit on which two others differ."""
-        if self.phase is Phase.FINISHED:
+        if self.finished:
             return []
         if (back := self.disputes.settle(shard, step, result, now)) is not None:
-            self.phase = Phase.FINISHED
+            self.ending.phase = Phase.FINISHED
             self.outbox.add(back)
-        self._end_if_all_is_done()
+        self.ending.settle()
         return self.outbox.collect()
 
     # Steps.
@@ -433,20 +365,18 @@ class ParameterServer:
     def _after_step(self, now: float) -> None:
         """Do what the new weights call for."""
         step, operation = self.state.step, self.run.operation
-        last = self.steps.closed
         over = self.judging.is_over(step)
-        ends = last or over or self.phase is Phase.STOPPING
+        ends = over or self.steps.closed or self.ending.phase is Phase.STOPPING
         if not ends:
             self.attendances.broadcasts(now)
             self.leasing.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self.outbox.add(Record(self.reporting.report(now)))
-        if over and self.phase is Phase.TRAINING:
-            self._no_better(now)
-            return
+        self.ending.after_verdict(now)
         if ends:
-            self._save_and_finish(now)
+            if self.ending.phase is not Phase.SAVING:
+                self.ending.save(now)
             return
         if _is_due(step, operation.checkpoint_every):
             self.judging.expect(step)
@@ -454,23 +384,6 @@ class ParameterServer:
         if _is_due(step, operation.sample_every):
             self.reporting.show(now)
             self.outbox.show(self.reporting.weights())
-
-    def _save_and_finish(self, now: float) -> None:
-        self.phase = Phase.SAVING
-        self.steps.close()
-        self.waiting.for_disk = True
-        self.reporting.show(now)
-        self.outbox.show(self.reporting.weights())
-        if self._ending.code == 0 and self.asked is None:
-            self.judging.expect(self.state.step)
-        self.outbox.add(Save(self.state))
-
-    def _end(self, code: int, reason: str) -> None:
-        self.phase = Phase.FINISHED
-        done = Done(run=self.run.run, term=self.run.term, code=code, reason=one_line(reason))
-        for peer in self.membership.members:
-            self.outbox.send(peer, done)
-        self.outbox.add(Finish(code, reason))
 
 
 def _sender(peer: Peer, owner: Owner | None) -> bytes:

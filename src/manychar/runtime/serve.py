@@ -129,7 +129,7 @@ def serve(
                         asked=asked,
                     )
                     outcome = loop.run()
-                    directory, asked = loop.directory, machine.asked
+                    directory, asked = loop.directory, machine.ending.asked
     return outcome
 
 

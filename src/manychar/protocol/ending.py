@@ -1,0 +1,188 @@
+"""How a run ends: which phase it is in, and what must be on disk and judged before it is over.
+
+TRAINING ──the last step is applied, or it gets no better──▶ SAVING ──saved, judged──▶ FINISHED
+TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
+any ──a failure, a way back, a newer server──▶ FINISHED
+"""
+
+import enum
+import math
+
+from manychar.protocol.disputes import Disputes
+from manychar.protocol.effects import Finish, Judge, KeepBest, Save
+from manychar.protocol.judging import Judging
+from manychar.protocol.membership import Membership
+from manychar.protocol.messages import Done, Level, one_line
+from manychar.protocol.outbox import Outbox
+from manychar.protocol.reporting import Reporting
+from manychar.protocol.run import Run
+from manychar.protocol.steps import Steps
+from manychar.protocol.waiting import Waiting
+
+
+class Phase(enum.Enum):
+    """Where the run stands."""
+
+    TRAINING = "training"
+    STOPPING = "stopping"
+    SAVING = "saving"
+    FINISHED = "finished"
+
+
+class Ending:
+    """The run's phase, and what is still awaited. Times are seconds of any steady clock.
+
+    `asked` is what a stop asked for, None before there was one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        steps: Steps,
+        membership: Membership,
+        disputes: Disputes,
+        judging: Judging,
+        waiting: Waiting,
+        reporting: Reporting,
+        outbox: Outbox,
+    ) -> None:
+        self.phase = Phase.TRAINING
+        self.asked: Finish | None = None
+        self._run = run
+        self._steps = steps
+        self._membership = membership
+        self._disputes = disputes
+        self._judging = judging
+        self._waiting = waiting
+        self._reporting = reporting
+        self._outbox = outbox
+        self._finish = Finish(0, "")
+        self._saved_step = -1
+        self._stop_by = math.inf
+
+    @property
+    def _step(self) -> int:
+        return self._steps.state.step
+
+    def begin(self, now: float) -> None:
+        """Start with what is not judged yet; a run that is through already ends at once."""
+        for step in self._run.unjudged:
+            self._judging.expect(step)
+            self._have_judged(step)
+        if self._steps.closed:
+            self.save(now)
+        else:
+            self.after_verdict(now)
+
+    # Asked to.
+
+    def stop(self, finish: Finish, *, now: float, by: float) -> None:
+        """End with the step that is being computed, at time `by` without it."""
+        self.asked = finish
+        if self.phase is Phase.SAVING:
+            self.settle()
+        elif self.phase is Phase.TRAINING:
+            self.phase = Phase.STOPPING
+            self._finish = finish
+            self._stop_by = by
+            if not self._membership.workers() or self._judging.waits(self._step):
+                self.save(now)
+
+    def tick(self, now: float) -> None:
+        """Stop without the step's end where it will not come."""
+        in_vain = now >= self._stop_by or not self._membership.workers()
+        if self.phase is Phase.STOPPING and in_vain:
+            self.save(now)
+
+    # Over.
+
+    def save(self, now: float) -> None:
+        """Apply nothing more, and write the last checkpoint."""
+        self.phase = Phase.SAVING
+        self._steps.close()
+        self._waiting.for_disk = True
+        self._reporting.show(now)
+        self._outbox.show(self._reporting.weights())
+        if self._finish.code == 0 and self.asked is None:
+            self._judging.expect(self._step)
+        self._outbox.add(Save(self._steps.state))
+
+    def settle(self) -> None:
+        """Finish if all is done: saved, judged, and nobody's arithmetic in doubt."""
+        saved = self._saved_step == self._step
+        judged = self.asked is not None or self._finish.code != 0 or not self._judging.awaited
+        if self.phase is Phase.SAVING and saved and judged and not self._disputes.open:
+            words = (self._finish.reason, self._judging.summary if not self._finish.code else "")
+            self.finish(self._finish.code, "; ".join(filter(None, words)))
+
+    def finish(self, code: int, reason: str) -> None:
+        """Finish now, and tell every peer."""
+        self.phase = Phase.FINISHED
+        run, term = self._outbox.run, self._outbox.term
+        done = Done(run=run, term=term, code=code, reason=one_line(reason))
+        for peer in self._membership.members:
+            self._outbox.send(peer, done)
+        self._outbox.add(Finish(code, reason))
+
+    # The disk.
+
+    def saved(self, step: int, now: float) -> None:
+        """Take note that the checkpoint of `step` is on disk."""
+        self._reporting.saved(step, now)
+        self._have_judged(step)
+        self._saved_step = max(self._saved_step, step)
+        self._waiting.for_disk &= step != self._step
+        self.settle()
+
+    def save_failed(self, step: int, reason: str, now: float) -> None:
+        """Take note that it is not: end the run, or go on without it."""
+        awaited = step in self._judging.awaited
+        self._judging.pass_over(step)
+        what = f"the checkpoint of step {step} could not be written: {reason}"
+        last = self.phase is Phase.SAVING and step == self._step
+        if last or not self._run.operation.go_on_without_disk:
+            self.finish(3, f"{what}; the last good checkpoint is kept")
+            return
+        self._outbox.count("checkpoints not written")
+        self._outbox.warn(f"{what}; going on")
+        if awaited and self._judging.depends_on(step):
+            self.judge_failed(what, now)
+
+    # The judge.
+
+    def _have_judged(self, step: int) -> None:
+        if self._judging.is_to_be_asked(step):
+            self._outbox.add(Judge(step))
+
+    def judged(self, step: int, nats: float, now: float) -> None:
+        """Take the loss of a checkpoint on the held-out text, in nats a character."""
+        if self._judging.take(step, nats):
+            self._outbox.add(KeepBest(step))
+        self._reporting.show(now)
+
+    def not_judged(self, step: int, reason: str, now: float) -> None:
+        """Take note that a checkpoint cannot be judged: it is not there any more."""
+        if self._judging.depends_on(step):
+            self.judge_failed(f"the checkpoint of step {step}: {reason}", now)
+            return
+        self._judging.pass_over(step)
+        self._outbox.count("checkpoints not judged")
+        self._outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
+
+    def judge_failed(self, reason: str, now: float) -> None:
+        """Take note that nothing is judged any more; a run that depends on it ends."""
+        text = f"the held-out text is not judged any more: {reason}"
+        self._outbox.notice(text, Level.ERROR)
+        decided = self._judging.decides
+        self._judging.give_up()
+        if decided and self.phase is Phase.TRAINING:
+            self._finish = Finish(3, f"where this run ends cannot be told: {reason}")
+            self.save(now)
+
+    def after_verdict(self, now: float) -> None:
+        """End here if the decision on the checkpoint before this one was to stop."""
+        if self.phase is Phase.TRAINING and self._judging.is_over(self._step):
+            patience = self._run.operation.stop_when_no_better
+            reason = f"no better for {patience} checkpoint{'s'[: patience - 1]}"
+            self._finish = Finish(0, reason)
+            self.save(now)
