@@ -57,6 +57,11 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
+
     def until_ready(self) -> str:
         """Wait until it can go; return what it says about itself."""
         return str(self._answer()["ready"])

@@ -19,7 +19,7 @@ from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from manychar.numerics.model import Parameters
     from manychar.runtime.observe import Standing
@@ -59,48 +59,56 @@ def sample(
     pin("portable")
     import numpy as np
 
-    from manychar.runtime import observe
-    from manychar.runtime.peers import find_key
     from manychar.runtime.sampling import draw, for_reading
 
-    if prime and prime_file is not None:
-        raise UserError("--prime and --prime-file both say what to go on from: give one")
-    if prime_file is not None:
-        prime = _read_prime(prime_file)
+    prime = _prime(prime, prime_file)
     chosen = secrets.randbelow(2**32) if seed is None else seed
-
-    def show(parameters: "Parameters", vocabulary: str, heading: str = "") -> None:
-        drawn = draw(
-            parameters,
-            vocabulary,
-            np.random.default_rng([chosen, 2]),
-            length=length,
-            prime=prime,
-            temperature=temperature,
-            top_k=top_k,
-        )
-        write(heading + for_reading(prime))
-        for character in drawn:
-            write(for_reading(character))
-        write("\n")
-
-    if follow and not is_endpoint(source):
-        raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
-    if follow:
-        sights = observe.follow(source, find_key(key), patience=10.0, say=say, change=change)
-        with contextlib.closing(sights):
-            for sight in sights:
-                show(sight.parameters, sight.vocabulary, f"--- step {sight.step:,} ---\n")
-    else:
-        show(*source_of(source, key))
+    with contextlib.closing(_models(source, key, change if follow else None)) as models:
+        for heading, parameters, vocabulary in models:
+            drawn = draw(
+                parameters,
+                vocabulary,
+                np.random.default_rng([chosen, 2]),
+                length=length,
+                prime=prime,
+                temperature=temperature,
+                top_k=top_k,
+            )
+            write(heading + for_reading(prime))
+            for character in drawn:
+                write(for_reading(character))
+            write("\n")
     if seed is None:
         say(f"--seed {chosen}")
 
 
-def _read_prime(path: Path) -> str:
+def _prime(text: str, file: Path | None) -> str:
+    """Return the text to go on from. Raises UserError."""
+    if text and file is not None:
+        raise UserError("--prime and --prime-file both say what to go on from: give one")
+    if file is None:
+        return text
     from manychar.runtime.corpus_file import read_text
 
-    return read_text(path).decode()
+    return read_text(file).decode()
+
+
+def _models(
+    source: str, key: Path | None, change: float | None
+) -> "Generator[tuple[str, Parameters, str], None, None]":
+    """Yield (heading, parameters, vocabulary): once, or by a server each time they `change`."""
+    if change is None:
+        yield "", *source_of(source, key)
+        return
+    from manychar.runtime.observe import follow
+    from manychar.runtime.peers import find_key
+
+    if not is_endpoint(source):
+        raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
+    sights = follow(source, find_key(key), patience=10.0, say=say, change=change)
+    with contextlib.closing(sights):
+        for sight in sights:
+            yield f"--- step {sight.step:,} ---\n", sight.parameters, sight.vocabulary
 
 
 def verify(

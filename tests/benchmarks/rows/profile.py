@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.benchmarks.asking import Side
 from tests.benchmarks.memory import ROLES, children, read
 from tests.benchmarks.plan import MissingError, Plan
 from tests.benchmarks.rows.exchange import started
@@ -21,13 +22,15 @@ Times = dict[str, tuple[int, int]]
 
 
 def run(plan: Plan) -> Iterator[str]:
-    """Yield the tables: fleets that compute, with delays 0 and 1, and the exchange alone."""
+    """Yield the tables: fleets that compute, with delays 0 and 1; the exchange, and bare pyzmq."""
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
     yield "Where a step goes, H 100, B 64, S 2, server and 2 workers:\n"
     yield table(HEAD, [row for delay in ("0", "1") for row in _fleet(plan, delay)])
     yield "Where a step of the exchange alone goes, S 2, B 1, 2 workers that compute nothing:\n"
     yield table(HEAD, [row for hidden in (100, 512) for row in _exchange(plan, hidden)])
+    yield "The same bytes by bare pyzmq, that nobody looks at:\n"
+    yield table(HEAD, [row for hidden in (100, 512) for row in _bare(plan, hidden)])
 
 
 def _fleet(plan: Plan, delay: str) -> Iterator[tuple[str, ...]]:
@@ -37,7 +40,7 @@ def _fleet(plan: Plan, delay: str) -> Iterator[tuple[str, ...]]:
         with Process(["manychar", "train", str(plan.text), *flags]) as fleet:
             next(watched(run_dir, [fleet]))
             who = _members(fleet.process.pid)
-            yield from _rows(f"--delay {delay}", who, run_dir, 4 * plan.seconds)
+            yield from _watch(f"--delay {delay}", who, run_dir, 4 * plan.seconds)
 
 
 def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
@@ -46,7 +49,20 @@ def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
         next(watched(run_dir, [server, *workers]))
         who = {"server": server.process.pid}
         who |= {f"worker {i}": worker.process.pid for i, worker in enumerate(workers, 1)}
-        yield from _rows(f"H {hidden}", who, run_dir, 4 * plan.seconds)
+        yield from _watch(f"H {hidden}", who, run_dir, 4 * plan.seconds)
+
+
+def _bare(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
+    with Side("bare", plan.task(hidden=hidden, numerics="")) as bare:
+        bare.until_ready()
+        who = {"server": bare.pid}
+        spawned = [
+            c for c in children(bare.pid) if "spawn_main" in read(Path(f"/proc/{c}/cmdline"))
+        ]
+        who |= {f"worker {i}": child for i, child in enumerate(spawned, 1)}
+        before = _times(who)
+        steps = bare.measure(0) * plan.seconds
+        yield from _rows(f"H {hidden}", before, _times(who), steps)
 
 
 def _members(parent: int) -> dict[str, int]:
@@ -61,14 +77,17 @@ def _members(parent: int) -> dict[str, int]:
     return found
 
 
-def _rows(
+def _watch(
     what: str, who: Mapping[str, int], run_dir: Path, seconds: float
 ) -> Iterator[tuple[str, ...]]:
-    """Yield what each thread did a step, over some seconds."""
+    """Yield what each thread of a run did a step, over some seconds."""
     before, first = _times(who), metrics(run_dir)[-1]
     time.sleep(seconds)
     after, last = _times(who), metrics(run_dir)[-1]
-    steps = last["step"] - first["step"]
+    yield from _rows(what, before, after, last["step"] - first["step"])
+
+
+def _rows(what: str, before: Times, after: Times, steps: float) -> Iterator[tuple[str, ...]]:
     for thread in sorted(after):
         spent = [b - a for a, b in zip(before[thread], after[thread], strict=True)]
         on_core, waiting = (value / steps / NANOSECONDS_A_MICROSECOND for value in spent)
