@@ -45,6 +45,9 @@ EDGES = " :;,()"
 
 def counts() -> Iterator[str]:
     """Yield every name under which the program counts something."""
+    shell = (PROGRAM / "runtime" / "serve.py").read_text(encoding="utf-8")
+    for what in re.findall(r'_to_disk\("([a-z ]+)"', shell):
+        yield f"{what} not written"
     for path in PROGRAM.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -56,8 +59,9 @@ def counts() -> Iterator[str]:
 
 
 def test_every_count_is_explained() -> None:
-    explained = re.findall(r"^\| `([^`]+)` \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
-    assert sorted(set(counts()) - {"\n"}) == sorted(explained)
+    rows = re.findall(r"^\| (`.+?`) \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
+    explained = {name for row in rows for name in re.findall("`(.+?)`", row)}
+    assert set(counts()) - {"\n"} == explained - {"malformed by NAME"}
 
 
 def length(message: Message) -> int:
@@ -220,7 +224,7 @@ def test_every_line_of_the_runbook_can_be_said() -> None:
     """What stands between the … and colons of each line is somewhere in the program."""
     source = "".join(path.read_text(encoding="utf-8") for path in PROGRAM.rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)
-    lines = re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)
+    lines = re.findall(r"^\| `(.+?)` \|", PAGE.split("\n## Counts\n")[0], re.MULTILINE)
     assert len(lines) > 30
     for line in lines:
         for piece in re.split("…|: |(?<=s for) ", line):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from manychar.protocol import membership
 from manychar.protocol.codec import decode, encode
 from manychar.protocol.effects import (
     Append,
@@ -13,9 +14,9 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     GoBack,
-    MarkMixed,
     PeerError,
     Record,
+    Remember,
     Save,
 )
 from manychar.protocol.ending import Phase
@@ -210,7 +211,7 @@ def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
     stage = Stage(allow_mixed=True)
     stage.hello("ann")
     effects = stage.ready("ann", fingerprint="x")
-    assert only(effects, MarkMixed)
+    assert only(effects, Remember)
     assert "not reproducible bit for bit" in said(effects)
     assert sent(effects, Grant, "ann")
 
@@ -388,6 +389,52 @@ def test_a_gradient_from_another_state_is_dropped_and_its_lease_begun_anew() -> 
     assert "ann computed step 0, shard 0 from another state: dropped" in said(effects)
     assert only(effects, Grant).lease == 2
     assert stage.server.counts["from another state"] == 1
+
+
+def test_one_wrong_gradient_begins_its_lease_anew_once() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    for _ in range(2):
+        stage.deliver("ann", 0, 0, hidden_digest=bytes(4), lease=1)
+    assert stage.server.membership.leases[0].number == 2
+
+
+def test_who_computes_from_another_state_again_and_again_is_barred() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann", "bob")
+
+    def wrong(step: int) -> list[Effect]:
+        lease = stage.server.membership.leases[0].number
+        return stage.deliver("ann", 0, step, hidden_digest=bytes(4), lease=lease)
+
+    wrong(0)
+    stage.deliver("ann", 0, 0)
+    wrong(1)
+    wrong(1)
+    assert stage.shards_of("ann") == [0]
+    effects = wrong(1)
+    assert "ann is barred: it computed shard 0 from another state 3 times" in said(effects)
+    assert only(effects, Remember).changes["barred"].keys() == {"ann"}
+    assert stage.shards_of("bob") == [0]
+
+
+def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "LONGEST_UNIT", 20.0)
+    stage = Stage(shards=1)
+    stage.join("ann", "bob")
+    stage.beat("ann", slowest=1e300)
+    stage.wait(19.0, "bob")
+    assert stage.shards_of("ann") == [0]
+    stage.wait(2.0, "bob")
+    assert stage.shards_of("bob") == [0]
+
+
+def test_the_first_stop_is_the_one_that_counts() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann")
+    stage.server.stop(130, "Ctrl-C", now=0.0, by=5.0)
+    stage.server.stop(75, "SIGTERM", now=0.0, by=5.0)
+    assert stage.server.ending.asked == Finish(130, "Ctrl-C")
 
 
 def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:

@@ -10,7 +10,9 @@ import msgpack
 import pytest
 import zmq
 
+from manychar.protocol.codec import MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame
+from manychar.runtime.crowd import raise_limit
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.keys import create
 from manychar.runtime.transport import (
@@ -131,6 +133,30 @@ class TestMessages:
         received(router)
         dealer.send([b"x" * 10_000_000])
         assert not router.socket.poll(500)
+
+    def test_of_too_many_frames_are_one_frame_too_long(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        received(router)
+        dealer.send([b""] * 5_000)
+        peer, frames = received(router)
+        assert len(frames) == MAX_FRAMES + 1
+        dealer.send([b"next"])
+        assert received(router) == (peer, [b"next"])
+
+
+def test_who_connects_while_nobody_looks_does_not_stop_the_rest() -> None:
+    """libzmq's thread waits where an event of its monitor has no place."""
+    raise_limit()
+    router = Router("tcp://127.0.0.1:*", SIZES)
+    port = int(router.endpoint.rsplit(":", 1)[1])
+    for _ in range(3_000):
+        socket.create_connection(("127.0.0.1", port), timeout=30.0).close()
+    dealer = Dealer(router.endpoint)
+    until(lambda: dealer.send([b"hello"]), "a connection")
+    assert received(router)[1] == [b"hello"]
+    dealer.close()
+    router.close()
 
 
 class TestWhoIsGone:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from manychar.cli import evaluating, keeping, looking, passing_on, training
 from manychar.cli.configuring import configurable, from_file
 from manychar.cli.dashboard import dashboard
 from manychar.cli.speaking import complain
-from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, STOPPED, UserError, because
+from manychar.runtime.errors import BAD_INPUT, INTERRUPTED, RUN_FAILED, STOPPED, UserError, because
 from manychar.runtime.parent import end_with
 from manychar.runtime.wake import early
 
@@ -70,6 +71,14 @@ def _top(
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
+    try:
+        return _run(arguments)
+    except Exception:  # a fault of ours: loud, and not 1, which says that a comparison differs
+        traceback.print_exc()
+        return RUN_FAILED
+
+
+def _run(arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     command = typer.main.get_command(app)
     if sys.stdout is None:  # closed before this began

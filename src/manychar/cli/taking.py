@@ -1,13 +1,12 @@
 """From flags to a run: read the text, define the run, make its directory or take up an old one."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manychar.cli.speaking import say
-from manychar.runtime.durable import LARGEST_CONFIG, read_file
+from manychar.runtime.durable import LARGEST_CONFIG, parsed, read_file
 from manychar.runtime.endpoints import is_endpoint
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
@@ -95,7 +94,7 @@ def _go_on_as_defined(text: list[Path] | None, flags: dict[str, Any]) -> "RunDir
 def numerics_of(path: Path) -> str:
     """Return which numerics a run was defined with, before numpy is imported to read the rest."""
     try:
-        config = json.loads(read_file(path / "config.json", LARGEST_CONFIG).decode())
+        config = parsed(read_file(path / "config.json", LARGEST_CONFIG).decode())
         numerics = config["definition"]["numerics"]
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # what is wrong with it is said by whoever reads all of it

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manychar.protocol.messages import Frame, Level, Message, Peer, Report, Roster, Weights, Welcome
 
@@ -130,8 +130,10 @@ class GoBack:
 
 
 @dataclasses.dataclass(frozen=True)
-class MarkMixed:
-    """Mark the run as one whose bits cannot be done again: other arithmetic was let in."""
+class Remember:
+    """Keep in the run's configuration that it is `mixed`, or who is `barred` and why, by name."""
+
+    changes: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,6 @@ Effect = (
     | Prove
     | Compute
     | GoBack
-    | MarkMixed
+    | Remember
     | Finish
 )

@@ -78,7 +78,7 @@ class Ending:
 
     def stop(self, finish: Finish, *, now: float, by: float) -> None:
         """End with the step that is being computed, at time `by` without it."""
-        self.asked = finish
+        self.asked = self.asked or finish
         if self.phase is Phase.SAVING:
             self.settle()
         elif self.phase is Phase.TRAINING:

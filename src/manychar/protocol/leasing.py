@@ -29,7 +29,10 @@ class Leasing:
 
     def renew(self, shard: int, now: float) -> None:
         """Begin a shard's lease anew at the same worker: what it holds of the old one is void."""
-        self.grant(self._membership.lease(shard, self._membership.leases[shard].peer), now)
+        old = self._membership.leases[shard]
+        new = self._membership.lease(shard, old.peer)
+        new.renewed = old.renewed + 1
+        self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
         """Send what the holder needs for its shard's next step, and for the open steps after it."""
@@ -58,9 +61,12 @@ class Leasing:
             )
 
     def counted(self, shard: int, peer: Peer, now: float) -> None:
-        """See to a holder whose step another worker's gradient has taken: it lacks what follows."""
+        """Note that a gradient counts; a holder whose step it takes lacks what follows."""
         lease = self._membership.leases.get(shard)
-        if lease is not None and lease.begun and lease.peer != peer:
+        if lease is None:
+            return
+        lease.renewed = 0
+        if lease.begun and lease.peer != peer:
             lease.begun = False  # begins again, with the server's hidden state, when it can
             self.grant(lease, now)
 

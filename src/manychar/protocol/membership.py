@@ -14,6 +14,7 @@ FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
 FIRST_PATIENCE = 1.0
 LONGEST_PATIENCE = 30.0
+LONGEST_UNIT = 3600.0
 MAX_DOUBLINGS = 10
 HOST_LENGTH = 64
 
@@ -95,7 +96,8 @@ class Lease:
     """One shard at one worker. `begun` once a Grant has gone out.
 
     `asked_step` was asked for at `asked_at`, and is asked for again after `patience` seconds: at
-    first `first_patience`, time for two heartbeats, then twice as long each time.
+    first `first_patience`, time for two heartbeats, then twice as long each time. `renewed` is how
+    often it was begun anew in a row, because what came was computed from another state.
     """
 
     number: int
@@ -106,6 +108,7 @@ class Lease:
     asked_at: float = 0.0
     first_patience: float = FIRST_PATIENCE
     patience: float = FIRST_PATIENCE
+    renewed: int = 0
 
     def ask(self, step: int, now: float) -> None:
         """Note that an answer to `step` is expected from now on."""
@@ -220,7 +223,7 @@ class Membership:
         takeovers = max(
             (self._takeovers[lease.shard] for lease in self.leases_of(member.peer)), default=0
         )
-        longest = max(self._silence, SLOW_FACTOR * member.slowest)
+        longest = max(self._silence, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
     def is_lost(self, member: Member, now: float) -> bool:

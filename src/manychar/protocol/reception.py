@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from manychar.protocol.effects import MarkMixed
+from manychar.protocol.effects import Remember
 from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Member, Membership, PeerState, Tally
 from manychar.protocol.messages import (
@@ -97,7 +97,7 @@ class Reception:
             return
         if ready.fingerprint != self._run.fingerprint and not self.mixed:
             self.mixed = True
-            self._outbox.add(MarkMixed())
+            self._outbox.add(Remember({"mixed": True}))
             self._outbox.warn(
                 f"{member.name} has other arithmetic: this run is not reproducible bit for bit"
             )
@@ -156,8 +156,9 @@ class Reception:
         self._leasing.rebalance(now)
 
     def bar(self, names: Names, why: str, now: float) -> None:
-        """Never let this worker in again: its arithmetic was wrong."""
+        """Never let this worker in again."""
         self.barred.update(dict.fromkeys(names, why))
+        self._outbox.add(Remember({"barred": dict(self.barred)}))
         self._outbox.notice(f"{names[0]} is barred: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
             if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):

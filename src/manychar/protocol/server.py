@@ -61,6 +61,7 @@ RECORD_EVERY_STEPS = 100
 REMARK_EVERY = 1.0
 STOPPED = 75
 STOP_WITHIN = 5.0
+RENEWALS = 2
 
 
 class ParameterServer:
@@ -346,9 +347,13 @@ class ParameterServer:
             " from another state: dropped"
         )
         lease = self.membership.leases.get(gradient.shard)
-        awaited = gradient.step == self.steps.next(gradient.shard)
-        if awaited and lease is not None and lease.peer == member.peer:
+        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
+            return  # it has another lease by now, or nobody asked it
+        if lease.renewed < RENEWALS:
             self.leasing.renew(gradient.shard, now)
+        else:
+            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
+            self.reception.bar(member.names, why, now)
 
     def computed(self, shard: int, step: int, result: Result, now: float) -> list[Effect]:
         """Take this server's own result for a unit on which two others differ."""

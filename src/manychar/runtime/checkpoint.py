@@ -7,7 +7,6 @@ sha256 covers every tensor and all other metadata, in whatever order a file has 
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import re
@@ -27,7 +26,7 @@ from manychar.numerics.definition import (
 )
 from manychar.numerics.model import Parameters, count_parameters, shapes_of
 from manychar.numerics.train import State
-from manychar.runtime.durable import open_regular, rename, temporary_name, write_file
+from manychar.runtime.durable import open_regular, parsed, rename, temporary_name, write_file
 from manychar.runtime.errors import UserError, because
 from manychar.runtime.safetensors_file import as_safetensors
 
@@ -139,7 +138,7 @@ def _read(path: Path) -> bytes:
         if not 0 < length <= min(LARGEST_HEADER, size - 8):
             raise ValueError("truncated, or not a checkpoint")
         metadata = _metadata_of(length.to_bytes(8, "little") + file.read(length))
-        definition = Definition.from_mapping(json.loads(metadata["config"]))
+        definition = Definition.from_mapping(parsed(metadata["config"]))
         shapes = _shapes(definition, len(metadata["vocabulary"]))
         tensors = sum(map(math.prod, shapes.values())) * np.dtype(definition.dtype).itemsize
         if size != 8 + length + tensors:
@@ -151,7 +150,7 @@ def _read(path: Path) -> bytes:
 def _metadata_of(data: bytes) -> dict[str, str]:
     """Return the metadata: safetensors' header is 8 bytes of length, then JSON."""
     length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    metadata: dict[str, str] = parsed(data[8 : 8 + length]).get("__metadata__") or {}
     return metadata
 
 
@@ -166,7 +165,7 @@ def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
 
 
 def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Checkpoint:
-    definition = Definition.from_mapping(json.loads(metadata["config"]))
+    definition = Definition.from_mapping(parsed(metadata["config"]))
     vocabulary = metadata["vocabulary"]
     step, smooth_loss = int(metadata["step"]), float.fromhex(metadata["smooth_loss_hex"])
     if metadata["format"] != str(FORMAT_VERSION):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import encode, id_dtype
-from manychar.runtime.durable import read_file, write_file
+from manychar.runtime.durable import parsed, read_file, write_file
 from manychar.runtime.errors import UserError, because
 
 CORPUS_NAME = "corpus.bin"
@@ -84,7 +84,7 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     Raises UserError where the files are missing or do not fit together.
     """
     try:
-        letters = json.loads(read_file(directory / VOCABULARY_NAME, LARGEST_VOCABULARY).decode())
+        letters = parsed(read_file(directory / VOCABULARY_NAME, LARGEST_VOCABULARY).decode())
         vocabulary = "".join(letters)
         dtype = id_dtype(len(vocabulary))
         # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.

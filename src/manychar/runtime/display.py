@@ -28,7 +28,7 @@ from manychar.runtime.errors import because
 from manychar.runtime.sampling import as_it_trains, for_reading
 
 PLAIN_EVERY = 2.0
-REPORTS_FOR_SPEED = 26  # some five seconds
+REPORTS_FOR_SPEED = 26  # the last five seconds, or so many steps that take longer
 BAR_WIDTH = 10
 
 

@@ -1,10 +1,11 @@
 """Files: read up to a bound; written so that a crash leaves the old or the new one, never half."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LARGEST_CONFIG = 2**20
 
@@ -25,6 +26,14 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return file
+
+
+def parsed(text: str | bytes) -> Any:
+    """Return what JSON from outside says. Raises ValueError; also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:

@@ -1,49 +1,64 @@
 """Ends connections that bring a message without an end.
 
 libzmq hands a message over when its last frame is there, and has no limit to their number: a frame
-of no bytes takes 2 on the wire and 64 in memory. So the bytes that came over each connection, which
-the kernel counts (TCP_INFO of Linux), are held against those that were handed over. A connection
-with more between the two than an honest peer can have is ended, and libzmq frees what it had of it.
+of no bytes takes 2 on the wire and 64 in memory. So the bytes that libzmq took from each connection
+(those that came, which Linux counts in TCP_INFO, but for what it has not read yet) are held against
+those of the messages that it handed over. A connection that is further ahead than an honest peer
+can be is ended, and libzmq frees what it had of it.
 """
 
 import contextlib
 import ctypes
 import dataclasses
+import errno
+import fcntl
+import math
 import os
 import socket
 import struct
 import sys
+import termios
 import time
 
 LOOK_EVERY = 0.025
 SHARE_OF_TIME = 0.05  # that looking may take where there are very many connections
+SLACK = 2**20  # bytes: heartbeats of ZMTP are never handed over, and those of hours are small
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # tcpi_bytes_received in struct tcp_info
+_INT = struct.Struct("@i")
+_NO_CONNECTION = {errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOTCONN}
 
 
 @dataclasses.dataclass
 class _Account:
-    """One connection's bytes: `settled` had come when all was read, `read` is what was since."""
+    """One connection's bytes: `settled` had been taken when all was read, `read` is what was since.
+
+    `seen` had been taken at the last look.
+    """
 
     settled: int = 0
     read: int = 0
+    seen: int = 0
 
 
 class Floods:
     """Keeps the accounts of one socket's connections, by file descriptor.
 
-    `allowed` is how many bytes of one connection may be under way; of all together twice as many.
+    `message` is how long a message can be, in bytes, `messages` how many of a peer's can wait to be
+    read. `look_at` is when the next look is due, of the monotonic clock.
     """
 
-    def __init__(self, allowed: int) -> None:
-        self._allowed = allowed
+    def __init__(self, *, message: int, messages: int) -> None:
+        self._one = SLACK + message
+        self._several = SLACK + messages * message
         self._accounts: dict[int, _Account] = {}
         self._ended: list[str] = []
-        self.look_at = 0.0
+        self.look_at = math.inf
 
     def accepted(self, descriptor: int) -> None:
         """Open the account of a new connection."""
         if sys.platform == "linux":
             self._accounts[descriptor] = _Account()
+            self.look_at = min(self.look_at, time.monotonic())
 
     def read(self, descriptor: int, size: int) -> None:
         """Note that a message of `size` bytes was handed over."""
@@ -51,39 +66,51 @@ class Floods:
             account.read += size
 
     def look(self, *, all_read: bool) -> None:
-        """End who has too much under way; `all_read` is that no whole message waits to be read."""
+        """End who is too far ahead; `all_read` is that no whole message waits to be read."""
         began = time.monotonic()
-        under_way = self._under_way(all_read=all_read)
-        total = sum(under_way.values())
-        for descriptor, size in sorted(under_way.items(), key=lambda item: -item[1]):
-            if size <= self._allowed and total <= 2 * self._allowed:
+        ahead = self._ahead(all_read=all_read)
+        total = sum(ahead.values())
+        allowed = self._one if all_read else self._several
+        for descriptor, size in sorted(ahead.items(), key=lambda item: -item[1]):
+            if size <= allowed and total <= 2 * self._several:
                 break
             total -= size
-            self.end(descriptor)
+            self._end(descriptor)
         ended = time.monotonic()
-        self.look_at = ended + max(LOOK_EVERY, (ended - began) / SHARE_OF_TIME)
+        pause = max(LOOK_EVERY, (ended - began) / SHARE_OF_TIME)
+        self.look_at = ended + pause if self._accounts else math.inf
 
-    def _under_way(self, *, all_read: bool) -> dict[int, int]:
-        """Return the bytes of each connection that came and were not handed over."""
+    def _ahead(self, *, all_read: bool) -> dict[int, int]:
+        """Return how many bytes of each connection were taken and not handed over.
+
+        Where all was read, and nothing of a connection since the last look, all that had been taken
+        of it by then is of one message.
+        """
         found = {}
         for descriptor, account in list(self._accounts.items()):
             try:
-                came = _bytes_received(descriptor)
-            except OSError:
-                del self._accounts[descriptor]  # it is closed, or no TCP connection
+                taken = _bytes_taken(descriptor)
+            except OSError as error:
+                if error.errno in _NO_CONNECTION:  # closed, or not TCP
+                    del self._accounts[descriptor]
                 continue
-            if all_read and account.read:
-                account.settled, account.read = came, 0
-            found[descriptor] = came - account.settled - account.read
+            if taken < account.seen:  # it is another connection's by now
+                self._accounts[descriptor] = _Account(seen=taken)
+                continue
+            if not all_read:
+                found[descriptor] = taken - account.settled - account.read
+            elif account.read:
+                account.settled, account.read = taken, 0
+            else:
+                found[descriptor] = account.seen - account.settled
+            account.seen = taken
         return found
 
-    def end(self, descriptor: int) -> None:
-        """End a connection, whatever becomes of what it has brought."""
-        self._accounts.pop(descriptor, None)
-        with contextlib.suppress(OSError), _connection(descriptor) as connection:
-            host, port, *_ = connection.getpeername()
-            _reset(connection)
-            self._ended.append(f"{host}:{port}")
+    def _end(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError):  # it is gone, or there are too many open files: later
+            if address := _reset(descriptor, at_least=self._accounts[descriptor].seen):
+                self._ended.append(address)
+            del self._accounts[descriptor]
 
     def ended(self) -> list[str]:
         """Return whose connections were ended since the last call: addresses and ports."""
@@ -91,33 +118,36 @@ class Floods:
         return ended
 
 
-def _reset(connection: socket.socket) -> None:
-    """End a TCP connection at once, for everyone who holds it. Raises OSError.
+def _bytes_taken(descriptor: int) -> int:
+    """Return how many bytes have been read from a TCP connection. Raises OSError where it is none.
 
-    After shutdown(2) Linux goes on receiving; to connect(2) to no address ends it: tcp(7).
+    It is libzmq's, which may close it at any time, so it is borrowed for one call each.
     """
-    nowhere = struct.pack("@H14x", socket.AF_UNSPEC)
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.connect(connection.fileno(), nowhere, len(nowhere)) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _connection(descriptor: int) -> socket.socket:
-    """Return libzmq's connection under a descriptor of our own: it may close its at any time."""
-    ours = os.dup(descriptor)
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
     try:
-        return socket.socket(fileno=ours)
-    except OSError:
-        os.close(ours)
-        raise
-
-
-def _bytes_received(descriptor: int) -> int:
-    """Return how many bytes have come over a TCP connection. Raises OSError where it is none."""
-    with _connection(descriptor) as connection:
-        connection.getpeername()
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    finally:
+        borrowed.detach()
     if len(info) < _BYTES_RECEIVED.size:
-        raise OSError("this kernel does not count")
-    (received,) = _BYTES_RECEIVED.unpack(info)
-    return int(received)
+        raise OSError(errno.EOPNOTSUPP, "this kernel does not count")
+    (came,) = _BYTES_RECEIVED.unpack(info)
+    (unread,) = _INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_INT.size)))
+    return int(came - unread)
+
+
+def _reset(descriptor: int, *, at_least: int) -> str:
+    """End a TCP connection at once, for everyone who holds it, and return whose it was.
+
+    Nothing is done where less than `at_least` bytes came over it: then it is another one, that was
+    given the descriptor since. After shutdown(2) Linux goes on receiving; connect(2) to no address
+    ends a connection: tcp(7). Raises OSError.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as ours:
+        if _bytes_taken(ours.fileno()) < at_least:
+            return ""
+        host, port, *_ = ours.getpeername()
+        nowhere = struct.pack("@H14x", socket.AF_UNSPEC)
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.connect(ours.fileno(), nowhere, len(nowhere)) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -24,7 +24,7 @@ from manychar.runtime.errors import UserError
 from manychar.runtime.run_directory import RunDirectory, open_run
 from manychar.runtime.wake import Wake
 
-PAUSES = (0.5, 1.0, 2.0, 4.0)
+PAUSES = (0.5, 1.0, 2.0, None)  # after each try; after the last one it is given up
 LEAST_PRIORITY = 19
 
 
@@ -115,6 +115,8 @@ class JudgeProcess:
             self._bury()
             if self._ended.is_set():
                 return None
+            if pause is None:
+                break
             again = f"starting it again in {pause:g} s"
             self._tell(Restart(f"the judge died over the checkpoint of step {step}: {again}"))
             if self._ended.wait(pause):

@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 
 from manychar.protocol.messages import KeyRole
-from manychar.runtime.durable import read_file, replace_file
+from manychar.runtime.durable import parsed, read_file, replace_file
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError, because
 
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
@@ -257,8 +257,8 @@ def _is_credential(path: Path) -> bool:
 
 def _parsed(source: Path | str, data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(data.decode())
-    except (ValueError, RecursionError):
+        values = parsed(data.decode())
+    except ValueError:
         raise _damaged(source) from None
     if type(values) is not dict or values.get("format") != FORMAT:
         raise _damaged(source)

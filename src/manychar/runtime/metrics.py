@@ -1,9 +1,9 @@
 """metrics.jsonl, as far as it has been written: how a run has gone, a line every 100 steps."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from manychar.runtime.durable import parsed
 from manychar.runtime.errors import UserError, because
 
 METRICS_NAME = "metrics.jsonl"
@@ -27,7 +27,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _values(line: str) -> dict[str, Any] | None:
     try:
-        values = json.loads(line)
+        values = parsed(line)
         numbers = [values[name] for name in ("step", "loss", "smooth_loss", "characters")]
     except (ValueError, KeyError, TypeError):
         return None

@@ -33,6 +33,7 @@ from manychar.runtime.corpus_file import Corpus, check_corpus, map_corpus, write
 from manychar.runtime.durable import (
     LARGEST_CONFIG,
     make_directories,
+    parsed,
     read_file,
     remove_temporary,
     rename,
@@ -234,7 +235,7 @@ def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
 def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
     try:
-        config = json.loads(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
+        config = parsed(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
         definition = Definition.from_mapping(config["definition"])
         known = {field.name for field in dataclasses.fields(Settings)}
         operation = {key: value for key, value in config["operation"].items() if key in known}
@@ -312,7 +313,7 @@ def take_up_metrics(directory: RunDirectory, step: int) -> float:
     kept, seconds = [], 0.0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
+            values = parsed(line)
             if values["step"] > step:
                 continue
             seconds = float(values["seconds"])

@@ -14,7 +14,7 @@ ALIGNMENT = 8  # bytes; tensors begin at a multiple of it
 
 
 def as_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> bytes:
-    """Return the file that holds these arrays, of any shape, and this metadata.
+    """Return the file that holds these arrays, of at least one dimension, and this metadata.
 
     The library writes metadata in an order that changes from call to call, so the header (8 bytes
     of length, then JSON) is written anew with its keys in order.
@@ -25,4 +25,4 @@ def as_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: dict[str, str]
     end = 8 + int.from_bytes(data[:8], "little")
     header = canonical_json(json.loads(data[8:end])).encode()
     header += b" " * (-len(header) % ALIGNMENT)
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[end:]))

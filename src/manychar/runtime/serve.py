@@ -1,7 +1,8 @@
 """The server's shell: poll, give the machine what came, carry out its effects.
 
-One thread, but for the writing of checkpoints. A machine lives for one term; where a wrong gradient
-had been applied, the next term begins from a checkpoint before it, on the same socket.
+One thread, but for the writing of checkpoints and for asking the judge. A machine lives for one
+term; where a wrong gradient had been applied, the next term begins from a checkpoint before it, on
+the same socket.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from manychar.protocol.effects import (
     GoBack,
     Judge,
     KeepBest,
-    MarkMixed,
     PeerError,
     Record,
+    Remember,
     Save,
     Say,
     Send,
@@ -235,6 +236,7 @@ class _Loop:
         """Go round until the machine has finished."""
         poller = zmq.Poller()
         poller.register(self.router.socket, zmq.POLLIN)
+        poller.register(self.router.monitor, zmq.POLLIN)
         poller.register(self.wake.fileno(), zmq.POLLIN)
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
@@ -254,8 +256,10 @@ class _Loop:
                 self._stop(STOPPED, "the process that started this server is gone")
             if door is not None:
                 self._answer(door)
+            if self.router.monitor in ready:
+                self.router.follow_events()
             self._read_mailbox()
-            if time.monotonic() >= self.router.floods.look_at:
+            if time.monotonic() >= self.router.look_at:
                 self.router.mind_the_floods()
             self.machine.catch_up()
             self._tick()
@@ -272,7 +276,7 @@ class _Loop:
     def _milliseconds(self) -> int:
         if (deadline := self.machine.deadline()) is None:
             return 0
-        first = min(deadline, self.router.floods.look_at)
+        first = min(deadline, self.router.look_at)
         return max(0, int(1000 * (first - time.monotonic())) + 1)
 
     def _tick(self) -> None:
@@ -284,12 +288,12 @@ class _Loop:
                 self._carry_out(self.machine.remark(line))
         if now >= self.flush_at:
             self.flush_at = now + FLUSH_EVERY
-            self._look_at_the_door(now)
+            self._mind_the_door(now)
             self._to_disk("journal", self.beginning.journal.flush)
 
-    def _look_at_the_door(self, now: float) -> None:
+    def _mind_the_door(self, now: float) -> None:
         """Count who was sent away, and let those go whose key was revoked though silent."""
-        if ended := self.router.floods.ended():
+        if ended := self.router.ended():
             for _ in ended:
                 self._carry_out(self.machine.dropped("connections ended"))
             more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
@@ -310,7 +314,10 @@ class _Loop:
         for _ in range(MESSAGES_A_TURN):
             if self.outcome is not None or (received := self.router.receive()) is None:
                 return
-            self._take(received, time.monotonic())
+            now = time.monotonic()
+            if now >= self.router.look_at:
+                self.router.mind_the_floods()
+            self._take(received, now)
 
     def _take(self, received: Received, now: float) -> None:
         peer = received.peer
@@ -398,8 +405,8 @@ class _Loop:
                     self._to_disk("metrics", self._record, report)
                 case Compute():
                     self._compute(effect)
-                case MarkMixed():
-                    self._change_settings(mixed=True)
+                case Remember(changes):
+                    self._change_settings(changes)
                 case Finish() | GoBack():
                     self.outcome = effect
                 case _:
@@ -423,11 +430,10 @@ class _Loop:
         result = self.engine.compute(unit, lambda now: now + 1)
         now = time.monotonic()
         self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
-        self._change_settings(barred=dict(self.machine.reception.barred))
 
-    def _change_settings(self, **changes: object) -> None:
+    def _change_settings(self, changes: Mapping[str, Any]) -> None:
         """Keep in config.json what the run is to remember of its workers."""
-        settings = dataclasses.replace(self.directory.settings, **changes)  # type: ignore[arg-type]
+        settings = dataclasses.replace(self.directory.settings, **changes)
         self.directory = dataclasses.replace(self.directory, settings=settings)
         self._to_disk("config", self.directory.write_config, settings)
 

@@ -44,6 +44,7 @@ _REFUSALS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
+_EVENTS_AT = "inproc://events"
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
@@ -97,8 +98,11 @@ class Router:
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self._shut, self._crowd_complaint = False, ""
         self._failed_handshakes = 0
-        self._monitor = self.socket.get_monitor_socket(_FAILED | zmq.EVENT_ACCEPTED)
-        self.floods = Floods(_most_under_way(dimensions))
+        self.socket.monitor(_EVENTS_AT, _FAILED | zmq.EVENT_ACCEPTED)
+        self.monitor = self._context.socket(zmq.PAIR)
+        self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread waits where an event has no place
+        self.monitor.connect(_EVENTS_AT)
+        self._floods = _floods(dimensions)
         self._all_read = False
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -121,16 +125,14 @@ class Router:
         return Received(peer.bytes, frames, owner, revoked)
 
     def _rest_of_message(self, frame: zmq.Frame) -> list[Frame]:
-        """Return the frames after this one, or one too many; whoever sends more is cut off."""
+        """Return the frames after this one; of more than a message can have, one too many."""
         frames: list[Frame] = []
-        descriptor = int(frame.get(zmq.SRCFD))
+        while frame.more and len(frames) <= MAX_FRAMES:
+            frame = self.socket.recv(copy=False)
+            frames.append(frame.buffer)
+        self._floods.read(int(frame.get(zmq.SRCFD)), sum(map(len, frames)))
         while frame.more:
             frame = self.socket.recv(copy=False)
-            if len(frames) <= MAX_FRAMES:
-                frames.append(frame.buffer)
-                if len(frames) > MAX_FRAMES:
-                    self.floods.end(descriptor)
-        self.floods.read(descriptor, sum(map(len, frames)))
         return frames
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
@@ -150,7 +152,9 @@ class Router:
         return True
 
     def _shared(self, frame: Frame) -> zmq.Frame:
-        """Return libzmq's own copy of a frame: one for all peers that are sent it in a row."""
+        """Return libzmq's own copy of a frame; of a tensor one for all who are sent it in a row."""
+        if not isinstance(frame, memoryview):
+            return zmq.Frame(frame, copy=True)
         if self._broadcast is None or self._broadcast[0] is not frame:
             self._broadcast = frame, zmq.Frame(frame, copy=True)
         return self._broadcast[1]
@@ -171,31 +175,41 @@ class Router:
             return f"too many connections for {limit():,} open files: nobody else is let in"
         return "there is room for connections again"
 
+    @property
+    def look_at(self) -> float:
+        """When `mind_the_floods` is to be called again; earlier where `monitor` has something."""
+        return self._floods.look_at
+
     def mind_the_floods(self) -> None:
         """End the connections of who sends messages without an end."""
-        self._follow_events()
-        self.floods.look(all_read=self._all_read)
+        self.follow_events()
+        self._floods.look(all_read=self._all_read)
         self._all_read = False
 
-    def _follow_events(self) -> None:
+    def ended(self) -> list[str]:
+        """Return whose connections that has ended since the last call."""
+        return self._floods.ended()
+
+    def follow_events(self) -> None:
+        """Take note of who has connected, and of handshakes that failed."""
         with contextlib.suppress(zmq.Again):
             while True:
-                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
                 if event["event"] == zmq.EVENT_ACCEPTED:
-                    self.floods.accepted(event["value"])
+                    self._floods.accepted(int(event["value"]))
                 else:
                     self._failed_handshakes += 1
 
     def failed_handshakes(self) -> int:
         """Return how many have failed since the last call: no key, another server's, or garbage."""
-        self._follow_events()
+        self.follow_events()
         failed, self._failed_handshakes = self._failed_handshakes, 0
         return failed
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.disable_monitor()
-        self._monitor.close(0)
+        self.monitor.close(0)
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()
@@ -368,9 +382,11 @@ def _largest_frame(dimensions: Dimensions) -> int:
     return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
 
 
-def _most_under_way(dimensions: Dimensions | None) -> int:
-    """Return how many bytes a peer has reason to have under way: all shards' gradients."""
+def _floods(dimensions: Dimensions | None) -> Floods:
+    """Return what watches over floods: a peer may send every shard's gradient of the open steps."""
     if dimensions is None:
-        return MAX_FRAMES * HEADER_BYTES
-    gradient = dimensions.parameters_bytes + dimensions.hidden_bytes + MAX_FRAMES * HEADER_BYTES
-    return (1 + dimensions.shards * (dimensions.delay + 1)) * gradient
+        return Floods(message=HEADER_BYTES, messages=1)
+    return Floods(
+        message=HEADER_BYTES + dimensions.parameters_bytes + dimensions.hidden_bytes,
+        messages=1 + dimensions.shards * (dimensions.delay + 1),
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manychar.protocol.judging import Judging
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from manychar.runtime.durable import read_file, rename, replace_file, temporary_name
+from manychar.runtime.durable import parsed, read_file, rename, replace_file, temporary_name
 from manychar.runtime.errors import UserError
 from manychar.runtime.run_directory import RunDirectory
 
@@ -36,7 +36,7 @@ def _verdicts_in(text: str) -> dict[int, float]:
     verdicts: dict[int, float] = {}
     for line in text.splitlines():
         try:
-            values = json.loads(line)
+            values = parsed(line)
             nats = values["nats"]
             verdicts[int(values["step"])] = math.inf if nats is None else float(nats)
         except (ValueError, KeyError, TypeError):
@@ -78,7 +78,9 @@ def take_up_verdicts(directory: RunDirectory, step: int) -> dict[int, float]:
     if held is None or held > step:
         best.unlink(missing_ok=True)
     least = Judging(kept, on=True, every=0, patience=0).best
-    if least not in (None, held) and _step_of(checkpoint_path(directory.checkpoints, least)):
+    if least is None or least == held:
+        return kept
+    if _step_of(checkpoint_path(directory.checkpoints, least)) is not None:
         keep_best(directory, least)
     return kept
 

@@ -99,7 +99,7 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     path = directory.path / JOURNAL_NAME
     reading = read_journal(path, directory.run)
     living = reading.living()
-    covered = newest_checkpoint == 0 or newest_checkpoint in living
+    covered = newest_checkpoint in {0, *living, *reading.beginnings()}
     tail = path.stat().st_size - reading.length if reading.fault else 0
     if reading.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.fault}")
@@ -190,6 +190,7 @@ def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Fi
 def _collect(pipes: list[Connection], progress: Callable[[int], None]) -> list[Finding]:
     """Hear every child to its end."""
     findings: list[Finding] = []
+    faults: list[str] = []
     while pipes:
         for pipe in cast("list[Connection]", wait(pipes)):
             try:
@@ -203,9 +204,11 @@ def _collect(pipes: list[Connection], progress: Callable[[int], None]) -> list[F
                 step, _, array = rest.partition(" ")
                 findings.append(Finding(int(step), array))
             elif kind == "failed":
-                raise UserError(rest)
+                faults.append(rest)
             else:
                 pipes.remove(pipe)
+    if faults and not findings:
+        raise UserError(faults[0])
     return findings
 
 
@@ -228,3 +231,4 @@ def _check_share(pieces: list[Piece], pipe: Connection) -> None:
         tell("done")
     except UserError as error:
         tell("failed", error)
+        tell("done")
