@@ -17,3 +17,7 @@ def __getattr__(name: str) -> Any:
     from manychar import notebook  # noqa: PLC0415 - see above
 
     return getattr(notebook, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -268,6 +268,8 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
             raise UserError(f"{text!r} is a file, and a str is the text: give Path({text!r})")
         return ["-"], text.encode()
     paths = [text] if isinstance(text, os.PathLike) else list(text)
+    if not paths:
+        raise UserError("no text: the list of files is empty")
     if any(isinstance(path, str) for path in paths):
         raise TypeError("several texts are given as Paths: a str is a text itself")
     return [str(Path(path).absolute()) for path in paths], None

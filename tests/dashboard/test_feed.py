@@ -11,6 +11,7 @@ from manychar.dashboard.feed import Directory, Feed, open_feed
 from manychar.dashboard.history import History
 from manychar.protocol.messages import Level
 from manychar.runtime.checkpoint import checkpoint_path
+from manychar.runtime.run_directory import locked, open_run
 from tests.runtime.commands import SMALL, Commands, until
 
 READ = ("--lease-timeout", "0.5", "--checkpoint-every", "50")
@@ -73,11 +74,14 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     feed.start()
     try:
         until(lambda: len(history.view().moments) == 2, "the checkpoints that are there")
-        assert history.view().live
-        checkpoint_path(checkpoints, 300).write_bytes(kept)
-        metrics.write_text(whole, encoding="utf-8")
+        assert not history.view().live
+        assert history.view().state == "stopped after step 100; manychar train --resume goes on"
+        with locked(open_run(trained)):
+            until(lambda: history.view().live, "the run going on")
+            checkpoint_path(checkpoints, 300).write_bytes(kept)
+            metrics.write_text(whole, encoding="utf-8")
+            until(lambda: len(history.view().moments) == 3, "the last checkpoint")
         until(lambda: history.view().state == "finished", "the end of the run")
-        until(lambda: len(history.view().moments) == 3, "the last checkpoint")
     finally:
         feed.stop()
 

@@ -396,6 +396,14 @@ class TestSampling:
         path.write_bytes(whole[:cut])
         expect_one_line(manychar.run("sample", str(path)), path.name, "truncated")
 
+    def test_a_newest_checkpoint_that_is_truncated(self, manychar: Commands, trained: Path) -> None:
+        newest = max(trained.glob("checkpoints/step-*"))
+        newest.write_bytes(newest.read_bytes()[:-9])
+        done = manychar.run("sample", str(trained), "--length", "5", "--seed", "1")
+        assert done.code == 0
+        assert f"{newest}: " in done.err
+        assert done.err.endswith("; taking an earlier checkpoint\n")
+
     def test_an_altered_checkpoint(self, manychar: Commands, trained: Path) -> None:
         path = trained / "checkpoints" / "step-000000300.safetensors"
         whole = bytearray(path.read_bytes())

@@ -408,6 +408,8 @@ def test_verify_names_the_first_step_and_array_that_differ(
     )
     wrong = checkpoint_path(run / "checkpoints", 50)
     subprocess.run([sys.executable, "-c", code, str(wrong)], check=True)
-    verified = manychar.run("verify", "other")
-    assert verified.code == 1
-    assert verified.out == "DIFFERENT: first at step 50, in Wxh\n"
+    _altered(run, "checkpoints/step-000000100.safetensors")
+    for processes in ("1", "2"):
+        verified = manychar.run("verify", "other", "--processes", processes)
+        assert verified.code == 1
+        assert verified.out == "DIFFERENT: first at step 50, in Wxh\n"

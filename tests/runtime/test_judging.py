@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.runtime import judge
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.run_directory import open_run
 from manychar.runtime.verdicts import (
@@ -19,6 +20,7 @@ from manychar.runtime.verdicts import (
     read_verdicts,
     take_up_verdicts,
 )
+from manychar.runtime.wake import Wake
 from tests.runtime.alone import bits_alone, bits_of
 from tests.runtime.commands import SMALL, Commands, until
 
@@ -82,7 +84,7 @@ def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None
     said = train(manychar, text, "run", *STOPS)
     verdicts = verdicts_of(manychar, "run")
     assert max(verdicts) == where_it_ends(verdicts)
-    assert "no better for 2 checkpoints" in said
+    assert "no better for 2 checkpoints up to step" in said
     newest = list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0]
     assert newest == max(verdicts)
     # It is over, and says so; with other words it goes on.
@@ -125,7 +127,7 @@ def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path)
         return None
 
     os.kill(until(judge, "the judge"), signal.SIGKILL)
-    running.wait_for(r"the judge died over the checkpoint of step \d+: starting it again")
+    running.wait_for(r"the judge died or hung over the checkpoint of step \d+: starting it again")
     run = manychar.directory / "run"
     before = len(read_verdicts(open_run(run)))
     until(lambda: len(read_verdicts(open_run(run))) > before + 1, running.described)
@@ -205,6 +207,33 @@ def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
     assert is_over(run, 60)
 
 
+def test_a_judge_that_hangs_is_started_again(
+    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    monkeypatch.setattr(judge, "SILENT_FOR", 3.0)
+    wake = Wake()
+    heard: list[judge.News] = []
+
+    def verdict_on(step: int) -> float | None:
+        def found() -> list[judge.Verdict]:
+            heard.extend(asked.news())
+            return [news for news in heard if isinstance(news, judge.Verdict)]
+
+        asked.ask(step)
+        return until(found, "a verdict")[0].nats
+
+    with judge.JudgeProcess(open_run(manychar.directory / "run"), wake) as asked:
+        first = verdict_on(20)
+        assert [type(news) for news in heard] == [judge.Verdict]
+        heard.clear()
+        assert asked._process is not None
+        os.kill(asked._process.pid or 0, signal.SIGSTOP)
+        assert verdict_on(20) == first
+        assert [type(news) for news in heard] == [judge.Restart, judge.Verdict]
+    wake.close()
+
+
 def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     path = manychar.directory / "run" / VALIDATION_NAME
@@ -214,6 +243,15 @@ def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
     assert done.code == 0, done.err
     verdicts = verdicts_of(manychar, "run")
     assert sorted(verdicts) == [0, 20, 40, 60, 80]
+
+
+def test_an_altered_corpus_is_not_judged_by(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    corpus = manychar.directory / "run" / "corpus.bin"
+    os.truncate(corpus, corpus.stat().st_size // 2)
+    done = manychar.run("evaluate", "run")
+    assert (done.code, done.out) == (2, "")
+    assert "corpus.bin: altered" in done.err
 
 
 @pytest.mark.parametrize(

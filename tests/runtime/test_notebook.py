@@ -150,6 +150,7 @@ except manychar.UserError as error:
         ("train('text.txt')", "is a file, and a str is the text"),
         ("train('x' * 10**6, hidden=0)", "--hidden is 0: it takes a whole number"),
         ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
+        ("train([])", "no text: the list of files is empty"),
         ("load('nowhere')", "nowhere: no such file"),
         ("Run('.')", ".: not a run directory"),
         ("load('run').sample(prime='\u2603')", "the model does not know"),
@@ -169,6 +170,10 @@ except manychar.UserError as error:
     assert done.code == 0, done.err
     assert complaint in done.out
     assert done.out.count("\n") == 1
+
+
+def test_a_notebook_is_offered_the_names() -> None:
+    assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(manychar))
 
 
 def test_one_of_several_texts_is_no_str() -> None:

@@ -65,6 +65,14 @@ def test_a_journal(manychar: Commands, trained: Path) -> None:
     assert "journal.msgpack: damaged or altered: byte" in done.stderr
 
 
+def test_metrics_that_are_no_file_are_not_waited_for(manychar: Commands, trained: Path) -> None:
+    (trained / "metrics.jsonl").unlink()
+    os.mkfifo(trained / "metrics.jsonl")
+    done = run(manychar, "plot", "run", "-o", "losses.svg")
+    assert done.returncode == 2
+    assert "metrics.jsonl: not a regular file" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["config.json", "journal.msgpack"])
 def test_what_is_no_file_is_not_waited_for(manychar: Commands, trained: Path, name: str) -> None:
     (trained / name).unlink()

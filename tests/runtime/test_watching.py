@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manychar.protocol.membership import Tally
 from manychar.protocol.messages import Attendance, Dimensions, Report
 from manychar.runtime.checkpoint import list_checkpoints
 from manychar.runtime.display import Display
@@ -188,6 +189,17 @@ def standing(seconds: float, **worker: Any) -> Standing:
         "late": 0.0,
     }
     return Standing(SIZE, report, (Attendance(**(values | worker)),))
+
+
+def test_a_worker_computes_between_its_words_as_it_did_before() -> None:
+    tally = Tally(since=0.0, said_at=0.0)
+    tally.says(0.3, 0.5)
+    assert tally.computing_by(0.5) == pytest.approx(0.3)
+    assert tally.computing_by(0.9) == pytest.approx(0.3 + 0.6 * 0.4)
+    tally.says(0.54, 0.9)
+    assert tally.computing_by(60.0) == pytest.approx(
+        0.54 + 0.6
+    )  # it is late: no more than a second
 
 
 def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:

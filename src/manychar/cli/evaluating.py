@@ -66,6 +66,7 @@ def evaluate(
 
 
 def _held_out(source: str) -> "NDArray[Any]":
+    from manychar.runtime.corpus_file import check_corpus
     from manychar.runtime.run_directory import open_run
 
     if not Path(source).is_dir():
@@ -73,6 +74,7 @@ def _held_out(source: str) -> "NDArray[Any]":
     directory = open_run(Path(source))
     if not directory.definition.validation:
         raise UserError(f"{source}: give a TEXT; this run holds nothing out (--validation)")
+    check_corpus(directory.path, directory.definition.corpus_sha256)
     return directory.streams()[1].held_out
 
 

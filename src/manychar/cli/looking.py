@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from manychar.runtime.observe import Standing
 
 
+SHORTEST_LOOK = 0.5  # seconds
+
+
 def sample(
     source: Annotated[
         str, typer.Argument(help="A run directory, a checkpoint, or a live server's endpoint.")
@@ -136,7 +139,8 @@ def verify(
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
-    write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoints\n")
+    plural = "s" if todo.checkpoints != 1 else ""
+    write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
 
 
 @with_flags(TRIAL, TRANSPORT, DEFINITION)
@@ -213,14 +217,15 @@ def _watch(standings: "Iterator[Standing]") -> None:
 
     before = None
     console = Console(highlight=False)
-    if not console.is_terminal:
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or contextlib.nullcontext():
         for standing in standings:
-            write(show(standing, before) + "\n")
-            before = standing
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        for standing in standings:
-            live.update(render(standing, before), refresh=True)
+            if before and standing.report.seconds - before.report.seconds < SHORTEST_LOOK:
+                continue  # too short a time to say how fast
+            if live:
+                live.update(render(standing, before), refresh=True)
+            else:
+                write(show(standing, before) + "\n")
             before = standing
 
 

@@ -137,7 +137,7 @@ def source_of(source: str, key: Path | None) -> "tuple[Parameters, str]":
 
     if is_endpoint(source):
         return fetch(source, find_key(key), patience=10.0, say=say)
-    return load(Path(source))
+    return load(Path(source), say)
 
 
 def usable_cores() -> int:

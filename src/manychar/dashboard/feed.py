@@ -26,7 +26,7 @@ from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.keys import ClientKey
 from manychar.runtime.metrics import METRICS_NAME, read_metrics
 from manychar.runtime.observe import IN_GOOD_ORDER, Watch, sight_of
-from manychar.runtime.run_directory import open_run
+from manychar.runtime.run_directory import is_served, open_run
 from manychar.runtime.sampling import as_it_trains
 from manychar.runtime.sinks import Pages
 from manychar.runtime.verdicts import VALIDATION_NAME, is_over, read_verdicts
@@ -168,6 +168,7 @@ class Directory:
         self._run = open_run(path)
         self._history = history
         self._seen: dict[Path, int] = {}
+        self._served: bool | None = None
         history.begin(self._run.run, _facts(dataclasses.asdict(self._run.definition)))
         self._read_course()
 
@@ -184,19 +185,29 @@ class Directory:
 
     def _read_course(self) -> None:
         metrics, validation = (self._run.path / name for name in (METRICS_NAME, VALIDATION_NAME))
-        if not any([self._has_changed(metrics), self._has_changed(validation)]):
+        served, before = is_served(self._run.path), self._served
+        self._served = served
+        if not any([self._has_changed(metrics), self._has_changed(validation), served != before]):
             return
         points = [self._point(values) for values in read_metrics(self._run.path)]
         judged = [Judgement(*verdict) for verdict in sorted(read_verdicts(self._run).items())]
         self._history.course(points, judged)
         steps, last = self._run.settings.steps, points[-1].step if points else 0
-        done = (bool(steps) and last >= steps) or is_over(self._run, last)
         self._history.know(
             steps=steps,
-            live=not done,
-            state="finished" if done else f"on disk up to step {last:,}",
+            live=served,
+            state=self._state(last),
             best=min(judged, key=lambda one: (one.nats, one.step)).step if judged else None,
         )
+
+    def _state(self, last: int) -> str:
+        if self._served:
+            return f"on disk up to step {last:,}"
+        if 0 < self._run.settings.steps <= last:
+            return "finished"
+        if is_over(self._run, last):
+            return f"finished at step {last:,}: no better for long enough"
+        return f"stopped after step {last:,}; manychar train --resume goes on"
 
     def _point(self, values: dict[str, Any]) -> Point:
         characters = self._run.definition.seq_length

@@ -96,7 +96,7 @@ class Attendances:
             units=tally.counted,
             dropped=tally.dropped,
             present=now - tally.since,
-            computing=tally.computing,
+            computing=tally.computing_by(now),
             waiting=tally.waited + (now - tally.delivered_at if idle else 0.0),
             late=now - self._waiting.since
             if step in awaited and self._steps.is_open(step)

@@ -183,6 +183,8 @@ class Ending:
         """End here if the decision on the checkpoint before this one was to stop."""
         if self.phase is Phase.TRAINING and self._judging.is_over(self._step):
             patience = self._run.operation.stop_when_no_better
-            reason = f"no better for {patience} checkpoint{'s'[: patience - 1]}"
+            last = self._step - self._run.operation.checkpoint_every
+            plural = "s" if patience > 1 else ""
+            reason = f"no better for {patience} checkpoint{plural} up to step {last:,}"
             self._finish = Finish(0, reason)
             self.save(now)

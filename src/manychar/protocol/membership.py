@@ -15,6 +15,7 @@ SLOW_FACTOR = 4
 FIRST_PATIENCE = 1.0
 LONGEST_PATIENCE = 30.0
 LONGEST_UNIT = 3600.0
+LONGEST_GUESS = 1.0
 MAX_DOUBLINGS = 10
 HOST_LENGTH = 64
 
@@ -32,17 +33,29 @@ class PeerState(enum.Enum):
 class Tally:
     """What one worker has done since `since`, a time.
 
-    `counted` and `dropped` are of its messages; `computing` is seconds by its own word; `waited`
-    are those in which nothing was asked of it, up to its last gradient that counted, which came at
-    `delivered_at`.
+    `counted` and `dropped` are of its messages; `computing` is seconds by its own word, `said_at` a
+    time, and `busy` the share of the time before that; `waited` are seconds in which nothing was
+    asked of it, up to its last gradient that counted, which came at `delivered_at`.
     """
 
     since: float = 0.0
     counted: int = 0
     dropped: int = 0
     computing: float = 0.0
+    said_at: float = 0.0
+    busy: float = 0.0
     waited: float = 0.0
     delivered_at: float = 0.0
+
+    def says(self, computing: float, now: float) -> None:
+        """Note how long it has computed by its own word."""
+        passed = now - self.said_at
+        self.busy = min(max((computing - self.computing) / passed, 0.0), 1.0) if passed else 0.0
+        self.computing, self.said_at = computing, now
+
+    def computing_by(self, now: float) -> float:
+        """Return how long it has computed by now: since its last word as much as before it."""
+        return self.computing + self.busy * min(now - self.said_at, LONGEST_GUESS)
 
     def waits_until(self, now: float) -> None:
         """Note that nothing was asked of it since its last gradient, and something is now."""

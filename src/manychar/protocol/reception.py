@@ -90,7 +90,7 @@ class Reception:
 
     def ready(self, member: Member, ready: Ready, now: float) -> None:
         """Let a worker with the run's arithmetic begin."""
-        member.tally = Tally(since=now, delivered_at=now)
+        member.tally = Tally(since=now, said_at=now, delivered_at=now)
         member.slowest = ready.slowest
         if ready.fingerprint != self._run.fingerprint and not self._run.operation.allow_mixed:
             self._refuse_arithmetic(member, ready, now)
@@ -128,7 +128,7 @@ class Reception:
         """Note how far a peer is, and answer; who is not ready is welcomed again."""
         member.units, member.units_at = beat.units, now
         member.slowest = beat.slowest
-        member.tally.computing = beat.computing
+        member.tally.says(beat.computing, now)
         if member.state is PeerState.GREETED:
             self.welcome(member)
         self._outbox.send(member.peer, Alive(run=self._run.run, term=self._run.term))

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SETTLED_AFTER = 10.0
@@ -39,6 +39,16 @@ def spawn(
         env={**os.environ, **(env or {})},
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Have what is started here never hear of Ctrl-C, from its first moment; this process later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def close_pipes(process: Process) -> None:

@@ -1,7 +1,8 @@
 """The judge: a process beside the server, at the lowest priority, that reads its checkpoints.
 
 It is asked for the loss of one checkpoint after the other on the text that was held out, and takes
-no time from the loop. One that dies is started again and asked again.
+no time from the loop. While it judges it says every second that it lives; one that dies or hangs is
+started again and asked again.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -20,12 +22,16 @@ from numpy.typing import NDArray
 
 from manychar.numerics.evaluation import evaluate
 from manychar.runtime.checkpoint import checkpoint_path
+from manychar.runtime.children import deaf_to_interrupts
 from manychar.runtime.errors import UserError
 from manychar.runtime.run_directory import RunDirectory, open_run
 from manychar.runtime.wake import Wake
 
 PAUSES = (0.5, 1.0, 2.0, None)  # after each try; after the last one it is given up
 LEAST_PRIORITY = 19
+BEAT = b"I live"
+BEAT_EVERY = 1.0
+SILENT_FOR = 30.0  # at the lowest priority a beat may be late
 
 
 class Verdict(NamedTuple):
@@ -37,7 +43,7 @@ class Verdict(NamedTuple):
 
 
 class Restart(NamedTuple):
-    """The judge has died and is asked again; `text` says so in one line."""
+    """The judge has died, or hung, and is asked again; `text` says so in one line."""
 
     text: str
 
@@ -118,15 +124,22 @@ class JudgeProcess:
             if pause is None:
                 break
             again = f"starting it again in {pause:g} s"
-            self._tell(Restart(f"the judge died over the checkpoint of step {step}: {again}"))
+            self._tell(
+                Restart(f"the judge died or hung over the checkpoint of step {step}: {again}")
+            )
             if self._ended.wait(pause):
                 return None
-        return Gone(f"its judge died {len(PAUSES)} times over the checkpoint of step {step}")
+        return Gone(
+            f"its judge died or hung {len(PAUSES)} times over the checkpoint of step {step}"
+        )
 
     def _ask(self, step: int) -> Verdict:
         pipe = self._pipe or self._start()
         pipe.send_bytes(str(step).encode())
-        return Verdict(*json.loads(pipe.recv_bytes()))
+        while pipe.poll(SILENT_FOR):
+            if (answer := pipe.recv_bytes()) != BEAT:
+                return Verdict(*json.loads(answer))
+        raise EOFError  # it hangs
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("spawn")
@@ -135,7 +148,8 @@ class JudgeProcess:
             if self._ended.is_set():
                 raise EOFError
             process = context.Process(target=_serve, args=(self._path, theirs), daemon=True)
-            process.start()
+            with deaf_to_interrupts():
+                process.start()
             self._process, self._pipe = process, ours
         return ours
 
@@ -157,8 +171,28 @@ def _serve(path: Path, pipe: Connection) -> None:
     held_out = directory.streams()[1].held_out
     with contextlib.suppress(EOFError, OSError):
         while True:
-            verdict = _judge(directory, held_out, int(pipe.recv_bytes()))
+            step = int(pipe.recv_bytes())
+            with _beating(pipe):
+                verdict = _judge(directory, held_out, step)
             pipe.send_bytes(json.dumps(verdict).encode())
+
+
+@contextlib.contextmanager
+def _beating(pipe: Connection) -> Iterator[None]:
+    """Say again and again, from a thread, that this process lives."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_EVERY):
+            pipe.send_bytes(BEAT)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _end_with_the_server() -> None:

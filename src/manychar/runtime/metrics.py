@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from manychar.runtime.durable import parsed
+from manychar.runtime.durable import open_regular, parsed
 from manychar.runtime.errors import UserError, because
 
 METRICS_NAME = "metrics.jsonl"
@@ -17,7 +17,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / METRICS_NAME
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open_regular(path) as file:
+            text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -133,17 +133,19 @@ def watch(
     Raises UserError where no server answers within `patience` seconds, it refuses, or it fails.
     """
     report: Report | None = None
+    reported_at = 0.0
     pages = Pages()
     with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
         while True:
             for effect in visit.turn():
                 match effect:
                     case Show(Report() as report):
-                        pass
+                        reported_at = time.monotonic()
                     case Show(Roster() as roster):
                         workers, welcome = pages.take(roster), visit.welcome
                         if report is not None and welcome is not None and workers is not None:
-                            yield Standing(welcome.dimensions, report, workers, roster.waiting)
+                            now = _aged(report, time.monotonic() - reported_at)
+                            yield Standing(welcome.dimensions, now, workers, roster.waiting)
                     case Say(text, level):
                         say(text, level)
                     case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:
@@ -152,6 +154,15 @@ def watch(
                     case Finish(code, reason):
                         reason = reason or f"{endpoint}: the run has ended"
                         raise UserError(reason, code=code or RUN_FAILED)
+
+
+def _aged(report: Report, seconds: float) -> Report:
+    """Return what a report says that much later, when nothing has happened since."""
+    return dataclasses.replace(
+        report,
+        seconds=report.seconds + seconds,
+        checkpoint_age=report.checkpoint_age + seconds,
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ import os
 import platform
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
@@ -47,6 +48,7 @@ from manychar.runtime.metrics import METRICS_NAME
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
+LOCK_TRIES, LOCK_PAUSE = 3, 0.05
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
 
@@ -260,13 +262,25 @@ def _config(run: str, definition: Definition, settings: Settings) -> bytes:
     return json.dumps(config, indent=2).encode() + b"\n"
 
 
+def is_served(path: Path) -> bool:
+    """Whether a server holds this run directory now."""
+    try:
+        with (path / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
     """Hold the run directory for one server. Raises UserError where another holds it."""
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             remove_temporary(directory.path)
             remove_temporary(directory.checkpoints)
         except BlockingIOError:
@@ -277,6 +291,16 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             raise UserError(f"{directory.path}: {because(error)}") from None
         check_corpus(directory.path, directory.definition.corpus_sha256)
         yield
+
+
+def _lock(lock: IO[str]) -> None:
+    """Lock a file; who only asks `is_served` has it for a moment. Raises BlockingIOError."""
+    for _ in range(LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def raise_term(directory: RunDirectory) -> int:

@@ -1,7 +1,7 @@
 """Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from manychar.runtime.errors import UserError
 from manychar.runtime.run_directory import open_run
 
 
-def load(source: Path) -> tuple[Parameters, str]:
-    """Return (parameters, vocabulary) of a checkpoint file, or of a run's newest checkpoint.
+def load(source: Path, say: Callable[[str], None]) -> tuple[Parameters, str]:
+    """Return (parameters, vocabulary) of a checkpoint file, or of a run's newest whole checkpoint.
 
-    Raises UserError where there is none, or it is damaged.
+    Raises UserError where there is none, or the file is damaged.
     """
     if source.is_dir():
-        checkpoint, _ = open_run(source).newest_checkpoint()
+        checkpoint, damaged = open_run(source).newest_checkpoint()
+        for complaint in damaged:
+            say(f"{complaint}; taking an earlier checkpoint")
     else:
         checkpoint = read_checkpoint(source)
     return checkpoint.state.parameters, checkpoint.vocabulary

@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from typing import cast
 from manychar.numerics.train import advance, kernel_of, start
 from manychar.protocol.steps import as_frame
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.runtime.children import deaf_to_interrupts
 from manychar.runtime.corpus_file import check_corpus
 from manychar.runtime.errors import UserError
 from manychar.runtime.journal import JOURNAL_NAME, Step, read_journal, weights_digest
@@ -175,60 +176,73 @@ def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Fi
     for share in (plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))):
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=_check_share, args=(share, theirs), daemon=True)
-        child.start()
+        with deaf_to_interrupts():
+            child.start()
         theirs.close()
         children.append((child, ours))
     try:
-        findings = _collect([pipe for _, pipe in children], progress)
+        results = _collect([pipe for _, pipe in children])
+        first = _first(results, progress)
     finally:
         for child, _ in children:
             child.kill()
             child.join()
-    return min(findings, key=lambda finding: finding.step, default=None)
+    if isinstance(first, str):
+        raise UserError(first)
+    return first
 
 
-def _collect(pipes: list[Connection], progress: Callable[[int], None]) -> list[Finding]:
-    """Hear every child to its end."""
-    findings: list[Finding] = []
-    faults: list[str] = []
+def _first(
+    results: Iterable[tuple[str, int, str]], progress: Callable[[int], None]
+) -> Finding | str | None:
+    """Return what the first piece that is not as it should be has: a difference, or a fault."""
+    found: dict[int, Finding | str] = {}
+    for kind, number, rest in results:
+        if kind == "steps":
+            progress(number)
+        elif kind == "failed":
+            found[number] = rest
+        else:
+            step, _, array = rest.partition(" ")
+            found[number] = Finding(int(step), array)
+    return found[min(found)] if found else None
+
+
+def _collect(pipes: list[Connection]) -> Iterator[tuple[str, int, str]]:
+    """Hear every child to its end: "steps" and how many, else a piece's beginning and what it has.
+
+    Raises UserError where a child ends without a word.
+    """
     while pipes:
         for pipe in cast("list[Connection]", wait(pipes)):
             try:
                 news = pipe.recv_bytes()
             except EOFError:
                 raise UserError("a process of verify was ended from outside", code=3) from None
-            kind, _, rest = news.decode().partition(" ")
-            if kind == "steps":
-                progress(int(rest))
-            elif kind == "found":
-                step, _, array = rest.partition(" ")
-                findings.append(Finding(int(step), array))
-            elif kind == "failed":
-                faults.append(rest)
-            else:
+            kind, number, rest = news.decode().split(" ", 2)
+            if kind == "done":
                 pipes.remove(pipe)
-    if faults and not findings:
-        raise UserError(faults[0])
-    return findings
+            else:
+                yield kind, int(number), rest
 
 
 def _check_share(pieces: list[Piece], pipe: Connection) -> None:
     """Do some pieces again, in a child: tell the parent how it goes, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def tell(kind: str, rest: object = "") -> None:
+    def tell(kind: str, number: int = 0, rest: object = "") -> None:
         try:
-            pipe.send_bytes(f"{kind} {rest}".encode())
+            pipe.send_bytes(f"{kind} {number} {rest}".encode())
         except OSError:
             os._exit(1)  # nobody listens any more
 
-    try:
-        for piece in pieces:
+    for piece in pieces:
+        try:
             finding = check(piece, lambda steps: tell("steps", steps))
-            if finding is not None:
-                tell("found", f"{finding.step} {finding.array}")
-                break
-        tell("done")
-    except UserError as error:
-        tell("failed", error)
-        tell("done")
+        except UserError as error:
+            tell("failed", piece.begin, error)
+            break
+        if finding is not None:
+            tell("found", piece.begin, f"{finding.step} {finding.array}")
+            break
+    tell("done")
