@@ -173,7 +173,7 @@ except manychar.UserError as error:
 
 
 def test_a_notebook_is_offered_the_names() -> None:
-    assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(manychar))
+    assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(api))
 
 
 def test_one_of_several_texts_is_no_str() -> None:
