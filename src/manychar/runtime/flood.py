@@ -12,7 +12,6 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
-import math
 import os
 import socket
 import struct
@@ -21,6 +20,7 @@ import termios
 import time
 
 LOOK_EVERY = 0.025
+IDLE_EVERY = 0.1  # where nobody is connected
 SHARE_OF_TIME = 0.05  # that looking may take where there are very many connections
 SLACK = 2**20  # bytes: heartbeats of ZMTP are never handed over, and those of hours are small
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # tcpi_bytes_received in struct tcp_info
@@ -52,13 +52,12 @@ class Floods:
         self._several = SLACK + messages * message
         self._accounts: dict[int, _Account] = {}
         self._ended: list[str] = []
-        self.look_at = math.inf
+        self.look_at = 0.0
 
     def accepted(self, descriptor: int) -> None:
         """Open the account of a new connection."""
         if sys.platform == "linux":
             self._accounts[descriptor] = _Account()
-            self.look_at = min(self.look_at, time.monotonic())
 
     def read(self, descriptor: int, size: int) -> None:
         """Note that a message of `size` bytes was handed over."""
@@ -77,8 +76,8 @@ class Floods:
             total -= size
             self._end(descriptor)
         ended = time.monotonic()
-        pause = max(LOOK_EVERY, (ended - began) / SHARE_OF_TIME)
-        self.look_at = ended + pause if self._accounts else math.inf
+        pause = LOOK_EVERY if self._accounts else IDLE_EVERY
+        self.look_at = ended + max(pause, (ended - began) / SHARE_OF_TIME)
 
     def _ahead(self, *, all_read: bool) -> dict[int, int]:
         """Return how many bytes of each connection were taken and not handed over.

@@ -236,7 +236,6 @@ class _Loop:
         """Go round until the machine has finished."""
         poller = zmq.Poller()
         poller.register(self.router.socket, zmq.POLLIN)
-        poller.register(self.router.monitor, zmq.POLLIN)
         poller.register(self.wake.fileno(), zmq.POLLIN)
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
@@ -256,8 +255,6 @@ class _Loop:
                 self._stop(STOPPED, "the process that started this server is gone")
             if door is not None:
                 self._answer(door)
-            if self.router.monitor in ready:
-                self.router.follow_events()
             self._read_mailbox()
             if time.monotonic() >= self.router.look_at:
                 self.router.mind_the_floods()

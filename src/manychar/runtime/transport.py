@@ -99,9 +99,9 @@ class Router:
         self._shut, self._crowd_complaint = False, ""
         self._failed_handshakes = 0
         self.socket.monitor(_EVENTS_AT, _FAILED | zmq.EVENT_ACCEPTED)
-        self.monitor = self._context.socket(zmq.PAIR)
-        self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread waits where an event has no place
-        self.monitor.connect(_EVENTS_AT)
+        self._monitor = self._context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread waits where an event has no place
+        self._monitor.connect(_EVENTS_AT)
         self._floods = _floods(dimensions)
         self._all_read = False
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -177,12 +177,12 @@ class Router:
 
     @property
     def look_at(self) -> float:
-        """When `mind_the_floods` is to be called again; earlier where `monitor` has something."""
+        """When `mind_the_floods` is to be called again."""
         return self._floods.look_at
 
     def mind_the_floods(self) -> None:
         """End the connections of who sends messages without an end."""
-        self.follow_events()
+        self._follow_events()
         self._floods.look(all_read=self._all_read)
         self._all_read = False
 
@@ -190,11 +190,10 @@ class Router:
         """Return whose connections that has ended since the last call."""
         return self._floods.ended()
 
-    def follow_events(self) -> None:
-        """Take note of who has connected, and of handshakes that failed."""
+    def _follow_events(self) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
-                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
                 if event["event"] == zmq.EVENT_ACCEPTED:
                     self._floods.accepted(int(event["value"]))
                 else:
@@ -202,14 +201,14 @@ class Router:
 
     def failed_handshakes(self) -> int:
         """Return how many have failed since the last call: no key, another server's, or garbage."""
-        self.follow_events()
+        self._follow_events()
         failed, self._failed_handshakes = self._failed_handshakes, 0
         return failed
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.disable_monitor()
-        self.monitor.close(0)
+        self._monitor.close(0)
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()
