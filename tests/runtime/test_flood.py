@@ -13,7 +13,7 @@ from manychar.runtime.flood import SLACK, Floods
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the bytes")
 
 MESSAGE, MESSAGES = 1000, 5
-ONE = 7
+ONE, OTHER = 7, 8
 
 
 class Wires:
@@ -66,6 +66,15 @@ class TestAnHonestPeer:
         wires.taken[ONE] = SLACK + MESSAGE * MESSAGES
         for _ in range(3):
             wires.floods.look(all_read=False)
+        assert wires.reset == []
+
+    def test_may_send_before_its_account_is_open(self, wires: Wires) -> None:
+        for _ in range(4):
+            wires.floods.read(OTHER, SLACK)
+        wires.connect(OTHER)
+        wires.taken[OTHER] = 4 * SLACK
+        for all_read in (False, True, True, True):
+            wires.floods.look(all_read=all_read)
         assert wires.reset == []
 
     def test_may_be_idle_for_hours(self, wires: Wires) -> None:

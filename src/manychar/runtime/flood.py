@@ -51,22 +51,26 @@ class Floods:
         self._one = SLACK + message
         self._several = SLACK + messages * message
         self._accounts: dict[int, _Account] = {}
+        self._early: dict[int, int] = {}
         self._ended: list[str] = []
         self.look_at = 0.0
 
     def accepted(self, descriptor: int) -> None:
         """Open the account of a new connection."""
         if sys.platform == "linux":
-            self._accounts[descriptor] = _Account()
+            self._accounts[descriptor] = _Account(read=self._early.pop(descriptor, 0))
 
     def read(self, descriptor: int, size: int) -> None:
-        """Note that a message of `size` bytes was handed over."""
+        """Note that a message of `size` bytes was handed over; maybe before its account is open."""
         if (account := self._accounts.get(descriptor)) is not None:
             account.read += size
+        else:
+            self._early[descriptor] = self._early.get(descriptor, 0) + size
 
     def look(self, *, all_read: bool) -> None:
         """End who is too far ahead; `all_read` is that no whole message waits to be read."""
         began = time.monotonic()
+        self._early.clear()
         ahead = self._ahead(all_read=all_read)
         total = sum(ahead.values())
         allowed = self._one if all_read else self._several
