@@ -1,5 +1,6 @@
 """`--or-resume`: the same command begins a run and goes on with it, and never with another one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ from tests.runtime.commands import SMALL, Commands
 from tests.runtime.test_fleet import expect_same_bits
 
 START = ("--run-dir", "run", "--or-resume", *SMALL, "--sample-every", "0", "--workers", "1")
+
+
+def test_without_samples_on_the_way_there_is_one_at_the_end(manychar: Commands, text: Path) -> None:
+    for steps in ("30", "60"):
+        flags = ("--sample-length", "9", "--steps", steps)
+        done = manychar.run("train", str(text), *START, *flags)
+        assert done.code == 0, done.err
+        assert re.findall("--- step (.*) ---", done.out) == [steps]
 
 
 def test_the_same_command_begins_and_goes_on_to_the_same_bits(

@@ -64,6 +64,7 @@ class Fleet:
         self._complaint = ""
         self._unsaid: list[tuple[str, Level]] = []
         self._words = b""
+        self._newest: Weights | None = None
         self._stack = contextlib.ExitStack()
 
     def run(self) -> Finish:
@@ -85,6 +86,8 @@ class Fleet:
             self._start_server()
             while self._code is None:
                 self._turn()
+            if self._newest is not None:
+                self._show_sample(self._newest)
         return self._result()
 
     def _listen_to_children(self) -> None:
@@ -194,9 +197,7 @@ class Fleet:
                         sink.report(report)
                     self._on_report(self, report)
                 case Show(Weights() as weights):
-                    if (text := self.display.weights(weights)) is not None:
-                        for sink in self._sinks:
-                            sink.sample(weights.version, text)
+                    self._take_weights(weights)
                 case Show(Roster() as roster):
                     if (workers := self._pages.take(roster)) is not None:
                         for sink in self._sinks:
@@ -209,6 +210,19 @@ class Fleet:
                     self._ended = effect
                 case _:
                     raise RuntimeError(f"an observer's shell cannot carry out {effect}")
+
+    def _take_weights(self, weights: Weights) -> None:
+        """Show a sample where one is due: who greets a server is sent its weights, too."""
+        every = self.directory.settings.sample_every
+        if every and weights.version % every == 0:
+            self._show_sample(weights)
+        else:
+            self._newest = weights
+
+    def _show_sample(self, weights: Weights) -> None:
+        if (text := self.display.weights(weights)) is not None:
+            for sink in self._sinks:
+                sink.sample(weights.version, text)
 
     def _server_hangs(self, reason: str) -> None:
         """End a server that does not answer: from its last checkpoint another one goes on."""
