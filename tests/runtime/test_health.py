@@ -1,6 +1,7 @@
 """`manychar health`: one line and an exit code, for a probe; from real servers and a sham one."""
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,4 +201,15 @@ def test_a_server_that_answers_and_stands_still_is_not_well(manychar: Commands, 
     assert found.code == 1, found.err
     assert (
         found.out == "step 7 of 12,000: it does not advance, and does not say for whom it waits\n"
+    )
+
+
+def test_what_the_disk_did_not_take_is_said() -> None:
+    now = standing(8, worker("a"))
+    counts = {"repeats": 2, "journal not written": 1, "checkpoints not written": 6}
+    now = dataclasses.replace(now, report=dataclasses.replace(now.report, counts=counts))
+    found = judge(standing(7, worker("a")), now, in_vain=False)
+    assert found == Health(
+        "step 8 of 12,000: it advances, with 1 worker; journal not written: 1;"
+        " checkpoints not written: 6"
     )

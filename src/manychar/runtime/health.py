@@ -10,6 +10,7 @@ from manychar.runtime.keys import ClientKey
 from manychar.runtime.observe import Standing, watch
 
 NAMES_SHOWN = 5
+NOT_WRITTEN = "not written"
 NO_HANDSHAKE = "does not shake hands"
 
 
@@ -56,7 +57,9 @@ def judge(first: Standing, now: Standing, *, in_vain: bool) -> Health | None:
     at = f"step {report.step:,}" + (f" of {report.steps:,}" if report.steps else "")
     holding = sum(worker.leases > 0 for worker in now.workers)
     if (report.term, report.step) > (first.report.term, first.report.step):
-        return Health(f"{at}: it advances, with {holding} worker{'s' if holding > 1 else ''}")
+        lost = [f"{what}: {n}" for what, n in report.counts.items() if what.endswith(NOT_WRITTEN)]
+        advances = f"it advances, with {holding} worker{'s' if holding > 1 else ''}"
+        return Health(f"{at}: {'; '.join([advances, *lost])}")
     if now.waiting:
         return Health(f"{at}: it waits for {now.waiting}")
     if not in_vain:
