@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from manychar.protocol.effects import (
+    STOPPED,
     Compute,
     Effect,
     Finish,
@@ -20,7 +21,6 @@ from manychar.protocol.effects import (
     Send,
 )
 from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights
-from manychar.protocol.worker import STOPPED
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
 from tests.simulation.server_shell import FINGERPRINT

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from manychar.numerics.train import State
 
 
+RUN_FAILED = 3  # exit codes of a Finish
+STOPPED = 75
+
+
 class ProtocolError(RuntimeError):
     """An event that this machine's table does not list: a fault of ours, and loud."""
 

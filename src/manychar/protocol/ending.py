@@ -9,7 +9,7 @@ import enum
 import math
 
 from manychar.protocol.disputes import Disputes
-from manychar.protocol.effects import Finish, Judge, KeepBest, Save
+from manychar.protocol.effects import RUN_FAILED, Finish, Judge, KeepBest, Save
 from manychar.protocol.judging import Judging
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Done, Level, one_line
@@ -141,7 +141,7 @@ class Ending:
         what = f"the checkpoint of step {step} could not be written: {reason}"
         last = self.phase is Phase.SAVING and step == self._step
         if last or not self._run.operation.go_on_without_disk:
-            self.finish(3, f"{what}; the last good checkpoint is kept")
+            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
         self._outbox.count("checkpoints not written")
         self._outbox.warn(f"{what}; going on")
@@ -176,7 +176,7 @@ class Ending:
         decided = self._judging.decides
         self._judging.give_up()
         if decided and self.phase is Phase.TRAINING:
-            self._finish = Finish(3, f"where this run ends cannot be told: {reason}")
+            self._finish = Finish(RUN_FAILED, f"where this run ends cannot be told: {reason}")
             self.save(now)
 
     def after_verdict(self, now: float) -> None:

@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import (
     Alive,
     Dimensions,
@@ -113,7 +113,7 @@ class Observer:
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
         self.state = State.GONE
-        return [Finish(3, f"the server refused this observer: {refused.reason}")]
+        return [Finish(RUN_FAILED, f"the server refused this observer: {refused.reason}")]
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = State.GONE

@@ -21,6 +21,8 @@ from manychar.numerics.train import State
 from manychar.protocol.attendance import Attendances
 from manychar.protocol.disputes import Disputes
 from manychar.protocol.effects import (
+    RUN_FAILED,
+    STOPPED,
     Append,
     Effect,
     Finish,
@@ -59,7 +61,6 @@ from manychar.protocol.waiting import Waiting
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
 REMARK_EVERY = 1.0
-STOPPED = 75
 STOP_WITHIN = 5.0
 RENEWALS = 2
 
@@ -136,7 +137,9 @@ class ParameterServer:
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
         elif self._is_overtaken(message, owner):
-            self.ending.finish(3, f"a newer server (term {message.term}) has taken this run over")
+            self.ending.finish(
+                RUN_FAILED, f"a newer server (term {message.term}) has taken this run over"
+            )
         else:
             self._receive_from_member(peer, message, now)
         return self.outbox.collect()
@@ -314,7 +317,7 @@ class ParameterServer:
                 raise PeerError(f"a gradient of {what}, which is not open yet")
             case Verdict.NOT_FINITE:
                 reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
-                self.ending.finish(3, reason)
+                self.ending.finish(RUN_FAILED, reason)
             case Verdict.REPEAT_DIFFERS:
                 self.disputes.begin(member, gradient)
             case Verdict.FROM_ANOTHER_STATE:

@@ -6,7 +6,7 @@ A session keeps its (run, term) when the server falls silent, so that a server w
 finds the peer as it was; a welcome to another run or term is a new beginning.
 """
 
-from manychar.protocol.effects import Effect, Finish, Say, Send
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Say, Send
 from manychar.protocol.messages import (
     Dimensions,
     Heartbeat,
@@ -96,7 +96,7 @@ class Session:
         waited = now - self._knocking_since
         if waited >= self.patience:
             reason = f"gave up: no server at {self.server} for {waited:.0f} s (--patience)"
-            return [Finish(3, reason)]
+            return [Finish(RUN_FAILED, reason)]
         effects: list[Effect] = []
         if now >= self._next_hello:
             self._next_hello = now + HELLO_EVERY

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 from manychar.protocol.effects import (
+    RUN_FAILED,
+    STOPPED,
     Compute,
     Effect,
     Finish,
@@ -55,7 +57,6 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.session import Session
 
-STOPPED = 75
 UNITS_REMEMBERED = 16
 
 
@@ -331,7 +332,7 @@ class Worker:
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
         self.state = State.GONE
-        return [Finish(3, f"the server refused this worker: {refused.reason}")]
+        return [Finish(RUN_FAILED, f"the server refused this worker: {refused.reason}")]
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = State.GONE

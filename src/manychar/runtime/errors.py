@@ -1,8 +1,19 @@
 """What goes wrong by a user's hand: one line that says what, where, and what to do."""
 
+from manychar.protocol.effects import RUN_FAILED, STOPPED
+
+__all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "REFUSED_FOR_SAFETY",
+    "RUN_FAILED",
+    "STOPPED",
+    "STOPPING",
+    "UserError",
+    "because",
+]
+
 BAD_INPUT = 2
-RUN_FAILED = 3
-STOPPED = 75
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
 

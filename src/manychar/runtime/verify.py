@@ -20,7 +20,7 @@ from manychar.protocol.steps import as_frame
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.children import deaf_to_interrupts
 from manychar.runtime.corpus_file import check_corpus
-from manychar.runtime.errors import UserError
+from manychar.runtime.errors import RUN_FAILED, UserError
 from manychar.runtime.journal import JOURNAL_NAME, Step, read_journal, weights_digest
 from manychar.runtime.replay import first_difference
 from manychar.runtime.run_directory import RunDirectory, open_run
@@ -218,7 +218,9 @@ def _collect(pipes: list[Connection]) -> Iterator[tuple[str, int, str]]:
             try:
                 news = pipe.recv_bytes()
             except EOFError:
-                raise UserError("a process of verify was ended from outside", code=3) from None
+                raise UserError(
+                    "a process of verify was ended from outside", code=RUN_FAILED
+                ) from None
             kind, number, rest = news.decode().split(" ", 2)
             if kind == "done":
                 pipes.remove(pipe)
