@@ -690,3 +690,14 @@ def test_a_heartbeat_is_answered() -> None:
     stage.join("ann")
     beat = Heartbeat(run=RUN, term=TERM, slowest=0.0, computing=0.0, units=())
     assert only(stage.tell("ann", beat), Alive) == Alive(run=RUN, term=TERM)
+
+
+def test_who_asks_again_and_again_though_it_is_refused_is_cut_off() -> None:
+    stage = Stage()
+    lines: list[str] = []
+    for _ in range(30):
+        if stage.server.listens_to(b"old", stage.now):
+            lines.append(said(stage.tell("old", dataclasses.replace(hello("old"), wire=99))))
+    assert len([line for line in lines if "old was refused" in line]) == 21
+    assert stage.server.counts["refused"] == 21
+    assert stage.server.counts["not listened to"] == 9

@@ -21,9 +21,10 @@ class Wires:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.taken: dict[int, int] = {}
+        self.came: dict[int, int] = {}
         self.reset: list[int] = []
         self.fault: int | None = None
-        patch.setattr(flood, "_bytes_taken", self._bytes_taken)
+        patch.setattr(flood, "_bytes", self._bytes)
         patch.setattr(flood, "_reset", self._reset)
         self.floods = Floods(message=MESSAGE, messages=MESSAGES)
 
@@ -32,10 +33,11 @@ class Wires:
             self.taken[descriptor] = 0
             self.floods.accepted(descriptor)
 
-    def _bytes_taken(self, descriptor: int) -> int:
+    def _bytes(self, descriptor: int) -> tuple[int, int]:
         if descriptor not in self.taken:
             raise OSError(errno.EBADF, "closed")
-        return self.taken[descriptor]
+        taken = self.taken[descriptor]
+        return self.came.get(descriptor, taken), taken
 
     def _reset(self, descriptor: int, *, at_least: int) -> str:
         if self.fault is not None:
@@ -108,8 +110,36 @@ class TestAnHonestPeer:
         wires.floods.look(all_read=True)
         assert wires.reset == []
 
+    def test_whose_bytes_come_between_the_kernels_two_answers(self, wires: Wires) -> None:
+        wires.taken[ONE] = wires.came[ONE] = 9 * SLACK
+        wires.floods.read(ONE, 9 * SLACK)
+        wires.floods.look(all_read=True)
+        wires.taken[ONE] -= 65_483
+        for _ in range(3):
+            wires.floods.look(all_read=True)
+        assert wires.reset == []
+
+    def test_that_has_a_descriptor_again_and_sends_at_once(self, wires: Wires) -> None:
+        wires.floods.read(ONE, 2 * SLACK)
+        wires.connect(ONE)
+        wires.taken[ONE] = 2 * SLACK
+        for _ in range(3):
+            wires.floods.look(all_read=True)
+        assert wires.reset == []
+
 
 class TestOneThatIsEnded:
+    def test_comes_to_no_end(self, wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It stays below every bound, and sends a frame now and then."""
+        wires.taken[ONE] = flood.LONG + 1
+        for _ in range(3):
+            wires.floods.look(all_read=True)
+            wires.taken[ONE] += 2
+        assert wires.reset == []
+        monkeypatch.setattr(flood, "LONGEST_MESSAGE", 0.0)
+        wires.floods.look(all_read=True)
+        assert wires.reset == [ONE]
+
     def test_sends_a_message_without_end(self, wires: Wires) -> None:
         wires.taken[ONE] = SLACK + MESSAGE + 1
         wires.floods.look(all_read=True)
@@ -166,9 +196,9 @@ class TestTheKernel:
         here, there = pair
         there.sendall(bytes(1000))
         assert len(here.recv(400, socket.MSG_WAITALL)) == 400
-        assert flood._bytes_taken(here.fileno()) == 400
+        assert flood._bytes(here.fileno()) == (1000, 400)
         assert len(here.recv(600, socket.MSG_WAITALL)) == 600
-        assert flood._bytes_taken(here.fileno()) == 1000
+        assert flood._bytes(here.fileno()) == (1000, 1000)
 
     def test_ends_a_connection_at_once(self, pair: tuple[socket.socket, socket.socket]) -> None:
         here, there = pair
@@ -190,5 +220,5 @@ class TestTheKernel:
             else:
                 descriptor = other.fileno()
             with pytest.raises(OSError, match=r"Errno (9|88|95)") as raised:
-                flood._bytes_taken(descriptor)
+                flood._bytes(descriptor)
         assert raised.value.errno in flood._NO_CONNECTION

@@ -509,6 +509,9 @@ class TestConnections:
         listed.unlink()
         knock(fleet.endpoint, good)
         listed.write_bytes(content)
+        listed.chmod(0o666)  # whoever writes into it lets himself in
+        knock(fleet.endpoint, good)
+        listed.chmod(0o644)
         fleet.end(text)  # who was in has stayed, and `stop` is let in again
 
     def test_that_are_slow_cost_bounded_memory(

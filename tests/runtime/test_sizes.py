@@ -73,11 +73,21 @@ def test_metrics_that_are_no_file_are_not_waited_for(manychar: Commands, trained
     assert "metrics.jsonl: not a regular file" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["config.json", "journal.msgpack"])
+@pytest.mark.parametrize("written", ["18446744073709551615", "-1", "one", "9" * 10_000])
+def test_a_term_that_is_none(manychar: Commands, trained: Path, written: str) -> None:
+    (trained / "term").write_text(written)
+    done = run(manychar, "train", "--resume", "run", "--steps", "310")
+    assert done.returncode == 2
+    assert "run/term: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "journal.msgpack", "corpus.bin", "term"])
 def test_what_is_no_file_is_not_waited_for(manychar: Commands, trained: Path, name: str) -> None:
     (trained / name).unlink()
     os.mkfifo(trained / name)
-    for command in (["train", "--resume", "run", "--steps", "310"], ["verify", "run"]):
+    resume = ["train", "--resume", "run", "--steps", "310"]
+    for command in [resume, *([["verify", "run"]] if name != "term" else [])]:
         done = run(manychar, *command)
         assert done.returncode == 2
         assert "not a regular file" in done.stderr

@@ -145,6 +145,26 @@ class TestMessages:
         assert received(router) == (peer, [b"next"])
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x01\x00\x02\x00x",
+        b"\xff" + b"\0" * 8 + b"\x7f\x01\x05\x00\x00\x00\x01x",
+    ],
+    ids=["ZMTP 1.0", "ZMTP 2.0"],
+)
+def test_a_peer_of_an_old_kind_is_heard_like_any_other(router: Router, said: bytes) -> None:
+    with socket.socket(
+        socket.AF_UNIX if router.endpoint.startswith("ipc") else socket.AF_INET
+    ) as visitor:
+        if visitor.family == socket.AF_UNIX:
+            visitor.connect(router.endpoint.removeprefix("ipc://"))
+        else:
+            visitor.connect(("127.0.0.1", int(router.endpoint.rsplit(":", 1)[1])))
+        visitor.sendall(said)
+        assert received(router)[1] == [b"x"]
+
+
 def test_who_connects_while_nobody_looks_does_not_stop_the_rest() -> None:
     """libzmq's thread waits where an event of its monitor has no place."""
     raise_limit()

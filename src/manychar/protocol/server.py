@@ -153,7 +153,10 @@ class ParameterServer:
     def _greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> None:
         known = peer in self.membership.members
         member = self.reception.greet(peer, hello, owner, now)
-        if member is not None and member.state is PeerState.OBSERVING:
+        if member is None:
+            self.outbox.count("refused")
+            self._fault(peer, owner, hello.name, now)
+        elif member.state is PeerState.OBSERVING:
             self.outbox.send(peer, self.reporting.report(now))
             if known:
                 return  # who asks again and again does not fill this server's queue
@@ -195,12 +198,17 @@ class ParameterServer:
         if now >= self._next_remark:
             self._next_remark = now + REMARK_EVERY
             self.outbox.warn(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
-        if self._manners.fault(_sender(peer, owner), now):
-            self.outbox.count("cut off")
-            self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
-            if member is not None:
-                self.reception.leaves(member, "it sends what cannot be read", now)
+        self._fault(peer, owner, name, now)
         return self.outbox.collect()
+
+    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
+        """Count a fault against a sender; who has too many is cut off."""
+        if not self._manners.fault(_sender(peer, owner), now):
+            return
+        self.outbox.count("cut off")
+        self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
+        if (member := self.membership.members.get(peer)) is not None:
+            self.reception.leaves(member, "it sends what cannot be read", now)
 
     def dropped(self, what: str, reason: str = "") -> list[Effect]:
         """Count what the shell had to let go; say the reason to everyone, if there is one."""

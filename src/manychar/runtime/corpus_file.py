@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import encode, id_dtype
-from manychar.runtime.durable import parsed, read_file, write_file
+from manychar.runtime.durable import open_regular, parsed, read_file, write_file
 from manychar.runtime.errors import UserError, because
 
 CORPUS_NAME = "corpus.bin"
@@ -87,6 +87,7 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
         letters = parsed(read_file(directory / VOCABULARY_NAME, LARGEST_VOCABULARY).decode())
         vocabulary = "".join(letters)
         dtype = id_dtype(len(vocabulary))
+        open_regular(directory / CORPUS_NAME).close()  # else a FIFO would be waited for
         # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.
         ids = np.asarray(np.memmap(directory / CORPUS_NAME, dtype=dtype, mode="r"))
     except OSError as error:

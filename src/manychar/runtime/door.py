@@ -94,8 +94,9 @@ class Door:
         """Read the list again where it has changed; close the door where it cannot be read."""
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
-            status = (self._path / CLIENTS_NAME).stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            folder, status = self._path.stat(), (self._path / CLIENTS_NAME).stat()
+            times = status.st_mtime_ns, status.st_ctime_ns  # the latter of who may read or write it
+            seen = (status.st_ino, *times, status.st_size, folder.st_mode, folder.st_uid)
             if seen == self._seen:
                 return
             clients = read_clients(self._path)

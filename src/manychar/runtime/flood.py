@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import math
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ import time
 LOOK_EVERY = 0.025
 IDLE_EVERY = 0.1  # where nobody is connected
 SHARE_OF_TIME = 0.05  # that looking may take where there are very many connections
+LONG = 2**16  # bytes
+LONGEST_MESSAGE = 30.0  # seconds from when so much of one is there until its end
 SLACK = 2**20  # bytes: heartbeats of ZMTP are never handed over, and those of hours are small
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # tcpi_bytes_received in struct tcp_info
 _INT = struct.Struct("@i")
@@ -32,12 +35,15 @@ _NO_CONNECTION = {errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOTCONN}
 class _Account:
     """One connection's bytes: `settled` had been taken when all was read, `read` is what was since.
 
-    `seen` had been taken at the last look.
+    At the last look `came` had come, and `seen` had been taken. Since `begun`, a time, more than
+    LONG of one message is there.
     """
 
     settled: int = 0
     read: int = 0
+    came: int = 0
     seen: int = 0
+    begun: float = math.inf
 
 
 class Floods:
@@ -58,7 +64,9 @@ class Floods:
     def accepted(self, descriptor: int) -> None:
         """Open the account of a new connection."""
         if sys.platform == "linux":
-            self._accounts[descriptor] = _Account(read=self._early.pop(descriptor, 0))
+            former = self._accounts.get(descriptor)  # what was read lately may be of the new one
+            read = former.read if former else self._early.pop(descriptor, 0)
+            self._accounts[descriptor] = _Account(read=read)
 
     def read(self, descriptor: int, size: int) -> None:
         """Note that a message of `size` bytes was handed over; maybe before its account is open."""
@@ -71,19 +79,19 @@ class Floods:
         """End who is too far ahead; `all_read` is that no whole message waits to be read."""
         began = time.monotonic()
         self._early.clear()
-        ahead = self._ahead(all_read=all_read)
+        ahead = self._ahead(all_read=all_read, now=began)
         total = sum(ahead.values())
         allowed = self._one if all_read else self._several
         for descriptor, size in sorted(ahead.items(), key=lambda item: -item[1]):
-            if size <= allowed and total <= 2 * self._several:
-                break
-            total -= size
-            self._end(descriptor)
+            slow = self._accounts[descriptor].begun < began - LONGEST_MESSAGE
+            if size > allowed or total > 2 * self._several or slow:
+                total -= size
+                self._end(descriptor)
         ended = time.monotonic()
         pause = LOOK_EVERY if self._accounts else IDLE_EVERY
         self.look_at = ended + max(pause, (ended - began) / SHARE_OF_TIME)
 
-    def _ahead(self, *, all_read: bool) -> dict[int, int]:
+    def _ahead(self, *, all_read: bool, now: float) -> dict[int, int]:
         """Return how many bytes of each connection were taken and not handed over.
 
         Where all was read, and nothing of a connection since the last look, all that had been taken
@@ -92,26 +100,28 @@ class Floods:
         found = {}
         for descriptor, account in list(self._accounts.items()):
             try:
-                taken = _bytes_taken(descriptor)
+                came, taken = _bytes(descriptor)
             except OSError as error:
                 if error.errno in _NO_CONNECTION:  # closed, or not TCP
                     del self._accounts[descriptor]
                 continue
-            if taken < account.seen:  # it is another connection's by now
-                self._accounts[descriptor] = _Account(seen=taken)
+            if came < account.came:  # it is another connection's by now
+                self._accounts[descriptor] = _Account(came=came, seen=taken, settled=taken)
                 continue
+            taken = max(taken, account.seen)  # bytes may come between the kernel's two answers
             if not all_read:
                 found[descriptor] = taken - account.settled - account.read
             elif account.read:
-                account.settled, account.read = taken, 0
+                account.settled, account.read, account.begun = taken, 0, math.inf
             else:
-                found[descriptor] = account.seen - account.settled
-            account.seen = taken
+                found[descriptor] = size = account.seen - account.settled
+                account.begun = min(account.begun, now) if size > LONG else math.inf
+            account.came, account.seen = came, taken
         return found
 
     def _end(self, descriptor: int) -> None:
         with contextlib.suppress(OSError):  # it is gone, or there are too many open files: later
-            if address := _reset(descriptor, at_least=self._accounts[descriptor].seen):
+            if address := _reset(descriptor, at_least=self._accounts[descriptor].came):
                 self._ended.append(address)
             del self._accounts[descriptor]
 
@@ -121,9 +131,10 @@ class Floods:
         return ended
 
 
-def _bytes_taken(descriptor: int) -> int:
-    """Return how many bytes have been read from a TCP connection. Raises OSError where it is none.
+def _bytes(descriptor: int) -> tuple[int, int]:
+    """Return how many bytes came over a TCP connection, and how many have been read of them.
 
+    Raises OSError where it is none.
     It is libzmq's, which may close it at any time, so it is borrowed for one call each.
     """
     borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
@@ -135,7 +146,7 @@ def _bytes_taken(descriptor: int) -> int:
         raise OSError(errno.EOPNOTSUPP, "this kernel does not count")
     (came,) = _BYTES_RECEIVED.unpack(info)
     (unread,) = _INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_INT.size)))
-    return int(came - unread)
+    return int(came), int(came - unread)
 
 
 def _reset(descriptor: int, *, at_least: int) -> str:
@@ -146,7 +157,7 @@ def _reset(descriptor: int, *, at_least: int) -> str:
     ends a connection: tcp(7). Raises OSError.
     """
     with socket.socket(fileno=os.dup(descriptor)) as ours:
-        if _bytes_taken(ours.fileno()) < at_least:
+        if _bytes(ours.fileno())[0] < at_least:
             return ""
         host, port, *_ = ours.getpeername()
         nowhere = struct.pack("@H14x", socket.AF_UNSPEC)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from manychar.numerics.corpus import CorpusError, Streams
 from manychar.numerics.definition import Definition
 from manychar.numerics.train import start
+from manychar.protocol.codec import MAX_INTEGER
 from manychar.runtime.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -49,6 +50,7 @@ from manychar.runtime.metrics import METRICS_NAME
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
 LOCK_TRIES, LOCK_PAUSE = 3, 0.05
+LONGEST_TERM = 64
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
 
@@ -319,13 +321,15 @@ def raise_term(directory: RunDirectory) -> int:
 def _read_term(directory: RunDirectory) -> int:
     path = directory.path / TERM_NAME
     try:
-        term = int(path.read_text(encoding="ascii"))
+        term = int(read_file(path, LONGEST_TERM).decode("ascii"))
     except FileNotFoundError:
         return newest_term(directory.path / JOURNAL_NAME, directory.run)
     except ValueError:
         term = -1
-    if term < 0:
-        raise UserError(f"{path}: damaged: not a whole number")
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+    if not 0 <= term < MAX_INTEGER:
+        raise UserError(f"{path}: damaged: not a whole number; take the file away")
     return term
 
 

@@ -414,6 +414,7 @@ class _Loop:
 
     def _wait_for_disk(self) -> None:
         self.notifier.alive()
+        self.router.mind_the_floods()
         self._carry_out(self.machine.waits_for_disk(time.monotonic()))
 
     def _send(self, peer: Peer, frames: list[Any]) -> None:
