@@ -694,10 +694,12 @@ def test_a_heartbeat_is_answered() -> None:
 
 def test_who_asks_again_and_again_though_it_is_refused_is_cut_off() -> None:
     stage = Stage()
-    lines: list[str] = []
-    for _ in range(30):
-        if stage.server.listens_to(b"old", stage.now):
-            lines.append(said(stage.tell("old", dataclasses.replace(hello("old"), wire=99))))
+    old = dataclasses.replace(hello("old"), wire=99)
+    lines = [
+        said(stage.tell("old", old))
+        for _ in range(30)
+        if stage.server.listens_to(b"old", stage.now)
+    ]
     assert len([line for line in lines if "old was refused" in line]) == 21
     assert stage.server.counts["refused"] == 21
     assert stage.server.counts["not listened to"] == 9
