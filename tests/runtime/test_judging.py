@@ -111,6 +111,19 @@ def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path
     assert (state.step, bits_of(state)) == (end, bits_alone(text, run, end)[end])
 
 
+def test_a_verdict_that_a_crash_at_the_end_took_comes_on_resume(
+    manychar: Commands, text: Path
+) -> None:
+    train(manychar, text, "run", *STOPS)
+    calm, verdicts = verdicts_of(manychar, "run"), manychar.directory / "run" / VALIDATION_NAME
+    lines = verdicts.read_text().splitlines(keepends=True)
+    verdicts.write_text("".join(lines[:-1]))
+    assert verdicts_of(manychar, "run") != calm
+    assert manychar.run("train", "--resume", "run").code == 0
+    assert verdicts_of(manychar, "run") == calm
+    assert max(calm) == list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
+
+
 def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path) -> None:
     running = manychar.start(
         *("train", str(text), "--run-dir", "run", *JUDGED, "--steps", "0", "--workers", "1")

@@ -175,7 +175,7 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
     if 0 < steps <= newest and not unjudged:
         say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
         raise typer.Exit
-    if is_over(directory, newest):
+    if not unjudged and is_over(directory, newest):
         say(f"over at step {newest:,}: it got no better; --stop-when-no-better 0 goes on")
         raise typer.Exit
 
