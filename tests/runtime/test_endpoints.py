@@ -44,6 +44,7 @@ def test_those_that_are_ours(endpoint: str) -> None:
         "udp://127.0.0.1:5577",
         "inproc://here",
         "ipc://",
+        "ipc://@everyone",
         "ipc://" + "x" * (IPC_PATH_LENGTH + 1),
         "ipc://" + "é" * (IPC_PATH_LENGTH // 2 + 1),
     ],

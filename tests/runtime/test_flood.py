@@ -1,43 +1,79 @@
 """Connections are ended that are further ahead of their messages than an honest peer can be."""
 
 import errno
-import socket
-import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from manychar.runtime import flood
-from manychar.runtime.flood import SLACK, Floods
+from manychar.runtime import memory, tcp
+from manychar.runtime.flood import (
+    COMMANDS_A_SECOND,
+    FREEING,
+    LONG,
+    LONGEST_MESSAGE,
+    MEMORY_A_BYTE,
+    SPARE,
+    WAITING,
+    Floods,
+)
+from manychar.runtime.tcp import Counts
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the bytes")
+pytestmark = pytest.mark.skipif(not tcp.COUNTS, reason="only Linux counts the bytes")
 
-MESSAGE, MESSAGES = 1000, 5
+MESSAGE, MESSAGES, STATE = 400_000, 5, 1000
 ONE, OTHER = 7, 8
+SPARE_FROM = 40_000_000  # bytes of memory before anyone came
+
+
+def peer_of(descriptor: int, generation: int = 1) -> bytes:
+    """Return a peer's identity as ROUTER makes it up: later ones have higher numbers."""
+    return b"\0" + (1000 * generation + descriptor).to_bytes(4, "big")
 
 
 class Wires:
-    """The kernel's counts of some connections, as a test says them."""
+    """Some connections as the kernel counts them, and a clock, as a test says them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.taken: dict[int, int] = {}
         self.came: dict[int, int] = {}
+        self.inexact = 0
         self.reset: list[int] = []
         self.fault: int | None = None
-        patch.setattr(flood, "_bytes", self._bytes)
-        patch.setattr(flood, "_reset", self._reset)
-        self.floods = Floods(message=MESSAGE, messages=MESSAGES)
+        self.now = 1000.0
+        self.private = SPARE_FROM
+        patch.setattr(tcp, "counts", self._counts)
+        patch.setattr(tcp, "reset", self._reset)
+        patch.setattr(memory, "private_bytes", lambda: self.private)
+        self.floods = Floods(message=MESSAGE, messages=MESSAGES, state=STATE)
+        self.said: list[str] = []
+        self.floods.ended = self.said.append
 
-    def connect(self, *descriptors: int) -> None:
+    def connect(self, *descriptors: int, leased: bool = True, generation: int = 1) -> None:
         for descriptor in descriptors:
             self.taken[descriptor] = 0
-            self.floods.accepted(descriptor)
+            self.floods.accepted(descriptor, self.now)
+            self.send(descriptor, 100, generation)
+            if leased:
+                self.floods.leased(peer_of(descriptor, generation))
+        self.look(all_read=True)
 
-    def _bytes(self, descriptor: int) -> tuple[int, int]:
+    def send(self, descriptor: int, size: int, generation: int = 1) -> None:
+        """Have a whole message come, and be handed over."""
+        self.taken[descriptor] += size
+        self.hand_over(descriptor, size, generation)
+
+    def hand_over(self, descriptor: int, size: int, generation: int = 1) -> None:
+        self.floods.read(peer_of(descriptor, generation), descriptor, size, self.now)
+
+    def look(self, *, all_read: bool, times: int = 1) -> None:
+        for _ in range(times):
+            self.floods.look(all_read=all_read, now=self.now)
+            self.now += 0.025
+
+    def _counts(self, descriptor: int) -> Counts:
         if descriptor not in self.taken:
             raise OSError(errno.EBADF, "closed")
         taken = self.taken[descriptor]
-        return self.came.get(descriptor, taken), taken
+        return Counts(self.came.get(descriptor, taken), taken - self.inexact, not self.inexact)
 
     def _reset(self, descriptor: int, *, at_least: int) -> str:
         if self.fault is not None:
@@ -58,167 +94,196 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
 class TestAnHonestPeer:
     def test_sends_messages_that_are_read(self, wires: Wires) -> None:
         for _ in range(100):
-            wires.taken[ONE] += MESSAGE * MESSAGES
             for _ in range(MESSAGES):
-                wires.floods.read(ONE, MESSAGE)
-            wires.floods.look(all_read=True)
+                wires.send(ONE, MESSAGE)
+            wires.look(all_read=True)
+        assert wires.reset == []
+
+    def test_is_between_two_messages_at_every_look(self, wires: Wires) -> None:
+        """What is handed over later is what was seen before: nothing is counted twice."""
+        for _ in range(100):
+            wires.taken[ONE] += MESSAGE
+            wires.look(all_read=True, times=2)
+            wires.hand_over(ONE, MESSAGE)
         assert wires.reset == []
 
     def test_may_have_several_messages_wait(self, wires: Wires) -> None:
-        wires.taken[ONE] = SLACK + MESSAGE * MESSAGES
-        for _ in range(3):
-            wires.floods.look(all_read=False)
+        wires.taken[ONE] += MESSAGE * MESSAGES
+        wires.look(all_read=False, times=3)
         assert wires.reset == []
 
-    def test_may_send_before_its_account_is_open(self, wires: Wires) -> None:
-        for _ in range(4):
-            wires.floods.read(OTHER, SLACK)
-        wires.connect(OTHER)
-        wires.taken[OTHER] = 4 * SLACK
-        for all_read in (False, True, True, True):
-            wires.floods.look(all_read=all_read)
+    def test_may_have_no_shard_and_many_small_messages_wait(self, wires: Wires) -> None:
+        wires.connect(OTHER, leased=False)
+        wires.taken[OTHER] += WAITING
+        wires.look(all_read=False, times=3)
         assert wires.reset == []
 
-    def test_may_be_idle_for_hours(self, wires: Wires) -> None:
-        """ZMTP's own heartbeats, 16 bytes twice a second, are never handed over."""
-        for _ in range(8):
-            wires.taken[ONE] += 2 * 16 * 3600
-            wires.floods.look(all_read=True)
-        wires.floods.read(ONE, 50)
-        wires.floods.look(all_read=True)
-        wires.taken[ONE] += SLACK
-        wires.floods.look(all_read=True)
-        wires.floods.look(all_read=True)
+    @pytest.mark.parametrize("leased", [True, False])
+    def test_beats_for_hours(self, wires: Wires, *, leased: bool) -> None:
+        """ZMTP's own heartbeats are never handed over; its messages are, every five seconds."""
+        wires.connect(OTHER, leased=leased)
+        for _ in range(2000):
+            wires.now += 5.0
+            wires.taken[OTHER] += 5 * 164
+            wires.look(all_read=True)
+            wires.send(OTHER, 200)
+            wires.look(all_read=True)
         assert wires.reset == []
 
     def test_that_is_given_another_ones_descriptor(self, wires: Wires) -> None:
-        wires.taken[ONE] = 10 * SLACK
-        wires.floods.read(ONE, 10 * SLACK)
-        wires.floods.look(all_read=True)
-        wires.connect(ONE)
-        wires.taken[ONE] = MESSAGE
-        for _ in range(3):
-            wires.floods.look(all_read=True)
+        wires.send(ONE, 10 * MESSAGE)
+        wires.look(all_read=True)
+        wires.connect(ONE, generation=2)
+        wires.send(ONE, MESSAGE, 2)
+        wires.look(all_read=True, times=3)
+        assert wires.reset == []
+
+    def test_that_has_it_while_the_former_ones_messages_are_read(self, wires: Wires) -> None:
+        wires.taken[ONE] = 0
+        wires.floods.accepted(ONE, wires.now)
+        wires.hand_over(ONE, MESSAGE)
+        wires.send(ONE, 500, 2)
+        wires.hand_over(ONE, MESSAGE)
+        wires.look(all_read=True, times=3)
         assert wires.reset == []
 
     def test_between_two_looks(self, wires: Wires) -> None:
         """It has the descriptor of one that was about to be ended."""
-        wires.taken[ONE] = 3 * SLACK
-        wires.floods.look(all_read=True)
+        wires.taken[ONE] = 3 * MESSAGE
+        wires.look(all_read=True)
         wires.taken[ONE] = MESSAGE
-        wires.floods.look(all_read=True)
-        wires.floods.look(all_read=True)
+        wires.look(all_read=True, times=2)
         assert wires.reset == []
 
-    def test_whose_bytes_come_between_the_kernels_two_answers(self, wires: Wires) -> None:
-        wires.taken[ONE] = wires.came[ONE] = 9 * SLACK
-        wires.floods.read(ONE, 9 * SLACK)
-        wires.floods.look(all_read=True)
-        wires.taken[ONE] -= 65_483
-        for _ in range(3):
-            wires.floods.look(all_read=True)
+    def test_whose_bytes_come_between_the_kernels_answers(self, wires: Wires) -> None:
+        for _ in range(100):
+            wires.send(ONE, MESSAGE)
+            wires.inexact = 65_483
+            wires.look(all_read=True)
+            wires.inexact = 0
+            wires.look(all_read=True, times=2)
         assert wires.reset == []
 
-    def test_that_has_a_descriptor_again_and_sends_at_once(self, wires: Wires) -> None:
-        wires.floods.read(ONE, 2 * SLACK)
-        wires.connect(ONE)
-        wires.taken[ONE] = 2 * SLACK
-        for _ in range(3):
-            wires.floods.look(all_read=True)
+    def test_sends_a_gradient_while_the_process_grows_for_its_own_reasons(
+        self, wires: Wires
+    ) -> None:
+        wires.taken[ONE] += MESSAGE
+        wires.private += SPARE + STATE + 2 * MESSAGE
+        wires.look(all_read=True, times=3)
+        wires.hand_over(ONE, MESSAGE)
+        wires.look(all_read=True)
+        wires.private *= 10
+        wires.look(all_read=True)
+        wires.taken[ONE] += MESSAGE
+        wires.look(all_read=True, times=3)
         assert wires.reset == []
 
 
 class TestOneThatIsEnded:
-    def test_comes_to_no_end(self, wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_comes_to_no_end(self, wires: Wires) -> None:
         """It stays below every bound, and sends a frame now and then."""
-        wires.taken[ONE] = flood.LONG + 1
+        wires.taken[ONE] += LONG + 5000
         for _ in range(3):
-            wires.floods.look(all_read=True)
+            wires.look(all_read=True)
             wires.taken[ONE] += 2
         assert wires.reset == []
-        monkeypatch.setattr(flood, "LONGEST_MESSAGE", 0.0)
-        wires.floods.look(all_read=True)
+        wires.now += LONGEST_MESSAGE
+        wires.look(all_read=True)
         assert wires.reset == [ONE]
 
     def test_sends_a_message_without_end(self, wires: Wires) -> None:
-        wires.taken[ONE] = SLACK + MESSAGE + 1
-        wires.floods.look(all_read=True)
+        wires.taken[ONE] += LONG + MESSAGE + 100
+        wires.look(all_read=True)
         assert wires.reset == []  # it may have ended between the reading and the look
-        wires.floods.look(all_read=True)
-        assert wires.reset == [ONE]
-        assert (wires.floods.ended(), wires.floods.ended()) == (["peer 7"], [])
+        wires.look(all_read=True)
+        assert (wires.reset, wires.said) == ([ONE], ["peer 7"])
+
+    def test_has_no_shard(self, wires: Wires) -> None:
+        wires.connect(OTHER, leased=False)
+        wires.taken[OTHER] += LONG + 100
+        wires.look(all_read=True, times=2)
+        assert wires.reset == [OTHER]
+
+    def test_hides_it_behind_short_messages(self, wires: Wires) -> None:
+        """Each time some bytes of the next message are there when one is read."""
+        wires.connect(OTHER, leased=False)
+        for _ in range(1000):
+            wires.send(OTHER, 100)
+            wires.taken[OTHER] += 100
+            wires.look(all_read=True, times=2)
+            wires.hand_over(OTHER, 100)
+        wires.taken[OTHER] += LONG + 10_000
+        wires.look(all_read=True, times=2)
+        assert wires.reset == [OTHER]
+
+    def test_sent_a_short_one_at_the_same_time(self, wires: Wires) -> None:
+        wires.connect(OTHER, leased=False)
+        wires.send(OTHER, 100)
+        wires.taken[OTHER] += LONG + 10_000
+        wires.look(all_read=True, times=2)
+        assert wires.reset == [OTHER]
 
     def test_sends_more_than_can_be_read(self, wires: Wires) -> None:
-        wires.floods.read(ONE, MESSAGE)
-        wires.taken[ONE] = SLACK + MESSAGE * (MESSAGES + 1) + 1
-        wires.floods.look(all_read=False)
+        wires.send(ONE, MESSAGE)
+        wires.taken[ONE] += LONG + MESSAGE * MESSAGES + 100
+        wires.look(all_read=False)
         assert wires.reset == [ONE]
 
-    def test_is_the_furthest_of_many(self, wires: Wires) -> None:
-        wires.connect(*range(10, 20))
-        for descriptor in range(10, 20):
-            wires.taken[descriptor] = (SLACK + MESSAGE * MESSAGES) // 2 - descriptor
-        for _ in range(2):
-            wires.floods.look(all_read=True)
-        assert wires.reset == [10, 11, 12, 13, 14, 15]
-
     def test_is_looked_at_again_where_it_could_not_be_ended(self, wires: Wires) -> None:
-        wires.taken[ONE] = 2 * SLACK
+        wires.taken[ONE] += 2 * MESSAGE
         wires.fault = errno.EMFILE
-        for _ in range(3):
-            wires.floods.look(all_read=True)
+        wires.look(all_read=True, times=3)
         wires.fault = None
-        wires.floods.look(all_read=True)
+        wires.look(all_read=True)
         assert wires.reset == [ONE]
 
     def test_leaves_no_account(self, wires: Wires) -> None:
-        wires.taken[ONE] = 2 * SLACK
-        for _ in range(3):
-            wires.floods.look(all_read=True)
-        wires.floods.look(all_read=False)
+        wires.taken[ONE] += 2 * MESSAGE
+        wires.look(all_read=True, times=3)
+        wires.look(all_read=False)
         assert wires.reset == [ONE]
+        assert len(wires.floods) == 0
 
 
-@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a TCP connection."""
-    address = "127.0.0.1" if request.param == socket.AF_INET else "::1"
-    with socket.create_server((address, 0), family=request.param) as server:
-        there = socket.create_connection(server.getsockname()[:2])
-        here, _ = server.accept()
-    there.settimeout(30.0)
-    with here, there:
-        yield here, there
+class TestMemory:
+    """Ten are a little ahead, five of them with a shard, and the process grows too much."""
+
+    @pytest.fixture
+    def many(self, wires: Wires) -> Wires:
+        wires.connect(*range(10, 15), leased=False)
+        wires.connect(*range(15, 20))
+        for descriptor in range(10, 20):
+            wires.taken[descriptor] += 50_000 - descriptor
+        wires.look(all_read=True, times=2)
+        assert wires.reset == []
+        return wires
+
+    def grow(self, wires: Wires, by: int) -> None:
+        ahead = sum(min(50_000 - each, LONG) for each in range(10, 20))
+        wires.private += SPARE + STATE + 2 * ahead + by
+
+    def test_ends_as_many_as_free_it_those_without_a_shard_first(self, many: Wires) -> None:
+        self.grow(many, 6 * 49_000 * MEMORY_A_BYTE)
+        many.look(all_read=True)
+        assert many.reset == [10, 11, 12, 13, 14, 15]
+
+    def test_has_time_to_be_freed(self, many: Wires) -> None:
+        self.grow(many, 2 * 49_000 * MEMORY_A_BYTE)
+        many.look(all_read=True, times=int(FREEING / 0.025) - 2)
+        assert many.reset == [10, 11, 12]
+        many.now += FREEING
+        many.look(all_read=True)
+        assert len(many.reset) > 3
+
+    def test_that_is_not_of_messages_ends_nobody(self, many: Wires) -> None:
+        for descriptor in range(10, 20):
+            many.hand_over(descriptor, 50_000 - descriptor)
+        many.look(all_read=True)
+        self.grow(many, 10**9)
+        many.look(all_read=True, times=3)
+        assert many.reset == []
 
 
-class TestTheKernel:
-    def test_counts_what_was_read(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        here, there = pair
-        there.sendall(bytes(1000))
-        assert len(here.recv(400, socket.MSG_WAITALL)) == 400
-        assert flood._bytes(here.fileno()) == (1000, 400)
-        assert len(here.recv(600, socket.MSG_WAITALL)) == 600
-        assert flood._bytes(here.fileno()) == (1000, 1000)
-
-    def test_ends_a_connection_at_once(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        here, there = pair
-        there.sendall(bytes(1000))
-        assert here.recv(1000, socket.MSG_WAITALL)
-        assert flood._reset(here.fileno(), at_least=1001) == ""
-        there.sendall(bytes(10))
-        address = flood._reset(here.fileno(), at_least=1000)
-        assert address.endswith(f":{there.getsockname()[1]}")
-        with pytest.raises(ConnectionResetError):
-            there.recv(1)
-
-    @pytest.mark.parametrize("made", [lambda: socket.socket(socket.AF_UNIX), socket.socket])
-    def test_has_no_counts_of_another_kind(self, made: Callable[[], socket.socket]) -> None:
-        with made() as other:
-            if other.family == socket.AF_INET:
-                descriptor = other.detach()
-                socket.close(descriptor)
-            else:
-                descriptor = other.fileno()
-            with pytest.raises(OSError, match=r"Errno (9|88|95)") as raised:
-                flood._bytes(descriptor)
-        assert raised.value.errno in flood._NO_CONNECTION
+def test_commands_are_fewer_than_what_is_allowed_for_them() -> None:
+    """Encrypted, a PING and a PONG: RFC 37 and RFC 26, twice a second."""
+    assert COMMANDS_A_SECOND > 2 * (9 + 7 + 2 * (33 + 2))

@@ -7,11 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
+import zmq
 
 from manychar.protocol.messages import KeyRole
 from manychar.runtime import keys
+from manychar.runtime.door import Door
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
-from tests.runtime.commands import SMALL, Commands
+from tests.runtime.commands import SMALL, Commands, until
 
 
 @pytest.fixture
@@ -193,6 +195,28 @@ def test_a_missing_file_says_where_to_look(folder: Path) -> None:
     (folder / "clients.json").unlink()
     with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):
         keys.read_clients(folder)
+
+
+@pytest.mark.parametrize("revoked_first", [True, False])
+def test_a_key_that_is_listed_twice_is_revoked(folder: Path, *, revoked_first: bool) -> None:
+    (client,) = keys.read_clients(folder)
+    listed = json.loads((folder / "clients.json").read_text())
+    twice = [*listed["clients"], {**listed["clients"][0], "revoked": True}]
+    listed["clients"] = twice[::-1] if revoked_first else twice
+    with zmq.Context() as context:
+        door = Door(context, folder)
+        assert door.owner_of(client.public) == ("worker", KeyRole.WORKER)
+        (folder / "clients.json").write_text(json.dumps(listed))
+        until(lambda: door.owner_of(client.public) is None, "the key to be revoked")
+        door.socket.close(0)
+
+
+def test_a_key_on_the_command_line_is_not_repeated(manychar: Commands, folder: Path) -> None:
+    content = (folder / "worker.key").read_text()
+    done = manychar.run("worker", "tcp://127.0.0.1:1", "--key", content)
+    assert done.code == 2
+    assert "--key takes the name of a file" in done.err
+    assert json.loads(content)["secret"] not in done.err + done.out
 
 
 @pytest.mark.parametrize("command", ["train", "equivalence"])

@@ -23,6 +23,7 @@ HELLO_EVERY = 0.2
 FIRST_COMPLAINT = 2.0
 COMPLAIN_EVERY = 30.0
 BEATS_PER_SILENCE = 4
+LONGEST_BEAT = 5.0  # seconds: a connection that broke is noticed at the next one
 SERVER_SILENCES = 2
 
 
@@ -124,7 +125,7 @@ class Session:
         if not self.beat_is_due(now):
             return []
         welcome = self._welcomed()
-        self.next_beat = now + welcome.silence / BEATS_PER_SILENCE
+        self.next_beat = now + min(welcome.silence / BEATS_PER_SILENCE, LONGEST_BEAT)
         beat = Heartbeat(
             run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
         )

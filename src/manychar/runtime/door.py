@@ -108,10 +108,11 @@ class Door:
         if self._closed:
             self._complaint = "the list of clients can be read again: they are let in"
         self._closed, self._seen = False, seen
+        revoked = {client.public for client in clients if client.revoked}
         self._owners = {
             client.public: Owner(client.name, client.role)
             for client in clients
-            if not client.revoked
+            if client.public not in revoked
         }
         self._current = frozenset(self._owners.values())
 

@@ -20,6 +20,8 @@ def is_endpoint(source: str) -> bool:
 def check_endpoint(endpoint: str) -> None:
     """Raise UserError for what is no address of ours."""
     if endpoint.startswith("ipc://"):
+        if endpoint.startswith("ipc://@"):  # Linux's abstract names
+            raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
         if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
             raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
         return

@@ -73,11 +73,12 @@ def create(directory: Path) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory}: {because(error)}; choose another directory") from None
-    if (directory / CLIENTS_NAME).exists():
-        raise UserError(f"{directory}: there are keys in it already; choose another directory")
-    public, secret = _pair()
-    _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
-    _write_clients(directory, [])  # last: with it, the folder is one
+    with _alone(directory):
+        if (directory / CLIENTS_NAME).exists():
+            raise UserError(f"{directory}: there are keys in it already; choose another directory")
+        public, secret = _pair()
+        _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
+        _write_clients(directory, [])  # last: with it, the folder is one
     return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
@@ -182,15 +183,21 @@ def _client_key(source: Path | str, data: bytes) -> ClientKey:
 @contextlib.contextmanager
 def _changing(directory: Path) -> Iterator[list[Client]]:
     """Hold the list of clients, alone, and write it back if nothing was wrong."""
+    with _alone(directory):
+        clients = read_clients(directory)
+        yield clients
+        _write_clients(directory, clients)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(f"{directory}: {because(error)}; make it with `keys create`") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        clients = read_clients(directory)
-        yield clients
-        _write_clients(directory, clients)
+        yield
     finally:
         os.close(descriptor)
 

@@ -26,6 +26,11 @@ def find_key(path: Path | None) -> ClientKey | None:
     Raises UserError for one that cannot be used.
     """
     if path is not None:
+        if str(path).lstrip().startswith("{"):  # not to be repeated
+            raise UserError(
+                f"--key takes the name of a file: give a key's content in ${KEY_VARIABLE};"
+                " what stood on a command line others could read: better make a new key"
+            )
         return read_client_key(path)
     if text := os.environ.get(KEY_VARIABLE):
         return client_key_from_text(text, f"${KEY_VARIABLE}")

@@ -34,7 +34,7 @@ from manychar.protocol.effects import (
     Send,
     Show,
 )
-from manychar.protocol.messages import Peer, Report, Weights
+from manychar.protocol.messages import Grant, Message, Peer, Report, Weights
 from manychar.protocol.reception import as_words
 from manychar.protocol.run import Operation, Run
 from manychar.protocol.server import ParameterServer
@@ -256,8 +256,6 @@ class _Loop:
             if door is not None:
                 self._answer(door)
             self._read_mailbox()
-            if time.monotonic() >= self.router.look_at:
-                self.router.mind_the_floods()
             self.machine.catch_up()
             self._tick()
         return self.outcome
@@ -273,8 +271,7 @@ class _Loop:
     def _milliseconds(self) -> int:
         if (deadline := self.machine.deadline()) is None:
             return 0
-        first = min(deadline, self.router.look_at)
-        return max(0, int(1000 * (first - time.monotonic())) + 1)
+        return max(0, int(1000 * (deadline - time.monotonic())) + 1)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -290,13 +287,13 @@ class _Loop:
 
     def _mind_the_door(self, now: float) -> None:
         """Count who was sent away, and let those go whose key was revoked though silent."""
-        if ended := self.router.ended():
+        if ended := self.router.guard.ended():
             for _ in ended:
                 self._carry_out(self.machine.dropped("connections ended"))
             more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
             what = f"the connection of {ended[0]}{more} is ended: a message without an end"
             self._carry_out(self.machine.remark(what))
-        if failed := self.router.failed_handshakes():
+        if failed := self.router.guard.failed_handshakes():
             for _ in range(failed):
                 self._carry_out(self.machine.dropped("handshakes failed"))
             what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
@@ -311,10 +308,7 @@ class _Loop:
         for _ in range(MESSAGES_A_TURN):
             if self.outcome is not None or (received := self.router.receive()) is None:
                 return
-            now = time.monotonic()
-            if now >= self.router.look_at:
-                self.router.mind_the_floods()
-            self._take(received, now)
+            self._take(received, time.monotonic())
 
     def _take(self, received: Received, now: float) -> None:
         peer = received.peer
@@ -381,7 +375,7 @@ class _Loop:
         for effect in effects:
             match effect:
                 case Send(message, to) if to is not None:
-                    self._send(to, encode(message))
+                    self._send(to, message)
                 case Append(step, loss, weights):
                     record = Step(self.machine.run.term, step, loss, weights_digest(weights))
                     self.beginning.journal.append([record])
@@ -414,12 +408,13 @@ class _Loop:
 
     def _wait_for_disk(self) -> None:
         self.notifier.alive()
-        self.router.mind_the_floods()
         self._carry_out(self.machine.waits_for_disk(time.monotonic()))
 
-    def _send(self, peer: Peer, frames: list[Any]) -> None:
+    def _send(self, peer: Peer, message: Message) -> None:
+        if isinstance(message, Grant):
+            self.router.guard.leased(peer)
         try:
-            if not self.router.send(peer, frames):
+            if not self.router.send(peer, encode(message)):
                 self._carry_out(self.machine.dropped("not sent, queue full"))
         except Unreachable:
             self._carry_out(self.machine.unreachable(peer, time.monotonic()))

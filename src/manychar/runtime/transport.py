@@ -24,6 +24,7 @@ from manychar.runtime.door import HANDSHAKE_MS, Door
 from manychar.runtime.endpoints import check_endpoint, is_served, is_six, search_of
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.flood import Floods
+from manychar.runtime.guard import Guard
 from manychar.runtime.keys import ClientKey
 
 HIGH_WATER_MARK = 1000
@@ -36,6 +37,7 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 SHARED_FROM_BYTES = 65_536
 KNOCK_AGAIN_AFTER = 1.0
+STATES = 16  # weights, history and gradients in work, and checkpoints being written
 REFUSED_KEY = "it does not let this key in, or has another key itself, or none"
 WANTS_KEY = "it wants a key: --key FILE"
 _REFUSALS = (
@@ -44,8 +46,8 @@ _REFUSALS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
-_EVENTS_AT = "inproc://events"
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+SHORT = 255  # bytes: the longest frame whose length takes one byte on the wire
+CURVE_FRAME = 33  # RFC 26: the name of the command, a nonce, a code of authentication, the flags
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -97,13 +99,7 @@ class Router:
             raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self._shut, self._crowd_complaint = False, ""
-        self._failed_handshakes = 0
-        self.socket.monitor(_EVENTS_AT, _FAILED | zmq.EVENT_ACCEPTED)
-        self._monitor = self._context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread waits where an event has no place
-        self._monitor.connect(_EVENTS_AT)
-        self._floods = _floods(dimensions)
-        self._all_read = False
+        self.guard = Guard(self._context, self.socket, _floods(dimensions)).start()
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _give_back(self) -> None:
@@ -117,7 +113,7 @@ class Router:
         try:
             peer = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self._all_read = True
+            self.guard.all_read()
             return None
         frames = self._rest_of_message(peer)
         owner = None if self.door is None else self.door.owner_of(str(peer.get("User-Id")))
@@ -127,13 +123,14 @@ class Router:
     def _rest_of_message(self, frame: zmq.Frame) -> list[Frame]:
         """Return the frames after this one; of more than a message can have, one too many."""
         frames: list[Frame] = []
-        while frame.more and len(frames) <= MAX_FRAMES:
-            frame = self.socket.recv(copy=False)
-            frames.append(frame.buffer)
-        with contextlib.suppress(zmq.ZMQError):  # ZMTP 1 and 2 say nothing of their connection
-            self._floods.read(int(frame.get(zmq.SRCFD)), sum(map(len, frames)))
+        size, peer = 0, frame.bytes
         while frame.more:
             frame = self.socket.recv(copy=False)
+            size += _on_the_wire(len(frame), secured=self.door is not None)
+            if len(frames) <= MAX_FRAMES:
+                frames.append(frame.buffer)
+        with contextlib.suppress(zmq.ZMQError):  # ZMTP 1 and 2 say nothing of their connection
+            self.guard.handed_over(peer, int(frame.get(zmq.SRCFD)), size)
         return frames
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
@@ -176,40 +173,9 @@ class Router:
             return f"too many connections for {limit():,} open files: nobody else is let in"
         return "there is room for connections again"
 
-    @property
-    def look_at(self) -> float:
-        """When `mind_the_floods` is to be called again."""
-        return self._floods.look_at
-
-    def mind_the_floods(self) -> None:
-        """End the connections of who sends messages without an end."""
-        self._follow_events()
-        self._floods.look(all_read=self._all_read)
-        self._all_read = False
-
-    def ended(self) -> list[str]:
-        """Return whose connections that has ended since the last call."""
-        return self._floods.ended()
-
-    def _follow_events(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            while True:
-                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-                if event["event"] == zmq.EVENT_ACCEPTED:
-                    self._floods.accepted(int(event["value"]))
-                else:
-                    self._failed_handshakes += 1
-
-    def failed_handshakes(self) -> int:
-        """Return how many have failed since the last call: no key, another server's, or garbage."""
-        self._follow_events()
-        failed, self._failed_handshakes = self._failed_handshakes, 0
-        return failed
-
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
-        self.socket.disable_monitor()
-        self._monitor.close(0)
+        self.guard.close()
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()
@@ -385,8 +351,15 @@ def _largest_frame(dimensions: Dimensions) -> int:
 def _floods(dimensions: Dimensions | None) -> Floods:
     """Return what watches over floods: a peer may send every shard's gradient of the open steps."""
     if dimensions is None:
-        return Floods(message=HEADER_BYTES, messages=1)
+        return Floods(message=HEADER_BYTES, messages=1, state=0)
     return Floods(
         message=HEADER_BYTES + dimensions.parameters_bytes + dimensions.hidden_bytes,
         messages=1 + dimensions.shards * (dimensions.delay + 1),
+        state=STATES * dimensions.parameters_bytes,
     )
+
+
+def _on_the_wire(size: int, *, secured: bool) -> int:
+    """Return how many bytes a frame takes there: RFC 37, or RFC 26 in it."""
+    size += CURVE_FRAME if secured else 0
+    return size + (2 if size <= SHORT else 9)
