@@ -8,7 +8,11 @@ from manychar.numerics.gradient import mean
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blocks", [0.001, 0.5, 1.0, 2.0, 2.7])
 @pytest.mark.parametrize("halves", [1, 2])
-def test_the_same_bits_as_the_pure_functions(blocks: float, dtype: str, halves: int) -> None:
+@pytest.mark.parametrize("shared_from", [fused.SHARED_FROM, 0])
+def test_the_same_bits_as_the_pure_functions(
+    monkeypatch: pytest.MonkeyPatch, shared_from: int, blocks: float, dtype: str, halves: int
+) -> None:
+    monkeypatch.setattr(fused, "SHARED_FROM", shared_from)
     size = max(1, int(blocks * fused.BLOCK_BYTES) // np.dtype(dtype).itemsize)
     generator = np.random.default_rng(size)
     weights = memory = np.zeros(size, dtype)

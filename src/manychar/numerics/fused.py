@@ -1,9 +1,11 @@
 """Sum, mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
 
 The pure functions of `gradient` and `adagrad` are the specification: a test holds this form to the
-same bits. Element by element it does the same operations in the same order.
+same bits. Element by element it does the same operations in the same order. Where there are very
+many, two threads share the blocks: numpy's loops need no lock of the interpreter.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from manychar.numerics.adagrad import EPSILON
 
 BLOCK_BYTES = 262_144
+SHARED_FROM = 2**20  # weights: starting a thread takes as long as a twentieth of their update
 
 
 def update(
@@ -29,19 +32,29 @@ def update(
     """
     new_weights, new_memory = np.empty_like(weights), np.empty_like(memory)
     size = BLOCK_BYTES // weights.itemsize
-    two = np.empty((2, min(size, len(weights))), weights.dtype)
-    for start in range(0, len(weights), size):
-        block = slice(start, start + size)
-        m, w = new_memory[block], new_weights[block]
-        g, root = two[:, : len(m)]
-        parts = [half[block] for half in gradient_halves]
-        np.divide(parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], g), streams, g)
-        g.clip(-clip, clip, out=g)
-        np.multiply(g, g, root)
-        np.add(memory[block], root, m)
-        np.add(m, EPSILON, root)
-        np.sqrt(root, root)
-        np.multiply(g, learning_rate, g)
-        np.divide(g, root, g)
-        np.subtract(weights[block], g, w)
+    blocks = [slice(start, start + size) for start in range(0, len(weights), size)]
+
+    def work(blocks: list[slice]) -> None:
+        two = np.empty((2, min(size, len(weights))), weights.dtype)
+        for block in blocks:
+            m, w = new_memory[block], new_weights[block]
+            g, root = two[:, : len(m)]
+            parts = [half[block] for half in gradient_halves]
+            np.divide(parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], g), streams, g)
+            g.clip(-clip, clip, out=g)
+            np.multiply(g, g, root)
+            np.add(memory[block], root, m)
+            np.add(m, EPSILON, root)
+            np.sqrt(root, root)
+            np.multiply(g, learning_rate, g)
+            np.divide(g, root, g)
+            np.subtract(weights[block], g, w)
+
+    if len(weights) < SHARED_FROM:
+        work(blocks)
+    else:
+        with ThreadPoolExecutor(1) as other:
+            theirs = other.submit(work, blocks[1::2])
+            work(blocks[::2])
+            theirs.result()
     return new_weights, new_memory
