@@ -19,7 +19,7 @@ from manychar.protocol.messages import (
     Unit,
     Weights,
 )
-from manychar.protocol.steps import Verdict
+from manychar.protocol.steps import Assessment
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
 from tests.protocol.stage import Stage
@@ -55,7 +55,7 @@ def counts() -> Iterator[str]:
                 for each in node.args[: 2 if node.func.attr == "count_against" else 1]:
                     if counted and isinstance(each, ast.Constant) and isinstance(each.value, str):
                         yield each.value
-    yield from (verdict.value for verdict in Verdict if verdict is not Verdict.WANTED)
+    yield from (verdict.value for verdict in Assessment if verdict is not Assessment.WANTED)
 
 
 def test_every_count_is_explained() -> None:

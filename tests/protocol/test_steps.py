@@ -10,7 +10,7 @@ import pytest
 
 from manychar.protocol.messages import Gradient, digest
 from manychar.protocol.run import dimensions_of
-from manychar.protocol.steps import STEPS_COMPARED, Steps, Verdict, digest_of
+from manychar.protocol.steps import STEPS_COMPARED, Assessment, Steps, digest_of
 from tests.simulation.network import flip
 from tests.simulation.reference import Reference, bytes_of, compute, reference
 
@@ -46,7 +46,7 @@ class Case:
         """Accept the right gradients of some (shard, step)."""
         for shard, step in units:
             gradient = self.gradient(shard, step)
-            assert self.steps.judge(gradient) is Verdict.WANTED
+            assert self.steps.assess(gradient) is Assessment.WANTED
             self.steps.accept(gradient, ("ann", "ann"))
 
     def advance_to(self, step: int) -> None:
@@ -76,24 +76,24 @@ def test_steps_s_to_s_plus_d_are_open_and_none_at_the_limit() -> None:
     assert not case.steps.open_after(0)
 
 
-def test_the_verdicts_of_a_window() -> None:
+def test_the_assessments_of_a_window() -> None:
     case = Case(delay=2)
     case.accept((0, 0))
-    judge = case.steps.judge
-    assert judge(case.gradient(0, 0)) is Verdict.REPEAT
-    assert judge(case.gradient(0, 1)) is Verdict.WANTED
-    assert judge(case.gradient(0, 2)) is Verdict.EARLY
-    assert judge(case.gradient(0, 3)) is Verdict.NOT_OPEN
-    assert judge(case.gradient(1, 0)) is Verdict.WANTED
-    assert judge(case.gradient(1, 1)) is Verdict.EARLY
+    assess = case.steps.assess
+    assert assess(case.gradient(0, 0)) is Assessment.REPEAT
+    assert assess(case.gradient(0, 1)) is Assessment.WANTED
+    assert assess(case.gradient(0, 2)) is Assessment.EARLY
+    assert assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
+    assert assess(case.gradient(1, 0)) is Assessment.WANTED
+    assert assess(case.gradient(1, 1)) is Assessment.EARLY
 
 
 @pytest.mark.parametrize("changes", [{"version": 1}, {"hidden_digest": bytes(4)}])
 def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
     case = Case()
-    assert case.steps.judge(case.gradient(0, 0, **changes)) is Verdict.FROM_ANOTHER_STATE
+    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
     case.accept((0, 0))
-    assert case.steps.judge(case.gradient(0, 0, **changes)) is Verdict.FROM_ANOTHER_STATE
+    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
@@ -108,16 +108,16 @@ def test_a_repeat_differs_in_any_of_its_three_parts(when: str) -> None:
         dataclasses.replace(right, gradient=flip(right.gradient)),
         dataclasses.replace(right, hidden=flip(right.hidden)),
     ):
-        assert case.steps.judge(wrong) is Verdict.REPEAT_DIFFERS
+        assert case.steps.assess(wrong) is Assessment.REPEAT_DIFFERS
         assert digest_of(wrong) != digest_of(right)
-    assert case.steps.judge(dataclasses.replace(right, lease=9)) is Verdict.REPEAT
+    assert case.steps.assess(dataclasses.replace(right, lease=9)) is Assessment.REPEAT
 
 
 def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     case = Case()
     case.advance_to(STEPS_COMPARED + 1)
-    assert case.steps.judge(case.gradient(0, 0)) is Verdict.REPEAT_TOO_OLD
-    assert case.steps.judge(case.gradient(0, 1)) is Verdict.REPEAT
+    assert case.steps.assess(case.gradient(0, 0)) is Assessment.REPEAT_TOO_OLD
+    assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT
 
 
 def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
@@ -133,7 +133,7 @@ def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
 
 def test_what_was_applied_before_this_server_began_is_not_compared() -> None:
     case = Case(step=4)
-    assert case.steps.judge(case.gradient(0, 3)) is Verdict.REPEAT_TOO_OLD
+    assert case.steps.assess(case.gradient(0, 3)) is Assessment.REPEAT_TOO_OLD
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient", "hidden"])
@@ -147,7 +147,7 @@ def test_what_is_not_finite(part: str) -> None:
         values[3] = np.nan
         changed: dict[str, Any] = {part: values.tobytes()}
         wrong = dataclasses.replace(right, **changed)
-    assert case.steps.judge(wrong) is Verdict.NOT_FINITE
+    assert case.steps.assess(wrong) is Assessment.NOT_FINITE
 
 
 @pytest.mark.parametrize("delay", [0, 2])

@@ -17,7 +17,7 @@ from manychar.protocol.leasing import Leasing
 from manychar.protocol.membership import Lease
 from manychar.protocol.messages import Gradient, Names, digest
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.steps import Steps, Verdict, as_frame
+from manychar.protocol.steps import Assessment, Steps, as_frame
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import copy_of
 from tests.simulation.planted import Plant, mutant
@@ -60,12 +60,12 @@ def a_worker_starts_from_its_newest_hidden_state(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Worker, "_take_in_hand", newest)
 
 
-@mutant("2", "confused", "counted", "verdict")
+@mutant("2", "confused", "counted", "assessment")
 def neither_weights_nor_hidden_state_are_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "_is_from_here", lambda *_: True)
 
 
-@mutant("2", "confused", "counted", "verdict")
+@mutant("2", "confused", "counted", "assessment")
 def no_staleness_check(patch: pytest.MonkeyPatch) -> None:
     is_from_here = Steps._is_from_here
 
@@ -76,7 +76,7 @@ def no_staleness_check(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "_is_from_here", hidden_only)
 
 
-@mutant("2", "confused", "counted", "verdict")
+@mutant("2", "confused", "counted", "assessment")
 def the_hidden_state_is_not_compared(patch: pytest.MonkeyPatch) -> None:
     def version_only(self: Steps, shard: Any, gradient: Gradient) -> bool:
         return gradient.version == self.version(gradient.step)
@@ -84,27 +84,27 @@ def the_hidden_state_is_not_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "_is_from_here", version_only)
 
 
-def _judged_as(verdict: Verdict, instead: Verdict) -> Plant:
+def _assessed_as(assessment: Assessment, instead: Assessment) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        judge = Steps.judge
+        assess = Steps.assess
 
-        def judged(self: Steps, gradient: Gradient) -> Verdict:
-            said = judge(self, gradient)
-            return instead if said is verdict else said
+        def assessed(self: Steps, gradient: Gradient) -> Assessment:
+            said = assess(self, gradient)
+            return instead if said is assessment else said
 
-        patch.setattr(Steps, "judge", judged)
+        patch.setattr(Steps, "assess", assessed)
 
     return plant
 
 
-@mutant("6", "duplication", "counted", "verdict", "exception")
+@mutant("6", "duplication", "counted", "assessment", "exception")
 def a_repeat_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
-    _judged_as(Verdict.REPEAT, Verdict.WANTED)(patch)
+    _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
 
 
 @mutant("6", "reordering", "counted", "exception")
 def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
-    _judged_as(Verdict.REPEAT_TOO_OLD, Verdict.WANTED)(patch)
+    _assessed_as(Assessment.REPEAT_TOO_OLD, Assessment.WANTED)(patch)
 
 
 @mutant("6", "none", "grant", "weights")
@@ -117,7 +117,7 @@ def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("7", "reordering", "counted", "exception")
 def steps_of_a_shard_are_accepted_in_any_order(patch: pytest.MonkeyPatch) -> None:
-    _judged_as(Verdict.EARLY, Verdict.WANTED)(patch)
+    _assessed_as(Assessment.EARLY, Assessment.WANTED)(patch)
 
 
 # What is granted and kept (rules 3, 4, 5, 8, 9).
@@ -257,12 +257,12 @@ def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
 # What differs (rule 10).
 
 
-@mutant("10", "differing-repeat", "verdict")
+@mutant("10", "differing-repeat", "assessment")
 def a_differing_repeat_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
-    _judged_as(Verdict.REPEAT_DIFFERS, Verdict.REPEAT)(patch)
+    _assessed_as(Assessment.REPEAT_DIFFERS, Assessment.REPEAT)(patch)
 
 
-@mutant("10", "differing-repeat", "verdict")
+@mutant("10", "differing-repeat", "assessment")
 def the_digest_covers_the_gradient_alone(patch: pytest.MonkeyPatch) -> None:
     for module in (steps, disputes):
         patch.setattr(module, "digest_of", lambda result: digest(result.gradient))

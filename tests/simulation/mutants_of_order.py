@@ -111,7 +111,7 @@ def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Worker, "computed", dropping)
 
 
-@mutant("15", "join", "counted", "verdict")
+@mutant("15", "join", "counted", "assessment")
 def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
     gradient = ParameterServer._gradient
 

@@ -27,7 +27,7 @@ from manychar.protocol.messages import (
     digest,
 )
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.steps import STEPS_COMPARED, Verdict
+from manychar.protocol.steps import STEPS_COMPARED, Assessment
 from tests.simulation.reference import bytes_of
 from tests.simulation.violation import Violation
 
@@ -41,7 +41,7 @@ LONGEST_SILENCE = 12.0
 class Before:
     """What the server's next move is judged by: how it stood, and what the message is to it."""
 
-    verdict: Verdict | None
+    assessment: Assessment | None
     stranger: bool
     sender: str
     members: frozenset[Peer]
@@ -112,28 +112,28 @@ class Oracle:
             and member.state in (PeerState.WORKING, PeerState.SILENT)
         )
         return Before(
-            verdict=self._judge(machine, message) if judged else None,  # type: ignore[arg-type]
+            assessment=self._assess(machine, message) if judged else None,  # type: ignore[arg-type]
             stranger=stranger,
             sender=member.name if member else "",
             members=frozenset(machine.membership.members),
             counts=dict(machine.counts),
         )
 
-    def _judge(self, machine: ParameterServer, gradient: Gradient) -> Verdict:
+    def _assess(self, machine: ParameterServer, gradient: Gradient) -> Assessment:
         shard, step, next_step = gradient.shard, gradient.step, self._next[gradient.shard]
         if step < next_step:
             if step < self.step - STEPS_COMPARED or (shard, step) not in self._accepted:
-                return Verdict.REPEAT_TOO_OLD
+                return Assessment.REPEAT_TOO_OLD
             if not self._is_from_here(gradient):
-                return Verdict.FROM_ANOTHER_STATE
+                return Assessment.FROM_ANOTHER_STATE
             same = self._accepted[shard, step] == _content(gradient)
-            return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
+            return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
         open_now = machine.ending.phase in (Phase.TRAINING, Phase.STOPPING)
         if not open_now or step > self.step + self.plan.delay or step >= self.plan.steps:
-            return Verdict.NOT_OPEN
+            return Assessment.NOT_OPEN
         if step > next_step:
-            return Verdict.EARLY
-        return Verdict.WANTED if self._is_from_here(gradient) else Verdict.FROM_ANOTHER_STATE
+            return Assessment.EARLY
+        return Assessment.WANTED if self._is_from_here(gradient) else Assessment.FROM_ANOTHER_STATE
 
     def _is_from_here(self, gradient: Gradient) -> bool:
         """Whether it names the reference's weights and hidden state."""
@@ -155,13 +155,13 @@ class Oracle:
         if self.wrong is not None:
             return
         self._next_before = list(self._next)
-        if before.verdict is Verdict.WANTED and isinstance(message, Gradient):
+        if before.assessment is Assessment.WANTED and isinstance(message, Gradient):
             self._check_wanted(message, before)
             self._next[message.shard] += 1
             self._accepted[message.shard, message.step] = _content(message)
         actual = [machine.steps.next(shard) for shard in range(self.plan.shards)]
         if actual != self._next:
-            what = before.verdict.value if before.verdict else "no gradient of ours"
+            what = before.assessment.value if before.assessment else "no gradient of ours"
             raise Violation(
                 "counted", f"next steps are {actual}, not {self._next}, after one that is: {what}"
             )
@@ -203,13 +203,14 @@ class Oracle:
         return (piece.loss, piece.gradient, piece.hidden)
 
     def _check_counts(self, machine: ParameterServer, before: Before) -> None:
-        for verdict in Verdict:
-            if verdict is Verdict.WANTED:
+        for assessment in Assessment:
+            if assessment is Assessment.WANTED:
                 continue
-            wanted = before.counts.get(verdict.value, 0) + (verdict is before.verdict)
-            if machine.counts[verdict.value] != wanted:
+            wanted = before.counts.get(assessment.value, 0) + (assessment is before.assessment)
+            if machine.counts[assessment.value] != wanted:
                 raise Violation(
-                    "verdict", f"{machine.counts[verdict.value]} {verdict.value}, not {wanted}"
+                    "assessment",
+                    f"{machine.counts[assessment.value]} {assessment.value}, not {wanted}",
                 )
 
     def check_step(self, machine: ParameterServer) -> None:
@@ -248,7 +249,7 @@ class Oracle:
     def check_barred(self, machine: ParameterServer, before: Before) -> None:
         """Who sent other bytes than the right ones is barred by name, and nobody else is."""
         barred = set(machine.reception.barred)
-        if before.verdict is Verdict.REPEAT_DIFFERS and before.sender not in barred:
+        if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in barred:
             raise Violation("barred", f"{before.sender} is not, and its repeat was wrong")
         names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
         if not barred <= self.broken or barred & names:

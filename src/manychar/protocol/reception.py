@@ -171,7 +171,7 @@ class Reception:
         self._outbox.warn(f"{member.name} has to leave: its key was revoked")
         self.forget(member, now)
 
-    def judge_silence(self, now: float) -> None:
+    def mind_silence(self, now: float) -> None:
         """Take the leases of those who have been silent for too long."""
         for member in list(self._membership.members.values()):
             if self._membership.is_lost(member, now):

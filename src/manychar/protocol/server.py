@@ -55,7 +55,7 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.reception import Reception
 from manychar.protocol.reporting import Reporting
 from manychar.protocol.run import Run
-from manychar.protocol.steps import Steps, Verdict, as_frame
+from manychar.protocol.steps import Assessment, Steps, as_frame
 from manychar.protocol.waiting import Waiting
 
 TICK = 0.1
@@ -295,7 +295,7 @@ class ParameterServer:
         if self.finished:
             return []
         self._next_tick = now + TICK
-        self.reception.judge_silence(now)
+        self.reception.mind_silence(now)
         self.leasing.ask_again(now)
         self.waiting.tick(now)
         self.ending.tick(now)
@@ -317,21 +317,21 @@ class ParameterServer:
         if gradient.shard >= self.dimensions.shards:
             raise PeerError(f"a gradient of shard {gradient.shard}")
         what = f"step {gradient.step}, shard {gradient.shard}"
-        match verdict := self.steps.judge(gradient):
-            case Verdict.WANTED:
+        match assessment := self.steps.assess(gradient):
+            case Assessment.WANTED:
                 self._accept(member, gradient, now)
                 return
-            case Verdict.NOT_OPEN if self.ending.phase is not Phase.SAVING:
+            case Assessment.NOT_OPEN if self.ending.phase is not Phase.SAVING:
                 raise PeerError(f"a gradient of {what}, which is not open yet")
-            case Verdict.NOT_FINITE:
+            case Assessment.NOT_FINITE:
                 reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
                 self.ending.finish(RUN_FAILED, reason)
-            case Verdict.REPEAT_DIFFERS:
+            case Assessment.REPEAT_DIFFERS:
                 self.disputes.begin(member, gradient)
-            case Verdict.FROM_ANOTHER_STATE:
+            case Assessment.FROM_ANOTHER_STATE:
                 self._distrust(member, gradient, now)
         member.tally.dropped += 1
-        self.outbox.count(verdict.value)
+        self.outbox.count(assessment.value)
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)

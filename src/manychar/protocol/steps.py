@@ -30,7 +30,7 @@ Digest = tuple[int, str, int]
 """A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
 
 
-class Verdict(enum.Enum):
+class Assessment(enum.Enum):
     """What a gradient is to the run as it stands; the value is what it is counted as."""
 
     WANTED = "accepted"
@@ -129,27 +129,27 @@ class Steps:
         """Return what the shard reads at this step."""
         return self.streams.batch_at(shard, step)
 
-    def judge(self, gradient: Gradient) -> Verdict:
+    def assess(self, gradient: Gradient) -> Assessment:
         """Say what this gradient of an existing shard is. Nothing is changed by it."""
         shard = self._shards[gradient.shard]
         if gradient.step < shard.next:
-            return self._judge_repeat(shard, gradient)
+            return self._assess_repeat(shard, gradient)
         if not self.is_open(gradient.step):
-            return Verdict.NOT_OPEN
+            return Assessment.NOT_OPEN
         if gradient.step > shard.next:
-            return Verdict.EARLY
+            return Assessment.EARLY
         if not self._is_from_here(shard, gradient):
-            return Verdict.FROM_ANOTHER_STATE
-        return Verdict.WANTED if self._is_finite(gradient) else Verdict.NOT_FINITE
+            return Assessment.FROM_ANOTHER_STATE
+        return Assessment.WANTED if self._is_finite(gradient) else Assessment.NOT_FINITE
 
-    def _judge_repeat(self, shard: _Shard, gradient: Gradient) -> Verdict:
+    def _assess_repeat(self, shard: _Shard, gradient: Gradient) -> Assessment:
         accepted = shard.accepted.get(gradient.step)
         if accepted is None:
-            return Verdict.REPEAT_TOO_OLD
+            return Assessment.REPEAT_TOO_OLD
         if not self._is_from_here(shard, gradient):
-            return Verdict.FROM_ANOTHER_STATE
+            return Assessment.FROM_ANOTHER_STATE
         same = accepted.digest == digest_of(gradient)
-        return Verdict.REPEAT if same else Verdict.REPEAT_DIFFERS
+        return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
 
     def _is_from_here(self, shard: _Shard, gradient: Gradient) -> bool:
         """Whether it was computed from the weights and the hidden state that are held here."""
@@ -164,7 +164,7 @@ class Steps:
         )
 
     def accept(self, gradient: Gradient, sender: Names) -> None:
-        """Take a gradient that was judged WANTED."""
+        """Take a gradient that was assessed as WANTED."""
         shard, step = self._shards[gradient.shard], gradient.step
         hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
         shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
