@@ -4,29 +4,32 @@ import errno
 
 import pytest
 
-from manychar.runtime import memory, tcp
+from manychar.runtime import flood, tcp
 from manychar.runtime.flood import (
     COMMANDS_A_SECOND,
     FREEING,
     LONG,
     LONGEST_MESSAGE,
     MEMORY_A_BYTE,
+    NOTABLE,
     SPARE,
     WAITING,
     Floods,
 )
+from manychar.runtime.memory import Meter
 from manychar.runtime.tcp import Counts
 
 pytestmark = pytest.mark.skipif(not tcp.COUNTS, reason="only Linux counts the bytes")
 
 MESSAGE, MESSAGES, STATE = 400_000, 5, 1000
 ONE, OTHER = 7, 8
+FIRST = 2**32 - 3  # what ROUTER begins with; it counts in a ring
 SPARE_FROM = 40_000_000  # bytes of memory before anyone came
 
 
-def peer_of(descriptor: int, generation: int = 1) -> bytes:
-    """Return a peer's identity as ROUTER makes it up: later ones have higher numbers."""
-    return b"\0" + (1000 * generation + descriptor).to_bytes(4, "big")
+def numbered(number: int) -> bytes:
+    """Return a peer's identity as ROUTER makes it up."""
+    return b"\0" + ((FIRST + number) % 2**32).to_bytes(4, "big")
 
 
 class Wires:
@@ -41,11 +44,14 @@ class Wires:
         self.now = 1000.0
         self.private = SPARE_FROM
         patch.setattr(tcp, "counts", self._counts)
-        patch.setattr(tcp, "reset", self._reset)
-        patch.setattr(memory, "private_bytes", lambda: self.private)
-        self.floods = Floods(message=MESSAGE, messages=MESSAGES, state=STATE)
+        patch.setattr(tcp.Ender, "reset", lambda _, *args, **named: self._reset(*args, **named))
+        patch.setattr(Meter, "private_bytes", lambda _: self.private)
+        patch.setattr(flood, "give_freed_memory_back", self._give_back)
+        self.kept = 0
+        self.floods = Floods(message=MESSAGE, messages=MESSAGES, state=STATE, first=numbered(0))
         self.said: list[str] = []
-        self.floods.ended = self.said.append
+        self._numbers: dict[tuple[int, int], int] = {}
+        self.floods.on_end = self.said.append
 
     def connect(self, *descriptors: int, leased: bool = True, generation: int = 1) -> None:
         for descriptor in descriptors:
@@ -53,8 +59,12 @@ class Wires:
             self.floods.accepted(descriptor, self.now)
             self.send(descriptor, 100, generation)
             if leased:
-                self.floods.leased(peer_of(descriptor, generation))
+                self.floods.leased(self.peer(descriptor, generation))
         self.look(all_read=True)
+
+    def peer(self, descriptor: int, generation: int = 1) -> bytes:
+        """Return the identity of who had a descriptor, the first time or another time."""
+        return numbered(self._numbers.setdefault((descriptor, generation), len(self._numbers) + 1))
 
     def send(self, descriptor: int, size: int, generation: int = 1) -> None:
         """Have a whole message come, and be handed over."""
@@ -62,12 +72,16 @@ class Wires:
         self.hand_over(descriptor, size, generation)
 
     def hand_over(self, descriptor: int, size: int, generation: int = 1) -> None:
-        self.floods.read(peer_of(descriptor, generation), descriptor, size, self.now)
+        self.floods.read(self.peer(descriptor, generation), descriptor, size, self.now)
 
     def look(self, *, all_read: bool, times: int = 1) -> None:
         for _ in range(times):
             self.floods.look(all_read=all_read, now=self.now)
             self.now += 0.025
+
+    def _give_back(self) -> None:
+        self.private -= self.kept
+        self.kept = 0
 
     def _counts(self, descriptor: int) -> Counts:
         if descriptor not in self.taken:
@@ -112,6 +126,13 @@ class TestAnHonestPeer:
         wires.look(all_read=False, times=3)
         assert wires.reset == []
 
+    def test_may_wait_for_a_loop_that_waits_for_its_disk(self, wires: Wires) -> None:
+        wires.taken[ONE] += MESSAGE
+        wires.look(all_read=True, times=3)
+        wires.look(all_read=False, times=2 * int(LONGEST_MESSAGE / 0.025))
+        wires.look(all_read=False)
+        assert wires.reset == []
+
     def test_may_have_no_shard_and_many_small_messages_wait(self, wires: Wires) -> None:
         wires.connect(OTHER, leased=False)
         wires.taken[OTHER] += WAITING
@@ -146,6 +167,22 @@ class TestAnHonestPeer:
         wires.hand_over(ONE, MESSAGE)
         wires.look(all_read=True, times=3)
         assert wires.reset == []
+
+    def test_has_not_its_shard(self, wires: Wires) -> None:
+        wires.connect(ONE, leased=False, generation=2)
+        wires.taken[ONE] += LONG + 10_000
+        wires.look(all_read=True, times=2)
+        assert wires.reset == [ONE]
+
+    def test_has_not_the_shard_that_came_late(self, wires: Wires) -> None:
+        wires.taken[ONE] = 0
+        wires.floods.accepted(ONE, wires.now)
+        wires.hand_over(ONE, 100)
+        wires.floods.leased(wires.peer(ONE))
+        wires.send(ONE, 100, 2)
+        wires.taken[ONE] += LONG + 10_000
+        wires.look(all_read=True, times=2)
+        assert wires.reset == [ONE]
 
     def test_between_two_looks(self, wires: Wires) -> None:
         """It has the descriptor of one that was about to be ended."""
@@ -202,6 +239,17 @@ class TestOneThatIsEnded:
         wires.connect(OTHER, leased=False)
         wires.taken[OTHER] += LONG + 100
         wires.look(all_read=True, times=2)
+        assert wires.reset == [OTHER]
+
+    @pytest.mark.parametrize("name", [b"\0abcd", b"A", b"\1" + numbered(1)[1:], numbered(3)])
+    def test_names_itself(self, wires: Wires, name: bytes) -> None:
+        """It could take the place of whoever has its descriptor next."""
+        wires.taken[OTHER] = 0
+        wires.floods.accepted(OTHER, wires.now)
+        for _ in range(LONG // 1000 + 5):
+            wires.taken[OTHER] += 1000
+            wires.floods.read(name, OTHER, 1000, wires.now)
+            wires.look(all_read=True, times=2)
         assert wires.reset == [OTHER]
 
     def test_hides_it_behind_short_messages(self, wires: Wires) -> None:
@@ -262,18 +310,44 @@ class TestMemory:
         ahead = sum(min(50_000 - each, LONG) for each in range(10, 20))
         wires.private += SPARE + STATE + 2 * ahead + by
 
-    def test_ends_as_many_as_free_it_those_without_a_shard_first(self, many: Wires) -> None:
-        self.grow(many, 6 * 49_000 * MEMORY_A_BYTE)
-        many.look(all_read=True)
-        assert many.reset == [10, 11, 12, 13, 14, 15]
-
-    def test_has_time_to_be_freed(self, many: Wires) -> None:
+    def test_ends_as_many_without_a_shard_as_free_it(self, many: Wires) -> None:
         self.grow(many, 2 * 49_000 * MEMORY_A_BYTE)
-        many.look(all_read=True, times=int(FREEING / 0.025) - 2)
-        assert many.reset == [10, 11, 12]
-        many.now += FREEING
         many.look(all_read=True)
-        assert len(many.reset) > 3
+        assert many.reset == [10, 11]
+
+    def test_ends_one_with_a_shard_and_another_if_that_did_not_help(self, many: Wires) -> None:
+        self.grow(many, 10**9)
+        many.look(all_read=True)
+        assert many.reset == [10, 11, 12, 13, 14]
+        many.look(all_read=True, times=int(FREEING / 0.025) - 1)
+        assert len(many.reset) == 5
+        many.look(all_read=True, times=2)
+        assert many.reset[5:] == [15]
+        many.look(all_read=True, times=int(FREEING / 0.025) + 1)
+        assert many.reset[5:] == [15, 16]
+
+    def test_is_measured_from_when_nobody_was_ahead(self, many: Wires) -> None:
+        for descriptor in range(10, 20):
+            many.hand_over(descriptor, 50_000 - descriptor)
+        self.grow(many, 10**9)
+        many.look(all_read=True)
+        for descriptor in range(10, 20):
+            many.taken[descriptor] += 50_000
+        many.look(all_read=True, times=3)
+        assert many.reset == []
+        many.private += NOTABLE
+        assert not many.floods.has_grown()
+        many.private += 1
+        assert many.floods.has_grown()
+
+    def test_of_those_that_are_gone_is_given_back(self, many: Wires) -> None:
+        """They close their connections before anybody ends them, again and again."""
+        for descriptor in range(10, 20):
+            del many.taken[descriptor]
+        many.kept = SPARE // 2
+        many.private += many.kept
+        many.look(all_read=True)
+        assert many.private == SPARE_FROM
 
     def test_that_is_not_of_messages_ends_nobody(self, many: Wires) -> None:
         for descriptor in range(10, 20):

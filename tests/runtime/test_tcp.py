@@ -1,7 +1,11 @@
 """The kernel's counts of a connection's bytes, and its end from outside."""
 
+import contextlib
+import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,24 @@ from manychar.runtime import tcp
 from manychar.runtime.flood import _NO_CONNECTION
 
 pytestmark = pytest.mark.skipif(not tcp.COUNTS, reason="only Linux counts the bytes")
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """Have this process open no file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    held: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        assert held
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
@@ -45,12 +67,26 @@ def test_a_connection_is_ended_at_once(pair: tuple[socket.socket, socket.socket]
     here, there = pair
     there.sendall(bytes(1000))
     assert here.recv(1000, socket.MSG_WAITALL)
-    assert tcp.reset(here.fileno(), at_least=1001) == ""
+    ender = tcp.Ender()
+    assert ender.reset(here.fileno(), at_least=1001) == ""
     there.sendall(bytes(10))
-    address = tcp.reset(here.fileno(), at_least=1000)
+    with no_more_files():
+        address = ender.reset(here.fileno(), at_least=1000)
     assert address.endswith(f":{there.getsockname()[1]}")
     with pytest.raises(ConnectionResetError):
         there.recv(1)
+    ender.close()
+
+
+def test_what_is_no_connection_any_more_costs_no_descriptor(tmp_path: Path) -> None:
+    ender = tcp.Ender()
+    with (tmp_path / "file").open("wb") as file:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            with pytest.raises(OSError, match="88"):
+                ender.reset(file.fileno(), at_least=0)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    ender.close()
 
 
 @pytest.mark.parametrize("made", [lambda: socket.socket(socket.AF_UNIX), socket.socket])

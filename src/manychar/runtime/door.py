@@ -47,7 +47,6 @@ class Door:
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
     def answer(self) -> int:
         """Answer every handshake that waits for it; return how many were refused."""

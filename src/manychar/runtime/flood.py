@@ -6,25 +6,30 @@ are held against those of the messages that it handed over. What lies between is
 has no end yet, or waits to be read, but for ZMTP's own commands, which are never handed over. A
 connection that is further ahead than an honest peer can be is ended, and where the process's memory
 grows by more than honest messages take, the furthest ones are, whatever they are.
+
+An honest worker whose connection broke may still send a gradient on the next one, before it has a
+shard there: where the network is slow, that can be ended too, and it sends the next one.
 """
 
 import contextlib
 import dataclasses
 import errno
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from manychar.runtime import memory, tcp
+from manychar.runtime import tcp
+from manychar.runtime.memory import Meter, give_freed_memory_back
 
 LONG = 2**16  # bytes: more than a peer without a shard can have reason to send
-WAITING = 2**20  # of many small messages of such a peer that wait to be read
-LONGEST_MESSAGE = 30.0  # seconds from when so much of one is there until its end
-COMMANDS_A_SECOND = 256  # bytes: heartbeats, encrypted, twice a second each way
-HANDSHAKE = 16.0  # seconds' worth of them
-MOST_COMMANDS = 2**13
+WAITING = 2**18  # bytes of many small messages of such a peer that wait to be read
+LONGEST_MESSAGE = 30.0  # seconds from when LONG of one is there until its end
+COMMANDS_A_SECOND = 256  # bytes: heartbeats, encrypted, twice a second
+MOST_COMMANDS = 2**13  # bytes between two messages
+HANDSHAKE = 2**12  # bytes
 SPARE = 2**27  # bytes that the process may grow by, whatever for
-MEMORY_A_BYTE = 32  # of empty frames
-FREEING = 0.2  # seconds until what was ended has left memory
+NOTABLE = 2**25  # bytes of memory
+MEMORY_A_BYTE = 32  # of empty frames; of some others it is more
+FREEING = 0.1  # seconds until what was ended has left memory
 _NO_CONNECTION = {errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOTCONN}
 
 
@@ -32,60 +37,78 @@ _NO_CONNECTION = {errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOTCONN}
 class _Account:
     """One connection's bytes, and whose they are.
 
-    At the last look `came` had come and `seen` had been taken; `accounted` are of messages that
-    were handed over, or of commands, up to `heard`, a time. It is `ahead` by so many, and since
-    `begun` by more than LONG. Who was `leased` a shard may send long messages.
+    At the last look `came` had come, by which it is known again, and `seen` had been taken;
+    `accounted` are of messages that were handed over, or of commands, up to `heard`, a time. It is
+    `ahead` by so many, and since `begun` by more than LONG of one message. Who was `leased` a shard
+    may send long messages.
     """
 
     heard: float
     peer: bytes = b""
     leased: bool = False
-    accounted: int = 0
+    accounted: int = HANDSHAKE
     came: int = 0
     seen: int = 0
     ahead: int = 0
     begun: float = math.inf
     is_news: bool = False
 
+    def credit_commands(self, taken: int, now: float) -> None:
+        """Take as many bytes for commands as there can have been since a message was heard."""
+        commands = min(int(COMMANDS_A_SECOND * (now - self.heard)), MOST_COMMANDS)
+        self.accounted = min(self.accounted + commands, taken)
+        self.heard, self.is_news = now, False
+
 
 class Floods:
     """Keeps the accounts of one socket's connections, by file descriptor.
 
     `message` is how long a message can be, in bytes, `messages` how many of a peer's can wait to be
-    read, `state` what the process may grow by meanwhile for its own work.
+    read, `state` what the process may grow by meanwhile for its own work. `first` is the identity
+    that the socket gave a peer before all that come.
     """
 
-    def __init__(self, *, message: int, messages: int, state: int) -> None:
-        self._one = LONG + message
-        self._several = LONG + messages * message
+    def __init__(self, *, message: int, messages: int, state: int, first: bytes) -> None:
+        self._one_message = LONG + message
+        self._all_messages = LONG + messages * message
         self._spare = SPARE + state
+        self._first, self._accepted = first, 0
         self._accounts: dict[int, _Account] = {}
-        self._floor = memory.private_bytes()
-        self._freeing = 0
-        self._free_at = -math.inf
-        self.ended: Callable[[str], object] = lambda _: None
+        self._memory, self._ender = Meter(), tcp.Ender()
+        self._private = self._floor = self._memory.private_bytes()
+        self._free_at = self._patient_until = -math.inf
+        self._give_back_at = math.inf
+        self.on_end: Callable[[str], object] = lambda _: None
 
     def __len__(self) -> int:
         """How many connections there are."""
         return len(self._accounts)
 
+    def close(self) -> None:
+        """Keep no accounts any more."""
+        self._memory.close()
+        self._ender.close()
+
     def accepted(self, descriptor: int, now: float) -> None:
         """Open the account of a new connection."""
+        self._accepted += 1
         if tcp.COUNTS:
-            self._accounts[descriptor] = _Account(heard=now - HANDSHAKE)
+            self._accounts[descriptor] = _Account(heard=now)
 
     def read(self, peer: bytes, descriptor: int, size: int, now: float) -> None:
         """Note that a peer's message, of `size` bytes on the wire, was handed over.
 
-        A message of a connection that is gone may come when the descriptor is another's already:
-        libzmq numbers its peers, so the later one is known.
+        A message of a connection that is gone may come when the descriptor is another's already.
+        ROUTER numbers its peers, so the later one is known. Ours do not name themselves; who does,
+        has no credit.
         """
-        if (account := self._accounts.get(descriptor)) is None:
+        number = _number(peer, self._first)
+        if (account := self._accounts.get(descriptor)) is None or number > self._accepted:
             return
         if account.peer != peer:
-            if account.peer and not _is_later(peer, account.peer):
+            if account.peer and number < _number(account.peer, self._first):
                 return
-            account.peer, account.accounted, account.heard = peer, 0, now - HANDSHAKE
+            account.peer, account.accounted, account.leased = peer, HANDSHAKE, False
         account.accounted += size
         account.is_news = True
 
@@ -108,6 +131,9 @@ class Floods:
         for descriptor, account in list(self._accounts.items()):
             if self._is_too_far(account, all_read=all_read, now=now):
                 self._end(descriptor, now)
+        if now >= self._give_back_at:
+            self._give_back_at = math.inf
+            give_freed_memory_back()
         self._mind_the_memory(now)
 
     def _count(self, descriptor: int, account: _Account, *, all_read: bool, now: float) -> None:
@@ -120,51 +146,74 @@ class Floods:
             del self._accounts[descriptor]
             return
         account.ahead = max(0, (account.seen if all_read else taken) - account.accounted)
+        stays = all_read and account.ahead > LONG
+        account.begun = min(account.begun, now) if stays else math.inf
         if account.is_news and exact:
-            commands = min(COMMANDS_A_SECOND * (now - account.heard), MOST_COMMANDS)
-            account.accounted = min(account.accounted + int(commands), taken)
-            account.heard, account.is_news = now, False
+            account.credit_commands(taken, now)
         account.came, account.seen = came, max(taken, account.seen)
-        account.begun = min(account.begun, now) if account.ahead > LONG else math.inf
 
     def _is_too_far(self, account: _Account, *, all_read: bool, now: float) -> bool:
         if account.leased:
-            most = self._one if all_read else self._several
+            most = self._one_message if all_read else self._all_messages
         else:
             most = LONG if all_read else WAITING
         return account.ahead > most or now - account.begun > LONGEST_MESSAGE
 
-    def _mind_the_memory(self, now: float) -> None:
-        """End the furthest ones, those without a shard first, where they take too much memory."""
-        private, total = memory.private_bytes(), sum(self._sizes())
-        if now >= self._free_at:
-            self._freeing = 0
-        if total <= LONG and not self._freeing:
-            self._floor = private
-        excess = private - self._floor - self._freeing
-        excess -= self._spare + 2 * min(total, self._several)
-        order = sorted(self._accounts.items(), key=lambda each: (each[1].leased, -each[1].ahead))
-        for descriptor, account in order:
-            if excess <= 0:
-                return
-            if account.ahead:
-                excess -= MEMORY_A_BYTE * account.ahead
-                self._end(descriptor, now)
+    def has_grown(self) -> bool:
+        """Whether the process has grown notably since the last look."""
+        return self._memory.private_bytes() > self._private + NOTABLE
 
-    def _sizes(self) -> Iterable[int]:
-        return (account.ahead for account in self._accounts.values())
+    def _mind_the_memory(self, now: float) -> None:
+        """End those that are ahead, the furthest first, where they take too much memory.
+
+        Who has no shard goes before those with one; of these one goes, and another if that has not
+        helped.
+        """
+        if (excess := self._excess(now)) <= 0:
+            self._patient_until = now + FREEING
+            return
+        ahead = [
+            (each.leased, -each.ahead, at) for at, each in self._accounts.items() if each.ahead
+        ]
+        for leased, less, descriptor in sorted(ahead):
+            if leased and now < self._patient_until:
+                return
+            self._end(descriptor, now)
+            excess += MEMORY_A_BYTE * less
+            if leased:
+                self._patient_until = now + FREEING
+            if leased or excess <= 0:
+                return
+
+    def _excess(self, now: float) -> int:
+        """Return by how many bytes the process has grown too much while messages have no end."""
+        self._private = self._memory.private_bytes()
+        total = sum(account.ahead for account in self._accounts.values())
+        if total <= LONG and now >= self._free_at:
+            if (
+                self._private > self._floor + NOTABLE
+            ):  # of one that has closed its connection, maybe
+                give_freed_memory_back()
+                self._private = self._memory.private_bytes()
+            self._floor = self._private
+        allowed = self._spare + 2 * min(total, self._all_messages)
+        return self._private - self._floor - allowed
 
     def _end(self, descriptor: int, now: float) -> None:
         account = self._accounts[descriptor]
         with contextlib.suppress(OSError):  # it is gone, or there are too many open files: later
-            if address := tcp.reset(descriptor, at_least=account.came):
-                self.ended(address)
-                self._freeing += MEMORY_A_BYTE * account.ahead
+            if address := self._ender.reset(descriptor, at_least=account.came):
+                self.on_end(address)
                 self._free_at = now + FREEING
+                self._give_back_at = min(self._give_back_at, now + FREEING / 2)
             del self._accounts[descriptor]
 
 
-def _is_later(peer: bytes, other: bytes) -> bool:
-    """Whether a peer came after another: ROUTER numbers them in the last four bytes, in a ring."""
-    numbers = (int.from_bytes(each[-4:], "big") for each in (peer, other))
-    return 0 < (next(numbers) - next(numbers)) % 2**32 < 2**31
+def _number(peer: bytes, first: bytes) -> int:
+    """Return how many peers ROUTER numbered from the first one to this, in four bytes, in a ring.
+
+    Where it starts nobody else knows, so an identity from elsewhere comes to any other number.
+    """
+    if len(peer) != len(first) or peer[0] != first[0]:
+        return 2**32
+    return (int.from_bytes(peer[1:], "big") - int.from_bytes(first[1:], "big")) % 2**32

@@ -6,22 +6,20 @@ told, and what it tells, goes through queues.
 
 import collections
 import contextlib
-import math
 import queue
 import threading
 import time
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from manychar.protocol.messages import Peer
-from manychar.runtime.flood import FREEING, Floods
-from manychar.runtime.memory import give_freed_memory_back
+from manychar.runtime.flood import Floods
 
 LOOK_EVERY = 0.025
 IDLE_EVERY = 0.1  # where nobody is connected
-SHARE_OF_TIME = 0.05  # that looking may take where there are very many connections
+SHARE_OF_TIME = 0.05  # that looking may take where there are very many, and memory does not grow
 _EVENTS_AT = "inproc://events"
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
@@ -46,6 +44,7 @@ class Guard:
     def __init__(
         self, context: "zmq.Context[Any]", watched: "zmq.Socket[bytes]", floods: Floods
     ) -> None:
+        """Follow a socket that is not bound yet: who comes before has no account."""
         self._watched, self._floods = watched, floods
         watched.monitor(_EVENTS_AT, _FAILED | zmq.EVENT_ACCEPTED)
         self._monitor = context.socket(zmq.PAIR)
@@ -53,18 +52,13 @@ class Guard:
         self._monitor.connect(_EVENTS_AT)
         self._notes: collections.deque[_Handed | _Leased] = collections.deque()
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-        floods.ended = self._ended.put
+        floods.on_end = self._ended.put
         self._all_read = False
         self._failed = self._failed_said = 0
         self._fault: Exception | None = None
-        self._give_back_at = math.inf
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="guard", daemon=True)
-
-    def start(self) -> Self:
-        """Begin to look."""
         self._thread.start()
-        return self
 
     def close(self) -> None:
         """Look no more. To be called before the socket is closed."""
@@ -72,6 +66,7 @@ class Guard:
         self._thread.join()
         self._watched.disable_monitor()
         self._monitor.close(0)
+        self._floods.close()
 
     def handed_over(self, peer: Peer, descriptor: int, size: int) -> None:
         """Note that the socket gave a message, of `size` bytes on the wire."""
@@ -101,18 +96,20 @@ class Guard:
         return failed
 
     def _work(self) -> None:
-        pause = 0.0
+        due = 0.0
         try:
-            while not self._closing.wait(pause):
+            while not self._closing.wait(LOOK_EVERY if self._floods else IDLE_EVERY):
                 began = time.monotonic()
-                self._look(began)
-                took = time.monotonic() - began
-                pause = max(LOOK_EVERY if self._floods else IDLE_EVERY, took / SHARE_OF_TIME)
+                if began >= due or self._floods.has_grown():
+                    self.look(began)
+                    ended = time.monotonic()
+                    due = ended + (ended - began) / SHARE_OF_TIME - LOOK_EVERY
         except Exception as error:  # the loop says it
             self._fault = error
 
-    def _look(self, now: float) -> None:
-        all_read, self._all_read = self._all_read, False  # before the notes: theirs may be later
+    def look(self, now: float) -> None:
+        """Take up the notes, and the events, and look at every connection."""
+        all_read = self._all_read  # before the notes: theirs may be later
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
         self._follow_events(now)
         for note in notes:
@@ -121,13 +118,8 @@ class Guard:
                     self._floods.read(peer, descriptor, size, now)
                 case _Leased(peer):
                     self._floods.leased(peer)
-        before = self._ended.qsize()
         self._floods.look(all_read=all_read, now=now)
-        if self._ended.qsize() > before:
-            self._give_back_at = now + FREEING / 2
-        if now >= self._give_back_at:
-            self._give_back_at = math.inf
-            give_freed_memory_back()
+        self._all_read = False  # what it was said of may have come before the look
 
     def _follow_events(self, now: float) -> None:
         with contextlib.suppress(zmq.Again):

@@ -8,7 +8,6 @@ own ways, and is left to them.
 import contextlib
 import ctypes
 import os
-from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 _TRIM_FROM_BYTES = 2**30
@@ -34,9 +33,23 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
-def private_bytes() -> int:
-    """Return how much memory is this process's own, resident and of no file; 0 if nobody says."""
-    with contextlib.suppress(OSError):
-        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text("ascii").split())
+class Meter:
+    """Says how much memory is this process's own; it opens its file once, for files may run out."""
+
+    def __init__(self) -> None:
+        self._file = -1
+        with contextlib.suppress(OSError):
+            self._file = os.open("/proc/self/statm", os.O_RDONLY)
+
+    def close(self) -> None:
+        """Measure no more."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def private_bytes(self) -> int:
+        """Return how much is resident and of no file; 0 where the system does not say."""
+        if self._file < 0:
+            return 0
+        _, resident, shared, *_ = map(int, os.pread(self._file, 256, 0).split())
         return (resident - shared) * _PAGE
-    return 0

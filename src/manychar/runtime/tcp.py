@@ -6,6 +6,7 @@ and short.
 """
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -50,7 +51,7 @@ def _came(descriptor: int) -> int:
     if _LIBRARY.getsockopt(*where, info, ctypes.byref(size)) != 0:
         raise _fault()
     if size.value < len(info):
-        raise OSError(95, "this kernel does not count")
+        raise OSError(errno.EOPNOTSUPP, "this kernel does not count")
     return int(_BYTES_RECEIVED.unpack(info)[0])
 
 
@@ -65,18 +66,39 @@ def _fault() -> OSError:
     return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def reset(descriptor: int, *, at_least: int) -> str:
-    """End a TCP connection at once, for everyone who holds it, and return whose it was.
+class Ender:
+    """Ends connections. It has a descriptor to spare, for files may have run out."""
 
-    Nothing is done where less than `at_least` bytes came over it: then it is another one, that was
-    given the descriptor since. After shutdown(2) Linux goes on receiving; connect(2) to no address
-    ends a connection: tcp(7). Raises OSError.
-    """
-    with socket.socket(fileno=os.dup(descriptor)) as ours:
-        if counts(ours.fileno()).came < at_least:
-            return ""
-        host, port, *_ = ours.getpeername()
-        nowhere = struct.pack("@H14x", socket.AF_UNSPEC)
-        if _LIBRARY.connect(ours.fileno(), nowhere, len(nowhere)) != 0:
-            raise _fault()
+    def __init__(self) -> None:
+        self._nothing = os.open(os.devnull, os.O_RDONLY)
+        self._spare = os.dup(self._nothing)
+
+    def close(self) -> None:
+        """End no more of them."""
+        os.close(self._spare)
+        os.close(self._nothing)
+
+    def reset(self, descriptor: int, *, at_least: int) -> str:
+        """End a TCP connection at once, for everyone who holds it, and return whose it was.
+
+        Nothing is done where less than `at_least` bytes came over it: then it is another one, that
+        was given the descriptor since. After shutdown(2) Linux goes on receiving; connect(2) to no
+        address ends a connection: tcp(7). Raises OSError.
+        """
+        os.dup2(descriptor, self._spare, inheritable=False)
+        try:
+            return _reset(self._spare) if counts(self._spare).came >= at_least else ""
+        finally:
+            os.dup2(self._nothing, self._spare, inheritable=False)
+
+
+def _reset(descriptor: int) -> str:
+    connection = socket.socket(fileno=descriptor)
+    try:
+        host, port, *_ = connection.getpeername()
+    finally:
+        connection.detach()
+    nowhere = struct.pack("@H14x", socket.AF_UNSPEC)
+    if _LIBRARY.connect(descriptor, nowhere, len(nowhere)) != 0:
+        raise _fault()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

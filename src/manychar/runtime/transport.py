@@ -1,8 +1,8 @@
 """ROUTER and DEALER endpoints: whole messages as lists of frames, in and out, never blocking.
 
-A ROUTER knows each connection by an identity that it made up itself, so a peer that comes back is
-a new peer. Nothing is queued for a connection that is not there: what cannot be sent is the
-machines' affair, who say it again.
+A ROUTER knows each connection by an identity that it made up itself, where the peer did not (ours
+do not), so a peer that comes back is a new peer. Nothing is queued for a connection that is not
+there: what cannot be sent is the machines' affair, who say it again.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 import zmq
@@ -46,6 +46,7 @@ _REFUSALS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
+_FIRST_AT = "inproc://first"
 SHORT = 255  # bytes: the longest frame whose length takes one byte on the wire
 CURVE_FRAME = 33  # RFC 26: the name of the command, a nonce, a code of authentication, the flags
 
@@ -80,11 +81,16 @@ class Router:
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.ROUTER, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # libzmq ends the process where this timer finds a peer gone whose messages are unread. That
+        # one is gone is noticed all the same: its own heartbeats say for how long they hold.
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, 0)
         largest = HEADER_BYTES if dimensions is None else _largest_frame(dimensions)
         self.socket.setsockopt(zmq.MAXMSGSIZE, largest + CURVE_BYTES)
         self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self.door: Door | None = None
+        first = first_identity(self._context, self.socket)
+        self.guard = Guard(self._context, self.socket, _floods(dimensions, first))
         try:
             if keys is not None:
                 self.door = Door(self._context, keys)
@@ -99,10 +105,10 @@ class Router:
             raise
         self._broadcast: tuple[Frame, zmq.Frame] | None = None
         self._shut, self._crowd_complaint = False, ""
-        self.guard = Guard(self._context, self.socket, _floods(dimensions)).start()
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _give_back(self) -> None:
+        self.guard.close()
         self.socket.close(0)
         if self.door is not None:
             self.door.socket.close(0)
@@ -348,14 +354,26 @@ def _largest_frame(dimensions: Dimensions) -> int:
     return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
 
 
-def _floods(dimensions: Dimensions | None) -> Floods:
+def first_identity(context: "zmq.Context[Any]", router: "zmq.Socket[bytes]") -> bytes:
+    """Return the identity that a new ROUTER gives its first peer: it counts on from there."""
+    router.bind(_FIRST_AT)
+    with context.socket(zmq.DEALER) as first:
+        first.connect(_FIRST_AT)
+        first.send(b"")
+        identity, _ = router.recv_multipart()
+    router.unbind(_FIRST_AT)
+    return identity
+
+
+def _floods(dimensions: Dimensions | None, first: bytes) -> Floods:
     """Return what watches over floods: a peer may send every shard's gradient of the open steps."""
     if dimensions is None:
-        return Floods(message=HEADER_BYTES, messages=1, state=0)
+        return Floods(message=HEADER_BYTES, messages=1, state=0, first=first)
     return Floods(
         message=HEADER_BYTES + dimensions.parameters_bytes + dimensions.hidden_bytes,
         messages=1 + dimensions.shards * (dimensions.delay + 1),
         state=STATES * dimensions.parameters_bytes,
+        first=first,
     )
 
 
