@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manychar.numerics.adagrad import EPSILON
 
-BLOCK_BYTES = 262_144
+BLOCK_BYTES = 524_288
 SHARED_FROM = 2**20  # weights: starting a thread takes as long as a twentieth of their update
 
 
