@@ -1,5 +1,7 @@
 """The guard's thread over real sockets: whose bytes are whose, when it looks, what it tells."""
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -144,6 +146,25 @@ def test_a_peer_that_goes_with_messages_unread_ends_nobody() -> None:
     """libzmq would end the process at its next heartbeat, if the server sent any."""
     done = subprocess.run([sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD], check=False)
     assert done.returncode == 0
+
+
+def test_of_a_machine_that_is_gone_tcp_itself_tells() -> None:
+    router = Router("tcp://127.0.0.1:0", None)
+    with handshake_without_keys(int(router.endpoint.rsplit(":", 1)[1])):
+        accounts = router.guard._floods._accounts
+        until(lambda: accounts, "the connection's account")
+        (descriptor,) = accounts
+        connection = socket.socket(fileno=os.dup(descriptor))
+    with connection:
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        for option, expected in (
+            (socket.TCP_KEEPIDLE, 5),
+            (socket.TCP_KEEPINTVL, 5),
+            (socket.TCP_KEEPCNT, 3),
+            (socket.TCP_USER_TIMEOUT, 20_000),
+        ):
+            assert connection.getsockopt(socket.IPPROTO_TCP, option) == expected
+    router.close()
 
 
 def test_a_fault_of_it_is_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from manychar.runtime.keys import CLIENTS_NAME, read_clients, read_server_key
 ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"manychar"
 LOOK_EVERY = 0.05
-HANDSHAKE_MS = 5000
 _VERSION, _MECHANISM = b"1.0", b"CURVE"
 _REQUEST_FRAMES = 7  # version, request, domain, address, identity, mechanism, the public key
 

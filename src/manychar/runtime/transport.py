@@ -20,7 +20,7 @@ from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
 from manychar.runtime.addresses import TRY_FOR, Search
 from manychar.runtime.crowd import is_crowded, limit
-from manychar.runtime.door import HANDSHAKE_MS, Door
+from manychar.runtime.door import Door
 from manychar.runtime.endpoints import check_endpoint, is_served, is_six, search_of
 from manychar.runtime.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.runtime.flood import Floods
@@ -34,6 +34,14 @@ OLDEST_LIBZMQ = (4, 3, 3)
 OLDEST_MSGPACK = (1, 2, 1)
 LINGER_MS = 2000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
+KEEPALIVE = {  # seconds, but for the last one: milliseconds until what was sent has to be there
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 20_000,
+}
+HANDSHAKE_MS = 5000
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 SHARED_FROM_BYTES = 65_536
 KNOCK_AGAIN_AFTER = 1.0
@@ -81,9 +89,11 @@ class Router:
         self._context = zmq.Context()
         self.socket = _socket(self._context, zmq.ROUTER, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # libzmq ends the process where this timer finds a peer gone whose messages are unread. That
-        # one is gone is noticed all the same: its own heartbeats say for how long they hold.
+        # libzmq ends the process where its timer of heartbeats finds a peer gone whose messages are
+        # unread: the server has none, and TCP's own say whose machine is gone.
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, 0)
+        for option, value in KEEPALIVE.items():
+            self.socket.setsockopt(option, value)
         largest = HEADER_BYTES if dimensions is None else _largest_frame(dimensions)
         self.socket.setsockopt(zmq.MAXMSGSIZE, largest + CURVE_BYTES)
         self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
