@@ -145,7 +145,7 @@ def test_a_second_server_on_the_same_run_is_refused(manychar: Commands, text: Pa
 
 
 WRITE = """
-import sys
+import ctypes, select, sys
 from pathlib import Path
 from manychar.runtime.run_directory import open_run
 from manychar.runtime.checkpoint import checkpoint_path, write_checkpoint, read_checkpoint
@@ -154,7 +154,9 @@ import dataclasses
 run = open_run(Path(sys.argv[1]))
 before = read_checkpoint(checkpoint_path(run.checkpoints, 0))
 reading = read_journal(run.path / JOURNAL_NAME, run.run)
+ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strace may attach
 sys.stdout.write("begin"); sys.stdout.flush()
+select.select([sys.stdin], [], [])
 journal = Journal(run.path / JOURNAL_NAME, run.run, reading)
 journal.append([Begin(1, 0, before.sha256), *(Step(1, k, 1.5, k) for k in range(1, 51))])
 journal.flush()
@@ -182,46 +184,55 @@ def small_run(manychar: Commands, text: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("part", range(4))
 def test_a_write_killed_at_every_system_call_loses_nothing(
-    small_run: Path, tmp_path: Path, require: Require, part: int
+    small_run: Path, tmp_path: Path, require: Require
 ) -> None:
     require(shutil.which("strace") is not None, "strace kills a write at each of its system calls")
     moments = _moments(small_run, tmp_path / "counted")
     assert len(moments) > 20
-    for i, (call, time) in enumerate(moments[part::4]):
+    for i, (call, time) in enumerate(moments):
         copy = tmp_path / f"killed-{i}"
         shutil.copytree(small_run, copy)
         inject = f"inject={call}:signal=SIGKILL:when={time}"
-        done = _traced(["-e", f"trace={call}", "-e", inject], copy)
-        assert not done.stdout.endswith("end"), f"not killed at {call} {time}"
+        assert _write(copy, f"trace={call}", inject) == "", f"not killed at {call} {time}"
         _expect_nothing_lost(copy)
 
 
-def _traced(trace: list[str], run: Path) -> "subprocess.CompletedProcess[str]":
-    # -P: where other tests make files, a search for modules would not be the same calls twice
+def _write(run: Path, *trace: str) -> str:
+    """Write under strace, and return what was said of it ("end", or nothing where it was killed).
+
+    strace attaches when all modules are loaded: how many calls that takes depends on what else the
+    machine does, and calls are counted from where strace has attached.
+    """
+    pipe = subprocess.PIPE
     program = [sys.executable, "-P", "-c", WRITE, str(run)]
-    command = ["strace", "-o", f"{run}.trace", *trace, *program]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.read(len("begin")) == "begin"
+        command = ["strace", "-o", f"{run}.trace", "-p", str(writer.pid)]
+        command += [word for expression in trace for word in ("-e", expression)]
+        with subprocess.Popen(command, stderr=pipe, text=True) as tracer:
+            assert tracer.stderr is not None
+            assert "attached" in tracer.stderr.readline()
+            said, _ = writer.communicate("go on\n")
+        return said
 
 
 def _moments(run: Path, copy: Path) -> list[tuple[str, int]]:
     """Return each system call of the write: its name, and how often it was called until then."""
     shutil.copytree(run, copy)
-    assert _traced(["-e", f"trace={CALLS}"], copy).stdout == "beginend"
+    assert _write(copy, f"trace={CALLS}") == "end"
     times: collections.Counter[str] = collections.Counter()
     moments = []
-    begun = False
     for line in Path(f"{copy}.trace").read_text(encoding="utf-8").splitlines():
         name = line.split("(", 1)[0]
         if name not in CALLS.split(","):
             continue
-        times[name] += 1
         if '"end"' in line:
             break
-        if begun:
-            moments.append((name, times[name]))
-        begun = begun or '"begin"' in line
+        times[name] += 1
+        moments.append((name, times[name]))
     return moments
 
 
