@@ -191,6 +191,12 @@ def test_what_is_no_file_does_not_hang(folder: Path) -> None:
         keys.read_client_key(folder / "worker.key")
 
 
+def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
+    folder.chmod(0o755)
+    with pytest.raises(UserError, match="is a directory"):
+        keys.read_client_key(folder)
+
+
 def test_a_missing_file_says_where_to_look(folder: Path) -> None:
     (folder / "clients.json").unlink()
     with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):

@@ -243,7 +243,9 @@ def _require_own(directory: Path) -> None:
 def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
     """Read a small file. Raises UserError where it is none, or others can read a secret."""
     try:
-        if secret and path.stat().st_mode & (0o037 if _is_credential(path) else 0o077):
+        mode = path.stat().st_mode
+        others = 0o037 if _is_credential(path) else 0o077
+        if secret and stat.S_ISREG(mode) and mode & others:
             raise UserError(
                 f"{path}: others can read this secret: chmod 600 it, and better make a new key",
                 code=REFUSED_FOR_SAFETY,
