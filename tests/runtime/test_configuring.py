@@ -1,7 +1,9 @@
 """--config and --print-config: the same words as the flags, in a file."""
 
 import json
-import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from manychar.cli.flags import DEFINITION, OPERATION
 from tests.runtime.commands import SMALL, Commands
 from tests.runtime.test_cli import COMMANDS
+
+Require = Callable[[bool, str], None]
 
 
 def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> None:
@@ -98,10 +102,17 @@ def test_a_narrow_terminal_cuts_no_flag(manychar: Commands) -> None:
         assert f"--{flag.replace('_', '-')} " in shown
 
 
-@pytest.mark.parametrize(("shell", "words", "wanted"), [("bash", "manychar veri", "verify")])
-def test_a_shell_completes(manychar: Commands, shell: str, words: str, wanted: str) -> None:
-    assert "complete" in manychar.run("--show-completion", env={"SHELL": f"/bin/{shell}"}).out or (
-        os.name != "posix"
-    )
-    env = {"_MANYCHAR_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "1"}
-    assert manychar.run(env=env).out.split() == [wanted]
+COMPLETE = """
+eval "$("$0" --show-completion)"
+COMP_WORDS=(manychar veri) COMP_CWORD=1
+_manychar_completion "$0"
+echo "${COMPREPLY[@]}"
+"""
+
+
+def test_a_shell_completes(manychar: Commands, require: Require) -> None:
+    require(shutil.which("bash") is not None, "a shell to complete in")
+    program = ("-c", "import os, sys; os.execvp('bash', ['bash', *sys.argv[1:]])")
+    installed = Path(sys.executable).with_name("manychar")
+    done = manychar.run("-c", COMPLETE, str(installed), program=program)
+    assert done.out.split() == ["verify"], done.err
