@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from manychar.cli.flags import Key
+from manychar.cli.flags import Key, Patience
 from manychar.cli.speaking import say, write
 from manychar.runtime.errors import UserError
 from manychar.runtime.pinning import pin
@@ -23,7 +23,7 @@ def dashboard(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve it where strangers can look.")
     ] = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a server.", min=0.0)] = 10.0,
+    patience: Patience = 10.0,
     key: Key = None,
 ) -> None:
     """Serve a page to watch a run by: losses, speed, workers, samples, hidden units."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import Key
+from manychar.cli.flags import Key, Patience
 from manychar.cli.speaking import say, write
 from manychar.cli.taking import numerics_of, source_of
 from manychar.runtime.endpoints import is_endpoint
@@ -40,13 +40,14 @@ def evaluate(
         ),
     ] = "refuse",
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    patience: Patience = 10.0,
     key: Key = None,
 ) -> None:
     """Say how well a model predicts a text: its loss in nats and bits a character."""
     pin("portable" if is_endpoint(source) else numerics_of(Path(source)))
     from manychar.numerics.evaluation import evaluate as judge
 
-    parameters, vocabulary = source_of(source, key)
+    parameters, vocabulary = source_of(source, key, patience=patience)
     ids = _read(text, vocabulary, unknown) if text else _held_out(source)
     if len(ids) < 2:
         raise UserError(f"{len(ids)} characters to judge by: it takes at least 2")

@@ -149,6 +149,7 @@ Text = Annotated[
         show_default=False,
     ),
 ]
+Patience = Annotated[float, typer.Option(help="Seconds to wait for a server.", min=0.0)]
 Key = Annotated[
     Path | None,
     typer.Option(

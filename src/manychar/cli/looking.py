@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Text, with_flags
+from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Patience, Text, with_flags
 from manychar.cli.speaking import say, write
 from manychar.cli.taking import define, numerics_of, settings, source_of, usable_cores
 from manychar.runtime import log
@@ -56,6 +56,7 @@ def sample(
     change: Annotated[
         float, typer.Option(help="With --follow: how much the weights must have changed.", min=0.0)
     ] = 0.05,
+    patience: Patience = 10.0,
     key: Key = None,
 ) -> None:
     """Write text, character by character, as the trained model does."""
@@ -66,7 +67,8 @@ def sample(
 
     prime = _prime(prime, prime_file)
     chosen = secrets.randbelow(2**32) if seed is None else seed
-    with contextlib.closing(_models(source, key, change if follow else None)) as models:
+    models = _models(source, key, patience=patience, change=change if follow else None)
+    with contextlib.closing(models):
         for heading, parameters, vocabulary in models:
             drawn = draw(
                 parameters,
@@ -97,18 +99,18 @@ def _prime(text: str, file: Path | None) -> str:
 
 
 def _models(
-    source: str, key: Path | None, change: float | None
+    source: str, key: Path | None, *, patience: float, change: float | None
 ) -> "Generator[tuple[str, Parameters, str], None, None]":
     """Yield (heading, parameters, vocabulary): once, or by a server each time they `change`."""
     if change is None:
-        yield "", *source_of(source, key)
+        yield "", *source_of(source, key, patience=patience)
         return
     from manychar.runtime.observe import follow
     from manychar.runtime.peers import find_key
 
     if not is_endpoint(source):
         raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
-    sights = follow(source, find_key(key), patience=10.0, say=say, change=change)
+    sights = follow(source, find_key(key), patience=patience, say=say, change=change)
     with contextlib.closing(sights):
         for sight in sights:
             yield f"--- step {sight.step:,} ---\n", sight.parameters, sight.vocabulary
@@ -186,7 +188,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def status(
     endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
-    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+    patience: Patience = 10.0,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
     key: Key = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import SINKS, Key, with_flags
+from manychar.cli.flags import SINKS, Key, Patience, with_flags
 from manychar.cli.speaking import say
 from manychar.cli.taking import source_of
 from manychar.runtime.endpoints import is_endpoint
@@ -21,13 +21,14 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.")
     ],
+    patience: Patience = 10.0,
     key: Key = None,
 ) -> None:
     """Write the weights as a state dict that PyTorch's nn.RNN and nn.Linear load."""
     pin("portable")
     from manychar.runtime.export import export as write_state_dict
 
-    parameters, vocabulary = source_of(source, key)
+    parameters, vocabulary = source_of(source, key, patience=patience)
     write_state_dict(parameters, vocabulary, output)
     say(
         f"{output}: rnn = nn.RNN({parameters.vocabulary_size}, {parameters.hidden_size},"
@@ -59,7 +60,7 @@ def follow(
     source: Annotated[
         str, typer.Argument(help="Where the server listens; or a run directory, for its past.")
     ],
-    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 600.0,
+    patience: Patience = 600.0,
     key: Key = None,
     **flags: Any,
 ) -> None:

@@ -129,14 +129,14 @@ def settings(flags: dict[str, Any], *, workers: int) -> "Settings":
     return Settings(**{"workers": workers, **given})
 
 
-def source_of(source: str, key: Path | None) -> "tuple[Parameters, str]":
+def source_of(source: str, key: Path | None, *, patience: float) -> "tuple[Parameters, str]":
     """Return (parameters, vocabulary) of a run directory, a checkpoint, or a live server."""
     from manychar.runtime.observe import fetch
     from manychar.runtime.peers import find_key
     from manychar.runtime.sampling import load
 
     if is_endpoint(source):
-        return fetch(source, find_key(key), patience=10.0, say=say)
+        return fetch(source, find_key(key), patience=patience, say=say)
     return load(Path(source), say)
 
 

@@ -18,6 +18,7 @@ from manychar.cli.flags import (
     WORKERS,
     Child,
     Key,
+    Patience,
     Text,
     with_flags,
 )
@@ -148,7 +149,7 @@ def worker(
 
 def stop(
     endpoint: Annotated[str, typer.Argument(help="Where the server listens.")],
-    patience: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.0)] = 10.0,
+    patience: Patience = 10.0,
     key: Key = None,
 ) -> None:
     """Have a run end in good order, from anywhere: it ends its step and writes a checkpoint."""
