@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manychar.protocol import steps
 from manychar.protocol.messages import Gradient, digest
 from manychar.protocol.run import dimensions_of
 from manychar.protocol.steps import STEPS_COMPARED, Assessment, Steps, digest_of
@@ -96,12 +97,14 @@ def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
     assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
 
 
-@pytest.mark.parametrize("when", ["at once", "later"])
-def test_a_repeat_differs_in_any_of_its_three_parts(when: str) -> None:
+@pytest.mark.parametrize("held_bytes", [0, 2**20])
+def test_a_repeat_differs_in_any_of_its_three_parts(
+    held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "HELD_BYTES", held_bytes)
     case = Case()
     case.accept((1, 0))
-    if when == "later":
-        case.steps.digest_accepted()
+    case.steps.digest_accepted()
     right = case.gradient(1, 0)
     for wrong in (
         dataclasses.replace(right, loss=math.nextafter(right.loss, 0)),
@@ -120,7 +123,11 @@ def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT
 
 
-def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
+@pytest.mark.parametrize("held_bytes", [0, 2**20])
+def test_gradients_are_held_as_long_as_they_are_compared_where_there_is_room(
+    held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "HELD_BYTES", held_bytes)
     case = Case()
     gradient = case.gradient(0, 0)
     case.steps.accept(gradient, ("w0", "w0"))
@@ -128,6 +135,10 @@ def test_a_gradient_is_held_until_its_digest_is_taken() -> None:
     del gradient
     assert kept() is not None
     case.steps.digest_accepted()
+    assert (kept() is None) == (held_bytes == 0)
+    case.accept((1, 0), (2, 0))
+    case.steps.apply()
+    case.advance_to(STEPS_COMPARED + 1)
     assert kept() is None
 
 

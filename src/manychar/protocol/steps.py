@@ -25,6 +25,7 @@ from manychar.protocol.effects import Compute, Result
 from manychar.protocol.messages import Frame, Gradient, Names, digest
 
 STEPS_COMPARED = 8
+HELD_BYTES = 2**23  # gradients that are held, undigested, in case they are repeated
 
 Digest = tuple[int, str, int]
 """A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
@@ -59,7 +60,8 @@ class _Shard:
 class Accepted:
     """What is remembered of a gradient that counts: its digest, and who sent it.
 
-    The gradient is held until the digest is first asked for: new weights do not wait for it.
+    The gradient is held until the digest is first asked for: few gradients are ever repeated, and
+    new weights do not wait for it.
     """
 
     def __init__(self, gradient: Gradient, sender: Names) -> None:
@@ -89,6 +91,9 @@ class Steps:
         self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
         self._past: dict[int, NDArray[Any]] = {}
         self._undigested: list[Accepted] = []
+        remembered = len(self._shards) * (STEPS_COMPARED + definition.delay + 1)
+        size = state.parameters.flat.nbytes + state.hidden[0].nbytes
+        self._holds_all = remembered * size <= HELD_BYTES
         self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
 
     def next(self, shard: int) -> int:
@@ -169,7 +174,8 @@ class Steps:
         hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
         shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
         shard.accepted[step] = Accepted(gradient, sender)
-        self._undigested.append(shard.accepted[step])
+        if not self._holds_all:
+            self._undigested.append(shard.accepted[step])
         if len(self._undigested) > len(self._shards) * (self.definition.delay + 1):
             self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
         shard.next = step + 1
@@ -180,7 +186,7 @@ class Steps:
         losses.add(gradient.shard, gradient.loss)
 
     def digest_accepted(self) -> None:
-        """Take the digests of what was accepted since the last call, and let the gradients go."""
+        """Take the digests of what is too much to be held, and let the gradients go."""
         for accepted in self._undigested:
             _ = accepted.digest
         self._undigested.clear()
