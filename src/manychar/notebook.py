@@ -193,7 +193,7 @@ def train(
     learning_rate: float = 0.1,
     clip: float = 5.0,
     shards: int = 4,
-    streams: int = 32,
+    streams: int = 16,
     dtype: Literal["float32", "float64"] = "float32",
     seed: int = 0,
     delay: int = 0,

@@ -63,7 +63,7 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     assert USUAL.to_json() == (
         '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","delay":0,"dtype":"float32","format":1,'
         '"hidden":100,"learning_rate":0.1,"numerics":"portable","seed":0,"seq_length":25,'
-        '"shards":4,"streams":32,"validation":0.0}'
+        '"shards":4,"streams":16,"validation":0.0}'
     )
 
 
@@ -128,5 +128,5 @@ def test_the_run_id_depends_on_every_field(name: str) -> None:
 
 
 def test_products_of_the_sizes() -> None:
-    assert USUAL.streams_in_all == 4 * 32
-    assert USUAL.characters_per_step == 4 * 32 * 25
+    assert USUAL.streams_in_all == 4 * 16
+    assert USUAL.characters_per_step == 4 * 16 * 25

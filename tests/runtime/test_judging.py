@@ -139,7 +139,10 @@ def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path)
                 return pid
         return None
 
-    os.kill(until(judge, "the judge"), signal.SIGKILL)
+    pid = until(judge, "the judge")
+    group = Path(f"/proc/{pid}/autogroup")
+    until(lambda: not group.exists() or "nice 19" in group.read_text(), "the last of its session")
+    os.kill(pid, signal.SIGKILL)
     running.wait_for(r"the judge died or hung over the checkpoint of step \d+: starting it again")
     run = manychar.directory / "run"
     before = len(read_verdicts(open_run(run)))

@@ -44,7 +44,7 @@ DEFINITION: dict[str, Any] = {
     "learning_rate": _defining(float, "Adagrad's rate.", 0.1),
     "clip": _defining(float, "Bound of each element of the mean gradient.", 5.0),
     "shards": _defining(int, "Units of parallel work; at most as many workers.", 4),
-    "streams": _defining(int, "Streams of text in a shard.", 32),
+    "streams": _defining(int, "Streams of text in a shard.", 16),
     "dtype": _defining(Literal["float32", "float64"], "Precision.", "float32"),
     "seed": _defining(int, "Seed of the first weights and of samples.", 0),
     "delay": _defining(int, "Steps that a gradient's weights may lag behind.", 0),
