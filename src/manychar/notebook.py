@@ -57,11 +57,13 @@ class Model:
         temperature: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        patience: float = 10.0,
     ) -> str:
         """Return the prime and `length` characters that the model writes after it.
 
         `temperature` 0 takes the likeliest, `top_k` above 0 draws among the k likeliest only; the
-        same `seed` writes the same text, without one it is drawn and said. Raises UserError.
+        same `seed` writes the same text, without one it is drawn and said. A live server is waited
+        for `patience` seconds. Raises UserError.
         """
         return "".join(
             self.stream(
@@ -71,6 +73,7 @@ class Model:
                 temperature=temperature,
                 top_k=top_k,
                 seed=seed,
+                patience=patience,
             )
         )
 
@@ -83,6 +86,7 @@ class Model:
         temperature: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        patience: float = 10.0,
     ) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
         flags = _flags(_changed(Model.stream, locals()))
@@ -94,14 +98,19 @@ class Model:
                 yield text[:-1]
 
     def evaluate(
-        self, text: Text = None, *, unknown: Literal["refuse", "skip"] = "refuse"
+        self,
+        text: Text = None,
+        *,
+        unknown: Literal["refuse", "skip"] = "refuse",
+        patience: float = 10.0,
     ) -> Evaluation:
         """Judge the model by a text; by None, of a run directory: what the run holds out.
 
-        `unknown` says what becomes of characters that the model does not know. Raises UserError.
+        `unknown` says what becomes of characters that the model does not know. A live server is
+        waited for `patience` seconds. Raises UserError.
         """
         words, given = _arguments(text)
-        flags = [*_flags({"unknown": unknown}), "--json"]
+        flags = [*_flags({"unknown": unknown, "patience": patience}), "--json"]
         command = Command("evaluate", self.source, *words, *self._key, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
 
