@@ -7,6 +7,8 @@ import pytest
 SCHEDULES = 2_400
 HOSTILE = 1
 
+Require = Callable[[object, str], None]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -37,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def require(request: pytest.FixtureRequest) -> Callable[[object, str], None]:
+def require(request: pytest.FixtureRequest) -> Require:
     """Return `require(condition, reason)`: without the condition the test is skipped, or fails."""
 
     def require(condition: object, reason: str) -> None:

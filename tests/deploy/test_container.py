@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 
 from manychar.protocol.messages import KeyRole
 from manychar.runtime import keys
+from tests.conftest import Require
 from tests.deploy.recipes import DEPLOY, ROOT, Recipe, flag, shell
 from tests.runtime.commands import Commands
 
@@ -22,7 +22,6 @@ CONTAINER = DEPLOY / "container"
 COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CONTAINERFILE = (CONTAINER / "Containerfile").read_text(encoding="utf-8")
-Require = Callable[[object, str], None]
 
 
 def test_the_containerfile_is_free_of_the_linters_complaints(require: Require) -> None:

@@ -3,10 +3,10 @@
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
+from tests.conftest import Require
 from tests.deploy.hosts import Host, can_be_made, network
 from tests.runtime.alone import bits_alone, bits_of
 from tests.runtime.commands import SMALL, Commands
@@ -15,8 +15,6 @@ README = Path(__file__).parent.parent.parent / "README.md"
 SMALL_RUN = (*SMALL, "--run-dir", "run", "--steps", "0", "--checkpoint-every", "100")
 SLOW_LINK = str(Path(__file__).with_name("slow_link.py"))
 SECONDS_LATE, BYTES_A_SECOND = "0.02", "2000000"
-
-Require = Callable[[object, str], None]
 
 
 def recipe() -> list[list[str]]:

@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +20,13 @@ from manychar.protocol.messages import KeyRole
 from manychar.runtime import keys
 from manychar.runtime.door import Door
 from manychar.runtime.errors import BAD_INPUT, REFUSED_FOR_SAFETY, STOPPED, UserError
+from tests.conftest import Require
 from tests.deploy.recipes import DEPLOY, Recipe, documents, flag, shell
 from tests.runtime.commands import Commands, until
 
 KUBERNETES = DEPLOY / "kubernetes"
 OLDEST, NEWEST = "1.33", "1.37"
 NOBODY = 65532
-Require = Callable[[object, str], None]
 
 
 def base() -> list[dict[str, Any]]:

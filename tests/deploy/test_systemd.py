@@ -5,12 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from manychar.runtime import errors
+from tests.conftest import Require
 from tests.deploy import machine
 from tests.deploy.machine import Machine
 from tests.runtime.commands import Commands, until
@@ -20,8 +20,6 @@ from tests.runtime.test_fleet import expect_same_bits
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 SERVER, WORKER = "manychar-server.service", "manychar-worker@.service"
 MOST_EXPOSED = 1.5
-
-Require = Callable[[object, str], None]
 
 
 def settings_of(unit: str) -> dict[str, str]:

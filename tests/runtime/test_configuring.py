@@ -3,16 +3,14 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from manychar.cli.flags import DEFINITION, OPERATION
+from tests.conftest import Require
 from tests.runtime.commands import SMALL, Commands
 from tests.runtime.test_cli import COMMANDS
-
-Require = Callable[[bool, str], None]
 
 
 def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> None:

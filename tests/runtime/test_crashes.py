@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ import pytest
 from manychar.runtime.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.runtime.journal import Begin, Journal, Step, read_journal
 from manychar.runtime.run_directory import open_run
+from tests.conftest import Require
 from tests.runtime.commands import SMALL, Commands, Running, until
 from tests.runtime.test_fleet import expect_same_bits
-
-Require = Callable[[bool, str], None]
 
 KILLS_OF_EACH = 13
 JOURNAL_BYTES_BETWEEN = 3_000
