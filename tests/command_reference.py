@@ -11,7 +11,7 @@ from typing import Any
 
 import typer.main
 
-from manychar.cli import app
+from manychar.cli.app import app
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"

@@ -1,8 +1,13 @@
-"""Options of the test run: how much of what can be had without end, and whether a skip fails."""
+"""Options of the test run, and what the tests of real processes share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import copytree
 
 import pytest
+
+from tests.commands import SMALL, Commands
+from tests.texts import small_text
 
 SCHEDULES = 2_400
 HOSTILE = 1
@@ -57,3 +62,44 @@ def hostile(request: pytest.FixtureRequest) -> int:
     """Return how many times the ordinary amount of hostility is wanted."""
     times: int = request.config.getoption("--hostile")
     return times
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file of small_text()."""
+    path = tmp_path / "text.txt"
+    path.write_text(small_text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def manychar(tmp_path: Path) -> Iterator[Commands]:
+    """The command line in an empty directory; the test fails if a process is left behind."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    commands = Commands(directory)
+    try:
+        yield commands
+    finally:
+        commands.close()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 300 steps with checkpoints at 0, 150 and 300; not to be written to."""
+    directory = tmp_path_factory.mktemp("small")
+    (directory / "text.txt").write_text(small_text(), encoding="utf-8")
+    commands = Commands(directory)
+    done = commands.run(
+        *("train", "text.txt", *SMALL, "--steps", "300", "--checkpoint-every", "150"),
+        *("--run-dir", "run", "--workers", "1"),
+    )
+    commands.close()
+    assert done.code == 0, done.err
+    return directory / "run"
+
+
+@pytest.fixture
+def trained(manychar: Commands, finished_run: Path) -> Path:
+    """A copy of finished_run that is the test's own, and far from its text."""
+    return copytree(finished_run, manychar.directory / "run")

@@ -1,6 +1,7 @@
-"""The rules of the house that a program can hold: floors, style, names, the README."""
+"""The rules of the house that a program can hold: imports, style, names, the README."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -9,21 +10,32 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from manychar.cli import app
+from manychar.cli.app import app
 from tests import command_reference
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "manychar"
-FLOORS = ["numerics", "protocol", "runtime", "dashboard", "cli"]
+FOLDERS = (  # from the lowest to the highest: a module imports from its own folder or a lower one
+    "numerics",
+    "protocol",
+    "processes",
+    "storage",
+    "network",
+    "observability",
+    "fleet",
+    "verification",
+    "api",
+    "cli",
+)
 MODULES = sorted(SOURCE.rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOP_LEVEL = {"pyproject.toml", "README.md", "src", "tests", "deploy", "LICENSE"}
 
 
-def floor_of(module: str) -> int | None:
-    """Return the floor of `manychar.<room>…`; None for the package itself and its entry."""
+def level_of(module: str) -> int | None:
+    """Return the level of `manychar.<folder>…`; None for the package itself and its entry."""
     parts = module.split(".")
-    return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else None
+    return FOLDERS.index(parts[1]) if len(parts) > 1 and parts[1] in FOLDERS else None
 
 
 def name_of(path: Path) -> str:
@@ -44,16 +56,33 @@ def imports_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_go_strictly_downwards(path: Path) -> None:
-    here = floor_of(name_of(path))
+def test_imports_go_strictly_downwards_between_folders(path: Path) -> None:
+    here = level_of(name_of(path))
     for imported in imports_of(path):
-        there = floor_of(imported) if imported.startswith("manychar.") else None
+        there = level_of(imported) if imported.startswith("manychar.") else None
         if here is not None and there is not None:
             assert there <= here, f"{name_of(path)} imports {imported}"
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {name_of(path).removesuffix(".__init__"): path for path in MODULES}
+    graph = {
+        name: {
+            target
+            for imported in imports_of(path)
+            for target in (imported, imported.rpartition(".")[0])
+            if target in modules and target != name and path.name != "__init__.py"
+        }
+        for name, path in modules.items()
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {error.args[1]}")
+
+
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if floor_of(name_of(path)) == 1], ids=name_of
+    "path", [path for path in MODULES if level_of(name_of(path)) == 1], ids=name_of
 )
 def test_the_protocol_does_no_io(path: Path) -> None:
     allowed = {
@@ -72,7 +101,7 @@ def test_the_protocol_does_no_io(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if floor_of(name_of(path)) == 0], ids=name_of
+    "path", [path for path in MODULES if level_of(name_of(path)) == 0], ids=name_of
 )
 def test_the_numerics_need_numpy_only(path: Path) -> None:
     standard = sys.stdlib_module_names
@@ -128,13 +157,6 @@ def test_every_command_has_help_with_an_example(path: str) -> None:
     assert command.epilog.startswith(f"Example: {path}")
     for parameter in command.params:
         assert parameter.hidden or parameter.help, f"{path}: {parameter.name}"
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if not path.name.startswith("__")], ids=name_of
-)
-def test_the_map_in_the_readme_has_every_module(path: Path) -> None:
-    assert re.search(rf"\b{path.name}\b", README)
 
 
 def test_the_readme_gives_a_reason_for_each_dependency() -> None:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manychar.notebook import Evaluation, Model, Run, load, train
-    from manychar.runtime.errors import UserError
+    from manychar.api import Evaluation, Model, Run, load, train
+    from manychar.processes.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["Evaluation", "Model", "Run", "UserError", "load", "train"]
@@ -14,9 +14,9 @@ def __getattr__(name: str) -> Any:
     """Import the Python API when it is asked for: the command line does without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from manychar import notebook  # noqa: PLC0415 - see above
+    from manychar import api  # noqa: PLC0415 - see above
 
-    return getattr(notebook, name)
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:

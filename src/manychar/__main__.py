@@ -15,7 +15,7 @@ def main() -> None:
     if sys.platform == "win32":
         sys.exit("manychar runs on Linux and macOS; on Windows, use it inside WSL: wsl --install")
     signal.signal(signal.SIGINT, _interrupted)
-    from manychar.cli import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
+    from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
 
     sys.exit(run(sys.argv[1:]))
 

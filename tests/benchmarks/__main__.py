@@ -6,7 +6,7 @@ import math
 import tempfile
 from pathlib import Path
 
-from manychar.runtime.errors import INTERRUPTED
+from manychar.processes.errors import INTERRUPTED
 from tests.benchmarks.asking import SideError
 from tests.benchmarks.machine import describe
 from tests.benchmarks.plan import MissingError, Plan
@@ -77,7 +77,7 @@ def _about(plan: Plan) -> str:
 
 
 def _default_text(scratch: Path) -> Path:
-    from manychar.runtime.corpus_file import default_text  # noqa: PLC0415 - only where it is used
+    from manychar.storage.corpus_file import default_text  # noqa: PLC0415 - only where it is used
 
     path = scratch / "language-reference.txt"
     path.write_text(default_text(), encoding="utf-8")

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from unittest.mock import patch
 
+from manychar.fleet.worker_process import work
+from manychar.network.client_identity import hello
+from manychar.processes.numerics_pinning import pin
+from manychar.processes.parent_death import Parent
 from manychar.protocol.messages import Level, Role
-from manychar.runtime.parent import Parent
-from manychar.runtime.peers import hello
-from manychar.runtime.pinning import pin
-from manychar.runtime.work import work
 
 SMALL = 1e-3
 
@@ -22,12 +22,12 @@ def main(endpoint: str, name: str) -> int:
     pin("native")
     import numpy as np  # noqa: PLC0415 - now that it is pinned
 
+    from manychar.fleet import engine  # noqa: PLC0415
+    from manychar.protocol.aggregation import as_frame  # noqa: PLC0415
     from manychar.protocol.effects import Compute, Result  # noqa: PLC0415
     from manychar.protocol.messages import Dimensions  # noqa: PLC0415
-    from manychar.protocol.steps import as_frame  # noqa: PLC0415
-    from manychar.runtime import compute  # noqa: PLC0415
 
-    class Idle(compute.Engine):
+    class Idle(engine.Engine):
         def __init__(self, dimensions: Dimensions) -> None:
             super().__init__(dimensions)
             gradient = np.full(dimensions.parameters_bytes // dimensions.value_bytes, SMALL)
@@ -43,7 +43,7 @@ def main(endpoint: str, name: str) -> int:
         def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
             return self._result
 
-    with patch.object(compute, "Engine", Idle):
+    with patch.object(engine, "Engine", Idle):
         parent = Parent(is_child=True)
         me = hello(Role.WORKER, name)
         return work(endpoint, me, patience=60.0, say=_say, parent=parent).code

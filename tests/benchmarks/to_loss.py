@@ -84,7 +84,7 @@ class FleetToLoss:
 
     def _checkpoint_every(self) -> int:
         """Return how many steps read about CHARACTERS_A_CHECKPOINT."""
-        from manychar.numerics.definition import Definition  # noqa: PLC0415
+        from manychar.numerics.run_definition import Definition  # noqa: PLC0415
 
         sizes = Definition(corpus_sha256="0" * 64)
         given = dict(zip(self._flags[::2], map(int, self._flags[1::2]), strict=True))

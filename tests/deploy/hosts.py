@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.runtime.commands import Commands, Ended, Running
+from tests.commands import Commands, Ended, Running
 
 NAMES = Path("/etc/netns")
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.runtime.commands import GENEROUS, until
+from tests.commands import GENEROUS, until
 
 PROGRAMS = ("systemctl", "unshare", "nsenter", "setpriv", "findmnt")
 SYSTEMD = Path("/lib/systemd/systemd")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.runtime.commands import SMALL, Commands, Running
+from tests.commands import SMALL, Commands, Running
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from manychar.network import keys
 from manychar.protocol.messages import KeyRole
-from manychar.runtime import keys
+from tests.commands import Commands
 from tests.conftest import Require
 from tests.deploy.recipes import DEPLOY, ROOT, Recipe, flag, shell
-from tests.runtime.commands import Commands
 
 CONTAINER = DEPLOY / "container"
 COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text(encoding="utf-8"))

@@ -5,11 +5,11 @@ import shlex
 import shutil
 from pathlib import Path
 
-from manychar.runtime.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from tests.commands import SMALL, Commands
 from tests.conftest import Require
 from tests.deploy.hosts import Host, can_be_made, network
-from tests.runtime.alone import bits_alone, bits_of
-from tests.runtime.commands import SMALL, Commands
+from tests.single_process import bits_alone, bits_of
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SMALL_RUN = (*SMALL, "--run-dir", "run", "--steps", "0", "--checkpoint-every", "100")

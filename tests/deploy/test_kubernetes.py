@@ -16,13 +16,13 @@ import pytest
 import yaml
 import zmq
 
+from manychar.network import keys
+from manychar.network.authenticator import Authenticator
+from manychar.processes.errors import BAD_INPUT, REFUSED_FOR_SAFETY, STOPPED, UserError
 from manychar.protocol.messages import KeyRole
-from manychar.runtime import keys
-from manychar.runtime.door import Door
-from manychar.runtime.errors import BAD_INPUT, REFUSED_FOR_SAFETY, STOPPED, UserError
+from tests.commands import Commands, until
 from tests.conftest import Require
 from tests.deploy.recipes import DEPLOY, Recipe, documents, flag, shell
-from tests.runtime.commands import Commands, until
 
 KUBERNETES = DEPLOY / "kubernetes"
 OLDEST, NEWEST = "1.33", "1.37"
@@ -220,7 +220,7 @@ def test_a_key_revoked_in_the_secret_is_noticed_without_a_restart(places: dict[s
     init("server", places)
     public = keys.read_client_key(places["made"] / "worker.key").public
     with zmq.Context() as context:
-        door = Door(context, places["/keys"] / "own")
+        door = Authenticator(context, places["/keys"] / "own")
         try:
             owner = door.owner_of(public)
             assert owner is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.protocol.aggregation import Assessment
 from manychar.protocol.codec import MAX_INTEGER, encode
 from manychar.protocol.effects import Effect, Send
 from manychar.protocol.messages import (
@@ -19,11 +20,10 @@ from manychar.protocol.messages import (
     Unit,
     Weights,
 )
-from manychar.protocol.steps import Assessment
+from tests.commands import SMALL, Commands
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
 from tests.protocol.stage import Stage
-from tests.runtime.commands import SMALL, Commands
 
 PAGE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 PROGRAM = ROOT / "src" / "manychar"
@@ -34,7 +34,10 @@ if "worker" in sys.orig_argv:
     manychar.protocol.messages.WIRE_VERSION = 99
 """
 SERVERS_OWN = [
-    *(PROGRAM / "protocol" / f"{name}.py" for name in ("server", "ending", "waiting", "reception")),
+    *(
+        PROGRAM / "protocol" / f"{name}.py"
+        for name in ("server", "lifecycle", "stall_report", "admission")
+    ),
     *(PROGRAM / "protocol" / f"{name}.py" for name in ("disputes", "session", "worker")),
     *(PROGRAM / "runtime" / f"{name}.py" for name in ("serve", "resume", "work", "crew", "door")),
 ]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import until
 from tests.deploy.cluster import PROGRAMS, Cluster, started
 from tests.deploy.hosts import can_be_made
-from tests.runtime.commands import until
-from tests.runtime.conftest import small_text
-from tests.runtime.test_fleet import expect_same_bits, steps_of
+from tests.fleet.test_fleet import expect_same_bits, steps_of
+from tests.texts import small_text
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "slurm"
 DEFINITION = ("--hidden", "16", "--streams", "8")

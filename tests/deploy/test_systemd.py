@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from manychar.runtime import errors
+from manychar.processes import errors
+from tests.commands import Commands, until
 from tests.conftest import Require
 from tests.deploy import machine
 from tests.deploy.machine import Machine
-from tests.runtime.commands import Commands, until
-from tests.runtime.conftest import small_text
-from tests.runtime.test_fleet import expect_same_bits
+from tests.fleet.test_fleet import expect_same_bits
+from tests.texts import small_text
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 SERVER, WORKER = "manychar-server.service", "manychar-worker@.service"

@@ -131,7 +131,7 @@ def test_the_validation_split_is_held_out_at_the_end(validation: float, kept: in
     S, B, T = 2, 5, 1
     streams = Streams(numbered(1000), S, B, T, validation)
     assert streams.length == kept // (S * B)
-    assert list(streams.held_out) == list(numbered(1000)[kept:])
+    assert list(streams.validation_ids) == list(numbered(1000)[kept:])
     last = streams.batch_at(S - 1, streams.steps_per_pass - 1).ids
     assert last.max() == kept - 2  # T + 1 before the end, by the rule of positions
     assert streams.batch_at(0, 0).ids[0, 0] == 0

@@ -14,8 +14,8 @@ from manychar.numerics import (
     Batch,
     Definition,
     Parameters,
-    State,
     Streams,
+    TrainingState,
     adagrad,
     advance,
     average,
@@ -26,7 +26,7 @@ from manychar.numerics import (
     weights_sha256,
 )
 from manychar.numerics.kernel import Kernel
-from manychar.numerics.train import compute_shard
+from manychar.numerics.training_step import compute_shard
 from tests.numerics import reference
 
 TEXT = "she sells sea shells; he sells she-shells, she says. "
@@ -44,13 +44,13 @@ def definition_of(**values: Any) -> Definition:
     return Definition(**(small | values))
 
 
-def begin(definition: Definition, text: str) -> tuple[State, Streams]:
+def begin(definition: Definition, text: str) -> tuple[TrainingState, Streams]:
     vocabulary, ids = encode(text)
     streams = Streams(ids, definition.shards, definition.streams, definition.seq_length)
     return start(definition, len(vocabulary)), streams
 
 
-def run(definition: Definition, text: str, steps: int) -> list[State]:
+def run(definition: Definition, text: str, steps: int) -> list[TrainingState]:
     """Return states 0 … steps."""
     state, streams = begin(definition, text)
     states = [state]
@@ -73,7 +73,7 @@ def computed(
     return compute_shard(kernel, batch, hidden)
 
 
-def assert_same_weights(state: State, weights: reference.Weights) -> None:
+def assert_same_weights(state: TrainingState, weights: reference.Weights) -> None:
     for name, array in state.parameters.named().items():
         message = f"{name} of step {state.step}"
         np.testing.assert_allclose(array, weights[name], rtol=1e-9, atol=1e-11, err_msg=message)
@@ -113,24 +113,24 @@ def late_weights(definition: Definition, text: str, steps: int) -> list[referenc
     k + 1 out of weights k.
     """
     vocabulary, ids = encode(text)
-    length = len(ids) // definition.streams_in_all
+    length = len(ids) // definition.total_streams
     T, H = definition.seq_length, definition.hidden
     first = initialize(len(vocabulary), H, dtype="float64", seed=definition.seed)
     versions = [reference.double(first.named())]
     memory = {name: np.zeros_like(array) for name, array in versions[0].items()}
-    hidden = [np.zeros(H) for _ in range(definition.streams_in_all)]
+    hidden = [np.zeros(H) for _ in range(definition.total_streams)]
     where = reference.positions(length, T)
     for k, (p, fresh) in zip(range(steps), where, strict=False):
         used = versions[max(0, k - definition.delay)]
         mean = {name: np.zeros_like(array) for name, array in used.items()}
-        for number in range(definition.streams_in_all):
+        for number in range(definition.total_streams):
             data = ids[number * length : (number + 1) * length].tolist()
             h = np.zeros(H) if fresh else hidden[number]
             _, gradient, hidden[number] = reference.loss_fun(
                 used, data[p : p + T], data[p + 1 : p + T + 1], h
             )
             for name in mean:
-                mean[name] += gradient[name] / definition.streams_in_all
+                mean[name] += gradient[name] / definition.total_streams
         weights = reference.double(versions[-1])
         reference.adagrad(
             weights,
@@ -226,7 +226,7 @@ def test_version_for_refuses_a_step_whose_weights_are_not_made_yet(delay: int) -
         state.version_for(state.step + delay + 1)
 
 
-def arrays_of(state: State) -> list[NDArray[Any]]:
+def arrays_of(state: TrainingState) -> list[NDArray[Any]]:
     return [state.parameters.flat, state.memory, state.hidden, *state.previous]
 
 

@@ -20,7 +20,7 @@ from manychar.protocol.messages import (
     Unit,
     digest,
 )
-from manychar.protocol.run import Operation, Run
+from manychar.protocol.run_spec import Operation, RunSpec
 from manychar.protocol.server import ParameterServer
 from tests.simulation.reference import reference
 
@@ -42,9 +42,9 @@ class Stage:
         shards: int = 2,
         delay: int = 0,
         step: int = 0,
-        barred: Mapping[str, str] | None = None,
-        verdicts: Mapping[int, float] | None = None,
-        unjudged: tuple[int, ...] = (),
+        banned: Mapping[str, str] | None = None,
+        validation_losses: Mapping[int, float] | None = None,
+        unvalidated: tuple[int, ...] = (),
         **operation: Any,
     ) -> None:
         self.now = 0.0
@@ -55,11 +55,11 @@ class Stage:
             "sample_every": 0,
             "silence": 2.0,
         }
-        run = Run(
+        run = RunSpec(
             run=RUN,
             term=TERM,
             definition=dataclasses.replace(
-                self.known.definition, validation=0.0 if verdicts is None else 0.1
+                self.known.definition, validation=0.0 if validation_losses is None else 0.1
             ),
             operation=Operation(**(defaults | operation)),
             streams=self.known.streams,
@@ -67,9 +67,9 @@ class Stage:
             state=self.known.states[step],
             fingerprint=FINGERPRINT,
             libraries=LIBRARIES,
-            barred=barred or {},
-            verdicts=verdicts or {},
-            unjudged=unjudged,
+            banned=banned or {},
+            validation_losses=validation_losses or {},
+            unvalidated=unvalidated,
         )
         self.server = ParameterServer(run, now=self.now)
 

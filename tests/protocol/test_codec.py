@@ -30,7 +30,9 @@ maps_of_texts = st.dictionaries(texts, printable, max_size=8)
 envelope = {"run": names, "term": integers}
 leased = {**envelope, **dict.fromkeys(("lease", "shard", "step", "version"), integers)}
 units = st.builds(Unit, integers, integers, integers, integers)
-attendances = st.builds(messages.Attendance, names, hosts, names, *[integers] * 3, *[finite] * 4)
+worker_statistics = st.builds(
+    messages.WorkerStats, names, hosts, names, *[integers] * 3, *[finite] * 4
+)
 dimensions = st.builds(
     Dimensions,
     **dict.fromkeys(
@@ -80,7 +82,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         messages.Ready, **envelope, fingerprint=names, libraries=maps_of_texts, slowest=finite
     ),
     messages.Refused: st.builds(messages.Refused, reason=printable),
-    messages.StartAfresh: st.builds(messages.StartAfresh, **envelope),
+    messages.Reset: st.builds(messages.Reset, **envelope),
     messages.Grant: st.builds(
         messages.Grant,
         **leased,
@@ -128,7 +130,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         first=integers,
         total=integers,
         waiting=texts,
-        workers=st.lists(attendances, max_size=messages.ROSTER_LENGTH).map(tuple),
+        workers=st.lists(worker_statistics, max_size=messages.ROSTER_LENGTH).map(tuple),
     ),
     messages.Notice: st.builds(
         messages.Notice, **envelope, level=st.sampled_from(messages.Level), text=printable
@@ -221,7 +223,7 @@ REPORT = messages.Report(
     counts={},
     checkpoint=0,
     checkpoint_age=0.5,
-    judged=None,
+    validated=None,
     validation=None,
     best=None,
 )

@@ -16,12 +16,12 @@ from manychar.protocol.messages import (
     Notice,
     Refused,
     Report,
-    StartAfresh,
+    Reset,
     Weights,
     Welcome,
 )
-from manychar.protocol.observer import Observer, State
-from manychar.protocol.run import dimensions_of
+from manychar.protocol.observer import Observer, ObserverPhase
+from manychar.protocol.run_spec import dimensions_of
 from tests.protocol.stage import hello, only, said
 from tests.simulation.reference import reference
 
@@ -51,7 +51,7 @@ REPORT = Report(
     counts={},
     checkpoint=0,
     checkpoint_age=0.5,
-    judged=None,
+    validated=None,
     validation=None,
     best=None,
 )
@@ -67,7 +67,7 @@ def test_it_knocks_and_watches() -> None:
     observer = Observer(hello("olga", "observer"), server="there", patience=5.0, now=0.0)
     assert only(observer.tick(0.0), Hello).role == "observer"
     assert observer.receive(WELCOME, 0.1) == []
-    assert observer.state is State.WATCHING
+    assert observer.state is ObserverPhase.OBSERVING
     assert observer.dimensions == WELCOME.dimensions
     assert only(observer.tick(0.1), Heartbeat).units == ()
     assert observer.deadline() == 0.6
@@ -86,17 +86,17 @@ def test_it_shows_reports_weights_and_notices() -> None:
 def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
     observer = watching()
     assert observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.1) == []
-    assert only(observer.receive(StartAfresh(run=RUN, term=TERM + 1), 0.1), Hello)
+    assert only(observer.receive(Reset(run=RUN, term=TERM + 1), 0.1), Hello)
     observer.receive(dataclasses.replace(WELCOME, term=TERM + 1), 0.2)
     assert observer.receive(WELCOME, 0.3) == []
-    assert observer.receive(StartAfresh(run=RUN, term=TERM), 0.3) == []
+    assert observer.receive(Reset(run=RUN, term=TERM), 0.3) == []
     assert only(observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.4), Show)
 
 
 def test_a_silent_server_is_knocked_for_until_the_patience_is_over() -> None:
     observer = watching()
     assert "has said nothing for 4 s: knocking" in said(observer.tick(4.0))
-    assert observer.state is State.KNOCKING
+    assert observer.state is ObserverPhase.CONNECTING
     assert only(observer.tick(4.0), Hello)
     assert "waiting for a server at there, up to 3 s" in said(observer.tick(6.0))
     assert only(observer.tick(9.0), Finish).code == 3

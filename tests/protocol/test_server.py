@@ -13,14 +13,14 @@ from manychar.protocol.effects import (
     Compute,
     Effect,
     Finish,
-    GoBack,
     PeerError,
     Record,
     Remember,
+    ResumeBefore,
     Save,
 )
-from manychar.protocol.ending import Phase
-from manychar.protocol.manners import CUT_OFF_FOR, FAULTS_ALLOWED
+from manychar.protocol.fault_limiter import CUT_OFF_FOR, FAULTS_ALLOWED
+from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
     Alive,
@@ -33,9 +33,9 @@ from manychar.protocol.messages import (
     Owner,
     Refused,
     Report,
+    Reset,
     Revoke,
     Roster,
-    StartAfresh,
     Stop,
     Unit,
     UnitState,
@@ -178,7 +178,7 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
 def test_an_unknown_peer_is_told_to_start_afresh() -> None:
     stage = Stage()
     for effects in (stage.beat("ann"), stage.deliver("ann", 0, 0)):
-        assert only(effects, StartAfresh) == StartAfresh(run=RUN, term=TERM)
+        assert only(effects, Reset) == Reset(run=RUN, term=TERM)
     assert stage.server.counts["from another life"] == 2
 
 
@@ -186,16 +186,16 @@ def test_a_message_of_an_older_term_is_told_to_start_afresh() -> None:
     stage = Stage()
     stage.join("ann")
     effects = stage.deliver("ann", 0, 0, term=TERM - 1)
-    assert only(effects, StartAfresh).term == TERM
+    assert only(effects, Reset).term == TERM
     assert stage.server.steps.next(0) == 0
 
 
 def test_a_higher_term_ends_this_server() -> None:
     stage = Stage()
     stage.join("ann")
-    ending = finish(stage.deliver("ann", 0, 0, term=TERM + 1))
-    assert ending.code == 3
-    assert f"(term {TERM + 1}) has taken this run over" in ending.reason
+    lifecycle = finish(stage.deliver("ann", 0, 0, term=TERM + 1))
+    assert lifecycle.code == 3
+    assert f"(term {TERM + 1}) has taken this run over" in lifecycle.reason
 
 
 def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
@@ -225,7 +225,7 @@ def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
     ],
 )
 def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> None:
-    stage = Stage(barred={"eve": "it lied"})
+    stage = Stage(banned={"eve": "it lied"})
     refused = only(stage.tell("ann", dataclasses.replace(hello("ann"), **changes)), Refused)
     assert reason in refused.reason
 
@@ -267,7 +267,7 @@ def test_what_is_counted_fits_into_a_report() -> None:
         stage.server.malformed(b"x%d" % i, "nonsense", 0.0, owner(f"x{i}"))
     assert stage.server.counts["malformed"] == 300
     assert len(stage.server.counts) <= COUNTS_KEPT + 3
-    report = dataclasses.replace(stage.server.reporting.report(0.0), loss=1.0)
+    report = dataclasses.replace(stage.server.run_report.report(0.0), loss=1.0)
     assert decode(encode(report), stage.server.dimensions) == report
     assert report.counts["malformed"] == 300
 
@@ -328,10 +328,10 @@ def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stop = Stop(run=RUN, term=TERM)
     stage.server.receive(b"eve", hello("eve", "observer"), 0.0, owner("eve", KeyRole.OBSERVER))
     assert "cannot stop a run" in only(stage.tell("eve", stop), Refused).reason
-    assert stage.server.ending.phase is Phase.TRAINING
+    assert stage.server.lifecycle.phase is RunPhase.TRAINING
     stage.server.receive(b"op", hello("op", "observer"), 0.0, owner("op", KeyRole.OPERATOR))
     stage.tell("op", stop)
-    assert stage.server.ending.phase is not Phase.TRAINING
+    assert stage.server.lifecycle.phase is not RunPhase.TRAINING
 
 
 def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
@@ -347,7 +347,7 @@ def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
 def test_who_is_barred_is_barred_by_its_key_too() -> None:
     stage = Stage()
     stage.server.receive(b"p1", hello("gpu-1"), 0.0, owner("gpu"))
-    stage.server.reception.bar(("gpu-1", "gpu"), "it computed wrongly", 0.0)
+    stage.server.admission.bar(("gpu-1", "gpu"), "it computed wrongly", 0.0)
     for name in ("gpu", "gpu-1", "gpu-2"):
         effects = stage.server.receive(b"p2", hello(name), 0.0, owner("gpu"))
         assert sent(effects, Refused, "p2")[0].reason == "barred: it computed wrongly"
@@ -434,7 +434,7 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
     stage.join("ann")
     stage.server.stop(130, "Ctrl-C", now=0.0, by=5.0)
     stage.server.stop(75, "SIGTERM", now=0.0, by=5.0)
-    assert stage.server.ending.asked == Finish(130, "Ctrl-C")
+    assert stage.server.lifecycle.asked == Finish(130, "Ctrl-C")
 
 
 def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:
@@ -449,9 +449,9 @@ def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_unit() -> None:
     stage = Stage()
     stage.join("ann")
-    ending = finish(stage.deliver("ann", 1, 0, loss=math.nan))
-    assert ending.code == 3
-    assert ending.reason == ("ann sent a loss or gradient that is not finite: step 0, shard 1")
+    lifecycle = finish(stage.deliver("ann", 1, 0, loss=math.nan))
+    assert lifecycle.code == 3
+    assert lifecycle.reason == ("ann sent a loss or gradient that is not finite: step 0, shard 1")
 
 
 # Disputes.
@@ -483,9 +483,11 @@ def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
     assert stage.server.state.step == 4
     stage.tell("bob", right)
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
-    assert only(effects, GoBack) == GoBack(3, {"ann": "it computed step 3, shard 0 wrongly"})
+    assert only(effects, ResumeBefore) == ResumeBefore(
+        3, {"ann": "it computed step 3, shard 0 wrongly"}
+    )
     assert "no gradient of ann is to be trusted: going back before step 3" in said(effects)
-    assert stage.server.ending.phase is Phase.FINISHED
+    assert stage.server.lifecycle.phase is RunPhase.FINISHED
     assert stage.deliver("bob", 0, 4) == []
 
 
@@ -499,7 +501,7 @@ def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in(
     stage.deliver("ann", 0, 3, loss=right.loss + 1)
     stage.tell("bob", right)
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
-    assert only(effects, GoBack).step == 2
+    assert only(effects, ResumeBefore).step == 2
 
 
 def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
@@ -511,7 +513,9 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage.deliver("bob", 0, 3)
     stage.deliver("ann", 0, 3, loss=1.0)
     effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
-    assert only(effects, GoBack) == GoBack(2, {"ann": "it computed step 3, shard 0 wrongly"})
+    assert only(effects, ResumeBefore) == ResumeBefore(
+        2, {"ann": "it computed step 3, shard 0 wrongly"}
+    )
 
 
 def test_who_is_barred_by_name_and_key_had_its_key_when_it_computed() -> None:
@@ -523,7 +527,7 @@ def test_who_is_barred_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage.join("bob")
     stage.tell("bob", stage.gradient(0, 0))
     effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
-    assert only(effects, GoBack).barred.keys() == {"ann", "ann-2"}
+    assert only(effects, ResumeBefore).banned.keys() == {"ann", "ann-2"}
 
 
 def test_a_pause_of_the_machine_is_forgotten() -> None:
@@ -541,8 +545,8 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage.server.receive(b"eye", hello("eye", "observer"), 0.0, owner("eye", KeyRole.OBSERVER))
     beat = Heartbeat(run=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
     effects = stage.server.receive(b"eye", beat, 0.0, owner("eye", KeyRole.OBSERVER))
-    assert only(effects, StartAfresh)
-    assert stage.server.ending.phase is Phase.TRAINING
+    assert only(effects, Reset)
+    assert stage.server.lifecycle.phase is RunPhase.TRAINING
 
 
 def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_without() -> None:
@@ -551,7 +555,7 @@ def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_w
     stage.advance_to(1, "ann")
     stage.server.stop(75, "stopped", now=0.0, by=9.0)
     stage.advance_to(2, "ann")
-    assert stage.server.ending.phase is Phase.SAVING
+    assert stage.server.lifecycle.phase is RunPhase.SAVING
     effects = stage.server.save_failed(1, "no space left on device", stage.now)
     assert not [effect for effect in effects if isinstance(effect, Finish)]
     assert finish(stage.server.saved(2, stage.now)).code == 75

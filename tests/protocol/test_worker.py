@@ -7,12 +7,12 @@ import pytest
 
 from manychar.protocol.effects import (
     Compute,
+    ComputeFingerprint,
     Effect,
+    FingerprintResult,
     Finish,
     PeerError,
-    Proof,
     ProtocolError,
-    Prove,
     Result,
     Say,
 )
@@ -27,16 +27,16 @@ from manychar.protocol.messages import (
     Ready,
     Refused,
     Report,
+    Reset,
     Revoke,
-    StartAfresh,
     Unit,
     UnitState,
     Weights,
     Welcome,
     digest,
 )
-from manychar.protocol.run import dimensions_of
-from manychar.protocol.worker import State, Worker
+from manychar.protocol.run_spec import dimensions_of
+from manychar.protocol.worker import Worker, WorkerPhase
 from tests.protocol.stage import hello, only, said, sent
 from tests.simulation.reference import Reference, compute, reference
 
@@ -50,7 +50,7 @@ class Bench:
         self.known: Reference = reference(3, 1, delay, 11)
         self.worker = Worker(hello("ann"), server="tcp://there", patience=patience, now=0.0)
 
-    def state(self) -> State:
+    def state(self) -> WorkerPhase:
         """Where the worker stands."""
         return self.worker.state
 
@@ -70,7 +70,7 @@ class Bench:
     def at_work(self) -> "Bench":
         """Be welcomed, and say Ready."""
         self.worker.receive(self.welcome(), 0.0)
-        self.worker.proved(Proof("bits", {}, 0.1), 0.0)
+        self.worker.proved(FingerprintResult("bits", {}, 0.1), 0.0)
         return self
 
     def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
@@ -122,11 +122,11 @@ def test_it_knocks_proves_and_says_ready() -> None:
     assert only(bench.worker.tick(0.0), Hello).name == "ann"
     assert bench.worker.tick(0.1) == []
     assert only(bench.worker.tick(0.2), Hello)
-    assert only(bench.worker.receive(bench.welcome(), 0.3), Prove)
-    assert bench.state() is State.PROVING
-    ready = only(bench.worker.proved(Proof("bits", {"blas": "x"}, 0.1), 0.4), Ready)
+    assert only(bench.worker.receive(bench.welcome(), 0.3), ComputeFingerprint)
+    assert bench.state() is WorkerPhase.FINGERPRINTING
+    ready = only(bench.worker.proved(FingerprintResult("bits", {"blas": "x"}, 0.1), 0.4), Ready)
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
-    assert bench.state() is State.WORKING
+    assert bench.state() is WorkerPhase.WORKING
 
 
 def test_it_computes_what_it_is_granted_and_names_what_it_used() -> None:
@@ -231,17 +231,17 @@ def test_start_afresh_drops_everything_and_knocks() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()
-    effects = bench.worker.receive(StartAfresh(run=RUN, term=TERM + 1), 0.0)
+    effects = bench.worker.receive(Reset(run=RUN, term=TERM + 1), 0.0)
     assert only(effects, Hello)
     assert bench.through(unit) == []
-    assert bench.worker.state is State.KNOCKING
+    assert bench.worker.state is WorkerPhase.CONNECTING
 
 
 def test_a_new_term_is_a_new_beginning() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()
-    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), Prove)
+    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), ComputeFingerprint)
     assert bench.through(unit) == []
     assert bench.worker.receive(bench.welcome(), 0.0) == []
 
@@ -315,7 +315,7 @@ def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     with pytest.raises(ProtocolError, match="computed without having been asked"):
         bench.worker.computed(Result(0.0, b"", b"", 0.0, 0.0), 0.0)
     with pytest.raises(ProtocolError, match="proved in state working"):
-        bench.worker.proved(Proof("bits", {}, 0.0), 0.0)
+        bench.worker.proved(FingerprintResult("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a worker that is working"):
         bench.worker.receive(
             Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0), 0.0
@@ -326,9 +326,12 @@ def test_two_welcomes_while_proving_need_one_proof_each() -> None:
     bench = Bench()
     bench.worker.receive(bench.welcome(), 0.0)
     assert bench.worker.receive(bench.welcome(), 0.0) == []
-    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), Prove)
-    assert bench.worker.proved(Proof("old", {}, 0.0), 0.0) == []
-    assert only(bench.worker.proved(Proof("new", {}, 0.0), 0.0), Ready).fingerprint == "new"
+    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), ComputeFingerprint)
+    assert bench.worker.proved(FingerprintResult("old", {}, 0.0), 0.0) == []
+    assert (
+        only(bench.worker.proved(FingerprintResult("new", {}, 0.0), 0.0), Ready).fingerprint
+        == "new"
+    )
 
 
 def test_reports_are_not_for_workers() -> None:
@@ -347,7 +350,7 @@ def test_reports_are_not_for_workers() -> None:
         counts={},
         checkpoint=0,
         checkpoint_age=0.0,
-        judged=None,
+        validated=None,
         validation=None,
         best=None,
     )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from manychar.numerics import State
+from manychar.numerics import TrainingState
 
 if TYPE_CHECKING:
     from tests.simulation.server_shell import ServerShell
@@ -17,23 +17,29 @@ class Disk:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.saved = {0: world.reference.states[0]}
-        self.verdicts: dict[int, float] = {}
+        self.validation_losses: dict[int, float] = {}
         self._free_at = 0.0
 
-    def newest(self) -> State:
+    def newest(self) -> TrainingState:
         """Return the newest checkpoint."""
         return self.saved[max(self.saved)]
 
     def forget_after(self, step: int) -> None:
         """Take away the checkpoints that are off the living branch."""
         self.saved = {saved: state for saved, state in self.saved.items() if saved <= step}
-        self.verdicts = {judged: nats for judged, nats in self.verdicts.items() if judged <= step}
+        self.validation_losses = {
+            validated: nats
+            for validated, nats in self.validation_losses.items()
+            if validated <= step
+        }
         self._free_at = 0.0
 
-    def unjudged(self) -> tuple[int, ...]:
+    def unvalidated(self) -> tuple[int, ...]:
         """Return the checkpoints that are there, at the interval, and have no verdict yet."""
         every = self.world.plan.checkpoint_every
-        return tuple(step for step in self.saved if step % every == 0 and step not in self.verdicts)
+        return tuple(
+            step for step in self.saved if step % every == 0 and step not in self.validation_losses
+        )
 
     def judge(self, shell: "ServerShell", step: int) -> None:
         """Have a checkpoint judged, beside the loop; a crash of the server loses it."""
@@ -43,12 +49,12 @@ class Disk:
     def _judged(self, shell: "ServerShell", step: int) -> None:
         if self.world.server is shell and not self.world.over:
             assert step in self.saved
-            self.verdicts[step] = self.world.loss_at(step)
-            effects = shell.machine.judged(step, self.verdicts[step], self.world.now)
+            self.validation_losses[step] = self.world.loss_at(step)
+            effects = shell.machine.validated(step, self.validation_losses[step], self.world.now)
             self.world.oracle.check_step(shell.machine)
             shell.carry_out(effects)
 
-    def save(self, shell: "ServerShell", state: State) -> None:
+    def save(self, shell: "ServerShell", state: TrainingState) -> None:
         """Write a state, beside the loop; what is written is what it holds in the end."""
         world = self.world
         world.oracle.check_state(state, "checkpoint")
@@ -56,7 +62,7 @@ class Disk:
         self._free_at = begins + world.plan.disk_seconds * world.chance.uniform(0.2, 1.5)
         world.after(self._free_at - world.now, functools.partial(self._written, shell, state))
 
-    def _written(self, shell: "ServerShell", state: State) -> None:
+    def _written(self, shell: "ServerShell", state: TrainingState) -> None:
         if self.world.server is not shell:
             self._free_at = 0.0
             return
@@ -66,7 +72,7 @@ class Disk:
         shell.carry_out(shell.machine.saved(state.step, shell.world.now))
 
 
-def copy_of(state: State) -> State:
+def copy_of(state: TrainingState) -> TrainingState:
     """Return the state in arrays of its own."""
     return dataclasses.replace(
         state,

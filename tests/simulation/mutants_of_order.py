@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from manychar.protocol import server, worker
+from manychar.protocol.admission import Admission
+from manychar.protocol.client_session import ClientSession
+from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import Effect, Result
-from manychar.protocol.ending import Ending
-from manychar.protocol.judging import Judging
-from manychar.protocol.leasing import Leasing
+from manychar.protocol.lease_grants import LeaseGrants
+from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.membership import Lease, Member, Membership, PeerState
 from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
 from manychar.protocol.outbox import Outbox
-from manychar.protocol.reception import Reception
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.session import Session
-from manychar.protocol.waiting import Waiting
+from manychar.protocol.stall_report import StallReport
 from manychar.protocol.worker import Worker
 from tests.simulation.planted import mutant
 from tests.simulation.world import World
@@ -37,12 +37,12 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("12", "server-crash", "another term")
 def a_worker_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Session, "concerns", lambda *_: True)
+    patch.setattr(ClientSession, "concerns", lambda *_: True)
 
 
 @mutant("12", "server-crash", "term")
 def a_worker_goes_back_to_an_older_term(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Session, "is_past", lambda *_: False)
+    patch.setattr(ClientSession, "is_past", lambda *_: False)
 
 
 @mutant("12", "server-crash", "another term")
@@ -80,7 +80,7 @@ def the_term_is_not_on_disk_before_the_first_message(patch: pytest.MonkeyPatch) 
 
 @mutant("14", "loss", "stuck")
 def nothing_is_asked_for_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leasing, "ask_again", lambda *_: None)
+    patch.setattr(LeaseGrants, "ask_again", lambda *_: None)
 
 
 @mutant("14", "loss", "stuck")
@@ -175,16 +175,16 @@ def nobody_is_ever_lost(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("lost", "hang", "peer error", "exception", "stuck")
 def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Reception, "comes_back", lambda *_: None)
+    patch.setattr(Admission, "comes_back", lambda *_: None)
 
 
 @mutant("17", "foreign", "accepted gradient", "barred")
 def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
-    def polite(self: Reception, member: Member, ready: Ready, now: float) -> None:
-        if member.state is PeerState.GREETED:
+    def polite(self: Admission, member: Member, ready: Ready, now: float) -> None:
+        if member.state is PeerState.ADMITTED:
             self._begins(member, now)
 
-    patch.setattr(Reception, "_refuse_arithmetic", polite)
+    patch.setattr(Admission, "_refuse_arithmetic", polite)
 
 
 # What is said, and the end.
@@ -192,29 +192,29 @@ def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("told", "suspended", "silence")
 def the_server_waits_in_silence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Waiting, "tick", lambda *_: None)
+    patch.setattr(StallReport, "tick", lambda *_: None)
 
 
 @mutant("end", "none", "result")
 def the_end_does_not_wait_for_the_last_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    save = Ending.save
+    save = Lifecycle.save
 
-    def hasty(self: Ending, now: float) -> None:
+    def hasty(self: Lifecycle, now: float) -> None:
         save(self, now)
         self.finish(0, "")
 
-    patch.setattr(Ending, "save", hasty)
+    patch.setattr(Lifecycle, "save", hasty)
 
 
 @mutant("end", "none", "end", "step")
 def no_step_waits_for_a_verdict(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Judging, "waits", lambda *_: False)
+    patch.setattr(EarlyStopping, "waits", lambda *_: False)
 
 
 @mutant("end", "none", "end", "step", "exception")
 def a_decision_takes_effect_at_once(patch: pytest.MonkeyPatch) -> None:
-    is_over = Judging.is_over
-    patch.setattr(Judging, "is_over", lambda self, step: is_over(self, step + self._every))
+    is_over = EarlyStopping.is_over
+    patch.setattr(EarlyStopping, "is_over", lambda self, step: is_over(self, step + self._every))
 
 
 @mutant("end", "server-crash", "end", "step", "best")
@@ -222,7 +222,7 @@ def verdicts_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
     begin = ParameterServer.begin
 
     def forgetful(self: ParameterServer, now: float) -> list[Effect]:
-        self.judging.verdicts.clear()
+        self.early_stopping.validation_losses.clear()
         return begin(self, now)
 
     patch.setattr(ParameterServer, "begin", forgetful)
@@ -230,4 +230,4 @@ def verdicts_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("end", "stop", "end", "step", "stuck")
 def what_was_saved_on_a_stop_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Judging, "_counts", lambda *_: True)
+    patch.setattr(EarlyStopping, "_counts", lambda *_: True)

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from manychar.numerics import State
-from manychar.protocol.effects import Effect, GoBack, Send
-from manychar.protocol.ending import Phase
+from manychar.numerics import TrainingState
+from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
+from manychar.protocol.effects import Effect, ResumeBefore, Send
+from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
     Gradient,
@@ -21,13 +22,12 @@ from manychar.protocol.messages import (
     Hello,
     Message,
     Peer,
+    Reset,
     Role,
-    StartAfresh,
     Weights,
     digest,
 )
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.steps import STEPS_COMPARED, Assessment
 from tests.simulation.reference import bytes_of
 from tests.simulation.violation import Violation
 
@@ -85,12 +85,12 @@ class Oracle:
         self._spoke_at = now
         self.check_state(machine.state, "resumed state")
 
-    def check_state(self, state: State, what: str) -> None:
+    def check_state(self, state: TrainingState, what: str) -> None:
         """A state is the reference's of its step, to the last bit."""
         if self.wrong is None:
             self.check_result(state, what)
 
-    def check_result(self, state: State, what: str) -> None:
+    def check_result(self, state: TrainingState, what: str) -> None:
         """The same, also in a tainted term: what is handed over to the user."""
         names = ("weights", "memory", "hidden", "smooth loss", *("previous",) * self.plan.delay)
         wanted = self.reference.state_bytes[state.step]
@@ -104,7 +104,7 @@ class Oracle:
         stranger = not isinstance(message, Hello) and (
             member is None or getattr(message, "term", None) != machine.run.term
         )
-        judged = (
+        validated = (
             isinstance(message, Gradient)
             and self.wrong is None
             and not stranger
@@ -112,7 +112,7 @@ class Oracle:
             and member.state in (PeerState.WORKING, PeerState.SILENT)
         )
         return Before(
-            assessment=self._assess(machine, message) if judged else None,  # type: ignore[arg-type]
+            assessment=self._assess(machine, message) if validated else None,  # type: ignore[arg-type]
             stranger=stranger,
             sender=member.name if member else "",
             members=frozenset(machine.membership.members),
@@ -128,7 +128,7 @@ class Oracle:
                 return Assessment.FROM_ANOTHER_STATE
             same = self._accepted[shard, step] == _content(gradient)
             return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
-        open_now = machine.ending.phase in (Phase.TRAINING, Phase.STOPPING)
+        open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
         if not open_now or step > self.step + self.plan.delay or step >= self.plan.steps:
             return Assessment.NOT_OPEN
         if step > next_step:
@@ -176,7 +176,7 @@ class Oracle:
         afresh = len(effects) == 1 and isinstance(effects[0], Send)
         if (
             not afresh
-            or not isinstance(effects[0].message, StartAfresh)  # type: ignore[union-attr]
+            or not isinstance(effects[0].message, Reset)  # type: ignore[union-attr]
             or effects[0].to != peer  # type: ignore[union-attr]
             or frozenset(machine.membership.members) != before.members
         ):
@@ -220,7 +220,10 @@ class Oracle:
         step = self.step
         while min(self._next) > step and not self._held(step):
             step += 1
-            if machine.ending.phase is not Phase.TRAINING and machine.state.step != self._world.end:
+            if (
+                machine.lifecycle.phase is not RunPhase.TRAINING
+                and machine.state.step != self._world.end
+            ):
                 break  # it was stopped
         if machine.state.step != step:
             raise Violation("step", f"the server is at {machine.state.step}, not at {step}")
@@ -236,7 +239,7 @@ class Oracle:
         """Whether no step may be applied now: the run ends here, or waits for a verdict."""
         every = self.plan.checkpoint_every
         due = range(0, step, every) if self.plan.patience and step % every == 0 else ()
-        return step >= self._world.end or not self._world.disk.verdicts.keys() >= set(due)
+        return step >= self._world.end or not self._world.disk.validation_losses.keys() >= set(due)
 
     def _check_leases(self, machine: ParameterServer) -> None:
         leases = machine.membership.leases
@@ -248,22 +251,22 @@ class Oracle:
 
     def check_barred(self, machine: ParameterServer, before: Before) -> None:
         """Who sent other bytes than the right ones is barred by name, and nobody else is."""
-        barred = set(machine.reception.barred)
-        if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in barred:
+        banned = set(machine.admission.banned)
+        if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in banned:
             raise Violation("barred", f"{before.sender} is not, and its repeat was wrong")
         names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
-        if not barred <= self.broken or barred & names:
-            raise Violation("barred", f"{barred}; broken are {self.broken}, here are {names}")
+        if not banned <= self.broken or banned & names:
+            raise Violation("barred", f"{banned}; broken are {self.broken}, here are {names}")
 
-    def goes_back(self, back: GoBack) -> None:
+    def goes_back(self, back: ResumeBefore) -> None:
         """The way back leads to before the wrong gradient, and the one who sent it is barred.
 
         Another one's dispute may still be open: it is lost with the term.
         """
         if self.wrong is not None and back.step > self.wrong.step:
             raise Violation("went back", f"to {back.step} for {self.wrong.step}")
-        if not back.barred or not back.barred.keys() <= self.broken:
-            raise Violation("barred", f"{set(back.barred)}; broken are {self.broken}")
+        if not back.banned or not back.banned.keys() <= self.broken:
+            raise Violation("barred", f"{set(back.banned)}; broken are {self.broken}")
 
     def server_sends(self, peer: Peer, message: Message) -> None:
         """Check what a lease, and weights, may say."""
@@ -317,9 +320,9 @@ class Oracle:
 
     def keeps_best(self, step: int) -> None:
         """The best checkpoint is the one with the least loss of all that are judged."""
-        verdicts = self._world.disk.verdicts
-        if step != min(verdicts, key=verdicts.__getitem__):
-            raise Violation("best", f"step {step} of {verdicts}")
+        validation_losses = self._world.disk.validation_losses
+        if step != min(validation_losses, key=validation_losses.__getitem__):
+            raise Violation("best", f"step {step} of {validation_losses}")
 
     def server_spoke(self, now: float) -> None:
         """A line for a person."""
@@ -333,7 +336,10 @@ class Oracle:
             if now - member.heard_at >= machine.membership.limit(member):
                 raise Violation("lost", f"{member.name} is not: silent since {member.heard_at:.1f}")
         quiet = now - max(self._spoke_at, applied_at)
-        if quiet > LONGEST_SILENCE and machine.ending.phase in (Phase.TRAINING, Phase.STOPPING):
+        if quiet > LONGEST_SILENCE and machine.lifecycle.phase in (
+            RunPhase.TRAINING,
+            RunPhase.STOPPING,
+        ):
             raise Violation("silence", f"the server has said nothing for {quiet:.1f} s")
 
 

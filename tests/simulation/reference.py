@@ -11,8 +11,17 @@ import random
 
 import numpy as np
 
-from manychar.numerics import Batch, Definition, Kernel, State, Streams, advance, encode, start
-from manychar.numerics.train import compute_shard, kernel_of
+from manychar.numerics import (
+    Batch,
+    Definition,
+    Kernel,
+    Streams,
+    TrainingState,
+    advance,
+    encode,
+    start,
+)
+from manychar.numerics.training_step import compute_shard, kernel_of
 from manychar.protocol.effects import Compute
 from manychar.protocol.messages import Dimensions
 
@@ -36,7 +45,7 @@ class Reference:
     definition: Definition
     streams: Streams
     vocabulary: str
-    states: list[State]
+    states: list[TrainingState]
     pieces: dict[tuple[int, int], Piece]
     hidden: list[list[bytes]]
     weights: list[bytes]
@@ -47,7 +56,7 @@ class Reference:
         return max(0, step - self.definition.delay)
 
 
-def bytes_of(state: State) -> tuple[bytes, ...]:
+def bytes_of(state: TrainingState) -> tuple[bytes, ...]:
     """Return everything in a state, named by place: weights, memory, hidden, loss, previous."""
     return (
         state.parameters.flat.tobytes(),
@@ -92,7 +101,9 @@ def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
     )
 
 
-def _pieces_of(state: State, streams: Streams, kernel: Kernel) -> dict[tuple[int, int], Piece]:
+def _pieces_of(
+    state: TrainingState, streams: Streams, kernel: Kernel
+) -> dict[tuple[int, int], Piece]:
     kernel.load(state.version_for(state.step))
     pieces = {}
     for shard, hidden in enumerate(state.hidden):

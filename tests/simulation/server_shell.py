@@ -4,22 +4,22 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from manychar.numerics import State
+from manychar.numerics import TrainingState
 from manychar.protocol.effects import (
     Compute,
     Effect,
     Finish,
-    GoBack,
-    Judge,
     KeepBest,
     PeerError,
     Result,
+    ResumeBefore,
     Save,
     Say,
     Send,
+    Validate,
 )
 from manychar.protocol.messages import Message, Peer
-from manychar.protocol.run import Operation, Run
+from manychar.protocol.run_spec import Operation, RunSpec
 from tests.simulation.network import decoded
 from tests.simulation.reference import compute
 from tests.simulation.transcript import brief, sent
@@ -35,11 +35,15 @@ class ServerShell:
     """One term of the server. Another begins after a crash, a stop, or a way back."""
 
     def __init__(
-        self, world: "World", state: State, term: int, barred: Mapping[str, str] | None = None
+        self,
+        world: "World",
+        state: TrainingState,
+        term: int,
+        banned: Mapping[str, str] | None = None,
     ) -> None:
         self.world = world
         plan, known = world.plan, world.reference
-        run = Run(
+        run = RunSpec(
             run=RUN_NAME,
             term=term,
             definition=known.definition,
@@ -55,9 +59,9 @@ class ServerShell:
             state=state,
             fingerprint=FINGERPRINT,
             libraries={},
-            barred=barred or {},
-            verdicts=world.disk.verdicts,
-            unjudged=world.disk.unjudged(),
+            banned=banned or {},
+            validation_losses=world.disk.validation_losses,
+            unvalidated=world.disk.unvalidated(),
         )
         self.machine = world.server_class(run, now=world.now)
         self.applied_at = world.now
@@ -143,14 +147,14 @@ class ServerShell:
             self.carry_out(self.machine.computed(effect.shard, effect.step, result, world.now))
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
-        elif isinstance(effect, Judge):
+        elif isinstance(effect, Validate):
             world.disk.judge(self, effect.step)
         elif isinstance(effect, KeepBest):
             world.oracle.keeps_best(effect.step)
         elif isinstance(effect, Say):
             world.oracle.server_spoke(world.now)
             world.log(functools.partial(str, f"  server says: {effect.text}"))
-        elif isinstance(effect, GoBack):
+        elif isinstance(effect, ResumeBefore):
             world.go_back(effect)
         elif isinstance(effect, Finish):
             world.server_finished(effect)

@@ -11,13 +11,13 @@ from manychar.protocol.messages import (
     Hello,
     Message,
     Refused,
-    StartAfresh,
+    Reset,
     Unit,
     UnitState,
     Welcome,
     digest,
 )
-from manychar.protocol.worker import State, Worker
+from manychar.protocol.worker import Worker, WorkerPhase
 from tests.simulation.oracle import Oracle
 from tests.simulation.violation import Violation
 
@@ -45,7 +45,7 @@ class WorkerOracle:
         """Note how the worker stands."""
         welcome = machine.session.welcome
         mine = (welcome.run, welcome.term) if welcome else None
-        general = isinstance(message, Hello | Welcome | Refused | StartAfresh)
+        general = isinstance(message, Hello | Welcome | Refused | Reset)
         foreign = not general and (message.run, message.term) != mine  # type: ignore[union-attr]
         return WorkerBefore(
             welcome.term if welcome else 0, foreign, _leases(machine), _memory(machine)
@@ -106,7 +106,7 @@ class WorkerOracle:
         def still() -> bool:
             now_in = machine.session.welcome
             same = began_in is not None and now_in is not None and began_in.term == now_in.term
-            return same and machine.state is State.WORKING
+            return same and machine.state is WorkerPhase.WORKING
 
         return still
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from manychar.protocol.effects import (
     STOPPED,
     Compute,
+    ComputeFingerprint,
     Effect,
+    FingerprintResult,
     Finish,
     PeerError,
-    Proof,
-    Prove,
     Result,
     Say,
     Send,
@@ -134,7 +134,7 @@ class WorkerShell:
                     world.worker_oracle.sends(self.name, effect.message)
                 world.log(functools.partial(sent, f"    {self.name} sends", effect.message))
                 world.network.send_up(self, effect.message)
-            elif isinstance(effect, Prove):
+            elif isinstance(effect, ComputeFingerprint):
                 self._be_busy(world.chance.uniform(0.0, 0.2), self._prove())
             elif isinstance(effect, Compute):
                 self._compute(effect)
@@ -145,7 +145,7 @@ class WorkerShell:
 
     def _prove(self) -> Callable[[], list[Effect]]:
         fingerprint = FOREIGN_FINGERPRINT if self.foreign else FINGERPRINT
-        proof = Proof(fingerprint, {}, 0.0)
+        proof = FingerprintResult(fingerprint, {}, 0.0)
         return lambda: self.machine.proved(proof, self.world.now)
 
     def _compute(self, unit: Compute) -> None:

@@ -12,9 +12,9 @@ import math
 import random
 from collections.abc import Callable
 
-from manychar.numerics import State
-from manychar.protocol.effects import Compute, Finish, GoBack, PeerError
-from manychar.protocol.ending import Phase
+from manychar.numerics import TrainingState
+from manychar.protocol.effects import Compute, Finish, PeerError, ResumeBefore
+from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import Gradient
 from manychar.protocol.server import ParameterServer
@@ -224,7 +224,7 @@ class World:
         """Return the term of a server that starts now; it is on disk before its first message."""
         return self.term + 1
 
-    def restore(self, state: State) -> State:
+    def restore(self, state: TrainingState) -> TrainingState:
         """Return the state that a checkpoint holds."""
         return state
 
@@ -274,7 +274,7 @@ class World:
             return
         machine = self.server.machine
         due = min(wrong.step + self.plan.truth_after, self.end - 1)
-        if machine.ending.phase is Phase.TRAINING and machine.state.step < due:
+        if machine.lifecycle.phase is RunPhase.TRAINING and machine.state.step < due:
             return
         self._told = wrong
         piece = self.reference.pieces[wrong.shard, wrong.step]
@@ -283,7 +283,7 @@ class World:
         )
         self.server.receive(healthy[0].peer, right)
 
-    def go_back(self, back: GoBack) -> None:
+    def go_back(self, back: ResumeBefore) -> None:
         """Begin a new term from a checkpoint before the wrong step, on the same connections."""
         assert self.server is not None
         self.log(lambda: f"server goes back: {back}")
@@ -292,9 +292,9 @@ class World:
         self.disk.forget_after(back.step)
         self.term = self.next_term()
         newest = self.restore(self.disk.newest())
-        self.server = ServerShell(self, newest, self.term, back.barred)
+        self.server = ServerShell(self, newest, self.term, back.banned)
         self.server.begin()
-        for name in back.barred:
+        for name in back.banned:
             self.after(1.0, functools.partial(self.join, name))
 
     # Ends.

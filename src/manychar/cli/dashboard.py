@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from manychar.cli.flags import Key, Patience
-from manychar.cli.speaking import say, write
-from manychar.runtime.errors import UserError
-from manychar.runtime.pinning import pin
+from manychar.cli.console import say, write
+from manychar.cli.options import Key, Patience
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
 
 DEFAULT_PORT = 8577
 
@@ -29,13 +29,13 @@ def dashboard(
     """Serve a page to watch a run by: losses, speed, workers, samples, hidden units."""
     pin("portable")
     try:
-        from manychar.dashboard.web import check_host, listen, serve, url_of
+        from manychar.observability.dashboard.http_server import check_host, listen, serve, url_of
     except ModuleNotFoundError as error:
         raise UserError(
             f"the page needs {error.name}, which is not there: pip install 'manychar[dashboard]'"
         ) from None
-    from manychar.dashboard.feed import open_feed
-    from manychar.runtime.peers import find_key
+    from manychar.network.client_identity import find_key
+    from manychar.observability.dashboard.data_source import open_feed
 
     check_host(host, insecure=insecure)
     if insecure:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import Key, Patience
-from manychar.cli.speaking import say, write
-from manychar.cli.taking import numerics_of, source_of
-from manychar.runtime.endpoints import is_endpoint
-from manychar.runtime.errors import UserError
-from manychar.runtime.pinning import pin
+from manychar.cli.console import say, write
+from manychar.cli.options import Key, Patience
+from manychar.cli.run_setup import numerics_of, source_of
+from manychar.network.endpoints import is_endpoint
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +67,8 @@ def evaluate(
 
 
 def _held_out(source: str) -> "NDArray[Any]":
-    from manychar.runtime.corpus_file import check_corpus
-    from manychar.runtime.run_directory import open_run
+    from manychar.storage.corpus_file import check_corpus
+    from manychar.storage.run_directory import open_run
 
     if not Path(source).is_dir():
         raise UserError(f"{source}: give a TEXT; only a run directory has one of its own")
@@ -76,13 +76,13 @@ def _held_out(source: str) -> "NDArray[Any]":
     if not directory.definition.validation:
         raise UserError(f"{source}: give a TEXT; this run holds nothing out (--validation)")
     check_corpus(directory.path, directory.definition.corpus_sha256)
-    return directory.streams()[1].held_out
+    return directory.streams()[1].validation_ids
 
 
 def _read(paths: list[Path], vocabulary: str, unknown: str) -> "NDArray[Any]":
     """Return the texts' ids, joined. Raises UserError for characters that are to be refused."""
     from manychar.numerics.corpus import encode_with
-    from manychar.runtime.corpus_file import read_text
+    from manychar.storage.corpus_file import read_text
 
     ids, strange = encode_with(vocabulary, b"".join(map(read_text, paths)).decode())
     if strange and unknown == "refuse":

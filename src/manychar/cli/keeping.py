@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from manychar.cli.speaking import say, write
+from manychar.cli.console import say, write
 from manychar.protocol.messages import KeyRole
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's name in 
 @app.command(epilog="Example: manychar keys create KEYS")
 def create(directory: Directory) -> None:
     """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
-    from manychar.runtime.keys import create as make
+    from manychar.network.keys import create as make
 
     _handed_out(make(directory), KeyRole.WORKER)
     say(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
@@ -37,7 +37,7 @@ def add(
     ] = KeyRole.WORKER,
 ) -> None:
     """Make a key for another client: DIR/NAME.key. A running server lets it in at once."""
-    from manychar.runtime.keys import add as let_in
+    from manychar.network.keys import add as let_in
 
     _handed_out(let_in(directory, name, role), role)
 
@@ -45,7 +45,7 @@ def add(
 @app.command(epilog="Example: manychar keys revoke KEYS olga")
 def revoke(directory: Directory, name: Name) -> None:
     """Let a client come no more; a running server drops it at its next message."""
-    from manychar.runtime.keys import revoke as keep_out
+    from manychar.network.keys import revoke as keep_out
 
     keep_out(directory, name)
     say(f"{name} may not come any more")
@@ -57,7 +57,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
 ) -> None:
     """List who may come, and who may not any more."""
-    from manychar.runtime.keys import read_clients
+    from manychar.network.keys import read_clients
 
     clients = read_clients(directory)
     if as_json:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import DEFINITION, TRANSPORT, TRIAL, Key, Patience, Text, with_flags
-from manychar.cli.speaking import say, write
-from manychar.cli.taking import define, numerics_of, settings, source_of, usable_cores
-from manychar.runtime import log
-from manychar.runtime.endpoints import is_endpoint
-from manychar.runtime.errors import UserError
-from manychar.runtime.pinning import pin
+from manychar.cli.console import say, write
+from manychar.cli.options import DEFINITION, TRANSPORT, TRIAL, Key, Patience, Text, with_flags
+from manychar.cli.run_setup import define, numerics_of, settings, source_of, usable_cores
+from manychar.network.endpoints import is_endpoint
+from manychar.processes import log
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from manychar.numerics.model import Parameters
-    from manychar.runtime.observe import Standing
+    from manychar.observability.observer_client import Standing
 
 
 SHORTEST_LOOK = 0.5  # seconds
@@ -63,7 +63,7 @@ def sample(
     pin("portable")
     import numpy as np
 
-    from manychar.runtime.sampling import draw, for_reading
+    from manychar.observability.model_source import draw, for_reading
 
     prime = _prime(prime, prime_file)
     chosen = secrets.randbelow(2**32) if seed is None else seed
@@ -93,7 +93,7 @@ def _prime(text: str, file: Path | None) -> str:
         raise UserError("--prime and --prime-file both say what to go on from: give one")
     if file is None:
         return text
-    from manychar.runtime.corpus_file import read_text
+    from manychar.storage.corpus_file import read_text
 
     return read_text(file).decode()
 
@@ -105,8 +105,8 @@ def _models(
     if change is None:
         yield "", *source_of(source, key, patience=patience)
         return
-    from manychar.runtime.observe import follow
-    from manychar.runtime.peers import find_key
+    from manychar.network.client_identity import find_key
+    from manychar.observability.observer_client import follow
 
     if not is_endpoint(source):
         raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
@@ -128,10 +128,10 @@ def verify(
 ) -> None:
     """Do a run again in one place, from its definition, and compare every checkpoint bit by bit."""
     pin(numerics_of(run_dir))
-    from manychar.runtime.display import counting
-    from manychar.runtime.run_directory import open_run
-    from manychar.runtime.verify import plan
-    from manychar.runtime.verify import verify as do_again
+    from manychar.observability.progress import counting
+    from manychar.storage.run_directory import open_run
+    from manychar.verification.verify import plan
+    from manychar.verification.verify import verify as do_again
 
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
@@ -149,7 +149,7 @@ def verify(
 def equivalence(text: Text = None, **flags: Any) -> None:
     """Prove it: train in one process, then with 1, 2 and 4 workers; compare every bit."""
     pin(flags.get("numerics", "portable"))
-    from manychar.runtime.equivalence import Equivalence, table, verdict
+    from manychar.verification.equivalence import Equivalence, table, verdict
 
     if flags.get("steps", 3) < 3 or flags.get("checkpoint_every", 1) < 1:
         raise UserError("--steps takes at least 3 here, --checkpoint-every at least 1")
@@ -166,7 +166,7 @@ def equivalence(text: Text = None, **flags: Any) -> None:
             say(f"server and {count} worker{'s' if count > 1 else ''} over {chosen.transport}")
             done.append(trials.fleet(count, kill=kill))
         _print_table(table(done))
-        if definition.streams_in_all == 1:
+        if definition.total_streams == 1:
             found = trials.against_plain()
             write(
                 "largest relative difference from min-char-rnn's plain form:"
@@ -195,11 +195,11 @@ def status(
 ) -> None:
     """Say how a live run stands: step, loss, who is there and who is late, what was dropped."""
     pin("portable")
-    from manychar.runtime import observe
-    from manychar.runtime.peers import find_key
-    from manychar.runtime.standing import show
+    from manychar.network.client_identity import find_key
+    from manychar.observability import observer_client
+    from manychar.observability.status import show
 
-    look = observe.watch(endpoint, find_key(key), patience=patience, say=say)
+    look = observer_client.watch(endpoint, find_key(key), patience=patience, say=say)
     with contextlib.closing(look) as standings:
         if as_json:
             for standing in standings if watch else [next(standings)]:
@@ -215,7 +215,7 @@ def _watch(standings: "Iterator[Standing]") -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from manychar.runtime.standing import render, show
+    from manychar.observability.status import render, show
 
     before = None
     console = Console(highlight=False)
@@ -232,7 +232,7 @@ def _watch(standings: "Iterator[Standing]") -> None:
 
 
 def _as_json(standing: "Standing") -> dict[str, Any]:
-    from manychar.runtime.standing import exchanging
+    from manychar.observability.status import exchanging
 
     workers = {
         worker.name: {**worker._asdict(), "exchanging": exchanging(worker)}
@@ -251,8 +251,8 @@ def health(
 ) -> None:
     """Say in one line whether a live run is well: it advances, or says for whom it waits."""
     pin("portable")
-    from manychar.runtime.health import examine
-    from manychar.runtime.peers import find_key
+    from manychar.network.client_identity import find_key
+    from manychar.observability.health import examine
 
     found = examine(endpoint, find_key(key), patience=patience)
     write(f"{found.line}\n")
@@ -263,7 +263,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
 ) -> None:
     """Say what this machine is for a fleet: CPU, BLAS, numpy, fingerprints, limits."""
-    from manychar.runtime.doctor import examine
+    from manychar.verification.doctor import examine
 
     found = examine()
     if as_json:

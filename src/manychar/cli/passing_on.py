@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.flags import SINKS, Key, Patience, with_flags
-from manychar.cli.speaking import say
-from manychar.cli.taking import source_of
-from manychar.runtime.endpoints import is_endpoint
-from manychar.runtime.errors import UserError
-from manychar.runtime.extras import needing
-from manychar.runtime.pinning import pin
+from manychar.cli.console import say
+from manychar.cli.options import SINKS, Key, Patience, with_flags
+from manychar.cli.run_setup import source_of
+from manychar.network.endpoints import is_endpoint
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
+from manychar.processes.optional_dependencies import needing
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
 ) -> None:
     """Write the weights as a state dict that PyTorch's nn.RNN and nn.Linear load."""
     pin("portable")
-    from manychar.runtime.export import export as write_state_dict
+    from manychar.storage.torch_export import export as write_state_dict
 
     parameters, vocabulary = source_of(source, key, patience=patience)
     write_state_dict(parameters, vocabulary, output)
@@ -50,7 +50,7 @@ def plot(
     """Draw the loss curves of one run or several into a picture."""
     pin("portable")
     with needing("plot", "manychar plot"):
-        from manychar.runtime.plot import plot as draw
+        from manychar.observability.plot import plot as draw
 
     draw(runs, output, by)
 
@@ -66,10 +66,10 @@ def follow(
 ) -> None:
     """Follow a live run, and pass it on to TensorBoard or Prometheus until it ends."""
     pin("portable")
-    from manychar.runtime.follow import SAMPLE_LENGTH
-    from manychar.runtime.follow import follow as pass_on
-    from manychar.runtime.past import pass_on as pass_on_past
-    from manychar.runtime.peers import find_key
+    from manychar.network.client_identity import find_key
+    from manychar.observability.follow import SAMPLE_LENGTH
+    from manychar.observability.follow import follow as pass_on
+    from manychar.observability.history import pass_on as pass_on_past
 
     if not flags:
         raise UserError("nothing to pass it on to: give --tensorboard DIR or --metrics-port N")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manychar.cli.flags import (
+from manychar.cli.console import complain, nothing, program, say
+from manychar.cli.options import (
     DEFINITION,
     LOGGING,
     OPERATION,
@@ -22,18 +23,17 @@ from manychar.cli.flags import (
     Text,
     with_flags,
 )
-from manychar.cli.speaking import complain, nothing, program, say
-from manychar.cli.taking import display, take_run
-from manychar.runtime.endpoints import check_endpoint, require_safe
-from manychar.runtime.errors import STOPPED, UserError
-from manychar.runtime.peers import KEYS_VARIABLE
-from manychar.runtime.pinning import pin
-from manychar.runtime.sinks import check as check_sinks
+from manychar.cli.run_setup import display, take_run
+from manychar.network.client_identity import KEYS_VARIABLE
+from manychar.network.endpoints import check_endpoint, require_safe
+from manychar.observability.exporters import check as check_sinks
+from manychar.processes.errors import STOPPED, UserError
+from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
+    from manychar.observability.progress import Display
     from manychar.protocol.effects import Finish
-    from manychar.runtime.display import Display
-    from manychar.runtime.run_directory import RunDirectory
+    from manychar.storage.run_directory import RunDirectory
 
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
@@ -46,16 +46,16 @@ def train(text: Text = None, **flags: Any) -> None:
     directory = take_run(text, flags)
     settings = directory.settings
     _end_if_it_is_through(directory)
-    from manychar.runtime.launch import Fleet
-    from manychar.runtime.sinks import sinks
+    from manychar.fleet.local_fleet import Fleet
+    from manychar.observability.exporters import exporters
 
     if settings.workers > directory.definition.shards:
         say(
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    with display(directory) as screen, sinks(screen.dimensions, screen.say, **wanted) as beside:
-        finish = Fleet(directory, screen, sinks=beside).run()
+    with display(directory) as screen, exporters(screen.dimensions, screen.say, **wanted) as beside:
+        finish = Fleet(directory, screen, exporters=beside).run()
     _finish(finish, directory, again="train")
 
 
@@ -76,7 +76,7 @@ def server(
     **flags: Any,
 ) -> None:
     """Serve a run to workers that are started by hand, here or on other machines."""
-    from manychar.runtime.transport import check_free
+    from manychar.network.transport import check_free
 
     check_endpoint(bind)
     command = shlex.join(sys.argv[1:])
@@ -88,8 +88,8 @@ def server(
     if "resume" not in flags:
         check_free(bind, keys)  # before a run directory is made for nothing
     directory = take_run(text, flags)
-    from manychar.runtime.parent import Parent
-    from manychar.runtime.serve import serve
+    from manychar.fleet.server_process import serve
+    from manychar.processes.parent_death import Parent
 
     if child:
         finish = serve(directory, bind, _child_screen(), Parent(is_child=True))
@@ -116,16 +116,16 @@ def worker(
     **_logging: Any,
 ) -> None:
     """Work for a server: compute the gradients of whatever shards it leases. Needs no text."""
+    from manychar.fleet.worker_process import work
+    from manychar.network.client_identity import find_key, hello
+    from manychar.processes.parent_death import Parent
     from manychar.protocol.messages import Level, Role
-    from manychar.runtime.parent import Parent
-    from manychar.runtime.peers import find_key, hello
-    from manychar.runtime.work import work
 
     check_endpoint(endpoint)
     mine = find_key(key)
     me = hello(Role.WORKER, name or (mine.name if mine else None))
     if processes > 1:
-        from manychar.runtime.crew import work_together
+        from manychar.processes.worker_pool import work_together
 
         raise typer.Exit(
             work_together(
@@ -154,15 +154,15 @@ def stop(
 ) -> None:
     """Have a run end in good order, from anywhere: it ends its step and writes a checkpoint."""
     pin("portable")
-    from manychar.runtime.observe import stop as ask_to_stop
-    from manychar.runtime.peers import find_key
+    from manychar.network.client_identity import find_key
+    from manychar.observability.observer_client import stop as ask_to_stop
 
     say(ask_to_stop(endpoint, find_key(key), patience=patience, say=say))
 
 
 def _end_if_it_is_through(directory: "RunDirectory") -> None:
     """Say so, and exit, where a resumed run has all its steps already, or got no better."""
-    from manychar.runtime.verdicts import is_over, read_verdicts
+    from manychar.storage.validation_log import is_over, read_validation_losses
 
     steps = directory.settings.steps
     try:
@@ -172,17 +172,19 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
     newest = checkpoint.state.step
     if damaged:
         return
-    unjudged = directory.definition.validation > 0 and newest not in read_verdicts(directory)
-    if 0 < steps <= newest and not unjudged:
+    unvalidated = directory.definition.validation > 0 and newest not in read_validation_losses(
+        directory
+    )
+    if 0 < steps <= newest and not unvalidated:
         say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
         raise typer.Exit
-    if not unjudged and is_over(directory, newest):
+    if not unvalidated and is_over(directory, newest):
         say(f"over at step {newest:,}: it got no better; --stop-when-no-better 0 goes on")
         raise typer.Exit
 
 
 def _screen(display: "Display", keys: Path | None) -> Any:
-    from manychar.runtime.serve import Screen
+    from manychar.fleet.server_process import Screen
 
     def bound(endpoint: str) -> None:
         key = "" if keys is None else " --key FILE"
@@ -201,7 +203,7 @@ def _reachable(endpoint: str) -> str:
 
 def _child_screen() -> Any:
     """Return a server's screen where the parent watches: what it says, and where it listens."""
-    from manychar.runtime.serve import Screen
+    from manychar.fleet.server_process import Screen
 
     def bound(endpoint: str) -> None:
         print(json.dumps({"endpoint": endpoint}), flush=True)
@@ -216,7 +218,7 @@ def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
         complain(f"manychar: {finish.reason}") if finish.code else say(finish.reason)
     if finish.code or steps == 0:
         say(f"go on: {program()} {again} --resume {path}")
-    from manychar.runtime.verdicts import BEST_NAME
+    from manychar.storage.validation_log import BEST_NAME
 
     best = directory.checkpoints / BEST_NAME
     say(f"sample from it: {program()} sample {path}")

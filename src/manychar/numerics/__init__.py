@@ -6,12 +6,12 @@ evaluation.
 
 from manychar.numerics import adagrad
 from manychar.numerics.corpus import Batch, CorpusError, Streams, encode
-from manychar.numerics.definition import Definition, DefinitionError
 from manychar.numerics.evaluation import Evaluation, evaluate
-from manychar.numerics.gradient import average, clip
 from manychar.numerics.kernel import Kernel, loss_and_gradient
 from manychar.numerics.model import Parameters, initialize, sample
-from manychar.numerics.train import State, advance, start, weights_sha256
+from manychar.numerics.run_definition import Definition, DefinitionError
+from manychar.numerics.training_step import TrainingState, advance, start, weights_sha256
+from manychar.numerics.tree_reduction import average, clip
 
 __all__ = [
     "Batch",
@@ -21,8 +21,8 @@ __all__ = [
     "Evaluation",
     "Kernel",
     "Parameters",
-    "State",
     "Streams",
+    "TrainingState",
     "adagrad",
     "advance",
     "average",

@@ -86,12 +86,12 @@ class Streams:
 
     def __post_init__(self) -> None:
         """Find the length of a stream; the remainder at the end and what is held out are unread."""
-        if self.validation > 0 and len(self.held_out) < 2:
+        if self.validation > 0 and len(self.validation_ids) < 2:
             raise CorpusError(
                 f"--validation {self.validation} of {len(self.ids):,} characters holds out"
-                f" {len(self.held_out)}: it takes at least 2 to judge by"
+                f" {len(self.validation_ids)}: it takes at least 2 to judge by"
             )
-        characters = len(self.ids) - len(self.held_out)
+        characters = len(self.ids) - len(self.validation_ids)
         length = characters // (self.shards * self.streams)
         if length < self.seq_length + 1:
             needed = self.shards * self.streams * (self.seq_length + 1)
@@ -105,7 +105,7 @@ class Streams:
         object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
 
     @property
-    def held_out(self) -> NDArray[np.unsignedinteger]:
+    def validation_ids(self) -> NDArray[np.unsignedinteger]:
         """The end of the text, which no stream reads: what the model is judged by."""
         return self.ids[len(self.ids) - int(len(self.ids) * self.validation) :]
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from manychar.protocol import messages
-from manychar.protocol.messages import Attendance, Dimensions, Frame, Level, Message, Unit
+from manychar.protocol.messages import Dimensions, Frame, Level, Message, Unit, WorkerStats
 
 HEADER_BYTES = 4096
 MAX_FRAMES = 4
@@ -97,16 +97,16 @@ def _perhaps(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
-def _attendances(value: Any) -> tuple[Attendance, ...]:
+def _attendances(value: Any) -> tuple[WorkerStats, ...]:
     if type(value) is not list or len(value) > MAX_ROSTER:
         raise WireError(f"not a list of at most {MAX_ROSTER} workers")
     return tuple(map(_attendance, value))
 
 
-def _attendance(value: Any) -> Attendance:
+def _attendance(value: Any) -> WorkerStats:
     if type(value) is not list or len(value) != len(_ATTENDANCE):
         raise WireError("not what is known of a worker")
-    return Attendance(*(check(item) for check, item in zip(_ATTENDANCE, value, strict=True)))
+    return WorkerStats(*(check(item) for check, item in zip(_ATTENDANCE, value, strict=True)))
 
 
 def _map_of(check: Check) -> Check:
@@ -200,7 +200,7 @@ LAYOUTS = {
             {**_ENVELOPE, "fingerprint": _name, "libraries": _map_of(_text), "slowest": _number},
         ),
         Layout(messages.Refused, {"reason": _text}),
-        Layout(messages.StartAfresh, _ENVELOPE),
+        Layout(messages.Reset, _ENVELOPE),
         Layout(
             messages.Grant,
             {**_LEASED, "fresh": _flag},
@@ -251,7 +251,7 @@ LAYOUTS = {
                 "counts": _map_of(_integer),
                 "checkpoint": _integer,
                 "checkpoint_age": _number,
-                "judged": _perhaps(_integer),
+                "validated": _perhaps(_integer),
                 "validation": _perhaps(_any_number),
                 "best": _perhaps(_integer),
             },

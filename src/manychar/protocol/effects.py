@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from manychar.protocol.messages import Frame, Level, Message, Peer, Report, Roster, Weights, Welcome
 
 if TYPE_CHECKING:
-    from manychar.numerics.train import State
+    from manychar.numerics.training_step import TrainingState
 
 
 RUN_FAILED = 3  # exit codes of a Finish
@@ -34,11 +34,11 @@ class Send:
 class Save:
     """Write a checkpoint beside the loop, and come back with `saved` or `save_failed`."""
 
-    state: "State"
+    state: "TrainingState"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class Validate:
     """Have a checkpoint judged; come back with `judged`, `not_judged` or `judge_failed`."""
 
     step: int
@@ -83,7 +83,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prove:
+class ComputeFingerprint:
     """Pin the numerics that the run wants, compute the fingerprint, and come back with `proved`."""
 
     welcome: Welcome
@@ -103,7 +103,7 @@ class Compute:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proof:
+class FingerprintResult:
     """What came of Prove; `slowest` is the longest piece of work in seconds."""
 
     fingerprint: str
@@ -123,14 +123,14 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class GoBack:
+class ResumeBefore:
     """Begin a new term from a checkpoint of at most step `step`; never let the barred in again.
 
     `barred` says of each name why.
     """
 
     step: int
-    barred: Mapping[str, str]
+    banned: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,15 +151,15 @@ class Finish:
 Effect = (
     Send
     | Save
-    | Judge
+    | Validate
     | KeepBest
     | Say
     | Show
     | Append
     | Record
-    | Prove
+    | ComputeFingerprint
     | Compute
-    | GoBack
+    | ResumeBefore
     | Remember
     | Finish
 )

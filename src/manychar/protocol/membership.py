@@ -23,7 +23,7 @@ HOST_LENGTH = 64
 class PeerState(enum.Enum):
     """Where a connection stands with the server."""
 
-    GREETED = "greeted"
+    ADMITTED = "greeted"
     WORKING = "working"
     SILENT = "silent"
     OBSERVING = "observing"
@@ -161,7 +161,7 @@ class Membership:
             role=role,
             instance=hello.instance,
             joined=self._joined,
-            state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.GREETED,
+            state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
             host=one_line(hello.machine.get("host", ""))[:HOST_LENGTH],

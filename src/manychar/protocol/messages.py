@@ -182,7 +182,7 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartAfresh:
+class Reset:
     """The server does not know the peer, or not in that term: drop everything and say Hello."""
 
     run: str
@@ -314,12 +314,12 @@ class Report:
     counts: Mapping[str, int]
     checkpoint: int
     checkpoint_age: float
-    judged: int | None
+    validated: int | None
     validation: float | None
     best: int | None
 
 
-class Attendance(NamedTuple):
+class WorkerStats(NamedTuple):
     """How one worker has spent its time since it joined, in seconds: `present` in all.
 
     It was `computing`, by its own word, and `waiting` while nothing was asked of it; the rest went
@@ -351,7 +351,7 @@ class Roster:
     first: int
     total: int
     waiting: str
-    workers: tuple[Attendance, ...]
+    workers: tuple[WorkerStats, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -380,16 +380,6 @@ class Done:
 FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop
 FromPeer = Hello | FromMember
 FromServer = (
-    Welcome
-    | Refused
-    | StartAfresh
-    | Grant
-    | Weights
-    | Revoke
-    | Alive
-    | Report
-    | Roster
-    | Notice
-    | Done
+    Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Report | Roster | Notice | Done
 )
 Message = FromPeer | FromServer

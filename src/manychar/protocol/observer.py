@@ -12,6 +12,7 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
+from manychar.protocol.client_session import ClientSession
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, PeerError, Say, Send, Show
 from manychar.protocol.messages import (
     Alive,
@@ -23,29 +24,28 @@ from manychar.protocol.messages import (
     Notice,
     Refused,
     Report,
+    Reset,
     Roster,
-    StartAfresh,
     Weights,
     Welcome,
     one_line,
 )
-from manychar.protocol.session import Session
 
 
-class State(enum.Enum):
+class ObserverPhase(enum.Enum):
     """Where the observer stands."""
 
-    KNOCKING = "knocking"
-    WATCHING = "watching"
-    GONE = "gone"
+    CONNECTING = "knocking"
+    OBSERVING = "watching"
+    ENDED = "gone"
 
 
 class Observer:
     """The machine of one observer. See the table above."""
 
     def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
-        self.state = State.KNOCKING
-        self.session = Session(hello, server=server, patience=patience, now=now)
+        self.state = ObserverPhase.CONNECTING
+        self.session = ClientSession(hello, server=server, patience=patience, now=now)
 
     @property
     def dimensions(self) -> Dimensions | None:
@@ -54,7 +54,7 @@ class Observer:
 
     def receive(self, message: Message, now: float) -> list[Effect]:
         """Take a message from the server."""
-        if self.state is State.GONE:
+        if self.state is ObserverPhase.ENDED:
             return []
         handler = _TABLE.get((self.state, type(message)))
         if handler is None:
@@ -64,25 +64,25 @@ class Observer:
 
     def tick(self, now: float) -> list[Effect]:
         """Knock, beat, and notice a silent server."""
-        if self.state is State.GONE:
+        if self.state is ObserverPhase.ENDED:
             return []
         effects = self.session.tick(now)
         if self.session.knocking:
-            self.state = State.KNOCKING
+            self.state = ObserverPhase.CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
-            self.state = State.GONE
+            self.state = ObserverPhase.ENDED
         return effects + self.session.beat(now)
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
-        return None if self.state is State.GONE else self.session.deadline()
+        return None if self.state is ObserverPhase.ENDED else self.session.deadline()
 
     def leave(self, reason: str) -> list[Effect]:
         """Say goodbye and go."""
         effects: list[Effect] = []
-        if self.state is State.WATCHING and (welcome := self.session.welcome):
+        if self.state is ObserverPhase.OBSERVING and (welcome := self.session.welcome):
             effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
-        self.state = State.GONE
+        self.state = ObserverPhase.ENDED
         return [*effects, Finish(0, reason)]
 
     # What the table's rows do.
@@ -91,7 +91,7 @@ class Observer:
         if self.session.is_past(welcome):
             return []
         self.session.enter(welcome, now)
-        self.state = State.WATCHING
+        self.state = ObserverPhase.OBSERVING
         return []
 
     def _show(self, message: Report | Roster | Weights, now: float) -> list[Effect]:
@@ -104,40 +104,40 @@ class Observer:
         """Nothing to do: it was heard, or comes from before the last Hello."""
         return []
 
-    def _start_afresh(self, message: StartAfresh, now: float) -> list[Effect]:
+    def _reset(self, message: Reset, now: float) -> list[Effect]:
         if self.session.is_past(message):
             return []
-        self.state = State.KNOCKING
+        self.state = ObserverPhase.CONNECTING
         self.session.knock(now)
         return self.session.tick(now)
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
-        self.state = State.GONE
+        self.state = ObserverPhase.ENDED
         return [Finish(RUN_FAILED, f"the server refused this observer: {refused.reason}")]
 
     def _done(self, done: Done, now: float) -> list[Effect]:
-        self.state = State.GONE
+        self.state = ObserverPhase.ENDED
         return [Finish(done.code, done.reason)]
 
 
 _Handler = Callable[[Observer, Any, float], list[Effect]]
 
-_TABLE: dict[tuple[State, type[Any]], _Handler] = {
-    (State.KNOCKING, Welcome): Observer._welcome,
-    (State.WATCHING, Welcome): Observer._welcome,
-    (State.WATCHING, Report): Observer._show,
-    (State.WATCHING, Roster): Observer._show,
-    (State.WATCHING, Weights): Observer._show,
-    (State.WATCHING, Notice): Observer._say,
-    (State.WATCHING, Alive): Observer._pass_over,
-    (State.WATCHING, StartAfresh): Observer._start_afresh,
+_TABLE: dict[tuple[ObserverPhase, type[Any]], _Handler] = {
+    (ObserverPhase.CONNECTING, Welcome): Observer._welcome,
+    (ObserverPhase.OBSERVING, Welcome): Observer._welcome,
+    (ObserverPhase.OBSERVING, Report): Observer._show,
+    (ObserverPhase.OBSERVING, Roster): Observer._show,
+    (ObserverPhase.OBSERVING, Weights): Observer._show,
+    (ObserverPhase.OBSERVING, Notice): Observer._say,
+    (ObserverPhase.OBSERVING, Alive): Observer._pass_over,
+    (ObserverPhase.OBSERVING, Reset): Observer._reset,
     **{
-        (State.KNOCKING, late): Observer._pass_over
-        for late in (Report, Roster, Weights, Notice, Alive, StartAfresh)
+        (ObserverPhase.CONNECTING, late): Observer._pass_over
+        for late in (Report, Roster, Weights, Notice, Alive, Reset)
     },
     **{
         (state, end): handler
-        for state in (State.KNOCKING, State.WATCHING)
+        for state in (ObserverPhase.CONNECTING, ObserverPhase.OBSERVING)
         for end, handler in ((Refused, Observer._refused), (Done, Observer._done))
     },
 }

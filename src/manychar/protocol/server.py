@@ -17,9 +17,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from manychar.numerics.train import State
-from manychar.protocol.attendance import Attendances
-from manychar.protocol.disputes import Disputes
+from manychar.numerics.training_step import TrainingState
+from manychar.protocol.admission import Admission
+from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
+from manychar.protocol.conflicting_results import ConflictingResults
+from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import (
     RUN_FAILED,
     STOPPED,
@@ -31,10 +33,9 @@ from manychar.protocol.effects import (
     Result,
     Save,
 )
-from manychar.protocol.ending import Ending, Phase
-from manychar.protocol.judging import Judging
-from manychar.protocol.leasing import Leasing
-from manychar.protocol.manners import CUT_OFF_FOR, Manners
+from manychar.protocol.fault_limiter import CUT_OFF_FOR, FaultLimiter
+from manychar.protocol.lease_grants import LeaseGrants
+from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState
 from manychar.protocol.messages import (
     FromMember,
@@ -48,15 +49,14 @@ from manychar.protocol.messages import (
     Peer,
     Ready,
     Refused,
-    StartAfresh,
+    Reset,
     Stop,
 )
 from manychar.protocol.outbox import Outbox
-from manychar.protocol.reception import Reception
-from manychar.protocol.reporting import Reporting
-from manychar.protocol.run import Run
-from manychar.protocol.steps import Assessment, Steps, as_frame
-from manychar.protocol.waiting import Waiting
+from manychar.protocol.run_report import RunReport
+from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.stall_report import StallReport
+from manychar.protocol.worker_stats import WorkerStatistics
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
@@ -68,51 +68,53 @@ RENEWALS = 2
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 
-    def __init__(self, run: Run, *, now: float) -> None:
+    def __init__(self, run: RunSpec, *, now: float) -> None:
         self.run = run
         self.dimensions = run.dimensions
         limit = run.operation.steps or math.inf
-        self.steps = Steps(run.definition, run.streams, run.state, limit=limit)
+        self.steps = Aggregation(run.definition, run.streams, run.state, limit=limit)
         self.membership = Membership(run.definition.shards, silence=run.operation.silence)
         self.outbox = Outbox(run.run, run.term, self.membership)
-        self.leasing = Leasing(self.steps, self.membership, self.outbox)
-        self.reception = Reception(run, self.membership, self.leasing, self.outbox)
-        self.disputes = Disputes(self.steps, self.reception, self.outbox)
-        self.judging = Judging(
-            run.verdicts,
+        self.lease_grants = LeaseGrants(self.steps, self.membership, self.outbox)
+        self.admission = Admission(run, self.membership, self.lease_grants, self.outbox)
+        self.conflicting_results = ConflictingResults(self.steps, self.admission, self.outbox)
+        self.early_stopping = EarlyStopping(
+            run.validation_losses,
             on=run.definition.validation > 0,
             every=run.operation.checkpoint_every,
             patience=run.operation.stop_when_no_better,
         )
-        self.waiting = Waiting(self.steps, self.leasing, self.judging, self.outbox, now=now)
-        self.attendances = Attendances(
+        self.waiting = StallReport(
+            self.steps, self.lease_grants, self.early_stopping, self.outbox, now=now
+        )
+        self.worker_statistics = WorkerStatistics(
             self.steps, self.membership, self.waiting, self.outbox, now=now
         )
-        self.reporting = Reporting(
-            run, self.steps, self.membership, self.judging, self.outbox, now=now
+        self.run_report = RunReport(
+            run, self.steps, self.membership, self.early_stopping, self.outbox, now=now
         )
-        self.ending = Ending(
+        self.lifecycle = Lifecycle(
             run,
             self.steps,
             self.membership,
-            self.disputes,
-            self.judging,
+            self.conflicting_results,
+            self.early_stopping,
             self.waiting,
-            self.reporting,
+            self.run_report,
             self.outbox,
         )
         self.counts = self.outbox.counts
         self._next_tick = now
-        self._manners = Manners()
+        self._fault_limiter = FaultLimiter()
         self._next_remark = now
 
     @property
     def finished(self) -> bool:
         """Whether nothing more is to come of this server."""
-        return self.ending.phase is Phase.FINISHED
+        return self.lifecycle.phase is RunPhase.FINISHED
 
     @property
-    def state(self) -> State:
+    def state(self) -> TrainingState:
         """The state after the steps that were applied."""
         return self.steps.state
 
@@ -120,7 +122,7 @@ class ParameterServer:
 
     def begin(self, now: float) -> list[Effect]:
         """Start: a run that is through already ends at once."""
-        self.ending.begin(now)
+        self.lifecycle.begin(now)
         return self.outbox.collect()
 
     def receive(
@@ -137,7 +139,7 @@ class ParameterServer:
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
         elif self._is_overtaken(message, owner):
-            self.ending.finish(
+            self.lifecycle.finish(
                 RUN_FAILED, f"a newer server (term {message.term}) has taken this run over"
             )
         else:
@@ -152,28 +154,28 @@ class ParameterServer:
 
     def _greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> None:
         known = peer in self.membership.members
-        member = self.reception.greet(peer, hello, owner, now)
+        member = self.admission.greet(peer, hello, owner, now)
         if member is None:
             self.outbox.count("refused")
             self._fault(peer, owner, hello.name, now)
         elif member.state is PeerState.OBSERVING:
-            self.outbox.send(peer, self.reporting.report(now))
+            self.outbox.send(peer, self.run_report.report(now))
             if known:
                 return  # who asks again and again does not fill this server's queue
-            for roster in self.attendances.rosters(now):
+            for roster in self.worker_statistics.rosters(now):
                 self.outbox.send(peer, roster)
-            self.outbox.send(peer, self.reporting.weights())
+            self.outbox.send(peer, self.run_report.weights())
 
     def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
         if member is None or (message.run, message.term) != (self.run.run, self.run.term):
             if not isinstance(message, Goodbye):  # who leaves may be gone before it is read
                 self.outbox.count("from another life")
-            self.outbox.send(peer, StartAfresh(run=self.run.run, term=self.run.term))
+            self.outbox.send(peer, Reset(run=self.run.run, term=self.run.term))
             return
         member.heard_at = now
         if member.state is PeerState.SILENT:
-            self.reception.comes_back(member, now)
+            self.admission.comes_back(member, now)
         handler = _TABLE.get((member.state, type(message)))
         if handler is None:
             raise PeerError(f"{type(message).__name__} from a peer that is {member.state.value}")
@@ -181,7 +183,7 @@ class ParameterServer:
 
     def listens_to(self, peer: Peer, now: float, owner: Owner | None = None) -> bool:
         """Whether a message of this sender's is to be read; one that is not is counted."""
-        cut_off = self._manners.is_cut_off(_sender(peer, owner), now)
+        cut_off = self._fault_limiter.is_cut_off(_sender(peer, owner), now)
         if cut_off:
             self.outbox.count("not listened to")
         return not cut_off
@@ -203,12 +205,12 @@ class ParameterServer:
 
     def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
         """Count a fault against a sender; who has too many is cut off."""
-        if not self._manners.fault(_sender(peer, owner), now):
+        if not self._fault_limiter.fault(_sender(peer, owner), now):
             return
         self.outbox.count("cut off")
         self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
         if (member := self.membership.members.get(peer)) is not None:
-            self.reception.leaves(member, "it sends what cannot be read", now)
+            self.admission.leaves(member, "it sends what cannot be read", now)
 
     def dropped(self, what: str, reason: str = "") -> list[Effect]:
         """Count what the shell had to let go; say the reason to everyone, if there is one."""
@@ -225,61 +227,61 @@ class ParameterServer:
         step = self.state.step
         self.outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
         before, self.waiting.for_disk = self.waiting.for_disk, True
-        self.attendances.tell(now)
+        self.worker_statistics.tell(now)
         self.waiting.for_disk = before
         return self.outbox.collect()
 
     def unreachable(self, peer: Peer, now: float) -> list[Effect]:
         """Take note that the transport has no connection to this peer any more."""
         if (member := self.membership.members.get(peer)) is not None:
-            self.reception.leaves(member, "its connection is gone", now)
+            self.admission.leaves(member, "its connection is gone", now)
         return self.outbox.collect()
 
     def revoked(self, peer: Peer, now: float) -> list[Effect]:
         """Drop a message that came with a key that is not good any more, and its sender."""
         self.outbox.count("by a revoked key")
         if (member := self.membership.members.get(peer)) is not None:
-            self.reception.revoked(member, now)
+            self.admission.revoked(member, now)
         return self.outbox.collect()
 
     # How it ends.
 
     def saved(self, step: int, now: float) -> list[Effect]:
         """Take note that the checkpoint of `step` is on disk."""
-        self.ending.saved(step, now)
+        self.lifecycle.saved(step, now)
         return self.outbox.collect()
 
     def save_failed(self, step: int, reason: str, now: float) -> list[Effect]:
         """Take note that it is not."""
-        self.ending.save_failed(step, reason, now)
+        self.lifecycle.save_failed(step, reason, now)
         return self._go_on_after_verdict(now)
 
-    def judged(self, step: int, nats: float, now: float) -> list[Effect]:
+    def validated(self, step: int, nats: float, now: float) -> list[Effect]:
         """Take the loss of a checkpoint on the held-out text, in nats a character."""
         if self.finished:
             return []
-        self.ending.judged(step, nats, now)
+        self.lifecycle.validated(step, nats, now)
         return self._go_on_after_verdict(now)
 
-    def not_judged(self, step: int, reason: str, now: float) -> list[Effect]:
+    def not_validated(self, step: int, reason: str, now: float) -> list[Effect]:
         """Take note that a checkpoint cannot be judged: it is not there any more."""
-        self.ending.not_judged(step, reason, now)
+        self.lifecycle.not_validated(step, reason, now)
         return self._go_on_after_verdict(now)
 
-    def judge_failed(self, reason: str, now: float) -> list[Effect]:
+    def validation_failed(self, reason: str, now: float) -> list[Effect]:
         """Take note that nothing is judged any more."""
-        self.ending.judge_failed(reason, now)
+        self.lifecycle.validation_failed(reason, now)
         return self._go_on_after_verdict(now)
 
     def _go_on_after_verdict(self, now: float) -> list[Effect]:
-        self.ending.after_verdict(now)
+        self.lifecycle.after_verdict(now)
         self._apply_what_is_complete(now)
-        self.ending.settle()
+        self.lifecycle.settle()
         return self.outbox.collect()
 
     def stop(self, code: int, reason: str, *, now: float, by: float) -> list[Effect]:
         """End the step, write a checkpoint and finish; at time `by` without the step's end."""
-        self.ending.stop(Finish(code, reason), now=now, by=by)
+        self.lifecycle.stop(Finish(code, reason), now=now, by=by)
         return self.outbox.collect()
 
     def _asked_to_stop(self, member: Member, message: Stop, now: float) -> None:
@@ -288,19 +290,19 @@ class ParameterServer:
             self.outbox.send(member.peer, Refused(reason=reason))
             return
         finish = Finish(STOPPED, f"stopped by {member.name}")
-        self.ending.stop(finish, now=now, by=now + STOP_WITHIN)
+        self.lifecycle.stop(finish, now=now, by=now + STOP_WITHIN)
 
     def tick(self, now: float) -> list[Effect]:
         """Notice who is silent, ask again for what is late, report, and complain of waiting."""
         if self.finished:
             return []
         self._next_tick = now + TICK
-        self.reception.mind_silence(now)
-        self.leasing.ask_again(now)
+        self.admission.mind_silence(now)
+        self.lease_grants.ask_again(now)
         self.waiting.tick(now)
-        self.ending.tick(now)
-        self.reporting.tick(now)
-        self.attendances.tick(now)
+        self.lifecycle.tick(now)
+        self.run_report.tick(now)
+        self.worker_statistics.tick(now)
         return self.outbox.collect()
 
     def catch_up(self) -> None:
@@ -321,13 +323,13 @@ class ParameterServer:
             case Assessment.WANTED:
                 self._accept(member, gradient, now)
                 return
-            case Assessment.NOT_OPEN if self.ending.phase is not Phase.SAVING:
+            case Assessment.NOT_OPEN if self.lifecycle.phase is not RunPhase.SAVING:
                 raise PeerError(f"a gradient of {what}, which is not open yet")
             case Assessment.NOT_FINITE:
                 reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
-                self.ending.finish(RUN_FAILED, reason)
+                self.lifecycle.finish(RUN_FAILED, reason)
             case Assessment.REPEAT_DIFFERS:
-                self.disputes.begin(member, gradient)
+                self.conflicting_results.begin(member, gradient)
             case Assessment.FROM_ANOTHER_STATE:
                 self._distrust(member, gradient, now)
         member.tally.dropped += 1
@@ -336,16 +338,16 @@ class ParameterServer:
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
         self.steps.accept(gradient, member.names)
-        self.attendances.delivers(member, now)
-        self.leasing.counted(gradient.shard, member.peer, now)
+        self.worker_statistics.delivers(member, now)
+        self.lease_grants.counted(gradient.shard, member.peer, now)
         self._apply_what_is_complete(now)
 
     def _apply_what_is_complete(self, now: float) -> None:
         """Apply every step whose gradients are all there, up to one that waits for a verdict."""
         while (
             self.steps.complete
-            and self.ending.phase in (Phase.TRAINING, Phase.STOPPING)
-            and not self.judging.waits(self.state.step)
+            and self.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
+            and not self.early_stopping.waits(self.state.step)
         ):
             self.steps.apply()
             self.waiting.applied(now)
@@ -361,19 +363,19 @@ class ParameterServer:
         if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
             return  # it has another lease by now, or nobody asked it
         if lease.renewed < RENEWALS:
-            self.leasing.renew(gradient.shard, now)
+            self.lease_grants.renew(gradient.shard, now)
         else:
             why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
-            self.reception.bar(member.names, why, now)
+            self.admission.bar(member.names, why, now)
 
     def computed(self, shard: int, step: int, result: Result, now: float) -> list[Effect]:
         """Take this server's own result for a unit on which two others differ."""
         if self.finished:
             return []
-        if (back := self.disputes.settle(shard, step, result, now)) is not None:
-            self.ending.phase = Phase.FINISHED
+        if (back := self.conflicting_results.settle(shard, step, result, now)) is not None:
+            self.lifecycle.phase = RunPhase.FINISHED
             self.outbox.add(back)
-        self.ending.settle()
+        self.lifecycle.settle()
         return self.outbox.collect()
 
     # Steps.
@@ -381,25 +383,25 @@ class ParameterServer:
     def _after_step(self, now: float) -> None:
         """Do what the new weights call for."""
         step, operation = self.state.step, self.run.operation
-        over = self.judging.is_over(step)
-        ends = over or self.steps.closed or self.ending.phase is Phase.STOPPING
+        over = self.early_stopping.is_over(step)
+        ends = over or self.steps.closed or self.lifecycle.phase is RunPhase.STOPPING
         if not ends:
-            self.attendances.broadcasts(now)
-            self.leasing.broadcast(now)  # before all else: workers are waiting for it
+            self.worker_statistics.broadcasts(now)
+            self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self.outbox.add(Record(self.reporting.report(now)))
-        self.ending.after_verdict(now)
+            self.outbox.add(Record(self.run_report.report(now)))
+        self.lifecycle.after_verdict(now)
         if ends:
-            if self.ending.phase is not Phase.SAVING:
-                self.ending.save(now)
+            if self.lifecycle.phase is not RunPhase.SAVING:
+                self.lifecycle.save(now)
             return
         if _is_due(step, operation.checkpoint_every):
-            self.judging.expect(step)
+            self.early_stopping.expect(step)
             self.outbox.add(Save(self.state))
         if _is_due(step, operation.sample_every):
-            self.reporting.show(now)
-            self.outbox.show(self.reporting.weights())
+            self.run_report.show(now)
+            self.outbox.show(self.run_report.weights())
 
 
 def _sender(peer: Peer, owner: Owner | None) -> bytes:
@@ -414,20 +416,20 @@ def _is_due(step: int, every: int) -> bool:
 _Handler = Callable[[ParameterServer, Member, Any, float], None]
 
 
-def _at_reception(handler: Callable[[Reception, Member, Any, float], None]) -> _Handler:
-    return lambda server, member, message, now: handler(server.reception, member, message, now)
+def _at_reception(handler: Callable[[Admission, Member, Any, float], None]) -> _Handler:
+    return lambda server, member, message, now: handler(server.admission, member, message, now)
 
 
-_READY = _at_reception(Reception.ready)
-_HEARTBEAT = _at_reception(Reception.heartbeat)
-_GOODBYE = _at_reception(Reception.goodbye)
-_NOT_READY = _at_reception(Reception.not_ready)
+_READY = _at_reception(Admission.ready)
+_HEARTBEAT = _at_reception(Admission.heartbeat)
+_GOODBYE = _at_reception(Admission.goodbye)
+_NOT_READY = _at_reception(Admission.not_ready)
 
 _TABLE: dict[tuple[PeerState, type[Any]], _Handler] = {
-    (PeerState.GREETED, Ready): _READY,
-    (PeerState.GREETED, Gradient): _NOT_READY,
-    (PeerState.GREETED, Heartbeat): _HEARTBEAT,
-    (PeerState.GREETED, Goodbye): _GOODBYE,
+    (PeerState.ADMITTED, Ready): _READY,
+    (PeerState.ADMITTED, Gradient): _NOT_READY,
+    (PeerState.ADMITTED, Heartbeat): _HEARTBEAT,
+    (PeerState.ADMITTED, Goodbye): _GOODBYE,
     (PeerState.WORKING, Ready): _READY,
     (PeerState.WORKING, Gradient): ParameterServer._gradient,
     (PeerState.WORKING, Heartbeat): _HEARTBEAT,

@@ -21,16 +21,17 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
+from manychar.protocol.client_session import ClientSession
 from manychar.protocol.effects import (
     RUN_FAILED,
     STOPPED,
     Compute,
+    ComputeFingerprint,
     Effect,
+    FingerprintResult,
     Finish,
     PeerError,
-    Proof,
     ProtocolError,
-    Prove,
     Result,
     Send,
 )
@@ -46,8 +47,8 @@ from manychar.protocol.messages import (
     Message,
     Ready,
     Refused,
+    Reset,
     Revoke,
-    StartAfresh,
     Unit,
     UnitState,
     Weights,
@@ -55,18 +56,17 @@ from manychar.protocol.messages import (
     digest,
     one_line,
 )
-from manychar.protocol.session import Session
 
 UNITS_REMEMBERED = 16
 
 
-class State(enum.Enum):
+class WorkerPhase(enum.Enum):
     """Where the worker stands."""
 
-    KNOCKING = "knocking"
-    PROVING = "proving"
+    CONNECTING = "knocking"
+    FINGERPRINTING = "proving"
     WORKING = "working"
-    GONE = "gone"
+    ENDED = "gone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Worker:
     """The machine of one worker. See the table above."""
 
     def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
-        self.state = State.KNOCKING
-        self.session = Session(hello, server=server, patience=patience, now=now)
+        self.state = WorkerPhase.CONNECTING
+        self.session = ClientSession(hello, server=server, patience=patience, now=now)
         self.computing = 0.0
         self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
-        self._proof: Proof | None = None
+        self._proof: FingerprintResult | None = None
         self._proofs_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
         self._computing: Compute | None = None
@@ -122,11 +122,11 @@ class Worker:
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
-        return None if self.state is State.GONE else self.session.deadline()
+        return None if self.state is WorkerPhase.ENDED else self.session.deadline()
 
     def receive(self, message: Message, now: float) -> list[Effect]:
         """Take a message from the server. What belongs to another run or term is passed over."""
-        if self.state is State.GONE:
+        if self.state is WorkerPhase.ENDED:
             return []
         handler = _TABLE.get((self.state, type(message)))
         if handler is None:
@@ -138,13 +138,13 @@ class Worker:
 
     def tick(self, now: float) -> list[Effect]:
         """Knock, beat, and notice a silent server. Call it with the mailbox read to its end."""
-        if self.state is State.GONE:
+        if self.state is WorkerPhase.ENDED:
             return []
         effects = self.session.tick(now)
-        if self.session.knocking and self.state is State.WORKING:
-            self.state = State.KNOCKING
+        if self.session.knocking and self.state is WorkerPhase.WORKING:
+            self.state = WorkerPhase.CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
-            self.state = State.GONE
+            self.state = WorkerPhase.ENDED
         return effects + self.beat(now)
 
     def beat(self, now: float) -> list[Effect]:
@@ -158,14 +158,14 @@ class Worker:
     def leave(self, code: int, reason: str) -> list[Effect]:
         """End in good order, with this exit code: hand back the leases and go."""
         effects: list[Effect] = []
-        if self.state is not State.GONE and (welcome := self.session.welcome):
+        if self.state is not WorkerPhase.ENDED and (welcome := self.session.welcome):
             effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
-        self.state = State.GONE
+        self.state = WorkerPhase.ENDED
         return [*effects, Finish(code, reason)]
 
-    def proved(self, proof: Proof, now: float) -> list[Effect]:
+    def proved(self, proof: FingerprintResult, now: float) -> list[Effect]:
         """Take the fingerprint that Prove asked for."""
-        if self.state is not State.PROVING:
+        if self.state is not WorkerPhase.FINGERPRINTING:
             raise ProtocolError(f"proved in state {self.state.value}")
         self._proofs_due -= 1
         if self._proofs_due:
@@ -176,7 +176,7 @@ class Worker:
 
     def mailbox_empty(self, now: float) -> list[Effect]:
         """Take the lowest (step, shard) that can be computed: every message has been read."""
-        if self.state is not State.WORKING or self._in_hand is not None:
+        if self.state is not WorkerPhase.WORKING or self._in_hand is not None:
             return []
         able = [
             (step, lease.shard, lease)
@@ -212,7 +212,7 @@ class Worker:
         self._in_hand = self._computing = None
         self._pieces.append(result.slowest)
         self.computing += result.seconds
-        if self.state is not State.WORKING or (run, term) != self._identity():
+        if self.state is not WorkerPhase.WORKING or (run, term) != self._identity():
             return []
         gradient = Gradient(
             run=run,
@@ -243,17 +243,17 @@ class Worker:
             self._proof = None
         if self._proof is not None:
             return self._ready()
-        if self.state is State.PROVING and not new:
+        if self.state is WorkerPhase.FINGERPRINTING and not new:
             return []
-        self.state = State.PROVING
+        self.state = WorkerPhase.FINGERPRINTING
         self._proofs_due += 1
-        return [Prove(welcome)]
+        return [ComputeFingerprint(welcome)]
 
     def _ready(self) -> list[Effect]:
         welcome, proof = self.session.welcome, self._proof
         if welcome is None or proof is None:
             raise ProtocolError("ready without a welcome or a proof")
-        self.state = State.WORKING
+        self.state = WorkerPhase.WORKING
         self.computing = 0.0
         ready = Ready(
             run=welcome.run,
@@ -322,20 +322,20 @@ class Worker:
         """Nothing to do: it was heard, or comes from before the last Hello."""
         return []
 
-    def _start_afresh(self, message: StartAfresh, now: float) -> list[Effect]:
+    def _reset(self, message: Reset, now: float) -> list[Effect]:
         if self.session.is_past(message):
             return []
         self._forget_everything()
-        self.state = State.KNOCKING
+        self.state = WorkerPhase.CONNECTING
         self.session.knock(now)
         return self.session.tick(now)
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
-        self.state = State.GONE
+        self.state = WorkerPhase.ENDED
         return [Finish(RUN_FAILED, f"the server refused this worker: {refused.reason}")]
 
     def _done(self, done: Done, now: float) -> list[Effect]:
-        self.state = State.GONE
+        self.state = WorkerPhase.ENDED
         return [Finish(STOPPED if done.code else 0, done.reason)]  # it may go on: then come again
 
     def _forget_everything(self) -> None:
@@ -366,24 +366,24 @@ class Worker:
 
 _Handler = Callable[[Worker, Any, float], list[Effect]]
 
-_TABLE: dict[tuple[State, type[Any]], _Handler] = {
-    (State.KNOCKING, Welcome): Worker._welcome,
-    (State.PROVING, Welcome): Worker._welcome,
-    (State.WORKING, Welcome): Worker._welcome,
-    (State.WORKING, Grant): Worker._grant,
-    (State.WORKING, Weights): Worker._weights,
-    (State.WORKING, Revoke): Worker._revoke,
-    (State.WORKING, Alive): Worker._pass_over,
-    (State.WORKING, StartAfresh): Worker._start_afresh,
+_TABLE: dict[tuple[WorkerPhase, type[Any]], _Handler] = {
+    (WorkerPhase.CONNECTING, Welcome): Worker._welcome,
+    (WorkerPhase.FINGERPRINTING, Welcome): Worker._welcome,
+    (WorkerPhase.WORKING, Welcome): Worker._welcome,
+    (WorkerPhase.WORKING, Grant): Worker._grant,
+    (WorkerPhase.WORKING, Weights): Worker._weights,
+    (WorkerPhase.WORKING, Revoke): Worker._revoke,
+    (WorkerPhase.WORKING, Alive): Worker._pass_over,
+    (WorkerPhase.WORKING, Reset): Worker._reset,
     # What was sent before the last Hello, or to it again, is overtaken by the welcome.
     **{
         (state, late): Worker._pass_over
-        for state in (State.KNOCKING, State.PROVING)
-        for late in (Grant, Weights, Revoke, Alive, StartAfresh)
+        for state in (WorkerPhase.CONNECTING, WorkerPhase.FINGERPRINTING)
+        for late in (Grant, Weights, Revoke, Alive, Reset)
     },
     **{
         (state, end): handler
-        for state in (State.KNOCKING, State.PROVING, State.WORKING)
+        for state in (WorkerPhase.CONNECTING, WorkerPhase.FINGERPRINTING, WorkerPhase.WORKING)
         for end, handler in ((Refused, Worker._refused), (Done, Worker._done))
     },
 }

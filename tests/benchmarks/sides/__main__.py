@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from manychar.runtime.pinning import pin
+from manychar.processes.numerics_pinning import pin
 from tests.benchmarks.task import Task
 
 

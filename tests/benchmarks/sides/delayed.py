@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 
 from manychar.numerics.corpus import Streams
-from manychar.numerics.definition import Definition
-from manychar.numerics.train import advance, kernel_of, start
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import advance, kernel_of, start
 from tests.benchmarks.sides.held_out import nats_per_character
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task

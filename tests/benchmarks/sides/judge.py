@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manychar.runtime.checkpoint import read_checkpoint
+from manychar.storage.checkpoint import read_checkpoint
 from tests.benchmarks.sides.held_out import nats_per_character
 from tests.benchmarks.task import Task
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from manychar.numerics import fused
+from manychar.numerics import fused_update
 from manychar.numerics.kernel import nothing
-from manychar.numerics.train import advance, kernel_of, start
+from manychar.numerics.training_step import advance, kernel_of, start
 from tests.benchmarks.sides.texts import definition_of, streams_of
 from tests.benchmarks.task import Task
 
@@ -30,11 +30,11 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
         "outputs, softmax, loss": kernel._compute_loss,
         "back through time": lambda: kernel._back_through_time(nothing),
         "gradient of the weights": kernel._compute_gradient,
-        "mean, clip, Adagrad": lambda: fused.update(
+        "mean, clip, Adagrad": lambda: fused_update.update(
             state.parameters.flat,
             state.memory,
             (gradient,),
-            streams=definition.streams_in_all,
+            streams=definition.total_streams,
             clip=definition.clip,
             learning_rate=definition.learning_rate,
         ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from manychar.numerics.train import advance, kernel_of, start
+from manychar.numerics.training_step import advance, kernel_of, start
 from tests.benchmarks.pace import per_second
 from tests.benchmarks.sides.texts import definition_of, streams_of
 from tests.benchmarks.task import Task

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import Streams, encode
-from manychar.numerics.definition import Definition
+from manychar.numerics.run_definition import Definition
 from tests.benchmarks.task import Task
 
 

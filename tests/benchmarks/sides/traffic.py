@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from manychar.numerics.definition import Definition
+from manychar.numerics.run_definition import Definition
 from manychar.protocol import messages
 from manychar.protocol.codec import encode
-from manychar.protocol.run import dimensions_of
+from manychar.protocol.run_spec import dimensions_of
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import adagrad, fused
-from manychar.numerics.gradient import TreeSum, average, clip
+from manychar.numerics import adagrad, fused_update
 from manychar.numerics.model import count_parameters
+from manychar.numerics.tree_reduction import TreeSum, average, clip
 from tests.benchmarks.pace import per_second
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task
@@ -22,7 +22,7 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
     total = TreeSum[NDArray[Any]](len(gradients))
     for shard, gradient in enumerate(gradients):
         total.add(shard, gradient)
-    return fused.update(
+    return fused_update.update(
         weights, memory, total.halves(), streams=STREAMS, clip=BOUND, learning_rate=RATE
     )
 

@@ -1,0 +1,50 @@
+"""Lines for a person, on standard error; text as it is drawn, on standard output."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from manychar.processes import log
+from manychar.processes.errors import UserError, because
+from manychar.protocol.messages import Level
+
+
+def say(text: str, level: Level = Level.INFO) -> None:
+    """Print one line on standard error."""
+    if log.is_wanted(level):
+        with contextlib.suppress(OSError):
+            print(log.line(text, level), file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print the line that says why this program ends."""
+    say(text, Level.ERROR)
+
+
+def program() -> str:
+    """Return this program as it can be called again from here."""
+    called = Path(sys.argv[0])
+    by_path = called.name == "manychar" and shutil.which("manychar") is None
+    return shlex.quote(str(called)) if by_path else "manychar"
+
+
+def nothing(_: object) -> None:
+    """Stand for a screen that nobody watches."""
+
+
+def write(text: str) -> None:
+    """Write text on standard output, at once; end where whoever reads it has enough.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        raise UserError(f"standard output: {because(error)}") from None

@@ -1,0 +1,1 @@
+"""The roles as processes: server, worker, validation, local fleet."""

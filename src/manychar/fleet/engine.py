@@ -1,0 +1,91 @@
+"""Carries out Prove and Compute: the kernel in buffers of its own, and a pulse while it works.
+
+Imported only when the run's numerics are pinned, because it imports numpy.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from manychar.numerics.corpus import Batch
+from manychar.numerics.kernel import Kernel
+from manychar.numerics.numerics_fingerprint import fingerprint
+from manychar.numerics.training_step import compute_shard
+from manychar.processes.numeric_libraries import kernels, libraries
+from manychar.protocol.aggregation import as_frame
+from manychar.protocol.effects import Compute, FingerprintResult, Result
+from manychar.protocol.messages import Dimensions, Frame
+
+
+class Pulse:
+    """Called between the pieces of a computation: times them, and beats when a beat is due.
+
+    `beat` sends a heartbeat and returns when the next one is due.
+    """
+
+    def __init__(self, beat: Callable[[float], float]) -> None:
+        self.slowest = 0.0
+        self._beat = beat
+        self._due = self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        """Note that a piece is done."""
+        now = time.monotonic()
+        self.slowest = max(self.slowest, now - self._last)
+        if now >= self._due:
+            self._due = self._beat(now)
+        self._last = now
+
+
+class Engine:
+    """Computes units of one run. What it computes on is copied from the frames it is given."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        self.dimensions = dimensions
+        self._dtype = np.dtype(dimensions.dtype).newbyteorder("<")
+        self._ids_dtype = np.dtype(f"<u{dimensions.id_bytes}")
+        self._kernel = Kernel(
+            dimensions.vocabulary_size,
+            dimensions.hidden,
+            seq_length=dimensions.seq_length,
+            streams=dimensions.streams,
+            dtype=dimensions.dtype,
+        )
+        self._loaded: Frame | None = None
+        self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
+
+    def prove(self) -> FingerprintResult:
+        """Return the fingerprint of this process in the run's shapes and dtype."""
+        size = self.dimensions
+        pulse = Pulse(lambda now: now + 1)
+        names = libraries()
+        found = fingerprint(
+            vocabulary_size=size.vocabulary_size,
+            hidden_size=size.hidden,
+            seq_length=size.seq_length,
+            streams=size.streams,
+            dtype=size.dtype,
+            libraries=names,
+            progress=pulse,
+        )
+        return FingerprintResult(found, names | kernels(), pulse.slowest)
+
+    def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
+        """Return one shard's loss, gradient and next hidden state at one step."""
+        if unit.weights is not self._loaded:
+            self._kernel.load(np.frombuffer(unit.weights, self._dtype))
+            self._loaded = unit.weights  # held on to, so that no other frame can be this one
+        self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
+        ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
+        began = time.monotonic()
+        pulse = Pulse(beat)
+        batch = Batch(ids, unit.fresh)
+        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, pulse)
+        return Result(
+            loss=loss,
+            gradient=as_frame(gradient.flat),
+            hidden=as_frame(after),
+            slowest=pulse.slowest,
+            seconds=time.monotonic() - began,
+        )

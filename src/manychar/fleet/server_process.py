@@ -1,0 +1,466 @@
+"""The server's shell: poll, give the machine what came, carry out its effects.
+
+One thread, but for the writing of checkpoints and for asking the judge. A machine lives for one
+term; where a wrong gradient had been applied, the next term begins from a checkpoint before it, on
+the same socket.
+"""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from manychar.fleet.engine import Engine
+from manychar.fleet.validation_process import (
+    Gone,
+    News,
+    Restart,
+    ValidationProcess,
+    ValidationResult,
+)
+from manychar.network.authenticator import Authenticator
+from manychar.network.connection_limit import raise_limit
+from manychar.network.transport import Received, Router, Unreachable
+from manychar.numerics.training_step import TrainingState
+from manychar.processes import log
+from manychar.processes.errors import (
+    INTERRUPTED,
+    RUN_FAILED,
+    STOPPED,
+    STOPPING,
+    UserError,
+    because,
+)
+from manychar.processes.parent_death import Parent
+from manychar.processes.sd_notify import Notifier
+from manychar.processes.signals import SelfPipe
+from manychar.protocol.admission import as_words
+from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.effects import (
+    Append,
+    Compute,
+    Effect,
+    Finish,
+    KeepBest,
+    PeerError,
+    Record,
+    Remember,
+    ResumeBefore,
+    Save,
+    Say,
+    Send,
+    Show,
+    Validate,
+)
+from manychar.protocol.messages import Grant, Message, Peer, Report, Weights
+from manychar.protocol.run_spec import Operation, RunSpec
+from manychar.protocol.server import ParameterServer
+from manychar.storage.checkpoint_writer import Writer
+from manychar.storage.journal import Step, weights_digest
+from manychar.storage.metrics import METRICS_NAME
+from manychar.storage.recovery import ResumePoint, recover
+from manychar.storage.run_directory import RunDirectory, locked, raise_term
+from manychar.storage.validation_log import (
+    VALIDATION_NAME,
+    append_validation_loss,
+    keep_best,
+    unvalidated,
+)
+
+SECONDS_TO_END_A_STEP = 5.0
+FLUSH_EVERY = 1.0
+MESSAGES_A_TURN = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Where the server shows how it stands: a line, a report, the weights, and its endpoint."""
+
+    say: log.Say
+    report: Callable[[Report], None]
+    weights: Callable[[Weights], object]
+    bound: Callable[[str], None]
+
+
+def serve(
+    directory: RunDirectory,
+    endpoint: str,
+    screen: Screen,
+    parent: Parent,
+    keys: Path | None = None,
+) -> Finish:
+    """Serve a run until it ends, and return how it ended. `keys` say who may come.
+
+    Raises UserError where the directory is damaged or held by another, the endpoint is taken, or
+    this machine's arithmetic is not the run's.
+    """
+    router: Router | None = None
+    outcome: Finish | ResumeBefore = ResumeBefore(2**62, {})
+    asked: Finish | None = None
+    raise_limit()
+    with locked(directory), contextlib.ExitStack() as stack:
+        wake, notifier = SelfPipe(), Notifier()
+        stack.callback(wake.close)
+        stack.enter_context(wake.catching(signal.SIGINT, signal.SIGTERM))
+        while isinstance(outcome, ResumeBefore):
+            term = raise_term(directory)
+            lines: list[str] = []
+            say = screen.say if router is None else lines.append
+            with _begun(directory, term, say, outcome.step) as beginning:
+                run, engine = _run(directory, term, beginning, outcome)
+                directory = _claim(directory, run)
+                machine = ParameterServer(run, now=time.monotonic())
+                if router is None:
+                    router = Router(endpoint, machine.dimensions, keys)
+                    stack.callback(router.close)
+                    screen.bound(router.endpoint)
+                    notifier.ready(f"listening on {router.endpoint}")
+                with (
+                    Writer(directory, beginning, wake) as writer,
+                    ValidationProcess(directory, wake) as judge,
+                ):
+                    loop = _Loop(
+                        machine=machine,
+                        engine=engine,
+                        directory=directory,
+                        beginning=beginning,
+                        router=router,
+                        writer=writer,
+                        judge=judge,
+                        screen=screen,
+                        parent=parent,
+                        wake=wake,
+                        notifier=notifier,
+                        lines=lines,
+                        asked=asked,
+                    )
+                    outcome = loop.run()
+                    directory, asked = loop.directory, machine.lifecycle.asked
+    return outcome
+
+
+@contextlib.contextmanager
+def _begun(
+    directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int
+) -> Iterator[ResumePoint]:
+    try:
+        beginning = recover(directory, term, say, not_after=not_after)
+    except OSError as error:
+        raise UserError(f"{directory.path}: {because(error)}") from None
+    try:
+        yield beginning
+    finally:
+        try:
+            beginning.journal.close()
+        except OSError as error:
+            say(f"journal: {because(error)}")
+
+
+def _run(
+    directory: RunDirectory, term: int, beginning: ResumePoint, back: ResumeBefore
+) -> tuple[RunSpec, Engine]:
+    """Return the run as this term takes it up, and what computes here."""
+    vocabulary, streams = directory.streams()
+    settings = directory.settings
+    run = RunSpec(
+        run=directory.run,
+        term=term,
+        definition=directory.definition,
+        operation=Operation(
+            steps=settings.steps,
+            checkpoint_every=settings.checkpoint_every,
+            sample_every=settings.sample_every,
+            silence=settings.lease_timeout,
+            seconds_before=beginning.seconds,
+            allow_mixed=settings.allow_mixed_numerics,
+            go_on_without_disk=settings.on_disk_error == "continue",
+            stop_when_no_better=settings.stop_when_no_better,
+        ),
+        streams=streams,
+        vocabulary=vocabulary,
+        state=beginning.checkpoint.state,
+        fingerprint="",
+        libraries={},
+        banned={**settings.banned, **back.banned},
+        validation_losses=beginning.validation_losses,
+        unvalidated=unvalidated(
+            directory, beginning.validation_losses, beginning.checkpoint.state.step
+        ),
+    )
+    engine = Engine(run.dimensions)
+    proof = engine.prove()
+    run = dataclasses.replace(run, fingerprint=proof.fingerprint, libraries=proof.libraries)
+    return run, engine
+
+
+def _claim(directory: RunDirectory, run: RunSpec) -> RunDirectory:
+    """Hold this machine's arithmetic against the run's, and note it where the run is new.
+
+    Raises UserError where they differ and that was not allowed.
+    """
+    settings = directory.settings
+    if not settings.fingerprint:
+        libraries = dict(run.libraries)
+        settings = dataclasses.replace(settings, fingerprint=run.fingerprint, libraries=libraries)
+    elif settings.fingerprint != run.fingerprint:
+        if not settings.allow_mixed_numerics:
+            raise UserError(
+                f"this machine's arithmetic gives other bits than the run's: here"
+                f" {as_words(run.libraries)}; the run began with {as_words(settings.libraries)};"
+                " serve it on such a machine, or add --allow-mixed-numerics",
+                code=RUN_FAILED,
+            )
+        settings = dataclasses.replace(settings, mixed=True)
+    directory = dataclasses.replace(directory, settings=settings)
+    try:
+        directory.write_config(settings)
+    except OSError as error:
+        raise UserError(f"{directory.path}: {because(error)}") from None
+    return directory
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Loop:
+    """Poll -> machine -> carry out its effects, for one term."""
+
+    machine: ParameterServer
+    engine: Engine
+    directory: RunDirectory
+    beginning: ResumePoint
+    router: Router
+    writer: Writer
+    judge: ValidationProcess
+    screen: Screen
+    parent: Parent
+    wake: SelfPipe
+    notifier: Notifier
+    lines: list[str]
+    asked: Finish | None
+    outcome: Finish | ResumeBefore | None = None
+    flush_at: float = 0.0
+
+    def run(self) -> Finish | ResumeBefore:
+        """Go round until the machine has finished."""
+        poller = zmq.Poller()
+        poller.register(self.router.socket, zmq.POLLIN)
+        poller.register(self.wake.fileno(), zmq.POLLIN)
+        if self.parent.descriptor is not None:
+            poller.register(self.parent.descriptor, zmq.POLLIN)
+        if (door := self.router.door) is not None:
+            poller.register(door.socket, zmq.POLLIN)
+        self._carry_out(self.machine.begin(time.monotonic()))
+        for line in self.lines:
+            self._carry_out(self.machine.remark(line))
+        if self.asked is not None:  # before the way back that led here
+            self._stop(self.asked.code, self.asked.reason)
+        while self.outcome is None:
+            ready = dict(poller.poll(self._milliseconds()))
+            if self.wake.fileno() in ready:
+                self._woken()
+            if self.parent.descriptor in ready and self.parent.is_gone():
+                poller.unregister(self.parent.descriptor)
+                self._stop(STOPPED, "the process that started this server is gone")
+            if door is not None:
+                self._answer(door)
+            self._read_mailbox()
+            self.machine.catch_up()
+            self._tick()
+        return self.outcome
+
+    def _answer(self, door: Authenticator) -> None:
+        """Let in, or keep out, who is shaking hands."""
+        kept_out = door.answer()
+        for _ in range(kept_out):
+            self._carry_out(self.machine.dropped("handshakes refused"))
+        if complaint := door.complaint():
+            self._carry_out(self.machine.remark(complaint))
+
+    def _milliseconds(self) -> int:
+        if (deadline := self.machine.deadline()) is None:
+            return 0
+        return max(0, int(1000 * (deadline - time.monotonic())) + 1)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.notifier.alive()
+        if (deadline := self.machine.deadline()) is not None and now >= deadline:
+            self._carry_out(self.machine.tick(now))
+            if line := self.router.mind_the_crowd():
+                self._carry_out(self.machine.remark(line))
+        if now >= self.flush_at:
+            self.flush_at = now + FLUSH_EVERY
+            self._mind_the_door(now)
+            self._to_disk("journal", self.beginning.journal.flush)
+
+    def _mind_the_door(self, now: float) -> None:
+        """Count who was sent away, and let those go whose key was revoked though silent."""
+        if ended := self.router.guard.ended():
+            for _ in ended:
+                self._carry_out(self.machine.dropped("connections ended"))
+            more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
+            what = f"the connection of {ended[0]}{more} is ended: a message without an end"
+            self._carry_out(self.machine.remark(what))
+        if failed := self.router.guard.failed_handshakes():
+            for _ in range(failed):
+                self._carry_out(self.machine.dropped("handshakes failed"))
+            what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
+            self._carry_out(self.machine.remark(what))
+        if (door := self.router.door) is None:
+            return
+        for peer, member in list(self.machine.membership.members.items()):
+            if member.owner is not None and not door.still_owns(member.owner):
+                self._carry_out(self.machine.revoked(peer, now))
+
+    def _read_mailbox(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if self.outcome is not None or (received := self.router.receive()) is None:
+                return
+            self._take(received, time.monotonic())
+
+    def _take(self, received: Received, now: float) -> None:
+        peer = received.peer
+        if received.revoked:
+            self._carry_out(self.machine.revoked(peer, now))
+            return
+        if not self.machine.listens_to(peer, now, received.owner):
+            return
+        try:
+            message = decode(received.frames, self.machine.dimensions)
+            self._carry_out(self.machine.receive(peer, message, now, received.owner))
+        except (WireError, PeerError) as error:
+            self._carry_out(self.machine.malformed(peer, str(error), now, received.owner))
+
+    def _woken(self) -> None:
+        for number in self.wake.take():
+            if self.parent.descriptor is None:  # a parent says so itself
+                self.screen.say(STOPPING)
+            if number == signal.SIGINT:
+                endless = self.machine.run.operation.steps == 0
+                self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
+            else:
+                self._stop(STOPPED, "stopped by SIGTERM")
+        for step, failure in self.writer.news():
+            now = time.monotonic()
+            self._carry_out(
+                self.machine.save_failed(step, failure, now)
+                if failure
+                else self.machine.saved(step, now)
+            )
+        for news in self.judge.news():
+            self._hear_judge(news, time.monotonic())
+
+    def _hear_judge(self, news: News, now: float) -> None:
+        match news:
+            case ValidationResult(step, None, why_not):
+                self._carry_out(self.machine.not_validated(step, why_not, now))
+            case ValidationResult(step, float() as nats):
+                self._take_verdict(step, nats, now)
+            case Restart(text):
+                self._carry_out(self.machine.remark(text))
+            case Gone(reason):
+                self._carry_out(self.machine.validation_failed(reason, now))
+
+    def _take_verdict(self, step: int, nats: float, now: float) -> None:
+        """Note a verdict before it counts: a server after this one is to decide alike."""
+        try:
+            append_validation_loss(self.directory, step, nats)
+        except OSError as error:
+            why = f"{VALIDATION_NAME}: {because(error)}"
+            if self.machine.early_stopping.depends_on(step):
+                self._carry_out(self.machine.validation_failed(why, now))
+                return
+            self._carry_out(self.machine.dropped("verdicts not written", why))
+        self._carry_out(self.machine.validated(step, nats, now))
+
+    def _stop(self, code: int, reason: str) -> None:
+        self.notifier.stopping()
+        now = time.monotonic()
+        by = now + SECONDS_TO_END_A_STEP
+        self._carry_out(self.machine.stop(code, reason, now=now, by=by))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message, to) if to is not None:
+                    self._send(to, message)
+                case Append(step, loss, weights):
+                    record = Step(self.machine.run.term, step, loss, weights_digest(weights))
+                    self.beginning.journal.append([record])
+                case Save(state):
+                    self._save(state)
+                case Validate(step):
+                    self.judge.ask(step)
+                case KeepBest(step):
+                    self._to_disk("best checkpoint", keep_best, self.directory, step)
+                case Say(text, level):
+                    self.screen.say(text, level)
+                case Show(Report() as report):
+                    self.screen.report(report)
+                    self.notifier.status(f"step {report.step:,}, {len(report.workers)} workers")
+                case Show(Weights() as weights):
+                    self.screen.weights(weights)
+                case Record(report):
+                    self._to_disk("metrics", self._record, report)
+                case Compute():
+                    self._compute(effect)
+                case Remember(changes):
+                    self._change_settings(changes)
+                case Finish() | ResumeBefore():
+                    self.outcome = effect
+                case _:
+                    raise RuntimeError(f"a server's shell cannot carry out {effect}")
+
+    def _save(self, state: TrainingState) -> None:
+        self.writer.write(state, self._wait_for_disk, spare=self.machine.early_stopping.awaited)
+
+    def _wait_for_disk(self) -> None:
+        self.notifier.alive()
+        self._carry_out(self.machine.waits_for_disk(time.monotonic()))
+
+    def _send(self, peer: Peer, message: Message) -> None:
+        if isinstance(message, Grant):
+            self.router.guard.leased(peer)
+        try:
+            if not self.router.send(peer, encode(message)):
+                self._carry_out(self.machine.dropped("not sent, queue full"))
+        except Unreachable:
+            self._carry_out(self.machine.unreachable(peer, time.monotonic()))
+
+    def _compute(self, unit: Compute) -> None:
+        result = self.engine.compute(unit, lambda now: now + 1)
+        now = time.monotonic()
+        self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
+
+    def _change_settings(self, changes: Mapping[str, Any]) -> None:
+        """Keep in config.json what the run is to remember of its workers."""
+        settings = dataclasses.replace(self.directory.settings, **changes)
+        self.directory = dataclasses.replace(self.directory, settings=settings)
+        self._to_disk("config", self.directory.write_config, settings)
+
+    def _record(self, report: Report) -> None:
+        line = {
+            "step": report.step,
+            "loss": report.loss,
+            "smooth_loss": report.smooth_loss,
+            "characters": report.characters,
+            "seconds": round(report.seconds, 3),
+            "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
+        }
+        with (self.directory.path / METRICS_NAME).open("a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(line) + "\n")
+
+    def _to_disk(self, what: str, write: Callable[..., None], *arguments: object) -> None:
+        """Write what can be done without; a failure is counted, and said the first time."""
+        try:
+            write(*arguments)
+        except OSError as error:
+            key = f"{what} not written"
+            first = not self.machine.counts[key]
+            reason = f"{what}: {because(error)}" if first else ""
+            self._carry_out(self.machine.dropped(key, reason))

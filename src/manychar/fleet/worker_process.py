@@ -1,0 +1,159 @@
+"""The worker's shell: read the mailbox to its end, compute the next unit, send; one thread.
+
+numpy is imported only after the welcome, because the run says which numerics to pin first. While
+the kernel works, it is the kernel that beats: a computation that hangs falls silent.
+"""
+
+import dataclasses
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+
+from manychar.network.keys import ClientKey
+from manychar.network.transport import Dealer
+from manychar.processes import log
+from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
+from manychar.processes.numerics_pinning import can_pin, pin
+from manychar.processes.parent_death import Parent
+from manychar.processes.sd_notify import Notifier
+from manychar.processes.signals import SelfPipe
+from manychar.processes.time_slice import make_way
+from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.effects import (
+    Compute,
+    ComputeFingerprint,
+    Effect,
+    Finish,
+    PeerError,
+    Say,
+    Send,
+)
+from manychar.protocol.messages import Hello, Level
+from manychar.protocol.worker import Worker
+
+if TYPE_CHECKING:
+    from manychar.fleet.engine import Engine
+
+
+def work(
+    endpoint: str,
+    hello: Hello,
+    *,
+    patience: float,
+    say: log.Say,
+    parent: Parent,
+    key: ClientKey | None = None,
+) -> Finish:
+    """Work for the server at `endpoint` until the run ends, and return how it ended.
+
+    `patience` is how long to wait for a server, in seconds. Raises UserError for a bad endpoint.
+    """
+    wake = SelfPipe()
+    dealer = Dealer(endpoint, key)
+    try:
+        with wake.catching(signal.SIGINT, signal.SIGTERM):
+            machine = Worker(hello, server=endpoint, patience=patience, now=time.monotonic())
+            return _Loop(machine, dealer, say, parent, wake).run()
+    finally:
+        dealer.close()
+        wake.close()
+
+
+@dataclasses.dataclass
+class _Loop:
+    """Poll -> machine -> carry out its effects."""
+
+    machine: Worker
+    dealer: Dealer
+    say: log.Say
+    parent: Parent
+    wake: SelfPipe
+    finish: Finish | None = None
+    notifier: Notifier = dataclasses.field(default_factory=Notifier)
+    engine: "Engine | None" = None
+
+    def run(self) -> Finish:
+        """Go round until the machine has finished."""
+        poller = zmq.Poller()
+        poller.register(self.dealer.socket, zmq.POLLIN)
+        poller.register(self.wake.fileno(), zmq.POLLIN)
+        if self.parent.descriptor is not None:
+            poller.register(self.parent.descriptor, zmq.POLLIN)
+        busy = False
+        while self.finish is None:
+            ready = dict(poller.poll(0 if busy else self._milliseconds()))
+            if self.wake.fileno() in ready and (signals := self.wake.take()):
+                code = INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
+                reason = f"stopped by {signal.Signals(signals[0]).name}"
+                self.notifier.stopping()
+                self._carry_out(self.machine.leave(code, reason))
+            if self.parent.descriptor in ready and self.parent.is_gone():
+                self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
+            self.notifier.alive()
+            self._read_mailbox()
+            for line in self.dealer.news():
+                self.say(line)
+            if refusal := self.dealer.refusal():
+                self.say(f"the server does not shake hands: {refusal}", Level.WARNING)
+            self._carry_out(self.machine.tick(time.monotonic()))
+            effects = self.machine.mailbox_empty(time.monotonic())
+            busy = bool(effects)
+            self._carry_out(effects)
+        return self.finish
+
+    def _milliseconds(self) -> int:
+        deadline = self.machine.deadline()
+        return 0 if deadline is None else max(0, int(1000 * (deadline - time.monotonic())) + 1)
+
+    def _read_mailbox(self) -> None:
+        while self.finish is None and (frames := self.dealer.receive()) is not None:
+            try:
+                message = decode(frames, self.machine.dimensions)
+                self._carry_out(self.machine.receive(message, time.monotonic()))
+            except (WireError, PeerError) as error:
+                self.say(f"dropped a message of the server: {error}", Level.WARNING)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message):
+                    self.dealer.send(encode(message))
+                case Compute():
+                    self._compute(effect)
+                case ComputeFingerprint():
+                    self._prove(effect)
+                case Say(text, level):
+                    self.say(text, level)
+                case Finish():
+                    self.finish = effect
+                case _:
+                    raise RuntimeError(f"a worker's shell cannot carry out {effect}")
+
+    def _prove(self, prove: ComputeFingerprint) -> None:
+        numerics = prove.welcome.numerics
+        if not can_pin(numerics):
+            reason = f"this process has other numerics than {numerics}: start the worker again"
+            self.finish = Finish(RUN_FAILED, reason)
+            return
+        pin(numerics)
+        from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
+
+        make_way()
+        self.engine = Engine(prove.welcome.dimensions)
+        proof = self.engine.prove()
+        self._carry_out(self.machine.proved(proof, time.monotonic()))
+        self.notifier.ready(f"working for {self.machine.session.server}")
+
+    def _compute(self, unit: Compute) -> None:
+        if self.engine is None:
+            raise RuntimeError("a unit before the proof")
+        result = self.engine.compute(unit, self._beat)
+        self._carry_out(self.machine.computed(result, time.monotonic()))
+
+    def _beat(self, now: float) -> float:
+        """Send a heartbeat from within the computation; return when the next one is due."""
+        self.notifier.alive()
+        self._carry_out(self.machine.beat(now))
+        return self.machine.session.next_beat

@@ -1,0 +1,1 @@
+"""Sockets, endpoints, name resolution, keys and authentication."""

@@ -1,0 +1,83 @@
+"""Endpoints as a user writes them: tcp://HOST:PORT and ipc://PATH, and who can reach them."""
+
+import ipaddress
+import re
+import socket
+from pathlib import Path
+
+from manychar.network.name_resolution import Search, is_name
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+
+IPC_PATH_LENGTH = 107
+_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
+
+
+def is_endpoint(source: str) -> bool:
+    """Whether a source is a live server's endpoint, and no path."""
+    return source.startswith(("tcp://", "ipc://"))
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise UserError for what is no address of ours."""
+    if endpoint.startswith("ipc://"):
+        if endpoint.startswith("ipc://@"):  # Linux's abstract names
+            raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
+        if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
+            raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
+        return
+    match = _TCP.fullmatch(endpoint)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
+        hint = (
+            "; of a run directory there are dashboard and plot" if Path(endpoint).is_dir() else ""
+        )
+        raise UserError(
+            f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH{hint}"
+        )
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only processes on this machine can reach an endpoint."""
+    match = _TCP.fullmatch(endpoint)
+    if match is None:
+        return endpoint.startswith("ipc://")
+    host = match["six"] or match["host"]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
+    """Refuse to listen where strangers can reach it, unless there are keys, or told to.
+
+    `command` is what was asked for, to be shown as it would be right.
+    """
+    if not is_local(endpoint) and not keys and not insecure:
+        raise UserError(
+            f"{endpoint} can be reached from other machines, and nothing checks who comes:"
+            f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
+            " (or add --insecure if you trust everyone on the network)",
+            code=REFUSED_FOR_SAFETY,
+        )
+
+
+def is_six(endpoint: str) -> int:
+    """Return what ZMQ_IPV6 is to be for an endpoint: 1 for an IPv6 address, else 0."""
+    return int(endpoint.startswith("tcp://["))
+
+
+def search_of(endpoint: str) -> Search | None:
+    """Return the search for the name in an endpoint; None where it has an address."""
+    match = _TCP.fullmatch(endpoint)
+    if match is None or match["six"] or not is_name(match["host"]):
+        return None
+    return Search(match["host"], match["port"])
+
+
+def is_served(endpoint: str) -> bool:
+    """Whether somebody listens on an ipc endpoint's file."""
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint or not Path(path).exists():
+        return False
+    with socket.socket(socket.AF_UNIX) as visitor:
+        return visitor.connect_ex(path) == 0

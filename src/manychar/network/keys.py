@@ -1,0 +1,290 @@
+"""Keys for machines that do not trust their network: a folder for the server, a file a client.
+
+    DIR/server.key     the server's own pair of keys; it stays there
+    DIR/clients.json   who may come: name, role, public key, and whether it was revoked
+    DIR/NAME.key       all that NAME needs, to be moved to NAME's machine: its own pair, and the
+                       public key by which it knows the server
+
+A CURVE key (ZeroMQ RFC 26) is 32 bytes, written as 40 characters of Z85 (RFC 32). Files with a
+secret in them are readable by their owner alone, or refused.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
+from manychar.protocol.messages import KeyRole
+from manychar.storage.atomic_files import parsed, read_file, replace_file
+
+SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
+FIRST_CLIENT = "worker"
+FORMAT = 1
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
+LARGEST_KEY_FILE, LARGEST_LIST = 4096, 4 * 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
+_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerKey:
+    """The server's pair."""
+
+    public: str
+    secret: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientKey:
+    """A client's pair, the name and role that go with it, and the server's public key."""
+
+    name: str
+    role: KeyRole
+    public: str
+    secret: str = dataclasses.field(repr=False)
+    server: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """One who may come, or may not any more."""
+
+    name: str
+    role: KeyRole
+    public: str
+    revoked: bool = False
+
+
+def create(directory: Path) -> Path:
+    """Make the folder with the server's pair and a first worker's; return the worker's file.
+
+    Raises UserError where there are keys already.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: {because(error)}; choose another directory") from None
+    with _alone(directory):
+        if (directory / CLIENTS_NAME).exists():
+            raise UserError(f"{directory}: there are keys in it already; choose another directory")
+        public, secret = _pair()
+        _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
+        _write_clients(directory, [])  # last: with it, the folder is one
+    return add(directory, FIRST_CLIENT, KeyRole.WORKER)
+
+
+def add(directory: Path, name: str, role: KeyRole) -> Path:
+    """Let another client come; return the file for its machine. A revoked name may be used again.
+
+    Raises UserError for a name that is taken or cannot be one.
+    """
+    if f"{name}{SUFFIX}" == SERVER_NAME:
+        raise UserError(f"{name} is the server's own name here; choose another")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
+    with _changing(directory) as clients:
+        taken = {client.name for client in clients if not client.revoked}
+        if name in taken:
+            raise UserError(f"{directory}: {name} has a key already; revoke it first")
+        if alike := [other for other in taken if _may_be_called(other, name)]:
+            raise UserError(
+                f"{directory}: {name} and {alike[0]} could call themselves by one name;"
+                " choose another"
+            )
+        public, secret = _pair()
+        path = directory / f"{name}{SUFFIX}"
+        mine = ClientKey(name, role, public, secret, read_server_key(directory).public)
+        _write_secret(path, dataclasses.asdict(mine))
+        clients.append(Client(name, role, public))
+    return path
+
+
+def _may_be_called(one: str, other: str) -> bool:
+    """Whether one of two names is the other and a number, as several processes of a key are."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer.startswith(f"{shorter}-") and longer[len(shorter) + 1 :].isdecimal()
+
+
+def revoke(directory: Path, name: str) -> None:
+    """Let a client come no more; a running server notices. Raises UserError where it is unknown."""
+    with _changing(directory) as clients:
+        for place, client in enumerate(clients):
+            if client.name == name and not client.revoked:
+                clients[place] = dataclasses.replace(client, revoked=True)
+                break
+        else:
+            raise UserError(f"{directory}: no client {name} with a key: see `keys list`")
+    (directory / f"{name}{SUFFIX}").unlink(missing_ok=True)
+
+
+def read_clients(directory: Path) -> list[Client]:
+    """Return the clients, revoked ones too. Raises UserError for a damaged or missing list."""
+    path = directory / CLIENTS_NAME
+    _require_own(directory)
+    values = _parsed(path, _read(path, LARGEST_LIST))
+    try:
+        clients = [
+            Client(
+                _name(one["name"]), KeyRole(one["role"]), _key(one["public"]), bool(one["revoked"])
+            )
+            for one in values["clients"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+    return clients
+
+
+def read_server_key(directory: Path) -> ServerKey:
+    """Return the server's pair. Raises UserError where it is missing, or others can read it."""
+    path = directory / SERVER_NAME
+    values = _parsed(path, _read(path, LARGEST_KEY_FILE, secret=True))
+    try:
+        key = ServerKey(_key(values["public"]), _key(values["secret"]))
+        if zmq.curve_public(key.secret.encode()).decode() != key.public:
+            raise ValueError("a secret that does not go with its public key")
+        return key
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+
+
+def read_client_key(path: Path) -> ClientKey:
+    """Return a client's key from its file. Raises UserError as `read_server_key` does."""
+    return _client_key(path, _read(path, LARGEST_KEY_FILE, secret=True))
+
+
+def client_key_from_text(text: str, source: str) -> ClientKey:
+    """Return a client's key from the content of such a file. Raises UserError."""
+    return _client_key(source, text[: LARGEST_KEY_FILE + 1].encode())
+
+
+def _client_key(source: Path | str, data: bytes) -> ClientKey:
+    values = _parsed(source, data)
+    try:
+        return ClientKey(
+            name=_name(values["name"]),
+            role=KeyRole(values["role"]),
+            public=_key(values["public"]),
+            secret=_key(values["secret"]),
+            server=_key(values["server"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(source) from None
+
+
+@contextlib.contextmanager
+def _changing(directory: Path) -> Iterator[list[Client]]:
+    """Hold the list of clients, alone, and write it back if nothing was wrong."""
+    with _alone(directory):
+        clients = read_clients(directory)
+        yield clients
+        _write_clients(directory, clients)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{directory}: {because(error)}; make it with `keys create`") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _pair() -> tuple[str, str]:
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def _write_clients(directory: Path, clients: list[Client]) -> None:
+    values = {"format": FORMAT, "clients": [dataclasses.asdict(client) for client in clients]}
+    _replace(directory / CLIENTS_NAME, values, mode=0o644)
+
+
+def _write_secret(path: Path, values: dict[str, Any]) -> None:
+    """Write a file with a secret, readable by its owner alone from its first byte on.
+
+    Raises UserError where it cannot be written; then nothing is left of it.
+    """
+    _replace(path, {"format": FORMAT, **values}, mode=0o600)
+
+
+def _replace(path: Path, values: dict[str, Any], *, mode: int) -> None:
+    try:
+        replace_file(path, json.dumps(values, indent=1).encode() + b"\n", mode)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+
+
+def _require_own(directory: Path) -> None:
+    """Raise UserError where others could add themselves to the list of clients."""
+    try:
+        modes = [path.stat().st_mode for path in (directory, directory / CLIENTS_NAME)]
+    except OSError:
+        return  # what is wrong with it is said by whoever reads it
+    if any(mode & (stat.S_IWGRP | stat.S_IWOTH) for mode in modes):
+        raise UserError(
+            f"{directory}: others can write in it, and let themselves in: chmod -R go-w it",
+            code=REFUSED_FOR_SAFETY,
+        )
+
+
+def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
+    """Read a small file. Raises UserError where it is none, or others can read a secret."""
+    try:
+        mode = path.stat().st_mode
+        others = 0o037 if _is_credential(path) else 0o077
+        if secret and stat.S_ISREG(mode) and mode & others:
+            raise UserError(
+                f"{path}: others can read this secret: chmod 600 it, and better make a new key",
+                code=REFUSED_FOR_SAFETY,
+            )
+        return read_file(path, largest)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether systemd laid the file down for this service alone; its group may be said to read it.
+
+    What it says there is the mask of an access list with this service's user in it.
+    """
+    directory = os.environ.get(CREDENTIALS)
+    return directory is not None and path.resolve().parent == Path(directory).resolve()
+
+
+def _parsed(source: Path | str, data: bytes) -> dict[str, Any]:
+    try:
+        values = parsed(data.decode())
+    except ValueError:
+        raise _damaged(source) from None
+    if type(values) is not dict or values.get("format") != FORMAT:
+        raise _damaged(source)
+    return values
+
+
+def _damaged(source: Path | str) -> UserError:
+    return UserError(f"{source}: not a file of keys of this manychar, or damaged")
+
+
+def _name(value: Any) -> str:
+    if type(value) is not str or not _NAME.fullmatch(value):
+        raise ValueError("name")
+    return value
+
+
+def _key(value: Any) -> str:
+    if type(value) is not str or not _KEY.fullmatch(value):
+        raise ValueError("key")
+    return value

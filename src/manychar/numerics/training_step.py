@@ -1,0 +1,157 @@
+"""The single-process trainer: the determinism contract as a program.
+
+A run is a sequence of states, and each follows from the one before it by `advance`. The parameter
+server comes to the same states from gradients that arrive from elsewhere, through the same `apply`.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics import adagrad, fused_update
+from manychar.numerics.corpus import Batch, Streams
+from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.model import Parameters, initialize
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.tree_reduction import TreeSum
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingState:
+    """All there is between two steps. No array in it is ever written to again.
+
+    `parameters` are those after `step` updates, `memory` is Adagrad's, shape (P,); `hidden`, shape
+    (S, B, H), is each shard's raw state before step `step`; `previous` are the D versions of the
+    weights before this one, oldest first (version 0 stands in for those below it). Losses are in
+    nats, summed over T characters, mean over all streams.
+    """
+
+    step: int
+    parameters: Parameters
+    memory: NDArray[Any]
+    hidden: NDArray[Any]
+    previous: tuple[NDArray[Any], ...]
+    smooth_loss: float
+
+    def version_for(self, step: int) -> NDArray[Any]:
+        """Return the weights max(0, step - D) that an open step, s … s + D, is computed on.
+
+        Raises IndexError for another step.
+        """
+        versions = (*self.previous, self.parameters.flat)
+        if step < self.step:
+            raise IndexError(f"the weights of step {step} are gone: {self.step} steps are applied")
+        return versions[step - self.step]
+
+
+def start(definition: Definition, vocabulary_size: int) -> TrainingState:
+    """Return the state before the first step."""
+    parameters = initialize(
+        vocabulary_size, definition.hidden, dtype=definition.dtype, seed=definition.seed
+    )
+    shape = (definition.shards, definition.streams, definition.hidden)
+    return TrainingState(
+        step=0,
+        parameters=parameters,
+        memory=adagrad.init(parameters.flat),
+        hidden=np.zeros(shape, dtype=definition.dtype),
+        previous=(parameters.flat,) * definition.delay,
+        smooth_loss=definition.seq_length * math.log(vocabulary_size),
+    )
+
+
+def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
+    """Return a kernel that computes this run's units."""
+    return Kernel(
+        vocabulary_size,
+        definition.hidden,
+        seq_length=definition.seq_length,
+        streams=definition.streams,
+        dtype=definition.dtype,
+    )
+
+
+def compute_shard(
+    kernel: Kernel,
+    batch: Batch,
+    hidden: NDArray[Any],
+    progress: Callable[[], None] = nothing,
+) -> tuple[float, Parameters, NDArray[Any]]:
+    """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
+
+    The kernel has been loaded with the weights. `hidden` is the raw stored state; where the text
+    starts again it is taken as zero. Raises IndexError for an id that is not in the vocabulary.
+    """
+    if batch.ids.max() >= kernel.vocabulary_size:
+        raise IndexError(f"an id that is not in 0 … {kernel.vocabulary_size - 1}")
+    if batch.fresh:
+        hidden = np.zeros_like(hidden)
+    return kernel.compute(batch.ids[:, :-1], batch.ids[:, 1:], hidden, progress)
+
+
+def apply(
+    state: TrainingState,
+    definition: Definition,
+    *,
+    gradient_halves: tuple[NDArray[Any], ...],
+    loss_sum: float,
+    hidden: NDArray[Any],
+) -> TrainingState:
+    """Return the state after one step, from the sums over all shards and the next hidden states.
+
+    The gradient's sum is in two halves, as TreeSum has it, or in one piece.
+    """
+    flat, memory = fused_update.update(
+        state.parameters.flat,
+        state.memory,
+        gradient_halves,
+        streams=definition.total_streams,
+        clip=definition.clip,
+        learning_rate=definition.learning_rate,
+    )
+    loss = loss_sum / definition.total_streams
+    return TrainingState(
+        step=state.step + 1,
+        parameters=state.parameters.like(flat),
+        memory=memory,
+        hidden=hidden,
+        previous=(*state.previous, state.parameters.flat)[1:],
+        smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
+    )
+
+
+def advance(
+    state: TrainingState, definition: Definition, streams: Streams, kernel: Kernel | None = None
+) -> TrainingState:
+    """Return the next state, every shard's gradient computed here, one after the other.
+
+    Who advances often brings a kernel of this definition: its buffers are used again.
+    """
+    kernel = kernel or kernel_of(definition, state.parameters.vocabulary_size)
+    kernel.load(state.version_for(state.step))
+    gradient_sum = TreeSum[NDArray[Any]](definition.shards)
+    loss_sum = TreeSum[float](definition.shards)
+    hidden = np.empty_like(state.hidden)
+    for shard in range(definition.shards):
+        batch = streams.batch_at(shard, state.step)
+        loss, gradient, hidden[shard] = compute_shard(kernel, batch, state.hidden[shard])
+        gradient_sum.add(shard, gradient.flat)
+        loss_sum.add(shard, loss)
+    return apply(
+        state,
+        definition,
+        gradient_halves=gradient_sum.halves(),
+        loss_sum=loss_sum.result(),
+        hidden=hidden,
+    )
+
+
+def weights_sha256(parameters: Parameters) -> str:
+    """Return the hash that people compare: over the little-endian bytes of the five parameters."""
+    little = parameters.flat.astype(parameters.flat.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(little.tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""What people and monitoring see of a run: progress, status, exporters, plots, dashboard."""

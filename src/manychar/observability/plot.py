@@ -1,0 +1,105 @@
+"""Loss curves of several runs in one picture, without a screen. Needs `manychar[plot]`."""
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from manychar.processes.errors import UserError, because
+from manychar.storage.atomic_files import replace_where_told
+from manychar.storage.metrics import read_metrics
+from manychar.storage.run_directory import open_run
+from manychar.storage.validation_log import read_validation_losses
+
+By = Literal["steps", "characters"]
+Points = tuple[list[float], list[float]]
+SUFFIXES = (".png", ".svg")
+SETTINGS: Any = {
+    "svg.fonttype": "none",  # text stays text, for whoever searches or reads it aloud
+    "svg.hashsalt": "manychar",  # the same figures, the same file
+    "axes.spines.top": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One run's losses in nats a character, each as (where, how much)."""
+
+    name: str
+    loss: Points
+    smooth_loss: Points
+    validation: Points
+
+    @classmethod
+    def of(cls, run: Path, by: By) -> Self:
+        """Read a run directory. Raises UserError where it is none, or has no losses yet."""
+        directory = open_run(run)
+        lines = read_metrics(run)
+        if not lines:
+            raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
+        per_step = 1 if by == "steps" else directory.definition.characters_per_step
+        x = [float(line["step"] * per_step) for line in lines]
+        losses, smooth = (
+            [line[name] / directory.definition.seq_length for line in lines]
+            for name in ("loss", "smooth_loss")
+        )
+        validation_losses = sorted(read_validation_losses(directory).items())
+        validation_ids = (
+            [float(step * per_step) for step, _ in validation_losses],
+            [nats for _, nats in validation_losses],
+        )
+        return cls(str(run), (x, losses), (x, smooth), validation_ids)
+
+
+def plot(runs: list[Path], target: Path, by: By) -> None:
+    """Draw the runs' curves into a PNG or an SVG file, whole or not at all. Raises UserError."""
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{target}: a picture is a .png or an .svg; give -o FILE.png or FILE.svg")
+    figure = draw([Curve.of(run, by) for run in runs], by)
+    picture = io.BytesIO()
+    with mpl.rc_context(SETTINGS):
+        figure.savefig(picture, format=suffix[1:], metadata={"Date": None})
+    try:
+        replace_where_told(target, picture.getvalue())
+    except OSError as error:
+        raise UserError(f"{target}: {because(error)}; give another -o FILE") from None
+
+
+def draw(curves: list[Curve], by: By) -> Figure:
+    """Return the picture: a colour a run, its loss faint, smooth and, in dots, on held-out text."""
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for number, curve in enumerate(curves):
+            _draw(axes, curve, f"C{number % 10}")
+        axes.set_xlabel(by)
+        axes.set_ylabel("nats a character")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.secondary_yaxis("right", functions=(_bits, _nats)).set_ylabel("bits a character")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
+
+
+def _draw(axes: Axes, curve: Curve, colour: str) -> None:
+    axes.plot(*curve.loss, color=colour, alpha=0.4, linewidth=0.8)
+    axes.plot(*curve.smooth_loss, color=colour, label=f"{curve.name}: smooth loss")
+    if curve.validation[0]:
+        label = f"{curve.name}: on held-out text"
+        axes.plot(*curve.validation, "o--", color=colour, markersize=4, label=label)

@@ -1,0 +1,121 @@
+"""TensorBoard's event files of a run: losses, speed, held-out loss, samples.
+
+tensorboardX's SummaryWriter writes in a thread behind a queue of ten: on a full disk the thread
+ends, and whoever calls it then waits for ever. So its parts are used here, one after the other.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar, text
+
+from manychar.processes import log
+from manychar.processes.errors import UserError, because
+from manychar.protocol.messages import Dimensions, Level, Report, WorkerStats
+
+POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
+
+
+class EventFiles:
+    """A sink: writes a point a second, and the last one, against the step.
+
+    When the disk takes no more it says so, once, and writes no more.
+    """
+
+    def __init__(self, directory: Path, dimensions: Dimensions, say: log.Say) -> None:
+        """Begin a new event file in the directory. Raises UserError."""
+        self._directory = directory
+        self._seq_length = dimensions.seq_length
+        self._say = say
+        self._newest: Report | None = None
+        self._written: Report | None = None
+        self._judged: int | None = None
+        self._flush_at = 0.0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._writer: Any = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+            self._writer.flush()
+        except OSError as error:
+            raise UserError(f"--tensorboard {directory}: {because(error)}") from None
+
+    def report(self, report: Report) -> None:
+        """Write the losses, in nats and bits a character, and the speed since the last point."""
+        self._newest, last = report, self._written
+        if last is not None and report.term != last.term:
+            last = None  # a server that was started again
+        if last is None:
+            self._begin_at(report.step)
+        self._judgement(report)
+        if last is None or report.seconds >= last.seconds + POINT_EVERY:
+            self._point(report)
+
+    def _judgement(self, report: Report) -> None:
+        validated, nats = report.validated, report.validation
+        if validated is not None and nats is not None and validated != self._judged:
+            self._judged = validated
+            self._loss("held_out", nats, validated)
+
+    def _begin_at(self, step: int) -> None:
+        """Say that what was written of this step and later ones, before a restart, is past."""
+        self._written = self._judged = None
+        self._flush_at = 0.0
+        self._write(step, session_log=SessionLog(status=SessionLog.START))
+
+    def _point(self, report: Report) -> None:
+        before, self._written = self._written, report
+        if math.isfinite(report.loss):
+            self._loss("step", report.loss / self._seq_length, report.step)
+        self._loss("smooth", report.smooth_loss / self._seq_length, report.step)
+        if before is not None and report.seconds > before.seconds:
+            speed = (report.characters - before.characters) / (report.seconds - before.seconds)
+            self._scalar("characters_per_second", speed, report.step)
+        if report.seconds >= self._flush_at:
+            self._flush_at = report.seconds + FLUSH_EVERY
+            self._attempt(lambda writer: writer.flush())
+
+    def _loss(self, which: str, nats: float, step: int) -> None:
+        self._scalar(f"loss/{which}_nats", nats, step)
+        self._scalar(f"loss/{which}_bits", nats / math.log(2), step)
+
+    def workers(self, workers: tuple[WorkerStats, ...]) -> None:
+        """Write how many workers there are."""
+        if self._written is not None:
+            self._scalar("workers", float(len(workers)), self._written.step)
+
+    def sample(self, step: int, words: str) -> None:
+        """Write a sample, as it is: indented, so that it is no Markdown."""
+        indented = "\n".join(f"    {line}" for line in words.splitlines())
+        self._write(step, summary=text("sample", indented))
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._write(step, summary=scalar(name, value))
+
+    def _write(self, step: int, **what: Any) -> None:
+        event = Event(step=step, wall_time=time.time(), **what)
+        self._attempt(lambda writer: writer.write_event(event))
+
+    def _attempt(self, act: Callable[[Any], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            act(self._writer)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+            line = f"--tensorboard {self._directory}: {because(error)}: no more is written there"
+            self._say(line, Level.WARNING)
+
+    def close(self) -> None:
+        """Write what is left."""
+        newest, written = self._newest, self._written
+        if newest is not None and (written is None or newest.step > written.step):
+            self._point(newest)
+        self._attempt(lambda writer: writer.close())

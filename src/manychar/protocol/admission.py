@@ -1,0 +1,204 @@
+"""Who comes and goes: greeting, proving, refusing, barring, and noticing who is silent."""
+
+from collections.abc import Mapping
+
+from manychar.protocol.effects import Remember
+from manychar.protocol.lease_grants import LeaseGrants
+from manychar.protocol.membership import Member, Membership, PeerState, Tally
+from manychar.protocol.messages import (
+    WIRE_VERSION,
+    Alive,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    KeyRole,
+    Level,
+    Names,
+    Owner,
+    Peer,
+    Ready,
+    Refused,
+    Role,
+    Welcome,
+    one_line,
+)
+from manychar.protocol.outbox import Outbox
+from manychar.protocol.run_spec import RunSpec
+
+
+class Admission:
+    """The server's door. `barred` says of each name why it may not come in.
+
+    `mixed` is whether other arithmetic than the run's has been let in.
+    """
+
+    def __init__(
+        self, run: RunSpec, membership: Membership, lease_grants: LeaseGrants, outbox: Outbox
+    ) -> None:
+        self.banned = dict(run.banned)
+        self.mixed = False
+        self._run = run
+        self._membership = membership
+        self._lease_grants = lease_grants
+        self._outbox = outbox
+
+    def greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member | None:
+        """Take in a new connection, in the place of its predecessors; None if it is refused."""
+        if refusal := self._why_not(hello, owner):
+            self._outbox.send(peer, Refused(reason=refusal))
+            self._outbox.warn(f"{hello.name} was refused: {refusal}")
+            return None
+        for former in self._membership.predecessors(peer, hello):
+            if former.peer == peer or former.instance == hello.instance:
+                self.forget(former, now)
+            elif former.state is PeerState.WORKING:
+                self._loses(former, f"another {hello.name} has come", now)
+        member = self._membership.greet(peer, hello, owner, now)
+        self.welcome(member)
+        return member
+
+    def _why_not(self, hello: Hello, owner: Owner | None) -> str:
+        """Return the reason why a peer cannot be here, or nothing."""
+        if hello.wire != WIRE_VERSION:
+            return f"it speaks wire version {hello.wire}, this server speaks {WIRE_VERSION}"
+        if hello.role not in tuple(Role):
+            return f"there is no role {hello.role}"
+        if owner is not None and (refusal := _not_by_this_key(hello, owner)):
+            return refusal
+        for name in (hello.name, owner.name if owner else hello.name):
+            if hello.role == Role.WORKER and name in self.banned:
+                return f"barred: {self.banned[name]}"
+        return ""
+
+    def welcome(self, member: Member) -> None:
+        """Tell a peer which run this is."""
+        observer = member.role is Role.OBSERVER
+        welcome = Welcome(
+            run=self._run.run,
+            term=self._run.term,
+            steps=self._run.operation.steps,
+            dimensions=self._run.dimensions,
+            numerics=self._run.definition.numerics,
+            seed=self._run.definition.seed,
+            silence=self._run.operation.silence,
+            vocabulary=self._run.vocabulary.encode() if observer else b"",
+        )
+        self._outbox.send(member.peer, welcome)
+
+    def not_ready(self, member: Member, message: object, now: float) -> None:
+        """Pass over what a worker sends that was lost before it could say Ready again."""
+        self._outbox.count("before ready")
+        self.welcome(member)
+
+    def ready(self, member: Member, ready: Ready, now: float) -> None:
+        """Let a worker with the run's arithmetic begin."""
+        member.tally = Tally(since=now, said_at=now, delivered_at=now)
+        member.slowest = ready.slowest
+        if ready.fingerprint != self._run.fingerprint and not self._run.operation.allow_mixed:
+            self._refuse_arithmetic(member, ready, now)
+            return
+        if ready.fingerprint != self._run.fingerprint and not self.mixed:
+            self.mixed = True
+            self._outbox.add(Remember({"mixed": True}))
+            self._outbox.warn(
+                f"{member.name} has other arithmetic: this run is not reproducible bit for bit"
+            )
+        if member.state is PeerState.ADMITTED:
+            self._begins(member, now)
+
+    def _begins(self, member: Member, now: float) -> None:
+        member.state = PeerState.WORKING
+        self._outbox.notice(f"{member.name} has joined")
+        self._lease_grants.rebalance(now)
+        if not self._membership.leases_of(member.peer):
+            self._outbox.notice(
+                f"{member.name} stands by: this run has {self._run.definition.shards} shards"
+                f" (--shards) and {len(self._membership.workers())} workers"
+            )
+
+    def _refuse_arithmetic(self, member: Member, ready: Ready, now: float) -> None:
+        reason = (
+            f"its arithmetic gives other bits than the run's (--numerics"
+            f" {self._run.definition.numerics}): it has {as_words(ready.libraries)};"
+            f" the run has {as_words(self._run.libraries)}"
+        )
+        self._outbox.send(member.peer, Refused(reason=one_line(reason)))
+        self._outbox.warn(f"{member.name} was refused: {reason}")
+        self.forget(member, now)
+
+    def heartbeat(self, member: Member, beat: Heartbeat, now: float) -> None:
+        """Note how far a peer is, and answer; who is not ready is welcomed again."""
+        member.units, member.units_at = beat.units, now
+        member.slowest = beat.slowest
+        member.tally.says(beat.computing, now)
+        if member.state is PeerState.ADMITTED:
+            self.welcome(member)
+        self._outbox.send(member.peer, Alive(run=self._run.run, term=self._run.term))
+
+    def goodbye(self, member: Member, goodbye: Goodbye, now: float) -> None:
+        """Let a peer go that leaves in good order."""
+        self.leaves(member, goodbye.reason, now)
+
+    def leaves(self, member: Member, why: str, now: float) -> None:
+        """Let a member go, and say so if it worked."""
+        if member.role is Role.WORKER:
+            self._outbox.notice(f"{member.name} has left: {why}")
+        self.forget(member, now)
+
+    def forget(self, member: Member, now: float) -> None:
+        """Let a member go; its leases move."""
+        self._membership.forget(member)
+        if self._membership.leases_of(member.peer):
+            self._lease_grants.rebalance(now)
+
+    def comes_back(self, member: Member, now: float) -> None:
+        """Let a worker that was taken for lost work again."""
+        member.state = PeerState.WORKING
+        self._outbox.notice(f"{member.name} is back")
+        self._lease_grants.rebalance(now)
+
+    def bar(self, names: Names, why: str, now: float) -> None:
+        """Never let this worker in again."""
+        self.banned.update(dict.fromkeys(names, why))
+        self._outbox.add(Remember({"banned": dict(self.banned)}))
+        self._outbox.notice(f"{names[0]} is barred: {why}", Level.ERROR)
+        for member in list(self._membership.members.values()):
+            if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
+                self._outbox.send(member.peer, Refused(reason=f"barred: {why}"))
+                self.forget(member, now)
+
+    def revoked(self, member: Member, now: float) -> None:
+        """Let a member go whose key is not good any more."""
+        self._outbox.send(member.peer, Refused(reason="its key was revoked"))
+        self._outbox.warn(f"{member.name} has to leave: its key was revoked")
+        self.forget(member, now)
+
+    def mind_silence(self, now: float) -> None:
+        """Take the leases of those who have been silent for too long."""
+        for member in list(self._membership.members.values()):
+            if self._membership.is_lost(member, now):
+                silent_for = now - member.heard_at
+                self._loses(member, f"it has said nothing for {silent_for:.1f} s", now)
+            elif self._membership.is_forgotten(member, now):
+                self.forget(member, now)
+
+    def _loses(self, member: Member, why: str, now: float) -> None:
+        """Take a worker for lost: if it lives after all, its next message brings it back."""
+        member.state = PeerState.SILENT
+        self._outbox.warn(f"{member.name} is taken for lost: {why}")
+        self._lease_grants.rebalance(now)
+
+
+def _not_by_this_key(hello: Hello, owner: Owner) -> str:
+    """Return what the owner of a key may not do, or nothing."""
+    if (hello.role == Role.WORKER) != (owner.role is KeyRole.WORKER):
+        return f"the key of {owner.name} is for {owner.role.value}s, not for {hello.role}s"
+    number = hello.name.removeprefix(f"{owner.name}-")
+    if hello.name != owner.name and not (number != hello.name and number.isdecimal()):
+        return f"the key of {owner.name} does not let it be called {hello.name}"
+    return ""
+
+
+def as_words(libraries: Mapping[str, str]) -> str:
+    """Return what computes, for a person."""
+    return ", ".join(f"{name} {value}" for name, value in sorted(libraries.items()))

@@ -1,0 +1,271 @@
+"""The steps that are open: which gradients are wanted, taken, summed and applied.
+
+With s steps applied, the steps s … s + D are open. Within a shard gradients are accepted in order
+of steps; the first of an identity counts, whoever sent it, if it names the weights and the hidden
+state that the server itself holds for that step. They are summed in the tree as they come, and
+committed when the step is applied. No peer is known here.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.numerics.checksum import checksum
+from manychar.numerics.corpus import Batch, Streams
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import TrainingState, apply
+from manychar.numerics.tree_reduction import TreeSum
+from manychar.protocol.effects import Compute, Result
+from manychar.protocol.messages import Frame, Gradient, Names, digest
+
+STEPS_COMPARED = 8
+HELD_BYTES = 2**23  # gradients that are held, undigested, in case they are repeated
+
+Digest = tuple[int, str, int]
+"""A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
+
+
+class Assessment(enum.Enum):
+    """What a gradient is to the run as it stands; the value is what it is counted as."""
+
+    WANTED = "accepted"
+    REPEAT = "repeats"
+    REPEAT_DIFFERS = "repeats that differ"
+    REPEAT_TOO_OLD = "repeats not compared"
+    EARLY = "early"
+    NOT_OPEN = "not open yet"
+    FROM_ANOTHER_STATE = "from another state"
+    NOT_FINITE = "not finite"
+
+
+@dataclasses.dataclass
+class _Shard:
+    """One shard's own time: `next` is its lowest step without an accepted gradient.
+
+    `hidden` holds its raw state by step and `accepted` what was accepted from whom, both from
+    STEPS_COMPARED steps before the run's step on.
+    """
+
+    next: int
+    hidden: dict[int, NDArray[Any]]
+    accepted: dict[int, "Accepted"] = dataclasses.field(default_factory=dict)
+
+
+class Accepted:
+    """What is remembered of a gradient that counts: its digest, and who sent it.
+
+    The gradient is held until the digest is first asked for: few gradients are ever repeated, and
+    new weights do not wait for it.
+    """
+
+    def __init__(self, gradient: Gradient, sender: Names) -> None:
+        self.sender = sender
+        self._gradient = gradient
+
+    @functools.cached_property
+    def digest(self) -> Digest:
+        """The digest; the gradient is let go."""
+        digest = digest_of(self._gradient)
+        del self._gradient
+        return digest
+
+
+class Aggregation:
+    """A run's state and the open steps after it; `limit` is the first step never computed."""
+
+    def __init__(
+        self, definition: Definition, streams: Streams, state: TrainingState, *, limit: float
+    ) -> None:
+        self.definition = definition
+        self.streams = streams
+        self.state = state
+        self.limit = limit
+        self.loss = math.nan
+        self._dtype = np.dtype(definition.dtype).newbyteorder("<")
+        self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
+        self._past: dict[int, NDArray[Any]] = {}
+        self._undigested: list[Accepted] = []
+        remembered = len(self._shards) * (STEPS_COMPARED + definition.delay + 1)
+        size = state.parameters.flat.nbytes + state.hidden[0].nbytes
+        self._holds_all = remembered * size <= HELD_BYTES
+        self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
+
+    def next(self, shard: int) -> int:
+        """Return the shard's lowest step without an accepted gradient."""
+        return self._shards[shard].next
+
+    def open_after(self, step: int) -> range:
+        """Return the open steps from `step` on."""
+        end = min(self.state.step + self.definition.delay + 1, self.limit)
+        return range(max(step, self.state.step), int(end))
+
+    def is_open(self, step: int) -> bool:
+        """Whether gradients of this step are wanted now."""
+        return step in self.open_after(step)
+
+    def close(self) -> None:
+        """Want no more gradients: the run ends with the state as it is."""
+        self.limit = self.state.step
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more gradients are wanted."""
+        return self.state.step >= self.limit
+
+    def version(self, step: int) -> int:
+        """Return the version of the weights that step `step` is computed on."""
+        return max(0, step - self.definition.delay)
+
+    def weights(self, step: int) -> memoryview:
+        """Return the bytes of the weights that the open step `step` is computed on."""
+        return as_frame(self.state.version_for(step))
+
+    def hidden(self, shard: int) -> memoryview:
+        """Return the bytes of the hidden state that the shard's next step starts from."""
+        return as_frame(self._shards[shard].hidden[self._shards[shard].next])
+
+    def batch(self, shard: int, step: int) -> Batch:
+        """Return what the shard reads at this step."""
+        return self.streams.batch_at(shard, step)
+
+    def assess(self, gradient: Gradient) -> Assessment:
+        """Say what this gradient of an existing shard is. Nothing is changed by it."""
+        shard = self._shards[gradient.shard]
+        if gradient.step < shard.next:
+            return self._assess_repeat(shard, gradient)
+        if not self.is_open(gradient.step):
+            return Assessment.NOT_OPEN
+        if gradient.step > shard.next:
+            return Assessment.EARLY
+        if not self._is_from_here(shard, gradient):
+            return Assessment.FROM_ANOTHER_STATE
+        return Assessment.WANTED if self._is_finite(gradient) else Assessment.NOT_FINITE
+
+    def _assess_repeat(self, shard: _Shard, gradient: Gradient) -> Assessment:
+        accepted = shard.accepted.get(gradient.step)
+        if accepted is None:
+            return Assessment.REPEAT_TOO_OLD
+        if not self._is_from_here(shard, gradient):
+            return Assessment.FROM_ANOTHER_STATE
+        same = accepted.digest == digest_of(gradient)
+        return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
+
+    def _is_from_here(self, shard: _Shard, gradient: Gradient) -> bool:
+        """Whether it was computed from the weights and the hidden state that are held here."""
+        hidden = as_frame(shard.hidden[gradient.step])
+        return gradient.version == self.version(gradient.step) and (
+            gradient.hidden_digest == digest(hidden)
+        )
+
+    def _is_finite(self, gradient: Gradient) -> bool:
+        return math.isfinite(gradient.loss) and all(
+            _all_finite(self._array(frame)) for frame in (gradient.gradient, gradient.hidden)
+        )
+
+    def accept(self, gradient: Gradient, sender: Names) -> None:
+        """Take a gradient that was assessed as WANTED."""
+        shard, step = self._shards[gradient.shard], gradient.step
+        hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
+        shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
+        shard.accepted[step] = Accepted(gradient, sender)
+        if not self._holds_all:
+            self._undigested.append(shard.accepted[step])
+        if len(self._undigested) > len(self._shards) * (self.definition.delay + 1):
+            self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
+        shard.next = step + 1
+        if step not in self._sums:
+            self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
+        gradients, losses = self._sums[step]
+        gradients.add(gradient.shard, self._array(gradient.gradient))
+        losses.add(gradient.shard, gradient.loss)
+
+    def digest_accepted(self) -> None:
+        """Take the digests of what is too much to be held, and let the gradients go."""
+        for accepted in self._undigested:
+            _ = accepted.digest
+        self._undigested.clear()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard's gradient of the run's step is there."""
+        sums = self._sums.get(self.state.step)
+        return sums is not None and sums[0].complete
+
+    def apply(self) -> None:
+        """Apply the step that is complete."""
+        step = self.state.step
+        gradients, losses = self._sums.pop(step)
+        weights = self.state.version_for(step)
+        self.state = apply(
+            self.state,
+            self.definition,
+            gradient_halves=gradients.halves(),
+            loss_sum=losses.result(),
+            hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
+        )
+        self.loss = losses.result() / self.definition.total_streams
+        self._keep(step, weights)
+
+    def _keep(self, step: int, weights: NDArray[Any]) -> None:
+        """Keep what an applied step was computed from, and forget what is too old to compare."""
+        self._past[step] = weights
+        old = step - STEPS_COMPARED
+        self._past.pop(old, None)
+        for shard in self._shards:
+            shard.hidden.pop(old, None)
+            shard.accepted.pop(old, None)
+
+    def accepted(self, shard: int, step: int) -> Accepted:
+        """Return what was accepted; KeyError where it is too old to compare."""
+        return self._shards[shard].accepted[step]
+
+    def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
+        """Return the lowest remembered step that any of them had a part in, or `at_most`."""
+        steps = [
+            step
+            for shard in self._shards
+            for step, accepted in shard.accepted.items()
+            if not senders.isdisjoint(accepted.sender)
+        ]
+        return min([at_most, *steps])
+
+    def unit(self, shard: int, step: int) -> Compute:
+        """Return a unit that was accepted, to be computed again; KeyError where it is too old."""
+        batch = self.streams.batch_at(shard, step)
+        applied = step < self.state.step
+        weights = self._past[step] if applied else self.state.version_for(step)
+        return Compute(
+            shard=shard,
+            step=step,
+            version=self.version(step),
+            fresh=batch.fresh,
+            weights=as_frame(weights),
+            hidden=as_frame(self._shards[shard].hidden[step]),
+            ids=as_frame(batch.ids),
+        )
+
+    def _array(self, frame: Frame) -> NDArray[Any]:
+        return np.frombuffer(frame, dtype=self._dtype)
+
+
+def as_frame(array: NDArray[Any]) -> memoryview:
+    """Return the little-endian bytes of a contiguous array that nobody will write to; no copy."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return little.data.cast("B")
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Whether all is finite: it is where the sum of squares is; else each one is looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+
+def digest_of(result: Gradient | Result) -> Digest:
+    """Return what stands for a result: two of one identity must have the same."""
+    return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

@@ -1,0 +1,58 @@
+"""Two results for one unit that are not the same bytes: somebody's arithmetic is broken.
+
+The server computes the unit itself from what it holds. Who was wrong is barred; if the wrong result
+counts, or anything else that is remembered of who was wrong, the run goes back to before that.
+"""
+
+import math
+
+from manychar.protocol.admission import Admission
+from manychar.protocol.aggregation import Aggregation, Digest, digest_of
+from manychar.protocol.effects import Result, ResumeBefore
+from manychar.protocol.membership import Member
+from manychar.protocol.messages import Gradient, Level, Names
+from manychar.protocol.outbox import Outbox
+
+
+class ConflictingResults:
+    """Those that are open: who said what of each (shard, step), what counts first."""
+
+    def __init__(self, steps: Aggregation, admission: Admission, outbox: Outbox) -> None:
+        self.open: dict[tuple[int, int], list[tuple[Names, Digest]]] = {}
+        self._steps = steps
+        self._admission = admission
+        self._outbox = outbox
+
+    def begin(self, member: Member, gradient: Gradient) -> None:
+        """Have this server compute what two results differ on."""
+        shard, step = gradient.shard, gradient.step
+        accepted = self._steps.accepted(shard, step)
+        self._outbox.warn(
+            f"{member.name} sent other bytes for step {step}, shard {shard}"
+            f" than {accepted.sender[0]} did"
+        )
+        if self._admission.mixed:
+            return  # other arithmetic was let in: nobody is to blame
+        if (shard, step) not in self.open:
+            self.open[shard, step] = [(accepted.sender, accepted.digest)]
+            self._outbox.add(self._steps.unit(shard, step))
+        self.open[shard, step].append((member.names, digest_of(gradient)))
+
+    def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
+        """Bar who was wrong; return the way back to take if what counts was."""
+        (_, accepted), *_ = said = self.open.pop((shard, step))
+        truth = digest_of(result)
+        wrong = sorted({names for names, digest in said if digest != truth})
+        for names in wrong:
+            self._admission.bar(names, f"it computed step {step}, shard {shard} wrongly", now)
+        called = {name for names in wrong for name in names}
+        at_most = math.inf if accepted == truth else step
+        if math.isinf(first := self._steps.first_from(called, at_most=at_most)):
+            return None
+        who = ", ".join(name for name, _ in wrong)
+        text = (
+            f"no gradient of {who} is to be trusted: going back before step {first}, the first"
+            " that is remembered; manychar verify tells of those before it"
+        )
+        self._outbox.notice(text, Level.ERROR)
+        return ResumeBefore(int(first), dict(self._admission.banned))

@@ -1,0 +1,128 @@
+"""Grants: what a worker is sent so that it can compute, when it is sent again, and who is late."""
+
+from manychar.protocol.aggregation import Aggregation, as_frame
+from manychar.protocol.membership import Lease, Membership
+from manychar.protocol.messages import Frame, Grant, Peer, Revoke, Unit, Weights
+from manychar.protocol.outbox import Outbox
+
+
+class LeaseGrants:
+    """Gives shards to workers and follows each until its gradient is there."""
+
+    def __init__(self, steps: Aggregation, membership: Membership, outbox: Outbox) -> None:
+        self._steps = steps
+        self._membership = membership
+        self._outbox = outbox
+
+    def rebalance(self, now: float) -> None:
+        """Spread the shards over the workers that are here, and grant what has moved."""
+        busy = {lease.peer for lease in self._membership.leases.values()}
+        change = self._membership.rebalance()
+        for peer in {lease.peer for lease in change.given} - busy:
+            self._membership.members[peer].tally.waits_until(now)
+        for lease in change.revoked:
+            if lease.peer in self._membership.members:
+                revoke = Revoke(run=self._outbox.run, term=self._outbox.term, lease=lease.number)
+                self._outbox.send(lease.peer, revoke)
+        for lease in change.given:
+            self.grant(lease, now)
+
+    def renew(self, shard: int, now: float) -> None:
+        """Begin a shard's lease anew at the same worker: what it holds of the old one is void."""
+        old = self._membership.leases[shard]
+        new = self._membership.lease(shard, old.peer)
+        new.renewed = old.renewed + 1
+        self.grant(new, now)
+
+    def grant(self, lease: Lease, now: float) -> None:
+        """Send what the holder needs for its shard's next step, and for the open steps after it."""
+        step = self._steps.next(lease.shard)
+        if not self._steps.is_open(step):
+            return
+        lease.begun = True
+        lease.ask(step, now)
+        batch = self._steps.batch(lease.shard, step)
+        grant = Grant(
+            run=self._outbox.run,
+            term=self._outbox.term,
+            lease=lease.number,
+            shard=lease.shard,
+            step=step,
+            version=self._steps.version(step),
+            fresh=batch.fresh,
+            weights=self._steps.weights(step),
+            hidden=self._steps.hidden(lease.shard),
+            ids=as_frame(batch.ids),
+        )
+        self._outbox.send(lease.peer, grant)
+        for later in self._steps.open_after(step + 1):
+            self._outbox.send(
+                lease.peer, self._weights_for(later, [lease], self._steps.weights(later))
+            )
+
+    def counted(self, shard: int, peer: Peer, now: float) -> None:
+        """Note that a gradient counts; a holder whose step it takes lacks what follows."""
+        lease = self._membership.leases.get(shard)
+        if lease is None:
+            return
+        lease.renewed = 0
+        if lease.begun and lease.peer != peer:
+            lease.begun = False  # begins again, with the server's hidden state, when it can
+            self.grant(lease, now)
+
+    def broadcast(self, now: float) -> None:
+        """Send new weights with the step they open, and begin leases that could not begin."""
+        opened = self._steps.state.step + self._steps.definition.delay
+        if not self._steps.is_open(opened):
+            return
+        begun: dict[Peer, list[Lease]] = {}
+        for lease in self._membership.leases.values():
+            if lease.begun:
+                begun.setdefault(lease.peer, []).append(lease)
+            else:
+                self.grant(lease, now)
+        weights = self._steps.weights(opened)
+        for peer, leases in begun.items():
+            self._outbox.send(peer, self._weights_for(opened, leases, weights))
+
+    def ask_again(self, now: float) -> None:
+        """Grant again what no answer came to, unless it is being computed."""
+        for lease in list(self._membership.leases.values()):
+            step = self._steps.next(lease.shard)
+            if not self._steps.is_open(step):
+                continue
+            if lease.asked_step != step:
+                lease.ask(step, now)
+            if now >= lease.asked_at + lease.patience:
+                self._ask_again(lease, step, now)
+
+    def _ask_again(self, lease: Lease, step: int, now: float) -> None:
+        holder = self._membership.members[lease.peer]
+        if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
+            lease.asked_at = now
+        else:
+            self._outbox.count("asked again")
+            self.grant(lease, now)
+
+    def late(self) -> list[str]:
+        """Return whom the run's step is waiting for."""
+        return [
+            f"{self._membership.members[lease.peer].name} (shard {shard})"
+            for shard, lease in self._membership.leases.items()
+            if self._steps.next(shard) == self._steps.state.step
+        ]
+
+    def _weights_for(self, step: int, leases: list[Lease], weights: Frame) -> Weights:
+        """Return the weights that an open step is computed on, with its units in these leases."""
+        batches = [self._steps.batch(lease.shard, step) for lease in leases]
+        return Weights(
+            run=self._outbox.run,
+            term=self._outbox.term,
+            version=self._steps.version(step),
+            weights=weights,
+            units=tuple(
+                Unit(lease.number, lease.shard, step, batch.fresh)
+                for lease, batch in zip(leases, batches, strict=True)
+            ),
+            ids=tuple(as_frame(batch.ids) for batch in batches),
+        )

@@ -1,0 +1,62 @@
+"""For whom the run waits, and since when; it is said once that takes longer than a step does."""
+
+from manychar.protocol.aggregation import Aggregation
+from manychar.protocol.early_stopping import EarlyStopping
+from manychar.protocol.lease_grants import LeaseGrants
+from manychar.protocol.outbox import Outbox
+
+FIRST_COMPLAINT = 1.0
+LONG_STEP = 4
+COMPLAIN_EVERY = 10.0
+NAMES_SHOWN = 5
+
+
+class StallReport:
+    """Times are seconds of any steady clock; `since` is when the last step was applied."""
+
+    def __init__(
+        self,
+        steps: Aggregation,
+        lease_grants: LeaseGrants,
+        early_stopping: EarlyStopping,
+        outbox: Outbox,
+        *,
+        now: float,
+    ) -> None:
+        self.since = now
+        self.for_disk = False
+        self._steps = steps
+        self._lease_grants = lease_grants
+        self._early_stopping = early_stopping
+        self._outbox = outbox
+        self._long_from = self._complain_at = now + FIRST_COMPLAINT
+
+    def applied(self, now: float) -> None:
+        """Note that a step was applied: the next one may take as long, and longer."""
+        usual = LONG_STEP * (now - self.since)
+        self.since = now
+        self._long_from = now + max(FIRST_COMPLAINT, min(usual, COMPLAIN_EVERY))
+        self._complain_at = self._long_from
+
+    def tick(self, now: float) -> None:
+        """Say for whom the run waits, if it is time to."""
+        if now >= self._complain_at:
+            self._complain_at = now + COMPLAIN_EVERY
+            waited = now - self.since
+            step = self._steps.state.step
+            self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._whom()}")
+
+    def whom(self, now: float) -> str:
+        """Return for whom the run waits, in words; none while a step is not late."""
+        return self._whom() if self.for_disk or now >= self._long_from else ""
+
+    def _whom(self) -> str:
+        step = self._steps.state.step
+        if self.for_disk:
+            return f"the disk: the checkpoint of step {step} is being written"
+        if self._steps.closed or self._early_stopping.waits(step):
+            awaited = ", ".join(map(str, self._early_stopping.awaited_before(step) or [step]))
+            return f"the held-out loss of step {awaited}"
+        late = self._lease_grants.late()
+        more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
+        return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker: none is here"

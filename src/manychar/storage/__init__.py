@@ -1,0 +1,1 @@
+"""Everything that is on disk: run directory, checkpoints, journal, corpus, logs, recovery."""

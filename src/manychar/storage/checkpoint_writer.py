@@ -1,0 +1,128 @@
+"""Writes checkpoints in a thread of their own, beside the loop, and reports each."""
+
+import collections
+import contextlib
+import errno
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Self
+
+from manychar.numerics.training_step import TrainingState
+from manychar.processes.errors import UserError, because
+from manychar.processes.signals import SelfPipe
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, write_checkpoint
+from manychar.storage.recovery import ResumePoint
+from manychar.storage.run_directory import RunDirectory
+
+MOST_PENDING = 2
+SAY_AFTER = 2.0
+TRIES_FOR_A_FILE = 15
+
+
+class Writer:
+    """Writes states in order; a state is never written to again, so it can be shared as it is."""
+
+    def __init__(self, directory: RunDirectory, beginning: ResumePoint, wake: SelfPipe) -> None:
+        self._directory = directory
+        self._vocabulary = beginning.checkpoint.vocabulary
+        self._journal = beginning.journal
+        self._wake = wake
+        self._pending: collections.deque[tuple[TrainingState, str]] = collections.deque()
+        self._spared: frozenset[int] = frozenset()
+        self._ended = False
+        self._changed = threading.Condition()
+        self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="checkpoints")
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until everything is written."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def write(
+        self, state: TrainingState, waiting: Callable[[], None], *, spare: Collection[int] = ()
+    ) -> None:
+        """Have a state written; wait where the disk is MOST_PENDING behind, and say so.
+
+        An old checkpoint whose step is in `spare` is not removed yet.
+
+        The journal up to it is flushed here, and made durable before the checkpoint has its name;
+        without its journal no checkpoint is written.
+        """
+        failure = ""
+        try:
+            self._journal.flush()
+        except OSError as error:
+            failure = f"its journal: {because(error)}"
+        with self._changed:
+            while not self._changed.wait_for(self._has_room, timeout=SAY_AFTER):
+                waiting()
+            self._spared = frozenset(spare)
+            self._pending.append((state, failure))
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._pending) < MOST_PENDING
+
+    def news(self) -> list[tuple[int, str]]:
+        """Return (step, failure) of what was tried since the last call; no failure is ''."""
+        news = []
+        while not self._news.empty():
+            news.append(self._news.get())
+        return news
+
+    def _work(self) -> None:
+        while (work := self._next()) is not None:
+            state, failure = work
+            try:
+                if not failure:
+                    self._write_when_files_are_to_be_had(state)
+            except OSError as error:
+                failure = because(error)
+            except UserError as error:
+                failure = f"read back: {error}"
+            except Exception as error:  # the loop says it, and ends the run
+                failure = repr(error)
+            self._news.put((state.step, failure))
+            self._wake.now()
+
+    def _write_when_files_are_to_be_had(self, state: TrainingState) -> None:
+        """Write a state; where no file can be opened, wait for connections to end, for a while."""
+        for _ in range(TRIES_FOR_A_FILE):
+            try:
+                return self._write(state)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+            time.sleep(1.0)
+        return self._write(state)
+
+    def _next(self) -> tuple[TrainingState, str] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._ended)
+            work = self._pending.popleft() if self._pending else None
+            self._changed.notify_all()
+            return work
+
+    def _write(self, state: TrainingState) -> None:
+        directory = self._directory
+        path = checkpoint_path(directory.checkpoints, state.step)
+        self._journal.sync()
+        if not path.exists():
+            write_checkpoint(path, directory.definition, self._vocabulary, state)
+        kept = directory.settings.keep_checkpoints
+        old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
+        for step, path in old[:-kept] if kept else []:
+            if step in self._spared:
+                continue
+            with contextlib.suppress(OSError):  # one too many is no harm; the next turn tries again
+                path.unlink()

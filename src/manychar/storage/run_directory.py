@@ -1,0 +1,352 @@
+"""The run directory: what defines the run, its corpus, checkpoints, metrics; who may write.
+
+A new one is put together beside its place, with checkpoint 0, and gets its name when it is whole.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.typing import NDArray
+
+from manychar.numerics.corpus import CorpusError, Streams
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import start
+from manychar.processes.errors import UserError, because
+from manychar.protocol.codec import MAX_INTEGER
+from manychar.storage.atomic_files import (
+    LARGEST_CONFIG,
+    make_directories,
+    parsed,
+    read_file,
+    remove_temporary,
+    rename,
+    replace_file,
+    sync_directory,
+    write_file,
+)
+from manychar.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+from manychar.storage.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
+from manychar.storage.journal import JOURNAL_NAME, newest_term
+from manychar.storage.metrics import METRICS_NAME
+
+CONFIG_NAME = "config.json"
+LOCK_NAME = "lock"
+LOCK_TRIES, LOCK_PAUSE = 3, 0.05
+LONGEST_TERM = 64
+TERM_NAME = "term"
+CHECKPOINTS_NAME = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is carried out, config.json's `operation`: no bit depends on it.
+
+    `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `sample_length` is in
+    characters, `lease_timeout` in seconds. After `stop_when_no_better` checkpoints without a new
+    best the run ends, 0 for never. `fingerprint` and `libraries` are those of the
+    arithmetic that the run began with; `mixed` says that other arithmetic has been let in since.
+    """
+
+    steps: int = 8_000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 20
+    sample_every: int = 1000
+    sample_length: int = 200
+    workers: int = 2
+    transport: str = "tcp"
+    lease_timeout: float = 2.0
+    on_disk_error: str = "stop"
+    stop_when_no_better: int = 0
+    allow_mixed_numerics: bool = False
+    mixed: bool = False
+    fingerprint: str = ""
+    libraries: dict[str, str] = dataclasses.field(default_factory=dict)
+    banned: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what cannot be carried out."""
+        for name, (low, high) in _WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(
+                    f"{_flag(name)} is {value!r}: it takes a whole number {low} … {high}"
+                )
+        timeout = self.lease_timeout
+        if type(timeout) not in (int, float) or not (
+            SHORTEST_TIMEOUT <= timeout <= LONGEST_TIMEOUT
+        ):
+            raise UserError(
+                f"--lease-timeout is {timeout!r}: it takes {SHORTEST_TIMEOUT} … {LONGEST_TIMEOUT}"
+                " seconds"
+            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise UserError(f"{_flag(name)} is {value!r}: it takes {' or '.join(choices)}")
+
+
+SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 0.1, 86_400
+_WHOLE_NUMBERS = {
+    "steps": (0, 10**15),
+    "checkpoint_every": (0, 10**15),
+    "keep_checkpoints": (0, 10**15),
+    "sample_every": (0, 10**15),
+    "sample_length": (0, 10**15),
+    "stop_when_no_better": (0, 10**15),
+    "workers": (1, 1024),
+}
+_CHOICES = {"transport": ("tcp", "ipc"), "on_disk_error": ("stop", "continue")}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A run directory that exists."""
+
+    path: Path
+    run: str
+    definition: Definition
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what its definition does not allow."""
+        validated = self.definition.validation > 0 and self.settings.checkpoint_every > 0
+        if self.settings.stop_when_no_better and not validated:
+            raise UserError(
+                "--stop-when-no-better judges checkpoints by held-out text: it needs a"
+                " --validation above 0 and a --checkpoint-every above 0"
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS_NAME
+
+    def streams(self) -> tuple[str, Streams]:
+        """Return the vocabulary and the corpus as streams."""
+        vocabulary, ids = map_corpus(self.path)
+        try:
+            return vocabulary, streams_of(self.definition, ids)
+        except CorpusError as error:
+            raise UserError(f"{self.path}: {error}") from None
+
+    def read(self, path: Path) -> Checkpoint:
+        """Return a checkpoint of this run. Raises UserError if it is damaged, or is not its own."""
+        checkpoint = read_checkpoint(path)
+        if path != checkpoint_path(self.checkpoints, checkpoint.state.step):
+            raise UserError(f"{path}: altered: it holds step {checkpoint.state.step}")
+        if checkpoint.definition != self.definition:
+            raise UserError(f"{path}: it is a checkpoint of another run")
+        return checkpoint
+
+    def newest_checkpoint(self) -> tuple[Checkpoint, list[str]]:
+        """Return the newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Raises UserError if there is none.
+        """
+        complaints: list[str] = []
+        for _, path in reversed(list_checkpoints(self.checkpoints)):
+            try:
+                return self.read(path), complaints
+            except UserError as error:
+                complaints.append(str(error))
+        raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
+
+    def write_config(self, settings: Settings) -> None:
+        """Note how the run is carried out from now on."""
+        replace_file(self.path / CONFIG_NAME, _config(self.run, self.definition, settings))
+
+
+def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
+    """Return a corpus as the definition's streams. Raises CorpusError where it is too short."""
+    return Streams(
+        ids,
+        definition.shards,
+        definition.streams,
+        definition.seq_length,
+        definition.validation,
+    )
+
+
+def default_path(run: str) -> Path:
+    """Return the run directory's name where the user gave none."""
+    now = datetime.datetime.now(datetime.UTC)
+    return Path("runs") / f"{now:%Y%m%dT%H%M%SZ}-{run}"
+
+
+def create_run(
+    path: Path | None, definition: Definition, corpus: Corpus, settings: Settings
+) -> RunDirectory:
+    """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
+
+    Raises UserError where it cannot be written or something is there already.
+    """
+    run = definition.run_id(secrets.token_hex(4))
+    path = path or default_path(run)
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
+    directory = RunDirectory(path, run, definition, settings)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        resumable = (
+            f", or go on with it by --resume {path}" if (path / CONFIG_NAME).exists() else ""
+        )
+        raise UserError(f"{path}: something is there already; choose another --run-dir{resumable}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        make_directories(draft)
+        _fill(draft, dataclasses.replace(directory, path=draft), corpus)
+        rename(draft, path)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return directory
+
+
+def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
+    definition = directory.definition
+    write_file(draft / CONFIG_NAME, _config(directory.run, definition, directory.settings))
+    write_corpus(draft, corpus)
+    directory.checkpoints.mkdir()
+    state = start(definition, len(corpus.vocabulary))
+    write_checkpoint(
+        checkpoint_path(directory.checkpoints, 0), definition, corpus.vocabulary, state
+    )
+    sync_directory(draft)
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Return a run directory that exists. Raises UserError where it is none, or damaged."""
+    try:
+        config = parsed(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
+        definition = Definition.from_mapping(config["definition"])
+        known = {field.name for field in dataclasses.fields(Settings)}
+        operation = {key: value for key, value in config["operation"].items() if key in known}
+        run = str(config["run"])
+        if run != definition.run_id(run.rpartition("-")[2]):
+            raise ValueError("its definition is not the one that the run is named after")
+        return RunDirectory(path, run, definition, Settings(**operation))
+    except OSError as error:
+        raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
+
+
+def _config(run: str, definition: Definition, settings: Settings) -> bytes:
+    packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    config: dict[str, Any] = {
+        "run": run,
+        "definition": dataclasses.asdict(definition),
+        "operation": {**dataclasses.asdict(settings), "versions": versions},
+    }
+    return json.dumps(config, indent=2).encode() + b"\n"
+
+
+def is_served(path: Path) -> bool:
+    """Whether a server holds this run directory now."""
+    try:
+        with (path / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def locked(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory for one server. Raises UserError where another holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
+            _lock(lock)
+            remove_temporary(directory.path)
+            remove_temporary(directory.checkpoints)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory.path}: another server is running on it; wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{directory.path}: {because(error)}") from None
+        check_corpus(directory.path, directory.definition.corpus_sha256)
+        yield
+
+
+def _lock(lock: IO[str]) -> None:
+    """Lock a file; who only asks `is_served` has it for a moment. Raises BlockingIOError."""
+    for _ in range(LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def raise_term(directory: RunDirectory) -> int:
+    """Return a new term, on disk with its directory before anybody is told of it.
+
+    Raises UserError where the old one is damaged, or the new one cannot be written.
+    """
+    term = _read_term(directory) + 1
+    try:
+        replace_file(directory.path / TERM_NAME, f"{term}\n".encode())
+    except OSError as error:
+        raise UserError(f"{directory.path / TERM_NAME}: {because(error)}") from None
+    return term
+
+
+def _read_term(directory: RunDirectory) -> int:
+    path = directory.path / TERM_NAME
+    try:
+        term = int(read_file(path, LONGEST_TERM).decode("ascii"))
+    except FileNotFoundError:
+        return newest_term(directory.path / JOURNAL_NAME, directory.run)
+    except ValueError:
+        term = -1
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}") from None
+    if not 0 <= term < MAX_INTEGER:
+        raise UserError(f"{path}: damaged: not a whole number; take the file away")
+    return term
+
+
+def take_up_metrics(directory: RunDirectory, step: int) -> float:
+    """Cut off metrics after `step`, which is done again; return the seconds the run had taken."""
+    path = directory.path / METRICS_NAME
+    if not path.exists():
+        return 0.0
+    kept, seconds = [], 0.0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = parsed(line)
+            if values["step"] > step:
+                continue
+            seconds = float(values["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # the torn end of a server that was killed
+        kept.append(line)
+    replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+    return seconds

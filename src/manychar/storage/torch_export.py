@@ -1,0 +1,53 @@
+"""A trained model for PyTorch: one safetensors file that is a state dict of its modules.
+
+The modules are `rnn = nn.RNN(V, H, batch_first=True)`, whose default is tanh, and
+`linear = nn.Linear(H, V)`. PyTorch has a second bias of the hidden units: it is 0. The metadata
+says the vocabulary (a character's id is its place in it) and the dimensions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from manychar.numerics.model import Parameters
+from manychar.processes.errors import UserError, because
+from manychar.storage.atomic_files import replace_where_told
+from manychar.storage.canonical_safetensors import as_safetensors
+
+
+def state_dict(parameters: Parameters) -> dict[str, NDArray[Any]]:
+    """Return the five arrays, and PyTorch's second bias (H,), by the names they have there."""
+    return {
+        "rnn.weight_ih_l0": parameters.Wxh,
+        "rnn.weight_hh_l0": parameters.Whh,
+        "rnn.bias_ih_l0": parameters.bh,
+        "rnn.bias_hh_l0": np.zeros_like(parameters.bh),
+        "linear.weight": parameters.Why,
+        "linear.bias": parameters.by,
+    }
+
+
+def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
+    """Write the state dict in the place of `target`, whole or not at all.
+
+    Raises UserError where it cannot be written.
+    """
+    named = state_dict(parameters)
+    metadata = {
+        "format": "pt",
+        "vocabulary": vocabulary,
+        "vocabulary_size": str(parameters.vocabulary_size),
+        "hidden": str(parameters.hidden_size),
+        "nonlinearity": "tanh",
+    }
+    data = as_safetensors(named, metadata)
+    written = safetensors.numpy.load(data)
+    if not all(np.array_equal(written[name], array) for name, array in named.items()):
+        raise RuntimeError(f"{target}: read back, the weights are others")
+    try:
+        replace_where_told(target, data)
+    except OSError as error:
+        raise UserError(f"{target}: {because(error)}; give another -o FILE") from None

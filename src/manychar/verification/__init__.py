@@ -1,0 +1,1 @@
+"""Computing a run again and comparing: replay, verify, equivalence, doctor."""

@@ -1,0 +1,93 @@
+"""What this machine is for a fleet: the things that decide its bits, its speed and its limits."""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from manychar import __version__
+
+
+def examine() -> dict[str, Any]:
+    """Return what this machine is, by topic. Each numerics setting is asked of a new process."""
+    return {
+        "manychar": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "clock": _clock(),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "pyzmq": zmq.__version__,
+        "libzmq": zmq.zmq_version(),
+        "curve": bool(zmq.has("curve")),
+        "numerics": {name: _numerics(name) for name in ("portable", "native")},
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    """Return the CPU's name and the instruction sets that decide which kernels are chosen."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    with_proc = Path("/proc/cpuinfo")
+    if with_proc.exists():
+        for line in with_proc.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    wanted = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
+    return {"name": name, "instructions": [flag for flag in wanted if flag in flags]}
+
+
+def _clock() -> dict[str, Any]:
+    info = time.get_clock_info("monotonic")
+    return {"monotonic_resolution_s": info.resolution, "implementation": info.implementation}
+
+
+def _numerics(setting: str) -> dict[str, Any]:
+    """Return the libraries, kernels and fingerprint of a process with this setting."""
+    program = (
+        "import json, sys; from manychar.processes.numerics_pinning import pin; pin(sys.argv[1]);"
+        "from manychar.verification.doctor import prove; print(json.dumps(prove()))"
+    )
+    done = subprocess.run(  # noqa: S603 - this very program
+        [sys.executable, "-P", "-c", program, setting], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def prove() -> dict[str, Any]:
+    """Return what computes in this process, and its fingerprints of a fixed probe."""
+    from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415 - numpy, pinned
+    from manychar.processes.numeric_libraries import kernels, libraries  # noqa: PLC0415
+
+    names = libraries()
+    return {
+        "libraries": names,
+        "kernels": kernels(),
+        "fingerprints": {
+            dtype: fingerprint(
+                vocabulary_size=65,
+                hidden_size=100,
+                seq_length=25,
+                streams=16,
+                dtype=dtype,
+                libraries=names,
+            )
+            for dtype in ("float32", "float64")
+        },
+    }

@@ -1,0 +1,235 @@
+"""The single-process equivalence test: the same run in one process and in fleets, bit for bit."""
+
+import dataclasses
+import itertools
+import os
+import signal
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.fleet.local_fleet import Fleet
+from manychar.numerics import min_char_rnn
+from manychar.numerics.corpus import Batch
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import TrainingState, weights_sha256
+from manychar.observability.progress import Display
+from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.protocol.messages import Report
+from manychar.protocol.run_spec import dimensions_of
+from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.corpus_file import Corpus
+from manychar.storage.run_directory import RunDirectory, Settings, create_run
+from manychar.verification.replay import first_difference, replay
+
+HASH_SHOWN = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """One way of doing the run: its name, and its states at the checkpoints, by step."""
+
+    name: str
+    states: dict[int, TrainingState]
+    note: str = ""
+
+
+class Equivalence:
+    """Runs one definition in every way, in a directory of its own for each."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        corpus: Corpus,
+        settings: Settings,
+        *,
+        parent: Path,
+    ) -> None:
+        self.definition = definition
+        self.corpus = corpus
+        self.settings = settings
+        self._parent = parent
+
+    def alone(self) -> Trial:
+        """Train in this process."""
+        directory = self._directory("one-process", workers=1)
+        every = self.settings.checkpoint_every
+        last = self.settings.steps
+        states = {
+            state.step: state
+            for state in replay(directory, last)
+            if state.step % every == 0 or state.step == last
+        }
+        return Trial("one process", states)
+
+    def fleet(self, workers: int, *, kill: Literal["worker", "server"] | None) -> Trial:
+        """Train with a real server and real workers; kill a process on the way if told to."""
+        name = f"{workers} worker{'s' if workers > 1 else ''}"
+        directory = self._directory(name.replace(" ", "-"), workers=workers)
+        killer = _Killer(kill, at_step=self.settings.steps // 4) if kill else None
+        with self._display(directory) as display:
+            fleet = Fleet(
+                directory,
+                display,
+                killer or (lambda _fleet, _report: None),
+            )
+            finish = fleet.run()
+        if finish.code:
+            raise UserError(f"{name}: {finish.reason or 'stopped'}", code=finish.code)
+        if killer is not None and not killer.killed:
+            raise UserError(
+                f"{name}: over before a {kill} could be killed: give more --steps",
+                code=RUN_FAILED,
+            )
+        states = {
+            step: read_checkpoint(path).state
+            for step, path in list_checkpoints(directory.checkpoints)
+        }
+        return Trial(name, states, note=f"{kill} killed" if kill else "")
+
+    def _directory(self, name: str, *, workers: int) -> RunDirectory:
+        settings = dataclasses.replace(self.settings, workers=workers)
+        return create_run(self._parent / name, self.definition, self.corpus, settings)
+
+    def _display(self, directory: RunDirectory) -> Display:
+        vocabulary, _ = directory.streams()
+        return Display(
+            vocabulary=vocabulary,
+            dimensions=dimensions_of(self.definition, len(vocabulary)),
+            seed=self.definition.seed,
+            sample_length=0,
+        )
+
+    def against_plain(self) -> "AgainstPlain":
+        """Compare with min-char-rnn's plain form. One shard of one stream only."""
+        return against_plain(self._directory("plain", workers=1), self.settings.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgainstPlain:
+    """Relative differences from the plain form, each the largest over all steps.
+
+    `one_step` is that of the weights after one step from the same state, relative to the largest
+    weight of the array; `smooth_loss` that of the two trajectories from the same first weights.
+    Their weights drift apart, as those of any two orders of summation do: training amplifies a
+    difference in the last bit.
+    """
+
+    one_step: float
+    smooth_loss: float
+
+
+def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
+    """Follow a run of one stream, and the plain form beside it: step by step, and on its own."""
+    definition = directory.definition
+    _, streams = directory.streams()
+    one_step = smooth_loss = 0.0
+    own: TrainingState | None = None
+    own_smooth = 0.0
+    for step, (before, after) in enumerate(itertools.pairwise(replay(directory, steps))):
+        if own is None:
+            own, own_smooth = before, before.smooth_loss
+        batch = streams.batch_at(0, step)
+        _, stepped = _plain_step(before, definition, batch)
+        one_step = max(
+            one_step,
+            *(
+                _relative(after.parameters.named()[name], view)
+                for name, view in stepped.parameters.named().items()
+            ),
+        )
+        loss, own = _plain_step(own, definition, batch)
+        own_smooth = 0.999 * own_smooth + 0.001 * loss
+        smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
+    return AgainstPlain(one_step, smooth_loss)
+
+
+def _plain_step(
+    state: TrainingState, definition: Definition, batch: Batch
+) -> tuple[float, TrainingState]:
+    """Return (loss, state) after one step of the plain form, in float64, from a state.
+
+    With a delay the gradient is that of the weights D steps before, as the state keeps them.
+    """
+    parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
+    memory = state.parameters.like(state.memory.astype(np.float64))
+    hidden = state.hidden[0, 0].astype(np.float64)
+    if batch.fresh:
+        hidden = np.zeros_like(hidden)
+    old = parameters.like(state.version_for(state.step).astype(np.float64))
+    loss, gradient, hidden = min_char_rnn.loss_and_gradient(old.named(), batch.ids[0], hidden)
+    min_char_rnn.adagrad(
+        parameters.named(),
+        memory.named(),
+        gradient,
+        clip=definition.clip,
+        learning_rate=definition.learning_rate,
+    )
+    after = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        parameters=parameters,
+        memory=memory.flat,
+        hidden=hidden[None, None],
+        previous=(*state.previous, state.parameters.flat)[1:],
+    )
+    return loss, after
+
+
+def _relative(array: NDArray[Any], reference: NDArray[np.float64]) -> float:
+    return float(np.abs(array - reference).max() / max(np.abs(reference).max(), 1e-300))
+
+
+class _Killer:
+    """Kills the server or a worker that holds a lease, once, when the fleet has come to a step."""
+
+    def __init__(self, role: str, *, at_step: int) -> None:
+        self.killed = False
+        self._role = role
+        self._at_step = at_step
+
+    def __call__(self, fleet: Fleet, report: Report) -> None:
+        """Look at a report."""
+        if self.killed or report.step < self._at_step:
+            return
+        wanted = ["the server"] if self._role == "server" else report.workers[-1:]
+        for seat in (fleet.server, *fleet.workers):
+            if seat.name in wanted and seat.process is not None:
+                self.killed = True
+                os.kill(seat.process.pid, signal.SIGKILL)
+                fleet.display.say(f"{seat.name} killed with SIGKILL after step {report.step:,}")
+
+
+def verdict(trials: list[Trial]) -> str:
+    """Return where the first trial that differs from the first one differs, or nothing."""
+    reference, *others = trials
+    for trial in others:
+        if trial.states.keys() != reference.states.keys():
+            return f"{trial.name} has checkpoints at other steps: {sorted(trial.states)}"
+        for step, state in sorted(reference.states.items()):
+            if name := first_difference(state, trial.states[step]):
+                return f"{trial.name} differs first at step {step}, in {name}"
+    return ""
+
+
+def table(trials: list[Trial]) -> list[list[str]]:
+    """Return the rows of the table: a step, and each trial's hash of the weights."""
+    header = [
+        "step",
+        *(f"{trial.name} ({trial.note})" if trial.note else trial.name for trial in trials),
+    ]
+    rows = [
+        [
+            f"{step:,}",
+            *(
+                weights_sha256(trial.states[step].parameters)[:HASH_SHOWN]
+                if step in trial.states
+                else "-"
+                for trial in trials
+            ),
+        ]
+        for step in sorted(trials[0].states)
+    ]
+    return [header, *rows]

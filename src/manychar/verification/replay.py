@@ -1,0 +1,27 @@
+"""Doing a run again in one process, and comparing what comes of it bit for bit."""
+
+from collections.abc import Iterator
+
+from manychar.numerics.training_step import TrainingState, advance, kernel_of, start
+from manychar.storage.checkpoint import tensors_of
+from manychar.storage.run_directory import RunDirectory
+
+
+def first_difference(one: TrainingState, other: TrainingState) -> str:
+    """Return the name of the first array in which two states differ, or nothing."""
+    tensors = tensors_of(other)
+    for name, array in tensors_of(one).items():
+        if array.tobytes() != tensors[name].tobytes():
+            return name
+    return "" if one.smooth_loss == other.smooth_loss else "smooth_loss"
+
+
+def replay(directory: RunDirectory, steps: int) -> Iterator[TrainingState]:
+    """Yield the states of a run, from checkpoint 0, computed in this process."""
+    vocabulary, streams = directory.streams()
+    state = start(directory.definition, len(vocabulary))
+    kernel = kernel_of(directory.definition, len(vocabulary))
+    yield state
+    for _ in range(steps):
+        state = advance(state, directory.definition, streams, kernel)
+        yield state

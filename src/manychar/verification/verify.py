@@ -1,0 +1,250 @@
+"""verify: does a run again in this one place, and compares every checkpoint bit for bit.
+
+The run falls into pieces, each from one checkpoint to the next. A piece starts from what its
+checkpoint holds (checkpoint 0 is compared with the definition's own beginning), so if every piece
+comes to the checkpoint at its end, the whole run does; and pieces can be done side by side.
+"""
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import cast
+
+from manychar.numerics.training_step import advance, kernel_of, start
+from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.supervisor import deaf_to_interrupts
+from manychar.protocol.aggregation import as_frame
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.storage.corpus_file import check_corpus
+from manychar.storage.journal import JOURNAL_NAME, Step, read_journal, weights_digest
+from manychar.storage.run_directory import RunDirectory, open_run
+from manychar.verification.replay import first_difference
+
+PROGRESS_EVERY_STEPS = 20
+LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between two flushes
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Steps `begin` … `end - 1`, from the checkpoint of `begin`; `digests` are the journal's."""
+
+    path: Path
+    begin: int
+    end: int
+    digests: dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The first step whose weights differ, and the array that does."""
+
+    step: int
+    array: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be done again: pieces, the checkpoints that will have been compared, remarks."""
+
+    pieces: list[Piece]
+    checkpoints: int
+    remark: str
+
+    @property
+    def steps(self) -> int:
+        """How many steps that is."""
+        return sum(piece.end - piece.begin for piece in self.pieces)
+
+
+def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
+    """Return what `--from` and `--to` come to; the files are checked, nothing is computed yet.
+
+    Raises UserError for a damaged or altered file, and for a run of mixed arithmetic.
+    """
+    if directory.settings.mixed:
+        raise UserError(
+            f"{directory.path}: other arithmetic was let in: not reproducible bit for bit"
+        )
+    check_corpus(directory.path, directory.definition.corpus_sha256)
+    saved = [step for step, _ in list_checkpoints(directory.checkpoints)]
+    if not saved or saved[0] != 0:
+        raise UserError(f"{directory.checkpoints}: checkpoint 0 is missing")
+    living, remark = _journal(directory, saved[-1])
+    newest = max([*living, saved[-1]])
+    end = newest if end is None else end
+    if not 0 <= begin <= end <= newest or (begin == end > 0):
+        raise UserError(
+            f"--from {begin} --to {end}: give two of this run's steps, 0 … {newest},"
+            " the smaller one as --from"
+        )
+    first = max(step for step in saved if step <= begin)
+    edges = sorted({first, end, *(step for step in saved if first < step < end)})
+    edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
+    pieces = [
+        Piece(
+            directory.path, a, b, {k: living[k].digest for k in range(a + 1, b + 1) if k in living}
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
+    compared = [step for step in saved if first < step <= end or step == first == 0]
+    return Plan(pieces, len(compared), remark)
+
+
+def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, Step], str]:
+    """Return the journal's steps, after a check that it tells the whole story, and a remark."""
+    path = directory.path / JOURNAL_NAME
+    reading = read_journal(path, directory.run)
+    living = reading.living()
+    covered = newest_checkpoint in {0, *living, *reading.beginnings()}
+    tail = path.stat().st_size - reading.length if reading.fault else 0
+    if reading.fault and (not covered or tail > LONGEST_TAIL):
+        raise UserError(f"{path}: damaged or altered: {reading.fault}")
+    missing = set(range(1, newest_checkpoint + 1)) - living.keys()
+    lost = _lost(missing, reading.beginnings())
+    if unexplained := missing - lost:
+        raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
+    for step, begin in reading.beginnings().items():
+        checkpoint = checkpoint_path(directory.checkpoints, step)
+        if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != begin.sha256:
+            raise UserError(
+                f"{checkpoint}: not the checkpoint that the journal says term"
+                f" {begin.term} began from"
+            )
+    remarks = []
+    if lost:
+        remarks.append(
+            f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, torn off before a"
+            " server began again: their checkpoints alone are compared"
+        )
+    if reading.fault:
+        remarks.append(f"{reading.fault}: a torn tail after the newest checkpoint, not looked at")
+    return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
+
+
+def _lost(missing: set[int], beginnings: Iterable[int]) -> set[int]:
+    """Return those of the steps without a record that lead without a break to a beginning."""
+    lost: set[int] = set()
+    for step in beginnings:
+        while step in missing:
+            lost.add(step)
+            step -= 1  # noqa: PLW2901 - backwards from the beginning
+    return lost
+
+
+def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
+    """Do one piece again, and return the first difference. Raises UserError for a damaged file."""
+    directory = open_run(piece.path)
+    definition = directory.definition
+    vocabulary, streams = directory.streams()
+    checkpoint = directory.read(checkpoint_path(directory.checkpoints, piece.begin))
+    state = checkpoint.state
+    if piece.begin == 0 and (array := first_difference(start(definition, len(vocabulary)), state)):
+        return Finding(0, array)
+    kernel = kernel_of(definition, len(vocabulary))
+    first_wrong: int | None = None
+    for step in range(piece.begin + 1, piece.end + 1):
+        state = advance(state, definition, streams, kernel)
+        digest = weights_digest(as_frame(state.parameters.flat))
+        if first_wrong is None and piece.digests.get(step, digest) != digest:
+            first_wrong = step
+        if step % PROGRESS_EVERY_STEPS == 0 or step == piece.end:
+            progress((step - piece.begin - 1) % PROGRESS_EVERY_STEPS + 1)
+    end = checkpoint_path(directory.checkpoints, piece.end)
+    array = first_difference(directory.read(end).state, state) if end.exists() else ""
+    if array or first_wrong is not None:
+        step = piece.end if first_wrong is None else first_wrong
+        return Finding(step, array or "the weights, by the journal")
+    return None
+
+
+def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
+    """Do every piece again, `processes` side by side, and return the first difference.
+
+    `progress` is called with the steps that were done since its last call. Raises UserError for a
+    damaged file, and where a process was ended from outside.
+    """
+    if processes == 1 or len(plan.pieces) == 1:
+        found = (check(piece, progress) for piece in plan.pieces)
+        return next((finding for finding in found if finding is not None), None)
+    context = multiprocessing.get_context("spawn")
+    children = []
+    for share in (plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_check_share, args=(share, theirs), daemon=True)
+        with deaf_to_interrupts():
+            child.start()
+        theirs.close()
+        children.append((child, ours))
+    try:
+        results = _collect([pipe for _, pipe in children])
+        first = _first(results, progress)
+    finally:
+        for child, _ in children:
+            child.kill()
+            child.join()
+    if isinstance(first, str):
+        raise UserError(first)
+    return first
+
+
+def _first(
+    results: Iterable[tuple[str, int, str]], progress: Callable[[int], None]
+) -> Finding | str | None:
+    """Return what the first piece that is not as it should be has: a difference, or a fault."""
+    found: dict[int, Finding | str] = {}
+    for kind, number, rest in results:
+        if kind == "steps":
+            progress(number)
+        elif kind == "failed":
+            found[number] = rest
+        else:
+            step, _, array = rest.partition(" ")
+            found[number] = Finding(int(step), array)
+    return found[min(found)] if found else None
+
+
+def _collect(pipes: list[Connection]) -> Iterator[tuple[str, int, str]]:
+    """Hear every child to its end: "steps" and how many, else a piece's beginning and what it has.
+
+    Raises UserError where a child ends without a word.
+    """
+    while pipes:
+        for pipe in cast("list[Connection]", wait(pipes)):
+            try:
+                news = pipe.recv_bytes()
+            except EOFError:
+                raise UserError(
+                    "a process of verify was ended from outside", code=RUN_FAILED
+                ) from None
+            kind, number, rest = news.decode().split(" ", 2)
+            if kind == "done":
+                pipes.remove(pipe)
+            else:
+                yield kind, int(number), rest
+
+
+def _check_share(pieces: list[Piece], pipe: Connection) -> None:
+    """Do some pieces again, in a child: tell the parent how it goes, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def tell(kind: str, number: int = 0, rest: object = "") -> None:
+        try:
+            pipe.send_bytes(f"{kind} {number} {rest}".encode())
+        except OSError:
+            os._exit(1)  # nobody listens any more
+
+    for piece in pieces:
+        try:
+            finding = check(piece, lambda steps: tell("steps", steps))
+        except UserError as error:
+            tell("failed", piece.begin, error)
+            break
+        if finding is not None:
+            tell("found", piece.begin, f"{finding.step} {finding.array}")
+            break
+    tell("done")

@@ -1,0 +1,446 @@
+"""Bad input: one line that names it and says what to do, exit code 2, nothing left behind."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import SMALL, Commands, Ended
+
+TOO_LARGE = "99999999999999999999"
+BOUNDED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+from manychar.__main__ import main
+main()
+"""
+BOUNDED_SECONDS = 20.0
+
+
+def expect_one_line(done: Ended, *named: str, code: int = 2) -> None:
+    """Expect a refusal: one line on stderr that starts with manychar and names these things."""
+    assert done.code == code, done
+    assert done.err.startswith("manychar"), done.err
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.endswith("\n")
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    for name in named:
+        assert name in done.err, f"{name!r} is not named: {done.err}"
+
+
+def expect_nothing_new(manychar: Commands, *there: str) -> None:
+    found = sorted(str(p.relative_to(manychar.directory)) for p in manychar.directory.rglob("*"))
+    assert found == sorted(there)
+    manychar.expect_nobody()
+
+
+TEXTS = {
+    "empty": (b"", "empty"),
+    "not UTF-8": (b"abc\xffdef" * 1000, "not UTF-8: byte 0xff at offset 3"),
+    "cut in a character": ("na\u00efve".encode()[:3], "not UTF-8: byte 0xc3 at offset 2"),
+    "late": (b"x" * 1_234_567 + b"\x80", "offset 1,234,567"),
+    "too short": (b"abcabc", "need 1,664"),
+    "half a character": ("ab\ud800".encode(errors="surrogatepass"), "offset 2"),
+}
+
+
+class TestTexts:
+    @pytest.mark.parametrize("command", ["train", "server", "equivalence"])
+    def test_that_are_missing(self, manychar: Commands, command: str) -> None:
+        done = manychar.run(command, "nowhere.txt")
+        expect_one_line(done, "nowhere.txt", "no such file")
+        expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize("name", TEXTS)
+    def test_that_cannot_be_trained_on(self, manychar: Commands, name: str) -> None:
+        content, named = TEXTS[name]
+        (manychar.directory / "text").write_bytes(content)
+        expect_one_line(manychar.run("train", "text", "--run-dir", "run"), "text", named)
+        expect_nothing_new(manychar, "text")
+
+    @pytest.mark.parametrize("name", ["empty", "not UTF-8", "too short"])
+    def test_on_standard_input(self, manychar: Commands, name: str) -> None:
+        content, named = TEXTS[name]
+        expect_one_line(manychar.run("train", "-", given=content), named)
+        expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize("name", ["empty", "not UTF-8", "too short"])
+    def test_for_equivalence(self, manychar: Commands, name: str, tmp_path: Path) -> None:
+        content, named = TEXTS[name]
+        (manychar.directory / "text").write_bytes(content)
+        done = manychar.run("equivalence", "text", env={"TMPDIR": str(tmp_path)})
+        expect_one_line(done, named)
+        expect_nothing_new(manychar, "text")
+        assert not list(tmp_path.glob("manychar-*"))
+
+    def test_the_characters_needed_are_enough(self, manychar: Commands) -> None:
+        text = manychar.directory / "text"
+        flags = (*SMALL, "--steps", "2", "--run-dir", "run", "--workers", "1")
+        text.write_text("ab" * 23 + "a", encoding="utf-8")
+        expect_one_line(manychar.run("train", "text", *flags), "47 characters", "need 48")
+        text.write_text("ab" * 24, encoding="utf-8")
+        done = manychar.run("train", "text", *flags)
+        assert done.code == 0, done.err
+
+    def test_the_one_of_several_is_named(self, manychar: Commands, text: Path) -> None:
+        (manychar.directory / "bad").write_bytes(b"a\xff")
+        expect_one_line(manychar.run("train", str(text), "bad"), "manychar: bad: not UTF-8")
+
+    def test_a_directory_is_none(self, manychar: Commands) -> None:
+        expect_one_line(manychar.run("train", "."), "is a directory")
+
+    def test_a_text_of_one_character(self, manychar: Commands) -> None:
+        (manychar.directory / "text").write_text("a" * 500, encoding="utf-8")
+        done = manychar.run("train", "text", *SMALL, "--steps", "3", "--run-dir", "run")
+        assert done.code == 0, done.err
+
+
+def _bad_values() -> list[tuple[str, str, str]]:
+    """Every flag with values it does not take: (command, flag, value)."""
+    positive = ["0", "-1", "some", "1.5", TOO_LARGE, ""]
+    natural = ["-1", "some", "nan", TOO_LARGE]
+    rate = ["0", "-0.1", "some", "nan", "inf", "1e999"]
+    of_train = {
+        "--hidden": positive,
+        "--seq-length": positive,
+        "--shards": positive,
+        "--streams": positive,
+        "--learning-rate": rate,
+        "--clip": rate,
+        "--dtype": ["float16", "some", ""],
+        "--seed": natural,
+        "--delay": [*natural, "65"],
+        "--numerics": ["fast"],
+        "--steps": natural,
+        "--checkpoint-every": natural,
+        "--keep-checkpoints": natural,
+        "--sample-every": natural,
+        "--sample-length": natural,
+        "--lease-timeout": rate,
+        "--workers": positive,
+        "--transport": ["udp"],
+    }
+    cases = [("train", flag, value) for flag, values in of_train.items() for value in values]
+    cases += [("server", flag, values[0]) for flag, values in of_train.items()][:-2]
+    cases += [
+        ("server", "--bind", value)
+        for value in ("here", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "udp://127.0.0.1:1")
+    ]
+    cases += [("equivalence", "--steps", value) for value in ("0", "2", "some", TOO_LARGE)]
+    cases += [("equivalence", "--checkpoint-every", value) for value in ("0", "-1")]
+    cases += [("equivalence", "--transport", "udp"), ("equivalence", "--learning-rate", "nan")]
+    return cases
+
+
+class TestFlags:
+    @pytest.mark.parametrize("place", [".", "..", "/"])
+    def test_a_run_directory_without_a_name(
+        self, manychar: Commands, text: Path, tmp_path: Path, place: str
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        flags = (*SMALL, "--run-dir", place, "--steps", "1")
+        running = manychar.start("train", str(text), *flags, directory=tmp_path / "empty")
+        expect_one_line(running.end(), place)
+        assert not list((tmp_path / "empty").iterdir())
+
+    @pytest.mark.parametrize(
+        ("command", "flag", "value"), _bad_values(), ids=lambda value: value or "nothing"
+    )
+    def test_bad_values(
+        self, manychar: Commands, text: Path, command: str, flag: str, value: str
+    ) -> None:
+        # Whatever passes by mistake is a small thing.
+        given = {"--hidden": "8", "--seq-length": "5", "--streams": "2", "--steps": "3"}
+        given |= {flag: value}
+        done = manychar.run(
+            *(command, str(text), *(f"{name}={v}" for name, v in given.items())),
+            program=("-c", BOUNDED),
+            seconds=BOUNDED_SECONDS,
+        )
+        expect_one_line(done, value if flag == "--bind" else flag)
+        expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("--name", "two words"),
+            ("--name", "x" * 65),
+            ("--processes", "0"),
+            ("--processes", "-1"),
+            ("--processes", "some"),
+            ("--patience", "-1"),
+            ("--patience", "nan"),
+            ("--patience", "some"),
+        ],
+    )
+    def test_bad_values_of_a_worker(self, manychar: Commands, flag: str, value: str) -> None:
+        given = {"--patience": "0.1"} | {flag: value}
+        done = manychar.run(
+            *("worker", "ipc://meet", *(f"{name}={v}" for name, v in given.items())),
+            seconds=BOUNDED_SECONDS,
+        )
+        expect_one_line(done, flag)
+
+    @pytest.mark.parametrize(
+        "endpoint", ["here", "tcp://", "tcp://host", "tcp://host:0x1", "ipc://", "tcp://h:70000"]
+    )
+    def test_a_worker_without_an_endpoint(self, manychar: Commands, endpoint: str) -> None:
+        expect_one_line(manychar.run("worker", endpoint, "--patience", "0.1"), endpoint)
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            ("train --no-such-flag", "--no-such-flag"),
+            ("train --hidden", "--hidden"),
+            ("nothing", "nothing"),
+            ("worker", "endpoint"),
+            ("sample", "source"),
+            ("worker ipc://a ipc://b", "ipc://b"),
+        ],
+    )
+    def test_usage(self, manychar: Commands, arguments: str, named: str) -> None:
+        done = manychar.run(*arguments.split())
+        expect_one_line(done, "--help")
+        assert named in done.err.lower()
+        expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:*", "tcp://*:*", "tcp://[::]:*"])
+    def test_strangers_are_not_let_in(self, manychar: Commands, text: Path, bind: str) -> None:
+        done = manychar.run("server", str(text), *SMALL, "--bind", bind)
+        expect_one_line(done, bind, "--insecure", code=78)
+        expect_nothing_new(manychar)
+
+    def test_an_address_that_is_not_ours(self, manychar: Commands, text: Path) -> None:
+        bind = "tcp://192.0.2.1:5577"
+        done = manychar.run("server", str(text), *SMALL, "--bind", bind, "--insecure")
+        assert done.code == 2, done
+        assert f"cannot bind to {bind}" in done.last_line
+        expect_nothing_new(manychar)
+
+
+class TestRunDirectories:
+    def test_that_hold_another_run(self, manychar: Commands, text: Path) -> None:
+        first = ("train", str(text), *SMALL, "--steps", "3", "--run-dir", "run", "--workers", "1")
+        assert manychar.run(*first).code == 0
+        before = {p: p.read_bytes() for p in manychar.directory.rglob("*") if p.is_file()}
+        for command in ("train", "server"):
+            done = manychar.run(command, str(text), *SMALL, "--run-dir", "run")
+            expect_one_line(done, "run: ", "--run-dir")
+        after = {p: p.read_bytes() for p in manychar.directory.rglob("*") if p.is_file()}
+        assert after == before
+
+    def test_that_hold_something_else(self, manychar: Commands, text: Path) -> None:
+        (manychar.directory / "run").mkdir()
+        (manychar.directory / "run" / "letter").write_text("dear", encoding="utf-8")
+        expect_one_line(manychar.run("train", str(text), *SMALL, "--run-dir", "run"), "run")
+        expect_nothing_new(manychar, "run", "run/letter")
+
+    def test_that_are_a_file(self, manychar: Commands, text: Path) -> None:
+        (manychar.directory / "run").write_text("dear", encoding="utf-8")
+        expect_one_line(manychar.run("train", str(text), *SMALL, "--run-dir", "run"), "run")
+        expect_nothing_new(manychar, "run")
+
+    def test_that_cannot_be_made(self, manychar: Commands, text: Path) -> None:
+        (manychar.directory / "file").write_text("dear", encoding="utf-8")
+        done = manychar.run("train", str(text), *SMALL, "--run-dir", "file/run")
+        expect_one_line(done, "file/run", "--run-dir")
+        expect_nothing_new(manychar, "file")
+
+    def test_without_leave_to_write(self, manychar: Commands, text: Path) -> None:
+        kept = Path("/proc/self") if os.geteuid() == 0 else manychar.directory / "kept"
+        if os.geteuid() == 0:
+            if not kept.exists():
+                pytest.skip("the superuser may write everywhere here")
+        else:
+            kept.mkdir(mode=0o555)
+        done = manychar.run("train", str(text), *SMALL, "--run-dir", str(kept / "run"))
+        expect_one_line(done, str(kept / "run"))
+
+    def test_a_path_too_long_for_a_socket_is_none_for_a_run(
+        self, manychar: Commands, text: Path
+    ) -> None:
+        name = "r" * 120
+        done = manychar.run(
+            *("train", str(text), *SMALL, "--steps", "3"),
+            *("--run-dir", name, "--transport", "ipc"),
+        )
+        assert done.code == 0, done
+
+    @pytest.mark.parametrize("command", ["train", "server"])
+    def test_that_are_not_there_to_resume(self, manychar: Commands, command: str) -> None:
+        expect_one_line(manychar.run(command, "--resume", "nowhere"), "nowhere")
+        expect_nothing_new(manychar)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Return everything in a run directory but the lock and the term, which rises at each start."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("lock", "term")
+    }
+
+
+class TestResuming:
+    def test_changes_the_operation_only(
+        self, manychar: Commands, text: Path, trained: Path
+    ) -> None:
+        before = contents(trained)
+        for arguments in (
+            [str(text)],
+            ["--run-dir", "other"],
+            ["--hidden", "9"],
+            ["--seq-length", "6"],
+            ["--learning-rate", "0.2"],
+            ["--clip", "1"],
+            ["--shards", "2"],
+            ["--streams", "3"],
+            ["--dtype", "float64"],
+            ["--seed", "1"],
+            ["--delay", "1"],
+            ["--numerics", "native"],
+        ):
+            done = manychar.run("train", "--resume", "run", *arguments)
+            named = arguments[0] if arguments[0].startswith("--") else "TEXT"
+            expect_one_line(done, named, "--resume")
+        for flag, value in (("--steps", "-1"), ("--lease-timeout", "0"), ("--workers", "0")):
+            done = manychar.run("train", "--resume", "run", flag, value, seconds=BOUNDED_SECONDS)
+            expect_one_line(done, flag)
+        assert contents(trained) == before
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("config.json", b"{"),
+            ("config.json", b"[]"),
+            ("config.json", b"\xff"),
+            ("config.json", b'{"run": "x"}'),
+            ("vocabulary.json", b"{"),
+            ("vocabulary.json", b'["b", "a"]'),
+            ("vocabulary.json", b"\xff"),
+            ("corpus.bin", b""),
+            ("corpus.bin", b"\x00" * 3606),
+            ("corpus.bin", b"\xff" * 3606),
+            ("term", b"first"),
+            ("term", b"\xff"),
+        ],
+    )
+    def test_a_damaged_file(
+        self, manychar: Commands, trained: Path, name: str, content: bytes
+    ) -> None:
+        (trained / name).write_bytes(content)
+        before = contents(trained)
+        done = manychar.run("train", "--resume", "run", "--steps", "320")
+        expect_one_line(done, name)
+        assert contents(trained) == before
+
+    @pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "corpus.bin"])
+    def test_a_missing_file(self, manychar: Commands, trained: Path, name: str) -> None:
+        (trained / name).unlink()
+        expect_one_line(manychar.run("train", "--resume", "run", "--steps", "320"), name)
+
+    def test_a_changed_definition(self, manychar: Commands, trained: Path) -> None:
+        config = json.loads((trained / "config.json").read_text())
+        config["definition"]["learning_rate"] = 0.2
+        (trained / "config.json").write_text(json.dumps(config))
+        expect_one_line(manychar.run("train", "--resume", "run", "--steps", "320"), "run")
+
+    def test_a_bad_operation(self, manychar: Commands, trained: Path) -> None:
+        config = json.loads((trained / "config.json").read_text())
+        config["operation"]["steps"] = "many"
+        (trained / "config.json").write_text(json.dumps(config))
+        expect_one_line(manychar.run("train", "--resume", "run"), "config.json", "steps")
+
+    def test_goes_back_to_the_newest_whole_checkpoint(
+        self, manychar: Commands, trained: Path
+    ) -> None:
+        newest = trained / "checkpoints" / "step-000000300.safetensors"
+        whole = newest.read_bytes()
+        newest.write_bytes(whole[:-1])
+        done = manychar.run("train", "--resume", "run", "--steps", "300")
+        assert done.code == 0, done
+        complaints = [line for line in done.err.splitlines() if newest.name in line]
+        assert len(complaints) == 1
+        assert "truncated" in complaints[0]
+        assert manychar.run("sample", str(newest), "--length", "5").code == 0
+        assert newest.stat().st_size == len(whole)
+
+    def test_says_that_no_checkpoint_is_whole(self, manychar: Commands, trained: Path) -> None:
+        for path in (trained / "checkpoints").iterdir():
+            path.write_bytes(path.read_bytes()[:-1])
+        done = manychar.run("train", "--resume", "run", "--steps", "320")
+        assert done.code == 2
+        assert done.last_line.startswith("manychar: run/checkpoints: ")
+        assert "Traceback" not in done.err
+
+    def test_says_that_there_is_none(self, manychar: Commands, trained: Path) -> None:
+        shutil.rmtree(trained / "checkpoints")
+        expect_one_line(manychar.run("train", "--resume", "run", "--steps", "320"), "checkpoints")
+
+
+class TestSampling:
+    def test_sources_that_are_none(self, manychar: Commands) -> None:
+        (manychar.directory / "empty").mkdir()
+        (manychar.directory / "letter").write_text("dear", encoding="utf-8")
+        for source in ("nowhere", "empty", "letter", "tcp://", "ipc://"):
+            expect_one_line(manychar.run("sample", source), source)
+        expect_nothing_new(manychar, "empty", "letter")
+
+    @pytest.mark.parametrize("cut", [0, 1, 7, 8, 100, 1000, -1])
+    def test_truncated_checkpoints(self, manychar: Commands, trained: Path, cut: int) -> None:
+        path = trained / "checkpoints" / "step-000000300.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:cut])
+        expect_one_line(manychar.run("sample", str(path)), path.name, "truncated")
+
+    def test_a_newest_checkpoint_that_is_truncated(self, manychar: Commands, trained: Path) -> None:
+        newest = max(trained.glob("checkpoints/step-*"))
+        newest.write_bytes(newest.read_bytes()[:-9])
+        done = manychar.run("sample", str(trained), "--length", "5", "--seed", "1")
+        assert done.code == 0
+        assert f"{newest}: " in done.err
+        assert done.err.endswith("; taking an earlier checkpoint\n")
+
+    def test_an_altered_checkpoint(self, manychar: Commands, trained: Path) -> None:
+        path = trained / "checkpoints" / "step-000000300.safetensors"
+        whole = bytearray(path.read_bytes())
+        whole[-5] ^= 1
+        path.write_bytes(whole)
+        expect_one_line(manychar.run("sample", str(path)), path.name, "altered", "sha256")
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("--length", "-1"),
+            ("--length", "some"),
+            ("--temperature", "-1"),
+            ("--temperature", "nan"),
+            ("--temperature", "inf"),
+            ("--temperature", "some"),
+            ("--top-k", "-1"),
+            ("--top-k", "some"),
+            ("--seed", "-1"),
+            ("--seed", "some"),
+        ],
+    )
+    def test_bad_values(self, manychar: Commands, trained: Path, flag: str, value: str) -> None:
+        done = manychar.run("sample", "run", f"{flag}={value}")
+        expect_one_line(done, flag)
+
+    def test_bad_primes(self, manychar: Commands, trained: Path) -> None:
+        directory = manychar.directory
+        (directory / "latin").write_bytes(b"caf\xe9")
+        (directory / "prime").write_text("the", encoding="utf-8")
+        sample = ("sample", "run", "--length", "5")
+        expect_one_line(manychar.run(*sample, "--prime", "théâtre"), "'é'", "U+00E9", "3")
+        expect_one_line(manychar.run(*sample, "--prime-file", "nowhere"), "nowhere")
+        expect_one_line(manychar.run(*sample, "--prime-file", "latin"), "latin", "offset 3")
+        both = manychar.run(*sample, "--prime", "the", "--prime-file", "prime")
+        expect_one_line(both, "--prime", "--prime-file")
+
+    def test_a_directory_of_checkpoints(self, manychar: Commands, trained: Path) -> None:
+        path = trained / "checkpoints"
+        expect_one_line(manychar.run("sample", str(path)), "checkpoints")

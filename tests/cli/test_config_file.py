@@ -1,0 +1,116 @@
+"""--config and --print-config: the same words as the flags, in a file."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from manychar.cli.options import DEFINITION, OPERATION
+from tests.cli.test_cli import COMMANDS
+from tests.commands import SMALL, Commands
+from tests.conftest import Require
+
+
+def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--learning-rate", "0.05", "--dtype", "float64", "--steps", "12")
+    printed = manychar.run("train", str(text), *flags, "--print-config")
+    assert (printed.code, printed.err) == (0, "")
+    assert not list(manychar.directory.iterdir())
+    (manychar.directory / "run.toml").write_text(printed.out)
+    again = manychar.run("train", "--config", "run.toml", "--print-config")
+    assert again.out == printed.out
+    done = manychar.run("train", "--config", "run.toml", "--run-dir", "run")
+    assert done.code == 0, done.err
+    config = json.loads((manychar.directory / "run" / "config.json").read_text())
+    assert config["definition"]["hidden"] == 8
+    assert config["definition"]["learning_rate"] == 0.05
+    assert config["definition"]["dtype"] == "float64"
+    assert config["operation"]["steps"] == 12
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    manychar: Commands,
+) -> None:
+    (manychar.directory / "c.toml").write_text('hidden = 7\nseed = 3\nlog-format = "json"\n')
+    env = {"MANYCHAR_LOG_FORMAT": "text"}
+    printed = manychar.run("train", "--config", "c.toml", "--seed", "4", "--print-config", env=env)
+    assert "hidden = 7\n" in printed.out
+    assert "seed = 4\n" in printed.out
+    assert 'log_format = "text"\n' in printed.out
+    assert "clip = 5.0\n" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("hiden = 3", "hiden is no flag of this command; did you mean hidden?"),
+        ("hidden = ", "not TOML"),
+        ("hidden = 'many'", "c.toml: hidden = \"many\": Invalid value for '--hidden'"),
+        ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: Invalid value for '--hidden'"),
+        ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
+        ("hidden = 0", "--hidden is 0: it takes a whole number"),
+        ("config = 'c.toml'", "config is no flag of this command"),
+        (None, "no such file or directory; give the path of a TOML file"),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    manychar: Commands, text: Path, file: str | None, complaint: str
+) -> None:
+    if file is not None:
+        (manychar.directory / "c.toml").write_text(file)
+    done = manychar.run("train", str(text), "--config", "c.toml")
+    assert done.code == 2
+    assert complaint in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "keys"])
+def test_every_command_prints_its_flags(manychar: Commands, command: str) -> None:
+    run, endpoint = ["RUN"], ["tcp://127.0.0.1:1"]
+    needed = dict.fromkeys(("verify", "sample", "evaluate", "dashboard"), run)
+    needed |= dict.fromkeys(("worker", "status", "stop", "health", "follow"), endpoint)
+    needed |= {name: [*run, "-o", "FILE"] for name in ("export", "plot")}
+    done = manychar.run(command, *needed.get(command, []), "--print-config")
+    assert done.code == 0, done.err
+    assert all(" =" in line for line in done.out.splitlines())
+
+
+def test_a_bad_value_of_the_command_line_does_not_name_the_file(
+    manychar: Commands, text: Path
+) -> None:
+    (manychar.directory / "c.toml").write_text("hidden = 3\n")
+    done = manychar.run("train", str(text), "--config", "c.toml", "--hidden", "many")
+    assert done.code == 2
+    assert "c.toml" not in done.err
+
+
+def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
+    assert "Did you mean 'train'?" in manychar.run("trian").err
+    assert "--hidden" in manychar.run("train", "--hiden", "3").err
+    wrong = manychar.run("train", "--numerics", "portabel", "--steps", "1").err
+    assert "'portabel' is not one of 'portable', 'native'. Did you mean 'portable'?" in wrong
+    assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
+
+
+def test_a_narrow_terminal_cuts_no_flag(manychar: Commands) -> None:
+    shown = manychar.run("train", "--help", env={"COLUMNS": "40"}).out
+    for flag in DEFINITION | OPERATION:
+        assert f"--{flag.replace('_', '-')} " in shown
+
+
+COMPLETE = """
+eval "$("$0" --show-completion)"
+COMP_WORDS=(manychar veri) COMP_CWORD=1
+_manychar_completion "$0"
+echo "${COMPREPLY[@]}"
+"""
+
+
+def test_a_shell_completes(manychar: Commands, require: Require) -> None:
+    require(shutil.which("bash") is not None, "a shell to complete in")
+    program = ("-c", "import os, sys; os.execvp('bash', ['bash', *sys.argv[1:]])")
+    installed = Path(sys.executable).with_name("manychar")
+    done = manychar.run("-c", COMPLETE, str(installed), program=program)
+    assert done.out.split() == ["verify"], done.err

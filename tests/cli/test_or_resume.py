@@ -1,0 +1,60 @@
+"""`--or-resume`: the same command begins a run and goes on with it, and never with another one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.commands import SMALL, Commands
+from tests.fleet.test_fleet import expect_same_bits
+
+START = ("--run-dir", "run", "--or-resume", *SMALL, "--sample-every", "0", "--workers", "1")
+
+
+def test_without_samples_on_the_way_there_is_one_at_the_end(manychar: Commands, text: Path) -> None:
+    for steps in ("30", "60"):
+        flags = ("--sample-length", "9", "--steps", steps)
+        done = manychar.run("train", str(text), *START, *flags)
+        assert done.code == 0, done.err
+        assert re.findall("--- step (.*) ---", done.out) == [steps]
+
+
+def test_the_same_command_begins_and_goes_on_to_the_same_bits(
+    manychar: Commands, text: Path
+) -> None:
+    first = manychar.run("train", str(text), *START, "--steps", "40")
+    assert first.code == 0, first.err
+    assert "run directory: run" in first.err
+    again = manychar.run("train", str(text), *START, "--steps", "90")
+    assert again.code == 0, again.err
+    assert "going on with the run in run" in again.err
+    run = manychar.directory / "run"
+    assert (run / "term").read_text() == "2\n"
+    assert expect_same_bits(run, text) == 90
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--seed", "7"), "--seed 7: the run in run has --seed 0; leave it out, or choose"),
+        (("--seq-length", "4"), "--seq-length 4: the run in run has --seq-length 5"),
+        (("--numerics", "native"), "--numerics native: the run in run has --numerics portable"),
+        (("other.txt",), "run: its run has another TEXT; choose another --run-dir"),
+        (("--resume", "run"), "--resume and --or-resume: give one of them"),
+    ],
+)
+def test_another_run_is_refused(
+    manychar: Commands, trained: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    (manychar.directory / "other.txt").write_text("something else\n" * 300)
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    done = manychar.run("server", "--run-dir", "run", "--or-resume", *arguments)
+    assert done.code == 2
+    assert complaint in done.last_line
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_it_needs_a_place(manychar: Commands) -> None:
+    done = manychar.run("server", "--or-resume")
+    assert done.code == 2
+    assert done.err == "manychar: --or-resume: it takes --run-dir, the same one at every start\n"

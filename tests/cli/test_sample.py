@@ -1,0 +1,163 @@
+"""`manychar sample`: from a run, a checkpoint alone, or a live server; one seed, one text."""
+
+import shutil
+import socket
+from pathlib import Path
+
+from tests.commands import SMALL, Commands
+from tests.texts import small_text
+
+
+def sample(manychar: Commands, *arguments: str) -> str:
+    done = manychar.run("sample", *arguments)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    return done.out
+
+
+def test_from_a_run_and_from_a_checkpoint_alone(
+    manychar: Commands, trained: Path, tmp_path: Path
+) -> None:
+    flags = ("--length", "300", "--seed", "5")
+    of_run = sample(manychar, "run", *flags)
+    assert len(of_run) == 301
+    assert of_run[-1] == "\n"
+    assert set(of_run) <= set(small_text())
+    newest = trained / "checkpoints" / "step-000000300.safetensors"
+    assert sample(manychar, str(newest), *flags) == of_run
+    moved = tmp_path / "moved.safetensors"
+    shutil.move(newest, moved)
+    first = (trained / "checkpoints" / "step-000000000.safetensors").rename(tmp_path / "first")
+    shutil.rmtree(trained)
+    assert sample(manychar, str(moved), *flags) == of_run
+    assert sample(manychar, str(first), *flags) != of_run
+
+
+def test_a_seed_that_was_drawn_is_shown(manychar: Commands, trained: Path) -> None:
+    one = manychar.run("sample", "run", "--length", "200")
+    another = manychar.run("sample", "run", "--length", "200")
+    assert one.out != another.out
+    flag, seed = one.err.split()
+    assert flag == "--seed"
+    again = manychar.run("sample", "run", "--length", "200", flag, seed)
+    assert again.out == one.out
+    assert again.err == ""
+    assert sample(manychar, "run", "--length", "200", "--seed", str(int(seed) + 1)) != one.out
+
+
+def test_the_prime_is_echoed(manychar: Commands, trained: Path, tmp_path: Path) -> None:
+    prime = "the dog\nran "
+    flags = ("--length", "50", "--seed", "1")
+    primed = sample(manychar, "run", "--prime", prime, *flags)
+    assert primed.startswith(prime)
+    assert len(primed) == len(prime) + 51
+    (tmp_path / "prime").write_bytes(prime.encode())
+    assert sample(manychar, "run", "--prime-file", str(tmp_path / "prime"), *flags) == primed
+
+
+def test_the_prime_counts(manychar: Commands, trained: Path) -> None:
+    likeliest = ("--length", "6", "--temperature", "0")
+    drawn = {sample(manychar, "run", "--prime", prime, *likeliest)[-7:] for prime in ("t", "ma")}
+    assert len(drawn) == 2
+
+
+def test_of_nothing(manychar: Commands, trained: Path) -> None:
+    assert sample(manychar, "run", "--length", "0") == "\n"
+    assert sample(manychar, "run", "--length", "0", "--prime", "the") == "the\n"
+
+
+def test_temperature_and_top_k(manychar: Commands, trained: Path) -> None:
+    def drawn(*flags: str) -> str:
+        return sample(manychar, "run", "--length", "120", *flags)
+
+    likeliest = drawn("--temperature", "0", "--seed", "1")
+    assert drawn("--temperature", "0", "--seed", "2") == likeliest
+    assert drawn("--top-k", "1", "--seed", "3") == likeliest
+    assert drawn("--temperature", "1e-9", "--seed", "4") == likeliest
+    wild = drawn("--temperature", "100", "--seed", "5")
+    assert len(set(wild)) > len(set(likeliest))
+    assert drawn("--top-k", "1000", "--seed", "6") == drawn("--seed", "6")
+    assert drawn("--top-k", "2", "--seed", "6") != drawn("--seed", "6")
+
+
+def test_characters_come_as_they_are_drawn(manychar: Commands, trained: Path) -> None:
+    running = manychar.start("sample", "run", "--length", "1000000000", "--seed", "1")
+    running.wait_for(r"(?s).{100}", "out")
+    assert running.process.poll() is None
+    running.interrupt()
+    done = running.end()
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def test_a_reader_that_has_enough(manychar: Commands, trained: Path) -> None:
+    running = manychar.start("sample", "run", "--length", "1000000000", "--seed", "1")
+    running.wait_for(r"(?s).{10}", "out")
+    assert running.process.stdout
+    running.stop_reading()
+    done = running.end()
+    assert done.code == 0
+    assert done.err == ""
+
+
+def test_a_text_in_any_language(manychar: Commands, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(("naïve Σίσυφος 日本語 🜁🜂\r\n\t'\"\\" * 60).encode())
+    done = manychar.run(
+        *("train", str(text), *SMALL, "--steps", "20", "--run-dir", "run", "--workers", "1")
+    )
+    assert done.code == 0, done.err
+    for encoding in ("utf-8", "ascii"):
+        again = manychar.run(
+            *("sample", "run", "--length", "100", "--seed", "1", "--prime", "🜁日"),
+            env={"PYTHONIOENCODING": encoding},
+        )
+        assert "Traceback" not in again.err
+        if encoding == "utf-8":
+            assert again.code == 0, again.err
+            assert again.out.startswith("🜁日")
+
+
+class TestALiveServer:
+    def test_gives_its_newest_weights(self, manychar: Commands, text: Path) -> None:
+        worker = manychar.start("worker", "ipc://meet", "--name", "a")
+        server = manychar.start(
+            *("server", str(text), *SMALL, "--bind", "ipc://meet", "--run-dir", "run"),
+            *("--steps", "0", "--sample-every", "25", "--sample-length", "1"),
+        )
+        server.wait_for("--- step 25 ---", "out")
+        text.unlink()
+        drawn = sample(manychar, "ipc://meet", "--length", "40", "--prime", "the ", "--seed", "2")
+        assert drawn.startswith("the ")
+        assert len(drawn) == 45
+        server.interrupt()
+        assert server.end().code == 0
+        assert worker.end().code == 0
+
+    def test_gives_the_weights_that_it_has_before_the_first_step(
+        self, manychar: Commands, text: Path
+    ) -> None:
+        server = manychar.start(
+            *("server", str(text), *SMALL, "--bind", "ipc://meet", "--run-dir", "run")
+        )
+        server.wait_for("listening")
+        live = sample(manychar, "ipc://meet", "--length", "40", "--seed", "2")
+        assert live == sample(manychar, "run", "--length", "40", "--seed", "2")
+        server.interrupt()
+        assert server.end().code == 130
+
+    def test_that_is_not_there(self, manychar: Commands) -> None:
+        running = manychar.start("sample", "ipc://nobody", "--patience", "4")
+        running.wait_for("waiting for a server at ipc://nobody")
+        done = running.end()
+        assert done.code == 3
+        assert done.out == ""
+        assert done.last_line.startswith("manychar: gave up: no server at ipc://nobody")
+
+    def test_that_speaks_another_language(self, manychar: Commands) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            done = manychar.run("sample", f"tcp://127.0.0.1:{port}", "--patience", "1.5")
+        assert done.code == 3
+        assert done.last_line.startswith("manychar: gave up: no server at tcp://127.0.0.1:")
+        assert "Traceback" not in done.err

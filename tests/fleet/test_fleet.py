@@ -1,0 +1,498 @@
+"""Real fleets: a server and workers as processes, stopped, killed and taken up; the same bits."""
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from tests.commands import SMALL, Commands, Running, until
+from tests.single_process import bits_alone, bits_of
+
+ENDLESS = ("--steps", "0", "--sample-every", "25", "--sample-length", "1")
+KNOWN_DEATH = """
+import os, sys
+if "worker-1" in sys.orig_argv:
+    os._exit(9)
+"""
+
+
+def steps_of(run: Path) -> list[int]:
+    return [step for step, _ in list_checkpoints(run / "checkpoints")]
+
+
+def expect_same_bits(run: Path, text: Path) -> int:
+    """Compare every checkpoint with one process's state; return the last step."""
+    found = {
+        step: bits_of(read_checkpoint(path).state)
+        for step, path in list_checkpoints(run / "checkpoints")
+    }
+    last = max(found)
+    alone = bits_alone(text, run, last)
+    differing = [step for step, bits in found.items() if bits != alone[step]]
+    assert not differing, f"other bits than alone at the steps {differing} of {sorted(found)}"
+    return last
+
+
+def expect_nothing_half_written(run: Path) -> None:
+    names = [path.name for path in run.rglob("*")]
+    assert not [name for name in names if name.startswith(".") or name.endswith(".tmp")]
+
+
+def endless(manychar: Commands, text: Path, *more: str) -> Running:
+    """Start an endless run of two workers, and wait until it has come to step 25."""
+    running = manychar.start("train", str(text), "--run-dir", "run", *SMALL, *ENDLESS, *more)
+    running.wait_for("--- step 25 ---", "out")
+    return running
+
+
+def further(running: Running) -> None:
+    """Wait until a run has come further by at least a sample."""
+    seen = running.out.count("--- step")
+    until(lambda: running.out.count("--- step") > seen, running.described)
+
+
+@pytest.fixture
+def run(manychar: Commands) -> Path:
+    """Where the runs of these tests are."""
+    return manychar.directory / "run"
+
+
+class TestARun:
+    def test_ends_with_everything_in_its_place(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        done = manychar.run(
+            *("train", str(text), "--workers", "2", "--run-dir", "run", *SMALL),
+            *("--steps", "230", "--checkpoint-every", "60"),
+            *("--sample-every", "100", "--sample-length", "30"),
+        )
+        assert done.code == 0, done.err
+        manychar.expect_nobody()
+        assert steps_of(run) == [0, 60, 120, 180, 230]
+        assert expect_same_bits(run, text) == 230
+        expect_nothing_half_written(run)
+        # Standard output has the samples and nothing else.
+        pieces = re.fullmatch(r"(?s)(--- step (\d+) ---\n.{30}\n){3}", done.out)
+        assert pieces, done.out
+        assert re.findall(r"--- step (\d+) ---\n", done.out) == ["100", "200", "230"]
+        assert done.last_line == "sample from it: manychar sample run"
+        assert re.search(r"worker-[12] has joined", done.err)
+        assert "step 230/230" in done.err
+        assert re.search(r"smooth loss [\d.]+ \([\d.]+ nats, [\d.]+ bits a character\)", done.err)
+        assert "characters/s" in done.err
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [100, 200, 230]
+        assert all(
+            line.keys() >= {"step", "loss", "smooth_loss", "characters", "seconds", "workers"}
+            for line in lines
+        )
+        assert lines[-1]["characters"] == 230 * 4 * 2 * 5
+        smooth = read_checkpoint(run / "checkpoints" / "step-000000230.safetensors")
+        assert lines[-1]["smooth_loss"] == smooth.state.smooth_loss
+
+    def test_keeps_the_newest_checkpoints_and_the_first(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        done = manychar.run(
+            *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),
+            *("--steps", "100", "--checkpoint-every", "10", "--keep-checkpoints", "3"),
+        )
+        assert done.code == 0, done.err
+        assert steps_of(run) == [0, 80, 90, 100]
+
+    def test_says_where_its_default_directory_is(self, manychar: Commands, text: Path) -> None:
+        done = manychar.run("train", str(text), *SMALL, "--steps", "5", "--workers", "1")
+        assert done.code == 0, done.err
+        named = re.search(r"run directory: (runs/\d{8}T\d{6}Z-[0-9a-f]+-[0-9a-f]+)\n", done.err)
+        assert named
+        config = json.loads((manychar.directory / named[1] / "config.json").read_text())
+        assert named[1].endswith(config["run"])
+        assert done.last_line == f"sample from it: manychar sample {named[1]}"
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            "--workers 1",
+            "--workers 4",
+            "--workers 2 --transport ipc",
+            "--workers 2 --shards 1",
+            "--workers 1 --shards 2",
+            "--workers 2 --shards 3 --dtype float64",
+            "--workers 3 --shards 5",
+            "--workers 2 --delay 1",
+            "--workers 4 --delay 2 --shards 3",
+            "--workers 2 --seed 7 --clip 0.5 --learning-rate 0.05 --seq-length 6",
+        ],
+    )
+    def test_comes_to_the_bits_of_one_process(
+        self, manychar: Commands, text: Path, run: Path, flags: str
+    ) -> None:
+        done = manychar.run(
+            *("train", str(text), "--run-dir", "run", *SMALL, *flags.split()),
+            *("--steps", "61", "--checkpoint-every", "20", "--sample-length", "0"),
+        )
+        assert done.code == 0, done.err
+        manychar.expect_nobody()
+        assert steps_of(run) == [0, 20, 40, 60, 61]
+        assert expect_same_bits(run, text) == 61
+        assert done.out == ""
+
+    def test_says_when_workers_stand_by(self, manychar: Commands, text: Path, run: Path) -> None:
+        running = endless(manychar, text, "--workers", "3", "--shards", "2")
+        running.wait_for(r"worker-\d stands by.*--shards")
+        further(running)
+        running.interrupt()
+        done = running.end()
+        assert re.search(r"3 workers for 2 shards.*--shards 3", done.err)
+        assert "1 standing by" in done.err
+        expect_same_bits(run, text)
+
+    def test_reads_standard_input(self, manychar: Commands, text: Path, run: Path) -> None:
+        done = manychar.run(
+            *("train", "-", "--run-dir", "run", *SMALL, "--steps", "10", "--workers", "1"),
+            given=text.read_bytes(),
+        )
+        assert done.code == 0, done.err
+        assert expect_same_bits(run, text) == 10
+
+
+class TestByHand:
+    def test_workers_may_start_before_the_server(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        workers = [manychar.start("worker", "ipc://meet", "--name", name) for name in ("a", "b")]
+        for worker in workers:
+            worker.wait_for("works for ipc://meet")
+            worker.wait_for("waiting for a server at ipc://meet")
+        server = manychar.start(
+            *("server", str(text), "--bind", "ipc://meet", "--run-dir", "run", *SMALL, *ENDLESS)
+        )
+        server.wait_for("a has joined")
+        server.wait_for("b has joined")
+        further(server)
+        server.interrupt()
+        served = server.end()
+        assert served.code == 0, served.err
+        assert "manychar worker ipc://meet" in served.err
+        assert served.last_line == "sample from it: manychar sample run"
+        for worker in workers:
+            done = worker.end()
+            assert (done.code, done.out) == (0, ""), done.err
+        assert expect_same_bits(run, text) >= 25
+
+    def test_one_command_starts_several_workers(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        bind = "tcp://127.0.0.1:*"
+        server = manychar.start(
+            *("server", str(text), "--bind", bind, "--run-dir", "run", *SMALL, *ENDLESS)
+        )
+        endpoint = server.wait_for(r"manychar worker (tcp://\S+)\n")[1]
+        crew = manychar.start("worker", endpoint, "--processes", "2", "--name", "crew")
+        server.wait_for("crew-1 has joined")
+        server.wait_for("crew-2 has joined")
+        further(server)
+        server.interrupt()
+        served = server.end()
+        assert served.code == 0, served.err
+        ended = crew.end()
+        assert ended.code == 0, ended.err
+        assert expect_same_bits(run, text) >= 25
+        assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+", endpoint), "not as the user wrote it"
+
+    def test_a_crew_ends_with_its_process(self, manychar: Commands) -> None:
+        crew = manychar.start("worker", "ipc://meet", "--processes", "2", "--name", "crew")
+        manychar.find("crew-1")
+        manychar.find("crew-2")
+        os.kill(crew.pid, signal.SIGKILL)
+        crew.process.wait()
+        manychar.expect_nobody()
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
+    )
+    def test_a_crew_ends_by_signal(self, manychar: Commands, number: int, code: int) -> None:
+        crew = manychar.start("worker", "ipc://meet", "--processes", "2", "--name", "crew")
+        manychar.find("crew-1")
+        manychar.find("crew-2")
+        crew.send(number)
+        done = crew.end()
+        assert done.code == code, done.err
+        assert "Traceback" not in done.err
+        manychar.expect_nobody()
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
+    )
+    def test_a_worker_ends_by_signal(self, manychar: Commands, number: int, code: int) -> None:
+        worker = manychar.start("worker", "ipc://meet", "--name", "a")
+        worker.wait_for("waiting for a server")
+        worker.send(number)
+        done = worker.end()
+        assert done.code == code, done.err
+        assert "Traceback" not in done.err
+
+    def test_a_worker_gives_up_when_its_patience_ends(self, manychar: Commands) -> None:
+        done = manychar.run("worker", "ipc://nobody", "--name", "a", "--patience", "0.5")
+        assert done.code == 3
+        assert done.last_line.startswith("a: gave up: no server at ipc://nobody")
+        assert "--patience" in done.last_line
+
+    def test_a_worker_outlives_its_server(self, manychar: Commands, text: Path, run: Path) -> None:
+        worker = manychar.start("worker", "ipc://meet", "--name", "a")
+        serve = ("--bind", "ipc://meet", "--checkpoint-every", "25")
+        server = manychar.start(
+            *("server", str(text), *serve, "--run-dir", "run", *SMALL, "--steps", "1000000")
+        )
+        until(lambda: max(steps_of(run), default=0) >= 25, "a checkpoint")
+        server.send(signal.SIGKILL)
+        server.end()
+        reached = steps_of(run)[-1]
+        done = manychar.run("server", "--resume", "run", *serve, "--steps", str(reached + 50))
+        assert done.code == 0, done.err
+        ended = worker.end()
+        assert ended.code == 0, ended.err
+        assert expect_same_bits(run, text) == reached + 50
+
+
+class TestStopping:
+    def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        running = manychar.start(
+            *("train", str(text), "--workers", "2", "--run-dir", "run", *SMALL),
+            *("--steps", "1000000", "--sample-every", "25", "--sample-length", "1"),
+        )
+        running.wait_for("--- step 25 ---", "out")
+        running.interrupt()
+        done = running.end()
+        manychar.expect_nobody()
+        assert done.code == 130, done.err
+        assert "Traceback" not in done.err
+        assert "go on: manychar train --resume run" in done.err
+        assert done.last_line == "sample from it: manychar sample run"
+        stopped_at = expect_same_bits(run, text)
+        assert stopped_at >= 25
+        expect_nothing_half_written(run)
+
+        total = stopped_at + 30
+        again = manychar.run("train", "--resume", "run", "--steps", str(total), "--workers", "1")
+        assert again.code == 0, again.err
+        assert expect_same_bits(run, text) == total
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["step"] for line in lines]
+        assert steps == sorted(set(steps))
+        assert (run / "term").read_text().strip() == "2"
+
+        through = manychar.run("train", "--resume", "run", "--steps", str(total))
+        assert through.code == 0, through.err
+        assert steps_of(run)[-1] == total
+
+    def test_ctrl_c_is_the_way_to_end_an_endless_run(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        running = endless(manychar, text)
+        running.interrupt()
+        done = running.end()
+        manychar.expect_nobody()
+        assert done.code == 0, done.err
+        assert "--resume run" in done.err
+        expect_same_bits(run, text)
+
+    def test_sigterm(self, manychar: Commands, text: Path, run: Path) -> None:
+        running = endless(manychar, text)
+        os.kill(running.pid, signal.SIGTERM)
+        done = running.end()
+        manychar.expect_nobody()
+        assert done.code == 75, done.err
+        assert "go on: manychar train --resume run" in done.err
+        assert expect_same_bits(run, text) >= 25
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
+    )
+    def test_a_server_by_hand(
+        self, manychar: Commands, text: Path, run: Path, number: int, code: int
+    ) -> None:
+        worker = manychar.start("worker", "ipc://meet", "--name", "a")
+        server = manychar.start(
+            *("server", str(text), "--bind", "ipc://meet", "--run-dir", "run", *SMALL),
+            *("--steps", "1000000", "--sample-every", "25", "--sample-length", "1"),
+        )
+        server.wait_for("--- step 25 ---", "out")
+        server.send(number)
+        done = server.end()
+        assert done.code == code, done.err
+        assert "go on: manychar server --bind ipc://meet --resume run" in done.err
+        assert worker.end().code == 75
+        assert expect_same_bits(run, text) >= 25
+
+    def test_a_second_ctrl_c_ends_at_once(self, manychar: Commands, text: Path, run: Path) -> None:
+        running = endless(manychar, text, "--workers", "1")
+        worker = manychar.find("worker-1")
+        os.kill(worker, signal.SIGSTOP)  # so that the step cannot be ended
+        try:
+
+            def ended() -> bool:
+                running.interrupt()
+                return running.process.poll() is not None
+
+            until(ended, "the end at once")
+            done = running.end()
+            assert done.code == 130
+            assert "sample from it" not in done.err
+            assert "Traceback" not in done.err
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        manychar.expect_nobody()
+        expect_same_bits(run, text)
+
+
+class TestKilling:
+    def test_a_worker_is_replaced(self, manychar: Commands, text: Path, run: Path) -> None:
+        running = endless(manychar, text, "--workers", "2")
+        running.wait_for("worker-1 has joined")
+        os.kill(manychar.find("worker-1"), signal.SIGKILL)
+        running.wait_for(r"(?s)worker-1 ended by SIGKILL: starting it again.*worker-1 has joined")
+        further(running)
+        running.interrupt()
+        done = running.end()
+        assert done.code == 0, done.err
+        expect_same_bits(run, text)
+
+    def test_a_hung_worker_is_taken_for_lost_and_comes_back(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        running = endless(manychar, text, "--workers", "2", "--lease-timeout", "0.5")
+        running.wait_for("worker-2 has joined")
+        worker = manychar.find("worker-2")
+        os.kill(worker, signal.SIGSTOP)
+        running.wait_for("worker-2 .*taken for lost")
+        further(running)
+        os.kill(worker, signal.SIGCONT)
+        running.wait_for("(?s)taken for lost.*worker-2 (is back|has joined)")
+        further(running)
+        running.interrupt()
+        done = running.end()
+        assert done.code == 0, done.err
+        expect_same_bits(run, text)
+
+    def test_the_parents_end_is_the_childrens_end(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        running = endless(manychar, text, "--workers", "2")
+        assert len(manychar.family()) == 4
+        os.kill(running.pid, signal.SIGKILL)
+        running.process.wait()
+        manychar.expect_nobody()
+        running.end()
+        assert expect_same_bits(run, text) >= 25
+
+    def test_the_server_is_started_again(self, manychar: Commands, text: Path, run: Path) -> None:
+        running = endless(manychar, text, "--workers", "2", "--checkpoint-every", "10")
+        os.kill(manychar.find("server"), signal.SIGKILL)
+        running.wait_for("the server ended by SIGKILL: starting it again")
+        manychar.find("server", "--resume", "run")
+        further(running)
+        further(running)
+        running.interrupt()
+        done = running.end()
+        manychar.expect_nobody()
+        assert done.code == 0, done.err
+        assert "Traceback" not in done.err
+        assert (run / "term").read_text() == "2\n"
+        expect_same_bits(run, text)
+        expect_nothing_half_written(run)
+
+    def test_gives_up_on_a_server_that_dies_again_and_again(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        running = endless(manychar, text, "--checkpoint-every", "10")
+        killed: set[int] = set()
+
+        def given_up() -> bool:
+            for pid, words in manychar.family().items():
+                if "server" in words and pid not in killed:
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+            return running.process.poll() is not None
+
+        until(given_up, "the end")
+        done = running.end()
+        manychar.expect_nobody()
+        assert done.code == 3, done.err
+        assert re.search("manychar: gave up: the server ended .* by SIGKILL", done.err)
+        assert "go on: manychar train --resume run" in done.err
+        assert "Traceback" not in done.err
+        reached = steps_of(run)[-1]
+        again = manychar.run("train", "--resume", "run", "--steps", str(reached + 35))
+        assert again.code == 0, again.err
+        assert expect_same_bits(run, text) == reached + 35
+        expect_nothing_half_written(run)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_gives_up_on_a_worker_that_cannot_start(
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path, workers: int
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(KNOWN_DEATH)
+        done = manychar.run(
+            *("train", str(text), "--workers", str(workers), "--run-dir", "run", *SMALL, *ENDLESS),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 3, done.err
+        assert re.search(r"manychar: gave up: worker-1 ended .* with exit code 9", done.err)
+        assert done.err.count("starting it again") == 4
+        assert "go on: manychar train --resume run" in done.err
+        reached = steps_of(run)[-1]
+        again = manychar.run("train", "--resume", "run", "--steps", str(reached + 10))
+        assert again.code == 0, again.err
+        assert expect_same_bits(run, text) == reached + 10
+
+    def test_refuses_arithmetic_that_is_not_finite(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        done = manychar.run(
+            *("train", str(text), "--workers", "2", "--run-dir", "run", *SMALL),
+            *("--steps", "1000", "--learning-rate", "1e38"),
+        )
+        assert done.code == 3, done.err
+        manychar.expect_nobody()
+        said = r"manychar: worker-\d sent a loss or gradient that is not finite: step \d+, shard \d"
+        assert re.search(said, done.err), done.err
+        assert "Traceback" not in done.err
+        assert "Warning" not in done.err
+        assert expect_same_bits(run, text) == 0
+        expect_nothing_half_written(run)
+
+
+class TestOneServerAtATime:
+    @pytest.mark.parametrize("command", ["train", "server"])
+    def test_a_second_one_is_refused(
+        self, manychar: Commands, text: Path, run: Path, command: str
+    ) -> None:
+        running = endless(manychar, text)
+        term = (run / "term").read_text()
+        bind = ["--bind", "ipc://second"] if command == "server" else []
+        done = manychar.run(command, "--resume", "run", *bind)
+        assert done.code == 2
+        assert re.fullmatch("manychar: run: another server is running on it.*\n", done.err)
+        assert (run / "term").read_text() == term
+        further(running)
+        running.interrupt()
+        assert running.end().code == 0
+        expect_same_bits(run, text)
+
+    def test_a_port_in_use(self, manychar: Commands, text: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+            done = manychar.run("server", str(text), *SMALL, "--bind", bind)
+        assert done.code == 2
+        assert f"cannot bind to {bind}: another program uses it; choose another --bind" in done.err
+        assert "Traceback" not in done.err
+        assert done.err.count("\n") == 1
+        assert not list(manychar.directory.iterdir())

@@ -1,0 +1,316 @@
+"""Held-out text, for real: verdicts beside training, the best checkpoint, where a run ends."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from manychar.fleet import validation_process
+from manychar.processes.signals import SelfPipe
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.storage.run_directory import open_run
+from manychar.storage.validation_log import (
+    BEST_NAME,
+    VALIDATION_NAME,
+    append_validation_loss,
+    is_over,
+    read_validation_losses,
+    recover_validation_losses,
+)
+from tests.commands import SMALL, Commands, until
+from tests.single_process import bits_alone, bits_of
+
+JUDGED = (*SMALL, "--validation", "0.1", "--checkpoint-every", "20", "--sample-every", "0")
+
+
+def train(manychar: Commands, text: Path, run: str, *more: str) -> str:
+    """Train a judged run to its end; return what was said."""
+    done = manychar.run("train", str(text), "--run-dir", run, *JUDGED, *more)
+    assert done.code == 0, done.err
+    return done.err
+
+
+def verdicts_of(manychar: Commands, run: str) -> dict[int, float]:
+    return read_validation_losses(open_run(manychar.directory / run))
+
+
+def test_every_checkpoint_is_judged_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
+    said = train(manychar, text, "run", "--steps", "110", "--workers", "2")
+    validation_losses = verdicts_of(manychar, "run")
+    assert sorted(validation_losses) == [0, 20, 40, 60, 80, 100, 110]
+    run = open_run(manychar.directory / "run")
+    best = min(validation_losses, key=validation_losses.__getitem__)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == best
+    assert f"the best checkpoint is that of step {best}: {validation_losses[best]:.4f} nats" in said
+    assert "held out" in said
+    assert BEST_NAME in said.splitlines()[-1]
+    # It is the loss that `evaluate` finds, and what is held out is not trained on.
+    for source in ("run", f"run/checkpoints/{BEST_NAME}"):
+        validation_ids = manychar.directory / "held-out.txt"
+        whole = text.read_text(encoding="utf-8")
+        validation_ids.write_text(whole[len(whole) - int(len(whole) * 0.1) :], encoding="utf-8")
+        found = manychar.run("evaluate", source, str(validation_ids), "--json")
+        step = 110 if source == "run" else best
+        assert json.loads(found.out)["nats"] == pytest.approx(validation_losses[step], rel=1e-12)
+    again = json.loads(manychar.run("evaluate", "run", "--json").out)
+    assert again["nats"] == validation_losses[110]
+    assert manychar.run("verify", "run").code == 0
+
+
+def test_verdicts_are_the_same_however_many_workers(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "one", "--steps", "60", "--workers", "1")
+    train(manychar, text, "four", "--steps", "60", "--workers", "4")
+    assert verdicts_of(manychar, "one") == verdicts_of(manychar, "four")
+
+
+STOPS = ("--steps", "5000", "--stop-when-no-better", "2", "--learning-rate", "2.0")
+
+
+def where_it_ends(validation_losses: dict[int, float]) -> int:
+    """Return the checkpoint after the one that the decision was made on, by the rule."""
+    best = 0
+    for step in sorted(validation_losses):
+        best = step if validation_losses[step] < validation_losses[best] else best
+        if step - best >= 2 * 20:
+            return step + 20
+    raise AssertionError("it never stops")
+
+
+def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None:
+    said = train(manychar, text, "run", *STOPS)
+    validation_losses = verdicts_of(manychar, "run")
+    assert max(validation_losses) == where_it_ends(validation_losses)
+    assert "no better for 2 checkpoints up to step" in said
+    newest = list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0]
+    assert newest == max(validation_losses)
+    # It is over, and says so; with other words it goes on.
+    resumed = manychar.run("train", "--resume", "run")
+    assert resumed.code == 0
+    assert f"over at step {newest}" in resumed.err
+    more = ("--stop-when-no-better", "0", "--steps", str(newest + 10))
+    assert manychar.run("train", "--resume", "run", *more).code == 0
+
+
+def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "calm", *STOPS)
+    running = manychar.start("train", str(text), "--run-dir", "run", *JUDGED, *STOPS)
+    run = manychar.directory / "run"
+    until(
+        lambda: run.exists() and len(read_validation_losses(open_run(run))) > 1, running.described
+    )
+    running.send(signal.SIGKILL)
+    running.end()
+    manychar.expect_nobody()
+    assert manychar.run("train", "--resume", "run").code == 0
+    calm, crashed = verdicts_of(manychar, "calm"), verdicts_of(manychar, "run")
+    assert calm == crashed
+    end = max(calm)
+    state = read_checkpoint(list_checkpoints(run / "checkpoints")[-1][1]).state
+    assert (state.step, bits_of(state)) == (end, bits_alone(text, run, end)[end])
+
+
+def test_a_verdict_that_a_crash_at_the_end_took_comes_on_resume(
+    manychar: Commands, text: Path
+) -> None:
+    train(manychar, text, "run", *STOPS)
+    calm, validation_losses = (
+        verdicts_of(manychar, "run"),
+        manychar.directory / "run" / VALIDATION_NAME,
+    )
+    lines = validation_losses.read_text().splitlines(keepends=True)
+    validation_losses.write_text("".join(lines[:-1]))
+    assert verdicts_of(manychar, "run") != calm
+    assert manychar.run("train", "--resume", "run").code == 0
+    assert verdicts_of(manychar, "run") == calm
+    assert max(calm) == list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
+
+
+def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path) -> None:
+    running = manychar.start(
+        *("train", str(text), "--run-dir", "run", *JUDGED, "--steps", "0", "--workers", "1")
+    )
+    running.wait_for("worker-1 has joined")
+
+    def judge() -> int | None:
+        for pid, words in manychar.family().items():
+            if (
+                any("spawn_main" in word for word in words)
+                and os.getpriority(os.PRIO_PROCESS, pid) == 19
+            ):
+                return pid
+        return None
+
+    pid = until(judge, "the judge")
+    group = Path(f"/proc/{pid}/autogroup")
+    until(lambda: not group.exists() or "nice 19" in group.read_text(), "the last of its session")
+    os.kill(pid, signal.SIGKILL)
+    running.wait_for(r"the judge died or hung over the checkpoint of step \d+: starting it again")
+    run = manychar.directory / "run"
+    before = len(read_validation_losses(open_run(run)))
+    until(lambda: len(read_validation_losses(open_run(run))) > before + 1, running.described)
+    running.interrupt()
+    assert running.end().code == 0
+
+
+def test_who_is_stopped_while_the_judge_works_ends_at_once(
+    manychar: Commands, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.txt"
+    large.write_text("the cat sat on a mat and the dog ran home\n" * 500_000, encoding="utf-8")
+    flags = (*SMALL, "--validation", "0.9", "--steps", "0", "--run-dir", "run", "--workers", "1")
+    running = manychar.start("train", str(large), *flags)
+    running.wait_for("worker-1 has joined")
+
+    def judge() -> bool:
+        family = manychar.family()
+        return any(os.getpriority(os.PRIO_PROCESS, pid) == 19 for pid in family)
+
+    until(judge, "the judge")
+    running.send(signal.SIGTERM)
+    done = running.end()
+    assert done.code == 75, done.err
+    assert "did not stop within" not in done.err
+    manychar.expect_nobody()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "60")
+    best = manychar.directory / "run" / "checkpoints" / BEST_NAME
+    step = read_checkpoint(best).state.step
+    best.unlink()
+    best.write_bytes(b"nothing")
+    done = manychar.run("train", "--resume", "run", "--steps", "61")
+    assert done.code == 0, done.err
+    assert read_checkpoint(best).state.step in (step, 61)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_the_best_is_what_the_verdicts_say_wherever_a_server_died(
+    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
+    run = open_run(manychar.directory / "run")
+    append_validation_loss(
+        run, 40, 0.5
+    )  # it came, and the server died before it kept the checkpoint
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    recover_validation_losses(run, 60)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
+    read_checkpoint(checkpoint_path(run.checkpoints, 40))
+    append_validation_loss(run, 20, 0.1)
+    checkpoint_path(run.checkpoints, 20).write_bytes(b"damaged")
+    recover_validation_losses(run, 60)
+    assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
+    manychar: Commands, text: Path
+) -> None:
+    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
+    run = open_run(manychar.directory / "run")
+    run = dataclasses.replace(
+        run, settings=dataclasses.replace(run.settings, stop_when_no_better=1)
+    )
+    losses = {0: 1.0, 20: 0.5, 40: 0.4, 60: 0.3}
+    path = run.path / VALIDATION_NAME
+    path.unlink()
+    for step in (0, 40):
+        append_validation_loss(run, step, losses[step] + 1.0 * step)
+    assert not is_over(run, 60), "step 20 may be better"
+    append_validation_loss(run, 20, 2.0)
+    assert is_over(run, 60)
+
+
+def test_a_judge_that_hangs_is_started_again(
+    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
+    wake = SelfPipe()
+    heard: list[validation_process.News] = []
+
+    def verdict_on(step: int) -> float | None:
+        def found() -> list[validation_process.ValidationResult]:
+            heard.extend(asked.news())
+            return [news for news in heard if isinstance(news, validation_process.ValidationResult)]
+
+        asked.ask(step)
+        return until(found, "a verdict")[0].nats
+
+    with validation_process.ValidationProcess(open_run(manychar.directory / "run"), wake) as asked:
+        first = verdict_on(20)
+        assert [type(news) for news in heard] == [validation_process.ValidationResult]
+        heard.clear()
+        assert asked._process is not None
+        os.kill(asked._process.pid or 0, signal.SIGSTOP)
+        assert verdict_on(20) == first
+        assert [type(news) for news in heard] == [
+            validation_process.Restart,
+            validation_process.ValidationResult,
+        ]
+    wake.close()
+
+
+def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "60")
+    path = manychar.directory / "run" / VALIDATION_NAME
+    whole = path.read_text()
+    path.write_text(whole[: whole.index('{"step": 40') + 20])
+    done = manychar.run("train", "--resume", "run", "--steps", "80")
+    assert done.code == 0, done.err
+    validation_losses = verdicts_of(manychar, "run")
+    assert sorted(validation_losses) == [0, 20, 40, 60, 80]
+
+
+def test_an_altered_corpus_is_not_judged_by(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    corpus = manychar.directory / "run" / "corpus.bin"
+    os.truncate(corpus, corpus.stat().st_size // 2)
+    done = manychar.run("evaluate", "run")
+    assert (done.code, done.out) == (2, "")
+    assert "corpus.bin: altered" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--stop-when-no-better", "3"], "it needs a --validation above 0"),
+        (["--validation", "0.0001"], "takes at least 2 to judge by"),
+        (["--validation", "1.0"], "--validation is 1.0"),
+        (
+            ["--validation", "0.1", "--stop-when-no-better", "3", "--checkpoint-every", "0"],
+            "a --checkpoint-every above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    manychar: Commands, text: Path, flags: list[str], complaint: str
+) -> None:
+    done = manychar.run("train", str(text), *SMALL, *flags)
+    assert done.code == 2
+    assert complaint in done.last_line
+
+
+def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Path) -> None:
+    strange = manychar.directory / "strange.txt"
+    strange.write_text("the cät sat on ☃", encoding="utf-8")
+    refused = manychar.run("evaluate", "run", str(strange))
+    assert refused.code == 2
+    assert "2 characters, 'ä' (U+00E4), '☃' (U+2603): the model does not know" in refused.err
+    skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
+    assert skipped.code == 0
+    assert "and left out" in skipped.err
+    assert skipped.out.startswith("13 characters: ")
+    given = manychar.run("evaluate", "run", "-", given=b"the cat")
+    assert given.out.startswith("6 characters: ")
+    assert manychar.run("evaluate", "run").code == 2, "it holds nothing out"
+    assert manychar.run("evaluate", "run", "-", given=b"t").code == 2

@@ -1,0 +1,88 @@
+"""What is an endpoint, who can reach it, and where none is taken without keys."""
+
+import pytest
+
+from manychar.network.endpoints import IPC_PATH_LENGTH, check_endpoint, is_local, require_safe
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://127.0.0.1:5577",
+        "tcp://127.0.0.1:*",
+        "tcp://*:5577",
+        "tcp://[::1]:5577",
+        "tcp://[::]:*",
+        "tcp://host.example:1",
+        "tcp://node-7:65535",
+        "ipc://a",
+        "ipc:///tmp/a b",
+        "ipc://" + "x" * IPC_PATH_LENGTH,
+    ],
+)
+def test_those_that_are_ours(endpoint: str) -> None:
+    check_endpoint(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "here",
+        "127.0.0.1:5577",
+        "tcp://",
+        "tcp://:5577",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:",
+        "tcp://127.0.0.1:port",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:5577/",
+        "tcp://127.0.0.1:5577\n",
+        "tcp://::1:5577",
+        "udp://127.0.0.1:5577",
+        "inproc://here",
+        "ipc://",
+        "ipc://@everyone",
+        "ipc://" + "x" * (IPC_PATH_LENGTH + 1),
+        "ipc://" + "é" * (IPC_PATH_LENGTH // 2 + 1),
+    ],
+)
+def test_those_that_are_not(endpoint: str) -> None:
+    with pytest.raises(UserError) as raised:
+        check_endpoint(endpoint)
+    assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "local"),
+    [
+        ("tcp://127.0.0.1:5577", True),
+        ("tcp://127.1.2.3:5577", True),
+        ("tcp://[::1]:5577", True),
+        ("tcp://localhost:5577", True),
+        ("ipc://a", True),
+        ("tcp://0.0.0.0:5577", False),
+        ("tcp://*:5577", False),
+        ("tcp://[::]:5577", False),
+        ("tcp://10.0.0.1:5577", False),
+        ("tcp://192.168.1.7:5577", False),
+        ("tcp://8.8.8.8:5577", False),
+        ("tcp://[fe80::1]:5577", False),
+        ("tcp://[2001:db8::1]:5577", False),
+        ("tcp://host:5577", False),
+        ("tcp://localhost.example:5577", False),
+        ("tcp://127.0.0.1.example:5577", False),
+        ("tcp://eth0:5577", False),
+    ],
+)
+def test_those_that_strangers_can_reach(endpoint: str, *, local: bool) -> None:
+    assert is_local(endpoint) is local
+    require_safe(endpoint, keys=False, insecure=True)
+    if local:
+        require_safe(endpoint, keys=False, insecure=False)
+    else:
+        with pytest.raises(UserError, match=r"keys create KEYS.*--keys KEYS.*--insecure") as raised:
+            require_safe(endpoint, keys=False, insecure=False)
+        assert raised.value.code == REFUSED_FOR_SAFETY == 78

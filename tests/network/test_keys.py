@@ -1,0 +1,254 @@
+"""Keys on disk: who may read them, what is in which file, what is refused."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import zmq
+
+from manychar.network import keys
+from manychar.network.authenticator import Authenticator
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.protocol.messages import KeyRole
+from tests.commands import SMALL, Commands, until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys.create(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_create_makes_a_pair_for_the_server_and_one_for_a_first_worker(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clients.json",
+        "server.key",
+        "worker.key",
+    ]
+    server = keys.read_server_key(folder)
+    worker = keys.read_client_key(folder / "worker.key")
+    assert (worker.name, worker.role) == ("worker", KeyRole.WORKER)
+    assert worker.server == server.public
+    assert len({server.public, server.secret, worker.public, worker.secret}) == 4
+    (client,) = keys.read_clients(folder)
+    assert client == keys.Client("worker", KeyRole.WORKER, worker.public)
+
+
+@pytest.mark.parametrize("name", ["server.key", "worker.key"])
+def test_secrets_are_their_owners_alone_whatever_the_umask(tmp_path: Path, name: str) -> None:
+    before = os.umask(0)
+    try:
+        keys.create(tmp_path / "keys")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "keys" / name) == 0o600
+    assert mode(tmp_path / "keys") == 0o700
+
+
+def test_a_client_file_holds_what_it_needs_and_nothing_more(folder: Path) -> None:
+    values = json.loads((folder / "worker.key").read_text())
+    assert set(values) == {"format", "name", "role", "public", "secret", "server"}
+    secret = keys.read_server_key(folder).secret
+    assert secret not in (folder / "worker.key").read_text()
+    assert secret not in (folder / "clients.json").read_text()
+    assert values["secret"] not in (folder / "clients.json").read_text()
+
+
+def test_secrets_are_not_shown(folder: Path) -> None:
+    for key in (keys.read_server_key(folder), keys.read_client_key(folder / "worker.key")):
+        assert key.secret not in repr(key)
+
+
+@pytest.mark.parametrize("name", ["server.key", "worker.key"])
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o620, 0o611])
+def test_a_secret_that_others_can_read_is_refused(folder: Path, name: str, bits: int) -> None:
+    (folder / name).chmod(bits)
+    read = {"server.key": keys.read_server_key, "worker.key": keys.read_client_key}[name]
+    with pytest.raises(UserError, match="chmod 600") as refusal:
+        read(folder if name == "server.key" else folder / name)
+    assert refusal.value.code == REFUSED_FOR_SAFETY
+
+
+def test_keys_are_not_made_over_others(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="keys in it already"):
+        keys.create(folder)
+    with pytest.raises(UserError, match="has a key already"):
+        keys.add(folder, "worker", KeyRole.OBSERVER)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
+    old = keys.read_client_key(folder / "worker.key")
+    keys.revoke(folder, "worker")
+    assert not (folder / "worker.key").exists()
+    assert [client.revoked for client in keys.read_clients(folder)] == [True]
+    with pytest.raises(UserError, match="no client worker"):
+        keys.revoke(folder, "worker")
+    new = keys.read_client_key(keys.add(folder, "worker", KeyRole.OBSERVER))
+    assert new.public != old.public
+    assert [(c.public, c.revoked) for c in keys.read_clients(folder)] == [
+        (old.public, True),
+        (new.public, False),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x" * 49, "ä", "a b"])
+def test_what_is_no_name_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no client's name"):
+        keys.add(folder, name, KeyRole.WORKER)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_the_servers_own_name_is_no_clients(folder: Path) -> None:
+    with pytest.raises(UserError, match="the server's own name"):
+        keys.add(folder, "server", KeyRole.WORKER)
+
+
+@pytest.mark.parametrize(("first", "second"), [("ann", "ann-1"), ("ann-12", "ann")])
+def test_no_two_clients_may_call_themselves_alike(folder: Path, first: str, second: str) -> None:
+    keys.add(folder, first, KeyRole.WORKER)
+    with pytest.raises(UserError, match="could call themselves by one name"):
+        keys.add(folder, second, KeyRole.WORKER)
+    keys.add(folder, "ann-x", KeyRole.WORKER)
+    keys.revoke(folder, first)
+    keys.add(folder, second, KeyRole.WORKER)
+
+
+def test_a_pair_that_is_none_is_refused(folder: Path) -> None:
+    path = folder / "server.key"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "secret": "0" * 40}))
+    with pytest.raises(UserError, match="not a file of keys"):
+        keys.read_server_key(folder)
+
+
+@pytest.mark.parametrize("name", ["", "clients.json"])
+def test_a_list_that_others_can_write_is_refused(folder: Path, name: str) -> None:
+    (folder / name).chmod(0o777 if name == "" else 0o666)
+    with pytest.raises(UserError, match="others can write in it") as refused:
+        keys.read_clients(folder)
+    assert refused.value.code == 78
+
+
+def test_a_full_disk_leaves_no_half_of_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(folder.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"olga\.key: no space left on device"):
+            keys.add(folder, "olga", KeyRole.OBSERVER)
+        fresh = folder.with_name("fresh")
+        with pytest.raises(UserError, match=r"server\.key: no space left"):
+            keys.create(fresh)
+    assert sorted(folder.iterdir()) == before
+    assert keys.create(fresh).name == "worker.key", "what was begun can be done again"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 3000,
+        b'{"format": 1}',
+        b'{"format": 2, "clients": []}',
+        b'{"format": 1, "clients": 3}',
+        b'{"format": 1, "clients": [3]}',
+        b'{"format": 1, "clients": [{"name": "../x", "role": "worker", "public": "x"}]}',
+        b'{"format": 1, "clients": [{"name": "x", "role": "king", "public": "'
+        + b"0" * 40
+        + b'"}]}',
+    ],
+)
+def test_a_damaged_file_is_one_line(folder: Path, content: bytes) -> None:
+    for name in ("clients.json", "server.key", "worker.key"):
+        (folder / name).write_bytes(content)
+    for read in (
+        lambda: keys.read_clients(folder),
+        lambda: keys.read_server_key(folder),
+        lambda: keys.read_client_key(folder / "worker.key"),
+    ):
+        with pytest.raises(UserError, match="damaged"):
+            read()
+
+
+def test_what_is_no_file_does_not_hang(folder: Path) -> None:
+    (folder / "worker.key").unlink()
+    os.mkfifo(folder / "worker.key", 0o600)
+    with pytest.raises(UserError, match="not a regular file"):
+        keys.read_client_key(folder / "worker.key")
+
+
+def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
+    folder.chmod(0o755)
+    with pytest.raises(UserError, match="is a directory"):
+        keys.read_client_key(folder)
+
+
+def test_a_missing_file_says_where_to_look(folder: Path) -> None:
+    (folder / "clients.json").unlink()
+    with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):
+        keys.read_clients(folder)
+
+
+@pytest.mark.parametrize("revoked_first", [True, False])
+def test_a_key_that_is_listed_twice_is_revoked(folder: Path, *, revoked_first: bool) -> None:
+    (client,) = keys.read_clients(folder)
+    listed = json.loads((folder / "clients.json").read_text())
+    twice = [*listed["clients"], {**listed["clients"][0], "revoked": True}]
+    listed["clients"] = twice[::-1] if revoked_first else twice
+    with zmq.Context() as context:
+        door = Authenticator(context, folder)
+        assert door.owner_of(client.public) == ("worker", KeyRole.WORKER)
+        (folder / "clients.json").write_text(json.dumps(listed))
+        until(lambda: door.owner_of(client.public) is None, "the key to be revoked")
+        door.socket.close(0)
+
+
+def test_a_key_on_the_command_line_is_not_repeated(manychar: Commands, folder: Path) -> None:
+    content = (folder / "worker.key").read_text()
+    done = manychar.run("worker", "tcp://127.0.0.1:1", "--key", content)
+    assert done.code == 2
+    assert "--key takes the name of a file" in done.err
+    assert json.loads(content)["secret"] not in done.err + done.out
+
+
+@pytest.mark.parametrize("command", ["train", "equivalence"])
+def test_a_key_in_the_environment_is_for_another_server(
+    manychar: Commands, text: Path, folder: Path, command: str
+) -> None:
+    env = {
+        "MANYCHAR_KEY": (folder / "worker.key").read_text(),
+        "MANYCHAR_KEY_FILE": str(folder / "worker.key"),
+        "MANYCHAR_KEYS": str(folder),
+    }
+    steps = ("--steps", "30", "--checkpoint-every", "10")
+    done = manychar.run(command, str(text), *SMALL, *steps, env=env)
+    assert done.code == 0, done.err
+
+
+def test_how_to_go_on_is_said_as_it_was_begun(manychar: Commands, text: Path, folder: Path) -> None:
+    flags = ("--keys", str(folder), "--bind", "tcp://127.0.0.2:0", "--run-dir", "run")
+    running = manychar.start("server", str(text), *SMALL, *flags)
+    running.wait_for("listening")
+    running.interrupt()
+    said = running.end().err
+    assert f"server --bind tcp://127.0.0.2:0 --keys {folder} --resume run" in said
+
+
+def test_what_would_be_safe_is_said_whole(manychar: Commands, text: Path) -> None:
+    done = manychar.run("server", str(text), "--bind", "tcp://*:5577", "--hidden", "9")
+    assert done.code == 78
+    assert f"then `manychar server {text} --bind 'tcp://*:5577' --hidden 9 --keys KEYS`" in done.err

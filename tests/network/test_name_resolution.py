@@ -1,0 +1,117 @@
+"""Names of servers: looked up beside the loop, tried one after the other, asked for again."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from manychar.network import name_resolution, transport
+from manychar.network.name_resolution import Search, is_name
+from manychar.network.transport import Dealer, Router
+from tests.commands import until
+
+Answers = Callable[[], list[str]]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answers]:
+    """What names stand for: a function each."""
+    known: dict[str, Answers] = {}
+
+    def look_up(host: str, port: str, **_: Any) -> list[Any]:
+        if host not in known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(0, 0, 0, "", (address, int(port))) for address in known[host]()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(name_resolution, "ASK_AGAIN_AFTER", 0.05)
+    monkeypatch.setattr(transport, "TRY_FOR", 0.3)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost", True),
+        ("server.lan", True),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("*", False),
+    ],
+)
+def test_what_has_to_be_looked_up(host: str, name: object) -> None:
+    assert is_name(host) == name
+
+
+def test_a_name_gives_its_addresses_round_and_round(names: dict[str, Answers]) -> None:
+    names["s"] = lambda: ["::1", "10.0.0.1", "::1"]
+    search = Search("s", "5577")
+    given = [until(search.next, "an address") for _ in range(4)]
+    assert given == ["tcp://[::1]:5577", "tcp://10.0.0.1:5577"] * 2
+    assert search.news() == [
+        "s is looked for at tcp://[::1]:5577",
+        "s is looked for at tcp://10.0.0.1:5577",
+    ]
+    assert search.news() == []
+
+
+def test_a_name_that_is_not_known_is_asked_for_again(names: dict[str, Answers]) -> None:
+    search = Search("s", "1")
+    assert search.next() is None
+    until(lambda: search.next() or search.news(), "what came of it")
+    names["s"] = lambda: ["10.0.0.1"]
+    assert until(search.next, "an address") == "tcp://10.0.0.1:1"
+
+
+@pytest.mark.parametrize("before", [["::1"], ["127.9.9.9"], ["::1", "127.9.9.9"]])
+def test_the_address_that_answers_is_found(names: dict[str, Answers], before: list[str]) -> None:
+    router = Router("tcp://127.0.0.1:*", None)
+    names["s"] = lambda: [*before, "127.0.0.1"]
+    dealer = Dealer(f"tcp://s:{router.endpoint.rpartition(':')[2]}")
+    try:
+        assert not dealer.send([b"hello"]), "nothing is known of the name yet"
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        assert until(router.receive, "the message").frames[0] == b"hello"
+        assert dealer.news()[-1].endswith(router.endpoint)
+    finally:
+        dealer.close()
+        router.close()
+
+
+def test_a_server_that_moved_is_found_at_its_new_address(names: dict[str, Answers]) -> None:
+    router = Router("tcp://127.0.0.1:*", None)
+    port = router.endpoint.rpartition(":")[2]
+    names["s"] = lambda: ["127.0.0.1"]
+    dealer = Dealer(f"tcp://s:{port}")
+    until(lambda: dealer.send([b"here"]), "a connection")
+    router.close()
+    moved = Router(f"tcp://127.0.0.2:{port}", None)
+    names["s"] = lambda: ["127.0.0.2"]
+    try:
+        until(lambda: dealer.send([b"there"]) and moved.receive(), "a message at the new address")
+    finally:
+        dealer.close()
+        moved.close()
+
+
+def test_a_servers_last_words_are_not_lost_to_the_search(names: dict[str, Answers]) -> None:
+    router = Router("tcp://127.0.0.1:*", None)
+    names["s"] = lambda: ["127.0.0.1", "127.9.9.9"]
+    dealer = Dealer(f"tcp://s:{router.endpoint.rpartition(':')[2]}")
+    try:
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        peer = until(router.receive, "the message").peer
+        router.send(peer, [b"last words"])
+        router.close()
+        # As a worker does that computes: it beats, and does not look into its mailbox.
+        until(lambda: not dealer.send([b"beat"]), "the end of the connection")
+        for _ in range(20):
+            dealer.send([b"beat"])
+            time.sleep(0.02)
+        assert until(dealer.receive, "the last words", seconds=1.0)[0] == b"last words"
+        until(lambda: dealer.send([b"beat"]) or len(dealer.news()) > 1, "the search to go on")
+    finally:
+        dealer.close()

@@ -1,0 +1,311 @@
+"""Real sockets: whole messages over tcp and ipc, who is gone is noticed, strangers stay outside."""
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgpack
+import pytest
+import zmq
+
+from manychar.network.connection_limit import raise_limit
+from manychar.network.keys import create
+from manychar.network.transport import (
+    Dealer,
+    Router,
+    Unreachable,
+    check_libraries,
+    messages_queued,
+)
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.protocol.codec import MAX_FRAMES
+from manychar.protocol.messages import Dimensions, Frame
+from tests.commands import until
+
+SIZES = Dimensions(
+    vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, delay=0, dtype="float32"
+)
+WAIT_MS = 60_000
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def router(request: pytest.FixtureRequest) -> Iterator[Router]:
+    """A bound ROUTER."""
+    with TemporaryDirectory(prefix="mc") as directory:
+        tcp = request.param == "tcp"
+        bound = Router("tcp://127.0.0.1:*" if tcp else f"ipc://{directory}/it", SIZES)
+        try:
+            yield bound
+        finally:
+            bound.close()
+
+
+@pytest.fixture
+def dealer(router: Router) -> Iterator[Dealer]:
+    """A DEALER that is connected to it."""
+    connected = Dealer(router.endpoint)
+    try:
+        until(lambda: connected.send([b"hello"]), "a connection")
+        yield connected
+    finally:
+        connected.close()
+
+
+def received(endpoint: Router) -> tuple[bytes, list[bytes]]:
+    assert endpoint.socket.poll(WAIT_MS)
+    message = endpoint.receive()
+    assert message
+    return message[0], as_bytes(message[1])
+
+
+def as_bytes(frames: list[Frame]) -> list[bytes]:
+    return [bytes(frame) for frame in frames]
+
+
+class TestMessages:
+    def test_there_and_back(self, router: Router, dealer: Dealer) -> None:
+        peer, frames = received(router)
+        assert frames == [b"hello"]
+        answer = [b"one", b"", bytes(range(256)) * 400]
+        assert router.send(peer, answer)
+        assert dealer.socket.poll(WAIT_MS)
+        back = dealer.receive()
+        assert back
+        assert as_bytes(back) == answer
+
+    def test_nothing_is_there_at_first(self, router: Router) -> None:
+        assert router.receive() is None
+        nobody = Dealer(router.endpoint)
+        assert nobody.receive() is None
+        nobody.close()
+
+    def test_come_in_their_order(self, router: Router, dealer: Dealer) -> None:
+        peer, _ = received(router)
+        for i in range(100):
+            assert router.send(peer, [str(i).encode()])
+        got: list[bytes] = []
+        while len(got) < 100:
+            assert dealer.socket.poll(WAIT_MS)
+            while (frames := dealer.receive()) is not None:
+                got += as_bytes(frames)
+        assert got == [str(i).encode() for i in range(100)]
+
+    def test_two_peers_are_two(self, router: Router, dealer: Dealer) -> None:
+        other = Dealer(router.endpoint)
+        until(lambda: other.send([b"other"]), "a connection")
+        senders: dict[str, bytes] = {}
+        for _ in range(2):
+            peer, (word,) = received(router)
+            senders[word.decode()] = peer
+        assert senders["hello"] != senders["other"]
+        router.send(senders["other"], [b"for the other"])
+        assert other.socket.poll(WAIT_MS)
+        back = other.receive()
+        assert back
+        assert as_bytes(back) == [b"for the other"]
+        assert dealer.receive() is None
+        other.close()
+
+    def test_large_ones_are_as_they_were_when_they_were_sent(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        peer, _ = received(router)
+        other = Dealer(router.endpoint)
+        until(lambda: other.send([b"other"]), "a connection")
+        other_peer, _ = received(router)
+        one, two = bytearray(b"1" * 100_000), bytearray(b"2" * 100_000)
+        for to, frame in ((peer, one), (other_peer, one), (peer, two), (other_peer, one)):
+            assert router.send(to, [frame, b"end"])
+        one[:] = two[:] = b"0" * 100_000
+        for reader, expected in ((dealer, b"12"), (other, b"11")):
+            for digit in expected:
+                assert reader.socket.poll(WAIT_MS)
+                back = reader.receive()
+                assert back
+                assert as_bytes(back) == [bytes([digit]) * 100_000, b"end"]
+        other.close()
+
+    def test_of_a_length_without_reason_end_the_connection(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        received(router)
+        dealer.send([b"x" * 10_000_000])
+        assert not router.socket.poll(500)
+
+    def test_of_too_many_frames_are_one_frame_too_long(
+        self, router: Router, dealer: Dealer
+    ) -> None:
+        received(router)
+        dealer.send([b""] * 5_000)
+        peer, frames = received(router)
+        assert len(frames) == MAX_FRAMES + 1
+        dealer.send([b"next"])
+        assert received(router) == (peer, [b"next"])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x01\x00\x02\x00x",
+        b"\xff" + b"\0" * 8 + b"\x7f\x01\x05\x00\x00\x00\x01x",
+    ],
+    ids=["ZMTP 1.0", "ZMTP 2.0"],
+)
+def test_a_peer_of_an_old_kind_is_heard_like_any_other(router: Router, said: bytes) -> None:
+    with socket.socket(
+        socket.AF_UNIX if router.endpoint.startswith("ipc") else socket.AF_INET
+    ) as visitor:
+        if visitor.family == socket.AF_UNIX:
+            visitor.connect(router.endpoint.removeprefix("ipc://"))
+        else:
+            visitor.connect(("127.0.0.1", int(router.endpoint.rsplit(":", 1)[1])))
+        visitor.sendall(said)
+        assert received(router)[1] == [b"x"]
+
+
+def test_who_connects_while_nobody_looks_does_not_stop_the_rest() -> None:
+    """libzmq's thread waits where an event of its monitor has no place."""
+    raise_limit()
+    router = Router("tcp://127.0.0.1:*", SIZES)
+    port = int(router.endpoint.rsplit(":", 1)[1])
+    for _ in range(3_000):
+        socket.create_connection(("127.0.0.1", port), timeout=30.0).close()
+    dealer = Dealer(router.endpoint)
+    until(lambda: dealer.send([b"hello"]), "a connection")
+    assert received(router)[1] == [b"hello"]
+    dealer.close()
+    router.close()
+
+
+class TestWhoIsGone:
+    def test_is_noticed(self, router: Router) -> None:
+        dealer = Dealer(router.endpoint)
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        peer, _ = received(router)
+        dealer.close()
+
+        def gone() -> bool:
+            try:
+                router.send(peer, [b"are you there"])
+            except Unreachable:
+                return True
+            return False
+
+        until(gone, "the peer to be unreachable")
+
+    def test_was_never_there(self, router: Router) -> None:
+        with pytest.raises(Unreachable):
+            router.send(b"nobody", [b"hello"])
+
+    def test_a_dealer_without_a_server_does_not_queue(self) -> None:
+        dealer = Dealer("ipc://nobody")
+        assert not dealer.send([b"hello"])
+        dealer.close()
+
+    def test_comes_back_as_another(self, router: Router) -> None:
+        peers = set()
+        for _ in range(2):
+            dealer = Dealer(router.endpoint)
+            until(lambda: dealer.send([b"hello"]), "a connection")  # noqa: B023 - called at once
+            peers.add(received(router)[0])
+            dealer.close()
+        assert len(peers) == 2
+
+
+class TestBinding:
+    def test_where_another_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(UserError, match=f"{endpoint}: another program uses it") as raised:
+                Router(endpoint, SIZES)
+            assert raised.value.code == 2
+
+    def test_with_keys_where_it_cannot_be_ends_all_the_same(self, tmp_path: Path) -> None:
+        create(tmp_path / "keys")
+        taken = Router("tcp://127.0.0.1:*", None)
+        for endpoint in (taken.endpoint, "tcp://192.0.2.1:5577", "tcp://nowhere.invalid:5577"):
+            with pytest.raises(UserError, match="cannot bind"):
+                Router(endpoint, None, tmp_path / "keys")
+        taken.close()
+
+    def test_where_another_listens_on_a_file(self) -> None:
+        with TemporaryDirectory(prefix="mc") as directory:
+            endpoint = f"ipc://{directory}/it"
+            first = Router(endpoint, SIZES)
+            try:
+                with pytest.raises(UserError, match="another program uses it"):
+                    Router(endpoint, SIZES).close()
+            finally:
+                first.close()
+            Router(endpoint, SIZES).close()
+
+    def test_at_any_free_port(self) -> None:
+        router = Router("tcp://127.0.0.1:*", SIZES)
+        assert router.endpoint.startswith("tcp://127.0.0.1:")
+        assert int(router.endpoint.rsplit(":", 1)[1]) > 0
+        router.close()
+
+    @pytest.mark.parametrize(
+        "endpoint", ["ipc:///nowhere/at/all", "tcp://192.0.2.1:*", "tcp://no such host:1"]
+    )
+    def test_where_nobody_can(self, endpoint: str) -> None:
+        with pytest.raises(UserError, match=r"cannot bind|not an endpoint"):
+            Router(endpoint, SIZES)
+
+    @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+    def test_over_ipv6(self) -> None:
+        try:
+            with socket.create_server(("::1", 0), family=socket.AF_INET6):
+                pass
+        except OSError:
+            pytest.skip("no IPv6 loopback here")
+        router = Router("tcp://[::1]:*", SIZES)
+        dealer = Dealer(router.endpoint)
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        assert received(router)[1] == [b"hello"]
+        dealer.close()
+        router.close()
+
+
+def test_the_socket_file_goes_with_the_router(tmp_path: Path) -> None:
+    with TemporaryDirectory(prefix="mc") as directory:
+        router = Router(f"ipc://{directory}/it", SIZES)
+        assert list(Path(directory).iterdir())
+        router.close()
+        assert not list(Path(directory).iterdir())
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ({}, 1000),
+            ({"hidden": 100, "vocabulary_size": 65}, 724),
+            ({"hidden": 2048, "vocabulary_size": 65}, 24),
+            ({"hidden": 2048, "vocabulary_size": 65, "shards": 8, "delay": 1}, 80),
+        ],
+    )
+    def test_of_what_waits_for_one_peer(self, sizes: dict[str, int], expected: int) -> None:
+        assert messages_queued(dataclasses.replace(SIZES, **sizes)) == expected  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("library", ["libzmq", "msgpack"])
+    def test_of_age(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_libraries()
+        if library == "libzmq":
+            monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 2))
+        else:
+            monkeypatch.setattr(msgpack, "version", (1, 2, 0))
+        with pytest.raises(UserError, match=f"{library} .* has known faults") as refusal:
+            Router("tcp://127.0.0.1:*", SIZES)
+        assert refusal.value.code == REFUSED_FOR_SAFETY
+
+    def test_a_handshake_that_never_ends_is_ended(self) -> None:
+        router = Router("tcp://127.0.0.1:*", SIZES)
+        with socket.create_connection(("127.0.0.1", int(router.endpoint.rsplit(":")[-1]))) as half:
+            half.settimeout(WAIT_MS / 1000)
+            half.sendall(b"\xff\0\0\0")
+            while half.recv(1000):
+                pass
+        router.close()

@@ -1,0 +1,271 @@
+"""Watching a live server: status and its table, logs with levels, samples that follow."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from manychar.observability.observer_client import Standing
+from manychar.observability.progress import Display
+from manychar.observability.status import (
+    COLUMNS,
+    exchanging,
+    lines_of,
+    render,
+    rows_of,
+    show,
+    since,
+)
+from manychar.protocol.membership import Tally
+from manychar.protocol.messages import Dimensions, Report, WorkerStats
+from manychar.storage.checkpoint import list_checkpoints
+from tests.commands import SMALL, Commands, Running, until
+
+ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
+
+
+def training(manychar: Commands, text: Path, *more: str) -> tuple[Running, str]:
+    """Start an endless run of two workers; return it and its endpoint."""
+    running = manychar.start(
+        "train", str(text), "--run-dir", "run", *ENDLESS, "--workers", "2", *more
+    )
+    endpoint = running.wait_for(r"tcp://[\d.:]+")[0]
+    for name in ("worker-1", "worker-2"):
+        running.wait_for(f"{name} has joined")
+    return running, endpoint
+
+
+def end(running: Running) -> None:
+    running.interrupt()
+    assert running.end().code == 0
+
+
+def test_status_says_who_is_there_and_what_they_do(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text, "--validation", "0.1")
+    running.wait_for("held out")
+    table = manychar.run("status", endpoint).out
+    assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
+    assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
+    assert re.search(r"held-out text: \d\.\d{4} nats a character at step", table)
+    assert re.search(r"worker +host +state +shards +chars/s +compute +exchange +wait", table)
+    for name in ("worker-1", "worker-2"):
+        assert re.search(rf"{name} +\S+ +working +2 +[\d,]+( +\d+ %){{3}}", table)
+
+    found = json.loads(manychar.run("status", endpoint, "--json").out)
+    for worker in found["workers"].values():
+        parts = worker["computing"] + worker["exchanging"] + worker["waiting"]
+        assert 0 < parts <= worker["present"] + 1e-6
+        assert worker["units"] > 0
+    assert found["checkpoint"] >= 0
+    assert found["validation"] > 0
+
+    watched = manychar.start("status", endpoint, "--watch", "--json")
+
+    def steps() -> set[int]:
+        return {json.loads(line)["step"] for line in watched.out.split("\n")[:-1]}
+
+    until(lambda: len(steps()) > 1, watched.described)
+    end(running)
+    assert watched.end().code == 0, "it ends with the run"
+
+
+def test_status_names_who_is_stopped(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text, "--lease-timeout", "60")
+    pid = manychar.find("--name", "worker-1")
+    os.kill(pid, signal.SIGSTOP)
+    running.wait_for(r"has waited \d+ s for worker-1")
+    table = manychar.run("status", endpoint).out
+    assert re.search(r"waiting for worker-1 \(shard \d\)", table)
+    found = json.loads(manychar.run("status", endpoint, "--json").out)
+    assert found["waiting"].startswith("worker-1 (shard ")
+    assert re.search(r"worker-1 .* \d+\.\d s", table)
+    os.kill(pid, signal.SIGCONT)
+    end(running)
+
+
+def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
+    running, endpoint = training(manychar, text)
+    following = manychar.start(
+        "sample", endpoint, "--follow", "--change", "0.01", "--length", "40", "--seed", "1"
+    )
+    following.wait_for(r"(?s)(--- step [\d,]+ ---\n.*){3}", "out")
+    end(running)
+    done = following.end()
+    assert done.code == 0, done.err
+    steps = [int(s.replace(",", "")) for s in re.findall(r"--- step ([\d,]+) ---", done.out)]
+    assert steps == sorted(set(steps))
+
+
+def test_only_a_server_can_be_followed(manychar: Commands, trained: Path) -> None:
+    done = manychar.run("sample", "run", "--follow")
+    assert done.code == 2
+    assert "only a live server can be followed" in done.err
+
+
+def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--steps", "40", "--workers", "1", "--run-dir", "run")
+    done = manychar.run("train", str(text), *flags, "--log-format", "json")
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    assert {line["level"] for line in lines} <= {"info", "warning"}
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"]) for line in lines)
+    assert "worker-1 has joined" in [line["text"] for line in lines]
+    reports = [line for line in lines if "step" in line]
+    assert reports[-1]["step"] == 40
+    assert reports[-1]["smooth_loss"] > 0
+
+
+def test_what_matters_less_is_left_out(manychar: Commands, text: Path) -> None:
+    flags = (*SMALL, "--steps", "40", "--workers", "1", "--sample-length", "0")
+    env = {"MANYCHAR_LOG_LEVEL": "warning"}
+    said = manychar.run("train", str(text), *flags, env=env).err
+    assert not re.search("joined|listens|smooth loss|sample from it", said)
+    wrong = manychar.run("train", "nowhere.txt", "--log-level", "error", "--log-format", "json")
+    line = json.loads(wrong.err)
+    assert line["level"] == "error"
+    assert line["text"].startswith("manychar: nowhere.txt: no such file")
+
+
+def test_a_childs_level_is_kept(manychar: Commands, text: Path) -> None:
+    running = manychar.start(
+        *("train", str(text), *ENDLESS, "--workers", "2"),
+        *("--log-format", "json", "--log-level", "warning", "--run-dir", "run"),
+    )
+    pid = manychar.find("--name", "worker-1")
+    os.kill(pid, signal.SIGKILL)
+    found = running.wait_for(r'\{[^\n]*"level": "warning"[^\n]*worker-1 ended by SIGKILL[^\n]*\}')
+    assert json.loads(found[0])["text"].endswith("starting it again in 0.5 s")
+    end(running)
+
+
+@pytest.mark.parametrize("command", ["train", "server"])
+def test_a_run_goes_on_when_nobody_listens_any_more(
+    manychar: Commands, text: Path, command: str
+) -> None:
+    flags = [*SMALL, "--steps", "1500", "--checkpoint-every", "0", "--run-dir", "run"]
+    flags += ["--bind", "ipc://here"] if command == "server" else ["--workers", "1"]
+    running = manychar.start(command, str(text), *flags)
+    running.wait_for("run directory")
+    running.stop_reading("err")
+    worker = manychar.start("worker", "ipc://here") if command == "server" else None
+    assert running.process.wait(90) == 0
+    assert worker is None or worker.end().code == 0
+    newest = list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
+    assert newest == 1500
+    manychar.expect_nobody()
+
+
+SIZE = Dimensions(
+    vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=4, delay=0, dtype="float32"
+)
+
+
+def standing(seconds: float, **worker: Any) -> Standing:
+    report = Report(
+        run="r",
+        term=1,
+        step=int(10 * seconds),
+        steps=0,
+        loss=1.0,
+        smooth_loss=20.0,
+        characters=int(1000 * seconds),
+        seconds=seconds,
+        workers=("ann",),
+        standing_by=0,
+        counts={"repeats": 2},
+        checkpoint=7,
+        checkpoint_age=3_700.0,
+        validated=None,
+        validation=None,
+        best=None,
+    )
+    values: dict[str, Any] = {
+        "name": "ann",
+        "host": "here",
+        "state": "working",
+        "leases": 1,
+        "units": int(10 * seconds),
+        "dropped": 0,
+        "present": seconds,
+        "computing": 0.5 * seconds,
+        "waiting": 0.1 * seconds,
+        "late": 0.0,
+    }
+    return Standing(SIZE, report, (WorkerStats(**(values | worker)),))
+
+
+def test_a_worker_computes_between_its_words_as_it_did_before() -> None:
+    tally = Tally(since=0.0, said_at=0.0)
+    tally.says(0.3, 0.5)
+    assert tally.computing_by(0.5) == pytest.approx(0.3)
+    assert tally.computing_by(0.9) == pytest.approx(0.3 + 0.6 * 0.4)
+    tally.says(0.54, 0.9)
+    assert tally.computing_by(60.0) == pytest.approx(
+        0.54 + 0.6
+    )  # it is late: no more than a second
+
+
+def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """20 reports at 100 steps a second, then one that a dead worker kept waiting for a minute."""
+    display = Display(vocabulary="ab", dimensions=SIZE, seed=0, sample_length=0)
+    report = dataclasses.replace(standing(10.0).report, steps=10_000)
+    for i in range(21):
+        seconds, step = 0.2 * i + 60.0 * (i == 20), 20 * i
+        display.report(
+            dataclasses.replace(report, seconds=seconds, step=step, characters=step * 100)
+        )
+    with display:
+        pass
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "10,000 characters/s" in last
+    assert "1:36 left" in last
+
+
+def test_rates_are_those_between_two_looks() -> None:
+    then = standing(10.0)
+    now = standing(12.0, computing=6.8, waiting=1.0)
+    (row,) = rows_of(now, then)
+    assert row[4:8] == ["200", "90 %", "10 %", "0 %"]
+    (row,) = rows_of(now, None)
+    assert row[5] == "57 %"
+    assert lines_of(now, then)[0].endswith("1,000 characters/s")
+    assert lines_of(now, None)[0].endswith(" characters/s on average")
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 100, 160])
+def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(render(standing(10.0, name="worker-with-a-name", late=12.0, dropped=1234)))
+    shown = capture.get()
+    for part in (*COLUMNS[3:], "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
+        assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_nor_is_anything_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", show(standing(10.0, late=12.0, dropped=1234)))
+    for part in (*COLUMNS[3:], "12.0 s", "1,234", "50 %"):
+        assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert max(map(len, shown.splitlines())) <= 40
+
+
+def test_a_worker_that_joined_anew_is_taken_from_then() -> None:
+    now = standing(2.0).workers[0]
+    assert since(now, standing(10.0).workers[0]) == now
+    assert exchanging(now) == 0.8
+
+
+def test_a_run_that_waits_says_for_whom() -> None:
+    waits = dataclasses.replace(standing(5.0), waiting="a worker: none is here")
+    lines = lines_of(waits, None)
+    assert "waiting for a worker: none is here" in lines
+    assert "repeats: 2" in lines
+    assert "last checkpoint: step 7, 1 h 1 min ago" in lines

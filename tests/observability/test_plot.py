@@ -1,0 +1,122 @@
+"""`manychar plot`: what the curves say, the two formats, and what it says where it cannot draw."""
+
+import dataclasses
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+from manychar.observability.plot import Curve, draw
+from tests.commands import Commands
+
+# A module in front of the real one that says it is not there.
+MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
+SEQ_LENGTH, PER_STEP = 5, 4 * 2 * 5  # of the small run
+
+
+@pytest.fixture
+def validated(trained: Path) -> Path:
+    """The finished run, as if its checkpoints had been judged on held-out text."""
+    lines = [{"step": step, "nats": nats, "bits": nats / math.log(2)} for step, nats in HELD_OUT]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (trained / "validation.jsonl").write_text(text)
+    return trained
+
+
+HELD_OUT = [(0, 2.7), (150, 2.5), (300, 2.25)]
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class TestCurve:
+    def test_is_in_nats_a_character(self, validated: Path) -> None:
+        curve, noted = Curve.of(validated, "steps"), lines_of(validated)
+        assert curve.loss[0] == [100, 200, 300]
+        assert curve.loss[1] == [line["loss"] / SEQ_LENGTH for line in noted]
+        assert curve.smooth_loss[1] == [line["smooth_loss"] / SEQ_LENGTH for line in noted]
+        assert curve.validation == ([0, 150, 300], [2.7, 2.5, 2.25])
+
+    def test_runs_along_characters(self, validated: Path) -> None:
+        curve = Curve.of(validated, "characters")
+        assert curve.smooth_loss[0] == [line["characters"] for line in lines_of(validated)]
+        assert curve.validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
+
+    def test_passes_over_a_torn_line(self, validated: Path) -> None:
+        whole = Curve.of(validated, "steps")
+        with (validated / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{"step": 400, "loss": 12.5, "smoo')
+        assert Curve.of(validated, "steps") == whole
+
+
+def test_what_is_drawn(validated: Path) -> None:
+    curve = Curve.of(validated, "steps")
+    never_judged = dataclasses.replace(curve, name="another", validation=([], []))
+    axes = draw([curve, never_judged], "steps").axes[0]
+    drawn = [tuple(np.asarray(line.get_data()).tolist()) for line in axes.lines]
+    points = [curve.loss, curve.smooth_loss, curve.validation, curve.loss, curve.smooth_loss]
+    assert drawn == points
+    colours = [line.get_color() for line in axes.lines]
+    assert colours == ["C0", "C0", "C0", "C1", "C1"]
+    legend = axes.get_legend()
+    assert legend
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"{validated}: smooth loss",
+        f"{validated}: on held-out text",
+        "another: smooth loss",
+    ]
+
+
+def test_svg_of_two_runs(manychar: Commands, validated: Path) -> None:
+    copytree(validated, manychar.directory / "second")
+    one, again = (manychar.run("plot", "run", "second", "-o", f"{n}.svg") for n in ("1", "2"))
+    assert (one.code, one.out) == (again.code, again.out) == (0, "")
+    first, second = ((manychar.directory / f"{n}.svg").read_bytes() for n in ("1", "2"))
+    assert first == second, "the same curves are the same file"
+    said = "".join(ET.fromstring(first).itertext())  # noqa: S314 - it is ours
+    for words in ("run: smooth loss", "second: on held-out text", "steps", "nats a", "bits a"):
+        assert words in said
+
+
+def test_png(manychar: Commands, validated: Path) -> None:
+    done = manychar.run("plot", "run", "-o", "curves.PNG", "--by", "characters")
+    assert done.code == 0, done.err
+    data = (manychar.directory / "curves.PNG").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n")
+    assert [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)] == [1350, 750]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("run", "-o", "curves.pdf"), "curves.pdf: a picture is a .png or an .svg"),
+        (("run", "-o", "nowhere/curves.png"), "nowhere/curves.png: no such file or directory"),
+        (("run", "nowhere", "-o", "curves.png"), "nowhere: not a run directory"),
+        (("young", "-o", "curves.png"), "young: no losses yet"),
+    ],
+)
+def test_what_cannot_be_drawn(
+    manychar: Commands, trained: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    young = copytree(trained, manychar.directory / "young")
+    (young / "metrics.jsonl").unlink()
+    done = manychar.run("plot", *arguments)
+    assert done.code == 2
+    assert done.err.startswith(f"manychar: {named}")
+    assert done.err.count("\n") == 1
+    assert not list(manychar.directory.glob("curves.*"))
+
+
+def test_without_matplotlib(manychar: Commands, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text(MISSING.format("matplotlib"))
+    done = manychar.run(*("plot", "run", "-o", "curves.svg"), env={"PYTHONPATH": str(tmp_path)})
+    assert done.code == 2
+    assert done.err == (
+        "manychar: manychar plot needs matplotlib, which is not installed:"
+        " pip install 'manychar[plot]'\n"
+    )

@@ -1,0 +1,192 @@
+"""What a gradient is to the run as it stands, what is kept of it, and what it is summed to."""
+
+import dataclasses
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manychar.protocol import aggregation
+from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation, Assessment, digest_of
+from manychar.protocol.messages import Gradient, digest
+from manychar.protocol.run_spec import dimensions_of
+from tests.simulation.network import flip
+from tests.simulation.reference import Reference, bytes_of, compute, reference
+
+SHARDS = 3
+
+
+class Case:
+    """The steps of a tiny run, and the right gradients for it."""
+
+    def __init__(self, *, delay: int = 0, step: int = 0, limit: float = 12) -> None:
+        self.known: Reference = reference(SHARDS, 2, delay, 11)
+        state = self.known.states[step]
+        self.steps = Aggregation(self.known.definition, self.known.streams, state, limit=limit)
+
+    def gradient(self, shard: int, step: int, **changes: Any) -> Gradient:
+        """Return the right gradient, but for the changes."""
+        piece = self.known.pieces[shard, step]
+        right = Gradient(
+            run="run",
+            term=1,
+            lease=1,
+            shard=shard,
+            step=step,
+            version=self.known.version(step),
+            hidden_digest=digest(self.known.hidden[step][shard]),
+            loss=piece.loss,
+            gradient=piece.gradient,
+            hidden=piece.hidden,
+        )
+        return dataclasses.replace(right, **changes)
+
+    def accept(self, *units: tuple[int, int]) -> None:
+        """Accept the right gradients of some (shard, step)."""
+        for shard, step in units:
+            gradient = self.gradient(shard, step)
+            assert self.steps.assess(gradient) is Assessment.WANTED
+            self.steps.accept(gradient, ("ann", "ann"))
+
+    def advance_to(self, step: int) -> None:
+        """Accept and apply everything up to the state `step`."""
+        for each in range(self.steps.state.step, step):
+            self.accept(*((shard, each) for shard in range(SHARDS)))
+            self.steps.apply()
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_accepted_in_any_order_of_shards_the_states_are_the_single_process(delay: int) -> None:
+    case = Case(delay=delay)
+    for step in range(8):
+        order = [(shard, step) for shard in range(SHARDS)]
+        case.accept(*order[step % 3 :], *order[: step % 3])
+        assert case.steps.complete
+        case.steps.apply()
+        assert bytes_of(case.steps.state) == case.known.state_bytes[step + 1]
+
+
+def test_steps_s_to_s_plus_d_are_open_and_none_at_the_limit() -> None:
+    case = Case(delay=2, step=3, limit=5)
+    assert list(case.steps.open_after(0)) == [3, 4]
+    assert list(case.steps.open_after(4)) == [4]
+    assert [case.steps.is_open(step) for step in (2, 3, 4, 5)] == [False, True, True, False]
+    case.steps.close()
+    assert not case.steps.open_after(0)
+
+
+def test_the_assessments_of_a_window() -> None:
+    case = Case(delay=2)
+    case.accept((0, 0))
+    assess = case.steps.assess
+    assert assess(case.gradient(0, 0)) is Assessment.REPEAT
+    assert assess(case.gradient(0, 1)) is Assessment.WANTED
+    assert assess(case.gradient(0, 2)) is Assessment.EARLY
+    assert assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
+    assert assess(case.gradient(1, 0)) is Assessment.WANTED
+    assert assess(case.gradient(1, 1)) is Assessment.EARLY
+
+
+@pytest.mark.parametrize("changes", [{"version": 1}, {"hidden_digest": bytes(4)}])
+def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
+    case = Case()
+    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
+    case.accept((0, 0))
+    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
+
+
+@pytest.mark.parametrize("held_bytes", [0, 2**20])
+def test_a_repeat_differs_in_any_of_its_three_parts(
+    held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
+    case = Case()
+    case.accept((1, 0))
+    case.steps.digest_accepted()
+    right = case.gradient(1, 0)
+    for wrong in (
+        dataclasses.replace(right, loss=math.nextafter(right.loss, 0)),
+        dataclasses.replace(right, gradient=flip(right.gradient)),
+        dataclasses.replace(right, hidden=flip(right.hidden)),
+    ):
+        assert case.steps.assess(wrong) is Assessment.REPEAT_DIFFERS
+        assert digest_of(wrong) != digest_of(right)
+    assert case.steps.assess(dataclasses.replace(right, lease=9)) is Assessment.REPEAT
+
+
+def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
+    case = Case()
+    case.advance_to(STEPS_COMPARED + 1)
+    assert case.steps.assess(case.gradient(0, 0)) is Assessment.REPEAT_TOO_OLD
+    assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT
+
+
+@pytest.mark.parametrize("held_bytes", [0, 2**20])
+def test_gradients_are_held_as_long_as_they_are_compared_where_there_is_room(
+    held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
+    case = Case()
+    gradient = case.gradient(0, 0)
+    case.steps.accept(gradient, ("w0", "w0"))
+    kept = weakref.ref(gradient)
+    del gradient
+    assert kept() is not None
+    case.steps.digest_accepted()
+    assert (kept() is None) == (held_bytes == 0)
+    case.accept((1, 0), (2, 0))
+    case.steps.apply()
+    case.advance_to(STEPS_COMPARED + 1)
+    assert kept() is None
+
+
+def test_what_was_applied_before_this_server_began_is_not_compared() -> None:
+    case = Case(step=4)
+    assert case.steps.assess(case.gradient(0, 3)) is Assessment.REPEAT_TOO_OLD
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient", "hidden"])
+def test_what_is_not_finite(part: str) -> None:
+    case = Case()
+    right = case.gradient(0, 0)
+    if part == "loss":
+        wrong = dataclasses.replace(right, loss=math.inf)
+    else:
+        values = np.frombuffer(getattr(right, part), np.float32).copy()
+        values[3] = np.nan
+        changed: dict[str, Any] = {part: values.tobytes()}
+        wrong = dataclasses.replace(right, **changed)
+    assert case.steps.assess(wrong) is Assessment.NOT_FINITE
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_unit_that_was_accepted_can_be_computed_again(delay: int) -> None:
+    case = Case(delay=delay)
+    case.advance_to(6)
+    case.accept((0, 6))
+    size = dimensions_of(case.known.definition, len(case.known.vocabulary))
+    for shard, step in [(0, 6), (1, 5), (2, 1)]:
+        unit = case.steps.unit(shard, step)
+        assert compute(unit, size) == case.known.pieces[shard, step]
+        assert case.steps.accepted(shard, step).sender == ("ann", "ann")
+
+
+def test_a_unit_that_is_too_old_is_gone() -> None:
+    case = Case()
+    case.advance_to(STEPS_COMPARED + 1)
+    with pytest.raises(KeyError):
+        case.steps.unit(0, 0)
+    with pytest.raises(KeyError):
+        case.steps.accepted(0, 0)
+
+
+def test_a_gradient_ahead_of_its_step_waits_and_keeps_the_hidden_state_of_the_step() -> None:
+    case = Case(delay=1)
+    case.accept((0, 0), (0, 1), (1, 0), (2, 0))
+    case.steps.apply()
+    assert case.steps.state.hidden[0].tobytes() == case.known.hidden[1][0]
+    assert bytes(case.steps.hidden(0)) == case.known.hidden[2][0]
+    assert case.steps.next(0) == 2
+    assert not case.steps.complete

@@ -1,0 +1,136 @@
+"""How each worker spends its time, and who is late."""
+
+import dataclasses
+
+from manychar.protocol.messages import ROSTER_LENGTH, Ready, Roster, WorkerStats
+from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
+
+
+def seen(stage: Stage) -> dict[str, WorkerStats]:
+    """Return what a new observer is told of each worker."""
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    stage.server.admission.forget(stage.member("olga"), stage.now)
+    return {worker.name: worker for roster in rosters for worker in roster.workers}
+
+
+def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    for shard in stage.shards_of("ann"):
+        stage.deliver("ann", shard, 0)
+    stage.beat("ann", computing=0.25)
+    stage.now += 1.0
+    ann, bob = seen(stage)["ann"], seen(stage)["bob"]
+    assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)
+    assert (bob.present, bob.waiting, bob.late) == (1.0, 0.0, 1.0)
+    assert ann.units == ann.leases == len(stage.shards_of("ann"))
+
+    for shard in stage.shards_of("bob"):
+        stage.deliver("bob", shard, 0)
+    stage.now += 0.5
+    ann, bob = seen(stage)["ann"], seen(stage)["bob"]
+    assert (ann.waiting, bob.waiting) == (1.0, 0.0), "both have the next step to compute"
+    assert (ann.late, bob.late) == (0.5, 0.5)
+
+
+def test_with_a_delay_nobody_waits_who_has_the_next_step() -> None:
+    stage = Stage(delay=1)
+    stage.join("ann", "bob")
+    for step in (0, 1):
+        for shard in stage.shards_of("ann"):
+            stage.now += 0.5
+            stage.deliver("ann", shard, step)
+            assert seen(stage)["ann"].waiting == 0.0
+    stage.now += 1.0
+    assert seen(stage)["ann"].waiting == 1.0
+    for shard in stage.shards_of("bob"):
+        stage.deliver("bob", shard, 0)
+    stage.now += 1.0
+    assert seen(stage)["ann"].waiting == 1.0
+
+
+def test_a_roster_says_for_whom_the_run_waits_once_a_step_is_long() -> None:
+    stage = Stage()
+    stage.join("ann")
+
+    def waiting() -> set[str]:
+        rosters = sent(stage.hello("olga", "observer"), Roster)
+        stage.server.admission.forget(stage.member("olga"), stage.now)
+        return {roster.waiting for roster in rosters}
+
+    assert waiting() == {""}
+    stage.now += 1.1
+    assert waiting() == {"ann (shard 0), ann (shard 1)"}
+    stage.deliver("ann", 0, 0)
+    assert waiting() == {"ann (shard 1)"}
+    stage.deliver("ann", 1, 0)
+    assert waiting() == {""}
+
+
+def test_standing_by_is_waiting() -> None:
+    stage = Stage()
+    everyone = [f"w{i}" for i in range(stage.known.definition.shards + 1)]
+    stage.join(*everyone)
+    stage.now += 3.0
+    last = everyone[-1]
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("standby", 3.0)
+    stage.server.admission.forget(stage.member(everyone[0]), stage.now)
+    stage.now += 1.0
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("working", 3.0)
+
+
+def test_dropped_messages_are_counted_by_worker() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0, 0)
+    stage.server.malformed(b"ann", "no message", stage.now)
+    assert (seen(stage)["ann"].units, seen(stage)["ann"].dropped) == (1, 2)
+
+
+def test_many_workers_are_told_of_in_pages() -> None:
+    stage = Stage()
+    names = [f"w{i}" for i in range(2 * ROSTER_LENGTH + 1)]
+    stage.join(*names)
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    assert [roster.first for roster in rosters] == [0, ROSTER_LENGTH, 2 * ROSTER_LENGTH]
+    assert [worker.name for roster in rosters for worker in roster.workers] == names
+    assert {roster.total for roster in rosters} == {len(names)}
+
+
+def test_observers_are_told_every_second() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.hello("olga", "observer")
+    stage.server.tick(stage.now)
+    stage.now += 0.9
+    assert not sent(stage.server.tick(stage.now), Roster)
+    stage.now += 0.2
+    assert sent(stage.server.tick(stage.now), Roster, "olga")
+
+
+def test_time_without_a_lease_is_counted_once() -> None:
+    stage = Stage()
+    everyone = [f"w{i}" for i in range(stage.known.definition.shards)]
+    stage.join(*everyone, "last")
+    for _ in range(3):
+        stage.now += 10.0
+        stage.server.admission.forget(stage.member(everyone[0]), stage.now)
+        stage.now += 10.0
+        stage.join(everyone[0])
+    last = seen(stage)["last"]
+    assert last.waiting <= last.present == 60.0
+
+
+def test_a_worker_that_came_back_is_told_of_once() -> None:
+    stage = Stage()
+    stage.join("ann", "bob")
+    stage.wait(5.0, "bob")
+    assert seen(stage)["ann"].state == "silent"
+    again = hello("ann")
+    stage.server.receive(b"another connection", dataclasses.replace(again, instance="2"), stage.now)
+    ready = Ready(run=RUN, term=TERM, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
+    stage.server.receive(b"another connection", ready, stage.now)
+    rosters = sent(stage.hello("olga", "observer"), Roster)
+    names = [worker.name for roster in rosters for worker in roster.workers]
+    assert sorted(names) == ["ann", "bob"]

@@ -1,0 +1,348 @@
+"""The run directory: made whole or not at all, held by one server, with a durable term."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manychar.numerics.corpus import encode
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import start
+from manychar.processes.errors import UserError
+from manychar.storage import atomic_files, corpus_file, run_directory
+from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.corpus_file import Corpus
+from manychar.storage.run_directory import (
+    RunDirectory,
+    Settings,
+    create_run,
+    locked,
+    open_run,
+    raise_term,
+    take_up_metrics,
+)
+from tests.single_process import bits_of
+from tests.texts import small_text
+
+
+def a_corpus() -> Corpus:
+    vocabulary, ids = encode(small_text())
+    digest = hashlib.sha256(small_text().encode()).hexdigest()
+    return Corpus("a text", digest, vocabulary, ids)
+
+
+def a_definition(hidden: int = 4) -> Definition:
+    return Definition(
+        corpus_sha256=a_corpus().sha256, hidden=hidden, seq_length=5, shards=2, streams=2
+    )
+
+
+def made(path: Path, **settings: int) -> RunDirectory:
+    return create_run(path, a_definition(), a_corpus(), Settings(**settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A new run directory."""
+    return made(tmp_path / "run")
+
+
+def refused(code: int = 2) -> "pytest.RaisesExc[UserError]":
+    return pytest.raises(UserError, check=lambda e: e.code == code and "\n" not in str(e))
+
+
+class TestMaking:
+    def test_puts_everything_there(self, tmp_path: Path) -> None:
+        directory = made(tmp_path / "deep" / "down" / "run", steps=77)
+        assert open_run(directory.path) == directory
+        config = json.loads((directory.path / "config.json").read_text())
+        assert config.keys() == {"run", "definition", "operation"}
+        definition = Definition.from_mapping(config["definition"])
+        assert definition == a_definition()
+        identity, nonce = config["run"].split("-")
+        assert identity == hashlib.sha256(definition.to_json().encode()).hexdigest()[:12]
+        assert len(nonce) == 8
+        assert config["operation"]["steps"] == 77
+        assert config["operation"]["versions"].keys() >= {"python", "manychar", "numpy", "pyzmq"}
+        assert not config["definition"].keys() & config["operation"].keys()
+        vocabulary, streams = directory.streams()
+        assert "".join(vocabulary[i] for i in streams.ids) == small_text()
+        (step, path), *more = list_checkpoints(directory.checkpoints)
+        assert (step, more) == (0, [])
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.definition == definition
+        assert bits_of(checkpoint.state) == bits_of(start(definition, len(vocabulary)))
+
+    def test_gives_each_run_a_name_of_its_own(self, tmp_path: Path) -> None:
+        one, two = made(tmp_path / "one"), made(tmp_path / "two")
+        assert one.run != two.run
+        assert one.run[:12] == two.run[:12]
+        other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Settings())
+        assert other.run[:12] != one.run[:12]
+
+    def test_takes_an_empty_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        assert open_run(made(tmp_path / "run").path).definition == a_definition()
+
+    def test_refuses_a_directory_with_something_in_it(self, run: RunDirectory) -> None:
+        before = sorted(run.path.rglob("*"))
+        with refused():
+            made(run.path)
+        assert sorted(run.path.rglob("*")) == before
+        assert list(run.path.parent.iterdir()) == [run.path]
+
+    @pytest.mark.parametrize(
+        "failing", ["write_file", "write_corpus", "write_checkpoint", "sync_directory", "rename"]
+    )
+    @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+    def test_is_all_or_nothing(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        failing: str,
+        error: BaseException,
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(run_directory, failing, fails)
+        expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(expected):
+            made(tmp_path / "run")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("nth", range(6))
+    def test_is_all_or_nothing_at_any_fsync(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+    ) -> None:
+        fsync, calls = os.fsync, 0
+
+        def fails(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > nth:
+                raise OSError(5, "Input/output error")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fails)
+        with refused():
+            made(tmp_path / "run")
+        assert not list(tmp_path.iterdir())
+
+    def test_in_a_place_that_is_none(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("dear")
+        with refused():
+            made(tmp_path / "file" / "run")
+        with refused():
+            made(tmp_path / "file")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_run_that_goes_on_has_new_settings(self, run: RunDirectory) -> None:
+        run.write_config(Settings(steps=5))
+        again = open_run(run.path)
+        assert again.settings == Settings(steps=5)
+        assert (again.run, again.definition) == (run.run, run.definition)
+
+
+class TestHolding:
+    def test_one_server_at_a_time(self, run: RunDirectory) -> None:
+        with locked(run):
+            with refused(), locked(run):
+                pytest.fail("two hold it")
+            program = (
+                "import sys; from pathlib import Path\n"
+                "from manychar.storage.run_directory import locked, open_run\n"
+                "from manychar.processes.errors import UserError\n"
+                "try:\n"
+                "    with locked(open_run(Path(sys.argv[1]))): print('held')\n"
+                "except UserError as error: print(error)\n"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(run.path)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert "another server is running on it" in done.stdout
+        with locked(run):
+            pass
+
+    def test_a_refused_one_changes_nothing(self, run: RunDirectory) -> None:
+        with locked(run):
+            temporary = atomic_files.temporary_name(run.checkpoints / "step-000000007.safetensors")
+            temporary.touch()
+            with refused(), locked(run):
+                pytest.fail("two hold it")
+            assert temporary.exists()
+
+    def test_what_a_killed_one_left_is_removed(self, run: RunDirectory) -> None:
+        left = [run.path / ".config.json.1.tmp", run.checkpoints / ".step-7.safetensors.1.tmp"]
+        for path in left:
+            path.touch()
+        with locked(run):
+            assert not any(path.exists() for path in left)
+
+    @pytest.mark.parametrize("name", ["corpus.bin", "vocabulary.json"])
+    def test_the_text_is_held_against_its_hash(self, run: RunDirectory, name: str) -> None:
+        data = bytearray((run.path / name).read_bytes())
+        data[-7] ^= 1
+        (run.path / name).write_bytes(data)
+        with refused(), locked(run):
+            pytest.fail("another text was taken")
+
+    def test_a_corpus_cut_short(self, run: RunDirectory) -> None:
+        path = run.path / "corpus.bin"
+        path.write_bytes(path.read_bytes()[:-1])
+        with refused(), locked(run):
+            pytest.fail("another text was taken")
+
+
+class TestTerm:
+    def test_rises_by_one(self, run: RunDirectory) -> None:
+        assert [raise_term(run) for _ in range(3)] == [1, 2, 3]
+        assert (run.path / "term").read_text() == "3\n"
+
+    def test_is_durable_before_it_is_told(
+        self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+        fsync = os.fsync
+
+        def note(descriptor: int) -> None:
+            synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+            fsync(descriptor)
+
+        if not Path("/proc/self/fd").exists():
+            pytest.skip("no /proc to ask which file a descriptor is")
+        monkeypatch.setattr(os, "fsync", note)
+        raise_term(run)
+        file, directory = synced
+        assert Path(file).name.startswith(".term.")
+        assert Path(directory) == run.path.resolve()
+
+    def test_that_cannot_be_written(
+        self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        assert raise_term(run) == 1
+        monkeypatch.setattr(os, "fsync", fails)
+        with refused():
+            raise_term(run)
+        monkeypatch.undo()
+        assert raise_term(run) == 2
+        assert not list(run.path.glob(".*"))
+
+    @pytest.mark.parametrize("content", [b"", b"one", b"1.5", b"\xff", b"-3"])
+    def test_that_is_damaged(self, run: RunDirectory, content: bytes) -> None:
+        (run.path / "term").write_bytes(content)
+        with refused():
+            raise_term(run)
+
+
+class TestOpening:
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"run": "x", "definition": {}}'],
+    )
+    def test_a_damaged_config(self, run: RunDirectory, content: bytes) -> None:
+        (run.path / "config.json").write_bytes(content)
+        with refused():
+            open_run(run.path)
+
+    def test_what_is_none(self, tmp_path: Path) -> None:
+        with refused():
+            open_run(tmp_path)
+        with refused():
+            open_run(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("hidden", 0), ("hidden", "8"), ("dtype", "f2"), ("format", 2)]
+    )
+    def test_a_definition_that_no_run_can_have(
+        self, run: RunDirectory, name: str, value: object
+    ) -> None:
+        config = json.loads((run.path / "config.json").read_text())
+        config["definition"][name] = value
+        (run.path / "config.json").write_text(json.dumps(config))
+        with refused():
+            open_run(run.path)
+
+    def test_a_definition_that_is_not_the_one_of_its_name(self, run: RunDirectory) -> None:
+        config = json.loads((run.path / "config.json").read_text())
+        config["definition"]["learning_rate"] = 0.2
+        (run.path / "config.json").write_text(json.dumps(config))
+        with refused():
+            open_run(run.path)
+
+    def test_what_a_later_version_added_to_the_operation(self, run: RunDirectory) -> None:
+        config = json.loads((run.path / "config.json").read_text())
+        config["operation"]["colour"] = "blue"
+        (run.path / "config.json").write_text(json.dumps(config))
+        assert open_run(run.path) == run
+
+    @pytest.mark.parametrize("content", [b"", b"{", b'["b","a"]', b'["a","a"]', b"1", b'"ab"'])
+    def test_a_damaged_vocabulary(self, run: RunDirectory, content: bytes) -> None:
+        (run.path / "vocabulary.json").write_bytes(content)
+        with refused():
+            run.streams()
+
+    def test_an_empty_corpus(self, run: RunDirectory) -> None:
+        (run.path / "corpus.bin").write_bytes(b"")
+        with refused():
+            run.streams()
+
+    def test_the_newest_whole_checkpoint(self, run: RunDirectory) -> None:
+        (run.checkpoints / "step-000000009.safetensors").write_bytes(b"torn")
+        checkpoint, complaints = run.newest_checkpoint()
+        assert checkpoint.state.step == 0
+        assert len(complaints) == 1
+        assert "step-000000009" in complaints[0]
+        (run.checkpoints / "step-000000000.safetensors").unlink()
+        with refused():
+            run.newest_checkpoint()
+
+
+class TestMetrics:
+    def lines(self, run: RunDirectory) -> list[int]:
+        text = (run.path / "metrics.jsonl").read_text()
+        return [json.loads(line)["step"] for line in text.splitlines()]
+
+    def written(self, run: RunDirectory, *steps: int, torn: str = "") -> None:
+        lines = [json.dumps({"step": step, "seconds": step / 10, "loss": 1.0}) for step in steps]
+        (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n" + torn)
+
+    def test_are_cut_off_after_the_checkpoint(self, run: RunDirectory) -> None:
+        self.written(run, 100, 200, 300, 400)
+        assert take_up_metrics(run, 250) == 20.0
+        assert self.lines(run) == [100, 200]
+        assert take_up_metrics(run, 0) == 0.0
+        assert self.lines(run) == []
+
+    @pytest.mark.parametrize("torn", ['{"step": 3', "{}", "null", "\0\0\0", '{"step": "x"}'])
+    def test_with_a_torn_end(self, run: RunDirectory, torn: str) -> None:
+        self.written(run, 100, 200, torn=torn)
+        assert take_up_metrics(run, 1000) == 20.0
+        assert self.lines(run) == [100, 200]
+
+    def test_with_an_end_that_is_torn_within_a_character(self, run: RunDirectory) -> None:
+        self.written(run, 100)
+        with (run.path / "metrics.jsonl").open("ab") as file:
+            file.write("é".encode()[:1])
+        assert take_up_metrics(run, 1000) == 10.0
+        assert self.lines(run) == [100]
+
+    def test_that_are_not_there(self, run: RunDirectory) -> None:
+        assert take_up_metrics(run, 10) == 0.0
+
+
+def test_the_corpus_is_mapped_and_not_read(run: RunDirectory) -> None:
+    _, ids = corpus_file.map_corpus(run.path)
+    assert isinstance(ids.base, np.memmap)
+    assert not ids.flags.writeable

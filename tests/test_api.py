@@ -1,0 +1,253 @@
+"""The Python API: its arguments are the flags; what it runs; how it fails, stops and is killed."""
+
+import dataclasses
+import inspect
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import manychar as api
+from manychar.cli import looking, options
+from manychar.cli.evaluating import evaluate
+from manychar.numerics.run_definition import Definition
+from manychar.storage.checkpoint import read_checkpoint, write_checkpoint
+from manychar.storage.run_directory import Settings
+from tests.commands import Commands, Ended
+from tests.texts import small_text
+
+TEXT = "text = open('text.txt').read()\n"
+SMALL = "hidden=8, seq_length=5, streams=2, workers=1"
+# What speaks in JSON instead of words is no argument: in Python there are return values.
+NO_ARGUMENT = {"log_format"}
+
+
+@pytest.fixture
+def manychar(manychar: Commands) -> Commands:
+    (manychar.directory / "text.txt").write_text(small_text())
+    return manychar
+
+
+def python(manychar: Commands, script: str) -> Ended:
+    """Run a script that imports manychar, to its end."""
+    return manychar.run(program=("-c", f"import manychar\n{TEXT}{script}"))
+
+
+class TestTheArgumentsAreTheFlags:
+    SHARED = options.WORKERS | options.TRANSPORT | options.SINKS | options.LOGGING
+
+    def test_of_train(self) -> None:
+        expected = options.DEFINITION | options.OPERATION | self.SHARED
+        assert self.names(api.train) == expected.keys() - {"resume"} - NO_ARGUMENT | {"text"}
+        for name, parameter in inspect.signature(api.train).parameters.items():
+            said = getattr(Definition, name, getattr(Settings, name, None))
+            own: dict[str, Any] = {"or_resume": False}
+            own |= dict.fromkeys(("workers", "run_dir", "log_level", "text", *options.SINKS))
+            assert parameter.default == own.get(name, said), name
+
+    def test_of_resume(self) -> None:
+        expected = options.OPERATION | self.SHARED
+        names = self.names(api.Run.resume)
+        left_out = {"resume", "run_dir", "or_resume"} | NO_ARGUMENT
+        assert names == expected.keys() - left_out | {"self"}
+        parameters = inspect.signature(api.Run.resume).parameters.values()
+        assert all(p.default is None for p in parameters if p.name != "self")
+
+    @pytest.mark.parametrize("name", ["sample", "stream"])
+    def test_of_sample(self, name: str) -> None:
+        own = inspect.signature(looking.sample).parameters
+        ours = inspect.signature(getattr(api.Model, name)).parameters
+        assert ours.keys() - {"self"} == own.keys() - {"source", "key", "follow", "change"}
+        for each in ours.keys() - {"self"}:
+            assert ours[each].default == own[each].default, each
+
+    def test_of_evaluate(self) -> None:
+        own, ours = self.names(evaluate), self.names(api.Model.evaluate)
+        assert ours == own - {"source", "key", "as_json"} | {"self"}
+
+    def test_of_verify(self) -> None:
+        own = self.names(looking.verify) - {"run_dir", "begin", "end"} | {"from_", "to"}
+        assert self.names(api.Run.verify) == own | {"self"}
+
+    def test_are_explained(self) -> None:
+        assert api.train.__doc__
+        for name in self.names(api.train):
+            assert name == "text" or f"`{name}`" in api.train.__doc__, name
+
+    @staticmethod
+    def names(function: Callable[..., Any]) -> set[str]:
+        return set(inspect.signature(function).parameters)
+
+
+def test_importing_it_imports_no_numpy(manychar: Commands) -> None:
+    done = python(manychar, "import sys; manychar.train; print('numpy' in sys.modules)")
+    assert (done.out, done.err) == ("False\n", "")
+
+
+def test_a_run_and_what_can_be_done_with_it(manychar: Commands) -> None:
+    script = f"""
+import json
+run = manychar.train(text, {SMALL}, steps=200, validation=0.1, sample_length=7)
+print()
+again = manychar.load(run.path)
+print(json.dumps({{
+    "path": str(run.path), "metrics": run.metrics(), "checkpoints": list(run.checkpoints()),
+    "sample": run.sample(40, prime="the ", seed=5), "evaluated": run.evaluate(),
+    "pieces": list(again.stream(40, prime="the ", seed=5)), "other": again.evaluate("the cat"),
+    "verified": run.verify(), "resumed": list(run.resume(steps=300).checkpoints()),
+}}))
+"""
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    samples, found = done.out.rsplit("\n{", 1)
+    assert samples.startswith("--- step 200 ---\n")
+    values = json.loads("{" + found.splitlines()[0])
+    path = Path(values["path"])
+    assert path.parent == manychar.directory / "runs"
+    assert [line["step"] for line in values["metrics"]] == [100, 200]
+    assert values["checkpoints"] == [0, 200]
+    assert values["resumed"] == [0, 200, 300]
+    by_command = manychar.run(
+        *("sample", str(path / "checkpoints" / "step-000000200.safetensors")),
+        *("--length", "40", "--prime", "the ", "--seed", "5"),
+    )
+    assert values["sample"] + "\n" == by_command.out
+    assert "".join(values["pieces"]) == values["sample"]
+    assert values["evaluated"][1] == pytest.approx(float(validation_ids(path)[200]))
+    assert values["other"][0] == len("the cat") - 1
+    assert values["verified"] is True
+    for said in ("worker-1 has joined", "the same bits: 200 steps, 2 checkpoints", "step 300/300"):
+        assert said in done.err
+
+
+def validation_ids(run: Path) -> dict[int, float]:
+    lines = (run / "validation.jsonl").read_text().splitlines()
+    return {(values := json.loads(line))["step"]: values["nats"] for line in lines}
+
+
+def test_what_is_damaged_is_an_error_of_one_line(manychar: Commands, trained: Path) -> None:
+    script = """
+run = manychar.load("run")
+try:
+    manychar.Run("run").verify()
+except manychar.UserError as error:
+    print(error)
+"""
+    (trained / "journal.msgpack").write_bytes(b"no journal")
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{trained}/journal.msgpack: ")
+    assert done.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        ("train(text, hidden=0)", "--hidden is 0: it takes a whole number"),
+        ("train('text.txt')", "is a file, and a str is the text"),
+        ("train('x' * 10**6, hidden=0)", "--hidden is 0: it takes a whole number"),
+        ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
+        ("train([])", "no text: the list of files is empty"),
+        ("load('nowhere')", "nowhere: no such file"),
+        ("Run('.')", ".: not a run directory"),
+        ("load('run').sample(prime='\u2603')", "the model does not know"),
+    ],
+)
+def test_what_a_user_does_wrong_is_one_line(
+    manychar: Commands, trained: Path, call: str, complaint: str
+) -> None:
+    script = f"""
+from pathlib import Path
+try:
+    manychar.{call}
+except manychar.UserError as error:
+    print(error)
+"""
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    assert complaint in done.out
+    assert done.out.count("\n") == 1
+
+
+def test_a_notebook_is_offered_the_names() -> None:
+    assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(api))
+
+
+def test_one_of_several_texts_is_no_str() -> None:
+    with pytest.raises(TypeError, match="given as Paths"):
+        api.train(["text.txt"])  # type: ignore[list-item]
+
+
+def test_a_run_whose_bits_are_others_is_found_out(manychar: Commands, trained: Path) -> None:
+    path = trained / "checkpoints" / "step-000000150.safetensors"
+    found = read_checkpoint(path)
+    wrong = found.state.parameters.flat.copy()
+    wrong[3] += 1e-3
+    state = dataclasses.replace(found.state, parameters=found.state.parameters.like(wrong))
+    path.unlink()
+    write_checkpoint(path, found.definition, found.vocabulary, state)
+    done = python(manychar, "print(manychar.Run('run').verify())")
+    assert (done.code, done.out) == (0, "False\n"), done.err
+    assert done.last_line == "DIFFERENT: first at step 150, in Wxh"
+
+
+def test_an_interrupt_is_how_an_endless_run_ends(manychar: Commands) -> None:
+    """And its texts are Paths, joined in their order."""
+    (manychar.directory / "more.txt").write_text("Zz")
+    script = f"""
+from pathlib import Path
+paths = [Path("text.txt"), Path("more.txt")]
+run = manychar.train(paths, {SMALL}, steps=0, sample_every=0, run_dir="run")
+print(list(run.checkpoints())[-1] > 0)
+"""
+    running = manychar.start(program=("-c", f"import manychar\n{script}"))
+    running.wait_for(r"step [1-9]")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 0, done.err
+    assert done.out.endswith("True\n")
+    vocabulary = json.loads((manychar.directory / "run" / "vocabulary.json").read_text())
+    assert {"Z", "z"} <= set(vocabulary)
+    assert "KeyboardInterrupt" not in done.err
+
+
+def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on(manychar: Commands) -> None:
+    script = f"""
+try:
+    manychar.train(text, {SMALL}, steps=10**9, sample_every=0, run_dir="run")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+step = list(manychar.Run("run").checkpoints())[-1]
+run = manychar.Run("run").resume(steps=step + 5)
+print(list(run.checkpoints())[-1] - step)
+"""
+    running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))
+    running.wait_for("worker-1 has joined")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == "interrupted"
+    assert done.out.splitlines()[-1] == "5"
+
+
+def test_whoever_is_killed_leaves_nobody(manychar: Commands) -> None:
+    script = f"manychar.train(text, {SMALL}, steps=0, run_dir='run')"
+    running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))
+    running.wait_for("worker-1 has joined")
+    running.send(signal.SIGKILL)
+    manychar.expect_nobody()
+    assert manychar.run("verify", "run").code == 0
+
+
+def test_who_has_enough_of_a_sample_ends_it(manychar: Commands, trained: Path) -> None:
+    script = """
+pieces = manychar.load("run").stream(10**9, seed=1)
+print(len(next(pieces)) > 0)
+pieces.close()
+"""
+    done = python(manychar, script)
+    assert (done.code, done.out) == (0, "True\n"), done.err
+    manychar.expect_nobody()

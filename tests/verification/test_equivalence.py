@@ -1,0 +1,155 @@
+"""`manychar equivalence`: it passes, it says what it saw, and it can fail."""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.commands import SMALL, Commands
+
+# Breaks the arithmetic of the first worker that starts, which is alone with its server: from its
+# 50th unit on, one element of the gradient is off by its last bit. Among others it would be caught
+# while it trains, but only if a shard moves at the right moment.
+BROKEN_WORKER = """
+import importlib.abc, importlib.util, pathlib, sys
+
+class Saboteur(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "manychar.numerics.kernel":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def load_and_break(module):
+            load(module)
+            break_arithmetic(module)
+        spec.loader.exec_module = load_and_break
+        return spec
+
+def break_arithmetic(module):
+    import numpy as np
+    right = module.Kernel.compute
+    calls = 0
+    def wrong(*arguments):
+        nonlocal calls
+        calls += 1
+        loss, gradient, hidden = right(*arguments)
+        if calls > 50:
+            gradient.by[-1] = np.nextafter(gradient.by[-1], gradient.by.dtype.type(np.inf))
+        return loss, gradient, hidden
+    module.Kernel.compute = wrong
+
+if "worker" in sys.orig_argv:
+    first = pathlib.Path(__file__).with_name("first")
+    if not first.exists():
+        first.touch()
+        sys.meta_path.insert(0, Saboteur())
+"""
+ROW = re.compile(r"^ *([\d,]+)((?: +[0-9a-f]{16}){4})$", re.MULTILINE)
+
+
+def rows_of(out: str) -> dict[int, list[str]]:
+    """Return the hashes of the table by step."""
+    return {int(step.replace(",", "")): hashes.split() for step, hashes in ROW.findall(out)}
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path, transport: str) -> None:
+    with TemporaryDirectory(prefix="mc") as scratch:  # short: a socket's path has its limit
+        done = manychar.run(
+            *("equivalence", str(text), *SMALL, "--transport", transport),
+            *("--steps", "230", "--checkpoint-every", "100"),
+            env={"TMPDIR": scratch},
+        )
+        assert done.code == 0, done.err
+        manychar.expect_nobody()
+        assert not list(Path(scratch).iterdir())
+    header = done.out.splitlines()[0]
+    assert re.fullmatch(
+        r" *step +one process +1 worker +2 workers \(worker killed\) +4 workers \(server killed\)",
+        header,
+    )
+    rows = rows_of(done.out)
+    assert list(rows) == [0, 100, 200, 230]
+    assert all(len(set(hashes)) == 1 for hashes in rows.values())
+    assert len({hashes[0] for hashes in rows.values()}) == 4
+    assert done.out.splitlines()[-1].startswith("the same bits")
+    assert re.search(r"worker-\d killed with SIGKILL after step \d+", done.err)
+    assert "the server ended by SIGKILL: starting it again" in done.err
+    assert "plain form" not in done.out
+    assert not list(manychar.directory.iterdir())
+
+
+@pytest.mark.parametrize("delay", ["0", "2"])
+def test_one_stream_is_held_against_the_plain_form(
+    manychar: Commands, text: Path, delay: str
+) -> None:
+    done = manychar.run(
+        *("equivalence", str(text), "--hidden", "8", "--seq-length", "5"),
+        *("--shards", "1", "--streams", "1", "--dtype", "float64", "--delay", delay),
+        *("--steps", "120", "--checkpoint-every", "60"),
+    )
+    assert done.code == 0, done.err
+    said = re.search(
+        r"largest relative difference .* plain form: (\S+) in one step from the same state,"
+        r" (\S+) in the smooth loss",
+        done.out,
+    )
+    assert said
+    assert 0 < float(said[1]) < 1e-9
+    assert 0 <= float(said[2]) < 1e-9
+    assert done.out.splitlines()[-1].startswith("the same bits")
+
+
+def test_it_fails_when_one_worker_computes_wrong(
+    manychar: Commands, text: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(BROKEN_WORKER)
+    done = manychar.run(
+        *("equivalence", str(text), *SMALL, "--steps", "60", "--checkpoint-every", "1"),
+        env={"PYTHONPATH": str(broken)},
+    )
+    assert done.code == 1, done.err
+    manychar.expect_nobody()
+    # It computes all 4 units of a step.
+    said = re.fullmatch(
+        r"DIFFERENT: 1 worker differs first at step (\d+), in (m?(?:Wxh|Whh|Why|bh|by))",
+        done.out.splitlines()[-1],
+    )
+    assert said, done.out
+    rows = rows_of(done.out)
+    assert 50 // 4 < int(said[1]) <= 60
+    assert all(rows[step][0] == rows[step][1] for step in range(int(said[1]) - 1))
+    assert rows[60][0] != rows[60][1]
+    assert "same bits" not in done.out
+
+
+def test_ctrl_c_leaves_nothing(manychar: Commands, text: Path, tmp_path: Path) -> None:
+    running = manychar.start(
+        *("equivalence", str(text), *SMALL, "--steps", "100000", "--checkpoint-every", "50000"),
+        env={"TMPDIR": str(tmp_path)},
+    )
+    running.wait_for("100,000 steps, each way")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    manychar.expect_nobody()
+    assert not list(tmp_path.glob("manychar-*")), "its scratch directory is left"
+
+
+def test_ctrl_c_while_a_fleet_trains(manychar: Commands, text: Path, tmp_path: Path) -> None:
+    running = manychar.start(
+        *("equivalence", str(text), *SMALL, "--steps", "1500", "--checkpoint-every", "1500"),
+        env={"TMPDIR": str(tmp_path)},
+    )
+    running.wait_for("worker-1 has joined")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 130, done.err
+    assert "Traceback" not in done.err
+    manychar.expect_nobody()
+    assert not list(tmp_path.glob("manychar-*")), "its scratch directory is left"
