@@ -115,7 +115,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         messages.Report,
         **envelope,
         **dict.fromkeys(("step", "steps", "characters", "standing_by", "checkpoint"), integers),
-        **dict.fromkeys(("judged", "best"), st.none() | integers),
+        **dict.fromkeys(("validated", "best"), st.none() | integers),
         validation=st.none() | losses,
         checkpoint_age=finite,
         loss=losses,

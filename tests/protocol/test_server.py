@@ -221,7 +221,7 @@ def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
     [
         ({"wire": 99}, "it speaks wire version 99"),
         ({"role": "cook"}, "there is no role cook"),
-        ({"name": "eve"}, "barred: it lied"),
+        ({"name": "eve"}, "banned: it lied"),
     ],
 )
 def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> None:
@@ -350,7 +350,7 @@ def test_who_is_barred_is_barred_by_its_key_too() -> None:
     stage.server.admission.bar(("gpu-1", "gpu"), "it computed wrongly", 0.0)
     for name in ("gpu", "gpu-1", "gpu-2"):
         effects = stage.server.receive(b"p2", hello(name), 0.0, owner("gpu"))
-        assert sent(effects, Refused, "p2")[0].reason == "barred: it computed wrongly"
+        assert sent(effects, Refused, "p2")[0].reason == "banned: it computed wrongly"
     assert only(stage.server.receive(b"p3", hello("ann"), 0.0, owner("ann")), Welcome)
 
 
@@ -413,8 +413,8 @@ def test_who_computes_from_another_state_again_and_again_is_barred() -> None:
     wrong(1)
     assert stage.shards_of("ann") == [0]
     effects = wrong(1)
-    assert "ann is barred: it computed shard 0 from another state 3 times" in said(effects)
-    assert only(effects, Remember).changes["barred"].keys() == {"ann"}
+    assert "ann is banned: it computed shard 0 from another state 3 times" in said(effects)
+    assert only(effects, Remember).changes["banned"].keys() == {"ann"}
     assert stage.shards_of("bob") == [0]
 
 
@@ -468,7 +468,7 @@ def test_who_repeats_other_bytes_is_barred_if_the_server_finds_them_wrong() -> N
     assert bytes(unit.weights) == stage.known.weights[0]
     assert "bob sent other bytes for step 0, shard 0 than ann did" in said(effects)
     effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
-    assert only(effects, Refused).reason == "barred: it computed step 0, shard 0 wrongly"
+    assert only(effects, Refused).reason == "banned: it computed step 0, shard 0 wrongly"
     assert stage.shards_of("ann") == [0, 1]
     assert only(stage.hello("bob"), Refused)
 

@@ -270,12 +270,12 @@ def the_digest_covers_the_gradient_alone(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "digest_of", lambda result: digest(result.gradient))
 
 
-@mutant("10", "differing-repeat", "barred")
+@mutant("10", "differing-repeat", "banned")
 def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ConflictingResults, "begin", lambda *_: None)
 
 
-@mutant("10", "differing-repeat", "barred", "refused")
+@mutant("10", "differing-repeat", "banned", "refused")
 def all_sides_of_a_dispute_are_barred(patch: pytest.MonkeyPatch) -> None:
     def strict(self: ParameterServer, shard: int, step: int, result: Any, now: float) -> Any:
         for names in {
@@ -318,6 +318,6 @@ def the_way_back_ends_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
     _without_going_back(patch, lambda back: [ResumeBefore(back.step + 1, back.banned)])
 
 
-@mutant("10", "broken", "barred")
+@mutant("10", "broken", "banned")
 def the_way_back_forgets_who_is_barred(patch: pytest.MonkeyPatch) -> None:
     _without_going_back(patch, lambda back: [ResumeBefore(back.step, {})])

@@ -178,7 +178,7 @@ def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Admission, "comes_back", lambda *_: None)
 
 
-@mutant("17", "foreign", "accepted gradient", "barred")
+@mutant("17", "foreign", "accepted gradient", "banned")
 def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
     def polite(self: Admission, member: Member, ready: Ready, now: float) -> None:
         if member.state is PeerState.ADMITTED:

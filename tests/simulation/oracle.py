@@ -250,23 +250,23 @@ class Oracle:
                 raise Violation("lease", f"of shard {shard} at {lease.peer!r}")
 
     def check_barred(self, machine: ParameterServer, before: Before) -> None:
-        """Who sent other bytes than the right ones is barred by name, and nobody else is."""
+        """Who sent other bytes than the right ones is banned by name, and nobody else is."""
         banned = set(machine.admission.banned)
         if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in banned:
-            raise Violation("barred", f"{before.sender} is not, and its repeat was wrong")
+            raise Violation("banned", f"{before.sender} is not, and its repeat was wrong")
         names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
         if not banned <= self.broken or banned & names:
-            raise Violation("barred", f"{banned}; broken are {self.broken}, here are {names}")
+            raise Violation("banned", f"{banned}; broken are {self.broken}, here are {names}")
 
     def goes_back(self, back: ResumeBefore) -> None:
-        """The way back leads to before the wrong gradient, and the one who sent it is barred.
+        """The way back leads to before the wrong gradient, and the one who sent it is banned.
 
         Another one's dispute may still be open: it is lost with the term.
         """
         if self.wrong is not None and back.step > self.wrong.step:
             raise Violation("went back", f"to {back.step} for {self.wrong.step}")
         if not back.banned or not back.banned.keys() <= self.broken:
-            raise Violation("barred", f"{set(back.banned)}; broken are {self.broken}")
+            raise Violation("banned", f"{set(back.banned)}; broken are {self.broken}")
 
     def server_sends(self, peer: Peer, message: Message) -> None:
         """Check what a lease, and weights, may say."""

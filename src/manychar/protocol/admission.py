@@ -27,7 +27,7 @@ from manychar.protocol.run_spec import RunSpec
 
 
 class Admission:
-    """The server's door. `barred` says of each name why it may not come in.
+    """The server's door. `banned` says of each name why it may not come in.
 
     `mixed` is whether other arithmetic than the run's has been let in.
     """
@@ -67,7 +67,7 @@ class Admission:
             return refusal
         for name in (hello.name, owner.name if owner else hello.name):
             if hello.role == Role.WORKER and name in self.banned:
-                return f"barred: {self.banned[name]}"
+                return f"banned: {self.banned[name]}"
         return ""
 
     def welcome(self, member: Member) -> None:
@@ -161,10 +161,10 @@ class Admission:
         """Never let this worker in again."""
         self.banned.update(dict.fromkeys(names, why))
         self._outbox.add(Remember({"banned": dict(self.banned)}))
-        self._outbox.notice(f"{names[0]} is barred: {why}", Level.ERROR)
+        self._outbox.notice(f"{names[0]} is banned: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
             if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
-                self._outbox.send(member.peer, Refused(reason=f"barred: {why}"))
+                self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
                 self.forget(member, now)
 
     def revoked(self, member: Member, now: float) -> None:

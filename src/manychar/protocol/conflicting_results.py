@@ -1,6 +1,6 @@
 """Two results for one unit that are not the same bytes: somebody's arithmetic is broken.
 
-The server computes the unit itself from what it holds. Who was wrong is barred; if the wrong result
+The server computes the unit itself from what it holds. Who was wrong is banned; if the wrong result
 counts, or anything else that is remembered of who was wrong, the run goes back to before that.
 """
 

@@ -124,9 +124,9 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeBefore:
-    """Begin a new term from a checkpoint of at most step `step`; never let the barred in again.
+    """Begin a new term from a checkpoint of at most step `step`; never let the banned in again.
 
-    `barred` says of each name why.
+    `banned` says of each name why.
     """
 
     step: int
@@ -135,7 +135,7 @@ class ResumeBefore:
 
 @dataclasses.dataclass(frozen=True)
 class Remember:
-    """Keep in the run's configuration that it is `mixed`, or who is `barred` and why, by name."""
+    """Keep in the run's configuration that it is `mixed`, or who is `banned` and why, by name."""
 
     changes: Mapping[str, Any]
 

@@ -33,7 +33,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A run as one server takes it up. `barred` says of each name why it may not come.
+    """A run as one server takes it up. `banned` says of each name why it may not come.
 
     `verdicts` are the checkpoints' losses on the held-out text that are known, nats a character by
     step; `unjudged` are the steps of those on disk whose loss is not.
