@@ -21,6 +21,20 @@ if "worker-1" in sys.orig_argv:
 """
 
 
+CRASHES_ONCE = """
+import importlib.abc, pathlib, sys
+crashed = pathlib.Path(__file__).with_name("crashed")
+role, module = {role!r}, {module!r}
+class Crash(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == module and not crashed.exists():
+            crashed.touch()
+            raise RuntimeError("planted")
+if role in sys.orig_argv:
+    sys.meta_path.insert(0, Crash())
+"""
+
+
 def steps_of(run: Path) -> list[int]:
     return [step for step, _ in list_checkpoints(run / "checkpoints")]
 
@@ -452,6 +466,20 @@ class TestKilling:
         again = manychar.run("train", "--resume", "run", "--steps", str(reached + 10))
         assert again.code == 0, again.err
         assert expect_same_bits(run, text) == reached + 10
+
+    def test_a_worker_that_crashes_by_an_exception_is_started_again(
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+    ) -> None:
+        planted = CRASHES_ONCE.format(role="worker-1", module="manychar.fleet.engine")
+        (tmp_path / "sitecustomize.py").write_text(planted)
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 0, done.err
+        assert "RuntimeError: planted" in done.err
+        assert "worker-1 ended with exit code 70: starting it again" in done.err
+        assert expect_same_bits(run, text) == 60
 
     def test_refuses_arithmetic_that_is_not_finite(
         self, manychar: Commands, text: Path, run: Path

@@ -24,8 +24,8 @@ from manychar.cli.console import complain
 from manychar.cli.dashboard import dashboard
 from manychar.processes.errors import (
     BAD_INPUT,
+    CRASHED,
     INTERRUPTED,
-    RUN_FAILED,
     STOPPED,
     UserError,
     because,
@@ -80,9 +80,9 @@ def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
     try:
         return _run(arguments)
-    except Exception:  # a fault of ours: loud, and not 1, which says that a comparison differs
+    except Exception:  # a fault of this program: its traceback, and a code that says so
         traceback.print_exc()
-        return RUN_FAILED
+        return CRASHED
 
 
 def _run(arguments: list[str]) -> int:

@@ -21,7 +21,14 @@ from manychar.network.transport import Dealer
 from manychar.observability.exporters import Exporter, Pages
 from manychar.observability.progress import Display
 from manychar.processes import log
-from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError
+from manychar.processes.errors import (
+    CRASHED,
+    INTERRUPTED,
+    RUN_FAILED,
+    STOPPED,
+    STOPPING,
+    UserError,
+)
 from manychar.processes.signals import SelfPipe
 from manychar.processes.supervisor import ProcessSlot, close_pipes, how_it_ended, spawn
 from manychar.protocol.codec import WireError, decode, encode
@@ -292,9 +299,10 @@ class Fleet:
             self._observe()
 
     def _server_ended(self, code: int, now: float) -> None:
-        """Start a server again that was killed: the run goes on from its last checkpoint."""
-        killed = code < 0 and self._endpoint and self._ended is None and self._wanted_code is None
-        if not killed:
+        """Start a server again that crashed: the run goes on from its last checkpoint."""
+        crashed = code < 0 or code == CRASHED
+        goes_on = self._endpoint and self._ended is None and self._wanted_code is None
+        if not (crashed and goes_on):
             self._code = code
         elif given_up := self.server.died(code, now):
             self._complaint = given_up

@@ -4,6 +4,7 @@ from manychar.protocol.effects import RUN_FAILED, STOPPED
 
 __all__ = [
     "BAD_INPUT",
+    "CRASHED",
     "INTERRUPTED",
     "REFUSED_FOR_SAFETY",
     "RUN_FAILED",
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 BAD_INPUT = 2
+CRASHED = 70  # by an exception that is a fault of this program: a supervisor starts it again
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
 
