@@ -1,4 +1,4 @@
-"""One file descriptor that a poll can wait on: signals, children's ends, and a thread's news."""
+"""Self-pipe: wakes the poll loop for signals, exited children and thread results."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 early: list[int] = []
-"""Signals that came before there was a loop; whoever begins one takes them."""
+"""Signals that arrived before there was a loop: delivered to the first one that catches them."""
 
 
 class SelfPipe:
@@ -55,7 +55,7 @@ class SelfPipe:
         before = {number: signal.signal(number, self._caught) for number in signals}
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._signals += [number for number in early if number in signals]
-        early.clear()
+        early[:] = [number for number in early if number not in signals]
         self.now()
         try:
             yield self

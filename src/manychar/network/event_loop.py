@@ -1,0 +1,102 @@
+"""The event loop of every process that waits: sockets, signals, deadlines and other threads.
+
+One turn polls once, then calls in this order: the callbacks of signals, of `wake`, of what can be
+read, and of deadlines that have passed. So messages are read before silence is measured.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import zmq
+
+from manychar.processes.signals import SelfPipe
+
+SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
+
+Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor
+Deadline = Callable[[], float | None]
+
+
+class EventLoop:
+    """Waits for everything at once, on the thread that made it. Times are monotonic."""
+
+    def __init__(self) -> None:
+        self._pipe = SelfPipe()
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(self._pipe.close)
+        self._poller = zmq.Poller()
+        self._poller.register(self._pipe.fileno(), zmq.POLLIN)
+        self._readable: dict[Any, Callable[[], object]] = {}
+        self._signals: dict[int, Callable[[int], object]] = {}
+        self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
+        self._woken: list[Callable[[], object]] = []
+        self._suspended: list[Callable[[float], object]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
+        """Call back while the socket or descriptor can be read."""
+        self._readable[source] = callback
+        self._poller.register(source, zmq.POLLIN)
+
+    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
+        """Call back with the number of each of these signals that arrives.
+
+        A second SIGINT or SIGTERM ends the process at once. Without effect beside the main thread.
+        """
+        self._signals |= dict.fromkeys(numbers, callback)
+        self._stack.enter_context(self._pipe.catching(*numbers))
+
+    def on_deadline(self, deadline: Deadline, callback: Callable[[], object]) -> None:
+        """Call back in each turn in which `deadline()` has passed; None is never."""
+        self._deadlines.append((deadline, callback))
+
+    def on_wake(self, callback: Callable[[], object]) -> None:
+        """Call back after `wake` was called, or a signal came."""
+        self._woken.append(callback)
+
+    def on_suspension(self, callback: Callable[[float], object]) -> None:
+        """Call back with the seconds by which the loop slept too long: the process was stopped."""
+        self._suspended.append(callback)
+
+    def remove(self, source: Source) -> None:
+        """Watch a socket or descriptor no more; to be called before it is closed."""
+        if self._readable.pop(source, None) is not None:
+            self._poller.unregister(source)
+
+    def wake(self) -> None:
+        """End the present or the next sleep; from any thread."""
+        self._pipe.now()
+
+    def turn(self, at_most: float = math.inf) -> None:
+        """Wait until something happens, for `at_most` seconds, and call back."""
+        times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
+        began = time.monotonic()
+        wait = max(0.0, min(min(times, default=math.inf) - began, at_most))
+        ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
+        late = time.monotonic() - began - wait
+        if late > SUSPENDED_AFTER:
+            for suspended in self._suspended:
+                suspended(late)
+        if ready.pop(self._pipe.fileno(), None):
+            for number in self._pipe.take():
+                self._signals[number](number)
+            for woken in self._woken:
+                woken()
+        for source in ready:
+            if (readable := self._readable.get(source)) is not None:  # none removed it meanwhile
+                readable()
+        for deadline, passed in self._deadlines:
+            if (due := deadline()) is not None and time.monotonic() >= due:
+                passed()
+
+    def close(self) -> None:
+        """Restore the signals' handlers and close the self-pipe. The sources stay open."""
+        self._stack.close()
