@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from manychar.protocol.aggregation import Assessment
+from manychar.observability.status import COUNTER_SENTENCES
 from manychar.protocol.codec import MAX_INTEGER, encode
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Send
 from manychar.protocol.messages import (
     DIGEST_BYTES,
@@ -46,25 +47,10 @@ NO_TROUBLE = {"", "stopped by", "no better for"}
 EDGES = " :;,()"
 
 
-def counts() -> Iterator[str]:
-    """Yield every name under which the program counts something."""
-    shell = (PROGRAM / "runtime" / "serve.py").read_text(encoding="utf-8")
-    for what in re.findall(r'_to_disk\("([a-z ]+)"', shell):
-        yield f"{what} not written"
-    for path in PROGRAM.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                counted = node.func.attr in ("count", "count_against", "dropped")
-                for each in node.args[: 2 if node.func.attr == "count_against" else 1]:
-                    if counted and isinstance(each, ast.Constant) and isinstance(each.value, str):
-                        yield each.value
-    yield from (verdict.value for verdict in Assessment if verdict is not Assessment.WANTED)
-
-
-def test_every_count_is_explained() -> None:
-    rows = re.findall(r"^\| (`.+?`) \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
-    explained = {name for row in rows for name in re.findall("`(.+?)`", row)}
-    assert set(counts()) - {"\n"} == explained - {"malformed by NAME"}
+def test_every_counter_has_its_sentence_and_its_row() -> None:
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
+    assert dict(rows) == {str(counter): text for counter, text in COUNTER_SENTENCES.items()}
+    assert set(COUNTER_SENTENCES) == set(Counter)
 
 
 def length(message: Message) -> int:

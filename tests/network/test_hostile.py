@@ -378,7 +378,7 @@ class TestMessagesWithoutEnd:
             visitor.sendall(FRAME_WITH_MORE * 5_000 + LAST_FRAME)
             server.wait_for("dropped: 5 frames")
         counted = json.loads(manychar.run("status", endpoint, "--json").out)["counts"]
-        assert counted["malformed"] == 1
+        assert counted["messages_malformed"] == 1
         server.interrupt()
         assert server.end().code == 0
 
@@ -437,9 +437,9 @@ class TestConnections:
         shown = manychar.run("status", fleet.endpoint, "--json", env={"MANYCHAR_KEY_FILE": me_key})
         assert shown.code == 0, shown.err
         counts = json.loads(shown.out)["counts"]
-        assert counts["malformed"] == counts["malformed by mallory"] == 21
-        assert counts["cut off"] == 1
-        assert counts["not listened to"] > 0
+        assert counts["messages_malformed"] == counts["messages_malformed:mallory"] == 21
+        assert counts["senders_blocked"] == 1
+        assert counts["messages_ignored"] > 0
         assert resident_mib(fleet.server.pid) - memory < GROWTH_MIB
         fleet.end(text)
 

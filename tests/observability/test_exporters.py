@@ -217,7 +217,7 @@ def test_figures_are_those_of_the_report() -> None:
         metrics.workers(seen.workers)
         found = scraped(metrics.port)
         assert found["manychar_smooth_loss"] == [({}, 2.0)]
-        assert found["manychar_dropped_total"] == [({"what": "repeats"}, 2.0)]
+        assert found["manychar_dropped_total"] == [({"what": "gradients_repeated"}, 2.0)]
         assert found["manychar_characters_total"] == [({}, 8000.0)]
         states = {labels["state"]: count for labels, count in found["manychar_workers"]}
         assert states == {"working": 1.0, "standby": 0.0, "silent": 0.0}

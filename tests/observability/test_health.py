@@ -206,10 +206,10 @@ def test_a_server_that_answers_and_stands_still_is_not_well(manychar: Commands, 
 
 def test_what_the_disk_did_not_take_is_said() -> None:
     now = standing(8, worker("a"))
-    counts = {"repeats": 2, "journal not written": 1, "checkpoints not written": 6}
+    counts = {"gradients_repeated": 2, "journal_not_written": 1, "checkpoints_not_written": 6}
     now = dataclasses.replace(now, report=dataclasses.replace(now.report, counts=counts))
     found = judge(standing(7, worker("a")), now, in_vain=False)
     assert found == Health(
-        "step 8 of 12,000: it advances, with 1 worker; journal not written: 1;"
-        " checkpoints not written: 6"
+        "step 8 of 12,000: it advances, with 1 worker; journal_not_written: 1;"
+        " checkpoints_not_written: 6"
     )

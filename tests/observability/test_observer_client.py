@@ -177,7 +177,7 @@ def standing(seconds: float, **worker: Any) -> Standing:
         seconds=seconds,
         workers=("ann",),
         standing_by=0,
-        counts={"repeats": 2},
+        counts={"gradients_repeated": 2},
         checkpoint=7,
         checkpoint_age=3_700.0,
         validated=None,
@@ -267,5 +267,5 @@ def test_a_run_that_waits_says_for_whom() -> None:
     waits = dataclasses.replace(standing(5.0), waiting="a worker: none is here")
     lines = lines_of(waits, None)
     assert "waiting for a worker: none is here" in lines
-    assert "repeats: 2" in lines
+    assert "gradients_repeated: 2 (gradients that came twice, with the same bytes)" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 
 from manychar.numerics import TrainingState
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute, Finish, PeerError, ResumeBefore
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import Member, PeerState
@@ -317,6 +318,8 @@ class World:
         if self.disk.newest().step != self.end:
             raise Violation("result", "the last checkpoint is not on disk")
         at_ease = not self.plan.faults and self.plan.answers_within < LEAST_PATIENCE
-        if at_ease and machine.counts["asked again"]:
-            raise Violation("asked again", f"{machine.counts['asked again']} times, for no reason")
+        if at_ease and machine.counts[Counter.GRANTS_RESENT]:
+            raise Violation(
+                "asked again", f"{machine.counts[Counter.GRANTS_RESENT]} times, for no reason"
+            )
         self.over = True

@@ -42,6 +42,7 @@ from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import SelfPipe
 from manychar.protocol.admission import as_words
 from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import (
     Append,
     Compute,
@@ -277,7 +278,7 @@ class _Loop:
         """Let in, or keep out, who is shaking hands."""
         kept_out = door.answer()
         for _ in range(kept_out):
-            self._carry_out(self.machine.dropped("handshakes refused"))
+            self._carry_out(self.machine.dropped(Counter.HANDSHAKES_REFUSED))
         if complaint := door.complaint():
             self._carry_out(self.machine.remark(complaint))
 
@@ -296,19 +297,19 @@ class _Loop:
         if now >= self.flush_at:
             self.flush_at = now + FLUSH_EVERY
             self._mind_the_door(now)
-            self._to_disk("journal", self.beginning.journal.flush)
+            self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.beginning.journal.flush)
 
     def _mind_the_door(self, now: float) -> None:
         """Count who was sent away, and let those go whose key was revoked though silent."""
         if ended := self.router.guard.ended():
             for _ in ended:
-                self._carry_out(self.machine.dropped("connections ended"))
+                self._carry_out(self.machine.dropped(Counter.CONNECTIONS_ENDED))
             more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
             what = f"the connection of {ended[0]}{more} is ended: a message without an end"
             self._carry_out(self.machine.remark(what))
         if failed := self.router.guard.failed_handshakes():
             for _ in range(failed):
-                self._carry_out(self.machine.dropped("handshakes failed"))
+                self._carry_out(self.machine.dropped(Counter.HANDSHAKES_FAILED))
             what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
             self._carry_out(self.machine.remark(what))
         if (door := self.router.door) is None:
@@ -375,7 +376,7 @@ class _Loop:
             if self.machine.early_stopping.depends_on(step):
                 self._carry_out(self.machine.validation_failed(why, now))
                 return
-            self._carry_out(self.machine.dropped("verdicts not written", why))
+            self._carry_out(self.machine.dropped(Counter.VALIDATIONS_NOT_WRITTEN, why))
         self._carry_out(self.machine.validated(step, nats, now))
 
     def _stop(self, code: int, reason: str) -> None:
@@ -397,7 +398,7 @@ class _Loop:
                 case Validate(step):
                     self.judge.ask(step)
                 case KeepBest(step):
-                    self._to_disk("best checkpoint", keep_best, self.directory, step)
+                    self._to_disk(Counter.BEST_NOT_WRITTEN, keep_best, self.directory, step)
                 case Say(text, level):
                     self.screen.say(text, level)
                 case Show(Report() as report):
@@ -406,7 +407,7 @@ class _Loop:
                 case Show(Weights() as weights):
                     self.screen.weights(weights)
                 case Record(report):
-                    self._to_disk("metrics", self._record, report)
+                    self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, report)
                 case Compute():
                     self._compute(effect)
                 case Remember(changes):
@@ -428,7 +429,7 @@ class _Loop:
             self.router.guard.leased(peer)
         try:
             if not self.router.send(peer, encode(message)):
-                self._carry_out(self.machine.dropped("not sent, queue full"))
+                self._carry_out(self.machine.dropped(Counter.SENDS_DROPPED))
         except Unreachable:
             self._carry_out(self.machine.unreachable(peer, time.monotonic()))
 
@@ -441,7 +442,7 @@ class _Loop:
         """Keep in config.json what the run is to remember of its workers."""
         settings = dataclasses.replace(self.directory.settings, **changes)
         self.directory = dataclasses.replace(self.directory, settings=settings)
-        self._to_disk("config", self.directory.write_config, settings)
+        self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config, settings)
 
     def _record(self, report: Report) -> None:
         line = {
@@ -455,12 +456,11 @@ class _Loop:
         with (self.directory.path / METRICS_NAME).open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(line) + "\n")
 
-    def _to_disk(self, what: str, write: Callable[..., None], *arguments: object) -> None:
+    def _to_disk(self, counter: Counter, write: Callable[..., None], *arguments: object) -> None:
         """Write what can be done without; a failure is counted, and said the first time."""
         try:
             write(*arguments)
         except OSError as error:
-            key = f"{what} not written"
-            first = not self.machine.counts[key]
-            reason = f"{what}: {because(error)}" if first else ""
-            self._carry_out(self.machine.dropped(key, reason))
+            first = not self.machine.counts[counter]
+            reason = f"{counter}: {because(error)}" if first else ""
+            self._carry_out(self.machine.dropped(counter, reason))

@@ -10,7 +10,7 @@ from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Level
 
 NAMES_SHOWN = 5
-NOT_WRITTEN = "not written"
+NOT_WRITTEN = "_not_written"
 NO_HANDSHAKE = "does not shake hands"
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manychar.observability.observer_client import Standing
+from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Dimensions, WorkerStats
 
 LATE_FROM = 1.0
@@ -27,6 +28,36 @@ COLUMNS = (
     "late",
     "dropped",
 )
+
+COUNTER_SENTENCES = {
+    Counter.GRADIENTS_REPEATED: "gradients that came twice, with the same bytes",
+    Counter.GRADIENTS_CONFLICTING: "gradients that came twice, with other bytes",
+    Counter.GRADIENTS_NOT_COMPARED: "gradients that came twice, too late to be compared",
+    Counter.GRADIENTS_EARLY: "gradients whose predecessor was lost",
+    Counter.GRADIENTS_NOT_OPEN: "gradients of a step that the ending run does not compute",
+    Counter.GRADIENTS_FROM_WRONG_STATE: "gradients from other weights or hidden states",
+    Counter.GRADIENTS_NOT_FINITE: "losses or gradients that are not finite",
+    Counter.GRANTS_RESENT: "grants sent again because no gradient came in time",
+    Counter.MESSAGES_BEFORE_READY: "messages of workers that had not sent their fingerprint",
+    Counter.MESSAGES_FROM_STALE_SESSION: "messages to an earlier server, or from a forgotten peer",
+    Counter.MESSAGES_MALFORMED: "messages that could not be read, or that the sender may not send",
+    Counter.MESSAGES_IGNORED: "messages from blocked senders",
+    Counter.MESSAGES_FROM_REVOKED_KEY: "messages with a revoked key",
+    Counter.CLIENTS_REFUSED: "clients refused: wrong version, wrong name, or banned",
+    Counter.SENDERS_BLOCKED: "senders blocked for 30 s after too many faults",
+    Counter.HANDSHAKES_REFUSED: "handshakes without a key, or with one that is not listed",
+    Counter.HANDSHAKES_FAILED: "handshakes in another protocol, or with another server's key",
+    Counter.CONNECTIONS_ENDED: "connections ended: a message that never ended",
+    Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
+    Counter.CHECKPOINTS_NOT_WRITTEN: "checkpoints not written",
+    Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints removed before they were validated",
+    Counter.VALIDATIONS_NOT_WRITTEN: "validation losses not written",
+    Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",
+    Counter.METRICS_NOT_WRITTEN: "failed writes of metrics.jsonl",
+    Counter.CONFIG_NOT_WRITTEN: "failed writes of config.json",
+    Counter.BEST_NOT_WRITTEN: "failed writes of the best checkpoint",
+}
+"""What each counter counts; deploy/README.md adds what to do about it."""
 
 
 def render(standing: Standing, before: Standing | None = None) -> RenderableType:
@@ -97,9 +128,15 @@ def lines_of(standing: Standing, before: Standing | None) -> list[str]:
         )
     if standing.waiting:
         lines.append(f"waiting for {standing.waiting}")
-    if counts := {what: n for what, n in report.counts.items() if n}:
-        lines.append("; ".join(f"{what}: {n:,}" for what, n in sorted(counts.items())))
-    return lines
+    return lines + [_count(name, n) for name, n in sorted(report.counts.items()) if n]
+
+
+def _count(name: str, n: int) -> str:
+    """Return a count in words; `name` is COUNTER or COUNTER:SENDER."""
+    counter, _, sender = name.partition(":")
+    sentence = COUNTER_SENTENCES.get(Counter(counter), "") if counter in tuple(Counter) else ""
+    sender = f", from {sender}" if sender else ""
+    return f"{counter}: {n:,}{sender} ({sentence})"
 
 
 def rows_of(standing: Standing, before: Standing | None) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Remember
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Member, Membership, PeerState, Tally
@@ -87,7 +88,7 @@ class Admission:
 
     def not_ready(self, member: Member, message: object, now: float) -> None:
         """Pass over what a worker sends that was lost before it could say Ready again."""
-        self._outbox.count("before ready")
+        self._outbox.count(Counter.MESSAGES_BEFORE_READY)
         self.welcome(member)
 
     def ready(self, member: Member, ready: Ready, now: float) -> None:

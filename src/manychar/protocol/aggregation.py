@@ -21,6 +21,7 @@ from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
 from manychar.numerics.tree_reduction import TreeSum
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute, Result
 from manychar.protocol.messages import Frame, Gradient, Names, digest
 
@@ -35,13 +36,13 @@ class Assessment(enum.Enum):
     """What a gradient is to the run as it stands; the value is what it is counted as."""
 
     WANTED = "accepted"
-    REPEAT = "repeats"
-    REPEAT_DIFFERS = "repeats that differ"
-    REPEAT_TOO_OLD = "repeats not compared"
-    EARLY = "early"
-    NOT_OPEN = "not open yet"
-    FROM_ANOTHER_STATE = "from another state"
-    NOT_FINITE = "not finite"
+    REPEAT = Counter.GRADIENTS_REPEATED.value
+    REPEAT_DIFFERS = Counter.GRADIENTS_CONFLICTING.value
+    REPEAT_TOO_OLD = Counter.GRADIENTS_NOT_COMPARED.value
+    EARLY = Counter.GRADIENTS_EARLY.value
+    NOT_OPEN = Counter.GRADIENTS_NOT_OPEN.value
+    FROM_ANOTHER_STATE = Counter.GRADIENTS_FROM_WRONG_STATE.value
+    NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
 
 
 @dataclasses.dataclass

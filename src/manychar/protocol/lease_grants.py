@@ -1,6 +1,7 @@
 """Grants: what a worker is sent so that it can compute, when it is sent again, and who is late."""
 
 from manychar.protocol.aggregation import Aggregation, as_frame
+from manychar.protocol.counters import Counter
 from manychar.protocol.membership import Lease, Membership
 from manychar.protocol.messages import Frame, Grant, Peer, Revoke, Unit, Weights
 from manychar.protocol.outbox import Outbox
@@ -101,7 +102,7 @@ class LeaseGrants:
         if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
             lease.asked_at = now
         else:
-            self._outbox.count("asked again")
+            self._outbox.count(Counter.GRANTS_RESENT)
             self.grant(lease, now)
 
     def late(self) -> list[str]:

@@ -10,6 +10,7 @@ import math
 
 from manychar.protocol.aggregation import Aggregation
 from manychar.protocol.conflicting_results import ConflictingResults
+from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import RUN_FAILED, Finish, KeepBest, Save, Validate
 from manychar.protocol.membership import Membership
@@ -153,7 +154,7 @@ class Lifecycle:
         if last or not self._run.operation.go_on_without_disk:
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
-        self._outbox.count("checkpoints not written")
+        self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
         self._outbox.warn(f"{what}; going on")
         if awaited and self._early_stopping.depends_on(step):
             self.validation_failed(what, now)
@@ -176,7 +177,7 @@ class Lifecycle:
             self.validation_failed(f"the checkpoint of step {step}: {reason}", now)
             return
         self._early_stopping.pass_over(step)
-        self._outbox.count("checkpoints not judged")
+        self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
         self._outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
 
     def validation_failed(self, reason: str, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Say, Send, Show
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Level, Message, Notice, Peer, Report, Weights, one_line
@@ -19,16 +20,16 @@ class Outbox:
         self.counts: collections.Counter[str] = collections.Counter()
         self._effects: list[Effect] = []
 
-    def count(self, what: str) -> None:
-        """Count something that was dropped or done again; reports show it."""
-        self.counts[what] += 1
+    def count(self, counter: Counter) -> None:
+        """Count an event; the status shows it."""
+        self.counts[counter] += 1
 
-    def count_against(self, sender: str, what: str) -> None:
-        """Count it, and by its sender too: for as many senders as there is room for."""
-        self.count(what)
-        theirs = f"{what} by {sender}"
+    def count_against(self, sender: str, counter: Counter) -> None:
+        """Count it in all and by sender, as COUNTER:SENDER, for at most COUNTS_KEPT entries."""
+        self.count(counter)
+        theirs = f"{counter}:{sender}"
         if theirs in self.counts or len(self.counts) < COUNTS_KEPT:
-            self.count(theirs)
+            self.counts[theirs] += 1
 
     def add(self, effect: Effect) -> None:
         """Have the shell do this after what was added before."""

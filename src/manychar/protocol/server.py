@@ -21,6 +21,7 @@ from manychar.numerics.training_step import TrainingState
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
+from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import (
     RUN_FAILED,
@@ -156,7 +157,7 @@ class ParameterServer:
         known = peer in self.membership.members
         member = self.admission.greet(peer, hello, owner, now)
         if member is None:
-            self.outbox.count("refused")
+            self.outbox.count(Counter.CLIENTS_REFUSED)
             self._fault(peer, owner, hello.name, now)
         elif member.state is PeerState.OBSERVING:
             self.outbox.send(peer, self.run_report.report(now))
@@ -170,7 +171,7 @@ class ParameterServer:
         member = self.membership.members.get(peer)
         if member is None or (message.run, message.term) != (self.run.run, self.run.term):
             if not isinstance(message, Goodbye):  # who leaves may be gone before it is read
-                self.outbox.count("from another life")
+                self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
             self.outbox.send(peer, Reset(run=self.run.run, term=self.run.term))
             return
         member.heard_at = now
@@ -185,7 +186,7 @@ class ParameterServer:
         """Whether a message of this sender's is to be read; one that is not is counted."""
         cut_off = self._fault_limiter.is_cut_off(_sender(peer, owner), now)
         if cut_off:
-            self.outbox.count("not listened to")
+            self.outbox.count(Counter.MESSAGES_IGNORED)
         return not cut_off
 
     def malformed(
@@ -194,12 +195,14 @@ class ParameterServer:
         """Count a message that the codec or the table refused, against its sender."""
         member = self.membership.members.get(peer)
         name = member.name if member else owner.name if owner else "an unknown peer"
-        self.outbox.count_against(name, "malformed")
+        self.outbox.count_against(name, Counter.MESSAGES_MALFORMED)
         if member is not None:
             member.tally.dropped += 1
         if now >= self._next_remark:
             self._next_remark = now + REMARK_EVERY
-            self.outbox.warn(f"{name}: dropped: {reason} ({self.counts['malformed']:,} in all)")
+            self.outbox.warn(
+                f"{name}: dropped: {reason} ({self.counts[Counter.MESSAGES_MALFORMED]:,} in all)"
+            )
         self._fault(peer, owner, name, now)
         return self.outbox.collect()
 
@@ -207,12 +210,12 @@ class ParameterServer:
         """Count a fault against a sender; who has too many is cut off."""
         if not self._fault_limiter.fault(_sender(peer, owner), now):
             return
-        self.outbox.count("cut off")
+        self.outbox.count(Counter.SENDERS_BLOCKED)
         self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
         if (member := self.membership.members.get(peer)) is not None:
             self.admission.leaves(member, "it sends what cannot be read", now)
 
-    def dropped(self, what: str, reason: str = "") -> list[Effect]:
+    def dropped(self, what: Counter, reason: str = "") -> list[Effect]:
         """Count what the shell had to let go; say the reason to everyone, if there is one."""
         self.outbox.count(what)
         return self.remark(reason) if reason else []
@@ -239,7 +242,7 @@ class ParameterServer:
 
     def revoked(self, peer: Peer, now: float) -> list[Effect]:
         """Drop a message that came with a key that is not good any more, and its sender."""
-        self.outbox.count("by a revoked key")
+        self.outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self.membership.members.get(peer)) is not None:
             self.admission.revoked(member, now)
         return self.outbox.collect()
@@ -333,7 +336,7 @@ class ParameterServer:
             case Assessment.FROM_ANOTHER_STATE:
                 self._distrust(member, gradient, now)
         member.tally.dropped += 1
-        self.outbox.count(assessment.value)
+        self.outbox.count(Counter(assessment.value))
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)

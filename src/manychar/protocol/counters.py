@@ -1,0 +1,34 @@
+"""What the server counts: messages that it drops, work that is done again, files not written."""
+
+import enum
+
+
+class Counter(enum.StrEnum):
+    """The identifier of each count. observability/status has a sentence for each."""
+
+    GRADIENTS_REPEATED = enum.auto()
+    GRADIENTS_CONFLICTING = enum.auto()
+    GRADIENTS_NOT_COMPARED = enum.auto()
+    GRADIENTS_EARLY = enum.auto()
+    GRADIENTS_NOT_OPEN = enum.auto()
+    GRADIENTS_FROM_WRONG_STATE = enum.auto()
+    GRADIENTS_NOT_FINITE = enum.auto()
+    GRANTS_RESENT = enum.auto()
+    MESSAGES_BEFORE_READY = enum.auto()
+    MESSAGES_FROM_STALE_SESSION = enum.auto()
+    MESSAGES_MALFORMED = enum.auto()
+    MESSAGES_IGNORED = enum.auto()
+    MESSAGES_FROM_REVOKED_KEY = enum.auto()
+    CLIENTS_REFUSED = enum.auto()
+    SENDERS_BLOCKED = enum.auto()
+    HANDSHAKES_REFUSED = enum.auto()
+    HANDSHAKES_FAILED = enum.auto()
+    CONNECTIONS_ENDED = enum.auto()
+    SENDS_DROPPED = enum.auto()
+    CHECKPOINTS_NOT_WRITTEN = enum.auto()
+    CHECKPOINTS_NOT_VALIDATED = enum.auto()
+    VALIDATIONS_NOT_WRITTEN = enum.auto()
+    JOURNAL_NOT_WRITTEN = enum.auto()
+    METRICS_NOT_WRITTEN = enum.auto()
+    CONFIG_NOT_WRITTEN = enum.auto()
+    BEST_NOT_WRITTEN = enum.auto()
