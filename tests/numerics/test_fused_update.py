@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from manychar.numerics import adagrad, clip, fused_update
-from manychar.numerics.tree_reduction import mean
+from manychar.numerics import adagrad, fused_update
+from manychar.numerics.tree_reduction import clip, mean
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from manychar.numerics.run_definition import Definition, DefinitionError, canonical_json
+from manychar.numerics.option import OptionError
+from manychar.numerics.run_definition import Definition, canonical_json
 
 SHA256 = "ab" * 32
 USUAL = Definition(corpus_sha256=SHA256)
@@ -80,9 +81,9 @@ def test_canonical_json_is_one_text_for_one_value() -> None:
 def test_a_bad_value_is_refused_by_the_name_of_its_flag(name: str, value: Any) -> None:
     flag = name if name in ("validation", "format") else "--" + name.replace("_", "-")
     match = rf"{flag}\b.* {re.escape(repr(value))}"
-    with pytest.raises(DefinitionError, match=match):
+    with pytest.raises(OptionError, match=match):
         dataclasses.replace(USUAL, **{name: value})
-    with pytest.raises(DefinitionError, match=match):
+    with pytest.raises(OptionError, match=match):
         Definition.from_mapping(values_of(USUAL) | {name: value})
 
 
@@ -96,7 +97,7 @@ def test_values_at_the_limits_are_taken(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["", "ab" * 31, None, 64, ["a"] * 64])
 def test_a_mapping_without_the_hash_of_a_text_is_refused(value: object) -> None:
-    with pytest.raises(DefinitionError, match="corpus_sha256"):
+    with pytest.raises(OptionError, match="corpus_sha256"):
         Definition.from_mapping(values_of(USUAL) | {"corpus_sha256": value})
 
 
@@ -104,12 +105,12 @@ def test_a_mapping_without_the_hash_of_a_text_is_refused(value: object) -> None:
 def test_a_missing_key_is_named(name: str) -> None:
     values = values_of(USUAL)
     del values[name]
-    with pytest.raises(DefinitionError, match=name):
+    with pytest.raises(OptionError, match=name):
         Definition.from_mapping(values)
 
 
 def test_unknown_keys_are_named() -> None:
-    with pytest.raises(DefinitionError, match=r"format: momentum, workers$"):
+    with pytest.raises(OptionError, match=r"format: momentum, workers$"):
         Definition.from_mapping(values_of(USUAL) | {"workers": 4, "momentum": 0.9})
 
 

@@ -10,23 +10,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manychar.numerics import (
-    Batch,
-    Definition,
-    Parameters,
-    Streams,
+from manychar.numerics import adagrad
+from manychar.numerics.corpus import Batch, Streams, encode
+from manychar.numerics.kernel import Kernel
+from manychar.numerics.model import Parameters, initialize
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import (
     TrainingState,
-    adagrad,
     advance,
-    average,
-    clip,
-    encode,
-    initialize,
+    compute_shard,
     start,
     weights_sha256,
 )
-from manychar.numerics.kernel import Kernel
-from manychar.numerics.training_step import compute_shard
+from manychar.numerics.tree_reduction import average, clip
 from tests.numerics import reference
 
 TEXT = "she sells sea shells; he sells she-shells, she says. "

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from manychar.numerics import TrainingState
+from manychar.numerics.training_step import TrainingState
 
 if TYPE_CHECKING:
     from tests.simulation.server_shell import ServerShell

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manychar.numerics import TrainingState
 from manychar.numerics import training_step as trainer
+from manychar.numerics.training_step import TrainingState
 from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol import aggregation, conflicting_results
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from manychar.numerics import TrainingState
+from manychar.numerics.training_step import TrainingState
 from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase

@@ -11,17 +11,10 @@ import random
 
 import numpy as np
 
-from manychar.numerics import (
-    Batch,
-    Definition,
-    Kernel,
-    Streams,
-    TrainingState,
-    advance,
-    encode,
-    start,
-)
-from manychar.numerics.training_step import compute_shard, kernel_of
+from manychar.numerics.corpus import Batch, Streams, encode
+from manychar.numerics.kernel import Kernel
+from manychar.numerics.run_definition import Definition
+from manychar.numerics.training_step import TrainingState, advance, compute_shard, kernel_of, start
 from manychar.protocol.effects import Compute
 from manychar.protocol.messages import Dimensions
 

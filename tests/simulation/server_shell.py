@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from manychar.numerics import TrainingState
+from manychar.numerics.training_step import TrainingState
 from manychar.protocol.effects import (
     Compute,
     Effect,

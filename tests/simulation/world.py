@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable
 
-from manychar.numerics import TrainingState
+from manychar.numerics.training_step import TrainingState
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute, Finish, PeerError, ResumeBefore
 from manychar.protocol.lifecycle import RunPhase

@@ -104,7 +104,8 @@ def numerics_of(path: Path) -> str:
 def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
     """Read the text and return (definition, corpus). Raises UserError."""
     from manychar.numerics.corpus import CorpusError
-    from manychar.numerics.run_definition import Definition, DefinitionError
+    from manychar.numerics.option import OptionError
+    from manychar.numerics.run_definition import Definition
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
@@ -115,7 +116,7 @@ def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition,
         corpus = read_corpus(text or [])
         definition = Definition(corpus_sha256=corpus.sha256, **given)
         streams_of(definition, corpus.ids)
-    except (DefinitionError, CorpusError) as error:
+    except (OptionError, CorpusError) as error:
         raise UserError(str(error)) from None
     return definition, corpus
 

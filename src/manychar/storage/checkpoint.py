@@ -22,7 +22,6 @@ from manychar.numerics.model import Parameters, count_parameters, shapes_of
 from manychar.numerics.run_definition import (
     FORMAT_VERSION,
     Definition,
-    DefinitionError,
     canonical_json,
 )
 from manychar.numerics.training_step import TrainingState
@@ -124,7 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: {because(error)}") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, DefinitionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 
 

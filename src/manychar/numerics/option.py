@@ -1,0 +1,135 @@
+"""One declaration of an option: type, default, bounds, choices, help text, unit and roles.
+
+It is the metadata of a dataclass's field. Checks and their messages, command line, TOML file,
+Python API, reference and the flags of child processes follow from it.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+KEY = "option"
+
+
+class OptionError(ValueError):
+    """A value that an option does not take. The message names the option and what it takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """A default that is a pure function of other fields; its parameters are their names."""
+
+    text: str
+    function: Callable[..., Any]
+
+    def value(self, fields: Mapping[str, Any]) -> Any:
+        """Return the default beside these values of the other fields."""
+        names = inspect.signature(self.function).parameters
+        return self.function(**{name: fields[name] for name in names})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known of a field beside its type and default. `roles` are the commands that take it.
+
+    `least` and `most` are allowed values, `above` and `below` are not.
+    """
+
+    help: str
+    unit: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    roles: tuple[str, ...] = ()
+
+    def takes(self, kind: Any) -> str:
+        """Return in words which values of a type are allowed."""
+        if get_origin(kind) is Literal:
+            return " or ".join(get_args(kind))
+        if kind is bool:
+            return "true or false"
+        number = "a whole number" if kind is int else "a number"
+        number += f" of {self.unit}" if self.unit else ""
+        if self.least > -math.inf and self.most < math.inf:
+            return f"{number} {self.least:,} … {self.most:,}"
+        bounds = (
+            ("at least", self.least),
+            ("above", self.above),
+            ("at most", self.most),
+            ("below", self.below),
+        )
+        said = " and ".join(f"{word} {bound:,}" for word, bound in bounds if math.isfinite(bound))
+        return f"{number} {said}".rstrip()
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is within the bounds."""
+        return self.least <= value <= self.most and self.above < value < self.below
+
+
+def option(default: Any, text: str, *, roles: tuple[str, ...], **known: Any) -> Any:
+    """Return a dataclass field with this default, which may be a Formula, and metadata."""
+    return dataclasses.field(
+        default=default, metadata={KEY: Option(help=text, roles=roles, **known)}
+    )
+
+
+def options_of(*classes: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Return the fields of dataclasses that are options, by name."""
+    return {
+        field.name: (field, field.metadata[KEY])
+        for each in classes
+        for field in dataclasses.fields(each)
+        if KEY in field.metadata
+    }
+
+
+def resolve(cls: Any, given: Mapping[str, Any], **beside: Any) -> dict[str, Any]:
+    """Return the value of each option of a dataclass: the given one, or its default.
+
+    A formula reads fields of the class, and what the caller knows `beside` them. An explicit value
+    goes before it.
+    """
+    defaults = {name: field.default for name, (field, _) in options_of(cls).items()}
+    values = {**defaults, **{name: given[name] for name in defaults if name in given}}
+    for name, value in values.items():
+        if isinstance(value, Formula):
+            values[name] = value.value({**beside, **values})
+    return values
+
+
+def check(instance: Any) -> None:
+    """Resolve and check the options of a frozen dataclass. Raises OptionError."""
+    values = resolve(type(instance), vars(instance))
+    for name, (field, option) in options_of(type(instance)).items():
+        object.__setattr__(instance, name, checked(name, values[name], field.type, option))
+
+
+def checked(name: str, value: Any, kind: Any, option: Option) -> Any:
+    """Return an option's value as its type has it, so that equal values are one text."""
+    if kind is float and type(value) in (int, float):
+        try:
+            value = float(value) + 0.0  # -0.0 becomes 0.0
+        except OverflowError:
+            raise OptionError(f"{flag(name)} is too large a number") from None
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    fits = value in choices if choices else type(value) is kind
+    if not fits or (type(value) in (int, float) and not option.allows(value)):
+        raise OptionError(f"{flag(name)} is {value!r}: it takes {option.takes(kind)}")
+    return value
+
+
+def flag(name: str) -> str:
+    """Return a field's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return values as words of a command line; what is None or False is left out."""
+    return [
+        flag(name) if value is True else f"{flag(name)}={value}"
+        for name, value in values.items()
+        if value is not None and value is not False
+    ]
