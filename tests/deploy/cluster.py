@@ -41,7 +41,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 ReturnToService=2
 SlurmdTimeout=300
@@ -55,7 +55,7 @@ SlurmdParameters=config_overrides
 {nodes}
 PartitionName=all Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=4 RealMemory=1000"
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=4 RealMemory=16000"
 
 
 class Cluster:
@@ -114,18 +114,18 @@ class Cluster:
                 daemon.poll()
             time.sleep(LOOK_EVERY)
 
-    def kill_worker(self, node: str) -> None:
-        """Kill one worker on a node, and nothing else."""
+    def kill(self, role: str, node: str) -> None:
+        """Kill one worker or the server on a node, and nothing else."""
 
         def found() -> int | None:
             for pid in self._pids(node):
                 with contextlib.suppress(OSError):
                     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                    if b"worker" in words:
+                    if b"python" in words[0] and role.encode() in words:
                         return pid
             return None
 
-        os.kill(until(found, f"a worker on {node}"), signal.SIGKILL)
+        os.kill(until(found, f"a {role} on {node}"), signal.SIGKILL)
 
     def run(self, *command: str) -> str:
         """Run a command where the controller is, and return its output."""

@@ -85,6 +85,7 @@ def test_a_service_can_do_nothing_that_it_need_not(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
     assert "ports" not in service
     assert COMPOSE["networks"] == {"default": {"internal": True}}
 

@@ -21,6 +21,12 @@ ENDLESS = ("--steps", "0", "--checkpoint-every", "50", "--sample-every", "0")
 SPREAD = ("--ntasks=4", "--nodes=3-4", "--spread-job")
 
 
+@pytest.mark.parametrize("script", ["train.sbatch", "workers.sbatch"])
+def test_a_jobs_memory_is_limited(script: str) -> None:
+    text = (RECIPES / script).read_text(encoding="utf-8")
+    assert re.search(r"^#SBATCH --mem=\d+G$", text, re.MULTILINE)
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, require: Callable[[object, str], None]) -> Iterator[Cluster]:
     """A cluster of its own, with a text in the directory that all nodes see."""
@@ -68,10 +74,10 @@ class Job:
         )
         return max(steps_of(self.run))
 
-    def wait_for_restart(self) -> None:
+    def wait_for_restart(self, times: int = 1) -> None:
         """Wait until Slurm has brought it back; that begins with a pause of some seconds."""
-        self.wait_for_state(JobState="RUNNING", Restarts="1")
-        self.wait_for_lines("listening", times=2)
+        self.wait_for_state(JobState="RUNNING", Restarts=str(times))
+        self.wait_for_lines("listening", times=times + 1)
 
     def end_well(self) -> None:
         """End an endless run as Ctrl-C does."""
@@ -98,7 +104,7 @@ def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluste
     until(lambda: "may not come any more" in slurm.output(more), slurm.described)
 
     lost = r"\nworker-\d (has left: its connection is gone|is taken for lost)"
-    slurm.kill_worker("n2")
+    slurm.kill("worker", "n2")
     job.wait_for_lines(lost)
     slurm.kill_node("n3")
     job.wait_for_lines(lost, times=2)
@@ -112,6 +118,11 @@ def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluste
     stopped_at = max(steps_of(job.run))
     job.wait_for_restart()
     job.wait_for_lines(rf"(?s)listening.*listening.*\nstep {stopped_at:,}  ")
+    job.wait_for_progress()
+
+    slurm.kill("server", slurm.state(job.number)["BatchHost"])  # as a memory limit does
+    job.wait_for_lines("the server was killed")
+    job.wait_for_restart(2)
     job.wait_for_progress()
     job.end_well()
     assert job.expect_the_bits_of_one_process() > stopped_at

@@ -77,6 +77,13 @@ def test_what_is_not_tried_again_is_what_would_end_in_the_same_way(unit: str) ->
     assert settings["SuccessExitStatus"] == str(errors.STOPPED)
 
 
+@pytest.mark.parametrize("unit", [SERVER, WORKER])
+def test_its_memory_is_limited_and_it_is_restarted_beyond(unit: str) -> None:
+    settings = settings_of(unit)
+    assert re.fullmatch(r"\d+G", settings["MemoryMax"])
+    assert settings["Restart"] == "on-failure"
+
+
 def test_it_runs_where_no_memory_can_be_written_and_run(
     manychar: Commands, text: Path, require: Require
 ) -> None:

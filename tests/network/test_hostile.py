@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -37,14 +36,13 @@ from tests.protocol.stage import Stage, hello
 # A gradient is the longest frame by far, so that what keys add to it shows in the limits.
 SIZES = ("--hidden", "40", "--seq-length", "5", "--streams", "2")
 GROWTH_MIB = 32
-PEAK_MIB = 256  # in a second each such message would take a GiB
 HEADERS, FILES, CONNECTIONS, AT_ONCE = 20_000, 2_000, 200, 500
 
 
-def resident_mib(pid: int | str = "self", kind: str = "VmRSS") -> float:
-    """Return a process's resident memory; the most it has had with "VmHWM"."""
+def resident_mib(pid: int | str = "self") -> float:
+    """Return a process's resident memory."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split(f"{kind}:")[1].split()[0]) / 1024
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 @pytest.fixture
@@ -334,8 +332,7 @@ FRAME_WITH_MORE = b"\x01\x00"
 LAST_FRAME = b"\x00\x00"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts bytes of a connection")
-class TestMessagesWithoutEnd:
+class TestMessagesOfManyFrames:
     @pytest.fixture
     def server(self, manychar: Commands, text: Path) -> Running:
         return manychar.start(
@@ -343,36 +340,7 @@ class TestMessagesWithoutEnd:
             *("--bind", "tcp://127.0.0.1:0", "--checkpoint-every", "200", "--sample-every", "0"),
         )
 
-    def test_end_the_connection_and_nothing_else(
-        self, manychar: Commands, server: Running, text: Path, hostile: int, measured: None
-    ) -> None:
-        endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
-        worker = manychar.start("worker", endpoint)
-        server.wait_for("has joined")
-        before = resident_mib(server.pid)
-        for _ in range(max(2, hostile // 5)):
-            with (
-                handshake_without_keys(int(endpoint.rsplit(":", 1)[1])) as visitor,
-                pytest.raises(ConnectionError),
-            ):
-                visitor.sendall(FRAME_WITH_MORE * 500_000_000)
-        server.wait_for(r"the connection of 127\.0\.0\.1:\d+ .*is ended: a message without an end")
-        grown = resident_mib(server.pid, "VmHWM") - before
-        print(f"memory: {grown:.0f} MiB more, at most")
-        assert grown < PEAK_MIB
-        newest = max(list_checkpoints(manychar.directory / "run" / "checkpoints"))[0]
-        until(
-            lambda: max(list_checkpoints(manychar.directory / "run" / "checkpoints"))[0] > newest,
-            server.described,
-        )
-        assert "has left" not in server.err
-        assert manychar.run("stop", endpoint).code == 0
-        assert (server.end().code, worker.end().code) == (75, 75)
-        assert expect_same_bits(manychar.directory / "run", text) >= 200
-
-    def test_nor_has_one_of_very_many_frames_a_place(
-        self, server: Running, manychar: Commands
-    ) -> None:
+    def test_are_dropped_and_counted(self, server: Running, manychar: Commands) -> None:
         endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
         with handshake_without_keys(int(endpoint.rsplit(":", 1)[1])) as visitor:
             visitor.sendall(FRAME_WITH_MORE * 5_000 + LAST_FRAME)

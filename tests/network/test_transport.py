@@ -1,7 +1,10 @@
 """Real sockets: whole messages over tcp and ipc, who is gone is noticed, strangers stay outside."""
 
 import dataclasses
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +16,7 @@ import zmq
 from manychar.network.connection_limit import raise_limit
 from manychar.network.keys import create
 from manychar.network.transport import (
+    FAILURES_A_READ,
     Dealer,
     Router,
     Unreachable,
@@ -28,6 +32,7 @@ SIZES = Dimensions(
     vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, delay=0, dtype="float32"
 )
 WAIT_MS = 60_000
+NO_MECHANISM = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NONE".ljust(20, b"\0") + b"\0" * 32
 
 
 @pytest.fixture(params=["tcp", "ipc"])
@@ -165,16 +170,70 @@ def test_a_peer_of_an_old_kind_is_heard_like_any_other(router: Router, said: byt
         assert received(router)[1] == [b"x"]
 
 
-def test_who_connects_while_nobody_looks_does_not_stop_the_rest() -> None:
-    """libzmq's thread waits where an event of its monitor has no place."""
+def test_failed_handshakes_that_nobody_counts_do_not_stop_the_rest() -> None:
+    """libzmq's thread waits where an event of its monitor has no room."""
     raise_limit()
     router = Router("tcp://127.0.0.1:*", SIZES)
-    port = int(router.endpoint.rsplit(":", 1)[1])
+    address = "127.0.0.1", int(router.endpoint.rsplit(":", 1)[1])
     for _ in range(3_000):
-        socket.create_connection(("127.0.0.1", port), timeout=30.0).close()
+        with socket.create_connection(address, timeout=30.0) as stranger:
+            stranger.sendall(NO_MECHANISM)
     dealer = Dealer(router.endpoint)
     until(lambda: dealer.send([b"hello"]), "a connection")
     assert received(router)[1] == [b"hello"]
+    counts: list[int] = []
+
+    def all_counted() -> bool:
+        counts.append(router.failed_handshakes())
+        return sum(counts) == 3_000
+
+    until(all_counted, lambda: f"3,000 failures: {counts}")
+    assert max(counts) <= FAILURES_A_READ
+    dealer.close()
+    router.close()
+
+
+PEER_GONE_WITH_MESSAGES_UNREAD = """
+import socket, time
+from manychar.network.transport import HEARTBEAT_MS, Router
+from tests.network.test_hostile import handshake_without_keys
+router = Router("tcp://127.0.0.1:0", None)
+visitor = handshake_without_keys(int(router.endpoint.rsplit(":", 1)[1]))
+visitor.sendall(b"\\x00\\x01x" * 2_000)
+while router.socket.poll(0) == 0:
+    pass
+time.sleep(0.1)
+visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, 0, 0, 0)) + bytes(4))
+visitor.close()
+time.sleep(2 * HEARTBEAT_MS / 1000)
+while router.receive() is not None:
+    pass
+router.close()
+"""
+
+
+def test_a_peer_that_goes_with_messages_unread_ends_nobody() -> None:
+    """libzmq would end the process at its next heartbeat, if the server sent any."""
+    done = subprocess.run([sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD], check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of Linux")
+def test_the_kernel_itself_notices_a_machine_that_is_gone() -> None:
+    router = Router("tcp://127.0.0.1:0", None)
+    dealer = Dealer(router.endpoint)
+    until(lambda: dealer.send([b"hello"]), "a connection")
+    assert router.socket.poll(WAIT_MS)
+    frame = router.socket.recv_multipart(copy=False)[-1]
+    with socket.socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        for option, expected in (
+            (socket.TCP_KEEPIDLE, 5),
+            (socket.TCP_KEEPINTVL, 5),
+            (socket.TCP_KEEPCNT, 3),
+            (socket.TCP_USER_TIMEOUT, 20_000),
+        ):
+            assert connection.getsockopt(socket.IPPROTO_TCP, option) == expected
     dealer.close()
     router.close()
 

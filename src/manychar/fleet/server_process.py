@@ -59,7 +59,7 @@ from manychar.protocol.effects import (
     Show,
     Validate,
 )
-from manychar.protocol.messages import Grant, Message, Peer, Report, Weights
+from manychar.protocol.messages import Message, Peer, Report, Weights
 from manychar.protocol.run_spec import Operation, RunSpec
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
@@ -301,13 +301,7 @@ class _Loop:
 
     def _mind_the_door(self, now: float) -> None:
         """Count who was sent away, and let those go whose key was revoked though silent."""
-        if ended := self.router.guard.ended():
-            for _ in ended:
-                self._carry_out(self.machine.dropped(Counter.CONNECTIONS_ENDED))
-            more = f" and {len(ended) - 1:,} more" if len(ended) > 1 else ""
-            what = f"the connection of {ended[0]}{more} is ended: a message without an end"
-            self._carry_out(self.machine.remark(what))
-        if failed := self.router.guard.failed_handshakes():
+        if failed := self.router.failed_handshakes():
             for _ in range(failed):
                 self._carry_out(self.machine.dropped(Counter.HANDSHAKES_FAILED))
             what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
@@ -425,8 +419,6 @@ class _Loop:
         self._carry_out(self.machine.waits_for_disk(time.monotonic()))
 
     def _send(self, peer: Peer, message: Message) -> None:
-        if isinstance(message, Grant):
-            self.router.guard.leased(peer)
         try:
             if not self.router.send(peer, encode(message)):
                 self._carry_out(self.machine.dropped(Counter.SENDS_DROPPED))

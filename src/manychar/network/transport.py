@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 import zmq
@@ -19,8 +19,6 @@ from zmq.utils.monitor import recv_monitor_message
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import is_crowded, limit
 from manychar.network.endpoints import check_endpoint, is_served, is_six, search_of
-from manychar.network.flood import Floods
-from manychar.network.guard import Guard
 from manychar.network.keys import ClientKey
 from manychar.network.name_resolution import TRY_FOR, Search
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
@@ -45,7 +43,6 @@ HANDSHAKE_MS = 5000
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
 SHARED_FROM_BYTES = 65_536
 KNOCK_AGAIN_AFTER = 1.0
-STATES = 16  # weights, history and gradients in work, and checkpoints being written
 REFUSED_KEY = "it does not let this key in, or has another key itself, or none"
 WANTS_KEY = "it wants a key: --key FILE"
 _REFUSALS = (
@@ -53,10 +50,9 @@ _REFUSALS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-
-_FIRST_AT = "inproc://first"
-SHORT = 255  # bytes: the longest frame whose length takes one byte on the wire
-CURVE_FRAME = 33  # RFC 26: the name of the command, a nonce, a code of authentication, the flags
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_EVENTS_AT = "inproc://events"
+FAILURES_A_READ = 1000
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -99,8 +95,10 @@ class Router:
         self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self.door: Authenticator | None = None
-        first = first_identity(self._context, self.socket)
-        self.guard = Guard(self._context, self.socket, _floods(dimensions, first))
+        self.socket.monitor(_EVENTS_AT, _FAILED)
+        self._events = self._context.socket(zmq.PAIR)
+        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread waits where an event has no room
+        self._events.connect(_EVENTS_AT)
         try:
             if keys is not None:
                 self.door = Authenticator(self._context, keys)
@@ -117,8 +115,12 @@ class Router:
         self._shut, self._crowd_complaint = False, ""
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    def _stop_events(self) -> None:
+        self.socket.disable_monitor()
+        self._events.close(0)
+
     def _give_back(self) -> None:
-        self.guard.close()
+        self._stop_events()
         self.socket.close(0)
         if self.door is not None:
             self.door.socket.close(0)
@@ -129,7 +131,6 @@ class Router:
         try:
             peer = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self.guard.all_read()
             return None
         frames = self._rest_of_message(peer)
         owner = None if self.door is None else self.door.owner_of(str(peer.get("User-Id")))
@@ -139,15 +140,23 @@ class Router:
     def _rest_of_message(self, frame: zmq.Frame) -> list[Frame]:
         """Return the frames after this one; of more than a message can have, one too many."""
         frames: list[Frame] = []
-        size, peer = 0, frame.bytes
         while frame.more:
             frame = self.socket.recv(copy=False)
-            size += _on_the_wire(len(frame), secured=self.door is not None)
             if len(frames) <= MAX_FRAMES:
                 frames.append(frame.buffer)
-        with contextlib.suppress(zmq.ZMQError):  # ZMTP 1 and 2 say nothing of their connection
-            self.guard.handed_over(peer, int(frame.get(zmq.SRCFD)), size)
         return frames
+
+    def failed_handshakes(self) -> int:
+        """Return how many failed since the last call: no key, another server's, or no ZMTP.
+
+        At most FAILURES_A_READ, so that a storm of them holds nobody up; the rest comes next time.
+        """
+        for failed in range(FAILURES_A_READ):
+            try:
+                self._events.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return failed
+        return FAILURES_A_READ
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full. The frames are not to be written to again.
@@ -191,7 +200,7 @@ class Router:
 
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
-        self.guard.close()
+        self._stop_events()
         self.socket.close(LINGER_MS)
         if self.door is not None:
             self.door.socket.close()
@@ -362,32 +371,3 @@ def _largest_frame(dimensions: Dimensions) -> int:
     """Return the length of the longest frame that a peer has reason to send."""
     units = 64 * dimensions.shards * (dimensions.delay + 1)
     return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
-
-
-def first_identity(context: "zmq.Context[Any]", router: "zmq.Socket[bytes]") -> bytes:
-    """Return the identity that a new ROUTER gives its first peer: it counts on from there."""
-    router.bind(_FIRST_AT)
-    with context.socket(zmq.DEALER) as first:
-        first.connect(_FIRST_AT)
-        first.send(b"")
-        identity, _ = router.recv_multipart()
-    router.unbind(_FIRST_AT)
-    return identity
-
-
-def _floods(dimensions: Dimensions | None, first: bytes) -> Floods:
-    """Return what watches over floods: a peer may send every shard's gradient of the open steps."""
-    if dimensions is None:
-        return Floods(message=HEADER_BYTES, messages=1, state=0, first=first)
-    return Floods(
-        message=HEADER_BYTES + dimensions.parameters_bytes + dimensions.hidden_bytes,
-        messages=1 + dimensions.shards * (dimensions.delay + 1),
-        state=STATES * dimensions.parameters_bytes,
-        first=first,
-    )
-
-
-def _on_the_wire(size: int, *, secured: bool) -> int:
-    """Return how many bytes a frame takes there: RFC 37, or RFC 26 in it."""
-    size += CURVE_FRAME if secured else 0
-    return size + (2 if size <= SHORT else 9)

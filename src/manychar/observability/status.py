@@ -47,7 +47,6 @@ COUNTER_SENTENCES = {
     Counter.SENDERS_BLOCKED: "senders blocked for 30 s after too many faults",
     Counter.HANDSHAKES_REFUSED: "handshakes without a key, or with one that is not listed",
     Counter.HANDSHAKES_FAILED: "handshakes in another protocol, or with another server's key",
-    Counter.CONNECTIONS_ENDED: "connections ended: a message that never ended",
     Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
     Counter.CHECKPOINTS_NOT_WRITTEN: "checkpoints not written",
     Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints removed before they were validated",

@@ -23,7 +23,6 @@ class Counter(enum.StrEnum):
     SENDERS_BLOCKED = enum.auto()
     HANDSHAKES_REFUSED = enum.auto()
     HANDSHAKES_FAILED = enum.auto()
-    CONNECTIONS_ENDED = enum.auto()
     SENDS_DROPPED = enum.auto()
     CHECKPOINTS_NOT_WRITTEN = enum.auto()
     CHECKPOINTS_NOT_VALIDATED = enum.auto()
