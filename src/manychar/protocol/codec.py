@@ -1,295 +1,140 @@
-"""Message <-> frames. Every limit of the wire stands here, and nothing is believed unchecked.
+"""Message <-> frames, derived from the fields' types in `messages.py`. Nothing is believed.
 
 The first frame is a header: a msgpack map of at most 4 KiB with the message's type and its small
-fields, each of a stated kind and range. Tensors follow as raw frames; their number and exact
-lengths follow from the message's type and the run's dimensions, never from what the header claims.
+fields, each of a stated kind and range. Tensors follow as raw frames; their number and lengths
+follow from the message's type and the run's dimensions, never from what the header claims.
 """
 
 import dataclasses
-import math
-import re
-import struct
+import enum
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from manychar.protocol import messages
-from manychar.protocol.messages import Dimensions, Frame, Level, Message, Unit, WorkerStats
+from manychar.protocol import field_types as field
+from manychar.protocol.field_types import Frame
+from manychar.protocol.messages import Dimensions, Message
 
+WireError = field.WireError
+MAX_INTEGER = field.MAX_INTEGER
 HEADER_BYTES = 4096
-MAX_FRAMES = 4
-MAX_TEXT = messages.TEXT_LENGTH
-MAX_NAME = 64
-MAX_NAMES = 32
-MAX_MAP = 24
-MAX_ROSTER = messages.ROSTER_LENGTH
-MAX_INTEGER = 2**53
-MAX_VOCABULARY_BYTES = 4 * 0x110000
-UNIT = struct.Struct("<4q")
+MAX_BINARY = 64
 
 Check = Callable[[Any], Any]
+FrameRule = field.Tensor | field.Tensors | field.Records | field.Blob
 
 
-class WireError(ValueError):
-    """Bytes that are no message. The text says what is wrong with them; the sender is to blame."""
+class Layout(NamedTuple):
+    """How one type of message lies on the wire: its header's fields and its frames, in order."""
+
+    kind: type[Any]
+    header: dict[str, Check]
+    frames: dict[str, FrameRule]
+
+    @classmethod
+    def of(cls, kind: type[Any]) -> "Layout":
+        """Derive it from the types of the fields; TypeError for one without a limit."""
+        hints = get_type_hints(kind, include_extras=True)
+        rules = {name: get_args(hint)[1:] for name, hint in hints.items()}
+        frames = {
+            n: rule[0] for n, rule in rules.items() if rule and isinstance(rule[0], FrameRule)
+        }
+        header = {name: _check_of(hint) for name, hint in hints.items() if name not in frames}
+        return cls(kind, header, frames)
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_INTEGER:
-        raise WireError("not a whole number in range")
-    return value
+def _check_of(hint: Any) -> Check:
+    """Return what holds a value of the header to its type."""
+    args = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _check_within(args[0], args[1])
+    if args[1:] == (types.NoneType,):
+        given = _check_of(args[0])
+        return lambda value: None if value is None else given(value)
+    if dataclasses.is_dataclass(hint):
+        layout = Layout.of(cast("type[Any]", hint))
+        return lambda value: layout.kind(**_checked(value, layout.header))
+    if isinstance(hint, type) and issubclass(hint, enum.StrEnum):
+        members = {str(member): member for member in hint}
+        known = _only(lambda value: type(value) is str and value in members, "not a known word")
+        return lambda value: members[known(value)]
+    if isinstance(hint, type) and issubclass(hint, tuple):
+        return _record_of(hint)
+    raise TypeError(f"{hint}: a field of a message needs a type with a limit, see field_types.py")
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise WireError("not a finite number")
-    return float(value)
+def _check_within(hint: Any, limit: Any) -> Check:
+    if isinstance(limit, field.Only):
+        return _only(*limit)
+    key, item = get_args(hint)
+    if item is ...:
+        return _list_of(_check_of(key), limit.most)
+    return _map_of(_check_of(key), _check_of(item), limit.most)
 
 
-def _any_number(value: Any) -> float:
-    """Check a loss: it may be infinite or no number, and the server then says whose it was."""
-    if type(value) is not float:
-        raise WireError("not a number")
-    return value
+def _only(right: Callable[[Any], bool], wrong: str) -> Check:
+    def check(value: Any) -> Any:
+        if not right(value):
+            raise WireError(wrong)
+        return value
+
+    return check
 
 
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise WireError("not true or false")
-    return value
+def _list_of(item: Check, most: int) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) > most:
+            raise WireError(f"not a list of at most {most}")
+        return tuple(map(item, value))
+
+    return check
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str or len(value) > MAX_TEXT or not value.isprintable():
-        raise WireError("not a short printable text")
-    return value
+def _map_of(key: Check, item: Check, most: int) -> Check:
+    def check(value: Any) -> dict[Any, Any]:
+        if type(value) is not dict or len(value) > most:
+            raise WireError(f"not a map of at most {most} entries")
+        return {key(name): item(entry) for name, entry in value.items()}
+
+    return check
 
 
-_PLAIN = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}", re.ASCII)
+def _record_of(kind: type[tuple[Any, ...]]) -> Check:
+    checks = tuple(map(_check_of, get_type_hints(kind, include_extras=True).values()))
+
+    def check(value: Any) -> Any:
+        if type(value) is not list or len(value) != len(checks):
+            raise WireError(f"not the {len(checks)} fields of {kind.__name__}")
+        return kind(*(check(item) for check, item in zip(checks, value, strict=True)))
+
+    return check
 
 
-def _name(value: Any) -> str:
-    if type(value) is not str or not _PLAIN.fullmatch(value):
-        raise WireError(f"not a name: 1 to {MAX_NAME} of A-Z a-z 0-9 . _ : -")
-    return value
+def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
+    if type(values) is not dict or values.keys() != checks.keys():
+        raise WireError("not the fields of this message")
+    name = ""
+    try:
+        return {(name := key): check(values[key]) for key, check in checks.items()}
+    except WireError as error:
+        raise WireError(f"{name}: {error}") from None
 
 
-def _level(value: Any) -> Level:
-    if type(value) is not str or value not in tuple(Level):
-        raise WireError("not a level")
-    return Level(value)
-
-
-def _digest(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) != messages.DIGEST_BYTES:
-        raise WireError(f"not a digest of {messages.DIGEST_BYTES} bytes")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if type(value) is not list or len(value) > MAX_NAMES:
-        raise WireError(f"not a list of at most {MAX_NAMES} names")
-    return tuple(map(_name, value))
-
-
-def _perhaps(check: Check) -> Check:
-    return lambda value: None if value is None else check(value)
-
-
-def _attendances(value: Any) -> tuple[WorkerStats, ...]:
-    if type(value) is not list or len(value) > MAX_ROSTER:
-        raise WireError(f"not a list of at most {MAX_ROSTER} workers")
-    return tuple(map(_attendance, value))
-
-
-def _attendance(value: Any) -> WorkerStats:
-    if type(value) is not list or len(value) != len(_ATTENDANCE):
-        raise WireError("not what is known of a worker")
-    return WorkerStats(*(check(item) for check, item in zip(_ATTENDANCE, value, strict=True)))
-
-
-def _map_of(check: Check) -> Check:
-    def checked(value: Any) -> dict[str, Any]:
-        if type(value) is not dict or len(value) > MAX_MAP:
-            raise WireError(f"not a map of at most {MAX_MAP} entries")
-        return {_text(key): check(item) for key, item in value.items()}
-
-    return checked
-
-
-def _dimensions(value: Any) -> Dimensions:
-    fields = _checked(value, _DIMENSIONS)
-    if (
-        fields["dtype"] not in ("float32", "float64")
-        or min(
-            fields[name]
-            for name in ("vocabulary_size", "hidden", "seq_length", "streams", "shards")
-        )
-        < 1
-    ):
-        raise WireError("not the dimensions of a run")
-    return Dimensions(**fields)
-
-
-_ATTENDANCE: tuple[Check, ...] = (_name, _text, _name, *(_integer,) * 3, *(_number,) * 4)
-
-_DIMENSIONS: dict[str, Check] = {
-    "vocabulary_size": _integer,
-    "hidden": _integer,
-    "seq_length": _integer,
-    "streams": _integer,
-    "shards": _integer,
-    "delay": _integer,
-    "dtype": _name,
-}
-
-Length = Callable[[Dimensions, Mapping[str, Any]], int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How one type of message lies on the wire: its header's fields, and its frames' lengths."""
-
-    type: type[Any]
-    fields: dict[str, Check]
-    frames: dict[str, Length] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What the header calls it."""
-        return self.type.__name__
-
-
-_ENVELOPE: dict[str, Check] = {"run": _name, "term": _integer}
-_LEASED = {**_ENVELOPE, "lease": _integer, "shard": _integer, "step": _integer, "version": _integer}
-
-
-def _units(_: Dimensions, fields: Mapping[str, Any]) -> int:
-    return UNIT.size * int(fields["unit_count"])
-
-
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            messages.Hello,
-            {
-                "wire": _integer,
-                "role": _name,
-                "name": _name,
-                "instance": _name,
-                "machine": _map_of(_text),
-            },
-        ),
-        Layout(
-            messages.Welcome,
-            {
-                **_ENVELOPE,
-                "steps": _integer,
-                "dimensions": _dimensions,
-                "numerics": _name,
-                "seed": _integer,
-                "silence": _number,
-                "vocabulary_bytes": _integer,
-            },
-            {"vocabulary": lambda _, fields: int(fields["vocabulary_bytes"])},
-        ),
-        Layout(
-            messages.Ready,
-            {**_ENVELOPE, "fingerprint": _name, "libraries": _map_of(_text), "slowest": _number},
-        ),
-        Layout(messages.Refused, {"reason": _text}),
-        Layout(messages.Reset, _ENVELOPE),
-        Layout(
-            messages.Grant,
-            {**_LEASED, "fresh": _flag},
-            {
-                "weights": lambda size, _: size.parameters_bytes,
-                "hidden": lambda size, _: size.hidden_bytes,
-                "ids": lambda size, _: size.ids_bytes,
-            },
-        ),
-        Layout(
-            messages.Weights,
-            {**_ENVELOPE, "version": _integer, "unit_count": _integer},
-            {
-                "weights": lambda size, _: size.parameters_bytes,
-                "units": _units,
-                "ids": lambda size, fields: size.ids_bytes * int(fields["unit_count"]),
-            },
-        ),
-        Layout(messages.Revoke, {**_ENVELOPE, "lease": _integer}),
-        Layout(
-            messages.Gradient,
-            {**_LEASED, "hidden_digest": _digest, "loss": _any_number},
-            {
-                "gradient": lambda size, _: size.parameters_bytes,
-                "hidden": lambda size, _: size.hidden_bytes,
-            },
-        ),
-        Layout(
-            messages.Heartbeat,
-            {**_ENVELOPE, "slowest": _number, "computing": _number, "unit_count": _integer},
-            {"units": _units},
-        ),
-        Layout(messages.Alive, _ENVELOPE),
-        Layout(messages.Stop, _ENVELOPE),
-        Layout(messages.Goodbye, {**_ENVELOPE, "reason": _text}),
-        Layout(
-            messages.Report,
-            {
-                **_ENVELOPE,
-                "step": _integer,
-                "steps": _integer,
-                "loss": _any_number,
-                "smooth_loss": _any_number,
-                "characters": _integer,
-                "seconds": _number,
-                "workers": _names,
-                "standing_by": _integer,
-                "counts": _map_of(_integer),
-                "checkpoint": _integer,
-                "checkpoint_age": _number,
-                "validated": _perhaps(_integer),
-                "validation": _perhaps(_any_number),
-                "best": _perhaps(_integer),
-            },
-        ),
-        Layout(
-            messages.Roster,
-            {
-                **_ENVELOPE,
-                "first": _integer,
-                "total": _integer,
-                "waiting": _text,
-                "workers": _attendances,
-            },
-        ),
-        Layout(messages.Notice, {**_ENVELOPE, "level": _level, "text": _text}),
-        Layout(messages.Done, {**_ENVELOPE, "code": _integer, "reason": _text}),
-    )
-}
+LAYOUTS = {kind.__name__: Layout.of(kind) for kind in get_args(Message)}
+MAX_FRAMES = 1 + max(len(layout.frames) for layout in LAYOUTS.values())
 
 
 def encode(message: Message) -> list[Frame]:
-    """Return the frames of a message. ValueError if it breaks a limit of ours: a fault of ours."""
-    layout = LAYOUTS[type(message).__name__]
-    values = dict(vars(message))
-    if "dimensions" in values:
-        values["dimensions"] = dataclasses.asdict(values["dimensions"])
-    if "unit_count" in layout.fields:
-        values["unit_count"] = len(values["units"])
-        values["units"] = b"".join(UNIT.pack(*unit) for unit in values["units"])
-    if "vocabulary_bytes" in layout.fields:
-        values["vocabulary_bytes"] = len(values["vocabulary"])
-    if layout.type is messages.Weights:
-        values["ids"] = b"".join(values["ids"])
-    header = {"type": layout.name, **{name: values[name] for name in layout.fields}}
-    packed = msgpack.packb(header)
+    """Return the frames of a message. ValueError if its header is too long: a fault of ours."""
+    kind = type(message).__name__
+    layout, values = LAYOUTS[kind], vars(message)
+    fields = {name: values[name] for name in layout.header}
+    packed = msgpack.packb({"type": kind, **fields}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
-        raise ValueError(f"a {layout.name} header of {len(packed)} bytes")
-    return [packed, *(values[name] for name in layout.frames)]
+        raise ValueError(f"a {kind} header of {len(packed)} bytes")
+    return [packed, *(rule.pack(values[name]) for name, rule in layout.frames.items())]
 
 
 def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
@@ -301,15 +146,33 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"{len(frames)} frames")
     header = _header(frames[0])
-    layout = LAYOUTS.get(header.pop("type", None))
+    kind = header.pop("type")
+    layout = LAYOUTS.get(kind)
     if layout is None:
         raise WireError("no type of message that is known here")
     try:
-        fields = _checked(header, layout.fields)
+        message: Message = layout.kind(**_values(layout, header, frames[1:], dimensions))
     except WireError as error:
-        raise WireError(f"{layout.name}: {error}") from None
-    _check_frames(layout, fields, frames[1:], dimensions or fields.get("dimensions"))
-    return _build(layout, fields, frames[1:])
+        raise WireError(f"{kind}: {error}") from None
+    return message
+
+
+def _values(
+    layout: Layout, header: Any, frames: Sequence[Frame], dimensions: Dimensions | None
+) -> dict[str, Any]:
+    values = _checked(header, layout.header)
+    if len(frames) != len(layout.frames):
+        raise WireError(f"{len(frames)} frames after the header")
+    size = dimensions or values.get("dimensions")
+    if frames and size is None:
+        raise WireError("from a peer that is in no run")
+    name = ""
+    try:
+        for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
+            values[name] = rule.unpack(frame, size, values)
+    except WireError as error:
+        raise WireError(f"{name}: {error}") from None
+    return values
 
 
 def _header(frame: Frame) -> dict[Any, Any]:
@@ -319,10 +182,10 @@ def _header(frame: Frame) -> dict[Any, Any]:
         header = msgpack.unpackb(
             frame,
             strict_map_key=True,
-            max_str_len=MAX_TEXT * 4,
-            max_bin_len=MAX_NAME,
-            max_array_len=MAX_NAMES,
-            max_map_len=MAX_MAP,
+            max_str_len=field.TEXT_LENGTH * 4,
+            max_bin_len=MAX_BINARY,
+            max_array_len=field.MAX_ITEMS,
+            max_map_len=field.MAX_ENTRIES,
             max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException, TypeError, RecursionError):
@@ -330,58 +193,3 @@ def _header(frame: Frame) -> dict[Any, Any]:
     if type(header) is not dict or type(header.get("type")) is not str:
         raise WireError("a header that is no map with a type")
     return header
-
-
-def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
-    if type(values) is not dict or values.keys() != checks.keys():
-        raise WireError("not the fields of this message")
-    name = ""
-    try:
-        return {(name := field): check(values[field]) for field, check in checks.items()}
-    except WireError as error:
-        raise WireError(f"{name}: {error}") from None
-
-
-def _check_frames(
-    layout: Layout,
-    fields: Mapping[str, Any],
-    frames: Sequence[Frame],
-    dimensions: Dimensions | None,
-) -> None:
-    if len(frames) != len(layout.frames):
-        raise WireError(f"{layout.name}: {len(frames)} frames after the header")
-    if fields.get("vocabulary_bytes", 0) > MAX_VOCABULARY_BYTES:
-        raise WireError(f"{layout.name}: a vocabulary of {fields['vocabulary_bytes']} bytes")
-    if not layout.frames:
-        return
-    if dimensions is None:
-        raise WireError(f"{layout.name}: from a peer that is in no run")
-    if fields.get("unit_count", 0) > dimensions.shards * (dimensions.delay + 1) * 2:
-        raise WireError(f"{layout.name}: {fields['unit_count']} units")
-    for (name, length), frame in zip(layout.frames.items(), frames, strict=True):
-        expected = length(dimensions, fields)
-        if len(frame) != expected:
-            raise WireError(f"{layout.name}: {name} has {len(frame)} bytes, expected {expected}")
-
-
-def _build(layout: Layout, fields: dict[str, Any], frames: Sequence[Frame]) -> Message:
-    values: dict[str, Any] = {**fields, **dict(zip(layout.frames, frames, strict=True))}
-    values.pop("vocabulary_bytes", None)
-    count = values.pop("unit_count", 0)
-    if "units" in values:
-        values["units"] = tuple(map(_unit, UNIT.iter_unpack(values["units"])))
-    if layout.type is messages.Weights:
-        values["ids"] = _split(values["ids"], count)
-    message: Message = layout.type(**values)
-    return message
-
-
-def _unit(numbers: tuple[int, ...]) -> Unit:
-    return Unit(*map(_integer, numbers))
-
-
-def _split(frame: Frame, count: int) -> tuple[Frame, ...]:
-    """Return the equal parts of a frame, without a copy."""
-    view = memoryview(frame)
-    size = len(view) // count if count else 0
-    return tuple(view[i * size : (i + 1) * size] for i in range(count))

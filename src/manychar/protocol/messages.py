@@ -1,39 +1,39 @@
-"""The messages, one paragraph each. How they become bytes is `codec.py`'s affair.
+"""The messages, one paragraph each: adding a message or a field is a change here alone.
 
-A run is named by `run`; `term` rises each time its server starts. Tensors travel as raw frames,
-little-endian, in the shapes that `Dimensions` says; a step's identity is (run, term, step, shard).
+A field's type (`field_types.py`) is its limit on the wire; `codec.py` derives the bytes from it.
+A run is named by `run`; `term` rises each time its server starts. A step's identity is
+(run, term, step, shard). Tensors are raw, little-endian, in the shapes that `Dimensions` says.
 """
 
 import dataclasses
 import enum
 import functools
 import zlib
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from manychar.protocol import field_types as field
 
 WIRE_VERSION = 1
 """Rises with every release that changes the messages; two sides that differ refuse each other."""
 
-Frame = bytes | bytearray | memoryview
-"""Anything that holds raw bytes and can be sent as one frame."""
-
+Frame = field.Frame
 Peer = bytes
 """How the transport calls one connection."""
-
-
-TEXT_LENGTH = 500
-"""The longest text that a message carries, in characters."""
-
-
-def one_line(text: str) -> str:
-    """Return a text as a message can carry it: printable, on one line, not too long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:TEXT_LENGTH]
-
 
 ROSTER_LENGTH = 7
 """How many workers one Roster tells of: with the longest names they fit into a header."""
 
+
 DIGEST_BYTES = 4
+Digest = Annotated[
+    bytes,
+    field.Only(lambda v: type(v) is bytes and len(v) == DIGEST_BYTES, "not a digest of 4 bytes"),
+]
+
+
+def one_line(text: str) -> str:
+    """Return a text as a message can carry it: printable, on one line, not too long."""
+    return "".join(c if c.isprintable() else " " for c in text)[: field.TEXT_LENGTH]
 
 
 def digest(frame: Frame) -> bytes:
@@ -86,23 +86,23 @@ class UnitState(enum.IntEnum):
 class Unit(NamedTuple):
     """One shard at one step, under a lease. `flag`: `fresh` from the server, a UnitState to it."""
 
-    lease: int
-    shard: int
-    step: int
-    flag: int
+    lease: field.Integer
+    shard: field.Integer
+    step: field.Integer
+    flag: field.Integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dimensions:
     """The run's sizes: all that is needed to know the exact length of every tensor frame."""
 
-    vocabulary_size: int
-    hidden: int
-    seq_length: int
-    streams: int
-    shards: int
-    delay: int
-    dtype: str
+    vocabulary_size: field.Positive
+    hidden: field.Positive
+    seq_length: field.Positive
+    streams: field.Positive
+    shards: field.Positive
+    delay: field.Integer
+    dtype: field.Dtype
 
     @functools.cached_property
     def value_bytes(self) -> int:
@@ -131,168 +131,163 @@ class Dimensions:
         return self.id_bytes * self.streams * (self.seq_length + 1)
 
 
+ParametersFrame = Annotated[Frame, field.Tensor(lambda size: size.parameters_bytes)]
+HiddenFrame = Annotated[Frame, field.Tensor(lambda size: size.hidden_bytes)]
+IdsFrame = Annotated[Frame, field.Tensor(lambda size: size.ids_bytes)]
+IdsOfUnits = Annotated[tuple[Frame, ...], field.Tensors(lambda size: size.ids_bytes, per="units")]
+Units = Annotated[
+    tuple[Unit, ...], field.Records(Unit, lambda size: size.shards * (size.delay + 1) * 2)
+]
+Vocabulary = Annotated[Frame, field.Blob(4 * 0x110000)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _InRun:
+    """What every message of a run's member or server carries."""
+
+    run: field.Name
+    term: field.Integer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Leased(_InRun):
+    """What names one piece of work."""
+
+    lease: field.Integer
+    shard: field.Integer
+    step: field.Integer
+    version: field.Integer
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hello:
     """A peer knocks. `instance` tells two lives of one name apart; `machine` describes the host."""
 
-    wire: int
-    role: str
-    name: str
-    instance: str
-    machine: Mapping[str, str]
+    wire: field.Integer
+    role: field.Name
+    name: field.Name
+    instance: field.Name
+    machine: field.Texts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Welcome:
+class Welcome(_InRun):
     """The server's answer: the run, its term and sizes, and the numerics to pin before computing.
 
     `silence` is how long, in seconds, either side may say nothing before it is taken for lost.
     Observers are given the vocabulary (UTF-8) and the seed as well, to draw samples from.
     """
 
-    run: str
-    term: int
-    steps: int
+    steps: field.Integer
     dimensions: Dimensions
-    numerics: str
-    seed: int
-    silence: float
-    vocabulary: Frame
+    numerics: field.Name
+    seed: field.Integer
+    silence: field.Number
+    vocabulary: Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ready:
+class Ready(_InRun):
     """A worker can compute: the fingerprint of its arithmetic, and what computed it.
 
     `slowest` is the longest time, in seconds, between two pieces of the probe's work.
     """
 
-    run: str
-    term: int
-    fingerprint: str
-    libraries: Mapping[str, str]
-    slowest: float
+    fingerprint: field.Name
+    libraries: field.Texts
+    slowest: field.Number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused:
     """The server will not have this peer, and says why. It need not come again."""
 
-    reason: str
+    reason: field.Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reset:
+class Reset(_InRun):
     """The server does not know the peer, or not in that term: drop everything and say Hello."""
 
-    run: str
-    term: int
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grant:
+class Grant(_Leased):
     """A lease on a shard, from step `step` on: with its hidden state, ids and weights to begin.
 
     `version` is the step of the weights, max(0, step - D). Sent again, it elicits the same gradient
     again.
     """
 
-    run: str
-    term: int
-    lease: int
-    shard: int
-    step: int
-    version: int
-    fresh: bool
-    weights: Frame
-    hidden: Frame
-    ids: Frame
+    fresh: field.Flag
+    weights: ParametersFrame
+    hidden: HiddenFrame
+    ids: IdsFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(_InRun):
     """Weights after `version` updates, and the units they let a worker compute, each with its ids.
 
     They acknowledge every gradient of a step below `version`. An observer gets them without units.
     """
 
-    run: str
-    term: int
-    version: int
-    weights: Frame
-    units: tuple[Unit, ...]
-    ids: tuple[Frame, ...]
+    version: field.Integer
+    weights: ParametersFrame
+    units: Units
+    ids: IdsOfUnits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Revoke:
+class Revoke(_InRun):
     """The lease has gone to another worker. What is being computed under it may still be sent."""
 
-    run: str
-    term: int
-    lease: int
+    lease: field.Integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gradient:
+class Gradient(_Leased):
     """One shard's loss and gradient at one step, sums over its streams, and its next hidden state.
 
     `version` and `hidden_digest` name the weights and the hidden state it was computed from.
     """
 
-    run: str
-    term: int
-    lease: int
-    shard: int
-    step: int
-    version: int
-    hidden_digest: bytes
-    loss: float
-    gradient: Frame
-    hidden: Frame
+    hidden_digest: Digest
+    loss: field.AnyNumber
+    gradient: ParametersFrame
+    hidden: HiddenFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heartbeat:
+class Heartbeat(_InRun):
     """A peer lives: how far it is with each unit.
 
     `slowest` is its longest piece of work so far, `computing` all of its computing, in seconds.
     """
 
-    run: str
-    term: int
-    slowest: float
-    computing: float
-    units: tuple[Unit, ...]
+    slowest: field.Number
+    computing: field.Number
+    units: Units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alive:
+class Alive(_InRun):
     """The server's answer to a heartbeat."""
 
-    run: str
-    term: int
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Goodbye:
+class Goodbye(_InRun):
     """A peer leaves in good order; a worker hands back its leases with it."""
 
-    run: str
-    term: int
-    reason: str
+    reason: field.Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stop:
+class Stop(_InRun):
     """An observer asks the server to end its step, write a checkpoint and finish."""
 
-    run: str
-    term: int
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(_InRun):
     """How the run stands: step, losses (nats a stream), characters and seconds since it began.
 
     `workers` are the names of those who hold leases, as many as fit; `counts` is what was dropped.
@@ -301,22 +296,20 @@ class Report:
     one with the least; None where there is none yet.
     """
 
-    run: str
-    term: int
-    step: int
-    steps: int
-    loss: float
-    smooth_loss: float
-    characters: int
-    seconds: float
-    workers: tuple[str, ...]
-    standing_by: int
-    counts: Mapping[str, int]
-    checkpoint: int
-    checkpoint_age: float
-    validated: int | None
-    validation: float | None
-    best: int | None
+    step: field.Integer
+    steps: field.Integer
+    loss: field.AnyNumber
+    smooth_loss: field.AnyNumber
+    characters: field.Integer
+    seconds: field.Number
+    workers: field.Names
+    standing_by: field.Integer
+    counts: field.Counts
+    checkpoint: field.Integer
+    checkpoint_age: field.Number
+    validated: field.Integer | None
+    validation: field.AnyNumber | None
+    best: field.Integer | None
 
 
 class WorkerStats(NamedTuple):
@@ -327,54 +320,48 @@ class WorkerStats(NamedTuple):
     `units` is how many of its gradients counted, `dropped` how many of its messages did not.
     """
 
-    name: str
-    host: str
-    state: str
-    leases: int
-    units: int
-    dropped: int
-    present: float
-    computing: float
-    waiting: float
-    late: float
+    name: field.Name
+    host: field.Text
+    state: field.Name
+    leases: field.Integer
+    units: field.Integer
+    dropped: field.Integer
+    present: field.Number
+    computing: field.Number
+    waiting: field.Number
+    late: field.Number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Roster:
+class Roster(_InRun):
     """Who is there: some of the `total` workers, from the one numbered `first` on.
 
     `waiting` says for whom the run waits; it is empty while a step takes less than four usual ones.
     """
 
-    run: str
-    term: int
-    first: int
-    total: int
-    waiting: str
-    workers: tuple[WorkerStats, ...]
+    first: field.Integer
+    total: field.Integer
+    waiting: field.Text
+    workers: Annotated[tuple[WorkerStats, ...], field.AtMost(ROSTER_LENGTH)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Notice:
+class Notice(_InRun):
     """One line for whoever watches: something that happened, or for whom the run is waiting."""
 
-    run: str
-    term: int
     level: Level
-    text: str
+    text: field.Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Done:
+class Done(_InRun):
     """The run has ended, or pauses in good order; `code` is the server's exit code.
 
     A worker ends with 0 where it is 0, else with 75: the run is not through and may go on.
     """
 
-    run: str
-    term: int
-    code: int
-    reason: str
+    code: field.Integer
+    reason: field.Text
 
 
 FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop

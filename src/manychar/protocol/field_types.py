@@ -1,0 +1,154 @@
+"""The types that a message's fields may have, each with the limit that the wire holds it to.
+
+`messages.py` declares its fields with them, and `codec.py` derives every layout from there. A
+field of any other type is a TypeError at import: nothing travels without a limit.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+Frame = bytes | bytearray | memoryview
+"""Anything that holds raw bytes and can be sent as one frame."""
+
+TEXT_LENGTH = 500
+"""The longest text that a message carries, in characters."""
+
+NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
+
+MAX_ITEMS = 32
+MAX_ENTRIES = 24
+MAX_INTEGER = 2**53
+
+
+class WireError(ValueError):
+    """Bytes that are no message. The text says what is wrong with them; the sender is to blame."""
+
+
+# Values of the header.
+
+
+class Only(NamedTuple):
+    """What a value has to be, and what is said of one that is not."""
+
+    right: Callable[[Any], bool]
+    wrong: str
+
+
+class AtMost(NamedTuple):
+    """How many items a tuple, or entries a map may have."""
+
+    most: int
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_INTEGER
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and len(value) <= TEXT_LENGTH and value.isprintable()
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and NAME.fullmatch(value) is not None
+
+
+Integer = Annotated[int, Only(_is_integer, "not a whole number in range")]
+Positive = Annotated[int, Only(lambda v: _is_integer(v) and v > 0, "not a whole number from 1 on")]
+Number = Annotated[float, Only(_is_number, "not a finite number")]
+AnyNumber = Annotated[float, Only(lambda value: type(value) is float, "not a number")]
+"""A loss: it may be infinite or NaN, and the receiver says whose it was."""
+Flag = Annotated[bool, Only(lambda value: type(value) is bool, "not true or false")]
+Text = Annotated[str, Only(_is_text, "not a short printable text")]
+Name = Annotated[str, Only(_is_name, f"not a name: {NAME_RULE}")]
+Dtype = Annotated[str, Only(lambda v: v in ("float32", "float64"), "neither float32 nor float64")]
+Names = Annotated[tuple[Name, ...], AtMost(MAX_ITEMS)]
+Texts = Annotated[Mapping[Text, Text], AtMost(MAX_ENTRIES)]
+Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
+
+
+# Fields that are frames of their own, in the order of the message's fields. How long a frame may be
+# follows from the run's dimensions (`size`) and from the message's fields before it (`values`).
+
+
+class Tensor(NamedTuple):
+    """A frame of exactly so many bytes."""
+
+    length: Callable[[Any], int]
+
+    def pack(self, value: Frame) -> Frame:
+        """Return the frame."""
+        return value
+
+    def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> Frame:
+        """Return the value, or raise WireError."""
+        return _exactly(self.length(size), frame)
+
+
+class Tensors(NamedTuple):
+    """A tuple of equal tensors in one frame: as many as the field `per` has items."""
+
+    length: Callable[[Any], int]
+    per: str
+
+    def pack(self, value: Sequence[Frame]) -> Frame:
+        """Return the frame."""
+        return b"".join(value)
+
+    def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> tuple[Frame, ...]:
+        """Return the value, without a copy, or raise WireError."""
+        length, count = self.length(size), len(values[self.per])
+        view = memoryview(_exactly(length * count, frame))
+        return tuple(view[i * length : (i + 1) * length] for i in range(count))
+
+
+class Records(NamedTuple):
+    """A tuple of at most so many NamedTuples of integers, each a number of 64 bits."""
+
+    type: type[tuple[int, ...]]
+    most: Callable[[Any], int]
+
+    def pack(self, value: Sequence[Sequence[int]]) -> Frame:
+        """Return the frame."""
+        numbers = [number for record in value for number in record]
+        return struct.pack(f"<{len(numbers)}q", *numbers)
+
+    def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the value, or raise WireError."""
+        width = len(self.type.__annotations__)
+        count, rest = divmod(len(frame), 8 * width)
+        if rest or count > self.most(size):
+            raise WireError(f"{len(frame)} bytes, {self.most(size)} records of {8 * width} allowed")
+        numbers = struct.unpack(f"<{count * width}q", frame)
+        if count and not 0 <= min(numbers) <= max(numbers) <= MAX_INTEGER:
+            raise WireError("not a whole number in range")
+        return tuple(self.type(*numbers[i : i + width]) for i in range(0, len(numbers), width))
+
+
+class Blob(NamedTuple):
+    """A frame of at most so many bytes."""
+
+    most: int
+
+    def pack(self, value: Frame) -> Frame:
+        """Return the frame."""
+        return value
+
+    def unpack(self, frame: Frame, _size: Any, _: Mapping[str, Any]) -> Frame:
+        """Return the value, or raise WireError."""
+        if len(frame) > self.most:
+            raise WireError(f"{len(frame)} bytes, {self.most} allowed")
+        return frame
+
+
+def _exactly(length: int, frame: Frame) -> Frame:
+    if len(frame) != length:
+        raise WireError(f"{len(frame)} bytes, expected {length}")
+    return frame
