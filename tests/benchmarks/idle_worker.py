@@ -12,7 +12,7 @@ from manychar.fleet.worker_process import work
 from manychar.network.client_identity import hello
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.parent_death import Parent
-from manychar.protocol.messages import Level, Role
+from manychar.protocol.messages import Role
 
 SMALL = 1e-3
 
@@ -46,11 +46,7 @@ def main(endpoint: str, name: str) -> int:
     with patch.object(engine, "Engine", Idle):
         parent = Parent(is_child=True)
         me = hello(Role.WORKER, name)
-        return work(endpoint, me, patience=60.0, say=_say, parent=parent).code
-
-
-def _say(text: str, _level: Level = Level.INFO) -> None:
-    print(text, file=sys.stderr, flush=True)
+        return work(endpoint, me, patience=60.0, parent=parent).code
 
 
 if __name__ == "__main__":

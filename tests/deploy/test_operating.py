@@ -39,10 +39,17 @@ SERVERS_OWN = [
         PROGRAM / "protocol" / f"{name}.py"
         for name in ("server", "lifecycle", "stall_report", "admission")
     ),
-    *(PROGRAM / "protocol" / f"{name}.py" for name in ("disputes", "session", "worker")),
-    *(PROGRAM / "runtime" / f"{name}.py" for name in ("serve", "resume", "work", "crew", "door")),
+    *(
+        PROGRAM / "protocol" / f"{name}.py"
+        for name in ("conflicting_results", "client_session", "worker")
+    ),
+    PROGRAM / "fleet" / "server_process.py",
+    PROGRAM / "fleet" / "worker_process.py",
+    PROGRAM / "storage" / "recovery.py",
+    PROGRAM / "processes" / "worker_pool.py",
+    PROGRAM / "network" / "authenticator.py",
 ]
-SAID_BY = {"warn", "finish", "bar", "_loses", "Finish"}
+SAID_BY = {"warn", "warning", "error", "finish", "bar", "_loses", "Finish"}
 NO_TROUBLE = {"", "stopped by", "no better for"}
 EDGES = " :;,()"
 
@@ -184,8 +191,8 @@ def said(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            leveled = name in ("notice", "say", "Say") and len(node.args) > 1
-            if name in SAID_BY or leveled or (name == "say" and path.stem in ("resume", "crew")):
+            leveled = name in ("notice", "Log") and len(node.args) > 1
+            if name in SAID_BY or leveled:
                 yield from map(fixed, node.args)
         elif isinstance(node, ast.Assign):
             target = node.targets[0]

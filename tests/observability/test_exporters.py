@@ -20,7 +20,7 @@ from tensorboardX.record_writer import masked_crc32c
 from manychar.observability.exporters import exporters
 from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
-from manychar.protocol.messages import Level, Report
+from manychar.protocol.messages import Report
 from tests.commands import SMALL, Commands, until
 from tests.observability.test_observer_client import SIZE, standing
 
@@ -90,17 +90,13 @@ def test_tensorboard_of_a_fleet(manychar: Commands, text: Path) -> None:
     assert all(line.startswith("    ") for _, words in texts for line in words.splitlines())
 
 
-def said(_text: str, _level: Level = Level.INFO) -> None:
-    """Stand for whoever listens."""
-
-
 def at(seconds: float, **values: Any) -> Report:
     """Return a report of that time: ten steps a second, but for what is given."""
     return dataclasses.replace(standing(seconds).report, **values)
 
 
 def test_a_point_a_second_and_the_last_one(tmp_path: Path) -> None:
-    with exporters(SIZE, said, tensorboard=tmp_path) as (files,):
+    with exporters(SIZE, tensorboard=tmp_path) as (files,):
         for tenths in range(36):
             files.report(at(tenths / 10))
     found = scalars(tmp_path)
@@ -113,7 +109,7 @@ def test_tensorboard_shows_no_step_twice(
 ) -> None:
     """A server that was killed goes back to its checkpoint; a resumed run writes a second file."""
     require(importlib.util.find_spec("tensorboard"), "needs TensorBoard: pip install tensorboard")
-    with exporters(SIZE, said, tensorboard=tmp_path) as (files,):
+    with exporters(SIZE, tensorboard=tmp_path) as (files,):
         for second in (1, 2, 3):
             files.report(at(second, validated=10, validation=2.0))
         files.report(at(2, term=2, smooth_loss=19.0, validated=10, validation=2.0))
@@ -121,7 +117,7 @@ def test_tensorboard_shows_no_step_twice(
         files.sample(40, "the *cat*")
     (only,) = tmp_path.iterdir()
     only.rename(tmp_path / "events.out.tfevents.0000000001.before")
-    with exporters(SIZE, said, tensorboard=tmp_path) as (files,):
+    with exporters(SIZE, tensorboard=tmp_path) as (files,):
         files.report(at(4, term=3, smooth_loss=17.0, validated=40, validation=1.5))
     shown = tensorboard(tmp_path)
     points = {event.step: event.value for event in shown.Scalars("loss/smooth_nats")}
@@ -134,7 +130,7 @@ def test_tensorboard_shows_no_step_twice(
 
 def test_tensorboard_shows_samples(tmp_path: Path, require: Callable[[object, str], None]) -> None:
     require(importlib.util.find_spec("tensorboard"), "needs TensorBoard: pip install tensorboard")
-    with exporters(SIZE, said, tensorboard=tmp_path) as (files,):
+    with exporters(SIZE, tensorboard=tmp_path) as (files,):
         files.sample(40, "the *cat*\nsat")
     (event,) = tensorboard(tmp_path).Tensors("sample/text_summary")
     assert event.step == 40
@@ -257,7 +253,7 @@ def test_what_cannot_be_is_one_line(flag: str, value: Any, tmp_path: Path) -> No
     wanted: Any = {flag: value or tmp_path / "file"}
     with (
         pytest.raises(UserError, match=f"--{flag.replace('_', '-')} "),
-        exporters(SIZE, said, **wanted),
+        exporters(SIZE, **wanted),
     ):
         pass
 

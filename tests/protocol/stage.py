@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from manychar.protocol.effects import Effect, Result, Say, Send
+from manychar.protocol.effects import Effect, Log, Result, Send
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import (
     WIRE_VERSION,
@@ -188,4 +188,4 @@ def only(effects: Sequence[Effect], kind: type[Kind]) -> Kind:
 
 def said(effects: Sequence[Effect]) -> str:
     """Return the lines that the machine says, as one text."""
-    return "\n".join(effect.text for effect in effects if isinstance(effect, Say))
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Log))

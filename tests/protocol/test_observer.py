@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from manychar.protocol.effects import Finish, PeerError, Say, Show
+from manychar.protocol.effects import Finish, Log, PeerError, Show
 from manychar.protocol.messages import (
     Alive,
     Done,
@@ -79,7 +79,7 @@ def test_it_shows_reports_weights_and_notices() -> None:
     assert only(observer.receive(REPORT, 0.1), Show).message == REPORT
     assert only(observer.receive(weights, 0.1), Show).message == weights
     notice = Notice(run=RUN, term=TERM, level=Level.INFO, text="ann has joined")
-    assert observer.receive(notice, 0.1) == [Say("ann has joined")]
+    assert observer.receive(notice, 0.1) == [Log("ann has joined")]
     assert observer.receive(Alive(run=RUN, term=TERM), 0.1) == []
 
 

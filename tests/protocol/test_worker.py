@@ -11,10 +11,10 @@ from manychar.protocol.effects import (
     Effect,
     FingerprintResult,
     Finish,
+    Log,
     PeerError,
     ProtocolError,
     Result,
-    Say,
 )
 from manychar.protocol.messages import (
     Alive,
@@ -260,7 +260,7 @@ def test_a_server_that_falls_silent_is_knocked_for_and_finds_the_worker_as_it_wa
 
 def test_it_complains_and_gives_up_when_its_patience_is_over() -> None:
     bench = Bench(patience=10.0)
-    assert only(bench.worker.tick(2.0), Say).text == (
+    assert only(bench.worker.tick(2.0), Log).text == (
         "waiting for a server at tcp://there, up to 8 s"
     )
     finish = only(bench.worker.tick(10.0), Finish)

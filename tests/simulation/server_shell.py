@@ -10,11 +10,11 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     KeepBest,
+    Log,
     PeerError,
     Result,
     ResumeBefore,
     Save,
-    Say,
     Send,
     Validate,
 )
@@ -151,7 +151,7 @@ class ServerShell:
             world.disk.judge(self, effect.step)
         elif isinstance(effect, KeepBest):
             world.oracle.keeps_best(effect.step)
-        elif isinstance(effect, Say):
+        elif isinstance(effect, Log):
             world.oracle.server_spoke(world.now)
             world.log(functools.partial(str, f"  server says: {effect.text}"))
         elif isinstance(effect, ResumeBefore):

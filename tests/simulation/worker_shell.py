@@ -15,9 +15,9 @@ from manychar.protocol.effects import (
     Effect,
     FingerprintResult,
     Finish,
+    Log,
     PeerError,
     Result,
-    Say,
     Send,
 )
 from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights
@@ -138,7 +138,7 @@ class WorkerShell:
                 self._be_busy(world.chance.uniform(0.0, 0.2), self._prove())
             elif isinstance(effect, Compute):
                 self._compute(effect)
-            elif isinstance(effect, Say):
+            elif isinstance(effect, Log):
                 world.log(functools.partial(str, f"    {self.name} says: {effect.text}"))
             elif isinstance(effect, Finish):
                 self._finish(effect)

@@ -6,6 +6,7 @@ and an exit code (runtime/errors.py). numpy is imported by the commands, after t
 
 import difflib
 import io
+import logging
 import os
 import re
 import shutil
@@ -20,8 +21,8 @@ import typer
 from manychar import __version__
 from manychar.cli import evaluating, keeping, looking, passing_on, training
 from manychar.cli.config_file import configurable, from_file
-from manychar.cli.console import complain
 from manychar.cli.dashboard import dashboard
+from manychar.processes import log
 from manychar.processes.errors import (
     BAD_INPUT,
     CRASHED,
@@ -32,6 +33,9 @@ from manychar.processes.errors import (
 )
 from manychar.processes.parent_death import end_with
 from manychar.processes.signals import early
+
+logger = logging.getLogger(__name__)
+
 
 WIDTH_OF_HELP = 80
 SOON = 0.02
@@ -86,6 +90,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    log.configure()
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     command = typer.main.get_command(app)
     if sys.stdout is None:  # closed before this began
@@ -100,22 +105,22 @@ def _run(arguments: list[str]) -> int:
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:
-        complain(f"manychar: {error}")
+        logger.error(f"manychar: {error}")
         return error.code
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
-        complain(f"manychar: {error.filename or 'the system'}: {because(error)}")
+        logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
     except MemoryError as error:
         much = f" ({error})" if str(error) else ""
-        complain(
+        logger.error(
             f"manychar: not enough memory for this{much}:"
             " a smaller --hidden, --streams or text needs less"
         )
         return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
-            complain(_usage_line(error))
+            logger.error(_usage_line(error))
         return BAD_INPUT
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED

@@ -1,27 +1,12 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
-import contextlib
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from manychar.processes import log
 from manychar.processes.errors import UserError, because
-from manychar.protocol.messages import Level
-
-
-def say(text: str, level: Level = Level.INFO) -> None:
-    """Print one line on standard error."""
-    if log.is_wanted(level):
-        with contextlib.suppress(OSError):
-            print(log.line(text, level), file=sys.stderr, flush=True)
-
-
-def complain(text: str) -> None:
-    """Print the line that says why this program ends."""
-    say(text, Level.ERROR)
 
 
 def program() -> str:

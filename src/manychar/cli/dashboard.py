@@ -1,13 +1,17 @@
 """The command that serves a page to watch a run by."""
 
+import logging
 from typing import Annotated
 
 import typer
 
-from manychar.cli.console import say, write
+from manychar.cli.console import write
 from manychar.cli.options import Key, Patience
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+
+logger = logging.getLogger(__name__)
+
 
 DEFAULT_PORT = 8577
 
@@ -39,14 +43,14 @@ def dashboard(
 
     check_host(host, insecure=insecure)
     if insecure:
-        say(
+        logger.info(
             f"--insecure: whoever can reach {host} can look at this run, and at samples of its text"
         )
     listening = listen(host, port)
-    history, feed = open_feed(source, find_key(key), patience=patience, say=say)
+    history, feed = open_feed(source, find_key(key), patience=patience)
 
     def ready() -> None:
         write(f"{url_of(listening)}\n")
-        say("the page is there until Ctrl-C")
+        logger.info("the page is there until Ctrl-C")
 
     serve(history, feed, listening, ready=ready)

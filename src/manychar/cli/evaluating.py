@@ -2,12 +2,13 @@
 
 import collections
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.console import say, write
+from manychar.cli.console import write
 from manychar.cli.options import Key, Patience
 from manychar.cli.run_setup import numerics_of, source_of
 from manychar.network.endpoints import is_endpoint
@@ -16,6 +17,9 @@ from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
 
 NAMED = 5
 
@@ -90,7 +94,7 @@ def _read(paths: list[Path], vocabulary: str, unknown: str) -> "NDArray[Any]":
             f"{_named(strange)}: the model does not know them; --unknown skip leaves them out"
         )
     if strange:
-        say(f"{_named(strange)}: not known to the model, and left out")
+        logger.info(f"{_named(strange)}: not known to the model, and left out")
     return ids
 
 

@@ -1,13 +1,17 @@
 """The commands that keep the keys: create, add, revoke, list."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manychar.cli.console import say, write
+from manychar.cli.console import write
 from manychar.protocol.messages import KeyRole
+
+logger = logging.getLogger(__name__)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +28,7 @@ def create(directory: Directory) -> None:
     from manychar.network.keys import create as make
 
     _handed_out(make(directory), KeyRole.WORKER)
-    say(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
+    logger.info(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
 
 
 @app.command(epilog="Example: manychar keys add KEYS olga --role observer")
@@ -48,7 +52,7 @@ def revoke(directory: Directory, name: Name) -> None:
     from manychar.network.keys import revoke as keep_out
 
     keep_out(directory, name)
-    say(f"{name} may not come any more")
+    logger.info(f"{name} may not come any more")
 
 
 @app.command("list", epilog="Example: manychar keys list KEYS --json")
@@ -70,4 +74,6 @@ def show(
 
 def _handed_out(path: Path, role: KeyRole) -> None:
     command = {KeyRole.WORKER: "worker", KeyRole.OBSERVER: "sample", KeyRole.OPERATOR: "stop"}[role]
-    say(f"{path}: move it to its machine, and: manychar {command} tcp://… --key {path.name}")
+    logger.info(
+        f"{path}: move it to its machine, and: manychar {command} tcp://… --key {path.name}"
+    )

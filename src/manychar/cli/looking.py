@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.console import say, write
+from manychar.cli.console import write
 from manychar.cli.options import DEFINITION, TRANSPORT, TRIAL, Key, Patience, Text, with_flags
 from manychar.cli.run_setup import define, numerics_of, settings, source_of, usable_cores
 from manychar.network.endpoints import is_endpoint
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from manychar.numerics.model import Parameters
     from manychar.observability.observer_client import Standing
+
+logger = logging.getLogger(__name__)
 
 
 SHORTEST_LOOK = 0.5  # seconds
@@ -84,7 +87,7 @@ def sample(
                 write(for_reading(character))
             write("\n")
     if seed is None:
-        say(f"--seed {chosen}")
+        logger.info(f"--seed {chosen}")
 
 
 def _prime(text: str, file: Path | None) -> str:
@@ -110,7 +113,7 @@ def _models(
 
     if not is_endpoint(source):
         raise UserError(f"{source}: only a live server can be followed: tcp://HOST:PORT")
-    sights = follow(source, find_key(key), patience=patience, say=say, change=change)
+    sights = follow(source, find_key(key), patience=patience, change=change)
     with contextlib.closing(sights):
         for sight in sights:
             yield f"--- step {sight.step:,} ---\n", sight.parameters, sight.vocabulary
@@ -135,7 +138,7 @@ def verify(
 
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
-        say(todo.remark)
+        logger.info(todo.remark)
     with counting("steps", todo.steps) as progress:
         finding = do_again(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:
@@ -158,12 +161,16 @@ def equivalence(text: Text = None, **flags: Any) -> None:
     chosen = dataclasses.replace(chosen, sample_every=0, keep_checkpoints=0)
     with TemporaryDirectory(prefix="manychar-") as scratch:
         trials = Equivalence(definition, corpus, chosen, parent=Path(scratch))
-        say(f"{corpus.source}: {len(corpus.ids):,} characters, {chosen.steps:,} steps, each way")
+        logger.info(
+            f"{corpus.source}: {len(corpus.ids):,} characters, {chosen.steps:,} steps, each way"
+        )
         done = [trials.alone()]
         ways: list[tuple[int, Literal["worker", "server"] | None]]
         ways = [(1, None), (2, "worker"), (4, "server")]
         for count, kill in ways:
-            say(f"server and {count} worker{'s' if count > 1 else ''} over {chosen.transport}")
+            logger.info(
+                f"server and {count} worker{'s' if count > 1 else ''} over {chosen.transport}"
+            )
             done.append(trials.fleet(count, kill=kill))
         _print_table(table(done))
         if definition.total_streams == 1:
@@ -199,7 +206,7 @@ def status(
     from manychar.observability import observer_client
     from manychar.observability.status import show
 
-    look = observer_client.watch(endpoint, find_key(key), patience=patience, say=say)
+    look = observer_client.watch(endpoint, find_key(key), patience=patience)
     with contextlib.closing(look) as standings:
         if as_json:
             for standing in standings if watch else [next(standings)]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from manychar.network.client_identity import KEY_FILE_VARIABLE
+from manychar.processes import log
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 
 DEFINING = "What is trained (the result depends on these, and on nothing else)"
@@ -118,6 +119,7 @@ def _logging(variable: str, kind: Any, text: str, default: str) -> Any:
     def pass_on(value: str | None) -> str | None:
         if value is not None:
             os.environ[variable] = value
+            log.configure()
         return value
 
     option = typer.Option(

@@ -1,17 +1,19 @@
 """The commands that pass a run on to other programs: export, plot, follow."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from manychar.cli.console import say
 from manychar.cli.options import SINKS, Key, Patience, with_flags
 from manychar.cli.run_setup import source_of
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.optional_dependencies import needing
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -30,7 +32,7 @@ def export(
 
     parameters, vocabulary = source_of(source, key, patience=patience)
     write_state_dict(parameters, vocabulary, output)
-    say(
+    logger.info(
         f"{output}: rnn = nn.RNN({parameters.vocabulary_size}, {parameters.hidden_size},"
         f" batch_first=True), linear = nn.Linear({parameters.hidden_size},"
         f" {parameters.vocabulary_size})"
@@ -74,8 +76,8 @@ def follow(
     if not flags:
         raise UserError("nothing to pass it on to: give --tensorboard DIR or --metrics-port N")
     if is_endpoint(source):
-        pass_on(source, find_key(key), patience=patience, say=say, **flags)
+        pass_on(source, find_key(key), patience=patience, **flags)
         return
     if "metrics_port" in flags:
         raise UserError("--metrics-port answers for a live run: give where its server listens")
-    pass_on_past(Path(source), sample_length=SAMPLE_LENGTH, say=say, **flags)
+    pass_on_past(Path(source), sample_length=SAMPLE_LENGTH, **flags)

@@ -1,11 +1,11 @@
 """From flags to a run: read the text, define the run, make its directory or take up an old one."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manychar.cli.console import say
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from manychar.observability.progress import Display
     from manychar.storage.corpus_file import Corpus
     from manychar.storage.run_directory import RunDirectory, Settings
+
+logger = logging.getLogger(__name__)
 
 
 def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
@@ -32,8 +34,10 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
         workers = min(definition.shards, usable_cores())
         chosen = settings(flags, workers=workers)
         directory = create_run(flags.get("run_dir"), definition, corpus, chosen)
-        say(f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct")
-        say(f"run directory: {directory.path}")
+        logger.info(
+            f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
+        )
+        logger.info(f"run directory: {directory.path}")
         return directory
     pin(numerics_of(resume))
     from manychar.numerics.run_definition import Definition
@@ -87,7 +91,7 @@ def _go_on_as_defined(text: list[Path] | None, flags: dict[str, Any]) -> "RunDir
             )
     if text and read_corpus(text).sha256 != directory.definition.corpus_sha256:
         raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
-    say(f"going on with the run in {path}")
+    logger.info(f"going on with the run in {path}")
     return directory
 
 
@@ -137,8 +141,8 @@ def source_of(source: str, key: Path | None, *, patience: float) -> "tuple[Param
     from manychar.observability.observer_client import fetch
 
     if is_endpoint(source):
-        return fetch(source, find_key(key), patience=patience, say=say)
-    return load(Path(source), say)
+        return fetch(source, find_key(key), patience=patience)
+    return load(Path(source))
 
 
 def usable_cores() -> int:

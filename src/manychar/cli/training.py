@@ -1,6 +1,7 @@
 """The commands that train: train, server, worker, stop."""
 
 import json
+import logging
 import shlex
 import socket
 import sys
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manychar.cli.console import complain, nothing, program, say
+from manychar.cli.console import nothing, program
 from manychar.cli.options import (
     DEFINITION,
     LOGGING,
@@ -27,6 +28,7 @@ from manychar.cli.run_setup import display, take_run
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.observability.exporters import check as check_sinks
+from manychar.processes import log
 from manychar.processes.errors import STOPPED, UserError
 from manychar.processes.numerics_pinning import pin
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from manychar.observability.progress import Display
     from manychar.protocol.effects import Finish
     from manychar.storage.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
 
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
@@ -50,11 +55,11 @@ def train(text: Text = None, **flags: Any) -> None:
     from manychar.observability.exporters import exporters
 
     if settings.workers > directory.definition.shards:
-        say(
+        logger.info(
             f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
             f" by; --shards {settings.workers} would give each of them work"
         )
-    with display(directory) as screen, exporters(screen.dimensions, screen.say, **wanted) as beside:
+    with display(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
         finish = Fleet(directory, screen, exporters=beside).run()
     _finish(finish, directory, again="train")
 
@@ -84,7 +89,7 @@ def server(
     if insecure and keys is not None:
         raise UserError("--keys and --insecure: give one of them")
     if insecure:
-        say(f"--insecure: whoever can reach {bind} can join this run, and see its text")
+        logger.info(f"--insecure: whoever can reach {bind} can join this run, and see its text")
     if "resume" not in flags:
         check_free(bind, keys)  # before a run directory is made for nothing
     directory = take_run(text, flags)
@@ -119,7 +124,7 @@ def worker(
     from manychar.fleet.worker_process import work
     from manychar.network.client_identity import find_key, hello
     from manychar.processes.parent_death import Parent
-    from manychar.protocol.messages import Level, Role
+    from manychar.protocol.messages import Role
 
     check_endpoint(endpoint)
     mine = find_key(key)
@@ -128,22 +133,20 @@ def worker(
         from manychar.processes.worker_pool import work_together
 
         raise typer.Exit(
-            work_together(
-                endpoint, me.name, processes=processes, patience=patience, key_file=key, say=say
-            )
+            work_together(endpoint, me.name, processes=processes, patience=patience, key_file=key)
         )
     if not child:
-        say(f"{me.name} works for {endpoint}; Ctrl-C ends it")
+        logger.info(f"{me.name} works for {endpoint}; Ctrl-C ends it")
+    log.configure(prefix=f"{me.name}: ")
     finish = work(
         endpoint,
         me,
         patience=patience,
-        say=lambda text, level=Level.INFO: say(f"{me.name}: {text}", level),
         parent=Parent(is_child=child),
         key=mine,
     )
     if finish.reason and not (child and finish.code in (0, STOPPED)):  # the parent knows of those
-        (complain if finish.code else say)(f"{me.name}: {finish.reason}")
+        (logger.error if finish.code else logger.info)(finish.reason)
     raise typer.Exit(finish.code)
 
 
@@ -157,7 +160,7 @@ def stop(
     from manychar.network.client_identity import find_key
     from manychar.observability.observer_client import stop as ask_to_stop
 
-    say(ask_to_stop(endpoint, find_key(key), patience=patience, say=say))
+    logger.info(ask_to_stop(endpoint, find_key(key), patience=patience))
 
 
 def _end_if_it_is_through(directory: "RunDirectory") -> None:
@@ -176,10 +179,10 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
         directory
     )
     if 0 < steps <= newest and not unvalidated:
-        say(f"already at step {newest:,} of {steps:,}; --steps N goes on")
+        logger.info(f"already at step {newest:,} of {steps:,}; --steps N goes on")
         raise typer.Exit
     if not unvalidated and is_over(directory, newest):
-        say(f"over at step {newest:,}: it got no better; --stop-when-no-better 0 goes on")
+        logger.info(f"over at step {newest:,}: it got no better; --stop-when-no-better 0 goes on")
         raise typer.Exit
 
 
@@ -188,9 +191,9 @@ def _screen(display: "Display", keys: Path | None) -> Any:
 
     def bound(endpoint: str) -> None:
         key = "" if keys is None else " --key FILE"
-        display.say(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}{key}")
+        logger.info(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}{key}")
 
-    return Screen(say=display.say, report=display.report, weights=display.weights, bound=bound)
+    return Screen(report=display.report, weights=display.weights, bound=bound)
 
 
 def _reachable(endpoint: str) -> str:
@@ -208,20 +211,20 @@ def _child_screen() -> Any:
     def bound(endpoint: str) -> None:
         print(json.dumps({"endpoint": endpoint}), flush=True)
 
-    return Screen(say=say, report=nothing, weights=nothing, bound=bound)
+    return Screen(report=nothing, weights=nothing, bound=bound)
 
 
 def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Say how it ended, how to go on and how to sample; exit with its code."""
     steps, path = directory.settings.steps, shlex.quote(str(directory.path))
     if finish.reason:
-        complain(f"manychar: {finish.reason}") if finish.code else say(finish.reason)
+        logger.error(f"manychar: {finish.reason}") if finish.code else logger.info(finish.reason)
     if finish.code or steps == 0:
-        say(f"go on: {program()} {again} --resume {path}")
+        logger.info(f"go on: {program()} {again} --resume {path}")
     from manychar.storage.validation_log import BEST_NAME
 
     best = directory.checkpoints / BEST_NAME
-    say(f"sample from it: {program()} sample {path}")
+    logger.info(f"sample from it: {program()} sample {path}")
     if best.exists():
-        say(f"or from the best: {program()} sample {shlex.quote(str(best))}")
+        logger.info(f"or from the best: {program()} sample {shlex.quote(str(best))}")
     raise typer.Exit(finish.code)

@@ -6,6 +6,7 @@ again and again, the run is stopped.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -32,10 +33,13 @@ from manychar.processes.errors import (
 from manychar.processes.signals import SelfPipe
 from manychar.processes.supervisor import ProcessSlot, close_pipes, how_it_ended, spawn
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
-from manychar.protocol.messages import Level, Report, Role, Roster, Weights
+from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
+from manychar.protocol.messages import Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
 from manychar.storage.run_directory import RunDirectory, Settings
+
+logger = logging.getLogger(__name__)
+
 
 SECONDS_TO_END = 15.0
 OBSERVER_PATIENCE, WORKER_PATIENCE = 60.0, 300.0
@@ -69,7 +73,7 @@ class Fleet:
         self._code: int | None = None
         self._kill_at = math.inf
         self._complaint = ""
-        self._unsaid: list[tuple[str, Level]] = []
+        self._unsaid: list[tuple[str, int]] = []
         self._words = b""
         self._newest: Weights | None = None
         self._stack = contextlib.ExitStack()
@@ -138,7 +142,7 @@ class Fleet:
         self._observe()
         self._start_what_is_due()
         if time.monotonic() >= self._kill_at and self.server.process is not None:
-            self.display.warn(f"the server did not stop within {SECONDS_TO_END:.0f} s: killed")
+            logger.warning(f"the server did not stop within {SECONDS_TO_END:.0f} s: killed")
             self._kill_at = math.inf
             self.server.process.kill()
 
@@ -159,7 +163,7 @@ class Fleet:
         if not line:
             return  # it ended: SIGCHLD tells
         self._endpoint = json.loads(line)["endpoint"]
-        self.display.say(f"the server listens on {self._endpoint}")
+        logger.info(f"the server listens on {self._endpoint}")
         self._dealer = Dealer(self._endpoint)
         self._stack.callback(self._dealer.close)
         self._observer = self._new_observer()
@@ -188,9 +192,9 @@ class Fleet:
                 message = decode(frames, self._observer.dimensions)
                 effects = self._observer.receive(message, time.monotonic())
                 # What a server says to all observers stands in its standard error, too, and more.
-                self._carry_out([each for each in effects if not isinstance(each, Say)])
+                self._carry_out([each for each in effects if not isinstance(each, Log)])
             except (WireError, PeerError) as error:
-                self.display.warn(f"dropped a message of the server: {error}")
+                logger.warning(f"dropped a message of the server: {error}")
         self._carry_out(self._observer.tick(time.monotonic()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
@@ -209,8 +213,8 @@ class Fleet:
                     if (workers := self._pages.take(roster)) is not None:
                         for sink in self._sinks:
                             sink.workers(workers)
-                case Say(text, level):
-                    self.display.say(text, level)
+                case Log(text, level):
+                    logger.log(log.NUMBERS[level], text)
                 case Finish() if self._observer is not None and self._observer.session.knocking:
                     self._server_hangs(effect.reason)
                 case Finish():
@@ -233,7 +237,7 @@ class Fleet:
 
     def _server_hangs(self, reason: str) -> None:
         """End a server that does not answer: from its last checkpoint another one goes on."""
-        self.display.warn(f"{reason}: ending it")
+        logger.warning(f"{reason}: ending it")
         self._observer = None
         if self.server.process is not None:
             self.server.process.kill()
@@ -250,8 +254,8 @@ class Fleet:
             self._say_what_was_heard()
 
     def _say_what_was_heard(self) -> None:
-        for line in self._unsaid:
-            self.display.say(*line)
+        for text, level in self._unsaid:
+            logger.log(level, text)
         self._unsaid.clear()
 
     def _woken(self) -> None:
@@ -268,7 +272,7 @@ class Fleet:
         if self._wanted_code is None:
             self._wanted_code = code
             self._kill_at = time.monotonic() + SECONDS_TO_END
-            self.display.say(STOPPING)
+            logger.info(STOPPING)
             if self.server.process is not None:
                 self.server.process.terminate()
             else:
@@ -310,7 +314,7 @@ class Fleet:
             self._code = STOPPED
         else:
             pause = self.server.pause
-            self.display.warn(
+            logger.warning(
                 f"the server ended {how_it_ended(code)}: starting it again in {pause:g} s"
             )
 
@@ -323,13 +327,13 @@ class Fleet:
         if self._ended is not None or self._wanted_code is not None or code == 0:
             return
         if code == RUN_FAILED:  # refused or given up: another start would end in the same way
-            self.display.warn(f"{seat.name} ended {how_it_ended(code)}: not started again")
+            logger.warning(f"{seat.name} ended {how_it_ended(code)}: not started again")
             self._stop_if_nobody_is_left()
         elif given_up := seat.died(code, now):
             self._complaint = given_up
             self.stop(RUN_FAILED)
         else:
-            self.display.warn(
+            logger.warning(
                 f"{seat.name} ended {how_it_ended(code)}: starting it again in {seat.pause:g} s"
             )
 
@@ -350,7 +354,7 @@ class Fleet:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self.display.warn(f"{seat.name} did not end: killed")
+                logger.warning(f"{seat.name} did not end: killed")
                 process.kill()
                 process.wait()
             close_pipes(process)
@@ -363,7 +367,9 @@ class Fleet:
         if self._ended is not None and code == self._ended.code:
             return self._ended
         if not self._endpoint and code > 0:
-            *before, (last, _) = self._unsaid or [("the server ended without a word", Level.ERROR)]
+            *before, (last, _) = self._unsaid or [
+                ("the server ended without a word", logging.ERROR)
+            ]
             self._unsaid = before
             self._say_what_was_heard()
             raise UserError(last.removeprefix("manychar: "), code=code)

@@ -8,6 +8,7 @@ the same socket.
 import contextlib
 import dataclasses
 import json
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -49,12 +50,12 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     KeepBest,
+    Log,
     PeerError,
     Record,
     Remember,
     ResumeBefore,
     Save,
-    Say,
     Send,
     Show,
     Validate,
@@ -74,6 +75,9 @@ from manychar.storage.validation_log import (
     unvalidated,
 )
 
+logger = logging.getLogger(__name__)
+
+
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 MESSAGES_A_TURN = 1000
@@ -81,9 +85,8 @@ MESSAGES_A_TURN = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Where the server shows how it stands: a line, a report, the weights, and its endpoint."""
+    """Where the server shows how it stands: a report, the weights, and its endpoint."""
 
-    say: log.Say
     report: Callable[[Report], None]
     weights: Callable[[Weights], object]
     bound: Callable[[str], None]
@@ -111,9 +114,7 @@ def serve(
         stack.enter_context(wake.catching(signal.SIGINT, signal.SIGTERM))
         while isinstance(outcome, ResumeBefore):
             term = raise_term(directory)
-            lines: list[str] = []
-            say = screen.say if router is None else lines.append
-            with _begun(directory, term, say, outcome.step) as beginning:
+            with _begun(directory, term, outcome.step) as beginning:
                 run, engine = _run(directory, term, beginning, outcome)
                 directory = _claim(directory, run)
                 machine = ParameterServer(run, now=time.monotonic())
@@ -138,7 +139,6 @@ def serve(
                         parent=parent,
                         wake=wake,
                         notifier=notifier,
-                        lines=lines,
                         asked=asked,
                     )
                     outcome = loop.run()
@@ -147,11 +147,9 @@ def serve(
 
 
 @contextlib.contextmanager
-def _begun(
-    directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int
-) -> Iterator[ResumePoint]:
+def _begun(directory: RunDirectory, term: int, not_after: int) -> Iterator[ResumePoint]:
     try:
-        beginning = recover(directory, term, say, not_after=not_after)
+        beginning = recover(directory, term, not_after=not_after)
     except OSError as error:
         raise UserError(f"{directory.path}: {because(error)}") from None
     try:
@@ -160,7 +158,7 @@ def _begun(
         try:
             beginning.journal.close()
         except OSError as error:
-            say(f"journal: {because(error)}")
+            logger.warning(f"journal: {because(error)}")
 
 
 def _run(
@@ -241,7 +239,6 @@ class _Loop:
     parent: Parent
     wake: SelfPipe
     notifier: Notifier
-    lines: list[str]
     asked: Finish | None
     outcome: Finish | ResumeBefore | None = None
     flush_at: float = 0.0
@@ -256,8 +253,6 @@ class _Loop:
         if (door := self.router.door) is not None:
             poller.register(door.socket, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
-        for line in self.lines:
-            self._carry_out(self.machine.remark(line))
         if self.asked is not None:  # before the way back that led here
             self._stop(self.asked.code, self.asked.reason)
         while self.outcome is None:
@@ -334,7 +329,7 @@ class _Loop:
     def _woken(self) -> None:
         for number in self.wake.take():
             if self.parent.descriptor is None:  # a parent says so itself
-                self.screen.say(STOPPING)
+                logger.info(STOPPING)
             if number == signal.SIGINT:
                 endless = self.machine.run.operation.steps == 0
                 self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
@@ -393,8 +388,8 @@ class _Loop:
                     self.judge.ask(step)
                 case KeepBest(step):
                     self._to_disk(Counter.BEST_NOT_WRITTEN, keep_best, self.directory, step)
-                case Say(text, level):
-                    self.screen.say(text, level)
+                case Log(text, level):
+                    logger.log(log.NUMBERS[level], text)
                 case Show(Report() as report):
                     self.screen.report(report)
                     self.notifier.status(f"step {report.step:,}, {len(report.workers)} workers")

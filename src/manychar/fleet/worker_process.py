@@ -5,6 +5,7 @@ the kernel works, it is the kernel that beats: a computation that hangs falls si
 """
 
 import dataclasses
+import logging
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -26,15 +27,17 @@ from manychar.protocol.effects import (
     ComputeFingerprint,
     Effect,
     Finish,
+    Log,
     PeerError,
-    Say,
     Send,
 )
-from manychar.protocol.messages import Hello, Level
+from manychar.protocol.messages import Hello
 from manychar.protocol.worker import Worker
 
 if TYPE_CHECKING:
     from manychar.fleet.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 
 def work(
@@ -42,7 +45,6 @@ def work(
     hello: Hello,
     *,
     patience: float,
-    say: log.Say,
     parent: Parent,
     key: ClientKey | None = None,
 ) -> Finish:
@@ -55,7 +57,7 @@ def work(
     try:
         with wake.catching(signal.SIGINT, signal.SIGTERM):
             machine = Worker(hello, server=endpoint, patience=patience, now=time.monotonic())
-            return _Loop(machine, dealer, say, parent, wake).run()
+            return _Loop(machine, dealer, parent, wake).run()
     finally:
         dealer.close()
         wake.close()
@@ -67,7 +69,6 @@ class _Loop:
 
     machine: Worker
     dealer: Dealer
-    say: log.Say
     parent: Parent
     wake: SelfPipe
     finish: Finish | None = None
@@ -94,9 +95,9 @@ class _Loop:
             self.notifier.alive()
             self._read_mailbox()
             for line in self.dealer.news():
-                self.say(line)
+                logger.info(line)
             if refusal := self.dealer.refusal():
-                self.say(f"the server does not shake hands: {refusal}", Level.WARNING)
+                logger.warning(f"the server refuses the handshake: {refusal}")
             self._carry_out(self.machine.tick(time.monotonic()))
             effects = self.machine.mailbox_empty(time.monotonic())
             busy = bool(effects)
@@ -113,7 +114,7 @@ class _Loop:
                 message = decode(frames, self.machine.dimensions)
                 self._carry_out(self.machine.receive(message, time.monotonic()))
             except (WireError, PeerError) as error:
-                self.say(f"dropped a message of the server: {error}", Level.WARNING)
+                logger.warning(f"dropped a message of the server: {error}")
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -124,8 +125,8 @@ class _Loop:
                     self._compute(effect)
                 case ComputeFingerprint():
                     self._prove(effect)
-                case Say(text, level):
-                    self.say(text, level)
+                case Log(text, level):
+                    logger.log(log.NUMBERS[level], text)
                 case Finish():
                     self.finish = effect
                 case _:

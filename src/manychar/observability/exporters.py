@@ -5,14 +5,16 @@ server knows of none of them.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from manychar.processes import log
 from manychar.processes.errors import UserError, because
 from manychar.processes.optional_dependencies import needing, require
 from manychar.protocol.messages import Dimensions, Report, Roster, WorkerStats
+
+logger = logging.getLogger(__name__)
 
 
 class Exporter(Protocol):
@@ -64,7 +66,6 @@ def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -
 @contextlib.contextmanager
 def exporters(
     dimensions: Dimensions,
-    say: log.Say,
     *,
     tensorboard: Path | None = None,
     metrics_port: int | None = None,
@@ -79,7 +80,7 @@ def exporters(
             with needing("tensorboard", "--tensorboard"):
                 from manychar.observability.tensorboard import EventFiles  # noqa: PLC0415 - an extra
 
-            found.append(EventFiles(tensorboard, dimensions, say))
+            found.append(EventFiles(tensorboard, dimensions))
             stack.callback(found[-1].close)
         if metrics_port is not None:
             with needing("prometheus", "--metrics-port"):
@@ -88,5 +89,5 @@ def exporters(
             metrics = Metrics(metrics_port, dimensions)
             found.append(metrics)
             stack.callback(metrics.close)
-            say(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
+            logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
         yield found

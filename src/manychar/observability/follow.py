@@ -1,6 +1,7 @@
 """Follows a live run from outside the fleet, and tells the sinks what it is told."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from manychar.observability.model_source import as_it_trains
 from manychar.observability.observer_client import IN_GOOD_ORDER, Watch, sight_of
 from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.effects import Effect, Finish, Say, Show
+from manychar.protocol.effects import Effect, Finish, Log, Show
 from manychar.protocol.messages import Report, Roster, Weights, Welcome
+
+logger = logging.getLogger(__name__)
+
 
 SAMPLE_LENGTH = 200
 
@@ -21,7 +25,6 @@ def follow(
     key: ClientKey | None,
     *,
     patience: float,
-    say: log.Say,
     tensorboard: Path | None = None,
     metrics_port: int | None = None,
 ) -> None:
@@ -32,16 +35,16 @@ def follow(
     with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
         effects: list[Effect] = []
         while visit.welcome is None:
-            if _end_if_it_has(effects, say, endpoint):
+            if _end_if_it_has(effects, endpoint):
                 return
             effects = visit.turn()
         with exporters(
-            visit.welcome.dimensions, say, tensorboard=tensorboard, metrics_port=metrics_port
+            visit.welcome.dimensions, tensorboard=tensorboard, metrics_port=metrics_port
         ) as beside:
             pages = Pages()
             while True:
                 _tell(effects, beside, pages, visit.welcome)
-                if _end_if_it_has(effects, say, endpoint):
+                if _end_if_it_has(effects, endpoint):
                     return
                 effects = visit.turn()
 
@@ -75,14 +78,14 @@ def _sample(welcome: Welcome, weights: Weights) -> str:
     )
 
 
-def _end_if_it_has(effects: list[Effect], say: log.Say, endpoint: str) -> bool:
+def _end_if_it_has(effects: list[Effect], endpoint: str) -> bool:
     """Say what is to be said; return whether the run has ended well. Raises UserError."""
     for effect in effects:
         match effect:
-            case Say(text, level):
-                say(text, level)
+            case Log(text, level):
+                logger.log(log.NUMBERS[level], text)
             case Finish(code, reason) if code in IN_GOOD_ORDER:
-                say(reason or f"{endpoint}: the run has ended")
+                logger.info(reason or f"{endpoint}: the run has ended")
                 return True
             case Finish(code, reason):
                 raise UserError(reason, code=code or RUN_FAILED)

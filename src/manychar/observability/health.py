@@ -7,11 +7,9 @@ import time
 from manychar.network.keys import ClientKey
 from manychar.observability.observer_client import Standing, watch
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.messages import Level
 
 NAMES_SHOWN = 5
 NOT_WRITTEN = "_not_written"
-NO_HANDSHAKE = "does not shake hands"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,24 +25,15 @@ def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
 
     Raises UserError where no server answers within as long, it refuses, or the run has ended.
     """
-    heard: list[str] = []
-
-    def say(text: str, _: Level = Level.INFO, /) -> None:
-        heard.append(text)
-
     first: Standing | None = None
     give_up_at = 0.0
-    try:
-        with contextlib.closing(watch(endpoint, key, patience=patience, say=say)) as standings:
-            for standing in standings:
-                if first is None:
-                    first, give_up_at = standing, time.monotonic() + patience
-                in_vain = time.monotonic() >= give_up_at
-                if (health := judge(first, standing, in_vain=in_vain)) is not None:
-                    return health
-    except UserError as error:
-        why = next((f": {text}" for text in reversed(heard) if NO_HANDSHAKE in text), "")
-        raise UserError(f"{error}{why}", code=error.code) from None
+    with contextlib.closing(watch(endpoint, key, patience=patience)) as standings:
+        for standing in standings:
+            if first is None:
+                first, give_up_at = standing, time.monotonic() + patience
+            in_vain = time.monotonic() >= give_up_at
+            if (health := judge(first, standing, in_vain=in_vain)) is not None:
+                return health
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 

@@ -1,23 +1,25 @@
 """A run directory's past, told to the sinks as if it went by now: for a run that nobody watched."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from manychar.observability.exporters import exporters
 from manychar.observability.model_source import as_it_trains
-from manychar.processes import log
 from manychar.processes.errors import UserError
-from manychar.protocol.messages import Level, Report
+from manychar.protocol.messages import Report
 from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.metrics import read_metrics
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import read_validation_losses
 
+logger = logging.getLogger(__name__)
 
-def pass_on(run: Path, *, tensorboard: Path, sample_length: int, say: log.Say) -> None:
+
+def pass_on(run: Path, *, tensorboard: Path, sample_length: int) -> None:
     """Pass on the losses, the judgements, and a sample of each checkpoint.
 
     Raises UserError where it is no run directory, or has no losses yet.
@@ -26,14 +28,16 @@ def pass_on(run: Path, *, tensorboard: Path, sample_length: int, say: log.Say) -
     vocabulary, _ = directory.streams()
     reports = list(reports_of(directory))
     dimensions = dimensions_of(directory.definition, len(vocabulary))
-    with exporters(dimensions, say, tensorboard=tensorboard) as beside:
+    with exporters(dimensions, tensorboard=tensorboard) as beside:
         for sink in beside:
             for report in reports:
                 sink.report(report)
-        for step, text in samples_of(directory, sample_length, say):
+        for step, text in samples_of(directory, sample_length):
             for sink in beside:
                 sink.sample(step, text)
-    say(f"{run}: passed on up to step {reports[-1].step:,}; of a live run, give the endpoint")
+    logger.info(
+        f"{run}: passed on up to step {reports[-1].step:,}; of a live run, give the endpoint"
+    )
 
 
 def reports_of(directory: RunDirectory) -> Iterator[Report]:
@@ -69,7 +73,7 @@ def _report(directory: RunDirectory, line: dict[str, Any]) -> Report:
     )
 
 
-def samples_of(directory: RunDirectory, length: int, say: log.Say) -> Iterator[tuple[int, str]]:
+def samples_of(directory: RunDirectory, length: int) -> Iterator[tuple[int, str]]:
     """Yield (step, text) of each checkpoint but the first: what was shown while it trained."""
     for step, path in list_checkpoints(directory.checkpoints):
         if step == 0:
@@ -77,7 +81,7 @@ def samples_of(directory: RunDirectory, length: int, say: log.Say) -> Iterator[t
         try:
             checkpoint = directory.read(path)
         except UserError as error:
-            say(str(error), Level.WARNING)
+            logger.warning(str(error))
             continue
         parameters, seed = checkpoint.state.parameters, directory.definition.seed
         yield (

@@ -1,7 +1,8 @@
 """Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
 
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from manychar.processes.errors import UserError
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.run_directory import open_run
 
+logger = logging.getLogger(__name__)
 
-def load(source: Path, say: Callable[[str], None]) -> tuple[Parameters, str]:
+
+def load(source: Path) -> tuple[Parameters, str]:
     """Return (parameters, vocabulary) of a checkpoint file, or of a run's newest whole checkpoint.
 
     Raises UserError where there is none, or the file is damaged.
@@ -21,7 +24,7 @@ def load(source: Path, say: Callable[[str], None]) -> tuple[Parameters, str]:
     if source.is_dir():
         checkpoint, damaged = open_run(source).newest_checkpoint()
         for complaint in damaged:
-            say(f"{complaint}; taking an earlier checkpoint")
+            logger.warning(f"{complaint}; taking an earlier checkpoint")
     else:
         checkpoint = read_checkpoint(source)
     return checkpoint.state.parameters, checkpoint.vocabulary

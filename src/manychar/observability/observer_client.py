@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Generator
 
@@ -15,7 +16,7 @@ from manychar.observability.exporters import Pages
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import Effect, Finish, PeerError, Say, Send, Show
+from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.messages import (
     Dimensions,
     Level,
@@ -30,6 +31,9 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.observer import Observer
 
+logger = logging.getLogger(__name__)
+
+
 POLL_MS = 100
 ASK_AGAIN_AFTER = 1.0
 LOOK_EVERY = 1.0
@@ -42,6 +46,7 @@ class Watch:
     def __init__(self, endpoint: str, key: ClientKey | None, *, patience: float) -> None:
         self._endpoint = endpoint
         self._dealer = Dealer(endpoint, key)
+        self._refusal = ""
         me = hello(Role.OBSERVER, key.name if key else None)
         now = time.monotonic()
         self._machine = Observer(me, server=endpoint, patience=patience, now=now)
@@ -70,14 +75,20 @@ class Watch:
         except (WireError, PeerError) as error:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.tick(time.monotonic())
-        effects += [Say(line) for line in self._dealer.news()]
+        effects += [Log(line) for line in self._dealer.news()]
         if refusal := self._dealer.refusal():
-            text = f"{self._endpoint} does not shake hands: {refusal}"
-            effects.append(Say(text, Level.WARNING))
+            self._refusal = f"{self._endpoint} refuses the handshake: {refusal}"
+            effects.append(Log(self._refusal, Level.WARNING))
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(effect.message)
-        return [effect for effect in effects if not isinstance(effect, Send)]
+        return [self._with_refusal(e) for e in effects if not isinstance(e, Send)]
+
+    def _with_refusal(self, effect: Effect) -> Effect:
+        """Add to the reason of an end before the handshake why there was none."""
+        if isinstance(effect, Finish) and self._refusal and self.welcome is None:
+            return Finish(effect.code, f"{effect.reason}: {self._refusal}")
+        return effect
 
     def send(self, message: Message) -> None:
         """Send to the server."""
@@ -91,21 +102,17 @@ class Watch:
         self._dealer.close()
 
 
-def fetch(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say
-) -> tuple[Parameters, str]:
+def fetch(endpoint: str, key: ClientKey | None, *, patience: float) -> tuple[Parameters, str]:
     """Return (parameters, vocabulary) of a live server: its newest weights.
 
     Raises UserError where no server answers within `patience` seconds, or it refuses.
     """
-    sight = _visit(endpoint, key, patience=patience, say=say)
+    sight = _visit(endpoint, key, patience=patience)
     return sight.parameters, sight.vocabulary
 
 
-def _visit(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> "Sight":
-    with contextlib.closing(
-        follow(endpoint, key, patience=patience, say=say, change=0.0)
-    ) as sights:
+def _visit(endpoint: str, key: ClientKey | None, *, patience: float) -> "Sight":
+    with contextlib.closing(follow(endpoint, key, patience=patience, change=0.0)) as sights:
         return next(sights)
 
 
@@ -119,15 +126,13 @@ class Standing:
     waiting: str = ""
 
 
-def look(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> Standing:
+def look(endpoint: str, key: ClientKey | None, *, patience: float) -> Standing:
     """Return how a live server's run stands. Raises UserError as `fetch` does."""
-    with contextlib.closing(watch(endpoint, key, patience=patience, say=say)) as standings:
+    with contextlib.closing(watch(endpoint, key, patience=patience)) as standings:
         return next(standings)
 
 
-def watch(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say
-) -> Generator[Standing]:
+def watch(endpoint: str, key: ClientKey | None, *, patience: float) -> Generator[Standing]:
     """Yield how a live server's run stands, at once and about every second, until it ends well.
 
     Raises UserError where no server answers within `patience` seconds, it refuses, or it fails.
@@ -146,10 +151,10 @@ def watch(
                         if report is not None and welcome is not None and workers is not None:
                             now = _aged(report, time.monotonic() - reported_at)
                             yield Standing(welcome.dimensions, now, workers, roster.waiting)
-                    case Say(text, level):
-                        say(text, level)
+                    case Log(text, level):
+                        logger.log(log.NUMBERS[level], text)
                     case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:
-                        say(reason or "the run has ended")
+                        logger.info(reason or "the run has ended")
                         return
                     case Finish(code, reason):
                         reason = reason or f"{endpoint}: the run has ended"
@@ -175,7 +180,7 @@ class Sight:
 
 
 def follow(
-    endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say, change: float
+    endpoint: str, key: ClientKey | None, *, patience: float, change: float
 ) -> Generator[Sight]:
     """Yield a live server's weights, and again whenever they have changed enough, until it ends.
 
@@ -195,11 +200,11 @@ def follow(
                         look_at = time.monotonic() + LOOK_EVERY
                         if seen is not None and report.step > seen.step:
                             with contextlib.suppress(UserError):  # this visit is told the end, too
-                                found = _visit(endpoint, key, patience=LOOK_EVERY, say=say)
-                    case Say(text, level):
-                        say(text, level)
+                                found = _visit(endpoint, key, patience=LOOK_EVERY)
+                    case Log(text, level):
+                        logger.log(log.NUMBERS[level], text)
                     case Finish(code, reason) if seen is not None and code in IN_GOOD_ORDER:
-                        say(reason or "the run has ended")
+                        logger.info(reason or "the run has ended")
                         return
                     case Finish(code, reason):
                         raise UserError(reason, code=code or RUN_FAILED)
@@ -221,7 +226,7 @@ def sight_of(welcome: Welcome, weights: Weights) -> Sight:
     return Sight(weights.version, parameters, bytes(welcome.vocabulary).decode())
 
 
-def stop(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say) -> str:
+def stop(endpoint: str, key: ClientKey | None, *, patience: float) -> str:
     """Have a server end its step, write a checkpoint and finish; return its last words.
 
     Raises UserError where no server answers, or the run ended in another way.
@@ -230,8 +235,8 @@ def stop(endpoint: str, key: ClientKey | None, *, patience: float, say: log.Say)
     with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
         while True:
             for effect in watch.turn():
-                if isinstance(effect, Say):
-                    say(effect.text, effect.level)
+                if isinstance(effect, Log):
+                    logger.log(log.NUMBERS[effect.level], effect.text)
                 elif isinstance(effect, Finish) and not asked:
                     raise UserError(effect.reason, code=effect.code or RUN_FAILED)
                 elif isinstance(effect, Finish) and effect.code == RUN_FAILED:

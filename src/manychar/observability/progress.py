@@ -6,6 +6,7 @@ Samples go to standard output, everything else to standard error.
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import statistics
@@ -25,7 +26,10 @@ from manychar.numerics.model import Parameters
 from manychar.observability.model_source import as_it_trains, for_reading
 from manychar.processes import log
 from manychar.processes.errors import because
-from manychar.protocol.messages import Dimensions, Level, Report, Weights
+from manychar.protocol.messages import Dimensions, Report, Weights
+
+logger = logging.getLogger(__name__)
+
 
 PLAIN_EVERY = 2.0
 REPORTS_FOR_SPEED = 26  # the last five seconds, or so many steps that take longer
@@ -37,6 +41,18 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         """Go on: that nobody listens any more ends no training."""
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes each line above the progress bar."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self._write(self.format(record))
 
 
 class Display:
@@ -57,11 +73,13 @@ class Display:
         self._shown_step = -1
         self._sampled_version = 0
         self.last_report: Report | None = None
-        if self._console.is_terminal and not log.is_json() and log.is_wanted(Level.INFO):
+        if self._console.is_terminal and not log.is_json() and logger.isEnabledFor(logging.INFO):
             self._progress = _progress(self._console)
 
     def __enter__(self) -> Self:
         """Put up the bar, if there is a terminal."""
+        self._handled = log.handled_by(_AboveTheBar(self._print))
+        self._handled.__enter__()
         if self._progress:
             self._task = self._progress.add_task("", total=None, steps="", text="starting")
             self._progress.start()
@@ -73,19 +91,11 @@ class Display:
             self._progress.stop()
         if self.last_report and self.last_report.step != self._shown_step:
             self._line(self.last_report)
-
-    def say(self, text: str, level: Level = Level.INFO) -> None:
-        """Print one line above the bar."""
-        if log.is_wanted(level):
-            self._print(log.line(text, level))
+        self._handled.__exit__(None, None, None)
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more: that ends no training
             self._console.print(escape(line))
-
-    def warn(self, text: str) -> None:
-        """Print one line that somebody may want to do something about."""
-        self.say(text, Level.WARNING)
 
     def report(self, report: Report) -> None:
         """Show how the run stands."""
@@ -121,7 +131,7 @@ class Display:
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._sample_length = 0
-            self.warn(f"standard output: {because(error)}: no more samples")
+            logger.warning(f"standard output: {because(error)}: no more samples")
         if self._progress:
             self._progress.start()
         return text
@@ -141,10 +151,8 @@ class Display:
         self._shown_step = report.step
         total = f"/{report.steps:,}" if report.steps else ""
         words = "  ".join(self._words(report))
-        if log.is_wanted(Level.INFO):
-            text = f"step {report.step:,}{total}  {words}"
-            values = {**dataclasses.asdict(report), "workers": list(report.workers)}
-            self._print(log.line(text, Level.INFO, **values))
+        values = {**dataclasses.asdict(report), "workers": list(report.workers)}
+        logger.info(f"step {report.step:,}{total}  {words}", extra={"values": values})
 
     def _words(self, report: Report) -> list[str]:
         """Return what there is to say, the most important first."""

@@ -5,6 +5,7 @@ ends, and whoever calls it then waits for ever. So its parts are used here, one 
 """
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -16,9 +17,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
-from manychar.processes import log
 from manychar.processes.errors import UserError, because
-from manychar.protocol.messages import Dimensions, Level, Report, WorkerStats
+from manychar.protocol.messages import Dimensions, Report, WorkerStats
+
+logger = logging.getLogger(__name__)
+
 
 POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
 
@@ -29,11 +32,10 @@ class EventFiles:
     When the disk takes no more it says so, once, and writes no more.
     """
 
-    def __init__(self, directory: Path, dimensions: Dimensions, say: log.Say) -> None:
+    def __init__(self, directory: Path, dimensions: Dimensions) -> None:
         """Begin a new event file in the directory. Raises UserError."""
         self._directory = directory
         self._seq_length = dimensions.seq_length
-        self._say = say
         self._newest: Report | None = None
         self._written: Report | None = None
         self._judged: int | None = None
@@ -111,7 +113,7 @@ class EventFiles:
                 self._writer.close()
             self._writer = None
             line = f"--tensorboard {self._directory}: {because(error)}: no more is written there"
-            self._say(line, Level.WARNING)
+            logger.warning(line)
 
     def close(self) -> None:
         """Write what is left."""

@@ -1,29 +1,80 @@
-"""Lines on standard error: each has a level, and is text or JSON, as the environment says.
+"""Log records on standard error: text, or JSON objects one a line, as the environment says.
 
-The environment, because whoever starts a process passes it on: a run's children speak to their
-parent in JSON, so that it can say again what they said, in the form that it was told.
+The environment, because children inherit it: a run's children write JSON to their
+parent, which logs each record again in the form that it was told itself.
 """
 
+import contextlib
 import datetime
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from manychar.protocol.messages import Level
 
 LEVEL_VARIABLE = "MANYCHAR_LOG_LEVEL"
 FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
-_ORDER = tuple(Level)
+NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
+"""The number that the standard library has for each level."""
+
+_LOGGER = logging.getLogger("manychar")
 
 
-class Say(Protocol):
-    """Whoever tells a person something."""
+class Formatter(logging.Formatter):
+    """Text, or a JSON object with the values of `extra={"values": …}`; `prefix` goes before all."""
 
-    def __call__(self, text: str, level: Level = Level.INFO, /) -> None:
-        """Say one line."""
+    def __init__(self, prefix: str = "") -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        text = self._prefix + record.getMessage()
+        if not is_json():
+            return text
+        now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        values = {
+            "time": now.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "text": text,
+            **getattr(record, "values", {}),
+        }
+        return to_json(values)
+
+
+class StderrHandler(logging.Handler):
+    """Writes each line to standard error. A reader that is gone ends nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        with contextlib.suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+def configure(prefix: str = "") -> None:
+    """Log to standard error, at the level and in the form that the environment says."""
+    handler = StderrHandler()
+    handler.setFormatter(Formatter(prefix))
+    _LOGGER.handlers = [handler]
+    _LOGGER.propagate = False
+    least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
+    _LOGGER.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
+
+
+@contextlib.contextmanager
+def handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Have another handler write the lines for a while."""
+    before, _LOGGER.handlers = _LOGGER.handlers, [handler]
+    handler.setFormatter(Formatter())
+    try:
+        yield
+    finally:
+        _LOGGER.handlers = before
 
 
 def is_json() -> bool:
@@ -31,38 +82,23 @@ def is_json() -> bool:
     return os.environ.get(FORMAT_VARIABLE) == "json"
 
 
-def is_wanted(level: Level) -> bool:
-    """Whether lines of this level are said."""
-    least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
-    return least not in _ORDER or _ORDER.index(level) >= _ORDER.index(Level(least))
-
-
-def line(text: str, level: Level, **more: Any) -> str:
-    """Return what a line is on standard error; `more` are values for whoever reads JSON."""
-    if not is_json():
-        return text
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    values = {"time": now, "level": level, "text": text, **more}
-    return to_json(values)
-
-
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Return JSON that every reader takes: a number that is none, or has no end, is null."""
-    return json.dumps(_known(values), ensure_ascii=False, allow_nan=False, indent=indent)
+    """Return JSON that every reader takes: an infinite number or NaN is null."""
+    return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _known(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _known(item) for key, item in value.items()}
-    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read(heard: str) -> tuple[str, Level]:
-    """Return (text, level) of a line that a child said; what is no such line is a warning."""
+def read(line: str) -> tuple[str, int]:
+    """Return (text, level) of a line that a child wrote; one that is no record is a warning."""
     try:
-        values = json.loads(heard)
-        return str(values["text"]), Level(values["level"])
+        values = json.loads(line)
+        return str(values["text"]), NUMBERS[Level(values["level"])]
     except (ValueError, KeyError, TypeError):
-        return heard, Level.WARNING
+        return line, logging.WARNING

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -14,7 +15,9 @@ from typing import IO
 from manychar.processes import log
 from manychar.processes.errors import UserError
 from manychar.processes.supervisor import how_it_ended
-from manychar.protocol.messages import Level
+
+logger = logging.getLogger(__name__)
+
 
 PIECE_BYTES = 65_536
 
@@ -77,7 +80,7 @@ class Command:
         for line in lines:
             heard = line.decode(errors="replace")
             text, level = log.read(heard)
-            if level is Level.ERROR and text.startswith("manychar"):
+            if level == logging.ERROR and text.startswith("manychar"):
                 self._complaint = text
             else:
                 print(heard if log.is_json() else text, file=sys.stderr, flush=True)

@@ -1,15 +1,18 @@
 """Several workers of this machine for a server elsewhere: one process each, ended together."""
 
 import contextlib
+import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.signals import SelfPipe
 from manychar.processes.supervisor import Process, close_pipes, how_it_ended, spawn
+
+logger = logging.getLogger(__name__)
+
 
 SECONDS_TO_END = 10.0
 
@@ -21,7 +24,6 @@ def work_together(
     processes: int,
     patience: float,
     key_file: Path | None,
-    say: Callable[[str], None],
 ) -> int:
     """Run `processes` workers until all have ended, and return the largest exit code."""
     wake = SelfPipe()
@@ -41,7 +43,7 @@ def work_together(
                 if process.poll() is not None:
                     del crew[member]
                     if process.returncode not in (0, STOPPED):
-                        say(f"{member} ended {how_it_ended(process.returncode)}")
+                        logger.warning(f"{member} ended {how_it_ended(process.returncode)}")
                     close_pipes(process)
                     ended = process.returncode if process.returncode >= 0 else RUN_FAILED
                     code = max(code, ended)

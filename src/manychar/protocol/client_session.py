@@ -6,7 +6,7 @@ A session keeps its (run, term) when the server falls silent, so that a server w
 finds the peer as it was; a welcome to another run or term is a new beginning.
 """
 
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Say, Send
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
 from manychar.protocol.messages import (
     Dimensions,
     Heartbeat,
@@ -91,7 +91,7 @@ class ClientSession:
             return []
         self.knock(now)
         text = f"the server at {self.server} has said nothing for {silence:g} s: knocking"
-        return [Say(text, Level.WARNING)]
+        return [Log(text, Level.WARNING)]
 
     def _tick_outside(self, now: float) -> list[Effect]:
         waited = now - self._knocking_since
@@ -106,7 +106,7 @@ class ClientSession:
             self._next_complaint = now + COMPLAIN_EVERY
             left = self.patience - waited
             text = f"waiting for a server at {self.server}, up to {left:.0f} s"
-            effects.append(Say(text, Level.WARNING))
+            effects.append(Log(text, Level.WARNING))
         return effects
 
     def beat_is_due(self, now: float) -> bool:

@@ -52,7 +52,7 @@ class KeepBest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Say:
+class Log:
     """Tell the person at this process, in one line."""
 
     text: str
@@ -153,7 +153,7 @@ Effect = (
     | Save
     | Validate
     | KeepBest
-    | Say
+    | Log
     | Show
     | Append
     | Record

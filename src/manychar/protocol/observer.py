@@ -2,7 +2,7 @@
 
 state      event                     does
 KNOCKING   Welcome                   WATCHING
-WATCHING   Report, Roster, Weights,  Show or Say
+WATCHING   Report, Roster, Weights,  Show or Log
            Notice
 WATCHING   StartAfresh               KNOCKING
 any        Refused, Done             Finish, GONE
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manychar.protocol.client_session import ClientSession
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, PeerError, Say, Send, Show
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.messages import (
     Alive,
     Dimensions,
@@ -98,7 +98,7 @@ class Observer:
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
-        return [Say(notice.text, notice.level)]
+        return [Log(notice.text, notice.level)]
 
     def _pass_over(self, message: Message, now: float) -> list[Effect]:
         """Nothing to do: it was heard, or comes from before the last Hello."""

@@ -3,7 +3,7 @@
 import collections
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Effect, Say, Send, Show
+from manychar.protocol.effects import Effect, Log, Send, Show
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Level, Message, Notice, Peer, Report, Weights, one_line
 
@@ -46,7 +46,7 @@ class Outbox:
 
     def notice(self, text: str, level: Level = Level.INFO) -> None:
         """Say one line, here and to every observer."""
-        self.add(Say(text, level))
+        self.add(Log(text, level))
         self.tell(Notice(run=self.run, term=self.term, level=level, text=one_line(text)))
 
     def warn(self, text: str) -> None:

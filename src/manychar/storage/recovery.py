@@ -4,7 +4,7 @@ Checkpoints that are damaged, or that belong to steps which will be done again, 
 """
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from manychar.processes.errors import UserError
@@ -13,6 +13,8 @@ from manychar.storage.checkpoint import Checkpoint, list_checkpoints
 from manychar.storage.journal import JOURNAL_NAME, Begin, Journal, read_journal
 from manychar.storage.run_directory import RunDirectory, take_up_metrics
 from manychar.storage.validation_log import recover_validation_losses
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,20 +30,20 @@ class ResumePoint:
     validation_losses: dict[int, float]
 
 
-def recover(
-    directory: RunDirectory, term: int, say: Callable[[str], None], *, not_after: int | None = None
-) -> ResumePoint:
+def recover(directory: RunDirectory, term: int, *, not_after: int | None = None) -> ResumePoint:
     """Choose the newest whole checkpoint (of at most step `not_after`) and note it in the journal.
 
     Raises UserError where no checkpoint is whole, OSError where the disk will not have it.
     """
     reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
     if reading.fault:
-        say(f"{JOURNAL_NAME}: {reading.fault}: cut off there, and not trusted")
-    checkpoint = _choose(directory, term, say, not_after)
+        logger.warning(f"{JOURNAL_NAME}: {reading.fault}: cut off there, and not trusted")
+    checkpoint = _choose(directory, term, not_after)
     step = checkpoint.state.step
     if not reading.covers(step):
-        say(f"{JOURNAL_NAME}: it has no record of some steps up to {step}: verify will say so")
+        logger.warning(
+            f"{JOURNAL_NAME}: it has no record of some steps up to {step}: verify will say so"
+        )
     journal = Journal(directory.path / JOURNAL_NAME, directory.run, reading)
     journal.append([Begin(term, step, checkpoint.sha256)])
     journal.flush()
@@ -50,9 +52,7 @@ def recover(
     return ResumePoint(checkpoint, journal, seconds, recover_validation_losses(directory, step))
 
 
-def _choose(
-    directory: RunDirectory, term: int, say: Callable[[str], None], not_after: int | None
-) -> Checkpoint:
+def _choose(directory: RunDirectory, term: int, not_after: int | None) -> Checkpoint:
     damaged: list[tuple[Path, str]] = []
     for step, path in reversed(list_checkpoints(directory.checkpoints)):
         if not_after is not None and step > not_after:
@@ -65,7 +65,7 @@ def _choose(
             continue
         for bad, why in damaged:
             aside = bad.with_name(f"{bad.name}.damaged-{term}")
-            say(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
+            logger.warning(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
             rename(bad, aside)
         return checkpoint
     newest = f"the newest: {damaged[0][1]}" if damaged else "there is none"

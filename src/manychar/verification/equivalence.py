@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,9 @@ from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.run_directory import RunDirectory, Settings, create_run
 from manychar.verification.replay import first_difference, replay
+
+logger = logging.getLogger(__name__)
+
 
 HASH_SHOWN = 16
 
@@ -199,7 +203,7 @@ class _Killer:
             if seat.name in wanted and seat.process is not None:
                 self.killed = True
                 os.kill(seat.process.pid, signal.SIGKILL)
-                fleet.display.say(f"{seat.name} killed with SIGKILL after step {report.step:,}")
+                logger.info(f"{seat.name} killed with SIGKILL after step {report.step:,}")
 
 
 def verdict(trials: list[Trial]) -> str:

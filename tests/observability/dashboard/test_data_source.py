@@ -9,16 +9,11 @@ import pytest
 
 from manychar.observability.dashboard.data_source import Directory, Feed, open_feed
 from manychar.observability.dashboard.run_history import History
-from manychar.protocol.messages import Level
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import locked, open_run
 from tests.commands import SMALL, Commands, until
 
 READ = ("--lease-timeout", "0.5", "--checkpoint-every", "50")
-
-
-def quiet(text: str, level: Level = Level.INFO) -> None:
-    """Hear a line and say nothing."""
 
 
 def read(path: Path) -> History:
@@ -70,7 +65,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     metrics.write_text(whole.splitlines(keepends=True)[0], encoding="utf-8")
     kept = checkpoint_path(checkpoints, 300).read_bytes()
     checkpoint_path(checkpoints, 300).unlink()
-    history, feed = open_feed(str(trained), None, patience=1.0, say=quiet)
+    history, feed = open_feed(str(trained), None, patience=1.0)
     feed.start()
     try:
         until(lambda: len(history.view().moments) == 2, "the checkpoints that are there")
@@ -94,7 +89,7 @@ def test_a_lost_server_is_waited_for_and_found_again(
     server = manychar.start("server", str(text), *SMALL, *READ, *run)
     server.wait_for("listens on|manychar worker")
     worker = manychar.start("worker", endpoint, "--name", "left")
-    history, feed = open_feed(endpoint, None, patience=60.0, say=quiet)
+    history, feed = open_feed(endpoint, None, patience=60.0)
     feed.start()
     try:
         until(lambda: history.view().intervals, "what a worker did")
@@ -123,7 +118,7 @@ def test_a_fault_of_the_feed_is_shown_and_not_swallowed() -> None:
 
     before, threading.excepthook = threading.excepthook, lambda args: heard.append(args.exc_value)
     try:
-        feed = Feed(fail, history, quiet)
+        feed = Feed(fail, history)
         feed.start()
         feed.stop()
     finally:

@@ -6,6 +6,7 @@ run directory is read, and read again where it has changed, so it may be finishe
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,12 +25,15 @@ from manychar.observability.model_source import as_it_trains
 from manychar.observability.observer_client import IN_GOOD_ORDER, Watch, sight_of
 from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.effects import Effect, Finish, Say, Show
-from manychar.protocol.messages import Level, Report, Roster, Weights, Welcome
+from manychar.protocol.effects import Effect, Finish, Log, Show
+from manychar.protocol.messages import Report, Roster, Weights, Welcome
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.metrics import METRICS_NAME, read_metrics
 from manychar.storage.run_directory import is_served, open_run
 from manychar.storage.validation_log import VALIDATION_NAME, is_over, read_validation_losses
+
+logger = logging.getLogger(__name__)
+
 
 SAMPLE_LENGTH = 300
 PATIENCE_AFTER_LOSS = 600.0
@@ -40,12 +44,9 @@ MOST_CHECKPOINTS = 12
 class Feed:
     """A thread that fills a History until it is stopped."""
 
-    def __init__(
-        self, work: Callable[[threading.Event], None], history: History, say: log.Say
-    ) -> None:
+    def __init__(self, work: Callable[[threading.Event], None], history: History) -> None:
         self._work = work
         self._history = history
-        self._say = say
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
@@ -62,7 +63,7 @@ class Feed:
         try:
             self._work(self._stopped)
         except UserError as error:
-            self._say(str(error), Level.ERROR)
+            logger.error(str(error))
             self._history.notice(str(error))
             self._history.know(live=False, state=str(error))
         except BaseException as error:
@@ -80,11 +81,9 @@ class Live:
         history: History,
         *,
         patience: float,
-        say: log.Say,
     ) -> None:
         """Wait for the first report. Raises UserError where there is none within `patience` s."""
         self._endpoint, self._key, self._history = endpoint, key, history
-        self._say = say
         self._pages = Pages()
         self._watch = Watch(endpoint, key, patience=patience)
         while not history.view().points:
@@ -131,8 +130,8 @@ class Live:
                     self._history.roster(workers, time.monotonic())
                 if roster.waiting:
                     self._history.know(state=f"waiting for {roster.waiting}")
-            case Say(text, level):
-                self._say(text, level)
+            case Log(text, level):
+                logger.log(log.NUMBERS[level], text)
                 self._history.notice(text)
                 if self._watch.knocking:
                     self._history.know(state=text)
@@ -289,9 +288,7 @@ def _spread(entries: list[Any], most: int) -> list[Any]:
     return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
 
 
-def open_feed(
-    source: str, key: ClientKey | None, *, patience: float, say: log.Say
-) -> tuple[History, Feed]:
+def open_feed(source: str, key: ClientKey | None, *, patience: float) -> tuple[History, Feed]:
     """Return a History of a live server's endpoint or a run directory, and what fills it.
 
     Raises UserError where there is nothing to watch.
@@ -299,7 +296,7 @@ def open_feed(
     history = History(source)
     work: Live | Directory
     if is_endpoint(source):
-        work = Live(source, key, history, patience=patience, say=say)
+        work = Live(source, key, history, patience=patience)
     else:
         work = Directory(Path(source), history)
-    return history, Feed(work, history, say)
+    return history, Feed(work, history)
