@@ -69,6 +69,12 @@ def create(directory: Path) -> Path:
 
     Raises UserError where there are keys already.
     """
+    create_server(directory)
+    return add(directory, FIRST_CLIENT, KeyRole.WORKER)
+
+
+def create_server(directory: Path) -> None:
+    """Make the folder with the server's pair alone. Raises UserError as `create` does."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -79,7 +85,6 @@ def create(directory: Path) -> Path:
         public, secret = _pair()
         _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
         _write_clients(directory, [])  # last: with it, the folder is one
-    return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
 def add(directory: Path, name: str, role: KeyRole) -> Path:

@@ -1,0 +1,44 @@
+"""Where the server of `train` listens: other users of the machine can neither connect nor read."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from manychar.network.endpoints import IPC_PATH_LENGTH
+from manychar.network.keys import SUFFIX, add, create_server
+from manychar.protocol.messages import KeyRole
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateEndpoint:
+    """What the server is to bind to, and the directory of its keys, where it needs any."""
+
+    bind: str
+    keys: Path | None = None
+
+    def client_key(self, name: str) -> Path | None:
+        """Return the file with the key of one of the clients, or None where it needs none."""
+        return self.keys / f"{name}{SUFFIX}" if self.keys is not None else None
+
+
+@contextlib.contextmanager
+def private_endpoint(workers: Iterable[str], observer: str) -> Iterator[PrivateEndpoint]:
+    """Make an endpoint for these workers and an observer who may stop the run; remove it after.
+
+    It is an ipc file in a fresh directory of mode 0700. Where its path is too long for a socket (a
+    long $TMPDIR), it is loopback TCP, with keys that are made for this run in such a directory.
+    """
+    with TemporaryDirectory(prefix="manychar-") as directory:
+        path = f"{directory}/server"
+        if len(os.fsencode(path)) <= IPC_PATH_LENGTH:
+            yield PrivateEndpoint(f"ipc://{path}")
+            return
+        keys = Path(directory, "keys")
+        create_server(keys)
+        for name in workers:
+            add(keys, name, KeyRole.WORKER)
+        add(keys, observer, KeyRole.OPERATOR)
+        yield PrivateEndpoint("tcp://127.0.0.1:*", keys)
