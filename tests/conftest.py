@@ -9,7 +9,7 @@ import pytest
 from tests.commands import SMALL, Commands
 from tests.texts import small_text
 
-SCHEDULES = 2_400
+SCHEDULES, LONG_SCHEDULES = 600, 2_400
 HOSTILE = 1
 
 Require = Callable[[object, str], None]
@@ -19,9 +19,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--schedules",
         type=int,
-        default=SCHEDULES,
         metavar="N",
-        help=f"schedules of the simulated world (default {SCHEDULES:,})",
+        help="schedules of the simulated world"
+        f" (default {SCHEDULES:,}, with --long {LONG_SCHEDULES:,})",
+    )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also run the tests that are marked long, and more schedules",
     )
     parser.addoption(
         "--hostile",
@@ -41,6 +46,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test that this machine cannot run fails, where it would be skipped",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--schedules") is None:
+        config.option.schedules = LONG_SCHEDULES if config.getoption("--long") else SCHEDULES
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked long, unless it is asked for."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture
