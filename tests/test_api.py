@@ -14,8 +14,8 @@ import manychar as api
 from manychar.cli import looking, options
 from manychar.cli.evaluating import evaluate
 from manychar.numerics.run_definition import Definition
+from manychar.protocol.run_spec import Operation
 from manychar.storage.checkpoint import read_checkpoint, write_checkpoint
-from manychar.storage.run_directory import Settings
 from tests.commands import Commands, Ended
 from tests.texts import small_text
 
@@ -37,13 +37,13 @@ def python(manychar: Commands, script: str) -> Ended:
 
 
 class TestTheArgumentsAreTheFlags:
-    SHARED = options.WORKERS | options.TRANSPORT | options.SINKS | options.LOGGING
+    SHARED = options.WORKERS | options.SINKS | options.LOGGING
 
     def test_of_train(self) -> None:
         expected = options.DEFINITION | options.OPERATION | self.SHARED
         assert self.names(api.train) == expected.keys() - {"resume"} - NO_ARGUMENT | {"text"}
         for name, parameter in inspect.signature(api.train).parameters.items():
-            said = getattr(Definition, name, getattr(Settings, name, None))
+            said = getattr(Definition, name, getattr(Operation, name, None))
             own: dict[str, Any] = {"or_resume": False}
             own |= dict.fromkeys(("workers", "run_dir", "log_level", "text", *options.SINKS))
             assert parameter.default == own.get(name, said), name

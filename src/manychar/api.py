@@ -166,7 +166,6 @@ class Run(Model):
         stop_when_no_better: int | None = None,
         allow_mixed_numerics: bool | None = None,
         workers: int | None = None,
-        transport: Literal["tcp", "ipc"] | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         metrics_port: int | None = None,
         log_level: Literal["info", "warning", "error"] | None = None,
@@ -218,7 +217,6 @@ def train(
     stop_when_no_better: int = 0,
     allow_mixed_numerics: bool = False,
     workers: int | None = None,
-    transport: Literal["tcp", "ipc"] = "tcp",
     run_dir: str | os.PathLike[str] | None = None,
     or_resume: bool = False,
     tensorboard: str | os.PathLike[str] | None = None,
@@ -238,8 +236,8 @@ def train(
     How: `steps` in all (0: until it is interrupted), `checkpoint_every`, `sample_every` and
     `stop_when_no_better` in steps and checkpoints, `keep_checkpoints`, `sample_length` characters,
     `lease_timeout` in seconds, `on_disk_error`, `allow_mixed_numerics`, `workers` (None: as many as
-    shards, or cores), `transport`, `run_dir` (None: a new one in runs/), `or_resume` where that
-    one holds the run already; `tensorboard` a directory, `metrics_port` a port to pass it on to;
+    shards, or cores), `run_dir` (None: a new one in runs/), `or_resume` where that one
+    holds the run already; `tensorboard` a directory, `metrics_port` a port to pass it on to;
     `log_level`.
 
     Raises UserError with the one line that says what was wrong. An interrupt ends the step and

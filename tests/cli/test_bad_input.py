@@ -121,17 +121,16 @@ def _bad_values() -> list[tuple[str, str, str]]:
         "--sample-length": natural,
         "--lease-timeout": rate,
         "--workers": positive,
-        "--transport": ["udp"],
     }
     cases = [("train", flag, value) for flag, values in of_train.items() for value in values]
-    cases += [("server", flag, values[0]) for flag, values in of_train.items()][:-2]
+    cases += [("server", flag, values[0]) for flag, values in of_train.items()][:-1]
     cases += [
         ("server", "--bind", value)
         for value in ("here", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "udp://127.0.0.1:1")
     ]
     cases += [("equivalence", "--steps", value) for value in ("0", "2", "some", TOO_LARGE)]
     cases += [("equivalence", "--checkpoint-every", value) for value in ("0", "-1")]
-    cases += [("equivalence", "--transport", "udp"), ("equivalence", "--learning-rate", "nan")]
+    cases += [("equivalence", "--learning-rate", "nan")]
     return cases
 
 
@@ -265,7 +264,7 @@ class TestRunDirectories:
         name = "r" * 120
         done = manychar.run(
             *("train", str(text), *SMALL, "--steps", "3"),
-            *("--run-dir", name, "--transport", "ipc"),
+            *("--run-dir", name),
         )
         assert done.code == 0, done
 

@@ -15,14 +15,14 @@ import typer.main
 from manychar import __version__
 from manychar.cli.app import app
 from manychar.numerics.run_definition import Definition
-from manychar.storage.run_directory import Settings
+from manychar.protocol.run_spec import Operation
 from tests.commands import GENEROUS, SMALL, Commands, until
 
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it
 COMMANDS = sorted(GROUP.commands)
 DEFAULTS = {
     field.name: field.default
-    for field in (*dataclasses.fields(Definition), *dataclasses.fields(Settings))
+    for field in (*dataclasses.fields(Definition), *dataclasses.fields(Operation))
     if field.default is not dataclasses.MISSING
 }
 # These say themselves what they are without the flag.

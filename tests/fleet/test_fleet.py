@@ -133,7 +133,7 @@ class TestARun:
         [
             "--workers 1",
             "--workers 4",
-            "--workers 2 --transport ipc",
+            "--workers 2",
             "--workers 2 --shards 1",
             "--workers 1 --shards 2",
             "--workers 2 --shards 3 --dtype float64",

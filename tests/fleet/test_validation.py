@@ -218,7 +218,7 @@ def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
     train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
     run = open_run(manychar.directory / "run")
     run = dataclasses.replace(
-        run, settings=dataclasses.replace(run.settings, stop_when_no_better=1)
+        run, operation=dataclasses.replace(run.operation, stop_when_no_better=1)
     )
     losses = {0: 1.0, 20: 0.5, 40: 0.4, 60: 0.3}
     path = run.path / VALIDATION_NAME

@@ -53,7 +53,7 @@ class Stage:
             "steps": 12,
             "checkpoint_every": 0,
             "sample_every": 0,
-            "silence": 2.0,
+            "lease_timeout": 2.0,
         }
         run = RunSpec(
             run=RUN,

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
 
 
 def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
-    stage = held(go_on_without_disk=True)
+    stage = held(on_disk_error="continue")
     stage.server.save_failed(2, "no space left", stage.now)
     assert only(stage.server.saved(4, stage.now), Finish).code == 3
 

@@ -125,7 +125,7 @@ def test_a_worker_that_leaves_hands_back_its_shards() -> None:
 
 
 def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
-    stage = Stage(shards=2, silence=2.0)
+    stage = Stage(shards=2, lease_timeout=2.0)
     stage.join("ann", "bob")
     effects = stage.wait(2.1, "bob")
     assert "ann is taken for lost: it has said nothing for 2.0 s" in said(effects)
@@ -208,7 +208,7 @@ def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
 
 
 def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
-    stage = Stage(allow_mixed=True)
+    stage = Stage(allow_mixed_numerics=True)
     stage.hello("ann")
     effects = stage.ready("ann", fingerprint="x")
     assert only(effects, Remember)
@@ -554,7 +554,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
 
 
 def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_without() -> None:
-    stage = Stage(go_on_without_disk=True)
+    stage = Stage(on_disk_error="continue")
     stage.join("ann")
     stage.advance_to(1, "ann")
     stage.server.stop(75, "stopped", now=0.0, by=9.0)
@@ -575,7 +575,7 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
 
 
 def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_barred() -> None:
-    stage = Stage(allow_mixed=True)
+    stage = Stage(allow_mixed_numerics=True)
     stage.hello("ann")
     stage.ready("ann", fingerprint="x")
     stage.join("bob")
@@ -663,7 +663,7 @@ def test_an_observer_hears_every_notice() -> None:
 
 @pytest.mark.parametrize(("go_on", "ends"), [(True, False), (False, True)])
 def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
-    stage = Stage(go_on_without_disk=go_on)
+    stage = Stage(on_disk_error="continue" if go_on else "stop")
     stage.join("ann")
     effects = stage.server.save_failed(2, "no space left on device", stage.now)
     assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
@@ -672,7 +672,7 @@ def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None
 
 
 def test_the_last_checkpoint_must_be_written() -> None:
-    stage = Stage(go_on_without_disk=True)
+    stage = Stage(on_disk_error="continue")
     stage.server.stop(75, "stopped", now=0.0, by=9.0)
     assert finish(stage.server.save_failed(0, "I/O error", stage.now)).code == 3
 

@@ -51,7 +51,7 @@ class ServerShell:
                 steps=plan.steps,
                 checkpoint_every=plan.checkpoint_every,
                 sample_every=0,
-                silence=plan.silence,
+                lease_timeout=plan.silence,
                 stop_when_no_better=plan.patience,
             ),
             streams=known.streams,

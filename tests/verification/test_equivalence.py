@@ -54,11 +54,10 @@ def rows_of(out: str) -> dict[int, list[str]]:
     return {int(step.replace(",", "")): hashes.split() for step, hashes in ROW.findall(out)}
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path, transport: str) -> None:
+def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
     with TemporaryDirectory(prefix="mc") as scratch:  # short: a socket's path has its limit
         done = manychar.run(
-            *("equivalence", str(text), *SMALL, "--transport", transport),
+            *("equivalence", str(text), *SMALL),
             *("--steps", "230", "--checkpoint-every", "100"),
             env={"TMPDIR": scratch},
         )

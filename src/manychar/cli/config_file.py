@@ -141,9 +141,9 @@ def _defaults(context: typer.Context) -> dict[str, Any]:
         return {}
     pin("portable")
     from manychar.numerics.run_definition import Definition
-    from manychar.storage.run_directory import Settings
+    from manychar.protocol.run_spec import Operation
 
-    fields = (*dataclasses.fields(Definition), *dataclasses.fields(Settings))
+    fields = (*dataclasses.fields(Definition), *dataclasses.fields(Operation))
     known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     return {name: value for name, value in known.items() if name != "workers"}
 

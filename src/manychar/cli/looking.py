@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import DEFINITION, TRANSPORT, TRIAL, Key, Patience, Text, with_flags
-from manychar.cli.run_setup import define, numerics_of, settings, source_of, usable_cores
+from manychar.cli.options import DEFINITION, TRIAL, Key, Patience, Text, with_flags
+from manychar.cli.run_setup import define, numerics_of, operation_of, source_of, usable_cores
 from manychar.network.endpoints import is_endpoint
 from manychar.processes import log
 from manychar.processes.errors import UserError
@@ -148,7 +148,7 @@ def verify(
     write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
 
 
-@with_flags(TRIAL, TRANSPORT, DEFINITION)
+@with_flags(TRIAL, DEFINITION)
 def equivalence(text: Text = None, **flags: Any) -> None:
     """Prove it: train in one process, then with 1, 2 and 4 workers; compare every bit."""
     pin(flags.get("numerics", "portable"))
@@ -157,7 +157,7 @@ def equivalence(text: Text = None, **flags: Any) -> None:
     if flags.get("steps", 3) < 3 or flags.get("checkpoint_every", 1) < 1:
         raise UserError("--steps takes at least 3 here, --checkpoint-every at least 1")
     definition, corpus = define(text, flags)
-    chosen = settings({"steps": 600, "checkpoint_every": 150, **flags}, workers=1)
+    chosen = operation_of({"steps": 600, "checkpoint_every": 150, "workers": 1, **flags})
     chosen = dataclasses.replace(chosen, sample_every=0, keep_checkpoints=0)
     with TemporaryDirectory(prefix="manychar-") as scratch:
         trials = Equivalence(definition, corpus, chosen, parent=Path(scratch))
@@ -168,9 +168,7 @@ def equivalence(text: Text = None, **flags: Any) -> None:
         ways: list[tuple[int, Literal["worker", "server"] | None]]
         ways = [(1, None), (2, "worker"), (4, "server")]
         for count, kill in ways:
-            logger.info(
-                f"server and {count} worker{'s' if count > 1 else ''} over {chosen.transport}"
-            )
+            logger.info(f"server and {count} worker{'s' if count > 1 else ''}")
             done.append(trials.fleet(count, kill=kill))
         _print_table(table(done))
         if definition.total_streams == 1:

@@ -1,7 +1,7 @@
 """The flags that several commands share: one name, one help text, one default everywhere.
 
-A flag that was not given is None: what it is then is said by `Definition` and `Settings`, and shown
-in the help.
+A flag that was not given is None: what it is then is said by `Definition` and `Operation`, and
+shown in the help.
 """
 
 import functools
@@ -103,12 +103,6 @@ SINKS: dict[str, Any] = {
     "tensorboard": _operating(Path, "Write TensorBoard event files into this directory."),
     "metrics_port": _operating(
         int, "Serve Prometheus metrics at this port, on loopback.", min=0, max=65_535
-    ),
-}
-
-TRANSPORT: dict[str, Any] = {
-    "transport": _operating(
-        Literal["tcp", "ipc"], "How the processes talk: tcp on loopback, or ipc.", "tcp"
     ),
 }
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from manychar.numerics.model import Parameters
     from manychar.numerics.run_definition import Definition
     from manychar.observability.progress import Display
+    from manychar.protocol.run_spec import Operation
     from manychar.storage.corpus_file import Corpus
-    from manychar.storage.run_directory import RunDirectory, Settings
+    from manychar.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
         definition, corpus = define(text, flags)
         workers = min(definition.shards, usable_cores())
-        chosen = settings(flags, workers=workers)
+        chosen = operation_of({"workers": workers, **flags})
         directory = create_run(flags.get("run_dir"), definition, corpus, chosen)
         logger.info(
             f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
@@ -56,13 +57,11 @@ def take_run(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
 def _take_up(path: Path, flags: dict[str, Any]) -> "RunDirectory":
     """Return the run in a directory, to be carried out as these flags say."""
-    from manychar.storage.run_directory import Settings, open_run
+    from manychar.storage.run_directory import open_run
 
     directory = open_run(path)
-    changed = {f.name: flags[f.name] for f in dataclasses.fields(Settings) if f.name in flags}
-    return dataclasses.replace(
-        directory, settings=dataclasses.replace(directory.settings, **changed)
-    )
+    operation = operation_of({**dataclasses.asdict(directory.operation), **flags})
+    return dataclasses.replace(directory, operation=operation)
 
 
 def _is_begun(flags: dict[str, Any]) -> bool:
@@ -125,13 +124,16 @@ def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition,
     return definition, corpus
 
 
-def settings(flags: dict[str, Any], *, workers: int) -> "Settings":
+def operation_of(flags: dict[str, Any]) -> "Operation":
     """Return how these flags have a run carried out. Raises UserError."""
-    from manychar.storage.run_directory import Settings
+    from manychar.numerics.option import OptionError
+    from manychar.protocol.run_spec import Operation
 
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in flags.items() if name in fields}
-    return Settings(**{"workers": workers, **given})
+    fields = {field.name for field in dataclasses.fields(Operation)}
+    try:
+        return Operation(**{name: value for name, value in flags.items() if name in fields})
+    except OptionError as error:
+        raise UserError(str(error)) from None
 
 
 def source_of(source: str, key: Path | None, *, patience: float) -> "tuple[Parameters, str]":
@@ -162,5 +164,5 @@ def display(directory: "RunDirectory") -> "Display":
         vocabulary=vocabulary,
         dimensions=dimensions_of(directory.definition, len(vocabulary)),
         seed=directory.definition.seed,
-        sample_length=directory.settings.sample_length,
+        sample_length=directory.operation.sample_length,
     )

@@ -16,7 +16,6 @@ from manychar.cli.options import (
     LOGGING,
     OPERATION,
     SINKS,
-    TRANSPORT,
     WORKERS,
     Child,
     Key,
@@ -43,21 +42,21 @@ logger = logging.getLogger(__name__)
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
 
-@with_flags(DEFINITION, OPERATION, WORKERS, TRANSPORT, SINKS, LOGGING)
+@with_flags(DEFINITION, OPERATION, WORKERS, SINKS, LOGGING)
 def train(text: Text = None, **flags: Any) -> None:
     """Train: a server and its workers on this machine, with one command."""
     wanted = {name: flags[name] for name in SINKS if name in flags}
     check_sinks(**wanted)
     directory = take_run(text, flags)
-    settings = directory.settings
+    operation = directory.operation
     _end_if_it_is_through(directory)
     from manychar.fleet.local_fleet import Fleet
     from manychar.observability.exporters import exporters
 
-    if settings.workers > directory.definition.shards:
+    if operation.workers > directory.definition.shards:
         logger.info(
-            f"{settings.workers} workers for {directory.definition.shards} shards: the rest stand"
-            f" by; --shards {settings.workers} would give each of them work"
+            f"{operation.workers} workers for {directory.definition.shards} shards: the rest stand"
+            f" by; --shards {operation.workers} would give each of them work"
         )
     with display(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
         finish = Fleet(directory, screen, exporters=beside).run()
@@ -167,7 +166,7 @@ def _end_if_it_is_through(directory: "RunDirectory") -> None:
     """Say so, and exit, where a resumed run has all its steps already, or got no better."""
     from manychar.storage.validation_log import is_over, read_validation_losses
 
-    steps = directory.settings.steps
+    steps = directory.operation.steps
     try:
         checkpoint, damaged = directory.newest_checkpoint()
     except UserError:
@@ -216,7 +215,7 @@ def _child_screen() -> Any:
 
 def _finish(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Say how it ended, how to go on and how to sample; exit with its code."""
-    steps, path = directory.settings.steps, shlex.quote(str(directory.path))
+    steps, path = directory.operation.steps, shlex.quote(str(directory.path))
     if finish.reason:
         logger.error(f"manychar: {finish.reason}") if finish.code else logger.info(finish.reason)
     if finish.code or steps == 0:

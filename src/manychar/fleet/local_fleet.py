@@ -13,7 +13,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from tempfile import TemporaryDirectory
 
 import zmq
 
@@ -36,7 +35,8 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.messages import Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
-from manychar.storage.run_directory import RunDirectory, Settings
+from manychar.protocol.run_spec import Operation
+from manychar.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ class Fleet:
         self._pages = Pages()
         self.directory = directory
         self.display = display
-        self.workers = [ProcessSlot(f"worker-{i + 1}") for i in range(directory.settings.workers)]
-        self._bind = "tcp://127.0.0.1:*"
+        self.workers = [ProcessSlot(f"worker-{i + 1}") for i in range(directory.operation.workers)]
         self._on_report = on_report
         self._endpoint = ""
         self.server = ProcessSlot("the server")
@@ -86,9 +85,6 @@ class Fleet:
         with self._stack:
             self._wake = SelfPipe()
             self._stack.callback(self._wake.close)
-            if self.directory.settings.transport == "ipc":
-                folder = self._stack.enter_context(TemporaryDirectory(prefix="manychar-"))
-                self._bind = f"ipc://{folder}/server"
             self._listen_to_children()
             self._stack.callback(self._end_children)
             self._stack.enter_context(
@@ -111,8 +107,8 @@ class Fleet:
     def _start_server(self) -> None:
         arguments = [
             *("server", "--resume", str(self.directory.path)),
-            *("--bind", self._endpoint or self._bind),
-            *("--child", *_operation_flags(self.directory.settings)),
+            *("--bind", self._endpoint or "tcp://127.0.0.1:*"),
+            *("--child", *_operation_flags(self.directory.operation)),
         ]
         process = spawn(arguments, stdout=subprocess.PIPE, stderr=self._speak, env=CHILDS)
         self.server.taken_by(process, time.monotonic())
@@ -224,7 +220,7 @@ class Fleet:
 
     def _take_weights(self, weights: Weights) -> None:
         """Show a sample where one is due: who greets a server is sent its weights, too."""
-        every = self.directory.settings.sample_every
+        every = self.directory.operation.sample_every
         if every and weights.version % every == 0:
             self._show_sample(weights)
         else:
@@ -261,7 +257,7 @@ class Fleet:
     def _woken(self) -> None:
         for number in self._wake.take():
             if number == signal.SIGINT:
-                endless = self.directory.settings.steps == 0
+                endless = self.directory.operation.steps == 0
                 self.stop(0 if endless else INTERRUPTED)
             elif number == signal.SIGTERM:
                 self.stop(STOPPED)
@@ -378,7 +374,7 @@ class Fleet:
         )
 
 
-def _operation_flags(settings: Settings) -> list[str]:
+def _operation_flags(operation: Operation) -> list[str]:
     flags = []
     for name in (
         "steps",
@@ -390,5 +386,5 @@ def _operation_flags(settings: Settings) -> list[str]:
         "on_disk_error",
         "stop_when_no_better",
     ):
-        flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    return [*flags, *(["--allow-mixed-numerics"] if settings.allow_mixed_numerics else [])]
+        flags += [f"--{name.replace('_', '-')}", str(getattr(operation, name))]
+    return [*flags, *(["--allow-mixed-numerics"] if operation.allow_mixed_numerics else [])]

@@ -61,7 +61,7 @@ from manychar.protocol.effects import (
     Validate,
 )
 from manychar.protocol.messages import Message, Peer, Report, Weights
-from manychar.protocol.run_spec import Operation, RunSpec
+from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Step, weights_digest
@@ -166,27 +166,18 @@ def _run(
 ) -> tuple[RunSpec, Engine]:
     """Return the run as this term takes it up, and what computes here."""
     vocabulary, streams = directory.streams()
-    settings = directory.settings
     run = RunSpec(
         run=directory.run,
         term=term,
         definition=directory.definition,
-        operation=Operation(
-            steps=settings.steps,
-            checkpoint_every=settings.checkpoint_every,
-            sample_every=settings.sample_every,
-            silence=settings.lease_timeout,
-            seconds_before=beginning.seconds,
-            allow_mixed=settings.allow_mixed_numerics,
-            go_on_without_disk=settings.on_disk_error == "continue",
-            stop_when_no_better=settings.stop_when_no_better,
-        ),
+        operation=directory.operation,
         streams=streams,
         vocabulary=vocabulary,
         state=beginning.checkpoint.state,
         fingerprint="",
         libraries={},
-        banned={**settings.banned, **back.banned},
+        banned={**directory.facts.banned, **back.banned},
+        seconds_before=beginning.seconds,
         validation_losses=beginning.validation_losses,
         unvalidated=unvalidated(
             directory, beginning.validation_losses, beginning.checkpoint.state.step
@@ -203,22 +194,22 @@ def _claim(directory: RunDirectory, run: RunSpec) -> RunDirectory:
 
     Raises UserError where they differ and that was not allowed.
     """
-    settings = directory.settings
-    if not settings.fingerprint:
+    facts = directory.facts
+    if not facts.fingerprint:
         libraries = dict(run.libraries)
-        settings = dataclasses.replace(settings, fingerprint=run.fingerprint, libraries=libraries)
-    elif settings.fingerprint != run.fingerprint:
-        if not settings.allow_mixed_numerics:
+        facts = dataclasses.replace(facts, fingerprint=run.fingerprint, libraries=libraries)
+    elif facts.fingerprint != run.fingerprint:
+        if not directory.operation.allow_mixed_numerics:
             raise UserError(
                 f"this machine's arithmetic gives other bits than the run's: here"
-                f" {as_words(run.libraries)}; the run began with {as_words(settings.libraries)};"
+                f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
                 " serve it on such a machine, or add --allow-mixed-numerics",
                 code=RUN_FAILED,
             )
-        settings = dataclasses.replace(settings, mixed=True)
-    directory = dataclasses.replace(directory, settings=settings)
+        facts = dataclasses.replace(facts, mixed=True)
+    directory = dataclasses.replace(directory, facts=facts)
     try:
-        directory.write_config(settings)
+        directory.write_config()
     except OSError as error:
         raise UserError(f"{directory.path}: {because(error)}") from None
     return directory
@@ -400,7 +391,7 @@ class _Loop:
                 case Compute():
                     self._compute(effect)
                 case Remember(changes):
-                    self._change_settings(changes)
+                    self._change_facts(changes)
                 case Finish() | ResumeBefore():
                     self.outcome = effect
                 case _:
@@ -425,11 +416,11 @@ class _Loop:
         now = time.monotonic()
         self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
 
-    def _change_settings(self, changes: Mapping[str, Any]) -> None:
-        """Keep in config.json what the run is to remember of its workers."""
-        settings = dataclasses.replace(self.directory.settings, **changes)
-        self.directory = dataclasses.replace(self.directory, settings=settings)
-        self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config, settings)
+    def _change_facts(self, changes: Mapping[str, Any]) -> None:
+        """Write to config.json what the run has learned of its workers."""
+        facts = dataclasses.replace(self.directory.facts, **changes)
+        self.directory = dataclasses.replace(self.directory, facts=facts)
+        self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
 
     def _record(self, report: Report) -> None:
         line = {

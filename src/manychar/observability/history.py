@@ -57,7 +57,7 @@ def _report(directory: RunDirectory, line: dict[str, Any]) -> Report:
         run=directory.run,
         term=0,
         step=line["step"],
-        steps=directory.settings.steps,
+        steps=directory.operation.steps,
         loss=line["loss"],
         smooth_loss=line["smooth_loss"],
         characters=line["characters"],

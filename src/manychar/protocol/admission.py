@@ -81,7 +81,7 @@ class Admission:
             dimensions=self._run.dimensions,
             numerics=self._run.definition.numerics,
             seed=self._run.definition.seed,
-            silence=self._run.operation.silence,
+            silence=self._run.operation.lease_timeout,
             vocabulary=self._run.vocabulary.encode() if observer else b"",
         )
         self._outbox.send(member.peer, welcome)
@@ -95,7 +95,10 @@ class Admission:
         """Let a worker with the run's arithmetic begin."""
         member.tally = Tally(since=now, said_at=now, delivered_at=now)
         member.slowest = ready.slowest
-        if ready.fingerprint != self._run.fingerprint and not self._run.operation.allow_mixed:
+        if (
+            ready.fingerprint != self._run.fingerprint
+            and not self._run.operation.allow_mixed_numerics
+        ):
             self._refuse_arithmetic(member, ready, now)
             return
         if ready.fingerprint != self._run.fingerprint and not self.mixed:

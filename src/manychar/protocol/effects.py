@@ -135,7 +135,7 @@ class ResumeBefore:
 
 @dataclasses.dataclass(frozen=True)
 class Remember:
-    """Keep in the run's configuration that it is `mixed`, or who is `banned` and why, by name."""
+    """Write to config.json's facts that the run is `mixed`, or the `banned` names with reasons."""
 
     changes: Mapping[str, Any]
 

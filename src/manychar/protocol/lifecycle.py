@@ -151,7 +151,7 @@ class Lifecycle:
         self._early_stopping.pass_over(step)
         what = f"the checkpoint of step {step} could not be written: {reason}"
         last = self.phase is RunPhase.SAVING and step == self._step
-        if last or not self._run.operation.go_on_without_disk:
+        if last or self._run.operation.on_disk_error == "stop":
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
         self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)

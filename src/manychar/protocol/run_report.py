@@ -30,7 +30,7 @@ class RunReport:
         self._steps = steps
         self._membership = membership
         self._outbox = outbox
-        self._began_at = now - run.operation.seconds_before
+        self._began_at = now - run.seconds_before
         self._next_at = now
         self._shown_step = -1
         self._checkpoint, self._saved_at = run.state.step, now

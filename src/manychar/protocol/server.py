@@ -74,7 +74,7 @@ class ParameterServer:
         self.dimensions = run.dimensions
         limit = run.operation.steps or math.inf
         self.steps = Aggregation(run.definition, run.streams, run.state, limit=limit)
-        self.membership = Membership(run.definition.shards, silence=run.operation.silence)
+        self.membership = Membership(run.definition.shards, silence=run.operation.lease_timeout)
         self.outbox = Outbox(run.run, run.term, self.membership)
         self.lease_grants = LeaseGrants(self.steps, self.membership, self.outbox)
         self.admission = Admission(run, self.membership, self.lease_grants, self.outbox)

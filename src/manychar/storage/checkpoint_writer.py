@@ -119,7 +119,7 @@ class Writer:
         self._journal.sync()
         if not path.exists():
             write_checkpoint(path, directory.definition, self._vocabulary, state)
-        kept = directory.settings.keep_checkpoints
+        kept = directory.operation.keep_checkpoints
         old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
         for step, path in old[:-kept] if kept else []:
             if step in self._spared:

@@ -25,6 +25,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
 from manychar.protocol.codec import MAX_INTEGER
+from manychar.protocol.run_spec import Operation
 from manychar.storage.atomic_files import (
     LARGEST_CONFIG,
     make_directories,
@@ -56,68 +57,19 @@ CHECKPOINTS_NAME = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run is carried out, config.json's `operation`: no bit depends on it.
+class RunFacts:
+    """What a run learns while it runs, config.json's `facts`.
 
-    `steps` is the total, 0 for no end; intervals are in steps, 0 for never; `sample_length` is in
-    characters, `lease_timeout` in seconds. After `stop_when_no_better` checkpoints without a new
-    best the run ends, 0 for never. `fingerprint` and `libraries` are those of the
-    arithmetic that the run began with; `mixed` says that other arithmetic has been let in since.
+    `fingerprint` and `libraries` are those of the numerics that the run began with; `mixed` says
+    that a worker with another fingerprint was admitted since; `banned` gives the reason for the ban
+    by worker's name. The next server resumes from before step `resume_before`, None for anywhere.
     """
 
-    steps: int = 8_000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 20
-    sample_every: int = 1000
-    sample_length: int = 200
-    workers: int = 2
-    transport: str = "tcp"
-    lease_timeout: float = 2.0
-    on_disk_error: str = "stop"
-    stop_when_no_better: int = 0
-    allow_mixed_numerics: bool = False
-    mixed: bool = False
     fingerprint: str = ""
     libraries: dict[str, str] = dataclasses.field(default_factory=dict)
+    mixed: bool = False
     banned: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse, with a UserError, what cannot be carried out."""
-        for name, (low, high) in _WHOLE_NUMBERS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise UserError(
-                    f"{_flag(name)} is {value!r}: it takes a whole number {low} … {high}"
-                )
-        timeout = self.lease_timeout
-        if type(timeout) not in (int, float) or not (
-            SHORTEST_TIMEOUT <= timeout <= LONGEST_TIMEOUT
-        ):
-            raise UserError(
-                f"--lease-timeout is {timeout!r}: it takes {SHORTEST_TIMEOUT} … {LONGEST_TIMEOUT}"
-                " seconds"
-            )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise UserError(f"{_flag(name)} is {value!r}: it takes {' or '.join(choices)}")
-
-
-SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 0.1, 86_400
-_WHOLE_NUMBERS = {
-    "steps": (0, 10**15),
-    "checkpoint_every": (0, 10**15),
-    "keep_checkpoints": (0, 10**15),
-    "sample_every": (0, 10**15),
-    "sample_length": (0, 10**15),
-    "stop_when_no_better": (0, 10**15),
-    "workers": (1, 1024),
-}
-_CHOICES = {"transport": ("tcp", "ipc"), "on_disk_error": ("stop", "continue")}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    resume_before: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +79,15 @@ class RunDirectory:
     path: Path
     run: str
     definition: Definition
-    settings: Settings
+    operation: Operation
+    facts: RunFacts = RunFacts()
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what its definition does not allow."""
-        validated = self.definition.validation > 0 and self.settings.checkpoint_every > 0
-        if self.settings.stop_when_no_better and not validated:
+        validated = self.definition.validation > 0 and self.operation.checkpoint_every > 0
+        if self.operation.stop_when_no_better and not validated:
             raise UserError(
-                "--stop-when-no-better judges checkpoints by held-out text: it needs a"
+                "--stop-when-no-better compares the validation losses of checkpoints: it needs a"
                 " --validation above 0 and a --checkpoint-every above 0"
             )
 
@@ -173,9 +126,9 @@ class RunDirectory:
                 complaints.append(str(error))
         raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
 
-    def write_config(self, settings: Settings) -> None:
-        """Note how the run is carried out from now on."""
-        replace_file(self.path / CONFIG_NAME, _config(self.run, self.definition, settings))
+    def write_config(self) -> None:
+        """Write config.json anew. Raises OSError."""
+        replace_file(self.path / CONFIG_NAME, _config(self))
 
 
 def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
@@ -196,7 +149,7 @@ def default_path(run: str) -> Path:
 
 
 def create_run(
-    path: Path | None, definition: Definition, corpus: Corpus, settings: Settings
+    path: Path | None, definition: Definition, corpus: Corpus, operation: Operation
 ) -> RunDirectory:
     """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
 
@@ -206,7 +159,7 @@ def create_run(
     path = path or default_path(run)
     if path.name in ("", ".."):
         raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
-    directory = RunDirectory(path, run, definition, settings)
+    directory = RunDirectory(path, run, definition, operation)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         resumable = (
             f", or go on with it by --resume {path}" if (path / CONFIG_NAME).exists() else ""
@@ -226,7 +179,7 @@ def create_run(
 
 def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
     definition = directory.definition
-    write_file(draft / CONFIG_NAME, _config(directory.run, definition, directory.settings))
+    write_file(draft / CONFIG_NAME, _config(directory))
     write_corpus(draft, corpus)
     directory.checkpoints.mkdir()
     state = start(definition, len(corpus.vocabulary))
@@ -241,25 +194,26 @@ def open_run(path: Path) -> RunDirectory:
     try:
         config = parsed(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
         definition = Definition.from_mapping(config["definition"])
-        known = {field.name for field in dataclasses.fields(Settings)}
-        operation = {key: value for key, value in config["operation"].items() if key in known}
+        operation, facts = Operation(**config["operation"]), RunFacts(**config["facts"])
         run = str(config["run"])
         if run != definition.run_id(run.rpartition("-")[2]):
             raise ValueError("its definition is not the one that the run is named after")
-        return RunDirectory(path, run, definition, Settings(**operation))
+        return RunDirectory(path, run, definition, operation, facts)
     except OSError as error:
         raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
-def _config(run: str, definition: Definition, settings: Settings) -> bytes:
+def _config(directory: RunDirectory) -> bytes:
     packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     config: dict[str, Any] = {
-        "run": run,
-        "definition": dataclasses.asdict(definition),
-        "operation": {**dataclasses.asdict(settings), "versions": versions},
+        "run": directory.run,
+        "definition": dataclasses.asdict(directory.definition),
+        "operation": dataclasses.asdict(directory.operation),
+        "facts": dataclasses.asdict(directory.facts),
+        "versions": versions,
     }
     return json.dumps(config, indent=2).encode() + b"\n"
 

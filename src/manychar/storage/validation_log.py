@@ -97,7 +97,7 @@ def unvalidated(
     directory: RunDirectory, validation_losses: dict[int, float], at_most: int
 ) -> tuple[int, ...]:
     """Return the steps of the checkpoints at the interval that are on disk without a verdict."""
-    every = directory.settings.checkpoint_every
+    every = directory.operation.checkpoint_every
     if not directory.definition.validation or not every:
         return ()
     saved = [step for step, _ in list_checkpoints(directory.checkpoints) if step <= at_most]
@@ -106,13 +106,13 @@ def unvalidated(
 
 def is_over(directory: RunDirectory, step: int) -> bool:
     """Whether the run ended at the checkpoint of `step`, because it got no better."""
-    settings = directory.settings
+    operation = directory.operation
     validation_losses = read_validation_losses(directory)
     early_stopping = EarlyStopping(
         validation_losses,
         on=directory.definition.validation > 0,
-        every=settings.checkpoint_every,
-        patience=settings.stop_when_no_better,
+        every=operation.checkpoint_every,
+        patience=operation.stop_when_no_better,
     )
     for each in unvalidated(directory, validation_losses, step):
         early_stopping.expect(each)

@@ -19,10 +19,10 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import Display
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Report
-from manychar.protocol.run_spec import dimensions_of
+from manychar.protocol.run_spec import Operation, dimensions_of
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
-from manychar.storage.run_directory import RunDirectory, Settings, create_run
+from manychar.storage.run_directory import RunDirectory, create_run
 from manychar.verification.replay import first_difference, replay
 
 logger = logging.getLogger(__name__)
@@ -47,20 +47,20 @@ class Equivalence:
         self,
         definition: Definition,
         corpus: Corpus,
-        settings: Settings,
+        operation: Operation,
         *,
         parent: Path,
     ) -> None:
         self.definition = definition
         self.corpus = corpus
-        self.settings = settings
+        self.operation = operation
         self._parent = parent
 
     def alone(self) -> Trial:
         """Train in this process."""
         directory = self._directory("one-process", workers=1)
-        every = self.settings.checkpoint_every
-        last = self.settings.steps
+        every = self.operation.checkpoint_every
+        last = self.operation.steps
         states = {
             state.step: state
             for state in replay(directory, last)
@@ -72,7 +72,7 @@ class Equivalence:
         """Train with a real server and real workers; kill a process on the way if told to."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
-        killer = _Killer(kill, at_step=self.settings.steps // 4) if kill else None
+        killer = _Killer(kill, at_step=self.operation.steps // 4) if kill else None
         with self._display(directory) as display:
             fleet = Fleet(
                 directory,
@@ -94,8 +94,8 @@ class Equivalence:
         return Trial(name, states, note=f"{kill} killed" if kill else "")
 
     def _directory(self, name: str, *, workers: int) -> RunDirectory:
-        settings = dataclasses.replace(self.settings, workers=workers)
-        return create_run(self._parent / name, self.definition, self.corpus, settings)
+        operation = dataclasses.replace(self.operation, workers=workers)
+        return create_run(self._parent / name, self.definition, self.corpus, operation)
 
     def _display(self, directory: RunDirectory) -> Display:
         vocabulary, _ = directory.streams()
@@ -108,7 +108,7 @@ class Equivalence:
 
     def against_plain(self) -> "AgainstPlain":
         """Compare with min-char-rnn's plain form. One shard of one stream only."""
-        return against_plain(self._directory("plain", workers=1), self.settings.steps)
+        return against_plain(self._directory("plain", workers=1), self.operation.steps)
 
 
 @dataclasses.dataclass(frozen=True)

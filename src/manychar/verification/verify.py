@@ -66,7 +66,7 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
 
     Raises UserError for a damaged or altered file, and for a run of mixed arithmetic.
     """
-    if directory.settings.mixed:
+    if directory.facts.mixed:
         raise UserError(
             f"{directory.path}: other arithmetic was let in: not reproducible bit for bit"
         )

@@ -193,7 +193,7 @@ class Directory:
             Judgement(*verdict) for verdict in sorted(read_validation_losses(self._run).items())
         ]
         self._history.course(points, validated)
-        steps, last = self._run.settings.steps, points[-1].step if points else 0
+        steps, last = self._run.operation.steps, points[-1].step if points else 0
         self._history.know(
             steps=steps,
             live=served,
@@ -204,7 +204,7 @@ class Directory:
     def _state(self, last: int) -> str:
         if self._served:
             return f"on disk up to step {last:,}"
-        if 0 < self._run.settings.steps <= last:
+        if 0 < self._run.operation.steps <= last:
             return "finished"
         if is_over(self._run, last):
             return f"finished at step {last:,}: no better for long enough"
