@@ -21,7 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from manychar.network import keys
 from manychar.network.connection_limit import raise_limit
-from manychar.network.transport import Dealer
+from manychar.network.dealer import Dealer
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import PeerError
@@ -451,7 +451,7 @@ class TestConnections:
         again = "os.execv(sys.executable, [sys.executable, '-m', 'manychar', *sys.argv[1:]])"
         fleet = Besieged(manychar, text, program=("-c", f"{few} {again}"))
         crowd: list[socket.socket] = []
-        while "nobody else is let in" not in fleet.server.err:
+        while "no more are accepted" not in fleet.server.err:
             with contextlib.suppress(OSError):
                 crowd.append(socket.create_connection(("127.0.0.1", fleet.port), timeout=1.0))
         newest = max(list_checkpoints(fleet.run / "checkpoints"))[0]
@@ -473,7 +473,7 @@ class TestConnections:
         content = listed.read_bytes()
         listed.write_bytes(content[:-10])
         knock(fleet.endpoint, good)
-        fleet.server.wait_for("nobody is let in: .*damaged")
+        fleet.server.wait_for("no new connections are accepted: .*damaged")
         listed.unlink()
         knock(fleet.endpoint, good)
         listed.write_bytes(content)

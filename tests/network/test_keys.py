@@ -10,7 +10,12 @@ import pytest
 import zmq
 
 from manychar.network import keys
-from manychar.network.authenticator import Authenticator
+from manychar.network.authenticator import (
+    ANSWERS_A_TURN,
+    DOMAIN,
+    ENDPOINT,
+    Authenticator,
+)
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.protocol.messages import KeyRole
 from tests.commands import SMALL, Commands, until
@@ -252,3 +257,22 @@ def test_what_would_be_safe_is_said_whole(manychar: Commands, text: Path) -> Non
     done = manychar.run("server", str(text), "--bind", "tcp://*:5577", "--hidden", "9")
     assert done.code == 78
     assert f"then `manychar server {text} --bind 'tcp://*:5577' --hidden 9 --keys KEYS`" in done.err
+
+
+def test_a_storm_of_handshakes_is_answered_in_portions(folder: Path) -> None:
+    """Else the server's loop would answer for as long as strangers ask, and do nothing else."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    authenticator = Authenticator(context, folder)
+    asking = context.socket(zmq.DEALER)
+    asking.connect(ENDPOINT)
+    request = [b"", b"1.0", b"1", DOMAIN, b"127.0.0.1", b"", b"CURVE", bytes(32)]
+    asked = 2 * ANSWERS_A_TURN + 1
+    for _ in range(asked):
+        asking.send_multipart(request)
+    refused = [authenticator.answer() for _ in range(4)]
+    assert refused == [ANSWERS_A_TURN, ANSWERS_A_TURN, 1, 0]
+    answers = [asking.recv_multipart()[3] for _ in range(asked)]
+    assert answers == [b"400"] * asked
+    asking.close(0)
+    authenticator.socket.close(0)
+    context.term()

@@ -1,15 +1,19 @@
 """Names of servers: looked up beside the loop, tried one after the other, asked for again."""
 
+import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from manychar.network import name_resolution, transport
-from manychar.network.name_resolution import Search, is_name
-from manychar.network.transport import Dealer, Router
+from manychar.network import dealer as dealer_module
+from manychar.network import name_resolution
+from manychar.network.dealer import Dealer
+from manychar.network.name_resolution import NameResolver, is_name
+from manychar.network.router import Router
 from tests.commands import until
 
 Answers = Callable[[], list[str]]
@@ -26,8 +30,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answers]:
         return [(0, 0, 0, "", (address, int(port))) for address in known[host]()]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(name_resolution, "ASK_AGAIN_AFTER", 0.05)
-    monkeypatch.setattr(transport, "TRY_FOR", 0.3)
+    monkeypatch.setattr(name_resolution, "LOOK_UP_AGAIN_AFTER", 0.05)
+    monkeypatch.setattr(dealer_module, "TRY_FOR", 0.3)
     return known
 
 
@@ -46,28 +50,46 @@ def test_what_has_to_be_looked_up(host: str, name: object) -> None:
     assert is_name(host) == name
 
 
-def test_a_name_gives_its_addresses_round_and_round(names: dict[str, Answers]) -> None:
+def test_a_name_gives_its_addresses_round_and_round(
+    names: dict[str, Answers], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     names["s"] = lambda: ["::1", "10.0.0.1", "::1"]
-    search = Search("s", "5577")
-    given = [until(search.next, "an address") for _ in range(4)]
+    resolver = NameResolver("s", "5577")
+    given = [until(resolver.next, "an address") for _ in range(4)]
     assert given == ["tcp://[::1]:5577", "tcp://10.0.0.1:5577"] * 2
-    assert search.news() == [
+    assert caplog.messages == [
         "s is looked for at tcp://[::1]:5577",
         "s is looked for at tcp://10.0.0.1:5577",
     ]
-    assert search.news() == []
 
 
-def test_a_name_that_is_not_known_is_asked_for_again(names: dict[str, Answers]) -> None:
-    search = Search("s", "1")
-    assert search.next() is None
-    until(lambda: search.next() or search.news(), "what came of it")
+def test_a_name_that_is_not_known_is_asked_for_again(
+    names: dict[str, Answers], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    resolver = NameResolver("s", "1")
+    assert resolver.next() is None
+    until(lambda: resolver.next() or caplog.messages, "what came of it")
+    assert caplog.messages == ["s: name or service not known; asking again"]
     names["s"] = lambda: ["10.0.0.1"]
-    assert until(search.next, "an address") == "tcp://10.0.0.1:1"
+    assert until(resolver.next, "an address") == "tcp://10.0.0.1:1"
+
+
+def test_a_look_up_that_hangs_holds_nobody(names: dict[str, Answers]) -> None:
+    answer = threading.Event()
+    names["s"] = lambda: ["10.0.0.1"] if answer.wait(60) else []
+    resolver = NameResolver("s", "1")
+    assert [resolver.next() for _ in range(10)] == [None] * 10
+    answer.set()
+    assert until(resolver.next, "an address") == "tcp://10.0.0.1:1"
 
 
 @pytest.mark.parametrize("before", [["::1"], ["127.9.9.9"], ["::1", "127.9.9.9"]])
-def test_the_address_that_answers_is_found(names: dict[str, Answers], before: list[str]) -> None:
+def test_the_address_that_answers_is_found(
+    names: dict[str, Answers], before: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     router = Router("tcp://127.0.0.1:*", None)
     names["s"] = lambda: [*before, "127.0.0.1"]
     dealer = Dealer(f"tcp://s:{router.endpoint.rpartition(':')[2]}")
@@ -75,7 +97,7 @@ def test_the_address_that_answers_is_found(names: dict[str, Answers], before: li
         assert not dealer.send([b"hello"]), "nothing is known of the name yet"
         until(lambda: dealer.send([b"hello"]), "a connection")
         assert until(router.receive, "the message").frames[0] == b"hello"
-        assert dealer.news()[-1].endswith(router.endpoint)
+        assert caplog.messages[-1].endswith(router.endpoint)
     finally:
         dealer.close()
         router.close()
@@ -97,7 +119,10 @@ def test_a_server_that_moved_is_found_at_its_new_address(names: dict[str, Answer
         moved.close()
 
 
-def test_a_servers_last_words_are_not_lost_to_the_search(names: dict[str, Answers]) -> None:
+def test_a_servers_last_words_are_not_lost_to_the_search(
+    names: dict[str, Answers], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     router = Router("tcp://127.0.0.1:*", None)
     names["s"] = lambda: ["127.0.0.1", "127.9.9.9"]
     dealer = Dealer(f"tcp://s:{router.endpoint.rpartition(':')[2]}")
@@ -112,6 +137,6 @@ def test_a_servers_last_words_are_not_lost_to_the_search(names: dict[str, Answer
             dealer.send([b"beat"])
             time.sleep(0.02)
         assert until(dealer.receive, "the last words", seconds=1.0)[0] == b"last words"
-        until(lambda: dealer.send([b"beat"]) or len(dealer.news()) > 1, "the search to go on")
+        until(lambda: dealer.send([b"beat"]) or len(caplog.messages) > 1, "the search to go on")
     finally:
         dealer.close()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from manychar.network.dealer import Dealer
 from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import PrivateEndpoint, private_endpoint
-from manychar.network.transport import Dealer, Received, Router
+from manychar.network.router import Received, Router
 from manychar.protocol.messages import KeyRole
 from tests.commands import until
 from tests.conftest import Require
@@ -55,8 +56,8 @@ def said(router: Router, dealer: Dealer) -> str:
     """Send until the server has heard it, and return whose key it came with."""
 
     def heard() -> Received | None:
-        if router.door is not None:
-            router.door.answer()
+        if router.authenticator is not None:
+            router.authenticator.answer()
         dealer.send([b"hello"])
         return router.receive()
 
@@ -97,7 +98,7 @@ def test_another_user_can_neither_connect_nor_read(
 
     def refused() -> str:
         assert not stranger.send([b"hello"])
-        return stranger.refusal()
+        return stranger.refusal
 
     until(refused, "the refusal")
     assert router.receive() is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manychar.network import keys
-from manychar.network.transport import Router, Unreachable
+from manychar.network.router import Router, Unreachable
 from manychar.observability.health import Health, judge
 from manychar.observability.observer_client import Standing
 from manychar.protocol.codec import WireError, decode, encode

@@ -95,7 +95,8 @@ def test_another_setting_is_too_late(manychar: Commands) -> None:
         "manychar.protocol.codec",
         "manychar.fleet.worker_process",
         "manychar.processes.worker_pool",
-        "manychar.network.transport",
+        "manychar.network.dealer",
+        "manychar.network.router",
         "manychar.processes.numerics_pinning",
     ],
 )

@@ -80,7 +80,7 @@ def server(
     **flags: Any,
 ) -> None:
     """Serve a run to workers that are started by hand, here or on other machines."""
-    from manychar.network.transport import check_free
+    from manychar.network.router import check_free
 
     check_endpoint(bind)
     command = shlex.join(sys.argv[1:])

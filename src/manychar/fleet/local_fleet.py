@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from manychar.network.client_identity import WITHOUT_KEYS, hello
-from manychar.network.transport import Dealer
+from manychar.network.dealer import Dealer
 from manychar.observability.exporters import Exporter, Pages
 from manychar.observability.progress import Display
 from manychar.processes import log

@@ -27,7 +27,7 @@ from manychar.fleet.validation_process import (
 )
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import raise_limit
-from manychar.network.transport import Received, Router, Unreachable
+from manychar.network.router import Received, Router, Unreachable
 from manychar.numerics.training_step import TrainingState
 from manychar.processes import log
 from manychar.processes.errors import (
@@ -241,7 +241,7 @@ class _Loop:
         poller.register(self.wake.fileno(), zmq.POLLIN)
         if self.parent.descriptor is not None:
             poller.register(self.parent.descriptor, zmq.POLLIN)
-        if (door := self.router.door) is not None:
+        if (door := self.router.authenticator) is not None:
             poller.register(door.socket, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
         if self.asked is not None:  # before the way back that led here
@@ -265,8 +265,6 @@ class _Loop:
         kept_out = door.answer()
         for _ in range(kept_out):
             self._carry_out(self.machine.dropped(Counter.HANDSHAKES_REFUSED))
-        if complaint := door.complaint():
-            self._carry_out(self.machine.remark(complaint))
 
     def _milliseconds(self) -> int:
         if (deadline := self.machine.deadline()) is None:
@@ -278,8 +276,7 @@ class _Loop:
         self.notifier.alive()
         if (deadline := self.machine.deadline()) is not None and now >= deadline:
             self._carry_out(self.machine.tick(now))
-            if line := self.router.mind_the_crowd():
-                self._carry_out(self.machine.remark(line))
+            self.router.connection_limit.enforce()
         if now >= self.flush_at:
             self.flush_at = now + FLUSH_EVERY
             self._mind_the_door(now)
@@ -292,7 +289,7 @@ class _Loop:
                 self._carry_out(self.machine.dropped(Counter.HANDSHAKES_FAILED))
             what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
             self._carry_out(self.machine.remark(what))
-        if (door := self.router.door) is None:
+        if (door := self.router.authenticator) is None:
             return
         for peer, member in list(self.machine.membership.members.items()):
             if member.owner is not None and not door.still_owns(member.owner):

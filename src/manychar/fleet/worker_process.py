@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from manychar.network.dealer import Dealer
 from manychar.network.keys import ClientKey
-from manychar.network.transport import Dealer
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.numerics_pinning import can_pin, pin
@@ -94,10 +94,6 @@ class _Loop:
                 self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
             self.notifier.alive()
             self._read_mailbox()
-            for line in self.dealer.news():
-                logger.info(line)
-            if refusal := self.dealer.refusal():
-                logger.warning(f"the server refuses the handshake: {refusal}")
             self._carry_out(self.machine.tick(time.monotonic()))
             effects = self.machine.mailbox_empty(time.monotonic())
             busy = bool(effects)

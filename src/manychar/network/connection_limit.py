@@ -1,36 +1,62 @@
-"""How many files this process may have open: as many as it can get, and what to do near the limit.
+"""How many connections a server takes: near the limit of open files it stops listening for a while.
 
-Every connection is one. A stranger can open connections without end; the server must not run out of
-files to write checkpoints with. So near the limit nobody else is let in until there is room again.
+Every connection is an open file, and anyone can open connections; files have to be left to write
+checkpoints with.
 """
 
 import contextlib
+import logging
 import resource
 from pathlib import Path
+
+import zmq
+
+logger = logging.getLogger(__name__)
 
 KEPT_FREE = 64
 _OPEN = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
 
 
 def raise_limit() -> None:
-    """Take as many open files as this user may have."""
+    """Allow this process as many open files as this user may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def limit() -> int:
-    """Return how many files may be open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+class ConnectionLimit:
+    """Unbinds a socket while too many files are open, and binds it again when there is room."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        self._socket, self._endpoint = socket, endpoint
+        self._is_reached = False
+        self._failure = ""
+
+    def enforce(self) -> None:
+        """Stop listening, or listen again, by how many files are open now."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        kept_free = min(KEPT_FREE, most // 4) * (2 if self._is_reached else 1)
+        is_reached = _open_files(most) > most - kept_free
+        if is_reached == self._is_reached:
+            return
+        try:
+            (self._socket.unbind if is_reached else self._socket.bind)(self._endpoint)
+        except zmq.ZMQError as error:
+            failure = f"{self._endpoint}: {str(error).lower()}: trying again"
+            if failure != self._failure:
+                logger.warning(failure)
+            self._failure = failure
+            return
+        self._is_reached, self._failure = is_reached, ""
+        if is_reached:
+            logger.warning(f"too many connections for {most:,} open files: no more are accepted")
+        else:
+            logger.warning("there is room for connections again: they are accepted")
 
 
-def is_crowded(*, already: bool) -> bool:
-    """Whether no more connections are to be taken; `already` says that none are: then with room."""
-    most = limit()
-    kept_free = min(KEPT_FREE, most // 4)
+def _open_files(most: int) -> int:
     try:
-        opened = sum(1 for _ in _OPEN.iterdir())
-    except OSError:  # not even this can be opened
-        return True
-    return opened > (most - 2 * kept_free if already else most - kept_free)
+        return sum(1 for _ in _OPEN.iterdir())
+    except OSError:  # not even this one can be opened
+        return most

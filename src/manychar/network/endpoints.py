@@ -5,7 +5,7 @@ import re
 import socket
 from pathlib import Path
 
-from manychar.network.name_resolution import Search, is_name
+from manychar.network.name_resolution import is_name
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
 IPC_PATH_LENGTH = 107
@@ -66,12 +66,12 @@ def is_six(endpoint: str) -> int:
     return int(endpoint.startswith("tcp://["))
 
 
-def search_of(endpoint: str) -> Search | None:
-    """Return the search for the name in an endpoint; None where it has an address."""
+def name_in(endpoint: str) -> tuple[str, str] | None:
+    """Return the name and the port in an endpoint; None where it has an address."""
     match = _TCP.fullmatch(endpoint)
     if match is None or match["six"] or not is_name(match["host"]):
         return None
-    return Search(match["host"], match["port"])
+    return match["host"], match["port"]
 
 
 def is_served(endpoint: str) -> bool:

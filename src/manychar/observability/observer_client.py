@@ -9,8 +9,8 @@ from collections.abc import Generator
 import numpy as np
 
 from manychar.network.client_identity import hello
+from manychar.network.dealer import Dealer
 from manychar.network.keys import ClientKey
-from manychar.network.transport import Dealer
 from manychar.numerics.model import Parameters
 from manychar.observability.exporters import Pages
 from manychar.processes import log
@@ -19,7 +19,6 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.messages import (
     Dimensions,
-    Level,
     Message,
     Report,
     Role,
@@ -46,7 +45,6 @@ class Watch:
     def __init__(self, endpoint: str, key: ClientKey | None, *, patience: float) -> None:
         self._endpoint = endpoint
         self._dealer = Dealer(endpoint, key)
-        self._refusal = ""
         me = hello(Role.OBSERVER, key.name if key else None)
         now = time.monotonic()
         self._machine = Observer(me, server=endpoint, patience=patience, now=now)
@@ -75,10 +73,6 @@ class Watch:
         except (WireError, PeerError) as error:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.tick(time.monotonic())
-        effects += [Log(line) for line in self._dealer.news()]
-        if refusal := self._dealer.refusal():
-            self._refusal = f"{self._endpoint} refuses the handshake: {refusal}"
-            effects.append(Log(self._refusal, Level.WARNING))
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(effect.message)
@@ -86,8 +80,8 @@ class Watch:
 
     def _with_refusal(self, effect: Effect) -> Effect:
         """Add to the reason of an end before the handshake why there was none."""
-        if isinstance(effect, Finish) and self._refusal and self.welcome is None:
-            return Finish(effect.code, f"{effect.reason}: {self._refusal}")
+        if isinstance(effect, Finish) and self._dealer.refusal and self.welcome is None:
+            return Finish(effect.code, f"{effect.reason}: {self._dealer.refusal}")
         return effect
 
     def send(self, message: Message) -> None:

@@ -14,15 +14,10 @@ import pytest
 import zmq
 
 from manychar.network.connection_limit import raise_limit
+from manychar.network.dealer import Dealer
 from manychar.network.keys import create
-from manychar.network.transport import (
-    FAILURES_A_READ,
-    Dealer,
-    Router,
-    Unreachable,
-    check_libraries,
-    messages_queued,
-)
+from manychar.network.router import FAILURES_A_READ, Router, Unreachable, messages_queued
+from manychar.network.sockets import check_libraries
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.protocol.codec import MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame
@@ -195,7 +190,8 @@ def test_failed_handshakes_that_nobody_counts_do_not_stop_the_rest() -> None:
 
 PEER_GONE_WITH_MESSAGES_UNREAD = """
 import socket, time
-from manychar.network.transport import HEARTBEAT_MS, Router
+from manychar.network.router import Router
+from manychar.network.sockets import HEARTBEAT_MS
 from tests.network.test_hostile import handshake_without_keys
 router = Router("tcp://127.0.0.1:0", None)
 visitor = handshake_without_keys(int(router.endpoint.rsplit(":", 1)[1]))

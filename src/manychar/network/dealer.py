@@ -1,0 +1,127 @@
+"""A client's socket: whole messages as lists of frames, in and out, never blocking."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Sequence
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from manychar.network.endpoints import check_endpoint, is_six, name_in
+from manychar.network.keys import ClientKey
+from manychar.network.name_resolution import TRY_FOR, NameResolver
+from manychar.network.sockets import HANDSHAKE_FAILED, LINGER_MS, events_of, new_context, new_socket
+from manychar.processes.errors import UserError
+from manychar.protocol.messages import Frame
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
+CONNECT_AGAIN_AFTER = 1.0
+WITH_KEY = "it does not accept this key, or has another key itself, or none"
+WITHOUT_KEY = "it asks for a key: --key FILE"
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | HANDSHAKE_FAILED
+_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _REFUSED
+)
+
+
+class Dealer:
+    """The socket of a worker or an observer. `refusal` says why a server refused the handshake.
+
+    Nothing is sent while there is no connection: it would wait, and be delivered all at once to
+    whatever server comes. ZMQ_IMMEDIATE would do that too, but when the connection ends it drops
+    messages that have arrived and not been read: a server's last. So the socket's events are read.
+    """
+
+    def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
+        check_endpoint(endpoint)
+        self._context = new_context()
+        self.socket = new_socket(self._context, zmq.DEALER, endpoint)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        if key is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, key.server.encode())
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
+        self.refusal = ""
+        self._why_refused = WITHOUT_KEY if key is None else WITH_KEY
+        self._events = events_of(self._context, self.socket, _EVENTS)
+        self._is_connected = False
+        self._connect_again_at = self._try_next_at = -math.inf
+        self._endpoint = ""
+        name = name_in(endpoint)
+        self._names = NameResolver(*name) if name else None
+        try:
+            if self._names is None:
+                self._connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
+
+    def receive(self) -> list[Frame] | None:
+        """Return the next message, or None if there is none."""
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return [frame.buffer for frame in frames]
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Send; False if there is no connection, or its queue is full."""
+        self._follow_events()
+        if not self._is_connected:
+            return False
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Send what is queued, for LINGER_MS at most, and close."""
+        self.socket.disable_monitor()
+        self._events.close(0)
+        self.socket.close(LINGER_MS if self._is_connected else 0)
+        self._context.term()
+
+    def _follow_events(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
+                self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                if event == zmq.EVENT_CONNECT_RETRIED and self._names and self._names.several:
+                    self._try_next_at = -math.inf
+                if event & _REFUSED:
+                    self._note_refusal()
+        if not self._is_connected and not self.socket.poll(0):
+            self._try_to_connect(time.monotonic())  # it drops what is unread: a server's last words
+
+    def _note_refusal(self) -> None:
+        refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
+        if refusal != self.refusal:
+            logger.warning(refusal)
+        self.refusal = refusal
+        self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
+
+    def _try_to_connect(self, now: float) -> None:
+        """Connect again where libzmq does not: after a refusal, and to a name's next address."""
+        if self.refusal and now >= self._connect_again_at:
+            self._connect_again_at = math.inf
+            self._connect(self._endpoint)
+        if self._names is None or now < self._try_next_at:
+            return
+        if (endpoint := self._names.next()) is not None:
+            self._try_next_at = now + TRY_FOR
+            if endpoint != self._endpoint:
+                self._connect(endpoint)
+
+    def _connect(self, endpoint: str) -> None:
+        if self._endpoint:
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.disconnect(self._endpoint)
+        self._endpoint = endpoint
+        self.socket.setsockopt(zmq.IPV6, is_six(endpoint))
+        self.socket.connect(endpoint)

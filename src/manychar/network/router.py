@@ -1,0 +1,199 @@
+"""The server's socket: whole messages as lists of frames, in and out, never blocking.
+
+A ROUTER numbers each connection itself, so a client that connects again is a new peer. Nothing is
+queued for a connection that is gone; what cannot be sent, the protocol sends again later.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+
+from manychar.network.authenticator import Authenticator
+from manychar.network.connection_limit import ConnectionLimit
+from manychar.network.endpoints import check_endpoint, is_served
+from manychar.network.sockets import (
+    HANDSHAKE_FAILED,
+    HIGH_WATER_MARK,
+    LINGER_MS,
+    events_of,
+    new_context,
+    new_socket,
+)
+from manychar.processes.errors import UserError
+from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
+from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
+
+CURVE_BYTES = 64  # more than encryption adds to a frame
+QUEUED_BYTES = 64 * 2**20
+KEEPALIVE = {  # seconds, but for the last one: milliseconds until what was sent has to be there
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 20_000,
+}
+HANDSHAKE_MS = 5000
+SHARED_FROM_BYTES = 65_536
+FAILURES_A_READ = 1000
+
+
+class Unreachable(Exception):  # noqa: N818
+    """There is no connection to this peer any more."""
+
+
+class Received(NamedTuple):
+    """A message, its sender, and whose key it came with; `revoked` if that is invalid by now."""
+
+    peer: Peer
+    frames: list[Frame]
+    owner: Owner | None
+    revoked: bool
+
+
+class Router:
+    """The server's socket."""
+
+    def __init__(
+        self, endpoint: str, dimensions: Dimensions | None, keys: Path | None = None
+    ) -> None:
+        """Listen; `dimensions` bound what is received, `keys` say who may connect.
+
+        Raises UserError where that cannot be.
+        """
+        check_endpoint(endpoint)
+        if is_served(endpoint):  # libzmq would take the file over
+            raise _cannot_bind(endpoint, "another program uses it")
+        self._context = new_context()
+        self.socket = new_socket(self._context, zmq.ROUTER, endpoint)
+        self._set_limits(dimensions)
+        self._failures = events_of(self._context, self.socket, HANDSHAKE_FAILED)
+        self.authenticator: Authenticator | None = None
+        try:
+            if keys is not None:
+                self.authenticator = Authenticator(self._context, keys)
+                self.authenticator.secure(self.socket)
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._close(0)
+            why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
+            raise _cannot_bind(endpoint, why) from None
+        except UserError:
+            self._close(0)
+            raise
+        self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
+        self._shared: tuple[Frame, zmq.Frame] | None = None
+
+    def _set_limits(self, dimensions: Dimensions | None) -> None:
+        set_option = self.socket.setsockopt
+        set_option(zmq.ROUTER_MANDATORY, 1)
+        # libzmq ends the process where its timer of heartbeats finds a peer gone whose messages are
+        # unread: the server sends none, and TCP's keepalive detects machines that are gone.
+        set_option(zmq.HEARTBEAT_IVL, 0)
+        for option, value in KEEPALIVE.items():
+            set_option(option, value)
+        set_option(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        set_option(zmq.MAXMSGSIZE, _largest_frame(dimensions) + CURVE_BYTES)
+        set_option(zmq.SNDHWM, messages_queued(dimensions))
+
+    def receive(self) -> Received | None:
+        """Return the next message, or None if there is none."""
+        try:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        peer, owner, revoked = frame.bytes, None, False
+        if self.authenticator is not None:
+            owner = self.authenticator.owner_of(str(frame.get("User-Id")))
+            revoked = owner is None
+        frames: list[Frame] = []
+        while frame.more:
+            frame = self.socket.recv(copy=False)
+            if len(frames) <= MAX_FRAMES:  # of more than a message can have, one too many
+                frames.append(frame.buffer)
+        return Received(peer, frames, owner, revoked)
+
+    def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
+        """Send to a peer; False if its queue is full.
+
+        Raises Unreachable where its connection is gone.
+        """
+        parts = [self._copied(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]
+        try:
+            self.socket.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise Unreachable from None
+            raise
+        return True
+
+    def _copied(self, frame: Frame) -> zmq.Frame:
+        """Return libzmq's own copy of a frame: one copy of a tensor that is sent to many in a row.
+
+        Not pyzmq's zero-copy: it goes through a thread of its own, and its hops through the
+        interpreter's lock cost more than copying 90 kB.
+        """
+        if not isinstance(frame, memoryview):
+            return zmq.Frame(frame, copy=True)
+        if self._shared is None or self._shared[0] is not frame:
+            self._shared = frame, zmq.Frame(frame, copy=True)
+        return self._shared[1]
+
+    def failed_handshakes(self) -> int:
+        """Return how many failed since the last call: no key, another server's, or no ZMTP.
+
+        At most FAILURES_A_READ, so that a storm does not hold the caller; the next call counts on.
+        """
+        for failed in range(FAILURES_A_READ):
+            try:
+                self._failures.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return failed
+        return FAILURES_A_READ
+
+    def close(self) -> None:
+        """Send what is queued, for LINGER_MS at most, and close."""
+        self._close(LINGER_MS)
+        if self.endpoint.startswith("ipc://"):
+            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+
+    def _close(self, linger: int) -> None:
+        self.socket.disable_monitor()
+        self._failures.close(0)
+        self.socket.close(linger)
+        if self.authenticator is not None:
+            self.authenticator.socket.close(0)
+        self._context.term()
+
+
+def check_free(endpoint: str, keys: Path | None) -> None:
+    """Raise UserError where a server could not listen at this endpoint, with these keys, now."""
+    Router(endpoint, None, keys).close()
+
+
+def _cannot_bind(endpoint: str, why: str) -> UserError:
+    return UserError(f"cannot bind to {endpoint}: {why}; choose another --bind")
+
+
+def messages_queued(dimensions: Dimensions | None) -> int:
+    """Return how many messages may wait for one peer: QUEUED_BYTES, or what all shards need.
+
+    A peer that does not read costs no more; what finds no room is dropped, and sent again later.
+    """
+    if dimensions is None:
+        return HIGH_WATER_MARK
+    needed = 16 + 4 * dimensions.shards * (dimensions.delay + 1)
+    by_size = min(HIGH_WATER_MARK, QUEUED_BYTES // dimensions.parameters_bytes)
+    return max(needed, by_size)
+
+
+def _largest_frame(dimensions: Dimensions | None) -> int:
+    """Return the length of the longest frame that a peer has reason to send."""
+    if dimensions is None:
+        return HEADER_BYTES
+    units = 64 * dimensions.shards * (dimensions.delay + 1)
+    return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)

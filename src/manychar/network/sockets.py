@@ -1,0 +1,65 @@
+"""What the sockets of server and clients have in common: versions, limits, times."""
+
+from typing import Any
+
+import msgpack
+import zmq
+
+from manychar.network.endpoints import is_six
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+
+Context = zmq.Context[zmq.Socket[bytes]]
+Socket = zmq.Socket[bytes]
+
+OLDEST_LIBZMQ, OLDEST_MSGPACK = (4, 3, 3), (1, 2, 1)
+HIGH_WATER_MARK = 1000
+LINGER_MS = 2000
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
+HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_EVENTS_AT = "inproc://events"
+
+
+def new_context() -> Context:
+    """Return a context of its own. Raises UserError where a library is too old to be safe."""
+    check_libraries()
+    return zmq.Context()
+
+
+def new_socket(context: Context, kind: int, endpoint: str) -> Socket:
+    """Return a socket for an endpoint, with bounded queues."""
+    made = context.socket(kind)
+    made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.LINGER, LINGER_MS)
+    made.setsockopt(zmq.IPV6, is_six(endpoint))
+    made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    made.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    made.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    return made
+
+
+def events_of(context: Context, socket: Socket, events: int) -> Socket:
+    """Return a socket that receives these events of another socket's connections.
+
+    It has no high-water mark: libzmq's I/O thread would wait where an event has no room.
+    """
+    socket.monitor(_EVENTS_AT, events)
+    receiver = context.socket(zmq.PAIR)
+    receiver.setsockopt(zmq.RCVHWM, 0)
+    receiver.connect(_EVENTS_AT)
+    return receiver
+
+
+def check_libraries() -> None:
+    """Raise UserError where libzmq or msgpack is too old to be safe."""
+    versions: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("libzmq", zmq.zmq_version_info(), OLDEST_LIBZMQ),
+        ("msgpack", msgpack.version, OLDEST_MSGPACK),
+    ]
+    for name, found, oldest in versions:
+        if tuple(found) < oldest:
+            known, wanted = (".".join(map(str, version)) for version in (found, oldest))
+            raise UserError(
+                f"{name} {known} has known faults: install {wanted} or newer",
+                code=REFUSED_FOR_SAFETY,
+            )
