@@ -32,6 +32,8 @@ def _below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield path, command
         return
     for name, child in command.commands.items():
+        if child.hidden:
+            continue
         yield from _below(f"{path} {name}", child)
 
 

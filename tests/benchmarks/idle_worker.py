@@ -11,7 +11,6 @@ from unittest.mock import patch
 from manychar.fleet.worker_process import work
 from manychar.network.client_identity import hello
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.parent_death import Parent
 from manychar.protocol.messages import Role
 
 SMALL = 1e-3
@@ -44,9 +43,8 @@ def main(endpoint: str, name: str) -> int:
             return self._result
 
     with patch.object(engine, "Engine", Idle):
-        parent = Parent(is_child=True)
         me = hello(Role.WORKER, name)
-        return work(endpoint, me, patience=60.0, parent=parent).code
+        return work(endpoint, me, patience=60.0).code
 
 
 if __name__ == "__main__":

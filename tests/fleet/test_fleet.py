@@ -35,6 +35,24 @@ if role in sys.orig_argv:
 """
 
 
+LAST_WORDS = """
+import atexit, os, pathlib, sys, time
+server = pathlib.Path(__file__).with_name("server")
+def write_much_when_the_server_is_gone():
+    pid = int(server.read_text())
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.01)
+    sys.stderr.write("x" * 79 + "\\n")
+    for _ in range(2500):
+        sys.stderr.write("y" * 79 + "\\n")
+    sys.stderr.write("Traceback of the worker\\n")
+if "server" in sys.orig_argv:
+    server.write_text(str(os.getpid()))
+if "worker-1" in sys.orig_argv:
+    atexit.register(write_much_when_the_server_is_gone)
+"""
+
+
 def steps_of(run: Path) -> list[int]:
     return [step for step, _ in list_checkpoints(run / "checkpoints")]
 
@@ -496,6 +514,20 @@ class TestKilling:
         assert "Warning" not in done.err
         assert expect_same_bits(run, text) == 0
         expect_nothing_half_written(run)
+
+    @pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc here")
+    def test_what_a_worker_writes_after_the_server_has_ended_is_read(
+        self, manychar: Commands, text: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(LAST_WORDS)
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "10"),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 0, done.err
+        assert "killed" not in done.err
+        assert "worker-1: Traceback of the worker" in done.err
+        assert done.err.count("y" * 79) == 2500
 
 
 class TestOneServerAtATime:

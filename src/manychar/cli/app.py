@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import evaluating, keeping, looking, passing_on, training
+from manychar.cli import child_commands, evaluating, keeping, looking, passing_on, training
 from manychar.cli.config_file import configurable, from_file
 from manychar.cli.dashboard import dashboard
 from manychar.processes import log
@@ -31,7 +31,7 @@ from manychar.processes.errors import (
     UserError,
     because,
 )
-from manychar.processes.parent_death import end_with
+from manychar.processes.parent_death import end_with_parent
 from manychar.processes.signals import early
 
 logger = logging.getLogger(__name__)
@@ -66,15 +66,13 @@ for _command, _example in (
 ):
     app.command(epilog=f"Example: {_example}")(configurable(_command))
 app.add_typer(keeping.app, name="keys")
+app.command(hidden=True)(child_commands.verify_share)
 
 
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    tied_to: Annotated[int | None, typer.Option("--tied-to", hidden=True)] = None,
 ) -> None:
-    if tied_to is not None:
-        end_with(tied_to)
     if version:
         typer.echo(f"manychar {__version__}")
         raise typer.Exit
@@ -102,6 +100,7 @@ def _run(arguments: list[str]) -> int:
     sys.unraisablehook = _not_lost
     signal.signal(signal.SIGINT, _ended)
     signal.signal(signal.SIGTERM, _ended)
+    end_with_parent()
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:

@@ -28,7 +28,7 @@ from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.observability.exporters import check as check_sinks
 from manychar.processes import log
-from manychar.processes.errors import STOPPED, UserError
+from manychar.processes.errors import INTERRUPTED, STOPPED, UserError
 from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train(text: Text = None, **flags: Any) -> None:
     directory = take_run(text, flags)
     operation = directory.operation
     _end_if_it_is_through(directory)
-    from manychar.fleet.local_fleet import Fleet
+    from manychar.fleet.local_fleet import LocalFleet
     from manychar.observability.exporters import exporters
 
     if operation.workers > directory.definition.shards:
@@ -59,7 +59,7 @@ def train(text: Text = None, **flags: Any) -> None:
             f" by; --shards {operation.workers} would give each of them work"
         )
     with display(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
-        finish = Fleet(directory, screen, exporters=beside).run()
+        finish = LocalFleet(directory, screen, exporters=beside).run()
     _finish(finish, directory, again="train")
 
 
@@ -93,13 +93,12 @@ def server(
         check_free(bind, keys)  # before a run directory is made for nothing
     directory = take_run(text, flags)
     from manychar.fleet.server_process import serve
-    from manychar.processes.parent_death import Parent
 
     if child:
-        finish = serve(directory, bind, _child_screen(), Parent(is_child=True))
+        finish = serve(directory, bind, _child_screen())
         raise typer.Exit(finish.code)
     with display(directory) as screen:
-        finish = serve(directory, bind, _screen(screen, keys), Parent(is_child=False), keys)
+        finish = serve(directory, bind, _screen(screen, keys), keys)
     again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else [])]
     again += ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     _finish(finish, directory, again=shlex.join(again))
@@ -122,14 +121,13 @@ def worker(
     """Work for a server: compute the gradients of whatever shards it leases. Needs no text."""
     from manychar.fleet.worker_process import work
     from manychar.network.client_identity import find_key, hello
-    from manychar.processes.parent_death import Parent
     from manychar.protocol.messages import Role
 
     check_endpoint(endpoint)
     mine = find_key(key)
     me = hello(Role.WORKER, name or (mine.name if mine else None))
     if processes > 1:
-        from manychar.processes.worker_pool import work_together
+        from manychar.fleet.worker_pool import work_together
 
         raise typer.Exit(
             work_together(endpoint, me.name, processes=processes, patience=patience, key_file=key)
@@ -141,11 +139,11 @@ def worker(
         endpoint,
         me,
         patience=patience,
-        parent=Parent(is_child=child),
         key=mine,
     )
-    if finish.reason and not (child and finish.code in (0, STOPPED)):  # the parent knows of those
-        (logger.error if finish.code else logger.info)(finish.reason)
+    if finish.reason:
+        in_order = finish.code in (0, STOPPED, INTERRUPTED)
+        (logger.info if in_order else logger.error)(finish.reason)
     raise typer.Exit(finish.code)
 
 

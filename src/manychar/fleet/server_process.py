@@ -38,7 +38,7 @@ from manychar.processes.errors import (
     UserError,
     because,
 )
-from manychar.processes.parent_death import Parent
+from manychar.processes.parent_death import has_parent
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import SelfPipe
 from manychar.protocol.admission import as_words
@@ -96,7 +96,6 @@ def serve(
     directory: RunDirectory,
     endpoint: str,
     screen: Screen,
-    parent: Parent,
     keys: Path | None = None,
 ) -> Finish:
     """Serve a run until it ends, and return how it ended. `keys` say who may come.
@@ -136,7 +135,6 @@ def serve(
                         writer=writer,
                         judge=judge,
                         screen=screen,
-                        parent=parent,
                         wake=wake,
                         notifier=notifier,
                         asked=asked,
@@ -227,7 +225,6 @@ class _Loop:
     writer: Writer
     judge: ValidationProcess
     screen: Screen
-    parent: Parent
     wake: SelfPipe
     notifier: Notifier
     asked: Finish | None
@@ -239,8 +236,6 @@ class _Loop:
         poller = zmq.Poller()
         poller.register(self.router.socket, zmq.POLLIN)
         poller.register(self.wake.fileno(), zmq.POLLIN)
-        if self.parent.descriptor is not None:
-            poller.register(self.parent.descriptor, zmq.POLLIN)
         if (door := self.router.authenticator) is not None:
             poller.register(door.socket, zmq.POLLIN)
         self._carry_out(self.machine.begin(time.monotonic()))
@@ -250,9 +245,6 @@ class _Loop:
             ready = dict(poller.poll(self._milliseconds()))
             if self.wake.fileno() in ready:
                 self._woken()
-            if self.parent.descriptor in ready and self.parent.is_gone():
-                poller.unregister(self.parent.descriptor)
-                self._stop(STOPPED, "the process that started this server is gone")
             if door is not None:
                 self._answer(door)
             self._read_mailbox()
@@ -316,7 +308,7 @@ class _Loop:
 
     def _woken(self) -> None:
         for number in self.wake.take():
-            if self.parent.descriptor is None:  # a parent says so itself
+            if not has_parent():  # a parent says so itself
                 logger.info(STOPPING)
             if number == signal.SIGINT:
                 endless = self.machine.run.operation.steps == 0

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Self
 from numpy.typing import NDArray
 
 from manychar.numerics.evaluation import evaluate
+from manychar.processes.child_process import deaf_to_interrupts
 from manychar.processes.errors import UserError
 from manychar.processes.signals import SelfPipe
-from manychar.processes.supervisor import deaf_to_interrupts
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import RunDirectory, open_run
 

@@ -17,7 +17,6 @@ from manychar.network.keys import ClientKey
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.numerics_pinning import can_pin, pin
-from manychar.processes.parent_death import Parent
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import SelfPipe
 from manychar.processes.time_slice import make_way
@@ -45,7 +44,6 @@ def work(
     hello: Hello,
     *,
     patience: float,
-    parent: Parent,
     key: ClientKey | None = None,
 ) -> Finish:
     """Work for the server at `endpoint` until the run ends, and return how it ended.
@@ -57,7 +55,7 @@ def work(
     try:
         with wake.catching(signal.SIGINT, signal.SIGTERM):
             machine = Worker(hello, server=endpoint, patience=patience, now=time.monotonic())
-            return _Loop(machine, dealer, parent, wake).run()
+            return _Loop(machine, dealer, wake).run()
     finally:
         dealer.close()
         wake.close()
@@ -69,7 +67,6 @@ class _Loop:
 
     machine: Worker
     dealer: Dealer
-    parent: Parent
     wake: SelfPipe
     finish: Finish | None = None
     notifier: Notifier = dataclasses.field(default_factory=Notifier)
@@ -80,8 +77,6 @@ class _Loop:
         poller = zmq.Poller()
         poller.register(self.dealer.socket, zmq.POLLIN)
         poller.register(self.wake.fileno(), zmq.POLLIN)
-        if self.parent.descriptor is not None:
-            poller.register(self.parent.descriptor, zmq.POLLIN)
         busy = False
         while self.finish is None:
             ready = dict(poller.poll(0 if busy else self._milliseconds()))
@@ -90,8 +85,6 @@ class _Loop:
                 reason = f"stopped by {signal.Signals(signals[0]).name}"
                 self.notifier.stopping()
                 self._carry_out(self.machine.leave(code, reason))
-            if self.parent.descriptor in ready and self.parent.is_gone():
-                self._carry_out(self.machine.leave(STOPPED, "the process that started it is gone"))
             self.notifier.alive()
             self._read_mailbox()
             self._carry_out(self.machine.tick(time.monotonic()))
@@ -141,6 +134,7 @@ class _Loop:
         self.engine = Engine(prove.welcome.dimensions)
         proof = self.engine.prove()
         self._carry_out(self.machine.proved(proof, time.monotonic()))
+        logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 
     def _compute(self, unit: Compute) -> None:

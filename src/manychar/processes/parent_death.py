@@ -1,32 +1,39 @@
-"""The tie between a process and the one that started it: children end when their parent does.
+"""Ends a child process when its parent has ended, however that happened.
 
-A child's standard input is a pipe that its parent holds open. However the parent ends, the
-operating system closes the pipe, and the child sees its end. A command that may need its standard
-input for a text is tied by a pipe beside it.
+`spawn` gives each child the reading end of a pipe, and names it in the environment. Nothing is ever
+written to it: end of file means that the operating system has closed the parent's end.
 """
 
+import logging
 import os
 import signal
-import sys
 import threading
+import time
+
+VARIABLE = "MANYCHAR_PARENT_PIPE"
+GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
+
+logger = logging.getLogger(__name__)
 
 
-class Parent:
-    """A child's view of its parent; `None` as descriptor for a process that has none."""
-
-    def __init__(self, *, is_child: bool) -> None:
-        self.descriptor = sys.stdin.fileno() if is_child else None
-
-    def is_gone(self) -> bool:
-        """Whether the parent has ended; to be asked when the descriptor can be read."""
-        return self.descriptor is not None and os.read(self.descriptor, 1) == b""
+def has_parent() -> bool:
+    """Whether a process of this program started this one, and ends it."""
+    return VARIABLE in os.environ
 
 
-def end_with(descriptor: int) -> None:
-    """Have this process stop, as SIGTERM does, when whoever holds the pipe's other end is gone."""
+def end_with_parent() -> None:
+    """Have this process stop as by SIGTERM when its parent ends, and end after a grace period.
 
-    def wait() -> None:
-        os.read(descriptor, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
+    The variable stays in the environment: an `exec` of this process keeps its parent.
+    """
+    if has_parent():
+        pipe = int(os.environ[VARIABLE])
+        threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True).start()
 
-    threading.Thread(target=wait, daemon=True).start()
+
+def _wait(pipe: int) -> None:
+    os.read(pipe, 1)
+    logger.warning("the process that started this one is gone: stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)

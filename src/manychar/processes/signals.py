@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from manychar.processes.parent_death import has_parent
+
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -48,7 +50,11 @@ class SelfPipe:
 
     @contextlib.contextmanager
     def catching(self, *signals: int) -> Iterator["SelfPipe"]:
-        """Catch these signals; a second SIGINT or SIGTERM ends the process at once."""
+        """Catch these signals; a second SIGINT or SIGTERM ends the process at once.
+
+        Not a child's: an engine may signal a whole group, so that each of its processes is told
+        twice, by the engine and by its parent, and its parent kills it if it does not end.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -66,7 +72,7 @@ class SelfPipe:
 
     def _caught(self, number: int, _frame: object) -> None:
         self._signals.append(number)
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if number in (signal.SIGINT, signal.SIGTERM) and not has_parent():
             for again in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(again, self._end_at_once)
 

@@ -1,4 +1,4 @@
-"""A command of this program, run for another Python program: its output, its exit code, its end."""
+"""A command of this program, run for another Python program: its output, exit code and errors."""
 
 import codecs
 import contextlib
@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from typing import IO
 
 from manychar.processes import log
+from manychar.processes.child_process import PIECE_BYTES, Lines, how_it_ended, spawn
 from manychar.processes.errors import UserError
-from manychar.processes.supervisor import how_it_ended
 
 logger = logging.getLogger(__name__)
-
-
-PIECE_BYTES = 65_536
 
 
 class Command:
@@ -34,92 +31,76 @@ class Command:
         self.code = 0
         self._name = arguments[0]
         self._accepted = accepted
-        self._complaint, self._unsaid = "", b""
+        self._error = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._process, self._tie = _start(arguments, given)
+        self._child = spawn(
+            list(arguments),
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={log.FORMAT_VARIABLE: "json"},
+        )
+        self._process = self._child.process
         self._pipes = selectors.DefaultSelector()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                self._pipes.register(pipe, selectors.EVENT_READ)
+        if self._process.stdout is not None and self._process.stderr is not None:
+            self._pipes.register(self._process.stdout, selectors.EVENT_READ)
+            lines = Lines(self._process.stderr.fileno(), self._print)
+            self._pipes.register(self._process.stderr, selectors.EVENT_READ, lines)
+        if given is not None and self._process.stdin is not None:
+            arguments_of_thread = (self._process.stdin, given)
+            threading.Thread(target=_feed, args=arguments_of_thread, daemon=True).start()
 
     def output(self) -> Iterator[str]:
         """Yield its standard output as it comes, to its end.
 
-        Raises UserError with its own line where it fails. Whoever interrupts this, or has enough,
-        interrupts the command: it ends in good order, and is heard to its end.
+        Raises UserError with its own line where it fails. Closing or interrupting this iterator
+        interrupts the command, which ends in good order; what it still writes is read.
         """
         try:
-            yield from self._heard()
+            yield from self._read()
             self.code = self._process.wait()
         except BaseException:
             self._process.send_signal(signal.SIGINT)
-            for _ in self._heard():
+            for _ in self._read():
                 pass
             self._process.wait()
             raise
         finally:
             self._close()
         if self.code not in self._accepted:
-            reason = self._complaint or f"manychar {self._name} ended {how_it_ended(self.code)}"
+            reason = self._error or f"manychar {self._name} ended {how_it_ended(self.code)}"
             raise UserError(reason.removeprefix("manychar: "), code=self.code)
 
-    def _heard(self) -> Iterator[str]:
+    def _read(self) -> Iterator[str]:
         while self._pipes.get_map():
             for key, _ in self._pipes.select():
-                piece = os.read(key.fd, PIECE_BYTES)
-                if not piece:
+                if isinstance(key.data, Lines):
+                    key.data.read()
+                    ended = key.data.ended
+                else:
+                    piece = os.read(key.fd, PIECE_BYTES)
+                    ended = not piece
+                    if text := self._decoder.decode(piece, final=ended):
+                        yield text
+                if ended:
                     self._pipes.unregister(key.fileobj)
-                if key.fileobj is not self._process.stdout:
-                    self._say(piece)
-                elif text := self._decoder.decode(piece, final=not piece):
-                    yield text
 
-    def _say(self, piece: bytes) -> None:
-        """Pass on the whole lines of its standard error; keep the one that says why it failed."""
-        *lines, self._unsaid = (self._unsaid + piece).split(b"\n")
-        for line in lines:
-            heard = line.decode(errors="replace")
-            text, level = log.read(heard)
-            if level == logging.ERROR and text.startswith("manychar"):
-                self._complaint = text
-            else:
-                print(heard if log.is_json() else text, file=sys.stderr, flush=True)
+    def _print(self, line: str) -> None:
+        """Print a line of its standard error, but keep the one that says why it failed."""
+        text, level = log.read(line)
+        if level == logging.ERROR and text.startswith("manychar"):
+            self._error = text
+        else:
+            print(line if log.is_json() else text, file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self._process.poll() is None:  # interrupted again
             self._process.kill()
             self._process.wait()
         self._pipes.close()
-        os.close(self._tie)
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-
-def _start(arguments: tuple[str, ...], given: bytes | None) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a command; return it, and a descriptor with whose closing it stops."""
-    theirs, ours = os.pipe()
-    try:
-        process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-P", "-m", "manychar", "--tied-to", str(theirs), *arguments],
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, log.FORMAT_VARIABLE: "json"},
-            pass_fds=(theirs,),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(ours)
-        raise
-    finally:
-        os.close(theirs)
-    if given is not None and process.stdin is not None:
-        threading.Thread(target=_feed, args=(process.stdin, given), daemon=True).start()
-    return process, ours
+        self._child.close()
 
 
 def _feed(pipe: IO[bytes], given: bytes) -> None:
-    """Write it all, in a thread of its own: the command may speak before it has read to the end."""
+    """Write it all, in a thread: the command may write before it has read to the end."""
     with contextlib.suppress(BrokenPipeError), pipe:
         pipe.write(given)

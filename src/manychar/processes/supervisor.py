@@ -1,85 +1,82 @@
-"""Child processes of this program, and a seat for each: who has it, and when it is filled again.
+"""Starts child processes, restarts those that crash, forwards their log lines, and ends them.
 
-Each child has a session of its own (Ctrl-C reaches the parent alone) and a pipe to the parent that
-closes when the parent ends. A process that dies is started again after a growing pause, unless it
-dies at once again and again.
+A slot outlives the processes that run in it. A process that ends is started again after a pause
+that doubles, unless it has ended soon after its start again and again.
 """
 
-import contextlib
 import dataclasses
-import os
+import functools
+import logging
+import select
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from manychar.processes import log
+from manychar.processes.child_process import ChildProcess, Lines, how_it_ended, spawn
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SETTLED_AFTER = 10.0
 QUICK_DEATHS = 5
+LOOK_EVERY = 0.05  # seconds between two looks at a process that has closed its pipes
 
-Process = subprocess.Popen[bytes]
-
-
-def spawn(
-    arguments: list[str],
-    *,
-    stdout: int | None = None,
-    stderr: int | None = None,
-    env: Mapping[str, str] | None = None,
-) -> Process:
-    """Start this program with these arguments; it sees its parent's end at its standard input.
-
-    `env` is added to the environment.
-    """
-    return subprocess.Popen(  # noqa: S603 - this very program, with flags of our own
-        [sys.executable, "-P", "-m", "manychar", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=stdout,
-        stderr=stderr,
-        env={**os.environ, **(env or {})},
-        start_new_session=True,
-    )
+logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Have what is started here never hear of Ctrl-C, from its first moment; this process later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class Loop(Protocol):
+    """What a supervisor needs of an event loop."""
+
+    def on_readable(self, source: int, callback: Callable[[], object]) -> None:
+        """Call back while a descriptor can be read."""
+
+    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
+        """Call back when one of these signals arrives."""
+
+    def on_deadline(
+        self, deadline: Callable[[], float | None], callback: Callable[[], object]
+    ) -> None:
+        """Call back when a moment has passed."""
+
+    def remove(self, source: int) -> None:
+        """Watch a descriptor no more."""
 
 
-def close_pipes(process: Process) -> None:
-    """Give back a process's descriptors; the process sees the end of its standard input."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-
-def how_it_ended(code: int) -> str:
-    """Return an exit code in words."""
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class ProcessSlot:
-    """One process's place in the fleet, and who has it now. Times are of the monotonic clock."""
+    """One process of a fleet: its command, and the process that runs it now. Times are monotonic.
+
+    `on_line` is called with each line of its standard output; without it there is none.
+    """
 
     name: str
-    process: Process | None = None
+    arguments: list[str]
+    on_line: Callable[[str], object] | None = None
+    has_stdin: bool = False
+    child: ChildProcess | None = None
+    pipes: list[Lines] = dataclasses.field(default_factory=list)
     started_at: float = 0.0
     restart_at: float | None = None
     quick_deaths: int = 0
 
-    def taken_by(self, process: Process, now: float) -> None:
-        """Note who has it from now on."""
-        self.process, self.started_at, self.restart_at = process, now, None
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The process that runs in it now."""
+        return None if self.child is None else self.child.process
 
-    def died(self, code: int, now: float) -> str:
-        """Plan its restart after a growing pause; return why there is none, if so."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing runs in it, and nothing is going to."""
+        return self.child is None and self.restart_at is None
+
+    @property
+    def pause(self) -> float:
+        """Seconds before the next start."""
+        return float(min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE))
+
+    def plan_restart(self, code: int, now: float) -> str:
+        """Plan the next start after a pause; return why there is none, if so."""
         settled = now - self.started_at >= SETTLED_AFTER
         self.quick_deaths = 0 if settled else self.quick_deaths + 1
         if self.quick_deaths >= QUICK_DEATHS:
@@ -90,16 +87,133 @@ class ProcessSlot:
         self.restart_at = now + self.pause
         return ""
 
-    @property
-    def pause(self) -> float:
-        """Seconds before the next start."""
-        return float(min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE))
+    def signal(self, number: int) -> None:
+        """Send a signal to its process, if there is one."""
+        if self.process is not None:
+            self.process.send_signal(number)
 
-    def is_due(self, now: float) -> bool:
-        """Whether it is time to fill it again."""
-        return self.restart_at is not None and now >= self.restart_at
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nobody has it, and nobody is going to."""
-        return self.process is None and self.restart_at is None
+def log_again(slot: ProcessSlot, line: str) -> None:
+    """Log a child's record again; what is no record, as a traceback, gets the child's name."""
+    text, level = log.read(line)
+    logger.log(level, f"{slot.name}: {line}" if text is line else text)
+
+
+class Supervisor:
+    """The child processes of one parent.
+
+    `on_end` is called with a slot and an exit code when its process has ended and all that it wrote
+    has been read; it decides whether `restart` is called. `on_log` takes lines of standard error.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        on_end: Callable[[ProcessSlot, int], object],
+        on_log: Callable[[ProcessSlot, str], object] = log_again,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.slots: list[ProcessSlot] = []
+        self._loop = loop
+        self._on_end = on_end
+        self._on_log = on_log
+        self._env = env
+        self._stopping = False
+        loop.on_signal(lambda _number: self.reap(), signal.SIGCHLD)
+        loop.on_deadline(self.deadline, self.start_due)
+
+    def start(self, slot: ProcessSlot) -> None:
+        """Start a slot's command."""
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        slot.child = spawn(
+            slot.arguments,
+            stdin=pipe if slot.has_stdin else nothing,
+            stdout=pipe if slot.on_line else nothing,
+            env=self._env,
+        )
+        slot.started_at, slot.restart_at = time.monotonic(), None
+        if slot not in self.slots:
+            self.slots.append(slot)
+        process = slot.child.process
+        taken: list[tuple[Any, Callable[[str], object]]]
+        taken = [(process.stderr, lambda line: self._on_log(slot, line))]
+        if slot.on_line is not None:
+            taken.append((process.stdout, slot.on_line))
+        slot.pipes = [Lines(stream.fileno(), take) for stream, take in taken]
+        for lines in slot.pipes:
+            self._loop.on_readable(lines.descriptor, functools.partial(self._read, lines))
+
+    def _read(self, lines: Lines) -> None:
+        lines.read()
+        if lines.ended:
+            self._loop.remove(lines.descriptor)
+
+    def restart(self, slot: ProcessSlot, code: int) -> str:
+        """Start a slot again after a pause; return why it is given up, if so."""
+        if self._stopping:
+            return ""
+        given_up = slot.plan_restart(code, time.monotonic())
+        if not given_up:
+            how = how_it_ended(code)
+            logger.warning(f"{slot.name} ended {how}: starting it again in {slot.pause:g} s")
+        return given_up
+
+    def deadline(self) -> float | None:
+        """Return when the next slot is to be started again."""
+        return min((s.restart_at for s in self.slots if s.restart_at is not None), default=None)
+
+    def start_due(self) -> None:
+        """Start the slots whose pause is over."""
+        for slot in self.slots:
+            if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
+                self.start(slot)
+
+    def reap(self) -> None:
+        """Look which processes have ended, and read what they wrote to its end."""
+        for slot in self.slots:
+            if slot.child is None or slot.child.process.poll() is None:
+                continue
+            for lines in slot.pipes:
+                lines.read_to_end()
+                self._loop.remove(lines.descriptor)
+            code = slot.child.process.returncode
+            slot.child.close()
+            slot.child, slot.pipes = None, []
+            self._on_end(slot, code)
+
+    def stop(self, within: float) -> None:
+        """End all processes: SIGTERM, then SIGKILL after `within` seconds; none is started again.
+
+        What they write meanwhile is read, so none of them blocks. The loop takes no part in this.
+        """
+        self._stopping = True
+        deadline = time.monotonic() + within
+        for slot in self.slots:
+            slot.restart_at = None
+            slot.signal(signal.SIGTERM)
+        while self._running() and (left := deadline - time.monotonic()) > 0:
+            pipes = [lines for slot in self.slots for lines in slot.pipes if not lines.ended]
+            poll = select.poll()
+            for lines in pipes:
+                poll.register(lines.descriptor, select.POLLIN)
+            poll.poll(1000 * min(left, LOOK_EVERY))
+            for lines in pipes:
+                lines.read()
+            self.reap()
+        for slot in self._running():
+            logger.warning(f"{slot.name} did not end within {within:g} s: killed")
+        self.kill()
+
+    def kill(self) -> None:
+        """End all processes by SIGKILL; none is started again."""
+        self._stopping = True
+        for slot in self._running():
+            slot.signal(signal.SIGKILL)
+        for slot in self._running():
+            if slot.process is not None:
+                slot.process.wait()
+        self.reap()
+
+    def _running(self) -> list[ProcessSlot]:
+        return [slot for slot in self.slots if slot.child is not None]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.fleet.local_fleet import Fleet
+from manychar.fleet.local_fleet import LocalFleet
 from manychar.numerics import min_char_rnn
 from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
@@ -74,7 +74,7 @@ class Equivalence:
         directory = self._directory(name.replace(" ", "-"), workers=workers)
         killer = _Killer(kill, at_step=self.operation.steps // 4) if kill else None
         with self._display(directory) as display:
-            fleet = Fleet(
+            fleet = LocalFleet(
                 directory,
                 display,
                 killer or (lambda _fleet, _report: None),
@@ -194,16 +194,16 @@ class _Killer:
         self._role = role
         self._at_step = at_step
 
-    def __call__(self, fleet: Fleet, report: Report) -> None:
+    def __call__(self, fleet: LocalFleet, report: Report) -> None:
         """Look at a report."""
         if self.killed or report.step < self._at_step:
             return
         wanted = ["the server"] if self._role == "server" else report.workers[-1:]
-        for seat in (fleet.server, *fleet.workers):
-            if seat.name in wanted and seat.process is not None:
+        for slot in (fleet.server, *fleet.workers):
+            if slot.name in wanted and slot.process is not None:
                 self.killed = True
-                os.kill(seat.process.pid, signal.SIGKILL)
-                logger.info(f"{seat.name} killed with SIGKILL after step {report.step:,}")
+                os.kill(slot.process.pid, signal.SIGKILL)
+                logger.info(f"{slot.name} killed with SIGKILL after step {report.step:,}")
 
 
 def verdict(trials: list[Trial]) -> str:

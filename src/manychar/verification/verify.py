@@ -5,19 +5,19 @@ checkpoint holds (checkpoint 0 is compared with the definition's own beginning),
 comes to the checkpoint at its end, the whole run does; and pieces can be done side by side.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any
 
+from manychar.network.event_loop import EventLoop
 from manychar.numerics.training_step import advance, kernel_of, start
+from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.processes.supervisor import deaf_to_interrupts
+from manychar.processes.supervisor import ProcessSlot, Supervisor
 from manychar.protocol.aggregation import as_frame
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
@@ -166,85 +166,75 @@ def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Fi
     """Do every piece again, `processes` side by side, and return the first difference.
 
     `progress` is called with the steps that were done since its last call. Raises UserError for a
-    damaged file, and where a process was ended from outside.
+    damaged file, and where a process ended before it was through.
     """
     if processes == 1 or len(plan.pieces) == 1:
         found = (check(piece, progress) for piece in plan.pieces)
         return next((finding for finding in found if finding is not None), None)
-    context = multiprocessing.get_context("spawn")
-    children = []
-    for share in (plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))):
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_check_share, args=(share, theirs), daemon=True)
-        with deaf_to_interrupts():
-            child.start()
-        theirs.close()
-        children.append((child, ours))
-    try:
-        results = _collect([pipe for _, pipe in children])
-        first = _first(results, progress)
-    finally:
-        for child, _ in children:
-            child.kill()
-            child.join()
-    if isinstance(first, str):
-        raise UserError(first)
-    return first
+    shares = [plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))]
+    with EventLoop() as loop:
+        return _Verification(loop, progress).run(shares)
 
 
-def _first(
-    results: Iterable[tuple[str, int, str]], progress: Callable[[int], None]
-) -> Finding | str | None:
-    """Return what the first piece that is not as it should be has: a difference, or a fault."""
-    found: dict[int, Finding | str] = {}
-    for kind, number, rest in results:
-        if kind == "steps":
-            progress(number)
-        elif kind == "failed":
-            found[number] = rest
-        else:
-            step, _, array = rest.partition(" ")
-            found[number] = Finding(int(step), array)
-    return found[min(found)] if found else None
+class _Verification:
+    """Child processes that each do a share of the pieces again."""
 
+    def __init__(self, loop: EventLoop, progress: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._progress = progress
+        self._supervisor = Supervisor(loop, on_end=self._ended)
+        self._findings: dict[int, Finding | str] = {}  # by the step that a piece begins at
+        self._failure = ""
 
-def _collect(pipes: list[Connection]) -> Iterator[tuple[str, int, str]]:
-    """Hear every child to its end: "steps" and how many, else a piece's beginning and what it has.
-
-    Raises UserError where a child ends without a word.
-    """
-    while pipes:
-        for pipe in cast("list[Connection]", wait(pipes)):
-            try:
-                news = pipe.recv_bytes()
-            except EOFError:
-                raise UserError(
-                    "a process of verify was ended from outside", code=RUN_FAILED
-                ) from None
-            kind, number, rest = news.decode().split(" ", 2)
-            if kind == "done":
-                pipes.remove(pipe)
-            else:
-                yield kind, int(number), rest
-
-
-def _check_share(pieces: list[Piece], pipe: Connection) -> None:
-    """Do some pieces again, in a child: tell the parent how it goes, and end when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def tell(kind: str, number: int = 0, rest: object = "") -> None:
+    def run(self, shares: list[list[Piece]]) -> Finding | None:
+        """Return the first difference. Raises UserError."""
         try:
-            pipe.send_bytes(f"{kind} {number} {rest}".encode())
-        except OSError:
-            os._exit(1)  # nobody listens any more
+            for i, share in enumerate(shares):
+                self._start(f"process {i + 1} of verify", share)
+            while not (self._failure or all(slot.is_empty for slot in self._supervisor.slots)):
+                self._loop.turn()
+        finally:
+            failure = self._failure
+            self._supervisor.kill()
+        if failure:
+            raise UserError(failure, code=RUN_FAILED)
+        first = self._findings[min(self._findings)] if self._findings else None
+        if isinstance(first, str):
+            raise UserError(first)
+        return first
 
-    for piece in pieces:
+    def _start(self, name: str, share: list[Piece]) -> None:
+        arguments = ["verify-share", str(share[0].path)]
+        slot = ProcessSlot(name=name, arguments=arguments, on_line=self._take, has_stdin=True)
+        self._supervisor.start(slot)
+        if slot.process is not None and slot.process.stdin is not None:
+            pieces = [(piece.begin, piece.end, list(piece.digests.items())) for piece in share]
+            with contextlib.suppress(BrokenPipeError), slot.process.stdin as pipe:
+                pipe.write(json.dumps(pieces).encode())
+
+    def _take(self, line: str) -> None:
+        match json.loads(line):
+            case {"steps": steps}:
+                self._progress(steps)
+            case {"begin": begin, "fault": fault}:
+                self._findings[begin] = fault
+            case {"begin": begin, "step": step, "array": array}:
+                self._findings[begin] = Finding(step, array)
+
+    def _ended(self, slot: ProcessSlot, code: int) -> None:
+        if code:
+            self._failure = f"{slot.name} ended {how_it_ended(code)}"
+
+
+def check_share(path: Path, pieces: list[Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Do some pieces again, in a child; tell the parent how far it is, and what it finds first."""
+    for begin, end, digests in pieces:
         try:
-            finding = check(piece, lambda steps: tell("steps", steps))
+            piece = Piece(path, begin, end, dict(digests))
+            finding = check(piece, lambda steps: tell({"steps": steps}))
         except UserError as error:
-            tell("failed", piece.begin, error)
-            break
+            tell({"begin": begin, "fault": str(error)})
+            return
         if finding is not None:
-            tell("found", piece.begin, f"{finding.step} {finding.array}")
-            break
-    tell("done")
+            tell({"begin": begin, "step": finding.step, "array": finding.array})
+            return

@@ -1,0 +1,66 @@
+"""Several workers of this machine for a server elsewhere: `worker --processes N`."""
+
+import logging
+import signal
+from pathlib import Path
+
+from manychar.network.event_loop import EventLoop
+from manychar.processes import log
+from manychar.processes.child_process import how_it_ended
+from manychar.processes.errors import CRASHED, INTERRUPTED, RUN_FAILED, STOPPED
+from manychar.processes.supervisor import ProcessSlot, Supervisor
+
+SECONDS_TO_END = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerPool:
+    """Restarts workers that crash; ends when all have ended, with the largest exit code."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._supervisor = Supervisor(loop, on_end=self._ended, env=log.FOR_A_PARENT)
+        self._loop = loop
+        self._code = 0
+        self._stopped = False
+
+    def run(self, commands: dict[str, list[str]]) -> int:
+        """Run each worker's command until all have ended, and return the largest exit code."""
+        self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+        slots = [ProcessSlot(name=name, arguments=words) for name, words in commands.items()]
+        try:
+            for slot in slots:
+                self._supervisor.start(slot)
+            while not (self._stopped or all(slot.is_empty for slot in slots)):
+                self._loop.turn()
+        finally:
+            self._supervisor.stop(SECONDS_TO_END)
+        return self._code
+
+    def _signalled(self, number: int) -> None:
+        self._code = INTERRUPTED if number == signal.SIGINT else STOPPED
+        self._stopped = True
+
+    def _ended(self, slot: ProcessSlot, code: int) -> None:
+        if self._stopped:
+            return
+        if code >= 0 and code != CRASHED:
+            if code not in (0, STOPPED):
+                logger.warning(f"{slot.name} ended {how_it_ended(code)}")
+            self._code = max(self._code, code)
+        elif given_up := self._supervisor.restart(slot, code):
+            logger.error(given_up)
+            self._code = max(self._code, RUN_FAILED)
+
+
+def work_together(
+    endpoint: str, name: str, *, processes: int, patience: float, key_file: Path | None
+) -> int:
+    """Run `processes` workers until all have ended, and return the largest exit code."""
+    key = [] if key_file is None else ["--key", str(key_file)]
+    flags = ["--patience", str(patience), *key, "--child"]
+    names = [f"{name}-{i + 1}" for i in range(processes)]
+    with EventLoop() as loop:
+        return WorkerPool(loop).run(
+            {each: ["worker", endpoint, "--name", each, *flags] for each in names}
+        )

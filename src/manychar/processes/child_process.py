@@ -1,0 +1,107 @@
+"""A child process of this program, and the lines that it writes."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from manychar.processes import parent_death
+
+PIECE_BYTES = 65_536
+LONGEST_LINE = 1_048_576
+PROGRAM = (sys.executable, "-P", "-m", "manychar")
+
+
+class Lines:
+    """Reads a pipe without blocking, and hands over each whole line as it comes."""
+
+    def __init__(self, descriptor: int, take: Callable[[str], object]) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self.ended = False
+        self._take = take
+        self._rest = b""
+
+    def read(self) -> bool:
+        """Hand over what one read brings; return whether there may be more."""
+        try:
+            piece = os.read(self.descriptor, PIECE_BYTES)
+        except BlockingIOError:
+            return False
+        self.ended = not piece
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if self._rest and (self.ended or len(self._rest) > LONGEST_LINE):
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._take(line.decode(errors="replace"))
+        return not self.ended
+
+    def read_to_end(self) -> None:
+        """Hand over all that has been written by now."""
+        while self.read():
+            pass
+
+
+@dataclasses.dataclass(frozen=True)
+class ChildProcess:
+    """A running child, and the end of the pipe whose closing tells it that its parent is gone."""
+
+    process: subprocess.Popen[bytes]
+    parent_pipe: int
+
+    def close(self) -> None:
+        """Close every pipe to it."""
+        os.close(self.parent_pipe)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def spawn(
+    arguments: list[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
+) -> ChildProcess:
+    """Start this program with these arguments, and read its standard error through a pipe.
+
+    The child has a session of its own, so Ctrl-C on a terminal reaches the parent alone. `env` is
+    added to the environment.
+    """
+    theirs, ours = os.pipe()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - this program, with arguments of its own
+            [*PROGRAM, *arguments],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {}), parent_death.VARIABLE: str(theirs)},
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return ChildProcess(process, ours)
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that never see Ctrl-C; this process sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def how_it_ended(code: int) -> str:
+    """Return an exit code in words."""
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
