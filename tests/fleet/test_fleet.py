@@ -217,47 +217,6 @@ class TestByHand:
             assert (done.code, done.out) == (0, ""), done.err
         assert expect_same_bits(run, text) >= 25
 
-    def test_one_command_starts_several_workers(
-        self, manychar: Commands, text: Path, run: Path
-    ) -> None:
-        bind = "tcp://127.0.0.1:*"
-        server = manychar.start(
-            *("server", str(text), "--bind", bind, "--run-dir", "run", *SMALL, *ENDLESS)
-        )
-        endpoint = server.wait_for(r"manychar worker (tcp://\S+)\n")[1]
-        crew = manychar.start("worker", endpoint, "--processes", "2", "--name", "crew")
-        server.wait_for("crew-1 has joined")
-        server.wait_for("crew-2 has joined")
-        further(server)
-        server.interrupt()
-        served = server.end()
-        assert served.code == 0, served.err
-        ended = crew.end()
-        assert ended.code == 0, ended.err
-        assert expect_same_bits(run, text) >= 25
-        assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+", endpoint), "not as the user wrote it"
-
-    def test_a_crew_ends_with_its_process(self, manychar: Commands) -> None:
-        crew = manychar.start("worker", "ipc://meet", "--processes", "2", "--name", "crew")
-        manychar.find("crew-1")
-        manychar.find("crew-2")
-        os.kill(crew.pid, signal.SIGKILL)
-        crew.process.wait()
-        manychar.expect_nobody()
-
-    @pytest.mark.parametrize(
-        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
-    )
-    def test_a_crew_ends_by_signal(self, manychar: Commands, number: int, code: int) -> None:
-        crew = manychar.start("worker", "ipc://meet", "--processes", "2", "--name", "crew")
-        manychar.find("crew-1")
-        manychar.find("crew-2")
-        crew.send(number)
-        done = crew.end()
-        assert done.code == code, done.err
-        assert "Traceback" not in done.err
-        manychar.expect_nobody()
-
     @pytest.mark.parametrize(
         ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
     )

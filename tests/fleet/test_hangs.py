@@ -52,16 +52,6 @@ def test_verify_says_that_one_of_its_processes_was_ended(manychar: Commands, tex
     assert re.fullmatch(r"manychar: process [12] of verify ended by SIGKILL", done.last_line)
 
 
-def test_several_workers_without_a_server_say_whom_they_wait_for(manychar: Commands) -> None:
-    done = manychar.run(
-        *("worker", "ipc://nobody", "--name", "a", "--processes", "2", "--patience", "3")
-    )
-    assert done.code == 3
-    for name in ("a-1", "a-2"):
-        assert f"{name}: waiting for a server at ipc://nobody" in done.err
-        assert f"{name}: gave up" in done.err
-
-
 READ_ONE_LINE = """
 import subprocess, sys
 command = [sys.executable, "-m", "manychar", *sys.argv[1:]]

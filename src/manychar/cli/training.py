@@ -141,9 +141,8 @@ def worker(
         patience=patience,
         key=mine,
     )
-    if finish.reason:
-        in_order = finish.code in (0, STOPPED, INTERRUPTED)
-        (logger.info if in_order else logger.error)(finish.reason)
+    in_order = finish.code in (0, STOPPED, INTERRUPTED)
+    (logger.info if in_order else logger.error)(finish.reason or "the run has ended")
     raise typer.Exit(finish.code)
 
 

@@ -4,6 +4,7 @@ A slot outlives the processes that run in it. A process that ends is started aga
 that doubles, unless it has ended soon after its start again and again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -47,12 +48,14 @@ class Loop(Protocol):
 class ProcessSlot:
     """One process of a fleet: its command, and the process that runs it now. Times are monotonic.
 
-    `on_line` is called with each line of its standard output; without it there is none.
+    `on_line` is called with each line of its standard output; without it there is none. `on_start`
+    is called when a process has been started.
     """
 
     name: str
     arguments: list[str]
     on_line: Callable[[str], object] | None = None
+    on_start: Callable[[], object] | None = None
     has_stdin: bool = False
     child: ChildProcess | None = None
     pipes: list[Lines] = dataclasses.field(default_factory=list)
@@ -87,6 +90,13 @@ class ProcessSlot:
         self.restart_at = now + self.pause
         return ""
 
+    def write(self, text: str) -> None:
+        """Write to its process's standard input; a process that has ended reads nothing."""
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(text.encode())
+                self.process.stdin.flush()
+
     def signal(self, number: int) -> None:
         """Send a signal to its process, if there is one."""
         if self.process is not None:
@@ -119,7 +129,7 @@ class Supervisor:
         self._on_end = on_end
         self._on_log = on_log
         self._env = env
-        self._stopping = False
+        self.is_stopping = False
         loop.on_signal(lambda _number: self.reap(), signal.SIGCHLD)
         loop.on_deadline(self.deadline, self.start_due)
 
@@ -143,6 +153,8 @@ class Supervisor:
         slot.pipes = [Lines(stream.fileno(), take) for stream, take in taken]
         for lines in slot.pipes:
             self._loop.on_readable(lines.descriptor, functools.partial(self._read, lines))
+        if slot.on_start is not None:
+            slot.on_start()
 
     def _read(self, lines: Lines) -> None:
         lines.read()
@@ -151,7 +163,7 @@ class Supervisor:
 
     def restart(self, slot: ProcessSlot, code: int) -> str:
         """Start a slot again after a pause; return why it is given up, if so."""
-        if self._stopping:
+        if self.is_stopping:
             return ""
         given_up = slot.plan_restart(code, time.monotonic())
         if not given_up:
@@ -187,7 +199,7 @@ class Supervisor:
 
         What they write meanwhile is read, so none of them blocks. The loop takes no part in this.
         """
-        self._stopping = True
+        self.is_stopping = True
         deadline = time.monotonic() + within
         for slot in self.slots:
             slot.restart_at = None
@@ -207,8 +219,9 @@ class Supervisor:
 
     def kill(self) -> None:
         """End all processes by SIGKILL; none is started again."""
-        self._stopping = True
-        for slot in self._running():
+        self.is_stopping = True
+        for slot in self.slots:
+            slot.restart_at = None
             slot.signal(signal.SIGKILL)
         for slot in self._running():
             if slot.process is not None:
