@@ -204,7 +204,6 @@ def train(
     streams: int = 16,
     dtype: Literal["float32", "float64"] = "float32",
     seed: int = 0,
-    delay: int = 0,
     validation: float = 0.0,
     numerics: Literal["portable", "native"] = "portable",
     steps: int = 8_000,
@@ -230,7 +229,7 @@ def train(
 
     What is trained, the result depends on these alone: `hidden` units, `seq_length` characters a
     step, Adagrad's `learning_rate`, `clip` the bound of the gradient's elements, `shards` of
-    `streams` streams each, `dtype`, `seed`, `delay` in steps, `validation` the share of the text's
+    `streams` streams each, `dtype`, `seed`, `validation` the share of the text's
     end that is held out, `numerics` portable or native.
 
     How: `steps` in all (0: until it is interrupted), `checkpoint_every`, `sample_every` and

@@ -22,7 +22,6 @@ ROWS = {
     "update": "the server's update beside the plain NumPy form",
     "loss": "time to a held-out loss beside plain min-char-rnn",
     "streams": "study: time to that loss by --streams",
-    "delay": "study: loss by --delay",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",
     "scaling": "study: speed by workers, bytes a step, memory by size; draws scaling.svg",

@@ -112,7 +112,6 @@ def _bad_values() -> list[tuple[str, str, str]]:
         "--clip": rate,
         "--dtype": ["float16", "some", ""],
         "--seed": natural,
-        "--delay": [*natural, "65"],
         "--numerics": ["fast"],
         "--steps": natural,
         "--checkpoint-every": natural,
@@ -299,7 +298,6 @@ class TestResuming:
             ["--streams", "3"],
             ["--dtype", "float64"],
             ["--seed", "1"],
-            ["--delay", "1"],
             ["--numerics", "native"],
         ):
             done = manychar.run("train", "--resume", "run", *arguments)

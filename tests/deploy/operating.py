@@ -29,7 +29,6 @@ def dimensions(hidden: int, workers: int) -> Dimensions:
         seq_length=SEQ_LENGTH,
         streams=STREAMS,
         shards=workers,
-        delay=0,
         dtype="float32",
     )
 
@@ -47,13 +46,13 @@ def outward(size: Dimensions, workers: int) -> int:
 
 def server_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a server, in bytes."""
-    parameters = 30 + 7 * size.delay + size.shards + 4 * workers
+    parameters = 30 + size.shards + 4 * workers
     return 70 * MIB + parameters * size.parameters_bytes
 
 
 def worker_memory(size: Dimensions, held: int) -> float:
     """Return what to allow a worker that holds at most so many shards, in bytes."""
-    parameters = 14 + 2 * held * (size.delay + 1)
+    parameters = 14 + 2 * held
     unrolled = size.value_bytes * size.streams * size.seq_length
     kernel = 12 * unrolled * (size.hidden + size.vocabulary_size)
     return 60 * MIB + parameters * size.parameters_bytes + kernel

@@ -78,7 +78,6 @@ def longest_gradient(size: Dimensions) -> Gradient:
         lease=MAX_INTEGER,
         shard=MAX_INTEGER,
         step=MAX_INTEGER,
-        version=MAX_INTEGER,
         hidden_digest=bytes(DIGEST_BYTES),
         loss=0.1,
         gradient=bytes(size.parameters_bytes),
@@ -129,8 +128,8 @@ def test_the_formulas_stand_in_the_page() -> None:
         "P    = v (H (2 V + H + 1) + V)",
         f"in   = S (P + v B H + {operating.GRADIENT_HEADER})",
         f"out  = W (P + {operating.WEIGHTS_HEADER}) + S (c B (T + 1) + {operating.UNIT_BYTES})",
-        "server   70 MiB + (30 + 7 D + S + 4 W) P",
-        "worker   60 MiB + (14 + 2 h (D + 1)) P + 12 v B T (H + V)",
+        "server   70 MiB + (30 + S + 4 W) P",
+        "worker   60 MiB + (14 + 2 h) P + 12 v B T (H + V)",
     ):
         assert formula in PAGE
 
@@ -154,7 +153,6 @@ def test_a_real_fleet_keeps_within_the_memory(manychar: Commands) -> None:
         seq_length=25,
         streams=4,
         shards=shards,
-        delay=0,
         dtype="float32",
     )
     allowed = operating.server_memory(size, 1)

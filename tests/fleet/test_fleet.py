@@ -156,8 +156,7 @@ class TestARun:
             "--workers 1 --shards 2",
             "--workers 2 --shards 3 --dtype float64",
             "--workers 3 --shards 5",
-            "--workers 2 --delay 1",
-            "--workers 4 --delay 2 --shards 3",
+            "--workers 4 --shards 3",
             "--workers 2 --seed 7 --clip 0.5 --learning-rate 0.05 --seq-length 6",
         ],
     )

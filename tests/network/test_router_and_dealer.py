@@ -23,9 +23,7 @@ from manychar.protocol.codec import MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame
 from tests.commands import until
 
-SIZES = Dimensions(
-    vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, delay=0, dtype="float32"
-)
+SIZES = Dimensions(vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, dtype="float32")
 WAIT_MS = 60_000
 NO_MECHANISM = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NONE".ljust(20, b"\0") + b"\0" * 32
 

@@ -22,7 +22,6 @@ OTHER: dict[str, Any] = {
     "streams": 2,
     "dtype": "float64",
     "seed": 2**53,
-    "delay": 1,
     "numerics": "native",
     "validation": 0.1,
 }
@@ -33,7 +32,6 @@ BAD: dict[str, list[Any]] = {
     "shards": [0, -1, 65_537, 4.0, "4", True, None],
     "streams": [0, -1, 65_537, 4.0, "4", True, None],
     "seed": [-1, 2**53 + 1, 0.0, "0", False, None],
-    "delay": [-1, 65, 1.0, "1", False, None],
     "learning_rate": [0, 0.0, -0.1, math.inf, math.nan, "0.1", True, None],
     "clip": [0, 0.0, -5.0, math.inf, math.nan, "5", True, None],
     "validation": [-0.1, 1, 1.0, math.inf, math.nan, "0", False, None],
@@ -49,7 +47,7 @@ def values_of(definition: Definition) -> dict[str, Any]:
 
 def test_defaults_are_min_char_rnns() -> None:
     assert (USUAL.hidden, USUAL.seq_length, USUAL.learning_rate, USUAL.clip) == (100, 25, 0.1, 5.0)
-    assert (USUAL.delay, USUAL.seed, USUAL.validation) == (0, 0, 0.0)
+    assert (USUAL.seed, USUAL.validation) == (0, 0.0)
 
 
 @pytest.mark.parametrize("changed", [{}, OTHER, {"learning_rate": 0.1 + 0.2, "clip": 5e-324}])
@@ -62,7 +60,7 @@ def test_a_definition_comes_back_from_json(changed: dict[str, Any]) -> None:
 
 def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     assert USUAL.to_json() == (
-        '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","delay":0,"dtype":"float32","format":1,'
+        '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","dtype":"float32","format":1,'
         '"hidden":100,"learning_rate":0.1,"numerics":"portable","seed":0,"seq_length":25,'
         '"shards":4,"streams":16,"validation":0.0}'
     )
@@ -89,7 +87,7 @@ def test_a_bad_value_is_refused_by_the_name_of_its_flag(name: str, value: Any) -
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("hidden", 1), ("hidden", 65_536), ("delay", 64), ("validation", 0), ("clip", 1)],
+    [("hidden", 1), ("hidden", 65_536), ("validation", 0), ("clip", 1)],
 )
 def test_values_at_the_limits_are_taken(name: str, value: Any) -> None:
     assert getattr(dataclasses.replace(USUAL, **{name: value}), name) == value

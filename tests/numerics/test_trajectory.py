@@ -99,14 +99,13 @@ def test_one_stream_follows_min_char_rnn(length: int, bound: float) -> None:
         assert state.smooth_loss == pytest.approx(expected.smooth_loss, rel=1e-12)
 
 
-# ---- Several shards, several streams, a delay
+# ---- Several shards, several streams
 
 
-def late_weights(definition: Definition, text: str, steps: int) -> list[reference.Weights]:
+def plain_weights(definition: Definition, text: str, steps: int) -> list[reference.Weights]:
     """Every version of the weights, by a plain form of the rule.
 
-    Step k takes the mean of all streams' gradients on weights max(0, k - D), and makes weights
-    k + 1 out of weights k.
+    Step k takes the mean of all streams' gradients on weights k, and makes weights k + 1 of them.
     """
     vocabulary, ids = encode(text)
     length = len(ids) // definition.total_streams
@@ -117,7 +116,7 @@ def late_weights(definition: Definition, text: str, steps: int) -> list[referenc
     hidden = [np.zeros(H) for _ in range(definition.total_streams)]
     where = reference.positions(length, T)
     for k, (p, fresh) in zip(range(steps), where, strict=False):
-        used = versions[max(0, k - definition.delay)]
+        used = versions[k]
         mean = {name: np.zeros_like(array) for name, array in used.items()}
         for number in range(definition.total_streams):
             data = ids[number * length : (number + 1) * length].tolist()
@@ -139,21 +138,12 @@ def late_weights(definition: Definition, text: str, steps: int) -> list[referenc
     return versions
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2])
 @pytest.mark.parametrize(("shards", "streams"), [(1, 1), (3, 1), (2, 2), (1, 3)])
-def test_shards_streams_and_a_delay_follow_a_plain_recomputation(
-    shards: int, streams: int, delay: int
-) -> None:
-    definition = definition_of(shards=shards, streams=streams, delay=delay, seed=7)
+def test_shards_and_streams_follow_a_plain_recomputation(shards: int, streams: int) -> None:
+    definition = definition_of(shards=shards, streams=streams, seed=7)
     states = run(definition, TEXT, 40)
-    for state, weights in zip(states, late_weights(definition, TEXT, 40), strict=True):
+    for state, weights in zip(states, plain_weights(definition, TEXT, 40), strict=True):
         assert_same_weights(state, weights)
-
-
-def test_a_delay_changes_the_weights_from_its_second_step_on() -> None:
-    prompt, late = (run(definition_of(delay=delay), TEXT, 2) for delay in (0, 1))
-    assert late[1].parameters.flat.tobytes() == prompt[1].parameters.flat.tobytes()
-    assert late[2].parameters.flat.tobytes() != prompt[2].parameters.flat.tobytes()
 
 
 def test_the_loss_is_the_mean_over_all_streams() -> None:
@@ -191,11 +181,10 @@ def test_a_step_is_average_clip_and_adagrad_bit_for_bit(shards: int, dtype: str)
 
 
 def test_the_first_state() -> None:
-    definition = definition_of(shards=2, streams=3, hidden=4, delay=2, dtype="float32", seed=9)
+    definition = definition_of(shards=2, streams=3, hidden=4, dtype="float32", seed=9)
     state = start(definition, 11)
     initial = initialize(11, 4, dtype="float32", seed=9).flat
     assert state.step == 0
-    assert [array.tobytes() for array in state.previous] == [initial.tobytes()] * 2
     assert state.parameters.flat.tobytes() == initial.tobytes()
     assert state.memory.shape == initial.shape
     assert state.hidden.shape == (2, 3, 4)
@@ -205,30 +194,12 @@ def test_the_first_state() -> None:
     assert state.smooth_loss == 5 * math.log(11)
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2, 5])
-def test_version_for_gives_the_weights_that_are_delay_steps_older(delay: int) -> None:
-    states = run(definition_of(delay=delay), TEXT, 8)
-    for state in states:
-        assert len(state.previous) == delay
-        for step in range(state.step, state.step + delay + 1):
-            expected = states[max(0, step - delay)].parameters.flat
-            assert state.version_for(step).tobytes() == expected.tobytes()
-
-
-@pytest.mark.parametrize("delay", [0, 2])
-def test_version_for_refuses_a_step_whose_weights_are_not_made_yet(delay: int) -> None:
-    state = run(definition_of(delay=delay), TEXT, 3)[-1]
-    with pytest.raises(IndexError):
-        state.version_for(state.step + delay + 1)
-
-
 def arrays_of(state: TrainingState) -> list[NDArray[Any]]:
-    return [state.parameters.flat, state.memory, state.hidden, *state.previous]
+    return [state.parameters.flat, state.memory, state.hidden]
 
 
-@pytest.mark.parametrize("delay", [0, 2])
-def test_a_state_is_never_written_to_again(delay: int) -> None:
-    definition = definition_of(shards=2, streams=2, delay=delay)
+def test_a_state_is_never_written_to_again() -> None:
+    definition = definition_of(shards=2, streams=2)
     state, streams = begin(definition, TEXT)
     history = []
     for _ in range(6):
@@ -242,7 +213,7 @@ def test_a_state_is_never_written_to_again(delay: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_run_keeps_its_dtype(dtype: str) -> None:
-    states = run(definition_of(dtype=dtype, shards=2, delay=1), TEXT, 3)
+    states = run(definition_of(dtype=dtype, shards=2), TEXT, 3)
     assert {array.dtype for array in arrays_of(states[-1])} == {np.dtype(dtype)}
 
 

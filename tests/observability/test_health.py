@@ -26,7 +26,7 @@ from manychar.protocol.messages import (
 from tests.commands import SMALL, Commands
 
 DIMENSIONS = Dimensions(
-    vocabulary_size=3, hidden=2, seq_length=3, streams=1, shards=2, delay=0, dtype="float32"
+    vocabulary_size=3, hidden=2, seq_length=3, streams=1, shards=2, dtype="float32"
 )
 
 

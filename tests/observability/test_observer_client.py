@@ -160,9 +160,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more(
     manychar.expect_nobody()
 
 
-SIZE = Dimensions(
-    vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=4, delay=0, dtype="float32"
-)
+SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=4, dtype="float32")
 
 
 def standing(seconds: float, **worker: Any) -> Standing:

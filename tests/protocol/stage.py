@@ -40,7 +40,6 @@ class Stage:
         self,
         *,
         shards: int = 2,
-        delay: int = 0,
         step: int = 0,
         banned: Mapping[str, str] | None = None,
         validation_losses: Mapping[int, float] | None = None,
@@ -48,7 +47,7 @@ class Stage:
         **operation: Any,
     ) -> None:
         self.now = 0.0
-        self.known = reference(shards, 1, delay, 11)
+        self.known = reference(shards, 1, 11)
         defaults: dict[str, Any] = {
             "steps": 12,
             "checkpoint_every": 0,
@@ -114,7 +113,6 @@ class Stage:
             lease=1,
             shard=shard,
             step=step,
-            version=self.known.version(step),
             hidden_digest=digest(self.known.hidden[step][shard]),
             loss=piece.loss,
             gradient=piece.gradient,

@@ -21,8 +21,8 @@ SHARDS = 3
 class Case:
     """The steps of a tiny run, and the right gradients for it."""
 
-    def __init__(self, *, delay: int = 0, step: int = 0, limit: float = 12) -> None:
-        self.known: Reference = reference(SHARDS, 2, delay, 11)
+    def __init__(self, *, step: int = 0, limit: float = 12) -> None:
+        self.known: Reference = reference(SHARDS, 2, 11)
         state = self.known.states[step]
         self.steps = Aggregation(self.known.definition, self.known.streams, state, limit=limit)
 
@@ -35,7 +35,6 @@ class Case:
             lease=1,
             shard=shard,
             step=step,
-            version=self.known.version(step),
             hidden_digest=digest(self.known.hidden[step][shard]),
             loss=piece.loss,
             gradient=piece.gradient,
@@ -57,9 +56,8 @@ class Case:
             self.steps.apply()
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2])
-def test_accepted_in_any_order_of_shards_the_states_are_the_single_process(delay: int) -> None:
-    case = Case(delay=delay)
+def test_accepted_in_any_order_of_shards_the_states_are_the_single_process() -> None:
+    case = Case()
     for step in range(8):
         order = [(shard, step) for shard in range(SHARDS)]
         case.accept(*order[step % 3 :], *order[: step % 3])
@@ -68,33 +66,36 @@ def test_accepted_in_any_order_of_shards_the_states_are_the_single_process(delay
         assert bytes_of(case.steps.state) == case.known.state_bytes[step + 1]
 
 
-def test_steps_s_to_s_plus_d_are_open_and_none_at_the_limit() -> None:
-    case = Case(delay=2, step=3, limit=5)
-    assert list(case.steps.open_after(0)) == [3, 4]
-    assert list(case.steps.open_after(4)) == [4]
-    assert [case.steps.is_open(step) for step in (2, 3, 4, 5)] == [False, True, True, False]
-    case.steps.close()
-    assert not case.steps.open_after(0)
-
-
-def test_the_assessments_of_a_window() -> None:
-    case = Case(delay=2)
-    case.accept((0, 0))
+def test_only_the_step_of_the_state_is_open_and_none_at_the_limit() -> None:
+    case = Case(step=3, limit=5)
     assess = case.steps.assess
-    assert assess(case.gradient(0, 0)) is Assessment.REPEAT
-    assert assess(case.gradient(0, 1)) is Assessment.WANTED
-    assert assess(case.gradient(0, 2)) is Assessment.EARLY
-    assert assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
-    assert assess(case.gradient(1, 0)) is Assessment.WANTED
-    assert assess(case.gradient(1, 1)) is Assessment.EARLY
+    assert assess(case.gradient(0, 3)) is Assessment.WANTED
+    assert assess(case.gradient(0, 4)) is Assessment.NOT_OPEN
+    case.accept((0, 3))
+    assert [case.steps.is_missing(shard) for shard in range(SHARDS)] == [False, True, True]
+    assert assess(case.gradient(0, 3)) is Assessment.REPEAT
+    assert assess(case.gradient(0, 4)) is Assessment.NOT_OPEN
+    case.accept((1, 3), (2, 3))
+    case.steps.apply()
+    case.advance_to(5)
+    assert case.steps.closed
+    assert assess(case.gradient(0, 5)) is Assessment.NOT_OPEN
+    assert not any(map(case.steps.is_missing, range(SHARDS)))
 
 
-@pytest.mark.parametrize("changes", [{"version": 1}, {"hidden_digest": bytes(4)}])
-def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
+def test_a_run_that_is_closed_wants_no_more_of_its_open_step() -> None:
+    case = Case(step=3)
+    case.steps.close()
+    assert case.steps.assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
+    assert not any(map(case.steps.is_missing, range(SHARDS)))
+
+
+def test_what_was_computed_from_another_state() -> None:
     case = Case()
-    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
+    wrong = case.gradient(0, 0, hidden_digest=bytes(4))
+    assert case.steps.assess(wrong) is Assessment.FROM_ANOTHER_STATE
     case.accept((0, 0))
-    assert case.steps.assess(case.gradient(0, 0, **changes)) is Assessment.FROM_ANOTHER_STATE
+    assert case.steps.assess(wrong) is Assessment.FROM_ANOTHER_STATE
 
 
 @pytest.mark.parametrize("held_bytes", [0, 2**20])
@@ -161,9 +162,8 @@ def test_what_is_not_finite(part: str) -> None:
     assert case.steps.assess(wrong) is Assessment.NOT_FINITE
 
 
-@pytest.mark.parametrize("delay", [0, 2])
-def test_a_unit_that_was_accepted_can_be_computed_again(delay: int) -> None:
-    case = Case(delay=delay)
+def test_a_unit_that_was_accepted_can_be_computed_again() -> None:
+    case = Case()
     case.advance_to(6)
     case.accept((0, 6))
     size = dimensions_of(case.known.definition, len(case.known.vocabulary))
@@ -182,11 +182,12 @@ def test_a_unit_that_is_too_old_is_gone() -> None:
         case.steps.accepted(0, 0)
 
 
-def test_a_gradient_ahead_of_its_step_waits_and_keeps_the_hidden_state_of_the_step() -> None:
-    case = Case(delay=1)
-    case.accept((0, 0), (0, 1), (1, 0), (2, 0))
+def test_a_result_waits_for_its_step_and_leaves_the_hidden_state_of_the_step() -> None:
+    case = Case()
+    case.accept((0, 0))
+    assert bytes(case.steps.hidden(0)) == case.known.hidden[0][0]
+    assert not case.steps.complete
+    case.accept((1, 0), (2, 0))
     case.steps.apply()
-    assert case.steps.state.hidden[0].tobytes() == case.known.hidden[1][0]
-    assert bytes(case.steps.hidden(0)) == case.known.hidden[2][0]
-    assert case.steps.next(0) == 2
+    assert bytes(case.steps.hidden(0)) == case.known.hidden[1][0]
     assert not case.steps.complete

@@ -18,9 +18,7 @@ from manychar.protocol import field_types as field
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.messages import Dimensions, Frame, Message, Unit
 
-SIZE = Dimensions(
-    vocabulary_size=5, hidden=4, seq_length=3, streams=2, shards=3, delay=1, dtype="float32"
-)
+SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=3, streams=2, shards=3, dtype="float32")
 
 
 def frame(length: int) -> st.SearchStrategy[bytes]:
@@ -189,7 +187,6 @@ GRADIENT = messages.Gradient(
     lease=1,
     shard=0,
     step=0,
-    version=0,
     hidden_digest=bytes(4),
     loss=1.0,
     gradient=bytes(SIZE.parameters_bytes),
@@ -395,11 +392,11 @@ def test_a_number_of_a_unit_out_of_range(place: int, value: int) -> None:
 
 
 def test_the_number_of_units_is_bounded_by_the_run() -> None:
-    most = SIZE.shards * (SIZE.delay + 1) * 2
+    most = SIZE.shards * 2
     full = dataclasses.replace(HEARTBEAT, units=(Unit(1, 0, 0, 0),) * most)
     assert decode(encode(full), SIZE) == full
     more = dataclasses.replace(full, units=(*full.units, Unit(1, 0, 0, 0)))
-    refused(encode(more), "Heartbeat: units: 416 bytes, 12 records of 32 allowed")
+    refused(encode(more), "Heartbeat: units: 224 bytes, 6 records of 32 allowed")
 
 
 def test_tensors_need_the_dimensions_of_a_run() -> None:

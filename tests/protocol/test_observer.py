@@ -26,7 +26,7 @@ from tests.protocol.stage import hello, only, said
 from tests.simulation.reference import reference
 
 RUN, TERM = "run-1", 3
-KNOWN = reference(2, 1, 0, 11)
+KNOWN = reference(2, 1, 11)
 WELCOME = Welcome(
     run=RUN,
     term=TERM,
@@ -128,7 +128,6 @@ def test_a_grant_is_not_for_observers() -> None:
         lease=1,
         shard=0,
         step=0,
-        version=0,
         fresh=True,
         weights=b"",
         hidden=b"",

@@ -46,8 +46,8 @@ RUN, TERM, SILENCE = "run-1", 3, 2.0
 class Bench:
     """One worker, and a server that is played by the test."""
 
-    def __init__(self, *, delay: int = 0, patience: float = 60.0) -> None:
-        self.known: Reference = reference(3, 1, delay, 11)
+    def __init__(self, *, patience: float = 60.0) -> None:
+        self.known: Reference = reference(3, 1, 11)
         self.worker = Worker(hello("ann"), server="tcp://there", patience=patience, now=0.0)
 
     def state(self) -> WorkerPhase:
@@ -76,16 +76,14 @@ class Bench:
     def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
         """Grant a shard from a step on."""
         batch = self.known.streams.batch_at(shard, step)
-        version = self.known.version(step)
         message = Grant(
             run=RUN,
             term=TERM,
             lease=lease,
             shard=shard,
             step=step,
-            version=version,
             fresh=batch.fresh,
-            weights=self.known.weights[version],
+            weights=self.known.weights[step],
             hidden=self.known.hidden[step][shard],
             ids=batch.ids.tobytes(),
         )
@@ -133,26 +131,35 @@ def test_it_computes_what_it_is_granted_and_names_what_it_used() -> None:
     bench = Bench().at_work()
     assert bench.grant(7, 1) == []
     unit = bench.take()
-    assert (unit.shard, unit.step, unit.version, unit.fresh) == (1, 0, 0, True)
+    assert (unit.shard, unit.step, unit.fresh) == (1, 0, True)
     gradient = only(bench.through(unit), Gradient)
     piece = bench.known.pieces[1, 0]
     assert (gradient.loss, gradient.gradient) == (piece.loss, piece.gradient)
-    assert (gradient.lease, gradient.shard, gradient.step, gradient.version) == (7, 1, 0, 0)
+    assert (gradient.lease, gradient.shard, gradient.step) == (7, 1, 0)
     assert gradient.hidden_digest == digest(bench.known.hidden[0][1])
 
 
-def test_it_takes_its_lowest_step_and_shard_with_the_mailbox_emptied() -> None:
-    bench = Bench(delay=1).at_work()
+def test_it_takes_its_lowest_shard_with_the_mailbox_emptied() -> None:
+    bench = Bench().at_work()
     bench.grant(1, 2)
-    bench.weights(0, (1, 2, 1))
     bench.grant(2, 1)
     bench.grant(3, 0)
     order = []
     for _ in range(3):
         unit = bench.take()
-        order.append((unit.step, unit.shard))
+        order.append(unit.shard)
         bench.through(unit)
-    assert order == [(0, 0), (0, 1), (0, 2)]
+    assert order == [0, 1, 2]
+
+
+def test_weights_that_come_while_it_computes_leave_it_without_a_hidden_state() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, 0)
+    late = bench.take()
+    bench.weights(1, (1, 0, 1))
+    assert only(bench.through(late), Gradient).step == 0
+    assert bench.worker.mailbox_empty(0.0) == []
+    bench.grant(1, 0, 1)
     assert bench.take().step == 1
 
 

@@ -33,22 +33,6 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     assert (ann.late, bob.late) == (0.5, 0.5)
 
 
-def test_with_a_delay_nobody_waits_who_has_the_next_step() -> None:
-    stage = Stage(delay=1)
-    stage.join("ann", "bob")
-    for step in (0, 1):
-        for shard in stage.shards_of("ann"):
-            stage.now += 0.5
-            stage.deliver("ann", shard, step)
-            assert seen(stage)["ann"].waiting == 0.0
-    stage.now += 1.0
-    assert seen(stage)["ann"].waiting == 1.0
-    for shard in stage.shards_of("bob"):
-        stage.deliver("bob", shard, 0)
-    stage.now += 1.0
-    assert seen(stage)["ann"].waiting == 1.0
-
-
 def test_a_roster_says_for_whom_the_run_waits_once_a_step_is_long() -> None:
     stage = Stage()
     stage.join("ann")

@@ -79,5 +79,4 @@ def copy_of(state: TrainingState) -> TrainingState:
         parameters=state.parameters.like(state.parameters.flat.copy()),
         memory=state.memory.copy(),
         hidden=state.hidden.copy(),
-        previous=tuple(version.copy() for version in state.previous),
     )

@@ -53,7 +53,6 @@ class Plan:
     faults: frozenset[str]
     shards: int
     streams: int
-    delay: int
     length: int
     steps: int
     checkpoint_every: int
@@ -104,7 +103,6 @@ def draw(schedule: Schedule) -> Plan:
         faults=faults,
         shards=chance.randint(1, 5),
         streams=chance.randint(1, 2),
-        delay=chance.randint(0, 2),
         length=chance.choice((5, 8, 11, 14)),
         steps=2 if suspended else chance.randint(6, 15),
         checkpoint_every=chance.randint(2, 4),

@@ -1,4 +1,4 @@
-"""Planted bugs in who may speak, who computes, who is waited for: rules 12 to 17."""
+"""Planted bugs in who may speak, who computes, who is waited for: rules 11 to 15."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ from manychar.protocol.worker import Worker
 from tests.simulation.planted import mutant
 from tests.simulation.world import World
 
-# Terms (rules 12, 13).
+# Terms (rules 11, 12).
 
 
-@mutant("12", "server-crash", "another term")
+@mutant("11", "server-crash", "another term")
 def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._receive_from_member
 
@@ -35,24 +35,24 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ParameterServer, "_receive_from_member", blind)
 
 
-@mutant("12", "server-crash", "another term")
+@mutant("11", "server-crash", "another term")
 def a_worker_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientSession, "concerns", lambda *_: True)
 
 
-@mutant("12", "server-crash", "term")
+@mutant("11", "server-crash", "term")
 def a_worker_goes_back_to_an_older_term(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientSession, "is_past", lambda *_: False)
 
 
-@mutant("12", "server-crash", "another term")
+@mutant("11", "server-crash", "another term")
 def a_worker_keeps_its_leases_in_a_new_term(patch: pytest.MonkeyPatch) -> None:
     welcome = Worker._welcome
 
     def faithful(self: Worker, message: Welcome, now: float) -> list[Effect]:
-        leases, versions = self._leases, self._versions
+        leases, newest = self._leases, self._newest
         effects = welcome(self, message, now)
-        self._leases, self._versions = leases, versions
+        self._leases, self._newest = leases, newest
         return effects
 
     patch.setattr(Worker, "_welcome", faithful)
@@ -60,12 +60,12 @@ def a_worker_keeps_its_leases_in_a_new_term(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "_TABLE", table)
 
 
-@mutant("13", "server-crash", "term")
+@mutant("12", "server-crash", "term")
 def a_restart_does_not_raise_the_term(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(World, "next_term", lambda world: max(1, world.term))
 
 
-@mutant("13", "server-crash", "term")
+@mutant("12", "server-crash", "term")
 def the_term_is_not_on_disk_before_the_first_message(patch: pytest.MonkeyPatch) -> None:
     def hasty(self: World) -> int:
         term = self.__dict__.setdefault("term_on_disk", 0) + 1
@@ -75,30 +75,30 @@ def the_term_is_not_on_disk_before_the_first_message(patch: pytest.MonkeyPatch) 
     patch.setattr(World, "next_term", hasty)
 
 
-# Leases, silence and asking again (rules 14, 15, 16).
+# Leases, silence and asking again (rules 13, 14, 15).
 
 
-@mutant("14", "loss", "stuck")
+@mutant("13", "loss", "stuck")
 def nothing_is_asked_for_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeaseGrants, "ask_again", lambda *_: None)
 
 
-@mutant("14", "loss", "stuck")
+@mutant("13", "loss", "stuck")
 def every_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Member, "is_busy", lambda *_: True)
 
 
-@mutant("14", "none", "asked again")
+@mutant("13", "none", "asked again")
 def no_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Member, "is_busy", lambda *_: False)
 
 
-@mutant("15", "suspended", "stuck")
+@mutant("14", "suspended", "stuck")
 def the_limit_for_a_hang_does_not_double(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "limit", lambda self, _: self._silence)
 
 
-@mutant("15", "join", "undelivered")
+@mutant("14", "join", "undelivered")
 def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
     computed = Worker.computed
 
@@ -111,7 +111,7 @@ def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Worker, "computed", dropping)
 
 
-@mutant("15", "join", "counted", "assessment")
+@mutant("14", "join", "counted", "assessment")
 def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
     gradient = ParameterServer._gradient
 
@@ -124,7 +124,7 @@ def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(server, "_TABLE", table)
 
 
-@mutant("16", "reordering", "older lease")
+@mutant("15", "reordering", "older lease")
 def an_older_grant_replaces_a_newer(patch: pytest.MonkeyPatch) -> None:
     grant = Worker._grant
 
@@ -139,12 +139,12 @@ def an_older_grant_replaces_a_newer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "_TABLE", table)
 
 
-@mutant("16", "none", "lowest first")
-def the_highest_step_is_computed_first(patch: pytest.MonkeyPatch) -> None:
+@mutant("15", "none", "lowest first")
+def the_highest_shard_is_computed_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "min", max, raising=False)
 
 
-@mutant("16", "join", "lease")
+@mutant("15", "join", "lease")
 def a_lease_is_granted_twice(patch: pytest.MonkeyPatch) -> None:
     send = Outbox.send
 
@@ -157,7 +157,7 @@ def a_lease_is_granted_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbox, "send", twice)
 
 
-@mutant("16", "join", "lease")
+@mutant("15", "join", "lease")
 def a_lease_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
     lease = Membership.lease
 
@@ -178,7 +178,7 @@ def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Admission, "comes_back", lambda *_: None)
 
 
-@mutant("17", "foreign", "accepted gradient", "banned")
+@mutant("numerics", "foreign", "accepted gradient", "banned")
 def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
     def polite(self: Admission, member: Member, ready: Ready, now: float) -> None:
         if member.state is PeerState.ADMITTED:

@@ -136,12 +136,10 @@ class Network:
             return
         world.log(lambda: f"forged: {link.worker.name}, confused: {confused}")
         if confused:
-            by_version = world.chance.random() < 0.5
             wrong = dataclasses.replace(
                 message,
                 gradient=flip(message.gradient),
-                hidden_digest=message.hidden_digest if by_version else bytes(DIGEST_BYTES),
-                version=message.version + by_version,
+                hidden_digest=bytes(DIGEST_BYTES),
             )
         else:
             world.broken.add(link.worker.name)

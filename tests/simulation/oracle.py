@@ -92,7 +92,7 @@ class Oracle:
 
     def check_result(self, state: TrainingState, what: str) -> None:
         """The same, also in a tainted term: what is handed over to the user."""
-        names = ("weights", "memory", "hidden", "smooth loss", *("previous",) * self.plan.delay)
+        names = ("weights", "memory", "hidden", "smooth loss")
         wanted = self.reference.state_bytes[state.step]
         for name, ours, theirs in zip(names, wanted, bytes_of(state), strict=True):
             if ours != theirs:
@@ -129,17 +129,15 @@ class Oracle:
             same = self._accepted[shard, step] == _content(gradient)
             return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
         open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
-        if not open_now or step > self.step + self.plan.delay or step >= self.plan.steps:
+        if not open_now or step > self.step or step >= self.plan.steps:
             return Assessment.NOT_OPEN
-        if step > next_step:
-            return Assessment.EARLY
         return Assessment.WANTED if self._is_from_here(gradient) else Assessment.FROM_ANOTHER_STATE
 
     def _is_from_here(self, gradient: Gradient) -> bool:
-        """Whether it names the reference's weights and hidden state."""
-        hidden = self.reference.hidden[gradient.step][gradient.shard]
-        version = self.reference.version(gradient.step)
-        return gradient.version == version and gradient.hidden_digest == digest(hidden)
+        """Whether it names the reference's hidden state."""
+        return gradient.hidden_digest == digest(
+            self.reference.hidden[gradient.step][gradient.shard]
+        )
 
     def after_server(
         self,
@@ -159,7 +157,8 @@ class Oracle:
             self._check_wanted(message, before)
             self._next[message.shard] += 1
             self._accepted[message.shard, message.step] = _content(message)
-        actual = [machine.steps.next(shard) for shard in range(self.plan.shards)]
+        steps = machine.steps
+        actual = [steps.state.step + (steps.state.step in s.accepted) for s in steps._shards]
         if actual != self._next:
             what = before.assessment.value if before.assessment else "no gradient of ours"
             raise Violation(
@@ -283,11 +282,9 @@ class Oracle:
         if step not in (self._next[shard], self._next_before[shard]) or step >= self.plan.steps:
             raise Violation("grant", f"shard {shard} from step {step}, not {self._next[shard]}")
         batch = self.reference.streams.batch_at(shard, step)
-        version = self.reference.version(step)
         for what, ours, theirs in (
-            ("version", version, grant.version),
             ("fresh", batch.fresh, grant.fresh),
-            ("weights", self.reference.weights[version], bytes(grant.weights)),
+            ("weights", self.reference.weights[step], bytes(grant.weights)),
             ("hidden", self.reference.hidden[step][shard], bytes(grant.hidden)),
             ("ids", batch.ids.tobytes(), bytes(grant.ids)),
         ):
@@ -302,7 +299,7 @@ class Oracle:
             batch = self.reference.streams.batch_at(unit.shard, unit.step)
             if (
                 unit.step >= self.plan.steps
-                or self.reference.version(unit.step) != weights.version
+                or unit.step != weights.version
                 or bool(unit.flag) != batch.fresh
                 or bytes(ids) != batch.ids.tobytes()
             ):

@@ -44,24 +44,19 @@ class Reference:
     weights: list[bytes]
     state_bytes: list[tuple[bytes, ...]]
 
-    def version(self, step: int) -> int:
-        """Return the version of the weights that the step is computed on."""
-        return max(0, step - self.definition.delay)
-
 
 def bytes_of(state: TrainingState) -> tuple[bytes, ...]:
-    """Return everything in a state, named by place: weights, memory, hidden, loss, previous."""
+    """Return everything in a state, named by place: weights, memory, hidden, loss."""
     return (
         state.parameters.flat.tobytes(),
         state.memory.tobytes(),
         state.hidden.tobytes(),
         state.smooth_loss.hex().encode(),
-        *(version.tobytes() for version in state.previous),
     )
 
 
 @functools.cache
-def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
+def reference(shards: int, streams: int, length: int) -> Reference:
     """Train the tiny model in one go; `length` is the characters of one stream."""
     letters = random.Random(length)  # noqa: S311
     more = shards * streams * length - len(LETTERS)
@@ -72,7 +67,6 @@ def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
         seq_length=SEQ_LENGTH,
         shards=shards,
         streams=streams,
-        delay=delay,
         validation=1e-9,  # judged, by the world's own judge, and nothing is held out of the streams
     )
     cut = Streams(ids, shards, streams, SEQ_LENGTH)
@@ -97,7 +91,7 @@ def reference(shards: int, streams: int, delay: int, length: int) -> Reference:
 def _pieces_of(
     state: TrainingState, streams: Streams, kernel: Kernel
 ) -> dict[tuple[int, int], Piece]:
-    kernel.load(state.version_for(state.step))
+    kernel.load(state.parameters.flat)
     pieces = {}
     for shard, hidden in enumerate(state.hidden):
         batch = streams.batch_at(shard, state.step)

@@ -52,9 +52,7 @@ class World:
         self.over = False
         self.peace = False
         self.transcript = transcript
-        self.reference = reference(
-            self.plan.shards, self.plan.streams, self.plan.delay, self.plan.length
-        )
+        self.reference = reference(self.plan.shards, self.plan.streams, self.plan.length)
         self.broken: set[str] = set()
         self.end = self._where_it_ends()
         self.oracle = Oracle(self)

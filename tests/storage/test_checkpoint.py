@@ -30,7 +30,7 @@ VOCABULARY = "\n \"'\\aé中🜁"
 DTYPES: list[Literal["float32", "float64"]] = ["float32", "float64"]
 
 
-def a_definition(dtype: Literal["float32", "float64"] = "float32", delay: int = 0) -> Definition:
+def a_definition(dtype: Literal["float32", "float64"] = "float32") -> Definition:
     return Definition(
         corpus_sha256="0" * 64,
         hidden=3,
@@ -38,7 +38,6 @@ def a_definition(dtype: Literal["float32", "float64"] = "float32", delay: int = 
         shards=2,
         streams=1,
         dtype=dtype,
-        delay=delay,
     )
 
 
@@ -58,7 +57,6 @@ def a_state(definition: Definition, step: int = 12, vocabulary: str = VOCABULARY
         parameters=Parameters(vector(), len(vocabulary), definition.hidden),
         memory=vector(),
         hidden=generator.standard_normal(shape).astype(definition.dtype),
-        previous=tuple(vector() for _ in range(definition.delay)),
         smooth_loss=0.1 + 0.2,
     )
 
@@ -66,7 +64,7 @@ def a_state(definition: Definition, step: int = 12, vocabulary: str = VOCABULARY
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """A checkpoint file."""
-    definition = a_definition(delay=1)
+    definition = a_definition()
     path = checkpoint_path(tmp_path, 12)
     write_checkpoint(path, definition, VOCABULARY, a_state(definition))
     return path
@@ -84,13 +82,12 @@ def raw(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("delay", [0, 2])
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("vocabulary", [VOCABULARY, "a", "\x00\x7f\u2028\U0010ffff"])
     def test_to_the_bit(
-        self, tmp_path: Path, dtype: Literal["float32", "float64"], delay: int, vocabulary: str
+        self, tmp_path: Path, dtype: Literal["float32", "float64"], vocabulary: str
     ) -> None:
-        definition = a_definition(dtype, delay)
+        definition = a_definition(dtype)
         state = a_state(definition, vocabulary=vocabulary)
         path = checkpoint_path(tmp_path, state.step)
         write_checkpoint(path, definition, vocabulary, state)
@@ -98,14 +95,13 @@ class TestRoundTrip:
         assert found.definition == definition
         assert found.vocabulary == vocabulary
         assert bits_of(found.state) == bits_of(state)
-        assert len(found.state.previous) == delay
         assert found.state.parameters.flat.dtype == np.dtype(dtype)
         assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
     def test_what_stands_in_the_file(self, written: Path) -> None:
         tensors, metadata = raw(written)
         names = set(PARAMETER_NAMES)
-        assert tensors.keys() == names | {f"m{n}" for n in names} | {"hidden", "previous"}
+        assert tensors.keys() == names | {f"m{n}" for n in names} | {"hidden"}
         V, H = len(VOCABULARY), 3
         shapes = {name: tensors[name].shape for name in PARAMETER_NAMES}
         assert shapes == {"Wxh": (H, V), "Whh": (H, H), "Why": (V, H), "bh": (H,), "by": (V,)}
@@ -114,7 +110,7 @@ class TestRoundTrip:
         assert metadata["vocabulary"] == VOCABULARY
         assert float(metadata["smooth_loss"]) == 0.1 + 0.2
         assert float.fromhex(metadata["smooth_loss_hex"]) == 0.1 + 0.2
-        assert Definition.from_mapping(json.loads(metadata["config"])) == a_definition(delay=1)
+        assert Definition.from_mapping(json.loads(metadata["config"])) == a_definition()
 
     @pytest.mark.parametrize("odd", ["fortran", "strided", "reversed"])
     def test_arrays_of_any_layout(
@@ -129,7 +125,7 @@ class TestRoundTrip:
                 return wide[..., ::2]
             return array[..., ::-1].copy()[..., ::-1]
 
-        definition = a_definition(delay=1)
+        definition = a_definition()
         state = a_state(definition)
         oddly = {name: laid_out(array) for name, array in tensors_of(state).items()}
         assert not oddly["Wxh"].flags.c_contiguous

@@ -80,13 +80,10 @@ def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
     assert not list(manychar.directory.iterdir())
 
 
-@pytest.mark.parametrize("delay", ["0", "2"])
-def test_one_stream_is_held_against_the_plain_form(
-    manychar: Commands, text: Path, delay: str
-) -> None:
+def test_one_stream_is_held_against_the_plain_form(manychar: Commands, text: Path) -> None:
     done = manychar.run(
         *("equivalence", str(text), "--hidden", "8", "--seq-length", "5"),
-        *("--shards", "1", "--streams", "1", "--dtype", "float64", "--delay", delay),
+        *("--shards", "1", "--streams", "1", "--dtype", "float64"),
         *("--steps", "120", "--checkpoint-every", "60"),
     )
     assert done.code == 0, done.err

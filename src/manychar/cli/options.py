@@ -48,7 +48,6 @@ DEFINITION: dict[str, Any] = {
     "streams": _defining(int, "Streams of text in a shard.", 16),
     "dtype": _defining(Literal["float32", "float64"], "Precision.", "float32"),
     "seed": _defining(int, "Seed of the first weights and of samples.", 0),
-    "delay": _defining(int, "Steps that a gradient's weights may lag behind.", 0),
     "validation": _defining(float, "Share of the text's end that is held out to judge by.", 0.0),
     "numerics": _defining(
         Literal["portable", "native"],

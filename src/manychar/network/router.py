@@ -186,7 +186,7 @@ def messages_queued(dimensions: Dimensions | None) -> int:
     """
     if dimensions is None:
         return HIGH_WATER_MARK
-    needed = 16 + 4 * dimensions.shards * (dimensions.delay + 1)
+    needed = 16 + 4 * dimensions.shards
     by_size = min(HIGH_WATER_MARK, QUEUED_BYTES // dimensions.parameters_bytes)
     return max(needed, by_size)
 
@@ -195,5 +195,5 @@ def _largest_frame(dimensions: Dimensions | None) -> int:
     """Return the length of the longest frame that a peer has reason to send."""
     if dimensions is None:
         return HEADER_BYTES
-    units = 64 * dimensions.shards * (dimensions.delay + 1)
+    units = 64 * dimensions.shards
     return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)

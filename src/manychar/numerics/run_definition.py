@@ -25,7 +25,7 @@ _option = functools.partial(option, roles=("train", "server", "equivalence"))
 class Definition:
     """The hyperparameters and the corpus of a run; defaults are min-char-rnn's where it has one.
 
-    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard), `delay` D.
+    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard).
     """
 
     corpus_sha256: str
@@ -39,7 +39,6 @@ class Definition:
     streams: int = _option(16, "Streams of text in a shard.", least=1, most=65_536)
     dtype: Literal["float32", "float64"] = _option("float32", "Precision.")
     seed: int = _option(0, "Seed of the first weights and of samples.", least=0, most=2**53)
-    delay: int = _option(0, "Steps that a gradient's weights may lag behind.", least=0, most=64)
     numerics: Literal["portable", "native"] = _option(
         "portable", "portable: the same bits on every x86-64 CPU; native: faster."
     )

@@ -26,27 +26,15 @@ class TrainingState:
     """All there is between two steps. No array in it is ever written to again.
 
     `parameters` are those after `step` updates, `memory` is Adagrad's, shape (P,); `hidden`, shape
-    (S, B, H), is each shard's raw state before step `step`; `previous` are the D versions of the
-    weights before this one, oldest first (version 0 stands in for those below it). Losses are in
-    nats, summed over T characters, mean over all streams.
+    (S, B, H), is each shard's raw state before step `step`. Losses are in nats, summed over T
+    characters, mean over all streams.
     """
 
     step: int
     parameters: Parameters
     memory: NDArray[Any]
     hidden: NDArray[Any]
-    previous: tuple[NDArray[Any], ...]
     smooth_loss: float
-
-    def version_for(self, step: int) -> NDArray[Any]:
-        """Return the weights max(0, step - D) that an open step, s … s + D, is computed on.
-
-        Raises IndexError for another step.
-        """
-        versions = (*self.previous, self.parameters.flat)
-        if step < self.step:
-            raise IndexError(f"the weights of step {step} are gone: {self.step} steps are applied")
-        return versions[step - self.step]
 
 
 def start(definition: Definition, vocabulary_size: int) -> TrainingState:
@@ -60,7 +48,6 @@ def start(definition: Definition, vocabulary_size: int) -> TrainingState:
         parameters=parameters,
         memory=adagrad.init(parameters.flat),
         hidden=np.zeros(shape, dtype=definition.dtype),
-        previous=(parameters.flat,) * definition.delay,
         smooth_loss=definition.seq_length * math.log(vocabulary_size),
     )
 
@@ -120,7 +107,6 @@ def apply(
         parameters=state.parameters.like(flat),
         memory=memory,
         hidden=hidden,
-        previous=(*state.previous, state.parameters.flat)[1:],
         smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
     )
 
@@ -133,7 +119,7 @@ def advance(
     Who advances often brings a kernel of this definition: its buffers are used again.
     """
     kernel = kernel or kernel_of(definition, state.parameters.vocabulary_size)
-    kernel.load(state.version_for(state.step))
+    kernel.load(state.parameters.flat)
     gradient_sum = TreeSum[NDArray[Any]](definition.shards)
     loss_sum = TreeSum[float](definition.shards)
     hidden = np.empty_like(state.hidden)

@@ -33,7 +33,6 @@ COUNTER_SENTENCES = {
     Counter.GRADIENTS_REPEATED: "gradients that came twice, with the same bytes",
     Counter.GRADIENTS_CONFLICTING: "gradients that came twice, with other bytes",
     Counter.GRADIENTS_NOT_COMPARED: "gradients that came twice, too late to be compared",
-    Counter.GRADIENTS_EARLY: "gradients whose predecessor was lost",
     Counter.GRADIENTS_NOT_OPEN: "gradients of a step that the ending run does not compute",
     Counter.GRADIENTS_FROM_WRONG_STATE: "gradients from other weights or hidden states",
     Counter.GRADIENTS_NOT_FINITE: "losses or gradients that are not finite",

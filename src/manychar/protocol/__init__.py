@@ -1,29 +1,38 @@
-"""Floor 1: who says what to whom, and what follows from it. No socket, clock, file or thread.
+"""The protocol without I/O: messages, their codec, and the state machines of server and peers.
 
-Every machine here is driven from outside: an event goes in together with the time, effects come
-out, and the same events give the same effects. Read messages, codec, effects; for the server run,
-steps, membership, manners, outbox, leasing, reception, disputes, judging, waiting, attendance,
-reporting, server; for its peers session, worker, observer.
+Every machine is driven from outside: an event goes in together with the time, effects come out, and
+the same events give the same effects. Read messages, codec, effects; for the server run_spec,
+aggregation, membership, fault_limiter, outbox, lease_grants, admission, conflicting_results,
+early_stopping, stall_report, worker_stats, run_report, lifecycle, server; for its peers
+client_session, worker, observer.
 
-The rules that hold the bits together; tests/simulation plants a bug for each. D is the delay.
+The rules that hold the bits together; tests/simulation plants a bug for each.
 
- 1. Step k is computed from the hidden state labelled k. A worker keeps its gradient until the
-    weights that follow step k arrive, and sends the same bytes again when asked again.
- 2. A gradient names the weights and the hidden state it came from; only the server's own count.
- 3. A grant begins at the shard's lowest step without an accepted gradient, with that step's state.
- 4. Results wait by (step, shard); a checkpoint holds every shard's hidden state of its own step.
- 5. Server and checkpoint hold the last D versions of the weights and the current one.
- 6. Steps s … s + D are open; one below is a repeat, one above a fault of the sender.
- 7. Within a shard, results are accepted in order of steps.
- 8. Hidden states are stored raw; only the computation zeroes them where a text starts again.
- 9. Weights are never written to while they are sent, saved or computed on.
-10. What was accepted is kept as a digest for some steps, and a repeat is compared with it.
-11. Exactly once means once in the history that survives.
-12. A new term voids every lease, state and message of earlier ones; an older term is never joined.
-13. The run is locked, then the new term is on disk, then the server listens.
-14. What got no answer is asked for again, unless a heartbeat says that it is being computed.
-15. The limit for silence doubles with each takeover; what a former holder delivers still counts.
-16. Lease numbers rise, and the highest counts. A worker reads all its mail before it computes, and
-    takes its lowest (step, shard) first.
-17. Arithmetic is compared by a probe and by the names of the libraries.
+ 1. Step k of a shard is computed from its hidden state labelled k. A worker keeps a gradient until
+    the weights of step k + 1 arrive: they acknowledge it. The same grant elicits the same bytes.
+ 2. A gradient names its term, its step and the digest of its input hidden state; the server accepts
+    only what equals its own.
+ 3. A grant brings the weights, and the shard's hidden state and ids, of the open step, if the
+    shard's gradient is not accepted yet. Weights alone elicit the next gradient from a holder whose
+    own one was accepted at the step before; any other holder gets a grant.
+ 4. A gradient is assessed by its step, then by its inputs. The first of (step, shard) counts, from
+    whomever it comes; sums are formed in the tree, never as a running sum.
+ 5. Results wait by shard and are committed when the step is applied. Checkpoint c holds every
+    shard's hidden state of step c.
+ 6. Weights v elicit step v. A step below the server's is stale; one above it is the sender's fault.
+ 7. Stored hidden states are raw; the computing function zeroes them where a text starts again.
+ 8. A version of the weights is never written to while it is sent, saved or computed on.
+ 9. For some steps the server keeps the digest of what it accepted, and compares repeats with it.
+10. Exactly once means once in the history that survives.
+11. A new term voids every lease, hidden state and unsent message of the one before; a message from
+    another term is answered "reset", and nobody joins an older term.
+12. The run is locked, then the new term is on disk, then the server listens.
+13. What got no answer is granted again, unless a heartbeat says that it is being computed.
+14. The limit is on silence, and doubles with each takeover. What a former holder delivers counts.
+15. Lease numbers rise, and the highest of a shard counts. A worker empties its mailbox before it
+    computes, and computes its lowest shard first.
+19. Where two results differ, the server computes the shard itself, and bans only who was wrong.
+
+Rules 16 to 18 and 20 of the design are about ranges and relays. Arithmetic is compared by a
+fingerprint of a probe and by the libraries' names before anything is granted.
 """

@@ -1,9 +1,9 @@
-"""The steps that are open: which gradients are wanted, taken, summed and applied.
+"""The run's state and its open step: which gradients are wanted, accepted, summed and applied.
 
-With s steps applied, the steps s … s + D are open. Within a shard gradients are accepted in order
-of steps; the first of an identity counts, whoever sent it, if it names the weights and the hidden
-state that the server itself holds for that step. They are summed in the tree as they come, and
-committed when the step is applied. No peer is known here.
+With s steps applied, step s is open: it is computed on weights s. The first gradient of a (step,
+shard) counts, whoever sent it, if it names the hidden state that the server itself holds for that
+step. Gradients are summed in the tree as they come, and hidden states are committed when the step
+is applied. No peer is known here.
 """
 
 import dataclasses
@@ -39,7 +39,6 @@ class Assessment(enum.Enum):
     REPEAT = Counter.GRADIENTS_REPEATED.value
     REPEAT_DIFFERS = Counter.GRADIENTS_CONFLICTING.value
     REPEAT_TOO_OLD = Counter.GRADIENTS_NOT_COMPARED.value
-    EARLY = Counter.GRADIENTS_EARLY.value
     NOT_OPEN = Counter.GRADIENTS_NOT_OPEN.value
     FROM_ANOTHER_STATE = Counter.GRADIENTS_FROM_WRONG_STATE.value
     NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
@@ -47,13 +46,11 @@ class Assessment(enum.Enum):
 
 @dataclasses.dataclass
 class _Shard:
-    """One shard's own time: `next` is its lowest step without an accepted gradient.
+    """A shard's raw `hidden` state by step, and what was `accepted` from whom.
 
-    `hidden` holds its raw state by step and `accepted` what was accepted from whom, both from
-    STEPS_COMPARED steps before the run's step on.
+    Both reach back STEPS_COMPARED steps before the open one.
     """
 
-    next: int
     hidden: dict[int, NDArray[Any]]
     accepted: dict[int, "Accepted"] = dataclasses.field(default_factory=dict)
 
@@ -78,7 +75,7 @@ class Accepted:
 
 
 class Aggregation:
-    """A run's state and the open steps after it; `limit` is the first step never computed."""
+    """A run's state and its open step; `limit` is the first step that is never computed."""
 
     def __init__(
         self, definition: Definition, streams: Streams, state: TrainingState, *, limit: float
@@ -89,26 +86,21 @@ class Aggregation:
         self.limit = limit
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
-        self._shards = [_Shard(state.step, {state.step: hidden}) for hidden in state.hidden]
-        self._past: dict[int, NDArray[Any]] = {}
+        self._shards = [_Shard({state.step: hidden}) for hidden in state.hidden]
+        self._weights = {state.step: state.parameters.flat}
         self._undigested: list[Accepted] = []
-        remembered = len(self._shards) * (STEPS_COMPARED + definition.delay + 1)
+        remembered = len(self._shards) * (STEPS_COMPARED + 1)
         size = state.parameters.flat.nbytes + state.hidden[0].nbytes
         self._holds_all = remembered * size <= HELD_BYTES
-        self._sums: dict[int, tuple[TreeSum[NDArray[Any]], TreeSum[float]]] = {}
+        self._open_sums()
 
-    def next(self, shard: int) -> int:
-        """Return the shard's lowest step without an accepted gradient."""
-        return self._shards[shard].next
+    def _open_sums(self) -> None:
+        self._gradients = TreeSum[NDArray[Any]](len(self._shards))
+        self._losses = TreeSum[float](len(self._shards))
 
-    def open_after(self, step: int) -> range:
-        """Return the open steps from `step` on."""
-        end = min(self.state.step + self.definition.delay + 1, self.limit)
-        return range(max(step, self.state.step), int(end))
-
-    def is_open(self, step: int) -> bool:
-        """Whether gradients of this step are wanted now."""
-        return step in self.open_after(step)
+    def is_missing(self, shard: int) -> bool:
+        """Whether the shard's gradient of the open step is still wanted."""
+        return not self.closed and self.state.step not in self._shards[shard].accepted
 
     def close(self) -> None:
         """Want no more gradients: the run ends with the state as it is."""
@@ -119,31 +111,26 @@ class Aggregation:
         """Whether no more gradients are wanted."""
         return self.state.step >= self.limit
 
-    def version(self, step: int) -> int:
-        """Return the version of the weights that step `step` is computed on."""
-        return max(0, step - self.definition.delay)
-
-    def weights(self, step: int) -> memoryview:
-        """Return the bytes of the weights that the open step `step` is computed on."""
-        return as_frame(self.state.version_for(step))
+    @property
+    def weights(self) -> memoryview:
+        """The bytes of the weights that the open step is computed on."""
+        return as_frame(self.state.parameters.flat)
 
     def hidden(self, shard: int) -> memoryview:
-        """Return the bytes of the hidden state that the shard's next step starts from."""
-        return as_frame(self._shards[shard].hidden[self._shards[shard].next])
+        """Return the bytes of the hidden state that the shard's open step starts from."""
+        return as_frame(self._shards[shard].hidden[self.state.step])
 
-    def batch(self, shard: int, step: int) -> Batch:
-        """Return what the shard reads at this step."""
-        return self.streams.batch_at(shard, step)
+    def batch(self, shard: int) -> Batch:
+        """Return what the shard reads at the open step."""
+        return self.streams.batch_at(shard, self.state.step)
 
     def assess(self, gradient: Gradient) -> Assessment:
         """Say what this gradient of an existing shard is. Nothing is changed by it."""
         shard = self._shards[gradient.shard]
-        if gradient.step < shard.next:
+        if gradient.step < self.state.step or gradient.step in shard.accepted:
             return self._assess_repeat(shard, gradient)
-        if not self.is_open(gradient.step):
+        if gradient.step > self.state.step or self.closed:
             return Assessment.NOT_OPEN
-        if gradient.step > shard.next:
-            return Assessment.EARLY
         if not self._is_from_here(shard, gradient):
             return Assessment.FROM_ANOTHER_STATE
         return Assessment.WANTED if self._is_finite(gradient) else Assessment.NOT_FINITE
@@ -158,11 +145,8 @@ class Aggregation:
         return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
 
     def _is_from_here(self, shard: _Shard, gradient: Gradient) -> bool:
-        """Whether it was computed from the weights and the hidden state that are held here."""
-        hidden = as_frame(shard.hidden[gradient.step])
-        return gradient.version == self.version(gradient.step) and (
-            gradient.hidden_digest == digest(hidden)
-        )
+        """Whether it was computed from the hidden state that is held here."""
+        return gradient.hidden_digest == digest(as_frame(shard.hidden[gradient.step]))
 
     def _is_finite(self, gradient: Gradient) -> bool:
         return math.isfinite(gradient.loss) and all(
@@ -177,14 +161,10 @@ class Aggregation:
         shard.accepted[step] = Accepted(gradient, sender)
         if not self._holds_all:
             self._undigested.append(shard.accepted[step])
-        if len(self._undigested) > len(self._shards) * (self.definition.delay + 1):
+        if len(self._undigested) > len(self._shards):
             self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
-        shard.next = step + 1
-        if step not in self._sums:
-            self._sums[step] = (TreeSum(len(self._shards)), TreeSum(len(self._shards)))
-        gradients, losses = self._sums[step]
-        gradients.add(gradient.shard, self._array(gradient.gradient))
-        losses.add(gradient.shard, gradient.loss)
+        self._gradients.add(gradient.shard, self._array(gradient.gradient))
+        self._losses.add(gradient.shard, gradient.loss)
 
     def digest_accepted(self) -> None:
         """Take the digests of what is too much to be held, and let the gradients go."""
@@ -194,30 +174,27 @@ class Aggregation:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard's gradient of the run's step is there."""
-        sums = self._sums.get(self.state.step)
-        return sums is not None and sums[0].complete
+        """Whether every shard's gradient of the open step is there."""
+        return self._gradients.complete
 
     def apply(self) -> None:
-        """Apply the step that is complete."""
+        """Apply the open step, which is complete, and open the next one."""
         step = self.state.step
-        gradients, losses = self._sums.pop(step)
-        weights = self.state.version_for(step)
         self.state = apply(
             self.state,
             self.definition,
-            gradient_halves=gradients.halves(),
-            loss_sum=losses.result(),
+            gradient_halves=self._gradients.halves(),
+            loss_sum=self._losses.result(),
             hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
         )
-        self.loss = losses.result() / self.definition.total_streams
-        self._keep(step, weights)
+        self.loss = self._losses.result() / self.definition.total_streams
+        self._open_sums()
+        self._weights[step + 1] = self.state.parameters.flat
+        self._forget(step - STEPS_COMPARED)
 
-    def _keep(self, step: int, weights: NDArray[Any]) -> None:
-        """Keep what an applied step was computed from, and forget what is too old to compare."""
-        self._past[step] = weights
-        old = step - STEPS_COMPARED
-        self._past.pop(old, None)
+    def _forget(self, old: int) -> None:
+        """Forget a step that is too old to compare."""
+        self._weights.pop(old, None)
         for shard in self._shards:
             shard.hidden.pop(old, None)
             shard.accepted.pop(old, None)
@@ -239,14 +216,11 @@ class Aggregation:
     def unit(self, shard: int, step: int) -> Compute:
         """Return a unit that was accepted, to be computed again; KeyError where it is too old."""
         batch = self.streams.batch_at(shard, step)
-        applied = step < self.state.step
-        weights = self._past[step] if applied else self.state.version_for(step)
         return Compute(
             shard=shard,
             step=step,
-            version=self.version(step),
             fresh=batch.fresh,
-            weights=as_frame(weights),
+            weights=as_frame(self._weights[step]),
             hidden=as_frame(self._shards[shard].hidden[step]),
             ids=as_frame(batch.ids),
         )

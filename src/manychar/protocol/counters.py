@@ -9,7 +9,6 @@ class Counter(enum.StrEnum):
     GRADIENTS_REPEATED = enum.auto()
     GRADIENTS_CONFLICTING = enum.auto()
     GRADIENTS_NOT_COMPARED = enum.auto()
-    GRADIENTS_EARLY = enum.auto()
     GRADIENTS_NOT_OPEN = enum.auto()
     GRADIENTS_FROM_WRONG_STATE = enum.auto()
     GRADIENTS_NOT_FINITE = enum.auto()

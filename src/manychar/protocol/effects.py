@@ -95,7 +95,6 @@ class Compute:
 
     shard: int
     step: int
-    version: int
     fresh: bool
     weights: Frame
     hidden: Frame

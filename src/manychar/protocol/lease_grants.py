@@ -3,7 +3,7 @@
 from manychar.protocol.aggregation import Aggregation, as_frame
 from manychar.protocol.counters import Counter
 from manychar.protocol.membership import Lease, Membership
-from manychar.protocol.messages import Frame, Grant, Peer, Revoke, Unit, Weights
+from manychar.protocol.messages import Grant, Peer, Revoke, Unit, Weights
 from manychar.protocol.outbox import Outbox
 
 
@@ -36,61 +36,51 @@ class LeaseGrants:
         self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
-        """Send what the holder needs for its shard's next step, and for the open steps after it."""
-        step = self._steps.next(lease.shard)
-        if not self._steps.is_open(step):
+        """Send what the holder needs for its shard's open step."""
+        if not self._steps.is_missing(lease.shard):
             return
+        step = self._steps.state.step
         lease.begun = True
         lease.ask(step, now)
-        batch = self._steps.batch(lease.shard, step)
+        batch = self._steps.batch(lease.shard)
         grant = Grant(
             run=self._outbox.run,
             term=self._outbox.term,
             lease=lease.number,
             shard=lease.shard,
             step=step,
-            version=self._steps.version(step),
             fresh=batch.fresh,
-            weights=self._steps.weights(step),
+            weights=self._steps.weights,
             hidden=self._steps.hidden(lease.shard),
             ids=as_frame(batch.ids),
         )
         self._outbox.send(lease.peer, grant)
-        for later in self._steps.open_after(step + 1):
-            self._outbox.send(
-                lease.peer, self._weights_for(later, [lease], self._steps.weights(later))
-            )
 
-    def counted(self, shard: int, peer: Peer, now: float) -> None:
-        """Note that a gradient counts; a holder whose step it takes lacks what follows."""
+    def counted(self, shard: int, peer: Peer) -> None:
+        """Note that a gradient counts; a holder whose step it takes lacks the next hidden state."""
         lease = self._membership.leases.get(shard)
         if lease is None:
             return
         lease.renewed = 0
-        if lease.begun and lease.peer != peer:
-            lease.begun = False  # begins again, with the server's hidden state, when it can
-            self.grant(lease, now)
+        if lease.peer != peer:
+            lease.begun = False  # begins again, with the server's hidden state, at the next step
 
     def broadcast(self, now: float) -> None:
         """Send new weights with the step they open, and begin leases that could not begin."""
-        opened = self._steps.state.step + self._steps.definition.delay
-        if not self._steps.is_open(opened):
-            return
         begun: dict[Peer, list[Lease]] = {}
         for lease in self._membership.leases.values():
             if lease.begun:
                 begun.setdefault(lease.peer, []).append(lease)
             else:
                 self.grant(lease, now)
-        weights = self._steps.weights(opened)
         for peer, leases in begun.items():
-            self._outbox.send(peer, self._weights_for(opened, leases, weights))
+            self._outbox.send(peer, self._weights_for(leases))
 
     def ask_again(self, now: float) -> None:
         """Grant again what no answer came to, unless it is being computed."""
+        step = self._steps.state.step
         for lease in list(self._membership.leases.values()):
-            step = self._steps.next(lease.shard)
-            if not self._steps.is_open(step):
+            if not self._steps.is_missing(lease.shard):
                 continue
             if lease.asked_step != step:
                 lease.ask(step, now)
@@ -110,17 +100,18 @@ class LeaseGrants:
         return [
             f"{self._membership.members[lease.peer].name} (shard {shard})"
             for shard, lease in self._membership.leases.items()
-            if self._steps.next(shard) == self._steps.state.step
+            if self._steps.is_missing(shard)
         ]
 
-    def _weights_for(self, step: int, leases: list[Lease], weights: Frame) -> Weights:
-        """Return the weights that an open step is computed on, with its units in these leases."""
-        batches = [self._steps.batch(lease.shard, step) for lease in leases]
+    def _weights_for(self, leases: list[Lease]) -> Weights:
+        """Return the weights that the open step is computed on, with its units in these leases."""
+        step = self._steps.state.step
+        batches = [self._steps.batch(lease.shard) for lease in leases]
         return Weights(
             run=self._outbox.run,
             term=self._outbox.term,
-            version=self._steps.version(step),
-            weights=weights,
+            version=step,
+            weights=self._steps.weights,
             units=tuple(
                 Unit(lease.number, lease.shard, step, batch.fresh)
                 for lease, batch in zip(leases, batches, strict=True)

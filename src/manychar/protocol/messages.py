@@ -101,7 +101,6 @@ class Dimensions:
     seq_length: field.Positive
     streams: field.Positive
     shards: field.Positive
-    delay: field.Integer
     dtype: field.Dtype
 
     @functools.cached_property
@@ -136,7 +135,7 @@ HiddenFrame = Annotated[Frame, field.Tensor(lambda size: size.hidden_bytes)]
 IdsFrame = Annotated[Frame, field.Tensor(lambda size: size.ids_bytes)]
 IdsOfUnits = Annotated[tuple[Frame, ...], field.Tensors(lambda size: size.ids_bytes, per="units")]
 Units = Annotated[
-    tuple[Unit, ...], field.Records(Unit, lambda size: size.shards * (size.delay + 1) * 2)
+    tuple[Unit, ...], field.Records(Unit, lambda size: 2 * size.shards)
 ]
 Vocabulary = Annotated[Frame, field.Blob(4 * 0x110000)]
 
@@ -156,7 +155,6 @@ class _Leased(_InRun):
     lease: field.Integer
     shard: field.Integer
     step: field.Integer
-    version: field.Integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,8 +212,7 @@ class Reset(_InRun):
 class Grant(_Leased):
     """A lease on a shard, from step `step` on: with its hidden state, ids and weights to begin.
 
-    `version` is the step of the weights, max(0, step - D). Sent again, it elicits the same gradient
-    again.
+    Sent again, it elicits the same gradient again.
     """
 
     fresh: field.Flag
@@ -226,7 +223,7 @@ class Grant(_Leased):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights(_InRun):
-    """Weights after `version` updates, and the units they let a worker compute, each with its ids.
+    """Weights after `version` updates, and a worker's units of that step, each with its ids.
 
     They acknowledge every gradient of a step below `version`. An observer gets them without units.
     """
@@ -248,7 +245,7 @@ class Revoke(_InRun):
 class Gradient(_Leased):
     """One shard's loss and gradient at one step, sums over its streams, and its next hidden state.
 
-    `version` and `hidden_digest` name the weights and the hidden state it was computed from.
+    Step k is computed on weights k; `hidden_digest` names the hidden state it was computed from.
     """
 
     hidden_digest: Digest

@@ -91,6 +91,5 @@ def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:
         seq_length=definition.seq_length,
         streams=definition.streams,
         shards=definition.shards,
-        delay=definition.delay,
         dtype=definition.dtype,
     )

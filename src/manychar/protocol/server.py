@@ -342,7 +342,7 @@ class ParameterServer:
         self.membership.progressed(gradient.shard)
         self.steps.accept(gradient, member.names)
         self.worker_statistics.delivers(member, now)
-        self.lease_grants.counted(gradient.shard, member.peer, now)
+        self.lease_grants.counted(gradient.shard, member.peer)
         self._apply_what_is_complete(now)
 
     def _apply_what_is_complete(self, now: float) -> None:

@@ -10,9 +10,9 @@
     any        Refused, Done       Finish, GONE
     any        leave               Goodbye and Finish, GONE
 
-A gradient is kept until the weights that follow its step arrive: they are its acknowledgement, and
-until then the same Grant brings the same bytes again. Steps of one shard chain: the
-hidden state after step k is the input of step k + 1, from here or from the server's next Grant.
+The worker is at the step of the newest weights that it has. A gradient is kept until the weights
+of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
+bytes again. The hidden state after step k is the input of step k + 1, from here or from a Grant.
 """
 
 import collections
@@ -71,26 +71,24 @@ class WorkerPhase(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class _Queued:
-    version: int
     fresh: bool
     ids: Frame
 
 
 @dataclasses.dataclass
 class _Lease:
-    """What the worker holds under one lease, by step."""
+    """What the worker holds under one lease, for its step."""
 
     number: int
     shard: int
-    hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
-    queued: dict[int, _Queued] = dataclasses.field(default_factory=dict)
-    finished: dict[int, Gradient] = dataclasses.field(default_factory=dict)
+    hidden: Frame | None = None
+    queued: _Queued | None = None
+    finished: Gradient | None = None
 
-    def forget_below(self, step: int) -> None:
-        """Drop what steps below `step` needed: they are applied."""
-        for kept in (self.hidden, self.queued, self.finished):
-            for old in [k for k in kept if k < step]:
-                del kept[old]
+    def advance(self, *, by: int) -> None:
+        """Go to a later step: what was finished leaves its hidden state to the step after it."""
+        self.hidden = self.finished.hidden if self.finished and by == 1 else None
+        self.queued = self.finished = None
 
 
 class Worker:
@@ -105,6 +103,8 @@ class Worker:
         self._proofs_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
         self._computing: Compute | None = None
+        self._step = -1
+        self._newest: Frame = b""
         self._forget_everything()
 
     @property
@@ -179,25 +179,23 @@ class Worker:
         if self.state is not WorkerPhase.WORKING or self._in_hand is not None:
             return []
         able = [
-            (step, lease.shard, lease)
+            lease
             for lease in self._leases.values()
-            for step, queued in lease.queued.items()
-            if step in lease.hidden and queued.version in self._versions
+            if lease.queued is not None and lease.hidden is not None
         ]
-        if not able:
-            return []
-        step, shard, lease = min(able, key=lambda unit: unit[:2])
-        return [self._take_in_hand(lease, step, shard)]
+        return [self._take_in_hand(min(able, key=lambda lease: lease.shard))] if able else []
 
-    def _take_in_hand(self, lease: _Lease, step: int, shard: int) -> Compute:
-        queued, hidden = lease.queued.pop(step), lease.hidden[step]
+    def _take_in_hand(self, lease: _Lease) -> Compute:
+        queued, hidden = lease.queued, lease.hidden
+        if queued is None or hidden is None:
+            raise ProtocolError("nothing to compute under this lease")
+        lease.queued = None
         self._in_hand = (self._identity(), lease.number, digest(hidden))
         self._computing = Compute(
-            shard=shard,
-            step=step,
-            version=queued.version,
+            shard=lease.shard,
+            step=self._step,
             fresh=queued.fresh,
-            weights=self._versions[queued.version],
+            weights=self._newest,
             hidden=hidden,
             ids=queued.ids,
         )
@@ -220,16 +218,14 @@ class Worker:
             lease=number,
             shard=unit.shard,
             step=unit.step,
-            version=unit.version,
             hidden_digest=hidden_digest,
             loss=result.loss,
             gradient=result.gradient,
             hidden=result.hidden,
         )
         lease = self._leases.get(number)
-        if lease is not None and unit.step >= self._acknowledged:
-            lease.finished[unit.step] = gradient
-            lease.hidden[unit.step + 1] = result.hidden
+        if lease is not None and unit.step == self._step:
+            lease.finished = gradient
         return [Send(gradient)]
 
     # What the table's rows do.
@@ -265,9 +261,7 @@ class Worker:
         return [Send(ready)]
 
     def _grant(self, grant: Grant, now: float) -> list[Effect]:
-        if grant.version > self._acknowledged:
-            self._acknowledge(grant.version)
-        if grant.step < self._acknowledged:
+        if not self._take(grant.step, grant.weights):
             return []
         lease = self._leases.get(grant.lease)
         if lease is None:
@@ -279,40 +273,33 @@ class Worker:
                 return []
             self._leases.pop(newest, None)
             lease = self._leases[grant.lease] = _Lease(grant.lease, grant.shard)
-        self._versions[grant.version] = grant.weights
-        if grant.step not in lease.finished:
-            lease.hidden[grant.step] = grant.hidden
-        return self._queue(lease, grant.step, _Queued(grant.version, grant.fresh, grant.ids))
+        lease.hidden = grant.hidden
+        return self._queue(lease, _Queued(grant.fresh, grant.ids))
 
     def _weights(self, weights: Weights, now: float) -> list[Effect]:
-        self._versions[weights.version] = weights.weights
-        if weights.version > self._acknowledged:
-            self._acknowledge(weights.version)
+        if not self._take(weights.version, weights.weights):
+            return []
         effects: list[Effect] = []
         for unit, ids in zip(weights.units, weights.ids, strict=True):
-            lease = self._leases.get(unit.lease)
-            if lease is not None and unit.step >= self._acknowledged:
-                queued = _Queued(weights.version, bool(unit.flag), ids)
-                effects += self._queue(lease, unit.step, queued)
+            if (lease := self._leases.get(unit.lease)) is not None:
+                effects += self._queue(lease, _Queued(bool(unit.flag), ids))
         return effects
 
-    def _queue(self, lease: _Lease, step: int, queued: _Queued) -> list[Effect]:
-        """Queue a step, or send again what came of it."""
-        if step in lease.finished:
-            return [Send(lease.finished[step])]
-        if self._in_hand_step(lease) != step:
-            lease.queued[step] = queued
-        return []
+    def _take(self, step: int, weights: Frame) -> bool:
+        """Take the weights of a step, unless they are there; False where the step is over."""
+        if step > self._step:
+            for lease in self._leases.values():
+                lease.advance(by=step - self._step)
+            self._step, self._newest = step, weights
+        return step == self._step
 
-    def _acknowledge(self, version: int) -> None:
-        """Forget what weights `version` show to be applied, and the weights no step needs now."""
-        self._acknowledged = version
-        for lease in self._leases.values():
-            lease.forget_below(version)
-        welcome = self.session.welcome
-        delay = welcome.dimensions.delay if welcome else 0
-        for old in [v for v in self._versions if v < version - delay]:
-            del self._versions[old]
+    def _queue(self, lease: _Lease, queued: _Queued) -> list[Effect]:
+        """Queue the lease's unit, or send again what came of it."""
+        if lease.finished is not None:
+            return [Send(lease.finished)]
+        if not self._is_in_hand(lease):
+            lease.queued = queued
+        return []
 
     def _revoke(self, revoke: Revoke, now: float) -> list[Effect]:
         self._leases.pop(revoke.lease, None)
@@ -340,27 +327,31 @@ class Worker:
 
     def _forget_everything(self) -> None:
         self._leases: dict[int, _Lease] = {}
-        self._versions: dict[int, Frame] = {}
-        self._acknowledged = 0
+        self._newest = b""
+        self._step = -1
 
     def _identity(self) -> tuple[str, int]:
         welcome = self.session.welcome
         return (welcome.run, welcome.term) if welcome else ("", -1)
 
-    def _in_hand_step(self, lease: _Lease) -> int | None:
-        if self._in_hand is None or self._computing is None or self._in_hand[1] != lease.number:
-            return None
-        return self._computing.step
+    def _is_in_hand(self, lease: _Lease) -> bool:
+        unit = self._computing
+        if unit is None or self._in_hand is None:
+            return False
+        return (self._in_hand[1], unit.step) == (lease.number, self._step)
 
     def _units(self) -> tuple[Unit, ...]:
         """How far it is with each unit it holds."""
         units = []
+        if (unit := self._computing) is not None and self._in_hand is not None:
+            number = self._in_hand[1]
+            if number in self._leases:
+                units = [Unit(number, unit.shard, unit.step, UnitState.COMPUTING)]
         for lease in self._leases.values():
-            steps = dict.fromkeys(lease.finished, UnitState.SENT)
-            steps |= dict.fromkeys((k for k in lease.queued if k in lease.hidden), UnitState.QUEUED)
-            if (in_hand := self._in_hand_step(lease)) is not None:
-                steps[in_hand] = UnitState.COMPUTING
-            units += [Unit(lease.number, lease.shard, k, state) for k, state in steps.items()]
+            if lease.finished is not None:
+                units.append(Unit(lease.number, lease.shard, self._step, UnitState.SENT))
+            elif lease.queued is not None and lease.hidden is not None:
+                units.append(Unit(lease.number, lease.shard, self._step, UnitState.QUEUED))
         return tuple(units)
 
 

@@ -39,10 +39,7 @@ class WorkerStatistics:
 
     def broadcasts(self, now: float) -> None:
         """Note, before new weights go out, who has waited for them since its last gradient."""
-        opened = self._steps.state.step + self._steps.definition.delay
-        leases = self._membership.leases
-        busy = {lease.peer for shard, lease in leases.items() if self._steps.next(shard) < opened}
-        for peer in {lease.peer for lease in leases.values()} - busy:
+        for peer in {lease.peer for lease in self._membership.leases.values()}:
             self._membership.members[peer].tally.waits_until(now)
 
     def tick(self, now: float) -> None:
@@ -84,9 +81,8 @@ class WorkerStatistics:
         ]
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
-        tally, step = member.tally, self._steps.state.step
-        awaited = [self._steps.next(shard) for shard in shards]
-        idle = not any(map(self._steps.is_open, awaited))
+        tally = member.tally
+        awaited = any(map(self._steps.is_missing, shards))
         state = "silent" if member.state is PeerState.SILENT else "working" if shards else "standby"
         return WorkerStats(
             name=member.name,
@@ -97,8 +93,6 @@ class WorkerStatistics:
             dropped=tally.dropped,
             present=now - tally.since,
             computing=tally.computing_by(now),
-            waiting=tally.waited + (now - tally.delivered_at if idle else 0.0),
-            late=now - self._waiting.since
-            if step in awaited and self._steps.is_open(step)
-            else 0.0,
+            waiting=tally.waited + (0.0 if awaited else now - tally.delivered_at),
+            late=now - self._waiting.since if awaited else 0.0,
         )

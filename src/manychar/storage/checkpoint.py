@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file holds what is needed to sample, and to go on.
 
-Tensors `Wxh Whh Why bh by`, Adagrad's `mWxh … mby`, `hidden` (S, B, H) and, with a delay,
-`previous` (D, P); metadata `format step smooth_loss smooth_loss_hex vocabulary config sha256`. The
-sha256 covers every tensor and all other metadata, in whatever order a file has them.
+Tensors `Wxh Whh Why bh by`, Adagrad's `mWxh … mby` and `hidden` (S, B, H); metadata `format step
+smooth_loss smooth_loss_hex vocabulary config sha256`. The sha256 covers every tensor and all other
+metadata, in whatever order a file has them.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from manychar.numerics.model import Parameters, count_parameters, shapes_of
+from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import (
     FORMAT_VERSION,
     Definition,
@@ -71,14 +71,11 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 def tensors_of(state: TrainingState) -> dict[str, NDArray[Any]]:
     """Return the arrays of a state by the names they have in a file."""
     memory = state.parameters.like(state.memory)
-    tensors = {
+    return {
         **state.parameters.named(),
         **{f"m{name}": view for name, view in memory.named().items()},
         "hidden": state.hidden,
     }
-    if state.previous:
-        tensors["previous"] = np.stack(state.previous)
-    return tensors
 
 
 def write_checkpoint(
@@ -185,7 +182,6 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
         parameters=Parameters(flat(""), len(vocabulary), definition.hidden),
         memory=flat("m"),
         hidden=tensors["hidden"],
-        previous=tuple(tensors["previous"]) if definition.delay else (),
         smooth_loss=smooth_loss,
     )
     return Checkpoint(definition, vocabulary, state, metadata["sha256"])
@@ -194,15 +190,11 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
 def _shapes(definition: Definition, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a checkpoint's tensors by name."""
     shapes = shapes_of(vocabulary_size, definition.hidden)
-    expected: dict[str, tuple[int, ...]] = {
+    return {
         **shapes,
         **{f"m{name}": shape for name, shape in shapes.items()},
         "hidden": (definition.shards, definition.streams, definition.hidden),
     }
-    if definition.delay:
-        size = count_parameters(vocabulary_size, definition.hidden)
-        expected["previous"] = (definition.delay, size)
-    return expected
 
 
 def _check_tensors(

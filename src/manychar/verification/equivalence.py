@@ -153,17 +153,15 @@ def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
 def _plain_step(
     state: TrainingState, definition: Definition, batch: Batch
 ) -> tuple[float, TrainingState]:
-    """Return (loss, state) after one step of the plain form, in float64, from a state.
-
-    With a delay the gradient is that of the weights D steps before, as the state keeps them.
-    """
+    """Return (loss, state) after one step of the plain form, in float64, from a state."""
     parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
     memory = state.parameters.like(state.memory.astype(np.float64))
     hidden = state.hidden[0, 0].astype(np.float64)
     if batch.fresh:
         hidden = np.zeros_like(hidden)
-    old = parameters.like(state.version_for(state.step).astype(np.float64))
-    loss, gradient, hidden = min_char_rnn.loss_and_gradient(old.named(), batch.ids[0], hidden)
+    loss, gradient, hidden = min_char_rnn.loss_and_gradient(
+        parameters.named(), batch.ids[0], hidden
+    )
     min_char_rnn.adagrad(
         parameters.named(),
         memory.named(),
@@ -177,7 +175,6 @@ def _plain_step(
         parameters=parameters,
         memory=memory.flat,
         hidden=hidden[None, None],
-        previous=(*state.previous, state.parameters.flat)[1:],
     )
     return loss, after
 

@@ -15,12 +15,7 @@ from tests.benchmarks.task import Task
 
 STREAMS = 64
 DDP, TWO = "PyTorch DDP, gloo, 2 processes", "2 single processes, added up"
-TARGETS = {
-    (100, 0): (2.5, 0.65),
-    (100, 1): (3.1, 0.82),
-    (512, 0): (1.4, 0.9),
-    (512, 1): (1.45, 0.94),
-}
+TARGETS = {100: (2.5, 0.65), 512: (1.4, 0.9)}
 
 
 def run(plan: Plan) -> Iterator[str]:
@@ -50,36 +45,23 @@ def _compare(plan: Plan, hidden: int, *, with_torch: bool) -> list[Comparison]:
         two = stack.enter_context(Together([Side("single", task) for _ in range(2)]))
         two.until_ready()
         sides[TWO] = two
-        for delay in (0, 1):
-            sides[_what(hidden, delay)] = Fleets(
-                plan.text, plan.scratch, plan.seconds, _flags(hidden, delay)
-            )
+        what = f"H {hidden}"
+        sides[what] = Fleets(plan.text, plan.scratch, plan.seconds, _flags(hidden))
         found = interleave(sides, plan.rounds)
-    rows = []
-    for delay in (0, 1):
-        what = _what(hidden, delay)
-        of_ddp, of_two = TARGETS[hidden, delay]
-        ours = found[what]
-        if with_torch:
-            rows.append(
-                Comparison(what=what, ours=ours, against=against, theirs=found[DDP], target=of_ddp)
-            )
-        rows.append(
-            Comparison(
-                what=what, ours=ours, against=TWO, theirs=found[TWO], target=of_two, percent=True
-            )
-        )
-    return rows
+    ours, (of_ddp, of_two) = found[what], TARGETS[hidden]
+    beside_two = Comparison(
+        what=what, ours=ours, against=TWO, theirs=found[TWO], target=of_two, percent=True
+    )
+    if not with_torch:
+        return [beside_two]
+    beside_ddp = Comparison(what=what, ours=ours, against=against, theirs=found[DDP], target=of_ddp)
+    return [beside_ddp, beside_two]
 
 
-def _what(hidden: int, delay: int) -> str:
-    return f"H {hidden}, --delay {delay}"
-
-
-def _flags(hidden: int, delay: int) -> list[str]:
+def _flags(hidden: int) -> list[str]:
     return [
         *("--workers", "2", "--shards", "2", "--streams", str(STREAMS)),
-        *("--hidden", str(hidden), "--delay", str(delay), "--numerics", "native"),
+        *("--hidden", str(hidden), "--numerics", "native"),
     ]
 
 

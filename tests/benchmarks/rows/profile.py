@@ -22,25 +22,25 @@ Times = dict[str, tuple[int, int]]
 
 
 def run(plan: Plan) -> Iterator[str]:
-    """Yield the tables: fleets that compute, with delays 0 and 1; the exchange, and bare pyzmq."""
+    """Yield the tables: a fleet that computes; the exchange, and bare pyzmq."""
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
     yield "Where a step goes, H 100, B 64, S 2, server and 2 workers:\n"
-    yield table(HEAD, [row for delay in ("0", "1") for row in _fleet(plan, delay)])
+    yield table(HEAD, _fleet(plan))
     yield "Where a step of the exchange alone goes, S 2, B 1, 2 workers that compute nothing:\n"
     yield table(HEAD, [row for hidden in (100, 512) for row in _exchange(plan, hidden)])
     yield "The same bytes by bare pyzmq, that nobody looks at:\n"
     yield table(HEAD, [row for hidden in (100, 512) for row in _bare(plan, hidden)])
 
 
-def _fleet(plan: Plan, delay: str) -> Iterator[tuple[str, ...]]:
+def _fleet(plan: Plan) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
         run_dir = Path(folder) / "run"
-        flags = [*FLAGS, "--delay", delay, *operation(run_dir)]
+        flags = [*FLAGS, *operation(run_dir)]
         with Process(["manychar", "train", str(plan.text), *flags]) as fleet:
             next(watched(run_dir, [fleet]))
             who = _members(fleet.process.pid)
-            yield from _watch(f"--delay {delay}", who, run_dir, 4 * plan.seconds)
+            yield from _watch("H 100", who, run_dir, 4 * plan.seconds)
 
 
 def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:

@@ -23,7 +23,6 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, int]]]:
         lease=1,
         shard=0,
         step=STEP,
-        version=STEP,
         hidden_digest=b"0" * messages.DIGEST_BYTES,
         loss=1.0,
         gradient=bytes(size.parameters_bytes),

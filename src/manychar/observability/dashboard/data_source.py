@@ -271,7 +271,6 @@ def _facts(values: dict[str, Any]) -> dict[str, str]:
         "seq_length": "characters a step",
         "shards": "shards",
         "streams": "streams a shard",
-        "delay": "delay",
         "dtype": "precision",
     }
     return {shown: str(values[name]) for name, shown in names.items() if name in values}
