@@ -40,7 +40,7 @@ def a_worker_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientSession, "concerns", lambda *_: True)
 
 
-@mutant("11", "server-crash", "term")
+@mutant("11", "mixed", "term")
 def a_worker_goes_back_to_an_older_term(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientSession, "is_past", lambda *_: False)
 

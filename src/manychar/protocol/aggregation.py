@@ -95,8 +95,8 @@ class Aggregation:
         self._open_sums()
 
     def _open_sums(self) -> None:
-        self._gradients = TreeSum[NDArray[Any]](len(self._shards))
-        self._losses = TreeSum[float](len(self._shards))
+        self._gradients: TreeSum[NDArray[Any]] = TreeSum(len(self._shards))
+        self._losses: TreeSum[float] = TreeSum(len(self._shards))
 
     def is_missing(self, shard: int) -> bool:
         """Whether the shard's gradient of the open step is still wanted."""
