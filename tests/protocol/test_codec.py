@@ -296,7 +296,7 @@ def test_the_length_of_each_frame_is_exact() -> None:
 
 def test_the_length_of_a_variable_frame() -> None:
     header, units = on_the_wire(HEARTBEAT)
-    refused([header, units[:-1]], "Heartbeat: units: 31 bytes, 12 records of 32 allowed")
+    refused([header, units[:-1]], "Heartbeat: units: 31 bytes, 6 records of 32 allowed")
     weights = messages.Weights(
         run="run-1",
         term=1,

@@ -87,7 +87,7 @@ def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
     _assessed_as(Assessment.REPEAT_TOO_OLD, Assessment.WANTED)(patch)
 
 
-@mutant("3", "none", "grant", "weights")
+@mutant("3", "none", "grant", "asked again")
 def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
     def endless(self: Aggregation, shard: int) -> bool:
         return self.state.step not in self._shards[shard].accepted

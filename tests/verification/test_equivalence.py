@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
-
 from tests.commands import SMALL, Commands
 
 # Breaks the arithmetic of the first worker that starts, which is alone with its server: from its

@@ -134,9 +134,7 @@ ParametersFrame = Annotated[Frame, field.Tensor(lambda size: size.parameters_byt
 HiddenFrame = Annotated[Frame, field.Tensor(lambda size: size.hidden_bytes)]
 IdsFrame = Annotated[Frame, field.Tensor(lambda size: size.ids_bytes)]
 IdsOfUnits = Annotated[tuple[Frame, ...], field.Tensors(lambda size: size.ids_bytes, per="units")]
-Units = Annotated[
-    tuple[Unit, ...], field.Records(Unit, lambda size: 2 * size.shards)
-]
+Units = Annotated[tuple[Unit, ...], field.Records(Unit, lambda size: 2 * size.shards)]
 Vocabulary = Annotated[Frame, field.Blob(4 * 0x110000)]
 
 
