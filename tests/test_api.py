@@ -136,10 +136,10 @@ try:
 except manychar.UserError as error:
     print(error)
 """
-    (trained / "journal.msgpack").write_bytes(b"no journal")
+    (trained / "journal.jsonl").write_bytes(b"no journal")
     done = python(manychar, script)
     assert done.code == 0, done.err
-    assert done.out.startswith(f"{trained}/journal.msgpack: ")
+    assert done.out.startswith(f"{trained}/journal.jsonl: ")
     assert done.out.count("\n") == 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from manychar.storage.journal import Begin, Journal, Step, read_journal
+from manychar.storage.journal import Begin, Step, continue_journal, read_journal
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, Running, until
 from tests.conftest import Require
@@ -69,7 +69,7 @@ class ByHand:
 
     def further(self, more: int) -> None:
         """Wait until the journal has grown by so many bytes."""
-        journal = self.run / "journal.msgpack"
+        journal = self.run / "journal.jsonl"
         before = journal.stat().st_size
         until(lambda: journal.stat().st_size >= before + more, self.server.described)
 
@@ -147,7 +147,7 @@ import ctypes, select, sys
 from pathlib import Path
 from manychar.storage.run_directory import open_run
 from manychar.storage.checkpoint import checkpoint_path, write_checkpoint, read_checkpoint
-from manychar.storage.journal import JOURNAL_NAME, Begin, Journal, Step, read_journal
+from manychar.storage.journal import JOURNAL_NAME, Begin, Step, continue_journal, read_journal
 import dataclasses
 run = open_run(Path(sys.argv[1]))
 before = read_checkpoint(checkpoint_path(run.checkpoints, 0))
@@ -155,7 +155,7 @@ reading = read_journal(run.path / JOURNAL_NAME, run.run)
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strace may attach
 sys.stdout.write("begin"); sys.stdout.flush()
 select.select([sys.stdin], [], [])
-journal = Journal(run.path / JOURNAL_NAME, run.run, reading)
+journal = continue_journal(run.path / JOURNAL_NAME, run.run, reading)
 journal.append([Begin(1, 0, before.sha256), *(Step(1, k, 1.5, k) for k in range(1, 51))])
 journal.flush()
 journal.sync()
@@ -178,7 +178,7 @@ def small_run(manychar: Commands, text: Path) -> Path:
     assert done.code == 0, done.err
     run = manychar.directory / "run"
     (run / "checkpoints" / "step-000000001.safetensors").unlink()
-    (run / "journal.msgpack").unlink()
+    (run / "journal.jsonl").unlink()
     return run
 
 
@@ -240,7 +240,7 @@ def _expect_nothing_lost(run: Path) -> None:
     assert [step for step, _ in left] in ([0], [0, 50])
     for step, path in left:
         assert read_checkpoint(path).state.step == step
-    reading = read_journal(run / "journal.msgpack", open_run(run).run)
+    reading = read_journal(run / "journal.jsonl", open_run(run).run)
     if len(left) == 2:
         assert reading.living().keys() >= set(range(1, 51))
 
@@ -276,7 +276,7 @@ def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
 
 
 def _journal(path: Path) -> bytes:
-    journal = Journal(path, "run-1", read_journal(path, "run-1"))
+    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
     journal.append([Begin(1, 0, "ab" * 32), *(Step(1, k, 0.5 * k, 7 * k) for k in range(1, 6))])
     journal.append([Begin(2, 3, "cd" * 32), Step(2, 4, 9.0, 99)])
     journal.close()
@@ -284,7 +284,7 @@ def _journal(path: Path) -> bytes:
 
 
 def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "journal.msgpack"
+    path = tmp_path / "journal.jsonl"
     data = _journal(path)
     whole = read_journal(path, "run-1")
     ends = {0}
@@ -292,14 +292,14 @@ def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) ->
         path.write_bytes(data[:length])
         reading = read_journal(path, "run-1")
         assert reading.records == whole.records[: len(reading.records)]
-        assert reading.length <= length
-        assert bool(reading.fault) == (reading.length < length)
-        ends.add(reading.length)
+        assert reading.extent.length <= length
+        assert bool(reading.extent.fault) == (reading.extent.length < length)
+        ends.add(reading.extent.length)
     assert len(ends) == len(whole.records)
 
 
 def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "journal.msgpack"
+    path = tmp_path / "journal.jsonl"
     data = _journal(path)
     whole = read_journal(path, "run-1")
     for place in range(len(data)):
@@ -308,16 +308,16 @@ def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
             altered[place] ^= 1 << bit
             path.write_bytes(altered)
             reading = read_journal(path, "run-1")
-            assert reading.fault
+            assert reading.extent.fault
             assert reading.records == whole.records[: len(reading.records)]
 
 
 def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
-    path = tmp_path / "journal.msgpack"
+    path = tmp_path / "journal.jsonl"
     data = _journal(path)
     path.write_bytes(data[:-3])
     reading = read_journal(path, "run-1")
-    journal = Journal(path, "run-1", reading)
+    journal = continue_journal(path, "run-1", reading)
     journal.append([Step(2, 4, 9.0, 99)])
     journal.close()
     assert path.read_bytes() == data
@@ -343,8 +343,8 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
 def test_a_journal_knows_how_far_it_tells_the_whole_story(
     tmp_path: Path, records: list[Begin | Step], newest: int, covered: int
 ) -> None:
-    path = tmp_path / "journal.msgpack"
-    journal = Journal(path, "run-1", read_journal(path, "run-1"))
+    path = tmp_path / "journal.jsonl"
+    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
     journal.append(records)
     journal.close()
     for with_steps in (True, False):
@@ -362,7 +362,7 @@ def _altered(run: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["journal.msgpack", "corpus.bin", "checkpoints/step-000000050.safetensors"]
+    "name", ["journal.jsonl", "corpus.bin", "checkpoints/step-000000050.safetensors"]
 )
 def test_verify_notices_an_altered_file(manychar: Commands, text: Path, name: str) -> None:
     done = manychar.run(
@@ -387,7 +387,7 @@ def test_a_run_whose_journal_was_torn_before_its_checkpoint_is_verified(
         assert done.code == 0, done.err
 
     train(str(text), "--run-dir", "run", *SMALL, "--workers", "1", "--steps", "100")
-    journal = manychar.directory / "run" / "journal.msgpack"
+    journal = manychar.directory / "run" / "journal.jsonl"
     size = journal.stat().st_size
     os.truncate(journal, size * 3 // 4)
     assert manychar.run("verify", "run").code == 2

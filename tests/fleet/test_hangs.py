@@ -15,7 +15,8 @@ import pytest
 from manychar.processes.signals import SelfPipe
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
-from manychar.storage.journal import Begin, Journal, Step, read_journal
+from manychar.storage.journal import Begin, Step, continue_journal, read_journal
+from manychar.storage.metrics import resume_metrics
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, until
@@ -114,8 +115,8 @@ def steps(first: int, last: int) -> list[Step]:
 
 
 def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
-    path = tmp_path / "journal.msgpack"
-    journal = Journal(path, "run-1", read_journal(path, "run-1"))
+    path = tmp_path / "journal.jsonl"
+    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
     journal.append([Begin(1, 0, "ab")])
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     journal.append(steps(1, 50))
@@ -126,7 +127,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     disk.full = False
     journal.close()
     reading = read_journal(path, "run-1")
-    assert not reading.fault
+    assert not reading.extent.fault
     assert list(reading.living()) == list(range(1, 61))
 
 
@@ -136,11 +137,12 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     run = open_run(manychar.directory / "run")
     checkpoint, _ = run.newest_checkpoint()
     (run.checkpoints / "step-000000005.safetensors").unlink()
-    path = run.path / "journal.msgpack"
-    journal = Journal(path, run.run, read_journal(path, run.run))
+    path = run.path / "journal.jsonl"
+    journal = continue_journal(path, run.run, read_journal(path, run.run))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
+    metrics, _ = resume_metrics(run.path, 5)
     wake = SelfPipe()
-    with Writer(run, ResumePoint(checkpoint, journal, 0.0, {}), wake) as writer:
+    with Writer(run, ResumePoint(checkpoint, journal, metrics, 0.0, {}), wake) as writer:
         journal.append(steps(6, 6))
         writer.write(checkpoint.state, lambda: None)
         news = until(writer.news, "what came of it")
@@ -150,6 +152,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         writer.write(checkpoint.state, lambda: None)
         assert until(writer.news, "what came of it") == [(5, "")]
     journal.close()
+    metrics.close()
     wake.close()
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]
 

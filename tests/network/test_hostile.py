@@ -172,12 +172,14 @@ class TestFiles:
             _, path = max(list_checkpoints(run / "checkpoints"))
             return path, lambda: read_checkpoint(path).sha256
         if kind == "journal":
-            path = run / "journal.msgpack"
+            path = run / "journal.jsonl"
             run_id = open_run(run).run
             whole = path.read_bytes()
 
             def trusted() -> bool:
-                return path.read_bytes().startswith(whole[: read_journal(path, run_id).length])
+                return path.read_bytes().startswith(
+                    whole[: read_journal(path, run_id).extent.length]
+                )
 
             return path, trusted
         return run / "config.json", lambda: open_run(run)
@@ -492,7 +494,7 @@ class TestConnections:
         until(lambda: dealer.send(encode(me)), "a connection")
         assert dealer.socket.poll(30_000)
         memory = resident_mib(fleet.server.pid)
-        journal = fleet.run / "journal.msgpack"
+        journal = fleet.run / "journal.jsonl"
         for _ in range(3_000):  # it asks and asks, and reads nothing of what it is answered
             dealer.send(encode(me))
         size = journal.stat().st_size

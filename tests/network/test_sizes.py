@@ -59,10 +59,10 @@ def test_a_configuration(manychar: Commands, trained: Path) -> None:
 
 
 def test_a_journal(manychar: Commands, trained: Path) -> None:
-    grown(trained / "journal.msgpack")
+    grown(trained / "journal.jsonl")
     done = run(manychar, "verify", "run")
     assert done.returncode == 2
-    assert "journal.msgpack: damaged or altered: byte" in done.stderr
+    assert "journal.jsonl: damaged or altered: byte" in done.stderr
 
 
 def test_metrics_that_are_no_file_are_not_waited_for(manychar: Commands, trained: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_term_that_is_none(manychar: Commands, trained: Path, written: str) ->
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["config.json", "journal.msgpack", "corpus.bin", "term"])
+@pytest.mark.parametrize("name", ["config.json", "journal.jsonl", "corpus.bin", "term"])
 def test_what_is_no_file_is_not_waited_for(manychar: Commands, trained: Path, name: str) -> None:
     (trained / name).unlink()
     os.mkfifo(trained / name)

@@ -37,7 +37,6 @@ BAD: dict[str, list[Any]] = {
     "validation": [-0.1, 1, 1.0, math.inf, math.nan, "0", False, None],
     "dtype": ["float16", "", None, 32, []],
     "numerics": ["fast", "", None, {}],
-    "format": [0, 2, "1", None],
 }
 
 
@@ -60,7 +59,7 @@ def test_a_definition_comes_back_from_json(changed: dict[str, Any]) -> None:
 
 def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     assert USUAL.to_json() == (
-        '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","dtype":"float32","format":1,'
+        '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","dtype":"float32",'
         '"hidden":100,"learning_rate":0.1,"numerics":"portable","seed":0,"seq_length":25,'
         '"shards":4,"streams":16,"validation":0.0}'
     )
@@ -77,7 +76,7 @@ def test_canonical_json_is_one_text_for_one_value() -> None:
     ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_flag(name: str, value: Any) -> None:
-    flag = name if name in ("validation", "format") else "--" + name.replace("_", "-")
+    flag = name if name == "validation" else "--" + name.replace("_", "-")
     match = rf"{flag}\b.* {re.escape(repr(value))}"
     with pytest.raises(OptionError, match=match):
         dataclasses.replace(USUAL, **{name: value})
@@ -108,7 +107,7 @@ def test_a_missing_key_is_named(name: str) -> None:
 
 
 def test_unknown_keys_are_named() -> None:
-    with pytest.raises(OptionError, match=r"format: momentum, workers$"):
+    with pytest.raises(OptionError, match=r"definition: momentum, workers$"):
         Definition.from_mapping(values_of(USUAL) | {"workers": 4, "momentum": 0.9})
 
 
@@ -117,9 +116,7 @@ def test_the_run_id_is_a_function_of_definition_and_nonce() -> None:
     assert USUAL.run_id("x1") != USUAL.run_id("x2")
 
 
-@pytest.mark.parametrize(
-    "name", [field.name for field in dataclasses.fields(Definition) if field.name != "format"]
-)
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Definition)])
 def test_the_run_id_depends_on_every_field(name: str) -> None:
     changed = dataclasses.replace(USUAL, **{name: OTHER[name]})
     assert changed != USUAL

@@ -211,7 +211,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("format", "2"),
+            ("format", "3"),
+            ("format", "two"),
             ("step", "-1"),
             ("step", "twelve"),
             ("smooth_loss_hex", "nan"),

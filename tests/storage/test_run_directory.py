@@ -25,7 +25,6 @@ from manychar.storage.run_directory import (
     locked,
     open_run,
     raise_term,
-    take_up_metrics,
 )
 from tests.single_process import bits_of
 from tests.texts import small_text
@@ -62,7 +61,7 @@ class TestMaking:
         directory = made(tmp_path / "deep" / "down" / "run", steps=77)
         assert open_run(directory.path) == directory
         config = json.loads((directory.path / "config.json").read_text())
-        assert config.keys() == {"run", "definition", "operation", "facts", "versions"}
+        assert config.keys() == {*("format", "run", "definition", "operation", "facts", "versions")}
         definition = Definition.from_mapping(config["definition"])
         assert definition == a_definition()
         identity, nonce = config["run"].split("-")
@@ -263,9 +262,7 @@ class TestOpening:
         with refused():
             open_run(tmp_path / "nowhere")
 
-    @pytest.mark.parametrize(
-        ("name", "value"), [("hidden", 0), ("hidden", "8"), ("dtype", "f2"), ("format", 2)]
-    )
+    @pytest.mark.parametrize(("name", "value"), [("hidden", 0), ("hidden", "8"), ("dtype", "f2")])
     def test_a_definition_that_no_run_can_have(
         self, run: RunDirectory, name: str, value: object
     ) -> None:
@@ -273,6 +270,17 @@ class TestOpening:
         config["definition"][name] = value
         (run.path / "config.json").write_text(json.dumps(config))
         with refused():
+            open_run(run.path)
+
+    def test_of_another_format_is_refused_by_name(self, run: RunDirectory) -> None:
+        path = run.path / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({"format": 3, "run": "of another shape"}))
+        with pytest.raises(UserError, match=r"config.json: format 3: this version reads format 2$"):
+            open_run(run.path)
+        config["definition"]["format"] = config.pop("format") - 1  # where format 1 has it
+        path.write_text(json.dumps(config))
+        with pytest.raises(UserError, match=r"format 1: .*; install manychar 0\.1\.0 to read it"):
             open_run(run.path)
 
     def test_a_definition_that_is_not_the_one_of_its_name(self, run: RunDirectory) -> None:
@@ -309,39 +317,6 @@ class TestOpening:
         (run.checkpoints / "step-000000000.safetensors").unlink()
         with refused():
             run.newest_checkpoint()
-
-
-class TestMetrics:
-    def lines(self, run: RunDirectory) -> list[int]:
-        text = (run.path / "metrics.jsonl").read_text()
-        return [json.loads(line)["step"] for line in text.splitlines()]
-
-    def written(self, run: RunDirectory, *steps: int, torn: str = "") -> None:
-        lines = [json.dumps({"step": step, "seconds": step / 10, "loss": 1.0}) for step in steps]
-        (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n" + torn)
-
-    def test_are_cut_off_after_the_checkpoint(self, run: RunDirectory) -> None:
-        self.written(run, 100, 200, 300, 400)
-        assert take_up_metrics(run, 250) == 20.0
-        assert self.lines(run) == [100, 200]
-        assert take_up_metrics(run, 0) == 0.0
-        assert self.lines(run) == []
-
-    @pytest.mark.parametrize("torn", ['{"step": 3', "{}", "null", "\0\0\0", '{"step": "x"}'])
-    def test_with_a_torn_end(self, run: RunDirectory, torn: str) -> None:
-        self.written(run, 100, 200, torn=torn)
-        assert take_up_metrics(run, 1000) == 20.0
-        assert self.lines(run) == [100, 200]
-
-    def test_with_an_end_that_is_torn_within_a_character(self, run: RunDirectory) -> None:
-        self.written(run, 100)
-        with (run.path / "metrics.jsonl").open("ab") as file:
-            file.write("é".encode()[:1])
-        assert take_up_metrics(run, 1000) == 10.0
-        assert self.lines(run) == [100]
-
-    def test_that_are_not_there(self, run: RunDirectory) -> None:
-        assert take_up_metrics(run, 10) == 0.0
 
 
 def test_the_corpus_is_mapped_and_not_read(run: RunDirectory) -> None:

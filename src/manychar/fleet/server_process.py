@@ -7,7 +7,6 @@ the same socket.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import signal
 import time
@@ -65,7 +64,6 @@ from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Step, weights_digest
-from manychar.storage.metrics import METRICS_NAME
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
 from manychar.storage.validation_log import (
@@ -153,10 +151,11 @@ def _begun(directory: RunDirectory, term: int, not_after: int) -> Iterator[Resum
     try:
         yield beginning
     finally:
-        try:
-            beginning.journal.close()
-        except OSError as error:
-            logger.warning(f"journal: {because(error)}")
+        for log in (beginning.journal, beginning.metrics):
+            try:
+                log.close()
+            except OSError as error:
+                logger.warning(f"{log.path.name}: {because(error)}")
 
 
 def _run(
@@ -420,8 +419,8 @@ class _Loop:
             "seconds": round(report.seconds, 3),
             "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
         }
-        with (self.directory.path / METRICS_NAME).open("a", encoding="utf-8") as metrics:
-            metrics.write(json.dumps(line) + "\n")
+        self.beginning.metrics.append([line])
+        self.beginning.metrics.flush()
 
     def _to_disk(self, counter: Counter, write: Callable[..., None], *arguments: object) -> None:
         """Write what can be done without; a failure is counted, and said the first time."""

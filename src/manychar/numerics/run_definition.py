@@ -15,9 +15,6 @@ from typing import Any, Literal, Self
 
 from manychar.numerics.option import OptionError, check, option
 
-FORMAT_VERSION = 1
-
-
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
@@ -45,17 +42,12 @@ class Definition:
     validation: float = _option(
         0.0, "Share of the text's end that is kept for validation.", least=0, below=1
     )
-    format: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Refuse, with an OptionError, what no run can have."""
         check(self)
         if not (isinstance(self.corpus_sha256, str) and _SHA256.fullmatch(self.corpus_sha256)):
             raise OptionError("corpus_sha256 is not the hash of a text")
-        if type(self.format) is not int or self.format != FORMAT_VERSION:
-            raise OptionError(
-                f"format {self.format!r} is not known here: this manychar reads {FORMAT_VERSION}"
-            )
 
     def to_json(self) -> str:
         """Canonical JSON: keys in order, no spaces, floats by their shortest exact form."""
@@ -67,7 +59,7 @@ class Definition:
         known = {field.name for field in dataclasses.fields(cls)}
         strange = sorted(map(str, set(values) ^ known))
         if strange:
-            raise OptionError(f"not a definition of this format: {', '.join(strange)}")
+            raise OptionError(f"not the fields of a definition: {', '.join(strange)}")
         return cls(**values)
 
     @property

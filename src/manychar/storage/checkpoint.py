@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import (
-    FORMAT_VERSION,
     Definition,
     canonical_json,
 )
@@ -28,6 +27,7 @@ from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because
 from manychar.storage.atomic_files import open_regular, parsed, rename, temporary_name, write_file
 from manychar.storage.canonical_safetensors import as_safetensors
+from manychar.storage.file_format import FORMAT_VERSION, check_format
 
 LARGEST_HEADER = 2**25  # every character there is, with its escapes
 PARAMETER_NAMES = ("Wxh", "Whh", "Why", "bh", "by")
@@ -136,6 +136,7 @@ def _read(path: Path) -> bytes:
         if not 0 < length <= min(LARGEST_HEADER, size - 8):
             raise ValueError("truncated, or not a checkpoint")
         metadata = _metadata_of(length.to_bytes(8, "little") + file.read(length))
+        check_format(path, int(metadata["format"]))
         definition = Definition.from_mapping(parsed(metadata["config"]))
         shapes = _shapes(definition, len(metadata["vocabulary"]))
         tensors = sum(map(math.prod, shapes.values())) * np.dtype(definition.dtype).itemsize
@@ -166,10 +167,6 @@ def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> C
     definition = Definition.from_mapping(parsed(metadata["config"]))
     vocabulary = metadata["vocabulary"]
     step, smooth_loss = int(metadata["step"]), float.fromhex(metadata["smooth_loss_hex"])
-    if metadata["format"] != str(FORMAT_VERSION):
-        raise ValueError(
-            f"its format is {metadata['format']}, this manychar reads {FORMAT_VERSION}"
-        )
     if step < 0 or not math.isfinite(smooth_loss) or list(vocabulary) != sorted(set(vocabulary)):
         raise ValueError("its step, smooth loss or vocabulary is none")
     _check_tensors(tensors, definition, len(vocabulary))

@@ -1,35 +1,29 @@
-"""metrics.jsonl, as far as it has been written: how a run has gone, a line every 100 steps."""
+"""metrics.jsonl: how a run has gone, an append-only log with a record every 100 steps."""
 
 from pathlib import Path
 from typing import Any
 
-from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import open_regular, parsed
+from manychar.storage.append_log import AppendLog, LogReader
 
 METRICS_NAME = "metrics.jsonl"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run directory, oldest first; what is torn or no line is passed over.
+    """Return the records of a run directory, oldest first, as far as they can be trusted.
 
     Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
     `workers`; a run that has made no 100 steps has none. Raises UserError where it cannot be read.
     """
-    path = run / METRICS_NAME
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
-    return [values for line in text.splitlines() if (values := _values(line)) is not None]
+    return list(LogReader(run / METRICS_NAME))
 
 
-def _values(line: str) -> dict[str, Any] | None:
-    try:
-        values = parsed(line)
-        numbers = [values[name] for name in ("step", "loss", "smooth_loss", "characters")]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return values if all(type(number) in (int, float) for number in numbers) else None
+def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
+    """Cut off records after `step`; return the log, and the seconds that the run had taken.
+
+    Raises OSError and UserError.
+    """
+    reader = LogReader(run / METRICS_NAME, up_to=step)
+    seconds = 0.0
+    for record in reader:
+        seconds = record["seconds"]
+    return AppendLog(reader.path, reader.extent), seconds

@@ -8,10 +8,12 @@ import logging
 from pathlib import Path
 
 from manychar.processes.errors import UserError
+from manychar.storage.append_log import AppendLog
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint, list_checkpoints
-from manychar.storage.journal import JOURNAL_NAME, Begin, Journal, read_journal
-from manychar.storage.run_directory import RunDirectory, take_up_metrics
+from manychar.storage.journal import JOURNAL_NAME, Begin, continue_journal, read_journal
+from manychar.storage.metrics import resume_metrics
+from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import recover_validation_losses
 
 logger = logging.getLogger(__name__)
@@ -19,13 +21,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResumePoint:
-    """A checkpoint to go on from, the journal to go on with, and what the run has come to.
+    """A checkpoint to resume from, the logs to continue, and what the run has come to.
 
-    `seconds` is how long it has taken, `verdicts` are its checkpoints' held-out losses by step.
+    `seconds` is how long it has taken, `validation_losses` are known ones by checkpoint's step.
     """
 
     checkpoint: Checkpoint
-    journal: Journal
+    journal: AppendLog
+    metrics: AppendLog
     seconds: float
     validation_losses: dict[int, float]
 
@@ -36,20 +39,19 @@ def recover(directory: RunDirectory, term: int, *, not_after: int | None = None)
     Raises UserError where no checkpoint is whole, OSError where the disk will not have it.
     """
     reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
-    if reading.fault:
-        logger.warning(f"{JOURNAL_NAME}: {reading.fault}: cut off there, and not trusted")
     checkpoint = _choose(directory, term, not_after)
     step = checkpoint.state.step
     if not reading.covers(step):
         logger.warning(
             f"{JOURNAL_NAME}: it has no record of some steps up to {step}: verify will say so"
         )
-    journal = Journal(directory.path / JOURNAL_NAME, directory.run, reading)
+    journal = continue_journal(directory.path / JOURNAL_NAME, directory.run, reading)
     journal.append([Begin(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()
-    seconds = take_up_metrics(directory, step)
-    return ResumePoint(checkpoint, journal, seconds, recover_validation_losses(directory, step))
+    metrics, seconds = resume_metrics(directory.path, step)
+    losses = recover_validation_losses(directory, step)
+    return ResumePoint(checkpoint, journal, metrics, seconds, losses)
 
 
 def _choose(directory: RunDirectory, term: int, not_after: int | None) -> Checkpoint:

@@ -45,8 +45,8 @@ from manychar.storage.checkpoint import (
     write_checkpoint,
 )
 from manychar.storage.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
+from manychar.storage.file_format import FORMAT_VERSION, check_format
 from manychar.storage.journal import JOURNAL_NAME, newest_term
-from manychar.storage.metrics import METRICS_NAME
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
@@ -193,6 +193,10 @@ def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
     try:
         config = parsed(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
+        check_format(
+            path / CONFIG_NAME,
+            config.get("format") or config["definition"]["format"],
+        )
         definition = Definition.from_mapping(config["definition"])
         operation, facts = Operation(**config["operation"]), RunFacts(**config["facts"])
         run = str(config["run"])
@@ -201,7 +205,7 @@ def open_run(path: Path) -> RunDirectory:
         return RunDirectory(path, run, definition, operation, facts)
     except OSError as error:
         raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
@@ -209,6 +213,7 @@ def _config(directory: RunDirectory) -> bytes:
     packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     config: dict[str, Any] = {
+        "format": FORMAT_VERSION,
         "run": directory.run,
         "definition": dataclasses.asdict(directory.definition),
         "operation": dataclasses.asdict(directory.operation),
@@ -285,22 +290,3 @@ def _read_term(directory: RunDirectory) -> int:
     if not 0 <= term < MAX_INTEGER:
         raise UserError(f"{path}: damaged: not a whole number; take the file away")
     return term
-
-
-def take_up_metrics(directory: RunDirectory, step: int) -> float:
-    """Cut off metrics after `step`, which is done again; return the seconds the run had taken."""
-    path = directory.path / METRICS_NAME
-    if not path.exists():
-        return 0.0
-    kept, seconds = [], 0.0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = parsed(line)
-            if values["step"] > step:
-                continue
-            seconds = float(values["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue  # the torn end of a server that was killed
-        kept.append(line)
-    replace_file(path, "".join(f"{line}\n" for line in kept).encode())
-    return seconds

@@ -101,9 +101,9 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     reading = read_journal(path, directory.run)
     living = reading.living()
     covered = newest_checkpoint in {0, *living, *reading.beginnings()}
-    tail = path.stat().st_size - reading.length if reading.fault else 0
-    if reading.fault and (not covered or tail > LONGEST_TAIL):
-        raise UserError(f"{path}: damaged or altered: {reading.fault}")
+    tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
+    if reading.extent.fault and (not covered or tail > LONGEST_TAIL):
+        raise UserError(f"{path}: damaged or altered: {reading.extent.fault}")
     missing = set(range(1, newest_checkpoint + 1)) - living.keys()
     lost = _lost(missing, reading.beginnings())
     if unexplained := missing - lost:
@@ -121,8 +121,10 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
             f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, torn off before a"
             " server began again: their checkpoints alone are compared"
         )
-    if reading.fault:
-        remarks.append(f"{reading.fault}: a torn tail after the newest checkpoint, not looked at")
+    if reading.extent.fault:
+        remarks.append(
+            f"{reading.extent.fault}: a torn tail after the newest checkpoint, not looked at"
+        )
     return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
 
 

@@ -1,0 +1,130 @@
+"""Append-only logs: a JSON object a line, whose last key is a chained CRC-32.
+
+Each checksum continues the one of the line before, so a line that is missing, moved or altered
+shows in all that follow. What cannot be trusted at the end of a log is the torn line of a process
+that was killed: it is reported and cut off.
+"""
+
+import json
+import logging
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from manychar.processes.errors import UserError, because
+from manychar.storage.atomic_files import open_regular, sync_directory
+
+logger = logging.getLogger(__name__)
+
+LONGEST_LINE = 4096  # bytes; a longer one is no record, and is not read into memory
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_TAIL_LENGTH = len(b',"crc":"00000000"}\n')
+
+
+class Extent(NamedTuple):
+    """How far a log can be trusted: bytes, and the checksum of the last record.
+
+    `fault` describes what follows, empty unless something does that is no record.
+    """
+
+    length: int = 0
+    crc: int = 0
+    fault: str = ""
+
+
+class LogReader:
+    """Yields the records of a log, without their checksums, as far as they can be trusted.
+
+    It ends before the first record of a step above `up_to`. `extent` is what has been read so far.
+    A file that is not there is an empty log. Raises UserError where it cannot be read.
+    """
+
+    def __init__(self, path: Path, *, up_to: float = math.inf) -> None:
+        self.path = path
+        self.extent = Extent()
+        self._up_to = up_to
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read on after `extent`."""
+        length, crc, _ = self.extent
+        try:
+            with open_regular(self.path) as file:
+                file.seek(length)
+                while line := file.readline(LONGEST_LINE):
+                    crc = zlib.crc32(line[:-_TAIL_LENGTH], crc)
+                    if (record := _record(line, crc)) is None:
+                        size = os.fstat(file.fileno()).st_size
+                        what = "wrong checksum" if line.endswith(b"\n") else "torn record"
+                        fault = f"byte {length:,} of {size:,}: {what}"
+                        self.extent = self.extent._replace(fault=fault)
+                        return
+                    if record.get("step", 0) > self._up_to:
+                        return
+                    length += len(line)
+                    self.extent = Extent(length, crc)
+                    yield record
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.path}: {because(error)}") from None
+
+
+def _record(line: bytes, crc: int) -> dict[str, Any] | None:
+    if line[-_TAIL_LENGTH:] != _tail(crc):
+        return None
+    record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH].decode() + "}")
+    return record
+
+
+def _tail(crc: int) -> bytes:
+    return b',"crc":"%08x"}\n' % crc
+
+
+class AppendLog:
+    """A log that is written to: records are flushed in groups, and synced on request.
+
+    What a flush could not write is kept, and written by the next one: a disk that was full for a
+    while leaves no gap.
+    """
+
+    def __init__(self, path: Path, extent: Extent) -> None:
+        """Continue after what a reader could trust; the rest is cut off. Raises OSError."""
+        if extent.fault:
+            logger.warning(f"{path.name}: {extent.fault}: cut off there, and not trusted")
+        self.path = path
+        new = not path.exists()
+        self._file = path.open("w+b" if new else "r+b", buffering=0)
+        self._file.truncate(extent.length)
+        self._file.seek(extent.length)
+        self._crc = extent.crc
+        self._unwritten = bytearray()
+        if new:
+            sync_directory(path.parent)
+
+    def append(self, records: Iterable[object]) -> None:
+        """Add records, dicts or dataclasses; they reach the disk with `flush` and `sync`."""
+        for record in records:
+            values = record if isinstance(record, dict) else vars(record)
+            body = _encode(values).encode()[:-1]
+            self._crc = zlib.crc32(body, self._crc)
+            self._unwritten += body + _tail(self._crc)
+
+    def flush(self) -> None:
+        """Write what was appended. Raises OSError."""
+        while self._unwritten:
+            written = self._file.write(self._unwritten)
+            del self._unwritten[:written]
+
+    def sync(self) -> None:
+        """Make what was flushed durable; from any thread. Raises OSError."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close. Raises OSError, and is closed all the same."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()

@@ -1,0 +1,110 @@
+"""The one log format: what is trusted, what is cut off, and where a run goes on."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manychar.processes.errors import UserError
+from manychar.storage.append_log import LONGEST_LINE, AppendLog, Extent, LogReader
+from manychar.storage.metrics import METRICS_NAME, read_metrics, resume_metrics
+
+
+def written(path: Path, *records: dict[str, Any]) -> bytes:
+    log = AppendLog(path, Extent())
+    log.append(records)
+    log.close()
+    return path.read_bytes()
+
+
+def at(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "seconds": step / 10} for step in steps]
+
+
+def test_a_record_is_a_line_of_json(tmp_path: Path) -> None:
+    data = written(tmp_path / "log", {"step": 1, "text": "a\n\u00e9"}, {"nats": 0.1, "more": None})
+    first, second = map(json.loads, data.splitlines())
+    assert first.pop("crc") != second.pop("crc")
+    assert [first, second] == [{"step": 1, "text": "a\n\u00e9"}, {"nats": 0.1, "more": None}]
+    assert list(LogReader(tmp_path / "log")) == [first, second]
+
+
+def test_a_record_that_is_missing_or_moved_shows(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = written(path, *at(1, 2, 3)).splitlines(keepends=True)
+    for order in ([0, 2], [1, 2], [1, 0, 2], [0, 0, 1, 2]):
+        path.write_bytes(b"".join(lines[i] for i in order))
+        reader = LogReader(path)
+        kept = list(reader)
+        assert kept == at(1, 2, 3)[: len(kept)]
+        assert len(kept) == (1 if order[0] == 0 else 0)
+        assert "wrong checksum" in reader.extent.fault
+
+
+def test_a_reader_reads_on_where_it_ended(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    reader = LogReader(path)
+    assert list(reader) == []
+    whole = written(path, *at(1, 2))
+    path.write_bytes(whole[:-4])
+    assert list(reader) == at(1)
+    path.write_bytes(whole)
+    assert list(reader) == at(2)
+    assert reader.extent.fault == ""
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    whole = written(path, *at(1))
+    with path.open("ab") as file:
+        file.truncate(2**40)
+    reader = LogReader(path)
+    assert list(reader) == at(1)
+    assert reader.extent.length == len(whole) < LONGEST_LINE
+    assert reader.extent.fault
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(UserError, match=r"log: not a regular file$"):
+        list(LogReader(tmp_path / "log"))
+
+
+class TestMetrics:
+    def test_are_cut_off_after_the_checkpoint(self, tmp_path: Path) -> None:
+        path = tmp_path / METRICS_NAME
+        whole = written(path, *at(100, 200, 300, 400))
+        log, seconds = resume_metrics(tmp_path, 250)
+        assert seconds == 20.0
+        assert read_metrics(tmp_path) == at(100, 200)
+        log.append(at(300, 400))
+        log.close()
+        assert path.read_bytes() == whole
+        log, seconds = resume_metrics(tmp_path, 0)
+        log.close()
+        assert seconds == 0.0
+        assert path.read_bytes() == b""
+
+    @pytest.mark.parametrize("torn", [b'{"step": 3', b"{}\n", b"null", b"\0\0\0", b"\xc3"])
+    def test_with_a_torn_end(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes
+    ) -> None:
+        path = tmp_path / METRICS_NAME
+        whole = written(path, *at(100, 200))
+        path.write_bytes(whole + torn)
+        assert read_metrics(tmp_path) == at(100, 200)
+        with caplog.at_level(logging.WARNING):
+            log, seconds = resume_metrics(tmp_path, 1000)
+        log.close()
+        assert seconds == 20.0
+        assert path.read_bytes() == whole
+        assert "metrics.jsonl: byte" in caplog.text
+
+    def test_that_are_not_there(self, tmp_path: Path) -> None:
+        assert read_metrics(tmp_path) == []
+        log, seconds = resume_metrics(tmp_path, 10)
+        log.close()
+        assert seconds == 0.0
