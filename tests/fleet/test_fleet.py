@@ -36,9 +36,10 @@ if role in sys.orig_argv:
 
 
 LAST_WORDS = """
-import atexit, os, pathlib, sys, time
+import atexit, os, pathlib, signal, sys, time
 server = pathlib.Path(__file__).with_name("server")
 def write_much_when_the_server_is_gone():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it would end this function
     pid = int(server.read_text())
     while os.path.exists(f"/proc/{pid}"):
         time.sleep(0.01)
