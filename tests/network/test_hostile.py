@@ -25,6 +25,7 @@ from manychar.network.dealer import Dealer
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import PeerError
+from manychar.protocol.events import Malformed, Received
 from manychar.protocol.messages import WIRE_VERSION, Hello, KeyRole, Message
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.journal import read_journal
@@ -122,14 +123,14 @@ class TestHeaders:
             header, *frames = chance.choice(framed)
             header = chance.choice([mutated, with_another_value, noise])(chance, header)
             peer = chance.choice([b"ann", b"eve", b"mallory"])
-            if not stage.server.listens_to(peer, 0.0):
+            if stage.server.is_blocked(peer, 0.0):
                 peer = chance.randbytes(5)
             try:
                 message = decode([header, *frames], size)
-                stage.server.receive(peer, message, 0.0)
+                stage.server.handle(Received(message, peer), 0.0)
                 accepted += 1
             except (WireError, PeerError) as error:
-                stage.server.malformed(peer, str(error), 0.0)
+                stage.server.handle(Malformed(peer, str(error)), 0.0)
         assert stage.server.state is before or stage.server.state.step == 1
         assert resident_mib() - memory < GROWTH_MIB
         assert 0 < accepted < hostile * HEADERS
@@ -237,7 +238,7 @@ GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + b
 
 
 def raw_bytes(fleet: Besieged, chance: random.Random, held: list[socket.socket]) -> None:
-    """Say something that is no handshake, or half of one, and stay or go."""
+    """Log something that is no handshake, or half of one, and stay or go."""
     with contextlib.suppress(OSError):
         visitor = fleet.connect()
         held.append(visitor)
@@ -400,8 +401,8 @@ class TestConnections:
         memory = resident_mib(fleet.server.pid)
         for _ in range(2_000):
             dealer.send([chance.randbytes(60), chance.randbytes(1000)])
-        fleet.server.wait_for("mallory: dropped: ")
-        fleet.server.wait_for("mallory is not listened to for 30 s")
+        fleet.server.wait_for("mallory: dropped a message: ")
+        fleet.server.wait_for("mallory is blocked for 30 s")
         dealer.close()
         me_key = str(fleet.keys / "me.key")
         shown = manychar.run("status", fleet.endpoint, "--json", env={"MANYCHAR_KEY_FILE": me_key})

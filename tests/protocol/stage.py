@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from manychar.protocol.effects import Effect, Log, Result, Send
+from manychar.protocol.events import DeadlinePassed, Received, Started
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import (
     WIRE_VERSION,
@@ -71,12 +72,13 @@ class Stage:
             unvalidated=unvalidated,
         )
         self.server = ParameterServer(run, now=self.now)
+        self.started = self.server.handle(Started(), self.now)
 
     # Who speaks.
 
     def tell(self, name: str, message: Message) -> list[Effect]:
         """Let a peer say something."""
-        return self.server.receive(name.encode(), message, self.now)
+        return self.server.handle(Received(message, name.encode()), self.now)
 
     def hello(self, name: str, role: str = "worker") -> list[Effect]:
         """Let a peer knock."""
@@ -145,7 +147,7 @@ class Stage:
             self.now = min(self.now + 0.1, end)
             for name in beating:
                 self.beat(name)
-            effects += self.server.tick(self.now)
+            effects += self.server.handle(DeadlinePassed(), self.now)
         return effects
 
     # What there is to see.

@@ -7,6 +7,14 @@ import pytest
 
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import Finish, KeepBest, Save, Validate
+from manychar.protocol.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    NotValidated,
+    StopRequested,
+    Validated,
+    ValidationFailed,
+)
 from manychar.protocol.messages import Report
 from tests.protocol.stage import Stage, only, said, sent
 
@@ -24,9 +32,9 @@ def test_a_checkpoint_is_judged_when_it_is_on_disk() -> None:
     effects = stage.advance_to(2, "ann")
     assert only(effects, Save).state.step == 2
     assert not [effect for effect in effects if isinstance(effect, Validate)]
-    assert only(stage.server.saved(2, stage.now), Validate) == Validate(2)
+    assert only(stage.server.handle(CheckpointSaved(2), stage.now), Validate) == Validate(2)
 
-    effects = stage.server.validated(2, 2.5, stage.now)
+    effects = stage.server.handle(Validated(2, 2.5), stage.now)
     assert only(effects, KeepBest) == KeepBest(2)
     report = only(effects, Report)
     assert (report.validated, report.validation, report.best) == (2, 2.5, 2)
@@ -35,8 +43,8 @@ def test_a_checkpoint_is_judged_when_it_is_on_disk() -> None:
 def test_a_worse_one_is_not_kept() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
-    stage.server.saved(2, stage.now)
-    effects = stage.server.validated(2, 3.5, stage.now)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    effects = stage.server.handle(Validated(2, 3.5), stage.now)
     assert not [effect for effect in effects if isinstance(effect, KeepBest)]
     report = only(effects, Report)
     assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
@@ -46,18 +54,18 @@ def test_without_a_held_out_text_nothing_is_judged() -> None:
     stage = Stage(checkpoint_every=2)
     stage.join("ann")
     stage.advance_to(2, "ann")
-    assert stage.server.saved(2, stage.now) == []
+    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
 
 
 def test_the_decision_on_one_checkpoint_takes_effect_at_the_next() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(2, "ann")
-    stage.server.saved(2, stage.now)
-    assert not sent(stage.server.validated(2, 3.5, stage.now), Finish)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    assert not sent(stage.server.handle(Validated(2, 3.5), stage.now), Finish)
     effects = stage.advance_to(4, "ann")
     assert only(effects, Save).state.step == 4
-    stage.server.validated(4, 1.0, stage.now)
-    finish = only(stage.server.saved(4, stage.now), Finish)
+    stage.server.handle(Validated(4, 1.0), stage.now)
+    finish = only(stage.server.handle(CheckpointSaved(4), stage.now), Finish)
     assert finish.code == 0
     assert finish.reason == (
         "no better for 1 checkpoint up to step 2;"
@@ -72,8 +80,8 @@ def test_no_step_is_applied_before_the_decision_is_known() -> None:
         stage.deliver("ann", shard, 4)
     assert stage.server.state.step == 4
     assert "waited 1 s for the held-out loss of step 2" in said(stage.wait(3.0, "ann"))
-    stage.server.saved(2, stage.now)
-    stage.server.validated(2, 2.5, stage.now)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(Validated(2, 2.5), stage.now)
     assert stage.server.state.step == 5
 
 
@@ -82,12 +90,12 @@ def test_a_late_decision_ends_the_run_where_a_quick_one_does() -> None:
     stage.advance_to(4, "ann")
     for shard in range(2):
         stage.deliver("ann", shard, 4)
-    stage.server.saved(2, stage.now)
-    stage.server.saved(4, stage.now)
-    stage.server.validated(2, 3.5, stage.now)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointSaved(4), stage.now)
+    stage.server.handle(Validated(2, 3.5), stage.now)
     assert stage.server.state.step == 4
-    stage.server.saved(4, stage.now)
-    finish = only(stage.server.validated(4, 9.0, stage.now), Finish)
+    stage.server.handle(CheckpointSaved(4), stage.now)
+    finish = only(stage.server.handle(Validated(4, 9.0), stage.now), Finish)
     assert "best checkpoint is that of step 0" in finish.reason
 
 
@@ -95,16 +103,16 @@ def test_the_last_checkpoint_is_judged_before_the_end() -> None:
     stage = Stage(validation_losses={0: 3.0}, checkpoint_every=0, steps=1)
     stage.join("ann")
     stage.advance_to(1, "ann")
-    assert only(stage.server.saved(1, stage.now), Validate) == Validate(1)
+    assert only(stage.server.handle(CheckpointSaved(1), stage.now), Validate) == Validate(1)
     assert "for the held-out loss of step 1" in said(stage.wait(2.0, "ann"))
-    assert only(stage.server.validated(1, 2.0, stage.now), Finish).code == 0
+    assert only(stage.server.handle(Validated(1, 2.0), stage.now), Finish).code == 0
 
 
 def test_who_is_stopped_does_not_wait_for_a_verdict() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(4, "ann")
-    stage.server.stop(75, "stopped", now=stage.now, by=stage.now + 5)
-    assert only(stage.server.saved(4, stage.now), Finish) == Finish(75, "stopped")
+    stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
+    assert only(stage.server.handle(CheckpointSaved(4), stage.now), Finish) == Finish(75, "stopped")
 
 
 def test_what_a_former_server_did_not_hear_is_asked_again() -> None:
@@ -115,12 +123,12 @@ def test_what_a_former_server_did_not_hear_is_asked_again() -> None:
         checkpoint_every=2,
         stop_when_no_better=1,
     )
-    assert stage.server.begin(stage.now) == [Validate(2), Validate(4)]
+    assert stage.started == [Validate(2), Validate(4)]
     stage.join("ann")
     for shard in range(2):
         stage.deliver("ann", shard, 4)
     assert stage.server.state.step == 4
-    stage.server.validated(2, 2.0, stage.now)
+    stage.server.handle(Validated(2, 2.0), stage.now)
     assert stage.server.state.step == 5
 
 
@@ -131,8 +139,8 @@ def test_a_run_that_was_over_is_over() -> None:
         checkpoint_every=2,
         stop_when_no_better=1,
     )
-    only(stage.server.begin(stage.now), Save)
-    assert "no better" in only(stage.server.saved(4, stage.now), Finish).reason
+    only(stage.started, Save)
+    assert "no better" in only(stage.server.handle(CheckpointSaved(4), stage.now), Finish).reason
 
 
 def held(**operation: Any) -> Stage:
@@ -148,28 +156,30 @@ def held(**operation: Any) -> Stage:
 def test_a_judge_that_is_gone_ends_only_a_run_that_needs_it() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
-    effects = stage.server.validation_failed("it died", stage.now)
+    effects = stage.server.handle(ValidationFailed("it died"), stage.now)
     assert "not judged any more: it died" in said(effects)
-    assert stage.server.saved(2, stage.now) == []
+    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
     needing = held()
-    assert only(needing.server.validation_failed("it died", needing.now), Save).state.step == 4
-    finish = only(needing.server.saved(4, needing.now), Finish)
+    assert (
+        only(needing.server.handle(ValidationFailed("it died"), needing.now), Save).state.step == 4
+    )
+    finish = only(needing.server.handle(CheckpointSaved(4), needing.now), Finish)
     assert (finish.code, finish.reason) == (3, "where this run ends cannot be told: it died")
 
 
 def test_at_the_last_step_it_is_known_where_the_run_ends() -> None:
     stage = validated(stop_when_no_better=5, steps=2)
     stage.advance_to(2, "ann")
-    stage.server.saved(2, stage.now)
-    assert only(stage.server.validation_failed("it died", stage.now), Finish).code == 0
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    assert only(stage.server.handle(ValidationFailed("it died"), stage.now), Finish).code == 0
 
 
 @pytest.mark.parametrize("decides", [0, 1])
 def test_a_checkpoint_that_is_not_there(decides: int) -> None:
     stage = validated(stop_when_no_better=decides)
     stage.advance_to(2, "ann")
-    stage.server.saved(2, stage.now)
-    effects = stage.server.not_validated(2, "it is gone", stage.now)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    effects = stage.server.handle(NotValidated(2, "it is gone"), stage.now)
     if decides:
         assert only(effects, Finish).code == 3
     else:
@@ -180,15 +190,15 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
 
 def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
     stage = held(on_disk_error="continue")
-    stage.server.save_failed(2, "no space left", stage.now)
-    assert only(stage.server.saved(4, stage.now), Finish).code == 3
+    stage.server.handle(CheckpointFailed(2, "no space left"), stage.now)
+    assert only(stage.server.handle(CheckpointSaved(4), stage.now), Finish).code == 3
 
 
 def test_who_is_stopped_at_the_end_does_not_wait_for_a_verdict_either() -> None:
     stage = validated(steps=2)
     stage.advance_to(2, "ann")
-    stage.server.saved(2, stage.now)
-    finish = stage.server.stop(75, "stopped", now=stage.now, by=stage.now + 5)
+    stage.server.handle(CheckpointSaved(2), stage.now)
+    finish = stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
     assert only(finish, Finish).code == 0
     assert stage.server.state.step == 2
 
@@ -196,8 +206,8 @@ def test_who_is_stopped_at_the_end_does_not_wait_for_a_verdict_either() -> None:
 def test_nobody_is_asked_twice() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
-    assert stage.server.saved(2, stage.now) == [Validate(2)]
-    assert stage.server.saved(2, stage.now) == []
+    assert stage.server.handle(CheckpointSaved(2), stage.now) == [Validate(2)]
+    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 from manychar.protocol.fault_limiter import (
-    CUT_OFF_FOR,
+    BLOCKED_FOR,
     FAULTS_ALLOWED,
     FORGIVEN_AFTER,
     SENDERS_REMEMBERED,
@@ -17,11 +17,11 @@ def test_one_too_many_in_a_row_cuts_off_for_a_while() -> None:
     fault_limiter = FaultLimiter()
     assert not any(fault_limiter.fault(b"ann", 1.0) for _ in range(FAULTS_ALLOWED))
     assert fault_limiter.fault(b"ann", 1.0)
-    assert fault_limiter.is_cut_off(b"ann", 0.9 + CUT_OFF_FOR)
-    assert not fault_limiter.is_cut_off(b"bob", 1.0)
-    assert not fault_limiter.is_cut_off(b"ann", 1.0 + CUT_OFF_FOR)
-    assert not any(fault_limiter.fault(b"ann", 2.0 + CUT_OFF_FOR) for _ in range(FAULTS_ALLOWED))
-    assert fault_limiter.fault(b"ann", 2.0 + CUT_OFF_FOR)
+    assert fault_limiter.is_blocked(b"ann", 0.9 + BLOCKED_FOR)
+    assert not fault_limiter.is_blocked(b"bob", 1.0)
+    assert not fault_limiter.is_blocked(b"ann", 1.0 + BLOCKED_FOR)
+    assert not any(fault_limiter.fault(b"ann", 2.0 + BLOCKED_FOR) for _ in range(FAULTS_ALLOWED))
+    assert fault_limiter.fault(b"ann", 2.0 + BLOCKED_FOR)
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -30,7 +30,7 @@ def test_what_is_remembered_is_bounded() -> None:
         fault_limiter.fault(b"ann", 0.0)
     for i in range(SENDERS_REMEMBERED - 1):
         fault_limiter.fault(str(i).encode(), 0.0)
-    assert fault_limiter.is_cut_off(b"ann", 0.0)
+    assert fault_limiter.is_blocked(b"ann", 0.0)
     fault_limiter.fault(b"one more", 0.0)
-    assert not fault_limiter.is_cut_off(b"ann", 0.0)
+    assert not fault_limiter.is_blocked(b"ann", 0.0)
     assert len(fault_limiter._records) == SENDERS_REMEMBERED

@@ -58,7 +58,7 @@ def test_a_worker_keeps_its_lowest_shards() -> None:
 
 
 def working(membership: Membership, name: str, now: float = 0.0) -> Member:
-    member = membership.greet(name.encode(), hello(name), None, now)
+    member = membership.admit(name.encode(), hello(name), None, now)
     member.state = PeerState.WORKING
     return member
 
@@ -132,7 +132,7 @@ def test_busy_is_who_has_the_unit_and_has_not_sent_it() -> None:
 def test_a_hello_takes_the_place_of_its_own_and_of_a_namesake() -> None:
     membership = Membership(1, silence=2.0)
     ann = working(membership, "ann")
-    watcher = membership.greet(b"o", hello("ann", "observer"), None, 0.0)
+    watcher = membership.admit(b"o", hello("ann", "observer"), None, 0.0)
     assert membership.predecessors(b"new", hello("ann")) == [ann]
     assert membership.predecessors(b"o", hello("olga", "observer")) == [watcher]
     assert membership.workers() == [ann]

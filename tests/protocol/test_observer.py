@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from manychar.protocol.effects import Finish, Log, PeerError, Show
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
 from manychar.protocol.messages import (
     Alive,
     Done,
@@ -58,48 +59,52 @@ REPORT = Report(
 
 
 def watching() -> Observer:
-    observer = Observer(hello("olga", "observer"), server="there", patience=5.0, now=0.0)
-    observer.receive(WELCOME, 0.0)
+    observer = Observer(hello("olga", "observer"), server="there", connect_timeout=5.0, now=0.0)
+    observer.handle(Received(WELCOME), 0.0)
     return observer
 
 
-def test_it_knocks_and_watches() -> None:
-    observer = Observer(hello("olga", "observer"), server="there", patience=5.0, now=0.0)
-    assert only(observer.tick(0.0), Hello).role == "observer"
-    assert observer.receive(WELCOME, 0.1) == []
+def test_it_connects_and_observes() -> None:
+    observer = Observer(hello("olga", "observer"), server="there", connect_timeout=5.0, now=0.0)
+    assert only(observer.handle(DeadlinePassed(), 0.0), Hello).role == "observer"
+    assert observer.handle(Received(WELCOME), 0.1) == []
     assert observer.state is ObserverPhase.OBSERVING
     assert observer.dimensions == WELCOME.dimensions
-    assert only(observer.tick(0.1), Heartbeat).units == ()
+    assert only(observer.handle(DeadlinePassed(), 0.1), Heartbeat).units == ()
     assert observer.deadline() == 0.6
 
 
 def test_it_shows_reports_weights_and_notices() -> None:
     observer = watching()
     weights = Weights(run=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
-    assert only(observer.receive(REPORT, 0.1), Show).message == REPORT
-    assert only(observer.receive(weights, 0.1), Show).message == weights
+    assert only(observer.handle(Received(REPORT), 0.1), Show).message == REPORT
+    assert only(observer.handle(Received(weights), 0.1), Show).message == weights
     notice = Notice(run=RUN, term=TERM, level=Level.INFO, text="ann has joined")
-    assert observer.receive(notice, 0.1) == [Log("ann has joined")]
-    assert observer.receive(Alive(run=RUN, term=TERM), 0.1) == []
+    assert observer.handle(Received(notice), 0.1) == [Log("ann has joined")]
+    assert observer.handle(Received(Alive(run=RUN, term=TERM)), 0.1) == []
 
 
 def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
     observer = watching()
-    assert observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.1) == []
-    assert only(observer.receive(Reset(run=RUN, term=TERM + 1), 0.1), Hello)
-    observer.receive(dataclasses.replace(WELCOME, term=TERM + 1), 0.2)
-    assert observer.receive(WELCOME, 0.3) == []
-    assert observer.receive(Reset(run=RUN, term=TERM), 0.3) == []
-    assert only(observer.receive(dataclasses.replace(REPORT, term=TERM + 1), 0.4), Show)
+    assert observer.handle(Received(dataclasses.replace(REPORT, term=TERM + 1)), 0.1) == []
+    assert only(observer.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.1), Hello)
+    observer.handle(Received(dataclasses.replace(WELCOME, term=TERM + 1)), 0.2)
+    assert observer.handle(Received(WELCOME), 0.3) == []
+    assert observer.handle(Received(Reset(run=RUN, term=TERM)), 0.3) == []
+    assert only(observer.handle(Received(dataclasses.replace(REPORT, term=TERM + 1)), 0.4), Show)
 
 
-def test_a_silent_server_is_knocked_for_until_the_patience_is_over() -> None:
+def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     observer = watching()
-    assert "has said nothing for 4 s: knocking" in said(observer.tick(4.0))
+    assert "has sent nothing for 4 s: connecting again" in said(
+        observer.handle(DeadlinePassed(), 4.0)
+    )
     assert observer.state is ObserverPhase.CONNECTING
-    assert only(observer.tick(4.0), Hello)
-    assert "waiting for a server at there, up to 3 s" in said(observer.tick(6.0))
-    assert only(observer.tick(9.0), Finish).code == 3
+    assert only(observer.handle(DeadlinePassed(), 4.0), Hello)
+    assert "waiting for a server at there, up to 3 s" in said(
+        observer.handle(DeadlinePassed(), 6.0)
+    )
+    assert only(observer.handle(DeadlinePassed(), 9.0), Finish).code == 3
     assert observer.deadline() is None
 
 
@@ -112,13 +117,13 @@ def test_a_silent_server_is_knocked_for_until_the_patience_is_over() -> None:
 )
 def test_the_server_ends_it(message: Refused | Done, finish: Finish) -> None:
     observer = watching()
-    assert observer.receive(message, 0.1) == [finish]
-    assert observer.receive(REPORT, 0.2) == []
-    assert observer.tick(9.0) == []
+    assert observer.handle(Received(message), 0.1) == [finish]
+    assert observer.handle(Received(REPORT), 0.2) == []
+    assert observer.handle(DeadlinePassed(), 9.0) == []
 
 
 def test_it_says_goodbye() -> None:
-    assert only(watching().leave("enough"), Goodbye).reason == "enough"
+    assert only(watching().handle(LeaveRequested(0, "enough"), 0.1), Goodbye).reason == "enough"
 
 
 def test_a_grant_is_not_for_observers() -> None:
@@ -133,5 +138,5 @@ def test_a_grant_is_not_for_observers() -> None:
         hidden=b"",
         ids=b"",
     )
-    with pytest.raises(PeerError, match="Grant to an observer that is watching"):
-        watching().receive(grant, 0.1)
+    with pytest.raises(PeerError, match="Grant to a client that is observing"):
+        watching().handle(Received(grant), 0.1)

@@ -19,7 +19,18 @@ from manychar.protocol.effects import (
     ResumeBefore,
     Save,
 )
-from manychar.protocol.fault_limiter import CUT_OFF_FOR, FAULTS_ALLOWED
+from manychar.protocol.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Computed,
+    DiskWaited,
+    KeyRevoked,
+    Malformed,
+    PeerLost,
+    Received,
+    StopRequested,
+)
+from manychar.protocol.fault_limiter import BLOCKED_FOR, FAULTS_ALLOWED
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import (
@@ -79,7 +90,7 @@ def test_a_takeover_begins_at_the_open_step_with_the_hidden_state_of_the_server(
     stage = Stage(shards=2)
     stage.join("ann", "bob")
     stage.advance_to(4, "ann")
-    effects = stage.server.unreachable(b"bob", stage.now)
+    effects = stage.server.handle(PeerLost(b"bob"), stage.now)
     (grant,) = sent(effects, Grant, "ann")
     assert (grant.shard, grant.step) == (1, 4)
     assert bytes(grant.hidden) == stage.known.hidden[4][1]
@@ -92,7 +103,7 @@ def test_a_shard_whose_gradient_is_there_is_granted_with_the_next_step() -> None
     stage.deliver("ann", 0, 0)
     effects = stage.join("bob")
     assert [(grant.shard, grant.step) for grant in sent(effects, Grant, "bob")] == [(1, 0)]
-    assert not sent(stage.server.unreachable(b"ann", stage.now), Grant, "bob")
+    assert not sent(stage.server.handle(PeerLost(b"ann"), stage.now), Grant, "bob")
     effects = stage.deliver("bob", 1, 0)
     (grant,) = sent(effects, Grant, "bob")
     assert (grant.shard, grant.step) == (0, 1)
@@ -125,7 +136,7 @@ def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
     stage = Stage(shards=2, lease_timeout=2.0)
     stage.join("ann", "bob")
     effects = stage.wait(2.1, "bob")
-    assert "ann is taken for lost: it has said nothing for 2.0 s" in said(effects)
+    assert "ann is taken for lost: it has sent nothing for 2.0 s" in said(effects)
     assert stage.shards_of("bob") == [0, 1]
 
 
@@ -248,11 +259,11 @@ def test_what_the_table_does_not_list_is_the_fault_of_the_peer() -> None:
 def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
     stage = Stage()
     stage.join("ann")
-    lines = [said(stage.server.malformed(b"ann", "nonsense", i / 4)) for i in range(6)]
+    lines = [said(stage.server.handle(Malformed(b"ann", "nonsense"), i / 4)) for i in range(6)]
     assert lines == [
-        "ann: dropped: nonsense (1 in all)",
+        "ann: dropped a message: nonsense (1 in total)",
         *[""] * 3,
-        "ann: dropped: nonsense (5 in all)",
+        "ann: dropped a message: nonsense (5 in total)",
         "",
     ]
     assert (
@@ -265,7 +276,7 @@ def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
 def test_what_is_counted_fits_into_a_report() -> None:
     stage = Stage()
     for i in range(300):
-        stage.server.malformed(b"x%d" % i, "nonsense", 0.0, owner(f"x{i}"))
+        stage.server.handle(Malformed(b"x%d" % i, "nonsense", owner(f"x{i}")), 0.0)
     assert stage.server.counts["messages_malformed"] == 300
     assert len(stage.server.counts) <= COUNTS_KEPT + 3
     report = dataclasses.replace(stage.server.run_report.report(0.0), loss=1.0)
@@ -273,20 +284,19 @@ def test_what_is_counted_fits_into_a_report() -> None:
     assert report.counts["messages_malformed"] == 300
 
 
-def test_who_keeps_at_it_is_cut_off_for_a_while_and_its_shards_move() -> None:
+def test_who_keeps_at_it_is_blocked_for_a_while_and_its_shards_move() -> None:
     stage = Stage()
     stage.join("ann", "bob")
     for _ in range(FAULTS_ALLOWED):
-        stage.server.malformed(b"ann", "nonsense", 0.0)
-    assert stage.server.listens_to(b"ann", 0.0)
-    effects = stage.server.malformed(b"ann", "nonsense", 0.0)
-    assert "ann is not listened to for 30 s" in said(effects)
-    assert "ann has left: it sends what cannot be read" in said(effects)
+        stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
+    assert not stage.server.is_blocked(b"ann", 0.0)
+    effects = stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
+    assert "ann is blocked for 30 s" in said(effects)
+    assert "ann has left: its messages cannot be read" in said(effects)
     assert sent(effects, Grant, "bob")
-    assert not stage.server.listens_to(b"ann", CUT_OFF_FOR - 0.1)
-    assert stage.server.counts["messages_ignored"] == 1
-    assert stage.server.listens_to(b"bob", 0.0)
-    assert stage.server.listens_to(b"ann", CUT_OFF_FOR)
+    assert stage.server.is_blocked(b"ann", BLOCKED_FOR - 0.1)
+    assert not stage.server.is_blocked(b"bob", 0.0)
+    assert not stage.server.is_blocked(b"ann", BLOCKED_FOR)
 
 
 # Keys.
@@ -299,14 +309,14 @@ def owner(name: str, role: KeyRole = KeyRole.WORKER) -> Owner:
 @pytest.mark.parametrize("name", ["gpu", "gpu-1", "gpu-12"])
 def test_a_key_lets_its_owner_be_called_so(name: str) -> None:
     stage = Stage()
-    effects = stage.server.receive(b"p", hello(name), 0.0, owner("gpu"))
+    effects = stage.server.handle(Received(hello(name), b"p", owner("gpu")), 0.0)
     assert only(effects, Welcome)
 
 
 @pytest.mark.parametrize("name", ["ann", "gpu-", "gpu-x", "gpu1", "gpux-1", "gpu-1-1", "gp"])
 def test_a_name_is_bound_to_its_key(name: str) -> None:
     stage = Stage()
-    effects = stage.server.receive(b"p", hello(name), 0.0, owner("gpu"))
+    effects = stage.server.handle(Received(hello(name), b"p", owner("gpu")), 0.0)
     assert only(effects, Refused).reason == f"the key of gpu does not let it be called {name}"
 
 
@@ -320,17 +330,21 @@ def test_a_name_is_bound_to_its_key(name: str) -> None:
 )
 def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
     stage = Stage()
-    effects = stage.server.receive(b"p", hello("gpu", role), 0.0, owner("gpu", key))
+    effects = stage.server.handle(Received(hello("gpu", role), b"p", owner("gpu", key)), 0.0)
     assert f"is for {key.value}s, not for {role}s" in only(effects, Refused).reason
 
 
 def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stage = Stage()
     stop = Stop(run=RUN, term=TERM)
-    stage.server.receive(b"eve", hello("eve", "observer"), 0.0, owner("eve", KeyRole.OBSERVER))
+    stage.server.handle(
+        Received(hello("eve", "observer"), b"eve", owner("eve", KeyRole.OBSERVER)), 0.0
+    )
     assert "cannot stop a run" in only(stage.tell("eve", stop), Refused).reason
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
-    stage.server.receive(b"op", hello("op", "observer"), 0.0, owner("op", KeyRole.OPERATOR))
+    stage.server.handle(
+        Received(hello("op", "observer"), b"op", owner("op", KeyRole.OPERATOR)), 0.0
+    )
     stage.tell("op", stop)
     assert stage.server.lifecycle.phase is not RunPhase.TRAINING
 
@@ -338,21 +352,21 @@ def test_an_observer_may_only_look_and_an_operator_stop() -> None:
 def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
     stage = Stage()
     stage.join("ann", "bob")
-    effects = stage.server.revoked(b"ann", 0.0)
+    effects = stage.server.handle(KeyRevoked(b"ann"), 0.0)
     assert only(effects, Refused).reason == "its key was revoked"
     assert sent(effects, Grant, "bob")
-    assert stage.server.revoked(b"ann", 0.0) == []
+    assert stage.server.handle(KeyRevoked(b"ann"), 0.0) == []
     assert stage.server.counts["messages_from_revoked_key"] == 2
 
 
 def test_who_is_barred_is_barred_by_its_key_too() -> None:
     stage = Stage()
-    stage.server.receive(b"p1", hello("gpu-1"), 0.0, owner("gpu"))
-    stage.server.admission.bar(("gpu-1", "gpu"), "it computed wrongly", 0.0)
+    stage.server.handle(Received(hello("gpu-1"), b"p1", owner("gpu")), 0.0)
+    stage.server.admission.ban(("gpu-1", "gpu"), "it computed wrongly", 0.0)
     for name in ("gpu", "gpu-1", "gpu-2"):
-        effects = stage.server.receive(b"p2", hello(name), 0.0, owner("gpu"))
+        effects = stage.server.handle(Received(hello(name), b"p2", owner("gpu")), 0.0)
         assert sent(effects, Refused, "p2")[0].reason == "banned: it computed wrongly"
-    assert only(stage.server.receive(b"p3", hello("ann"), 0.0, owner("ann")), Welcome)
+    assert only(stage.server.handle(Received(hello("ann"), b"p3", owner("ann")), 0.0), Welcome)
 
 
 # What counts.
@@ -431,8 +445,8 @@ def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.Mon
 def test_the_first_stop_is_the_one_that_counts() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
-    stage.server.stop(130, "Ctrl-C", now=0.0, by=5.0)
-    stage.server.stop(75, "SIGTERM", now=0.0, by=5.0)
+    stage.server.handle(StopRequested(130, "Ctrl-C", 5.0), 0.0)
+    stage.server.handle(StopRequested(75, "SIGTERM", 5.0), 0.0)
     assert stage.server.lifecycle.asked == Finish(130, "Ctrl-C")
 
 
@@ -466,7 +480,7 @@ def test_who_repeats_other_bytes_is_barred_if_the_server_finds_them_wrong() -> N
     assert (unit.shard, unit.step, unit.fresh) == (0, 0, True)
     assert bytes(unit.weights) == stage.known.weights[0]
     assert "bob sent other bytes for step 0, shard 0 than ann did" in said(effects)
-    effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
+    effects = stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)
     assert only(effects, Refused).reason == "banned: it computed step 0, shard 0 wrongly"
     assert stage.shards_of("ann") == [0, 1]
     assert only(stage.hello("bob"), Refused)
@@ -481,7 +495,7 @@ def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
     stage.deliver("bob", 1, 3)
     assert stage.server.state.step == 4
     stage.tell("bob", right)
-    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
     assert only(effects, ResumeBefore) == ResumeBefore(
         3, {"ann": "it computed step 3, shard 0 wrongly"}
     )
@@ -499,7 +513,7 @@ def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in(
     right = stage.gradient(0, 3)
     stage.deliver("ann", 0, 3, loss=right.loss + 1)
     stage.tell("bob", right)
-    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
     assert only(effects, ResumeBefore).step == 2
 
 
@@ -511,7 +525,7 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage.deliver("bob", 1, 2)
     stage.deliver("bob", 0, 3)
     stage.deliver("ann", 0, 3, loss=1.0)
-    effects = stage.server.computed(0, 3, stage.truth(0, 3), stage.now)
+    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
     assert only(effects, ResumeBefore) == ResumeBefore(
         2, {"ann": "it computed step 3, shard 0 wrongly"}
     )
@@ -519,13 +533,13 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
 
 def test_who_is_barred_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage = Stage(shards=1)
-    stage.server.receive(b"ann-2", hello("ann-2"), 0.0, owner("ann"))
+    stage.server.handle(Received(hello("ann-2"), b"ann-2", owner("ann")), 0.0)
     stage.ready("ann-2")
     stage.deliver("ann-2", 0, 0, loss=1.0)
     stage.tell("ann-2", Goodbye(run=RUN, term=TERM, reason="done"))
     stage.join("bob")
     stage.tell("bob", stage.gradient(0, 0))
-    effects = stage.server.computed(0, 0, stage.truth(0, 0), stage.now)
+    effects = stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)
     assert only(effects, ResumeBefore).banned.keys() == {"ann", "ann-2"}
 
 
@@ -541,9 +555,11 @@ def test_a_pause_of_the_machine_is_forgotten() -> None:
 
 def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage = Stage()
-    stage.server.receive(b"eye", hello("eye", "observer"), 0.0, owner("eye", KeyRole.OBSERVER))
+    stage.server.handle(
+        Received(hello("eye", "observer"), b"eye", owner("eye", KeyRole.OBSERVER)), 0.0
+    )
     beat = Heartbeat(run=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
-    effects = stage.server.receive(b"eye", beat, 0.0, owner("eye", KeyRole.OBSERVER))
+    effects = stage.server.handle(Received(beat, b"eye", owner("eye", KeyRole.OBSERVER)), 0.0)
     assert only(effects, Reset)
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
 
@@ -552,18 +568,18 @@ def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_w
     stage = Stage(on_disk_error="continue")
     stage.join("ann")
     stage.advance_to(1, "ann")
-    stage.server.stop(75, "stopped", now=0.0, by=9.0)
+    stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     stage.advance_to(2, "ann")
     assert stage.server.lifecycle.phase is RunPhase.SAVING
-    effects = stage.server.save_failed(1, "no space left on device", stage.now)
+    effects = stage.server.handle(CheckpointFailed(1, "no space left on device"), stage.now)
     assert not [effect for effect in effects if isinstance(effect, Finish)]
-    assert finish(stage.server.saved(2, stage.now)).code == 75
+    assert finish(stage.server.handle(CheckpointSaved(2), stage.now)).code == 75
 
 
 def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     stage = Stage()
     stage.hello("olga", "observer")
-    effects = stage.server.waits_for_disk(stage.now)
+    effects = stage.server.handle(DiskWaited(), stage.now)
     assert "step 0 waits for the disk: earlier checkpoints are being written" in said(effects)
     assert only(effects, Roster).waiting.startswith("the disk")
     assert not stage.server.waiting.for_disk
@@ -586,8 +602,10 @@ def test_the_end_waits_for_a_dispute() -> None:
     stage.deliver("ann", 0, 0)
     stage.deliver("bob", 0, 0, loss=1.0)
     stage.deliver("ann", 1, 0)
-    assert stage.server.saved(1, stage.now) == []
-    assert finish(stage.server.computed(0, 0, stage.truth(0, 0), stage.now)) == Finish(0, "")
+    assert stage.server.handle(CheckpointSaved(1), stage.now) == []
+    assert finish(stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)) == Finish(
+        0, ""
+    )
 
 
 # Steps and ends.
@@ -605,24 +623,24 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     assert only(effects, Record).report.step == 2
     assert only(effects, Save).state.step == 2
     assert not sent(effects, Grant)
-    assert finish(stage.server.saved(2, stage.now)) == Finish(0, "")
+    assert finish(stage.server.handle(CheckpointSaved(2), stage.now)) == Finish(0, "")
 
 
 def test_a_run_that_is_through_ends_at_once() -> None:
     stage = Stage(step=4, steps=4)
-    assert only(stage.server.begin(0.0), Save).state.step == 4
-    assert finish(stage.server.saved(4, stage.now)) == Finish(0, "")
+    assert only(stage.started, Save).state.step == 4
+    assert finish(stage.server.handle(CheckpointSaved(4), stage.now)) == Finish(0, "")
 
 
 def test_stop_ends_the_step_and_saves() -> None:
     stage = Stage()
     stage.join("ann")
     stage.deliver("ann", 0, 0)
-    assert stage.server.stop(75, "stopped by SIGTERM", now=0.0, by=5.0) == []
+    assert stage.server.handle(StopRequested(75, "stopped by SIGTERM", 5.0), 0.0) == []
     effects = stage.deliver("ann", 1, 0)
     assert only(effects, Save).state.step == 1
     assert not sent(effects, Weights)
-    effects = stage.server.saved(1, stage.now)
+    effects = stage.server.handle(CheckpointSaved(1), stage.now)
     assert finish(effects) == Finish(75, "stopped by SIGTERM")
     assert sent(effects, Done, "ann")[0].code == 75
 
@@ -630,13 +648,13 @@ def test_stop_ends_the_step_and_saves() -> None:
 def test_stop_without_the_end_of_the_step_saves_when_the_time_is_up() -> None:
     stage = Stage()
     stage.join("ann")
-    stage.server.stop(75, "stopped", now=0.0, by=0.5)
+    stage.server.handle(StopRequested(75, "stopped", 0.5), 0.0)
     assert only(stage.wait(0.6), Save).state.step == 0
 
 
 def test_stop_without_workers_saves_at_once() -> None:
     stage = Stage()
-    assert only(stage.server.stop(75, "stopped", now=0.0, by=9.0), Save).state.step == 0
+    assert only(stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0), Save).state.step == 0
 
 
 def test_an_observer_can_stop_the_run() -> None:
@@ -646,7 +664,9 @@ def test_an_observer_can_stop_the_run() -> None:
     assert only(effects, Weights).units == ()
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
     stage.tell("olga", Stop(run=RUN, term=TERM))
-    assert finish(stage.server.saved(0, stage.now)) == Finish(75, "stopped by olga")
+    assert finish(stage.server.handle(CheckpointSaved(0), stage.now)) == Finish(
+        75, "stopped by olga"
+    )
 
 
 def test_an_observer_hears_every_notice() -> None:
@@ -660,7 +680,7 @@ def test_an_observer_hears_every_notice() -> None:
 def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
     stage = Stage(on_disk_error="continue" if go_on else "stop")
     stage.join("ann")
-    effects = stage.server.save_failed(2, "no space left on device", stage.now)
+    effects = stage.server.handle(CheckpointFailed(2, "no space left on device"), stage.now)
     assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
     text = said(effects) or finish(effects).reason
     assert "the checkpoint of step 2 could not be written: no space left on device" in text
@@ -668,8 +688,8 @@ def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None
 
 def test_the_last_checkpoint_must_be_written() -> None:
     stage = Stage(on_disk_error="continue")
-    stage.server.stop(75, "stopped", now=0.0, by=9.0)
-    assert finish(stage.server.save_failed(0, "I/O error", stage.now)).code == 3
+    stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
+    assert finish(stage.server.handle(CheckpointFailed(0, "I/O error"), stage.now)).code == 3
 
 
 def test_the_server_says_for_whom_it_waits() -> None:
@@ -682,7 +702,7 @@ def test_the_server_says_for_whom_it_waits() -> None:
 
 def test_the_server_says_that_it_waits_for_the_disk() -> None:
     stage = Stage()
-    stage.server.stop(75, "stopped", now=0.0, by=9.0)
+    stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     words = "the disk: the checkpoint of step 0 is being written"
     assert f"step 0 has waited 1 s for {words}" in said(stage.wait(1.2))
     assert {roster.waiting for roster in sent(stage.hello("olga", "observer"), Roster)} == {words}
@@ -695,14 +715,13 @@ def test_a_heartbeat_is_answered() -> None:
     assert only(stage.tell("ann", beat), Alive) == Alive(run=RUN, term=TERM)
 
 
-def test_who_asks_again_and_again_though_it_is_refused_is_cut_off() -> None:
+def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:
     stage = Stage()
     old = dataclasses.replace(hello("old"), wire=99)
     lines = [
         said(stage.tell("old", old))
         for _ in range(30)
-        if stage.server.listens_to(b"old", stage.now)
+        if not stage.server.is_blocked(b"old", stage.now)
     ]
     assert len([line for line in lines if "old was refused" in line]) == 21
     assert stage.server.counts["clients_refused"] == 21
-    assert stage.server.counts["messages_ignored"] == 9

@@ -16,6 +16,15 @@ from manychar.protocol.effects import (
     ProtocolError,
     Result,
 )
+from manychar.protocol.events import (
+    Computed,
+    DeadlinePassed,
+    FingerprintComputed,
+    HeartbeatDue,
+    LeaveRequested,
+    MailboxEmpty,
+    Received,
+)
 from manychar.protocol.messages import (
     Alive,
     Done,
@@ -48,7 +57,7 @@ class Bench:
 
     def __init__(self, *, patience: float = 60.0) -> None:
         self.known: Reference = reference(3, 1, 11)
-        self.worker = Worker(hello("ann"), server="tcp://there", patience=patience, now=0.0)
+        self.worker = Worker(hello("ann"), server="tcp://there", connect_timeout=patience, now=0.0)
 
     def state(self) -> WorkerPhase:
         """Where the worker stands."""
@@ -69,8 +78,8 @@ class Bench:
 
     def at_work(self) -> "Bench":
         """Be welcomed, and say Ready."""
-        self.worker.receive(self.welcome(), 0.0)
-        self.worker.proved(FingerprintResult("bits", {}, 0.1), 0.0)
+        self.worker.handle(Received(self.welcome()), 0.0)
+        self.worker.handle(FingerprintComputed(FingerprintResult("bits", {}, 0.1)), 0.0)
         return self
 
     def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
@@ -87,7 +96,7 @@ class Bench:
             hidden=self.known.hidden[step][shard],
             ids=batch.ids.tobytes(),
         )
-        return self.worker.receive(dataclasses.replace(message, **changes), 0.0)
+        return self.worker.handle(Received(dataclasses.replace(message, **changes)), 0.0)
 
     def weights(self, version: int, *units: tuple[int, int, int]) -> list[Effect]:
         """Send new weights with the units (lease, shard, step) that they open."""
@@ -102,27 +111,37 @@ class Bench:
             ),
             ids=tuple(batch.ids.tobytes() for batch in batches),
         )
-        return self.worker.receive(message, 0.0)
+        return self.worker.handle(Received(message), 0.0)
 
     def take(self) -> Compute:
         """Let it take up a unit, with its mailbox read to the end."""
-        return only(self.worker.mailbox_empty(0.0), Compute)
+        return only(self.worker.handle(MailboxEmpty(), 0.0), Compute)
 
     def through(self, unit: Compute) -> list[Effect]:
         """Let it be through with a unit."""
         assert self.worker.dimensions
         piece = compute(unit, self.worker.dimensions)
-        return self.worker.computed(Result(piece.loss, piece.gradient, piece.hidden, 0.2, 0.2), 0.0)
+        return self.worker.handle(
+            Computed(
+                unit.shard, unit.step, Result(piece.loss, piece.gradient, piece.hidden, 0.2, 0.2)
+            ),
+            0.0,
+        )
 
 
 def test_it_knocks_proves_and_says_ready() -> None:
     bench = Bench()
-    assert only(bench.worker.tick(0.0), Hello).name == "ann"
-    assert bench.worker.tick(0.1) == []
-    assert only(bench.worker.tick(0.2), Hello)
-    assert only(bench.worker.receive(bench.welcome(), 0.3), ComputeFingerprint)
+    assert only(bench.worker.handle(DeadlinePassed(), 0.0), Hello).name == "ann"
+    assert bench.worker.handle(DeadlinePassed(), 0.1) == []
+    assert only(bench.worker.handle(DeadlinePassed(), 0.2), Hello)
+    assert only(bench.worker.handle(Received(bench.welcome()), 0.3), ComputeFingerprint)
     assert bench.state() is WorkerPhase.FINGERPRINTING
-    ready = only(bench.worker.proved(FingerprintResult("bits", {"blas": "x"}, 0.1), 0.4), Ready)
+    ready = only(
+        bench.worker.handle(
+            FingerprintComputed(FingerprintResult("bits", {"blas": "x"}, 0.1)), 0.4
+        ),
+        Ready,
+    )
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
     assert bench.state() is WorkerPhase.WORKING
 
@@ -158,7 +177,7 @@ def test_weights_that_come_while_it_computes_leave_it_without_a_hidden_state() -
     late = bench.take()
     bench.weights(1, (1, 0, 1))
     assert only(bench.through(late), Gradient).step == 0
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
     bench.grant(1, 0, 1)
     assert bench.take().step == 1
 
@@ -167,7 +186,7 @@ def test_steps_of_a_shard_chain_through_its_own_hidden_state() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     bench.through(bench.take())
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
     bench.weights(1, (1, 0, 1))
     unit = bench.take()
     assert bytes(unit.hidden) == bench.known.hidden[1][0]
@@ -180,7 +199,7 @@ def test_weights_and_grants_sent_again_elicit_the_same_bytes_again() -> None:
     first = only(bench.through(bench.take()), Gradient)
     assert only(bench.grant(1, 0), Gradient) == first
     assert only(bench.weights(0, (1, 0, 0)), Gradient) == first
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
 def test_what_the_next_weights_acknowledge_is_forgotten() -> None:
@@ -198,7 +217,7 @@ def test_a_grant_again_while_it_is_computed_changes_nothing() -> None:
     unit = bench.take()
     bench.grant(1, 0)
     bench.through(unit)
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
 def test_a_revoked_worker_still_delivers_what_it_began() -> None:
@@ -207,9 +226,9 @@ def test_a_revoked_worker_still_delivers_what_it_began() -> None:
     bench.grant(2, 1)
     unit = bench.take()
     for lease in (1, 2):
-        bench.worker.receive(Revoke(run=RUN, term=TERM, lease=lease), 0.0)
+        bench.worker.handle(Received(Revoke(run=RUN, term=TERM, lease=lease)), 0.0)
     assert only(bench.through(unit), Gradient).shard == 0
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
 def test_an_older_lease_of_the_same_shard_is_ignored() -> None:
@@ -231,14 +250,14 @@ def test_another_terms_messages_are_passed_over() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0, term=TERM - 1)
     bench.grant(1, 0, run="run-2")
-    assert bench.worker.mailbox_empty(0.0) == []
+    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
 def test_start_afresh_drops_everything_and_knocks() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()
-    effects = bench.worker.receive(Reset(run=RUN, term=TERM + 1), 0.0)
+    effects = bench.worker.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.0)
     assert only(effects, Hello)
     assert bench.through(unit) == []
     assert bench.worker.state is WorkerPhase.CONNECTING
@@ -248,58 +267,60 @@ def test_a_new_term_is_a_new_beginning() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()
-    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), ComputeFingerprint)
+    assert only(
+        bench.worker.handle(Received(bench.welcome(term=TERM + 1)), 0.0), ComputeFingerprint
+    )
     assert bench.through(unit) == []
-    assert bench.worker.receive(bench.welcome(), 0.0) == []
+    assert bench.worker.handle(Received(bench.welcome()), 0.0) == []
 
 
-def test_a_server_that_falls_silent_is_knocked_for_and_finds_the_worker_as_it_was() -> None:
+def test_after_a_silent_server_returns_it_finds_the_worker_unchanged() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     first = only(bench.through(bench.take()), Gradient)
-    assert "the server at tcp://there has said nothing for 4 s: knocking" in said(
-        bench.worker.tick(4.0)
+    assert "the server at tcp://there has sent nothing for 4 s: connecting again" in said(
+        bench.worker.handle(DeadlinePassed(), 4.0)
     )
-    assert only(bench.worker.tick(4.0), Hello)
-    assert only(bench.worker.receive(bench.welcome(), 4.1), Ready)
+    assert only(bench.worker.handle(DeadlinePassed(), 4.0), Hello)
+    assert only(bench.worker.handle(Received(bench.welcome()), 4.1), Ready)
     assert only(bench.grant(1, 0), Gradient) == first
 
 
-def test_it_complains_and_gives_up_when_its_patience_is_over() -> None:
+def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
     bench = Bench(patience=10.0)
-    assert only(bench.worker.tick(2.0), Log).text == (
+    assert only(bench.worker.handle(DeadlinePassed(), 2.0), Log).text == (
         "waiting for a server at tcp://there, up to 8 s"
     )
-    finish = only(bench.worker.tick(10.0), Finish)
+    finish = only(bench.worker.handle(DeadlinePassed(), 10.0), Finish)
     assert finish == Finish(3, "gave up: no server at tcp://there for 10 s (--patience)")
     assert bench.worker.deadline() is None
-    assert bench.worker.tick(11.0) == []
+    assert bench.worker.handle(DeadlinePassed(), 11.0) == []
 
 
-def test_it_beats_with_how_far_it_is() -> None:
+def test_a_heartbeat_lists_the_units() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     bench.grant(2, 1)
     bench.through(bench.take())
     bench.take()
     bench.grant(3, 2)
-    beat = only(bench.worker.beat(1.0), Heartbeat)
+    beat = only(bench.worker.handle(HeartbeatDue(), 1.0), Heartbeat)
     assert set(beat.units) == {
         Unit(1, 0, 0, UnitState.SENT),
         Unit(2, 1, 0, UnitState.COMPUTING),
         Unit(3, 2, 0, UnitState.QUEUED),
     }
     assert beat.slowest == 0.2
-    assert bench.worker.beat(1.1) == []
-    assert only(bench.worker.beat(1.0 + SILENCE / 4), Heartbeat)
+    assert bench.worker.handle(HeartbeatDue(), 1.1) == []
+    assert only(bench.worker.handle(HeartbeatDue(), 1.0 + SILENCE / 4), Heartbeat)
 
 
 def test_it_leaves_in_good_order() -> None:
     bench = Bench().at_work()
-    effects = bench.worker.leave(75, "stopped\nby SIGTERM")
+    effects = bench.worker.handle(LeaveRequested(75, "stopped\nby SIGTERM"), 0.0)
     assert only(effects, Goodbye).reason == "stopped by SIGTERM"
     assert only(effects, Finish) == Finish(75, "stopped\nby SIGTERM")
-    assert sent(Bench().worker.leave(0, "early"), Goodbye) == []
+    assert sent(Bench().worker.handle(LeaveRequested(0, "early"), 0.0), Goodbye) == []
 
 
 @pytest.mark.parametrize(
@@ -313,30 +334,34 @@ def test_it_leaves_in_good_order() -> None:
 )
 def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
     bench = Bench().at_work()
-    assert only(bench.worker.receive(message, 0.0), Finish).code == code
-    assert bench.worker.receive(Alive(run=RUN, term=TERM), 0.0) == []
+    assert only(bench.worker.handle(Received(message), 0.0), Finish).code == code
+    assert bench.worker.handle(Received(Alive(run=RUN, term=TERM)), 0.0) == []
 
 
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
     with pytest.raises(ProtocolError, match="computed without having been asked"):
-        bench.worker.computed(Result(0.0, b"", b"", 0.0, 0.0), 0.0)
-    with pytest.raises(ProtocolError, match="proved in state working"):
-        bench.worker.proved(FingerprintResult("bits", {}, 0.0), 0.0)
-    with pytest.raises(PeerError, match="Ready to a worker that is working"):
-        bench.worker.receive(
-            Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0), 0.0
+        bench.worker.handle(Computed(0, 0, Result(0.0, b"", b"", 0.0, 0.0)), 0.0)
+    with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is working"):
+        bench.worker.handle(FingerprintComputed(FingerprintResult("bits", {}, 0.0)), 0.0)
+    with pytest.raises(PeerError, match="Ready to a client that is working"):
+        bench.worker.handle(
+            Received(Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
         )
 
 
 def test_two_welcomes_while_proving_need_one_proof_each() -> None:
     bench = Bench()
-    bench.worker.receive(bench.welcome(), 0.0)
-    assert bench.worker.receive(bench.welcome(), 0.0) == []
-    assert only(bench.worker.receive(bench.welcome(term=TERM + 1), 0.0), ComputeFingerprint)
-    assert bench.worker.proved(FingerprintResult("old", {}, 0.0), 0.0) == []
+    bench.worker.handle(Received(bench.welcome()), 0.0)
+    assert bench.worker.handle(Received(bench.welcome()), 0.0) == []
+    assert only(
+        bench.worker.handle(Received(bench.welcome(term=TERM + 1)), 0.0), ComputeFingerprint
+    )
+    assert bench.worker.handle(FingerprintComputed(FingerprintResult("old", {}, 0.0)), 0.0) == []
     assert (
-        only(bench.worker.proved(FingerprintResult("new", {}, 0.0), 0.0), Ready).fingerprint
+        only(
+            bench.worker.handle(FingerprintComputed(FingerprintResult("new", {}, 0.0)), 0.0), Ready
+        ).fingerprint
         == "new"
     )
 
@@ -362,4 +387,4 @@ def test_reports_are_not_for_workers() -> None:
         best=None,
     )
     with pytest.raises(PeerError):
-        bench.worker.receive(report, 0.0)
+        bench.worker.handle(Received(report), 0.0)

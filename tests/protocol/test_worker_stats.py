@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from manychar.protocol.events import DeadlinePassed, Malformed, Received
 from manychar.protocol.messages import ROSTER_LENGTH, Ready, Roster, WorkerStats
 from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
 
@@ -68,7 +69,7 @@ def test_dropped_messages_are_counted_by_worker() -> None:
     stage.join("ann")
     stage.deliver("ann", 0, 0)
     stage.deliver("ann", 0, 0)
-    stage.server.malformed(b"ann", "no message", stage.now)
+    stage.server.handle(Malformed(b"ann", "no message"), stage.now)
     assert (seen(stage)["ann"].units, seen(stage)["ann"].dropped) == (1, 2)
 
 
@@ -86,11 +87,11 @@ def test_observers_are_told_every_second() -> None:
     stage = Stage()
     stage.join("ann")
     stage.hello("olga", "observer")
-    stage.server.tick(stage.now)
+    stage.server.handle(DeadlinePassed(), stage.now)
     stage.now += 0.9
-    assert not sent(stage.server.tick(stage.now), Roster)
+    assert not sent(stage.server.handle(DeadlinePassed(), stage.now), Roster)
     stage.now += 0.2
-    assert sent(stage.server.tick(stage.now), Roster, "olga")
+    assert sent(stage.server.handle(DeadlinePassed(), stage.now), Roster, "olga")
 
 
 def test_time_without_a_lease_is_counted_once() -> None:
@@ -112,9 +113,11 @@ def test_a_worker_that_came_back_is_told_of_once() -> None:
     stage.wait(5.0, "bob")
     assert seen(stage)["ann"].state == "silent"
     again = hello("ann")
-    stage.server.receive(b"another connection", dataclasses.replace(again, instance="2"), stage.now)
+    stage.server.handle(
+        Received(dataclasses.replace(again, instance="2"), b"another connection"), stage.now
+    )
     ready = Ready(run=RUN, term=TERM, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
-    stage.server.receive(b"another connection", ready, stage.now)
+    stage.server.handle(Received(ready, b"another connection"), stage.now)
     rosters = sent(stage.hello("olga", "observer"), Roster)
     names = [worker.name for roster in rosters for worker in roster.workers]
     assert sorted(names) == ["ann", "bob"]

@@ -5,6 +5,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from manychar.numerics.training_step import TrainingState
+from manychar.protocol.events import CheckpointSaved, Validated
 
 if TYPE_CHECKING:
     from tests.simulation.server_shell import ServerShell
@@ -50,7 +51,9 @@ class Disk:
         if self.world.server is shell and not self.world.over:
             assert step in self.saved
             self.validation_losses[step] = self.world.loss_at(step)
-            effects = shell.machine.validated(step, self.validation_losses[step], self.world.now)
+            effects = shell.machine.handle(
+                Validated(step, self.validation_losses[step]), self.world.now
+            )
             self.world.oracle.check_step(shell.machine)
             shell.carry_out(effects)
 
@@ -69,7 +72,7 @@ class Disk:
         self.world.oracle.check_state(state, "checkpoint")
         self.saved[state.step] = copy_of(state)
         self.world.log(lambda: f"checkpoint {state.step} is on disk")
-        shell.carry_out(shell.machine.saved(state.step, shell.world.now))
+        shell.carry_out(shell.machine.handle(CheckpointSaved(state.step), shell.world.now))
 
 
 def copy_of(state: TrainingState) -> TrainingState:

@@ -13,12 +13,13 @@ from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol import aggregation, conflicting_results, worker
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
-from manychar.protocol.effects import Compute, Effect, Result, ResumeBefore
+from manychar.protocol.effects import Compute, Effect, ResumeBefore
+from manychar.protocol.events import Computed, Event
 from manychar.protocol.messages import Gradient, Names, digest
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import copy_of
-from tests.simulation.planted import Plant, mutant
+from tests.simulation.planted import Plant, mutant, plant_handler
 from tests.simulation.world import World
 
 # What is counted (rules 1, 2, 4, 6).
@@ -36,15 +37,15 @@ def a_grant_again_elicits_nothing(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("1", "loss", "computed twice")
 def a_worker_forgets_what_it_has_sent(patch: pytest.MonkeyPatch) -> None:
-    computed = Worker.computed
+    computed = Worker._computed
 
-    def forgetful(self: Worker, result: Result, now: float) -> list[Effect]:
-        effects = computed(self, result, now)
+    def forgetful(self: Worker, event: Computed, now: float) -> list[Effect]:
+        effects = computed(self, event, now)
         for lease in self._leases.values():
             lease.finished = None
         return effects
 
-    patch.setattr(Worker, "computed", forgetful)
+    plant_handler(patch, Worker, "_computed", forgetful)
 
 
 @mutant("1", "mixed", "unit")
@@ -202,15 +203,13 @@ def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("19", "differing-repeat", "banned", "refused")
-def all_sides_of_a_dispute_are_barred(patch: pytest.MonkeyPatch) -> None:
-    def strict(self: ParameterServer, shard: int, step: int, result: Any, now: float) -> Any:
-        for names in {
-            names for names, _ in self.conflicting_results.open.pop((shard, step))
-        } | _names(self):
-            self.admission.bar(names, "there was a dispute", now)
-        return self.outbox.collect()
+def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
+    def strict(self: ParameterServer, event: Computed, now: float) -> None:
+        said = self.conflicting_results.open.pop((event.shard, event.step))
+        for names in {names for names, _ in said} | _names(self):
+            self.admission.ban(names, "there was a dispute", now)
 
-    patch.setattr(ParameterServer, "computed", strict)
+    plant_handler(patch, ParameterServer, "_computed", strict)
 
 
 def _names(machine: ParameterServer) -> set[Names]:
@@ -220,18 +219,21 @@ def _names(machine: ParameterServer) -> set[Names]:
 def _without_going_back(
     patch: pytest.MonkeyPatch, instead: Callable[[ResumeBefore], list[Effect]]
 ) -> None:
-    computed = ParameterServer.computed
+    handle = ParameterServer.handle
 
-    def settle(self: ParameterServer, *result: Any) -> list[Effect]:
+    def settle(self: ParameterServer, event: Event, now: float) -> list[Effect]:
         phase = self.lifecycle.phase
         effects: list[Effect] = []
-        for effect in computed(self, *result):
+        handled = handle(self, event, now)
+        if not isinstance(event, Computed):
+            return handled
+        for effect in handled:
             effects += instead(effect) if isinstance(effect, ResumeBefore) else [effect]
         if not any(isinstance(effect, ResumeBefore) for effect in effects):
             self.lifecycle.phase = phase
         return effects
 
-    patch.setattr(ParameterServer, "computed", settle)
+    patch.setattr(ParameterServer, "handle", settle)
 
 
 @mutant("10", "broken", "result")
@@ -245,5 +247,5 @@ def the_way_back_ends_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("19", "broken", "banned")
-def the_way_back_forgets_who_is_barred(patch: pytest.MonkeyPatch) -> None:
+def the_way_back_forgets_who_is_banned(patch: pytest.MonkeyPatch) -> None:
     _without_going_back(patch, lambda back: [ResumeBefore(back.step, {})])

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from manychar.protocol import server, worker
+from manychar.protocol import worker
 from manychar.protocol.admission import Admission
 from manychar.protocol.client_session import ClientSession
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import Effect, Result
+from manychar.protocol.effects import Effect
+from manychar.protocol.events import Computed, Started
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.membership import Lease, Member, Membership, PeerState
@@ -19,7 +20,7 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.stall_report import StallReport
 from manychar.protocol.worker import Worker
-from tests.simulation.planted import mutant
+from tests.simulation.planted import mutant, plant_handler
 from tests.simulation.world import World
 
 # Terms (rules 11, 12).
@@ -27,12 +28,12 @@ from tests.simulation.world import World
 
 @mutant("11", "server-crash", "another term")
 def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
-    receive = ParameterServer._receive_from_member
+    receive = ParameterServer._received_from_member
 
     def blind(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
         receive(self, peer, dataclasses.replace(message, term=self.run.term), now)
 
-    patch.setattr(ParameterServer, "_receive_from_member", blind)
+    patch.setattr(ParameterServer, "_received_from_member", blind)
 
 
 @mutant("11", "server-crash", "another term")
@@ -55,9 +56,7 @@ def a_worker_keeps_its_leases_in_a_new_term(patch: pytest.MonkeyPatch) -> None:
         self._leases, self._newest = leases, newest
         return effects
 
-    patch.setattr(Worker, "_welcome", faithful)
-    table = {key: faithful if row is welcome else row for key, row in worker._TABLE.items()}
-    patch.setattr(worker, "_TABLE", table)
+    plant_handler(patch, Worker, "_welcome", faithful)
 
 
 @mutant("12", "server-crash", "term")
@@ -100,15 +99,15 @@ def the_limit_for_a_hang_does_not_double(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("14", "join", "undelivered")
 def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
-    computed = Worker.computed
+    computed = Worker._computed
 
-    def dropping(self: Worker, result: Result, now: float) -> list[Effect]:
+    def dropping(self: Worker, event: Computed, now: float) -> list[Effect]:
         assert self._in_hand is not None
         held = self._in_hand[1] in self._leases
-        effects = computed(self, result, now)
+        effects = computed(self, event, now)
         return effects if held else []
 
-    patch.setattr(Worker, "computed", dropping)
+    plant_handler(patch, Worker, "_computed", dropping)
 
 
 @mutant("14", "join", "counted", "assessment")
@@ -119,9 +118,7 @@ def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
         if self.membership.leases[message.shard].peer == member.peer:
             gradient(self, member, message, now)
 
-    patch.setattr(ParameterServer, "_gradient", jealous)
-    table = {key: jealous if row is gradient else row for key, row in server._TABLE.items()}
-    patch.setattr(server, "_TABLE", table)
+    plant_handler(patch, ParameterServer, "_gradient", jealous)
 
 
 @mutant("15", "reordering", "older lease")
@@ -134,9 +131,7 @@ def an_older_grant_replaces_a_newer(patch: pytest.MonkeyPatch) -> None:
                 del self._leases[lease.number]
         return grant(self, message, now)
 
-    patch.setattr(Worker, "_grant", hasty)
-    table = {key: hasty if row is grant else row for key, row in worker._TABLE.items()}
-    patch.setattr(worker, "_TABLE", table)
+    plant_handler(patch, Worker, "_grant", hasty)
 
 
 @mutant("15", "none", "lowest first")
@@ -219,13 +214,13 @@ def a_decision_takes_effect_at_once(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("end", "server-crash", "end", "step", "best")
 def verdicts_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
-    begin = ParameterServer.begin
+    started = ParameterServer._started
 
-    def forgetful(self: ParameterServer, now: float) -> list[Effect]:
+    def forgetful(self: ParameterServer, event: Started, now: float) -> None:
         self.early_stopping.validation_losses.clear()
-        return begin(self, now)
+        started(self, event, now)
 
-    patch.setattr(ParameterServer, "begin", forgetful)
+    plant_handler(patch, ParameterServer, "_started", forgetful)
 
 
 @mutant("end", "stop", "end", "step", "stuck")

@@ -10,10 +10,14 @@ mixed numerics (10) are stories in tests/protocol.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from manychar.protocol.transitions import Row
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -50,3 +54,15 @@ def planted_in(*modules: ModuleType) -> list[Mutant]:
     """Return the mutants of these modules."""
     names = {module.__name__ for module in modules}
     return [each for each in _MUTANTS if each.plant.__module__ in names]
+
+
+def plant_handler(
+    patch: pytest.MonkeyPatch, machine: type[Any], name: str, handler: Callable[..., Any]
+) -> None:
+    """Replace a method of a machine, and in its tables of transitions, too."""
+    right = getattr(machine, name)
+    patch.setattr(machine, name, handler)
+    for table in vars(sys.modules[machine.__module__]).values():
+        for key, row in list(table.items()) if isinstance(table, dict) else ():
+            if isinstance(row, Row) and row.handler is right:
+                patch.setitem(table, key, dataclasses.replace(row, handler=handler))

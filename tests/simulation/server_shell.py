@@ -18,6 +18,16 @@ from manychar.protocol.effects import (
     Send,
     Validate,
 )
+from manychar.protocol.events import (
+    Computed,
+    DeadlinePassed,
+    MailboxEmpty,
+    Malformed,
+    PeerLost,
+    Received,
+    Started,
+    StopRequested,
+)
 from manychar.protocol.messages import Message, Peer
 from manychar.protocol.run_spec import Operation, RunSpec
 from tests.simulation.network import decoded
@@ -76,7 +86,7 @@ class ServerShell:
 
     def begin(self) -> None:
         """Do what the shell does first."""
-        self.carry_out(self.machine.begin(self.world.now))
+        self.carry_out(self.machine.handle(Started(), self.world.now))
         if self.is_alive():
             self._tick()
 
@@ -94,10 +104,10 @@ class ServerShell:
         before = world.oracle.before_server(machine, peer, message)
         step = machine.state.step
         try:
-            effects = machine.receive(peer, message, world.now)
+            effects = machine.handle(Received(message, peer), world.now)
         except PeerError as error:
             world.peer_error(error)
-            effects = machine.malformed(peer, str(error), world.now)
+            effects = machine.handle(Malformed(peer, str(error)), world.now)
         if machine.state.step != step:
             self.applied_at = world.now
         world.oracle.after_server(machine, peer, message, before, effects)
@@ -121,8 +131,8 @@ class ServerShell:
             self._tick_now(now)
 
     def _tick_now(self, now: float) -> None:
-        self.machine.catch_up()
-        self.carry_out(self.machine.tick(now))
+        self.machine.handle(MailboxEmpty(), now)
+        self.carry_out(self.machine.handle(DeadlinePassed(), now))
         if self.is_alive():
             self.world.oracle.server_ticked(self.machine, self.applied_at, now)
             deadline = self.machine.deadline()
@@ -144,7 +154,9 @@ class ServerShell:
         elif isinstance(effect, Compute):
             piece = compute(effect, self.machine.dimensions)
             result = Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
-            self.carry_out(self.machine.computed(effect.shard, effect.step, result, world.now))
+            self.carry_out(
+                self.machine.handle(Computed(effect.shard, effect.step, result), world.now)
+            )
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
         elif isinstance(effect, Validate):
@@ -162,7 +174,7 @@ class ServerShell:
     def unreachable(self, peer: Peer) -> None:
         """Tell the machine that a connection is gone."""
         if self.is_alive():
-            self.carry_out(self.machine.unreachable(peer, self.world.now))
+            self.carry_out(self.machine.handle(PeerLost(peer), self.world.now))
 
     def crash(self) -> None:
         """Be gone, at once."""
@@ -176,4 +188,4 @@ class ServerShell:
         """Take a SIGTERM."""
         now = self.world.now
         self.world.oracle.server_is_stopped(self.machine)
-        self.carry_out(self.machine.stop(75, "stopped", now=now, by=now + within))
+        self.carry_out(self.machine.handle(StopRequested(75, "stopped", now + within), now))

@@ -1,6 +1,6 @@
 """One life of a worker process: a shell of one thread, as the real one is.
 
-It reads its mailbox between computations only, and beats from between the pieces of a computation.
+It reads its mailbox between computations only, and sends heartbeats from within them.
 """
 
 import collections
@@ -20,6 +20,15 @@ from manychar.protocol.effects import (
     Result,
     Send,
 )
+from manychar.protocol.events import (
+    Computed,
+    DeadlinePassed,
+    FingerprintComputed,
+    HeartbeatDue,
+    LeaveRequested,
+    MailboxEmpty,
+    Received,
+)
 from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 FOREIGN_FINGERPRINT = "foreign"
-PATIENCE = 10_000.0
+CONNECT_TIMEOUT = 10_000.0
 SUSPENDED_SECONDS = 70.0
 OF_LEASES = (Grant, Weights, Revoke)
 
@@ -57,7 +66,9 @@ class WorkerShell:
         self._woken_at = -1.0
         self._mailbox: collections.deque[list[bytes]] = collections.deque()
         hello = Hello(wire=WIRE_VERSION, role="worker", name=name, instance=instance, machine={})
-        self.machine = world.worker_class(hello, server="there", patience=PATIENCE, now=world.now)
+        self.machine = world.worker_class(
+            hello, server="there", connect_timeout=CONNECT_TIMEOUT, now=world.now
+        )
 
     @property
     def connection(self) -> Connection:
@@ -94,8 +105,8 @@ class WorkerShell:
             self._receive(self._mailbox.popleft())
         if not self.is_free():
             return
-        self.carry_out(machine.tick(now))
-        self.carry_out(machine.mailbox_empty(now))
+        self.carry_out(machine.handle(DeadlinePassed(), now))
+        self.carry_out(machine.handle(MailboxEmpty(), now))
         deadline = machine.deadline()
         if self.is_free() and deadline is not None:
             self._wake_at(max(deadline, now + 0.01))
@@ -118,7 +129,7 @@ class WorkerShell:
         world.log(lambda: f"    {self.name} reads: {brief(message)}")
         before = world.worker_oracle.before(machine, message)
         try:
-            effects = machine.receive(message, world.now)
+            effects = machine.handle(Received(message), world.now)
         except PeerError as error:
             world.peer_error(error)
             return
@@ -146,7 +157,7 @@ class WorkerShell:
     def _prove(self) -> Callable[[], list[Effect]]:
         fingerprint = FOREIGN_FINGERPRINT if self.foreign else FINGERPRINT
         proof = FingerprintResult(fingerprint, {}, 0.0)
-        return lambda: self.machine.proved(proof, self.world.now)
+        return lambda: self.machine.handle(FingerprintComputed(proof), self.world.now)
 
     def _compute(self, unit: Compute) -> None:
         world = self.world
@@ -161,7 +172,7 @@ class WorkerShell:
         delivers = world.worker_oracle.must_deliver(self.machine)
 
         def through() -> list[Effect]:
-            effects = self.machine.computed(result, world.now)
+            effects = self.machine.handle(Computed(unit.shard, unit.step, result), world.now)
             if delivers():
                 world.worker_oracle.delivered(effects, unit)
             return effects
@@ -178,18 +189,18 @@ class WorkerShell:
         return Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
 
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
-        """Compute: the thread beats from time to time, and reads nothing until it is through."""
+        """Compute: the thread sends heartbeats, and reads nothing until it is through."""
         self._busy = True
         self.world.after(seconds, functools.partial(self._through, through))
         if "suspended" not in self.world.plan.faults:
-            self._beat()
+            self._heartbeat()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         if self.alive and self._busy:
             world = self.world
             if world.now >= self.asleep_until:
-                self.carry_out(self.machine.beat(world.now))
-            world.after(world.plan.silence / 5, self._beat)
+                self.carry_out(self.machine.handle(HeartbeatDue(), world.now))
+            world.after(world.plan.silence / 5, self._heartbeat)
 
     def _through(self, through: Callable[[], list[Effect]]) -> None:
         if not self.alive or self._sleeps(functools.partial(self._through, through)):
@@ -216,4 +227,4 @@ class WorkerShell:
 
     def leave(self) -> None:
         """Take a SIGTERM."""
-        self.carry_out(self.machine.leave(0, "told to"))
+        self.carry_out(self.machine.handle(LeaveRequested(0, "told to"), self.world.now))

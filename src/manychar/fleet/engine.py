@@ -55,7 +55,7 @@ class Engine:
         self._loaded: Frame | None = None
         self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
 
-    def prove(self) -> FingerprintResult:
+    def compute_fingerprint(self) -> FingerprintResult:
         """Return the fingerprint of this process in the run's shapes and dtype."""
         size = self.dimensions
         pulse = Pulse(lambda now: now + 1)

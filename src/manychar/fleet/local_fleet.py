@@ -33,6 +33,7 @@ from manychar.processes.errors import (
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
+from manychar.protocol.events import DeadlinePassed, Received
 from manychar.protocol.messages import Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
 from manychar.storage.run_directory import RunDirectory
@@ -129,7 +130,7 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
 
     def _new_observer(self) -> Observer:
         now, me = time.monotonic(), hello(Role.OBSERVER, OBSERVER)
-        return Observer(me, server=self._endpoint, patience=OBSERVER_PATIENCE, now=now)
+        return Observer(me, server=self._endpoint, connect_timeout=OBSERVER_PATIENCE, now=now)
 
     def _observers_deadline(self) -> float | None:
         return None if self._observer is None else self._observer.deadline()
@@ -140,12 +141,12 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
         while (frames := self._dealer.receive()) is not None:
             try:
                 message = decode(frames, self._observer.dimensions)
-                effects = self._observer.receive(message, time.monotonic())
+                effects = self._observer.handle(Received(message), time.monotonic())
                 # The server logs what it says to observers: its log lines are forwarded here.
                 self._carry_out([each for each in effects if not isinstance(each, Log)])
             except (WireError, PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")
-        self._carry_out(self._observer.tick(time.monotonic()))
+        self._carry_out(self._observer.handle(DeadlinePassed(), time.monotonic()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -165,7 +166,7 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
                             exporter.workers(workers)
                 case Log(text, level):
                     logger.log(log.NUMBERS[level], text)
-                case Finish() if self._observer is not None and self._observer.session.knocking:
+                case Finish() if self._observer is not None and self._observer.session.connecting:
                     self._server_hangs(effect.reason)
                 case Finish():
                     self._ended = effect

@@ -26,7 +26,8 @@ from manychar.fleet.validation_process import (
 )
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import raise_limit
-from manychar.network.router import Received, Router, Unreachable
+from manychar.network.router import Received as Delivery
+from manychar.network.router import Router, Unreachable
 from manychar.numerics.training_step import TrainingState
 from manychar.processes import log
 from manychar.processes.errors import (
@@ -58,6 +59,26 @@ from manychar.protocol.effects import (
     Send,
     Show,
     Validate,
+)
+from manychar.protocol.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Computed,
+    DeadlinePassed,
+    DiskWaited,
+    Dropped,
+    Event,
+    KeyRevoked,
+    MailboxEmpty,
+    Malformed,
+    NotValidated,
+    PeerLost,
+    Received,
+    Started,
+    StopRequested,
+    Validated,
+    ValidationFailed,
+    Warned,
 )
 from manychar.protocol.messages import Message, Peer, Report, Weights
 from manychar.protocol.run_spec import RunSpec
@@ -181,8 +202,10 @@ def _run(
         ),
     )
     engine = Engine(run.dimensions)
-    proof = engine.prove()
-    run = dataclasses.replace(run, fingerprint=proof.fingerprint, libraries=proof.libraries)
+    fingerprint = engine.compute_fingerprint()
+    run = dataclasses.replace(
+        run, fingerprint=fingerprint.fingerprint, libraries=fingerprint.libraries
+    )
     return run, engine
 
 
@@ -237,7 +260,7 @@ class _Loop:
         poller.register(self.wake.fileno(), zmq.POLLIN)
         if (door := self.router.authenticator) is not None:
             poller.register(door.socket, zmq.POLLIN)
-        self._carry_out(self.machine.begin(time.monotonic()))
+        self._handle(Started())
         if self.asked is not None:  # before the way back that led here
             self._stop(self.asked.code, self.asked.reason)
         while self.outcome is None:
@@ -247,15 +270,14 @@ class _Loop:
             if door is not None:
                 self._answer(door)
             self._read_mailbox()
-            self.machine.catch_up()
+            self._handle(MailboxEmpty())
             self._tick()
         return self.outcome
 
     def _answer(self, door: Authenticator) -> None:
         """Let in, or keep out, who is shaking hands."""
-        kept_out = door.answer()
-        for _ in range(kept_out):
-            self._carry_out(self.machine.dropped(Counter.HANDSHAKES_REFUSED))
+        if refused := door.answer():
+            self._handle(Dropped(Counter.HANDSHAKES_REFUSED, refused))
 
     def _milliseconds(self) -> int:
         if (deadline := self.machine.deadline()) is None:
@@ -266,44 +288,42 @@ class _Loop:
         now = time.monotonic()
         self.notifier.alive()
         if (deadline := self.machine.deadline()) is not None and now >= deadline:
-            self._carry_out(self.machine.tick(now))
+            self._handle(DeadlinePassed())
             self.router.connection_limit.enforce()
         if now >= self.flush_at:
             self.flush_at = now + FLUSH_EVERY
-            self._mind_the_door(now)
+            self._check_handshakes_and_keys()
             self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.beginning.journal.flush)
 
-    def _mind_the_door(self, now: float) -> None:
-        """Count who was sent away, and let those go whose key was revoked though silent."""
+    def _check_handshakes_and_keys(self) -> None:
+        """Count failed handshakes, and notice revoked keys of silent peers."""
         if failed := self.router.failed_handshakes():
-            for _ in range(failed):
-                self._carry_out(self.machine.dropped(Counter.HANDSHAKES_FAILED))
             what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
-            self._carry_out(self.machine.remark(what))
+            self._handle(Dropped(Counter.HANDSHAKES_FAILED, failed, what))
         if (door := self.router.authenticator) is None:
             return
         for peer, member in list(self.machine.membership.members.items()):
             if member.owner is not None and not door.still_owns(member.owner):
-                self._carry_out(self.machine.revoked(peer, now))
+                self._handle(KeyRevoked(peer))
 
     def _read_mailbox(self) -> None:
         for _ in range(MESSAGES_A_TURN):
             if self.outcome is not None or (received := self.router.receive()) is None:
                 return
-            self._take(received, time.monotonic())
+            self._receive(received)
 
-    def _take(self, received: Received, now: float) -> None:
-        peer = received.peer
+    def _receive(self, received: Delivery) -> None:
+        peer, owner = received.peer, received.owner
         if received.revoked:
-            self._carry_out(self.machine.revoked(peer, now))
-            return
-        if not self.machine.listens_to(peer, now, received.owner):
-            return
-        try:
-            message = decode(received.frames, self.machine.dimensions)
-            self._carry_out(self.machine.receive(peer, message, now, received.owner))
-        except (WireError, PeerError) as error:
-            self._carry_out(self.machine.malformed(peer, str(error), now, received.owner))
+            self._handle(KeyRevoked(peer))
+        elif self.machine.is_blocked(peer, time.monotonic(), owner):
+            self._handle(Dropped(Counter.MESSAGES_IGNORED))
+        else:
+            try:
+                message = decode(received.frames, self.machine.dimensions)
+                self._handle(Received(message, peer, owner))
+            except (WireError, PeerError) as error:
+                self._handle(Malformed(peer, str(error), owner))
 
     def _woken(self) -> None:
         for number in self.wake.take():
@@ -315,43 +335,39 @@ class _Loop:
             else:
                 self._stop(STOPPED, "stopped by SIGTERM")
         for step, failure in self.writer.news():
-            now = time.monotonic()
-            self._carry_out(
-                self.machine.save_failed(step, failure, now)
-                if failure
-                else self.machine.saved(step, now)
-            )
+            self._handle(CheckpointFailed(step, failure) if failure else CheckpointSaved(step))
         for news in self.judge.news():
-            self._hear_judge(news, time.monotonic())
+            self._handle_validation(news)
 
-    def _hear_judge(self, news: News, now: float) -> None:
+    def _handle_validation(self, news: News) -> None:
         match news:
             case ValidationResult(step, None, why_not):
-                self._carry_out(self.machine.not_validated(step, why_not, now))
+                self._handle(NotValidated(step, why_not))
             case ValidationResult(step, float() as nats):
-                self._take_verdict(step, nats, now)
+                self._log_validation(step, nats)
             case Restart(text):
-                self._carry_out(self.machine.remark(text))
+                self._handle(Warned(text))
             case Gone(reason):
-                self._carry_out(self.machine.validation_failed(reason, now))
+                self._handle(ValidationFailed(reason))
 
-    def _take_verdict(self, step: int, nats: float, now: float) -> None:
-        """Note a verdict before it counts: a server after this one is to decide alike."""
+    def _log_validation(self, step: int, nats: float) -> None:
+        """Log a validation loss before it counts: the next server has to decide in the same way."""
         try:
             append_validation_loss(self.directory, step, nats)
         except OSError as error:
             why = f"{VALIDATION_NAME}: {because(error)}"
             if self.machine.early_stopping.depends_on(step):
-                self._carry_out(self.machine.validation_failed(why, now))
+                self._handle(ValidationFailed(why))
                 return
-            self._carry_out(self.machine.dropped(Counter.VALIDATIONS_NOT_WRITTEN, why))
-        self._carry_out(self.machine.validated(step, nats, now))
+            self._handle(Dropped(Counter.VALIDATIONS_NOT_WRITTEN, reason=why))
+        self._handle(Validated(step, nats))
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
-        now = time.monotonic()
-        by = now + SECONDS_TO_END_A_STEP
-        self._carry_out(self.machine.stop(code, reason, now=now, by=by))
+        self._handle(StopRequested(code, reason, time.monotonic() + SECONDS_TO_END_A_STEP))
+
+    def _handle(self, event: Event) -> None:
+        self._carry_out(self.machine.handle(event, time.monotonic()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -390,19 +406,18 @@ class _Loop:
 
     def _wait_for_disk(self) -> None:
         self.notifier.alive()
-        self._carry_out(self.machine.waits_for_disk(time.monotonic()))
+        self._handle(DiskWaited())
 
     def _send(self, peer: Peer, message: Message) -> None:
         try:
             if not self.router.send(peer, encode(message)):
-                self._carry_out(self.machine.dropped(Counter.SENDS_DROPPED))
+                self._handle(Dropped(Counter.SENDS_DROPPED))
         except Unreachable:
-            self._carry_out(self.machine.unreachable(peer, time.monotonic()))
+            self._handle(PeerLost(peer))
 
     def _compute(self, unit: Compute) -> None:
         result = self.engine.compute(unit, lambda now: now + 1)
-        now = time.monotonic()
-        self._carry_out(self.machine.computed(unit.shard, unit.step, result, now))
+        self._handle(Computed(unit.shard, unit.step, result))
 
     def _change_facts(self, changes: Mapping[str, Any]) -> None:
         """Write to config.json what the run has learned of its workers."""
@@ -429,4 +444,4 @@ class _Loop:
         except OSError as error:
             first = not self.machine.counts[counter]
             reason = f"{counter}: {because(error)}" if first else ""
-            self._carry_out(self.machine.dropped(counter, reason))
+            self._handle(Dropped(counter, reason=reason))

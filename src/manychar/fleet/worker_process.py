@@ -1,7 +1,7 @@
 """The worker's shell: read the mailbox to its end, compute the next unit, send; one thread.
 
 numpy is imported only after the welcome, because the run says which numerics to pin first. While
-the kernel works, it is the kernel that beats: a computation that hangs falls silent.
+the kernel works, its progress callback sends the heartbeats: a computation that hangs is silent.
 """
 
 import dataclasses
@@ -30,6 +30,16 @@ from manychar.protocol.effects import (
     PeerError,
     Send,
 )
+from manychar.protocol.events import (
+    Computed,
+    DeadlinePassed,
+    Event,
+    FingerprintComputed,
+    HeartbeatDue,
+    LeaveRequested,
+    MailboxEmpty,
+    Received,
+)
 from manychar.protocol.messages import Hello
 from manychar.protocol.worker import Worker
 
@@ -54,7 +64,7 @@ def work(
     dealer = Dealer(endpoint, key)
     try:
         with wake.catching(signal.SIGINT, signal.SIGTERM):
-            machine = Worker(hello, server=endpoint, patience=patience, now=time.monotonic())
+            machine = Worker(hello, server=endpoint, connect_timeout=patience, now=time.monotonic())
             return _Loop(machine, dealer, wake).run()
     finally:
         dealer.close()
@@ -84,11 +94,11 @@ class _Loop:
                 code = INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
                 reason = f"stopped by {signal.Signals(signals[0]).name}"
                 self.notifier.stopping()
-                self._carry_out(self.machine.leave(code, reason))
+                self._handle(LeaveRequested(code, reason))
             self.notifier.alive()
             self._read_mailbox()
-            self._carry_out(self.machine.tick(time.monotonic()))
-            effects = self.machine.mailbox_empty(time.monotonic())
+            self._handle(DeadlinePassed())
+            effects = self.machine.handle(MailboxEmpty(), time.monotonic())
             busy = bool(effects)
             self._carry_out(effects)
         return self.finish
@@ -101,9 +111,12 @@ class _Loop:
         while self.finish is None and (frames := self.dealer.receive()) is not None:
             try:
                 message = decode(frames, self.machine.dimensions)
-                self._carry_out(self.machine.receive(message, time.monotonic()))
+                self._handle(Received(message))
             except (WireError, PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")
+
+    def _handle(self, event: Event) -> None:
+        self._carry_out(self.machine.handle(event, time.monotonic()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -113,7 +126,7 @@ class _Loop:
                 case Compute():
                     self._compute(effect)
                 case ComputeFingerprint():
-                    self._prove(effect)
+                    self._compute_fingerprint(effect)
                 case Log(text, level):
                     logger.log(log.NUMBERS[level], text)
                 case Finish():
@@ -121,8 +134,8 @@ class _Loop:
                 case _:
                     raise RuntimeError(f"a worker's shell cannot carry out {effect}")
 
-    def _prove(self, prove: ComputeFingerprint) -> None:
-        numerics = prove.welcome.numerics
+    def _compute_fingerprint(self, asked: ComputeFingerprint) -> None:
+        numerics = asked.welcome.numerics
         if not can_pin(numerics):
             reason = f"this process has other numerics than {numerics}: start the worker again"
             self.finish = Finish(RUN_FAILED, reason)
@@ -131,20 +144,19 @@ class _Loop:
         from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
         make_way()
-        self.engine = Engine(prove.welcome.dimensions)
-        proof = self.engine.prove()
-        self._carry_out(self.machine.proved(proof, time.monotonic()))
+        self.engine = Engine(asked.welcome.dimensions)
+        self._handle(FingerprintComputed(self.engine.compute_fingerprint()))
         logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 
     def _compute(self, unit: Compute) -> None:
         if self.engine is None:
-            raise RuntimeError("a unit before the proof")
-        result = self.engine.compute(unit, self._beat)
-        self._carry_out(self.machine.computed(result, time.monotonic()))
+            raise RuntimeError("a unit before the fingerprint")
+        result = self.engine.compute(unit, self._heartbeat)
+        self._handle(Computed(unit.shard, unit.step, result))
 
-    def _beat(self, now: float) -> float:
+    def _heartbeat(self, now: float) -> float:
         """Send a heartbeat from within the computation; return when the next one is due."""
         self.notifier.alive()
-        self._carry_out(self.machine.beat(now))
-        return self.machine.session.next_beat
+        self._carry_out(self.machine.handle(HeartbeatDue(), now))
+        return self.machine.session.next_heartbeat

@@ -17,6 +17,7 @@ from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
 from manychar.protocol.messages import (
     Dimensions,
     Message,
@@ -47,7 +48,7 @@ class Watch:
         self._dealer = Dealer(endpoint, key)
         me = hello(Role.OBSERVER, key.name if key else None)
         now = time.monotonic()
-        self._machine = Observer(me, server=endpoint, patience=patience, now=now)
+        self._machine = Observer(me, server=endpoint, connect_timeout=patience, now=now)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -55,9 +56,9 @@ class Watch:
         return self._machine.session.welcome
 
     @property
-    def knocking(self) -> bool:
+    def connecting(self) -> bool:
         """Whether the server is still, or again, to be heard from."""
-        return self._machine.session.knocking
+        return self._machine.session.connecting
 
     def turn(self) -> list[Effect]:
         """Wait a moment; return what the machine asks for, but for sending.
@@ -69,10 +70,10 @@ class Watch:
         try:
             while (frames := self._dealer.receive()) is not None:
                 message = decode(frames, self._machine.dimensions)
-                effects += self._machine.receive(message, time.monotonic())
+                effects += self._machine.handle(Received(message), time.monotonic())
         except (WireError, PeerError) as error:
             raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
-        effects += self._machine.tick(time.monotonic())
+        effects += self._machine.handle(DeadlinePassed(), time.monotonic())
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(effect.message)
@@ -90,7 +91,9 @@ class Watch:
 
     def close(self) -> None:
         """Say goodbye and close."""
-        for effect in self._machine.leave("it has seen enough"):
+        for effect in self._machine.handle(
+            LeaveRequested(0, "it has seen enough"), time.monotonic()
+        ):
             if isinstance(effect, Send):
                 self.send(effect.message)
         self._dealer.close()

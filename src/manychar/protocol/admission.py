@@ -1,15 +1,18 @@
-"""Who comes and goes: greeting, proving, refusing, barring, and noticing who is silent."""
+"""Which peers take part: admitting, refusing and banning them, and noticing silent ones."""
 
+import math
 from collections.abc import Mapping
 
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Remember
+from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Member, Membership, PeerState, Tally
 from manychar.protocol.messages import (
     WIRE_VERSION,
     Alive,
     Goodbye,
+    Gradient,
     Heartbeat,
     Hello,
     KeyRole,
@@ -26,11 +29,14 @@ from manychar.protocol.messages import (
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.run_spec import RunSpec
 
+WARN_EVERY = 1.0
+RENEWALS = 2
+
 
 class Admission:
-    """The server's door. `banned` says of each name why it may not come in.
+    """Admits peers. `banned` says of each name why.
 
-    `mixed` is whether other arithmetic than the run's has been let in.
+    `mixed` is whether a worker with another fingerprint than the run's was admitted.
     """
 
     def __init__(
@@ -42,19 +48,23 @@ class Admission:
         self._membership = membership
         self._lease_grants = lease_grants
         self._outbox = outbox
+        self._fault_limiter = FaultLimiter()
+        self._next_warning = -math.inf
 
-    def greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member | None:
-        """Take in a new connection, in the place of its predecessors; None if it is refused."""
+    def connect(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member | None:
+        """Admit a new connection, in the place of its predecessors; None if it is refused."""
         if refusal := self._why_not(hello, owner):
             self._outbox.send(peer, Refused(reason=refusal))
             self._outbox.warn(f"{hello.name} was refused: {refusal}")
+            self._outbox.count(Counter.CLIENTS_REFUSED)
+            self._fault(peer, owner, hello.name, now)
             return None
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
                 self.forget(former, now)
             elif former.state is PeerState.WORKING:
                 self._loses(former, f"another {hello.name} has come", now)
-        member = self._membership.greet(peer, hello, owner, now)
+        member = self._membership.admit(peer, hello, owner, now)
         self.welcome(member)
         return member
 
@@ -130,11 +140,11 @@ class Admission:
         self._outbox.warn(f"{member.name} was refused: {reason}")
         self.forget(member, now)
 
-    def heartbeat(self, member: Member, beat: Heartbeat, now: float) -> None:
+    def heartbeat(self, member: Member, heartbeat: Heartbeat, now: float) -> None:
         """Note how far a peer is, and answer; who is not ready is welcomed again."""
-        member.units, member.units_at = beat.units, now
-        member.slowest = beat.slowest
-        member.tally.says(beat.computing, now)
+        member.units, member.units_at = heartbeat.units, now
+        member.slowest = heartbeat.slowest
+        member.tally.says(heartbeat.computing, now)
         if member.state is PeerState.ADMITTED:
             self.welcome(member)
         self._outbox.send(member.peer, Alive(run=self._run.run, term=self._run.term))
@@ -156,13 +166,13 @@ class Admission:
             self._lease_grants.rebalance(now)
 
     def comes_back(self, member: Member, now: float) -> None:
-        """Let a worker that was taken for lost work again."""
+        """Give work again to a worker that was taken for lost."""
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} is back")
         self._lease_grants.rebalance(now)
 
-    def bar(self, names: Names, why: str, now: float) -> None:
-        """Never let this worker in again."""
+    def ban(self, names: Names, why: str, now: float) -> None:
+        """Refuse this worker from now on, whatever its connection."""
         self.banned.update(dict.fromkeys(names, why))
         self._outbox.add(Remember({"banned": dict(self.banned)}))
         self._outbox.notice(f"{names[0]} is banned: {why}", Level.ERROR)
@@ -171,18 +181,63 @@ class Admission:
                 self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
                 self.forget(member, now)
 
+    # Senders of invalid messages.
+
+    def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
+        """Whether messages of this sender are to be dropped unread."""
+        return self._fault_limiter.is_blocked(_sender(peer, owner), now)
+
+    def malformed(self, peer: Peer, owner: Owner | None, reason: str, now: float) -> None:
+        """Count a message that could not be read, or that its sender may not send."""
+        member = self._membership.members.get(peer)
+        name = member.name if member else owner.name if owner else "an unknown peer"
+        self._outbox.count_against(name, Counter.MESSAGES_MALFORMED)
+        if member is not None:
+            member.tally.dropped += 1
+        if now >= self._next_warning:
+            self._next_warning = now + WARN_EVERY
+            total = self._outbox.counts[Counter.MESSAGES_MALFORMED]
+            self._outbox.warn(f"{name}: dropped a message: {reason} ({total:,} in total)")
+        self._fault(peer, owner, name, now)
+
+    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
+        """Count a fault against a sender; one with too many is blocked."""
+        if not self._fault_limiter.fault(_sender(peer, owner), now):
+            return
+        self._outbox.count(Counter.SENDERS_BLOCKED)
+        self._outbox.warn(f"{name} is blocked for {BLOCKED_FOR:.0f} s")
+        if (member := self._membership.members.get(peer)) is not None:
+            self.leaves(member, "its messages cannot be read", now)
+
+    def from_wrong_state(self, member: Member, gradient: Gradient, now: float) -> None:
+        """Begin a lease anew whose gradient was computed from a wrong state, or ban its holder."""
+        self._outbox.warn(
+            f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
+            " from another state: dropped"
+        )
+        lease = self._membership.leases.get(gradient.shard)
+        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
+            return  # it has another lease by now, or nobody asked it
+        if lease.renewed < RENEWALS:
+            self._lease_grants.renew(gradient.shard, now)
+        else:
+            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
+            self.ban(member.names, why, now)
+
+    # Members that are lost.
+
     def revoked(self, member: Member, now: float) -> None:
         """Let a member go whose key is not good any more."""
         self._outbox.send(member.peer, Refused(reason="its key was revoked"))
         self._outbox.warn(f"{member.name} has to leave: its key was revoked")
         self.forget(member, now)
 
-    def mind_silence(self, now: float) -> None:
+    def check_silence(self, now: float) -> None:
         """Take the leases of those who have been silent for too long."""
         for member in list(self._membership.members.values()):
             if self._membership.is_lost(member, now):
                 silent_for = now - member.heard_at
-                self._loses(member, f"it has said nothing for {silent_for:.1f} s", now)
+                self._loses(member, f"it has sent nothing for {silent_for:.1f} s", now)
             elif self._membership.is_forgotten(member, now):
                 self.forget(member, now)
 
@@ -191,6 +246,11 @@ class Admission:
         member.state = PeerState.SILENT
         self._outbox.warn(f"{member.name} is taken for lost: {why}")
         self._lease_grants.rebalance(now)
+
+
+def _sender(peer: Peer, owner: Owner | None) -> bytes:
+    """Return what faults are counted by: the key's owner, or the connection."""
+    return peer if owner is None else b"key " + owner.name.encode()
 
 
 def _not_by_this_key(hello: Hello, owner: Owner) -> str:

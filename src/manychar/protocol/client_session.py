@@ -1,14 +1,30 @@
-"""What every peer of the server does alike: knock until welcome, beat, notice a silent server.
+"""The client's side of a connection: Hello until welcome, heartbeats, and noticing a silent server.
 
-        knocking ──Welcome──▶ inside ──StartAfresh, or a silent server──▶ knocking
+    connecting ──Welcome──▶ connected ──Reset, or a silent server──▶ connecting
 
 A session keeps its (run, term) when the server falls silent, so that a server which only paused
-finds the peer as it was; a welcome to another run or term is a new beginning.
+finds its client unchanged; a welcome to another run or term starts anew.
+
+`ClientMachine` is what Worker and Observer have in common: `handle` by a table of transitions.
 """
 
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
+import abc
+import enum
+from typing import Generic, TypeVar
+
+from manychar.protocol.effects import (
+    RUN_FAILED,
+    Effect,
+    Finish,
+    Log,
+    PeerError,
+    ProtocolError,
+    Send,
+)
+from manychar.protocol.events import Event, Received, Suspended
 from manychar.protocol.messages import (
     Dimensions,
+    Goodbye,
     Heartbeat,
     Hello,
     Level,
@@ -17,29 +33,31 @@ from manychar.protocol.messages import (
     Reset,
     Unit,
     Welcome,
+    one_line,
 )
+from manychar.protocol.transitions import Table
 
 HELLO_EVERY = 0.2
-FIRST_COMPLAINT = 2.0
-COMPLAIN_EVERY = 30.0
-BEATS_PER_SILENCE = 4
-LONGEST_BEAT = 5.0  # seconds: a connection that broke is noticed at the next one
+FIRST_REPORT_AFTER = 2.0
+REPORT_EVERY = 30.0
+HEARTBEATS_PER_SILENCE = 4
+LONGEST_INTERVAL = 5.0  # seconds: a broken connection is noticed at the next heartbeat
 SERVER_SILENCES = 2
 
 
 class ClientSession:
-    """One peer's side of its acquaintance with a server. Times are seconds of any steady clock."""
+    """One client's session with a server. Times are seconds of any steady clock."""
 
-    def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
+    def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         self.hello = hello
         self.server = server
-        self.patience = patience
+        self._connect_timeout = connect_timeout
         self.welcome: Welcome | None = None
-        self.knocking = True
-        self._knocking_since = now
+        self.connecting = True
+        self._connecting_since = now
         self._next_hello = now
-        self._next_complaint = now + FIRST_COMPLAINT
-        self.next_beat = now
+        self._next_report = now + FIRST_REPORT_AFTER
+        self.next_heartbeat = now
         self._heard_at = now
 
     @property
@@ -62,58 +80,59 @@ class ClientSession:
         known = self.welcome
         return known is not None and message.run == known.run and message.term < known.term
 
+    def suspended(self, seconds: float, now: float) -> None:
+        """Do not count the time in which this process was stopped as silence of the server."""
+        self._heard_at = now
+        self._connecting_since += seconds
+
     def heard(self, now: float) -> None:
-        """Note that the server said something."""
+        """Note that the server sent something."""
         self._heard_at = now
 
     def enter(self, welcome: Welcome, now: float) -> bool:
-        """Take the welcome; True if it is to another run or term than the one before."""
+        """Be connected; return whether this is another run or term than the one before."""
         new = not self.belongs(welcome.run, welcome.term)
         self.welcome = welcome
-        self.knocking = False
-        self.next_beat = now
+        self.connecting = False
+        self.next_heartbeat = now
         return new
 
-    def knock(self, now: float) -> None:
-        """Be outside again, and say Hello at the next tick."""
-        if not self.knocking:
-            self.knocking = True
-            self._knocking_since = now
-            self._next_complaint = now + FIRST_COMPLAINT
+    def connect(self, now: float) -> None:
+        """Be disconnected, and send Hello at the next tick."""
+        if not self.connecting:
+            self.connecting = True
+            self._connecting_since = now
+            self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
     def tick(self, now: float) -> list[Effect]:
-        """Do what is due: say Hello, complain of waiting, give up, or notice silence."""
-        if self.knocking:
-            return self._tick_outside(now)
+        """Do what is due: send Hello, report the wait, give up, or notice a silent server."""
+        if self.connecting:
+            return self._tick_connecting(now)
         silence = self._welcomed().silence * SERVER_SILENCES
         if now < self._heard_at + silence:
             return []
-        self.knock(now)
-        text = f"the server at {self.server} has said nothing for {silence:g} s: knocking"
+        self.connect(now)
+        text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
 
-    def _tick_outside(self, now: float) -> list[Effect]:
-        waited = now - self._knocking_since
-        if waited >= self.patience:
+    def _tick_connecting(self, now: float) -> list[Effect]:
+        waited = now - self._connecting_since
+        if waited >= self._connect_timeout:
             reason = f"gave up: no server at {self.server} for {waited:.0f} s (--patience)"
             return [Finish(RUN_FAILED, reason)]
         effects: list[Effect] = []
         if now >= self._next_hello:
             self._next_hello = now + HELLO_EVERY
             effects.append(Send(self.hello))
-        if now >= self._next_complaint:
-            self._next_complaint = now + COMPLAIN_EVERY
-            left = self.patience - waited
+        if now >= self._next_report:
+            self._next_report = now + REPORT_EVERY
+            left = self._connect_timeout - waited
             text = f"waiting for a server at {self.server}, up to {left:.0f} s"
             effects.append(Log(text, Level.WARNING))
         return effects
 
-    def beat_is_due(self, now: float) -> bool:
-        """Whether it is time for a heartbeat."""
-        return not self.knocking and now >= self.next_beat
-
-    def beat(
+    def heartbeat(
         self,
         now: float,
         *,
@@ -122,22 +141,84 @@ class ClientSession:
         computing: float = 0.0,
     ) -> list[Effect]:
         """Send a heartbeat if one is due."""
-        if not self.beat_is_due(now):
+        if self.connecting or now < self.next_heartbeat:
             return []
         welcome = self._welcomed()
-        self.next_beat = now + min(welcome.silence / BEATS_PER_SILENCE, LONGEST_BEAT)
-        beat = Heartbeat(
+        self.next_heartbeat = now + min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
+        heartbeat = Heartbeat(
             run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
         )
-        return [Send(beat)]
+        return [Send(heartbeat)]
 
     def deadline(self) -> float:
-        """When the next tick or beat is due."""
-        if self.knocking:
-            return min(self._next_hello, self._next_complaint)
-        return min(self.next_beat, self._heard_at + self._welcomed().silence * SERVER_SILENCES)
+        """When the next tick or heartbeat is due."""
+        if self.connecting:
+            return min(self._next_hello, self._next_report)
+        return min(self.next_heartbeat, self._heard_at + self._welcomed().silence * SERVER_SILENCES)
+
+    def goodbye(self, reason: str) -> list[Effect]:
+        """Tell the server that this client leaves, if it has been welcomed."""
+        if (welcome := self.welcome) is None:
+            return []
+        return [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
 
     def _welcomed(self) -> Welcome:
         if self.welcome is None:
-            raise RuntimeError("inside without a welcome")
+            raise RuntimeError("connected without a welcome")
         return self.welcome
+
+
+Phase = TypeVar("Phase", bound=enum.Enum)
+
+
+class ClientMachine(abc.ABC, Generic[Phase]):
+    """A machine that is a client of the server. `state` is where it stands."""
+
+    def __init__(self, state: Phase, session: ClientSession) -> None:
+        self.state: Phase = state
+        self.session = session
+
+    @property
+    @abc.abstractmethod
+    def _table(self) -> Table:
+        """Return the machine's table of transitions."""
+
+    @property
+    @abc.abstractmethod
+    def ended(self) -> bool:
+        """Whether this machine has nothing more to do."""
+
+    @property
+    def dimensions(self) -> Dimensions | None:
+        """The run's dimensions, once they are known."""
+        return self.session.dimensions
+
+    def deadline(self) -> float | None:
+        """When DeadlinePassed is due."""
+        return None if self.ended else self.session.deadline()
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take an event. PeerError is a message that the table does not name for this state."""
+        if self.ended:
+            return []
+        fact = event.message if isinstance(event, Received) else event
+        row = self._table.get((self.state, type(fact)))
+        if row is None:
+            what = f"{type(fact).__name__} to a client that is {self.state.value}"
+            raise PeerError(what) if isinstance(event, Received) else ProtocolError(what)
+        if isinstance(event, Received):
+            self.session.heard(now)
+            if not self.session.concerns(event.message):
+                return []
+        before = self.state
+        effects: list[Effect] = row.handler(self, fact, now)
+        row.check(fact, before=before, after=self.state)
+        return effects
+
+    def _suspended(self, event: Suspended, now: float) -> list[Effect]:
+        self.session.suspended(event.seconds, now)
+        return []
+
+    def _ignore(self, fact: object, now: float) -> list[Effect]:
+        """Do nothing: it was heard, or is older than the last Hello."""
+        return []

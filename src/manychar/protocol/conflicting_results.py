@@ -39,12 +39,12 @@ class ConflictingResults:
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
     def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
-        """Bar who was wrong; return the way back to take if what counts was."""
+        """Ban the workers that were wrong; return the way back to take if what counts was."""
         (_, accepted), *_ = said = self.open.pop((shard, step))
         truth = digest_of(result)
         wrong = sorted({names for names, digest in said if digest != truth})
         for names in wrong:
-            self._admission.bar(names, f"it computed step {step}, shard {shard} wrongly", now)
+            self._admission.ban(names, f"it computed step {step}, shard {shard} wrongly", now)
         called = {name for names in wrong for name in names}
         at_most = math.inf if accepted == truth else step
         if math.isinf(first := self._steps.first_from(called, at_most=at_most)):

@@ -1,4 +1,4 @@
-"""Who sends what no peer may send: counted by sender, and not listened to for a while.
+"""Counts invalid messages by sender, and blocks a sender with too many of them for a while.
 
 A sender is a key's owner where there are keys, else one connection. What is remembered is bounded:
 the senders longest without a fault are forgotten first.
@@ -9,17 +9,17 @@ import dataclasses
 
 FAULTS_ALLOWED = 20
 FORGIVEN_AFTER = 10.0
-CUT_OFF_FOR = 30.0
+BLOCKED_FOR = 30.0
 SENDERS_REMEMBERED = 1000
 
 
 @dataclasses.dataclass
 class _Record:
-    """One sender's faults since `since`, and until when it is not listened to."""
+    """One sender's faults since `since`, and until when it is blocked."""
 
     since: float
     faults: int = 0
-    cut_off_until: float = 0.0
+    blocked_until: float = 0.0
 
 
 class FaultLimiter:
@@ -29,7 +29,7 @@ class FaultLimiter:
         self._records: collections.OrderedDict[bytes, _Record] = collections.OrderedDict()
 
     def fault(self, sender: bytes, now: float) -> bool:
-        """Count a fault; True if the sender is cut off with this one."""
+        """Count a fault; True if the sender is blocked from now on."""
         record = self._records.pop(sender, None)
         if record is None or now >= record.since + FORGIVEN_AFTER:
             record = _Record(now)
@@ -39,11 +39,11 @@ class FaultLimiter:
         record.faults += 1
         if record.faults <= FAULTS_ALLOWED:
             return False
-        record.cut_off_until = now + CUT_OFF_FOR
-        record.faults, record.since = 0, now + CUT_OFF_FOR
+        record.blocked_until = now + BLOCKED_FOR
+        record.faults, record.since = 0, now + BLOCKED_FOR
         return True
 
-    def is_cut_off(self, sender: bytes, now: float) -> bool:
-        """Whether the sender is not listened to now."""
+    def is_blocked(self, sender: bytes, now: float) -> bool:
+        """Whether the sender is blocked now."""
         record = self._records.get(sender)
-        return record is not None and now < record.cut_off_until
+        return record is not None and now < record.blocked_until

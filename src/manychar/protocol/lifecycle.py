@@ -5,75 +5,120 @@ TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left
 any ──a failure, a way back, a newer server──▶ FINISHED
 """
 
+import dataclasses
 import enum
 import math
 
-from manychar.protocol.aggregation import Aggregation
+from manychar.protocol.aggregation import Aggregation, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import RUN_FAILED, Finish, KeepBest, Save, Validate
+from manychar.protocol.effects import RUN_FAILED, Append, Finish, KeepBest, Record, Save, Validate
+from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Done, Level, one_line
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.run_report import RunReport
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.stall_report import StallReport
+from manychar.protocol.worker_stats import WorkerStatistics
+
+RECORD_EVERY_STEPS = 100
 
 
 class RunPhase(enum.Enum):
     """Where the run stands."""
 
+    STARTING = "starting"
     TRAINING = "training"
     STOPPING = "stopping"
     SAVING = "saving"
     FINISHED = "finished"
 
 
+@dataclasses.dataclass(kw_only=True)
 class Lifecycle:
-    """The run's phase, and what is still awaited. Times are seconds of any steady clock.
+    """The run's phase, what each step leads to, and what is still awaited.
 
-    `asked` is what a stop asked for, None before there was one.
+    Times are seconds of any steady clock. `asked` is what a stop asked for. Most attributes are the
+    parts of the server that a phase depends on.
     """
 
-    def __init__(
-        self,
-        run: RunSpec,
-        steps: Aggregation,
-        membership: Membership,
-        conflicting_results: ConflictingResults,
-        early_stopping: EarlyStopping,
-        waiting: StallReport,
-        run_report: RunReport,
-        outbox: Outbox,
-    ) -> None:
-        self.phase = RunPhase.TRAINING
-        self.asked: Finish | None = None
-        self._run = run
-        self._steps = steps
-        self._membership = membership
-        self._conflicting_results = conflicting_results
-        self._early_stopping = early_stopping
-        self._waiting = waiting
-        self._run_report = run_report
-        self._outbox = outbox
-        self._finish = Finish(0, "")
-        self._saved_step = -1
-        self._stop_by = math.inf
+    run: RunSpec
+    steps: Aggregation
+    membership: Membership
+    lease_grants: LeaseGrants
+    conflicting_results: ConflictingResults
+    early_stopping: EarlyStopping
+    waiting: StallReport
+    run_report: RunReport
+    worker_statistics: WorkerStatistics
+    outbox: Outbox
+    phase: RunPhase = RunPhase.STARTING
+    asked: Finish | None = None
+    _finish: Finish = dataclasses.field(default_factory=lambda: Finish(0, ""))
+    _saved_step: int = -1
+    _stop_by: float = math.inf
 
     @property
     def _step(self) -> int:
-        return self._steps.state.step
+        return self.steps.state.step
 
     def begin(self, now: float) -> None:
         """Start with what is not judged yet; a run that is through already ends at once."""
-        for step in self._run.unvalidated:
-            self._early_stopping.expect(step)
-            self._have_judged(step)
-        if self._steps.closed:
+        self.phase = RunPhase.TRAINING
+        for step in self.run.unvalidated:
+            self.early_stopping.expect(step)
+            self._have_validated(step)
+        if self.steps.closed:
             self.save(now)
         else:
-            self.after_verdict(now)
+            self._stop_where_no_better(now)
+
+    # Steps.
+
+    def apply_complete_steps(self, now: float) -> None:
+        """Apply every step whose gradients are all there, up to one that awaits a validation."""
+        while (
+            self.steps.complete
+            and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
+            and not self.early_stopping.waits(self._step)
+        ):
+            self.steps.apply()
+            self.waiting.applied(now)
+            self._after_step(now)
+
+    def _after_step(self, now: float) -> None:
+        """Do what the new weights call for."""
+        step, operation = self._step, self.run.operation
+        ends = (
+            self.early_stopping.is_over(step)
+            or self.steps.closed
+            or self.phase is RunPhase.STOPPING
+        )
+        if not ends:
+            self.worker_statistics.broadcasts(now)
+            self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
+        self.outbox.add(Append(step, self.steps.loss, as_frame(self.steps.state.parameters.flat)))
+        if _is_due(step, RECORD_EVERY_STEPS) or ends:
+            self.outbox.add(Record(self.run_report.report(now)))
+        self._stop_where_no_better(now)
+        if ends:
+            if self.phase is not RunPhase.SAVING:
+                self.save(now)
+            return
+        if _is_due(step, operation.checkpoint_every):
+            self.early_stopping.expect(step)
+            self.outbox.add(Save(self.steps.state))
+        if _is_due(step, operation.sample_every):
+            self.run_report.show(now)
+            self.outbox.show(self.run_report.weights())
+
+    def go_on(self, now: float) -> None:
+        """Do what an awaited validation, or the failure of one, makes possible."""
+        self._stop_where_no_better(now)
+        self.apply_complete_steps(now)
+        self.settle()
 
     # Asked to.
 
@@ -86,12 +131,12 @@ class Lifecycle:
             self.phase = RunPhase.STOPPING
             self._finish = finish
             self._stop_by = by
-            if not self._membership.workers() or self._early_stopping.waits(self._step):
+            if not self.membership.workers() or self.early_stopping.waits(self._step):
                 self.save(now)
 
     def tick(self, now: float) -> None:
         """Stop without the step's end where it will not come."""
-        in_vain = now >= self._stop_by or not self._membership.workers()
+        in_vain = now >= self._stop_by or not self.membership.workers()
         if self.phase is RunPhase.STOPPING and in_vain:
             self.save(now)
 
@@ -100,102 +145,106 @@ class Lifecycle:
     def save(self, now: float) -> None:
         """Apply nothing more, and write the last checkpoint."""
         self.phase = RunPhase.SAVING
-        self._steps.close()
-        self._waiting.for_disk = True
-        self._run_report.show(now)
-        self._outbox.show(self._run_report.weights())
+        self.steps.close()
+        self.waiting.for_disk = True
+        self.run_report.show(now)
+        self.outbox.show(self.run_report.weights())
         if self._finish.code == 0 and self.asked is None:
-            self._early_stopping.expect(self._step)
-        self._outbox.add(Save(self._steps.state))
+            self.early_stopping.expect(self._step)
+        self.outbox.add(Save(self.steps.state))
 
     def settle(self) -> None:
         """Finish if all is done: saved, judged, and nobody's arithmetic in doubt."""
         saved = self._saved_step == self._step
         validated = (
-            self.asked is not None or self._finish.code != 0 or not self._early_stopping.awaited
+            self.asked is not None or self._finish.code != 0 or not self.early_stopping.awaited
         )
         if (
             self.phase is RunPhase.SAVING
             and saved
             and validated
-            and not self._conflicting_results.open
+            and not self.conflicting_results.open
         ):
             words = (
                 self._finish.reason,
-                self._early_stopping.summary if not self._finish.code else "",
+                self.early_stopping.summary if not self._finish.code else "",
             )
             self.finish(self._finish.code, "; ".join(filter(None, words)))
 
     def finish(self, code: int, reason: str) -> None:
         """Finish now, and tell every peer."""
         self.phase = RunPhase.FINISHED
-        run, term = self._outbox.run, self._outbox.term
+        run, term = self.outbox.run, self.outbox.term
         done = Done(run=run, term=term, code=code, reason=one_line(reason))
-        for peer in self._membership.members:
-            self._outbox.send(peer, done)
-        self._outbox.add(Finish(code, reason))
+        for peer in self.membership.members:
+            self.outbox.send(peer, done)
+        self.outbox.add(Finish(code, reason))
 
     # The disk.
 
     def saved(self, step: int, now: float) -> None:
         """Take note that the checkpoint of `step` is on disk."""
-        self._run_report.saved(step, now)
-        self._have_judged(step)
+        self.run_report.saved(step, now)
+        self._have_validated(step)
         self._saved_step = max(self._saved_step, step)
-        self._waiting.for_disk &= step != self._step
+        self.waiting.for_disk &= step != self._step
         self.settle()
 
     def save_failed(self, step: int, reason: str, now: float) -> None:
         """Take note that it is not: end the run, or go on without it."""
-        awaited = step in self._early_stopping.awaited
-        self._early_stopping.pass_over(step)
+        awaited = step in self.early_stopping.awaited
+        self.early_stopping.pass_over(step)
         what = f"the checkpoint of step {step} could not be written: {reason}"
         last = self.phase is RunPhase.SAVING and step == self._step
-        if last or self._run.operation.on_disk_error == "stop":
+        if last or self.run.operation.on_disk_error == "stop":
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
-        self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
-        self._outbox.warn(f"{what}; going on")
-        if awaited and self._early_stopping.depends_on(step):
+        self.outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
+        self.outbox.warn(f"{what}; going on")
+        if awaited and self.early_stopping.depends_on(step):
             self.validation_failed(what, now)
 
     # The judge.
 
-    def _have_judged(self, step: int) -> None:
-        if self._early_stopping.is_to_be_asked(step):
-            self._outbox.add(Validate(step))
+    def _have_validated(self, step: int) -> None:
+        if self.early_stopping.is_to_be_asked(step):
+            self.outbox.add(Validate(step))
 
     def validated(self, step: int, nats: float, now: float) -> None:
         """Take the loss of a checkpoint on the held-out text, in nats a character."""
-        if self._early_stopping.take(step, nats):
-            self._outbox.add(KeepBest(step))
-        self._run_report.show(now)
+        if self.early_stopping.take(step, nats):
+            self.outbox.add(KeepBest(step))
+        self.run_report.show(now)
 
     def not_validated(self, step: int, reason: str, now: float) -> None:
         """Take note that a checkpoint cannot be judged: it is not there any more."""
-        if self._early_stopping.depends_on(step):
+        if self.early_stopping.depends_on(step):
             self.validation_failed(f"the checkpoint of step {step}: {reason}", now)
             return
-        self._early_stopping.pass_over(step)
-        self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
-        self._outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
+        self.early_stopping.pass_over(step)
+        self.outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
+        self.outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
 
     def validation_failed(self, reason: str, now: float) -> None:
         """Take note that nothing is judged any more; a run that depends on it ends."""
         text = f"the held-out text is not judged any more: {reason}"
-        self._outbox.notice(text, Level.ERROR)
-        decided = self._early_stopping.decides
-        self._early_stopping.give_up()
+        self.outbox.notice(text, Level.ERROR)
+        decided = self.early_stopping.decides
+        self.early_stopping.give_up()
         if decided and self.phase is RunPhase.TRAINING:
             self._finish = Finish(RUN_FAILED, f"where this run ends cannot be told: {reason}")
             self.save(now)
 
-    def after_verdict(self, now: float) -> None:
+    def _stop_where_no_better(self, now: float) -> None:
         """End here if the decision on the checkpoint before this one was to stop."""
-        if self.phase is RunPhase.TRAINING and self._early_stopping.is_over(self._step):
-            patience = self._run.operation.stop_when_no_better
-            last = self._step - self._run.operation.checkpoint_every
+        if self.phase is RunPhase.TRAINING and self.early_stopping.is_over(self._step):
+            patience = self.run.operation.stop_when_no_better
+            last = self._step - self.run.operation.checkpoint_every
             plural = "s" if patience > 1 else ""
             reason = f"no better for {patience} checkpoint{plural} up to step {last:,}"
             self._finish = Finish(0, reason)
             self.save(now)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -23,7 +23,8 @@ HOST_LENGTH = 64
 class PeerState(enum.Enum):
     """Where a connection stands with the server."""
 
-    ADMITTED = "greeted"
+    UNKNOWN = "unknown"
+    ADMITTED = "admitted"
     WORKING = "working"
     SILENT = "silent"
     OBSERVING = "observing"
@@ -151,7 +152,7 @@ class Membership:
         self._numbers = 0
         self._takeovers = [0] * shards
 
-    def greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
+    def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
         """Take in a new connection."""
         self._joined += 1
         role = Role(hello.role)
@@ -167,6 +168,16 @@ class Membership:
             host=one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
         )
         return member
+
+    def state_of(self, peer: Peer) -> PeerState:
+        """Return where a connection stands."""
+        member = self.members.get(peer)
+        return member.state if member else PeerState.UNKNOWN
+
+    def suspended(self, seconds: float) -> None:
+        """Do not count the time in which the server was stopped as the members' silence."""
+        for member in self.members.values():
+            member.heard_at += seconds
 
     def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
         """Return the members whose place this Hello takes: its own earlier one, or a namesake."""

@@ -1,26 +1,20 @@
-"""Observer: a peer that only looks. It shows reports, notices and weights, and holds no lease.
+"""Observer: a client that only watches: it shows reports, notices and weights, and holds no lease.
 
-state      event                     does
-KNOCKING   Welcome                   WATCHING
-WATCHING   Report, Roster, Weights,  Show or Log
-           Notice
-WATCHING   StartAfresh               KNOCKING
-any        Refused, Done             Finish, GONE
+    CONNECTING ──Welcome──▶ OBSERVING ──Reset, or a silent server──▶ CONNECTING
+    either ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
+
+What was sent before the last Hello, or to it again, arrives while it is connecting and is ignored.
 """
 
 import enum
-from collections.abc import Callable
-from typing import Any
 
-from manychar.protocol.client_session import ClientSession
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send, Show
+from manychar.protocol.client_session import ClientMachine, ClientSession
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Show
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, Suspended
 from manychar.protocol.messages import (
     Alive,
-    Dimensions,
     Done,
-    Goodbye,
     Hello,
-    Message,
     Notice,
     Refused,
     Report,
@@ -28,70 +22,51 @@ from manychar.protocol.messages import (
     Roster,
     Weights,
     Welcome,
-    one_line,
 )
+from manychar.protocol.transitions import Table, rows
 
 
 class ObserverPhase(enum.Enum):
     """Where the observer stands."""
 
-    CONNECTING = "knocking"
-    OBSERVING = "watching"
-    ENDED = "gone"
+    CONNECTING = "connecting"
+    OBSERVING = "observing"
+    ENDED = "ended"
 
 
-class Observer:
-    """The machine of one observer. See the table above."""
+class Observer(ClientMachine[ObserverPhase]):
+    """The machine of one observer."""
 
-    def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
-        self.state = ObserverPhase.CONNECTING
-        self.session = ClientSession(hello, server=server, patience=patience, now=now)
+    def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
+        session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
+        super().__init__(ObserverPhase.CONNECTING, session)
 
     @property
-    def dimensions(self) -> Dimensions | None:
-        """The run's dimensions, once they are known."""
-        return self.session.dimensions
+    def _table(self) -> Table:
+        return _TABLE
 
-    def receive(self, message: Message, now: float) -> list[Effect]:
-        """Take a message from the server."""
-        if self.state is ObserverPhase.ENDED:
-            return []
-        handler = _TABLE.get((self.state, type(message)))
-        if handler is None:
-            raise PeerError(f"{type(message).__name__} to an observer that is {self.state.value}")
-        self.session.heard(now)
-        return handler(self, message, now) if self.session.concerns(message) else []
+    @property
+    def ended(self) -> bool:
+        """Whether this observer has nothing more to do."""
+        return self.state is ObserverPhase.ENDED
 
-    def tick(self, now: float) -> list[Effect]:
-        """Knock, beat, and notice a silent server."""
-        if self.state is ObserverPhase.ENDED:
-            return []
+    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
-        if self.session.knocking:
+        if self.session.connecting:
             self.state = ObserverPhase.CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
             self.state = ObserverPhase.ENDED
-        return effects + self.session.beat(now)
+        return effects + self.session.heartbeat(now)
 
-    def deadline(self) -> float | None:
-        """When the next tick is due."""
-        return None if self.state is ObserverPhase.ENDED else self.session.deadline()
-
-    def leave(self, reason: str) -> list[Effect]:
-        """Say goodbye and go."""
-        effects: list[Effect] = []
-        if self.state is ObserverPhase.OBSERVING and (welcome := self.session.welcome):
-            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
+    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
+        goodbye = self.session.goodbye(event.reason)
         self.state = ObserverPhase.ENDED
-        return [*effects, Finish(0, reason)]
-
-    # What the table's rows do.
+        return [*goodbye, Finish(event.code, event.reason)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
-        if self.session.is_past(welcome):
-            return []
-        self.session.enter(welcome, now)
-        self.state = ObserverPhase.OBSERVING
+        if not self.session.is_past(welcome):
+            self.session.enter(welcome, now)
+            self.state = ObserverPhase.OBSERVING
         return []
 
     def _show(self, message: Report | Roster | Weights, now: float) -> list[Effect]:
@@ -100,15 +75,11 @@ class Observer:
     def _say(self, notice: Notice, now: float) -> list[Effect]:
         return [Log(notice.text, notice.level)]
 
-    def _pass_over(self, message: Message, now: float) -> list[Effect]:
-        """Nothing to do: it was heard, or comes from before the last Hello."""
-        return []
-
     def _reset(self, message: Reset, now: float) -> list[Effect]:
         if self.session.is_past(message):
             return []
         self.state = ObserverPhase.CONNECTING
-        self.session.knock(now)
+        self.session.connect(now)
         return self.session.tick(now)
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
@@ -120,24 +91,21 @@ class Observer:
         return [Finish(done.code, done.reason)]
 
 
-_Handler = Callable[[Observer, Any, float], list[Effect]]
+_CONNECTING, _OBSERVING, _ENDED = ObserverPhase
+_EITHER = (_CONNECTING, _OBSERVING)
 
-_TABLE: dict[tuple[ObserverPhase, type[Any]], _Handler] = {
-    (ObserverPhase.CONNECTING, Welcome): Observer._welcome,
-    (ObserverPhase.OBSERVING, Welcome): Observer._welcome,
-    (ObserverPhase.OBSERVING, Report): Observer._show,
-    (ObserverPhase.OBSERVING, Roster): Observer._show,
-    (ObserverPhase.OBSERVING, Weights): Observer._show,
-    (ObserverPhase.OBSERVING, Notice): Observer._say,
-    (ObserverPhase.OBSERVING, Alive): Observer._pass_over,
-    (ObserverPhase.OBSERVING, Reset): Observer._reset,
-    **{
-        (ObserverPhase.CONNECTING, late): Observer._pass_over
-        for late in (Report, Roster, Weights, Notice, Alive, Reset)
-    },
-    **{
-        (state, end): handler
-        for state in (ObserverPhase.CONNECTING, ObserverPhase.OBSERVING)
-        for end, handler in ((Refused, Observer._refused), (Done, Observer._done))
-    },
+_TABLE: Table = {
+    **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _OBSERVING),
+    **rows((_CONNECTING,), (Report, Roster, Weights, Notice, Alive, Reset), Observer._ignore),
+    **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),
+    **rows((_OBSERVING,), (Report, Roster, Weights), Observer._show),
+    **rows((_OBSERVING,), (Notice,), Observer._say),
+    **rows((_OBSERVING,), (Alive,), Observer._ignore),
+    **rows((_OBSERVING,), (Reset,), Observer._reset, _OBSERVING, _CONNECTING),
+    **rows(_EITHER, (Refused,), Observer._refused, _ENDED),
+    **rows(_EITHER, (Done,), Observer._done, _ENDED),
+    **rows(_EITHER, (LeaveRequested,), Observer._leave, _ENDED),
+    **rows(_EITHER, (Suspended,), Observer._suspended),
+    **rows((_CONNECTING,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED),
+    **rows((_OBSERVING,), (DeadlinePassed,), Observer._deadline_passed, _OBSERVING, _CONNECTING),
 }

@@ -20,9 +20,9 @@ class Outbox:
         self.counts: collections.Counter[str] = collections.Counter()
         self._effects: list[Effect] = []
 
-    def count(self, counter: Counter) -> None:
-        """Count an event; the status shows it."""
-        self.counts[counter] += 1
+    def count(self, counter: Counter, number: int = 1) -> None:
+        """Count events; the status shows it."""
+        self.counts[counter] += number
 
     def count_against(self, sender: str, counter: Counter) -> None:
         """Count it in all and by sender, as COUNTER:SENDER, for at most COUNTS_KEPT entries."""

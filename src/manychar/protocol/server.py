@@ -1,40 +1,41 @@
 """ParameterServer: grants shards, takes gradients, averages, clips, applies Adagrad, broadcasts.
 
-Each peer:  unknown ──Hello──▶ GREETED ──Ready, the run's fingerprint──▶ WORKING ⇄ SILENT
-            unknown ──Hello of an observer──▶ OBSERVING
+The run (lifecycle):  STARTING ──Started──▶ TRAINING ──the last step, or no better──▶ SAVING
+                      TRAINING ──StopRequested, or Stop──▶ STOPPING ──the step's end──▶ SAVING
+                      SAVING ──saved and validated──▶ FINISHED; a failure leads there from anywhere
 
-`_TABLE` at the end lists every message that a peer may send in each of its states; another one is
-a PeerError. Whatever comes from a peer that is not known, or from another term, is answered with
-StartAfresh, so that a peer's memory of a former server can never be mistaken for this one's.
+Each peer (membership):  UNKNOWN ──Hello──▶ ADMITTED ──Ready──▶ WORKING ⇄ SILENT
+                         UNKNOWN ──Hello of an observer──▶ OBSERVING
 
-Its parts: `steps` (which gradients count), `membership` (who is here), `leasing` (who computes
-what), `reception` (who comes and goes), `disputes` (who was wrong), `judging` (whether it gets
-better), `ending` (the run's phases), `waiting`, `reporting` and `attendance` (how it stands),
-`outbox` (what comes of it).
+`_EVENTS` at the end names what each event may do to the run, `_MESSAGES` which messages a peer may
+send in its state, and where they lead; another one is a PeerError. Hello is taken in each state: it
+is a new connection. A silent worker is working again before its message is handled. Whatever comes
+from a peer that is not known, or from another term, is answered with Reset, so that a peer's memory
+of a former server can never be mistaken for this one's.
+
+Once FINISHED, nothing changes the outcome: every event is ignored.
 """
 
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from manychar.numerics.training_step import TrainingState
+from manychar.protocol import events
 from manychar.protocol.admission import Admission
-from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
+from manychar.protocol.aggregation import Aggregation, Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import (
     RUN_FAILED,
     STOPPED,
-    Append,
     Effect,
     Finish,
     PeerError,
-    Record,
-    Result,
-    Save,
+    ProtocolError,
 )
-from manychar.protocol.fault_limiter import CUT_OFF_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState
@@ -45,7 +46,6 @@ from manychar.protocol.messages import (
     Heartbeat,
     Hello,
     KeyRole,
-    Message,
     Owner,
     Peer,
     Ready,
@@ -57,11 +57,12 @@ from manychar.protocol.outbox import Outbox
 from manychar.protocol.run_report import RunReport
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.stall_report import StallReport
+from manychar.protocol.transitions import Table, rows
 from manychar.protocol.worker_stats import WorkerStatistics
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
-REMARK_EVERY = 1.0
+WARN_EVERY = 1.0
 STOP_WITHIN = 5.0
 RENEWALS = 2
 
@@ -95,19 +96,19 @@ class ParameterServer:
             run, self.steps, self.membership, self.early_stopping, self.outbox, now=now
         )
         self.lifecycle = Lifecycle(
-            run,
-            self.steps,
-            self.membership,
-            self.conflicting_results,
-            self.early_stopping,
-            self.waiting,
-            self.run_report,
-            self.outbox,
+            run=run,
+            steps=self.steps,
+            membership=self.membership,
+            lease_grants=self.lease_grants,
+            conflicting_results=self.conflicting_results,
+            early_stopping=self.early_stopping,
+            waiting=self.waiting,
+            run_report=self.run_report,
+            worker_statistics=self.worker_statistics,
+            outbox=self.outbox,
         )
         self.counts = self.outbox.counts
         self._next_tick = now
-        self._fault_limiter = FaultLimiter()
-        self._next_remark = now
 
     @property
     def finished(self) -> bool:
@@ -119,33 +120,44 @@ class ParameterServer:
         """The state after the steps that were applied."""
         return self.steps.state
 
-    # Events.
+    def deadline(self) -> float | None:
+        """When DeadlinePassed is due."""
+        return None if self.finished else self._next_tick
 
-    def begin(self, now: float) -> list[Effect]:
-        """Start: a run that is through already ends at once."""
-        self.lifecycle.begin(now)
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
+        """Take an event. PeerError is a message that its sender may not send: then Malformed."""
+        phase = self.lifecycle.phase
+        row = _EVENTS.get((phase, type(event)))
+        if row is None:
+            raise ProtocolError(f"{type(event).__name__} to a server that is {phase.value}")
+        row.handler(self, event, now)
+        row.check(event, before=phase, after=self.lifecycle.phase)
         return self.outbox.collect()
 
-    def receive(
-        self, peer: Peer, message: Message, now: float, owner: Owner | None = None
-    ) -> list[Effect]:
-        """Take a message from a peer; PeerError if the peer may not send it.
+    def is_blocked(self, peer: Peer, now: float, owner: Owner | None = None) -> bool:
+        """Whether messages of this sender are to be dropped unread."""
+        return self.admission.is_blocked(peer, owner, now)
 
-        `owner` is whose key the transport let in, None where there are no keys.
-        """
-        if self.finished:
-            return []
+    def _started(self, event: events.Started, now: float) -> None:
+        self.lifecycle.begin(now)
+
+    def _ignore(self, event: events.Event, now: float) -> None:
+        """Do nothing: the run is finished."""
+
+    # Peers.
+
+    def _received(self, event: events.Received, now: float) -> None:
+        message = event.message
         if isinstance(message, Hello):
-            self._greet(peer, message, owner, now)
+            self._connect(event, message, now)
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
-        elif self._is_overtaken(message, owner):
+        elif self._is_overtaken(message, event.owner):
             self.lifecycle.finish(
                 RUN_FAILED, f"a newer server (term {message.term}) has taken this run over"
             )
         else:
-            self._receive_from_member(peer, message, now)
-        return self.outbox.collect()
+            self._received_from_member(event.peer, message, now)
 
     def _is_overtaken(self, message: FromMember, owner: Owner | None) -> bool:
         """Whether a peer has seen a newer server of this run; an observer's word is not enough."""
@@ -153,168 +165,106 @@ class ParameterServer:
         newer = message.run == self.run.run and message.term > self.run.term
         return newer and not looks_only
 
-    def _greet(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> None:
+    def _connect(self, event: events.Received, hello: Hello, now: float) -> None:
+        peer = event.peer
         known = peer in self.membership.members
-        member = self.admission.greet(peer, hello, owner, now)
-        if member is None:
-            self.outbox.count(Counter.CLIENTS_REFUSED)
-            self._fault(peer, owner, hello.name, now)
-        elif member.state is PeerState.OBSERVING:
+        member = self.admission.connect(peer, hello, event.owner, now)
+        if member is not None and member.state is PeerState.OBSERVING:
             self.outbox.send(peer, self.run_report.report(now))
             if known:
-                return  # who asks again and again does not fill this server's queue
+                return  # asking again and again does not fill this server's queue
             for roster in self.worker_statistics.rosters(now):
                 self.outbox.send(peer, roster)
             self.outbox.send(peer, self.run_report.weights())
 
-    def _receive_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
+    def _received_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
         if member is None or (message.run, message.term) != (self.run.run, self.run.term):
-            if not isinstance(message, Goodbye):  # who leaves may be gone before it is read
+            if not isinstance(message, Goodbye):  # a client that leaves does not read the answer
                 self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
             self.outbox.send(peer, Reset(run=self.run.run, term=self.run.term))
             return
         member.heard_at = now
         if member.state is PeerState.SILENT:
             self.admission.comes_back(member, now)
-        handler = _TABLE.get((member.state, type(message)))
-        if handler is None:
-            raise PeerError(f"{type(message).__name__} from a peer that is {member.state.value}")
-        handler(self, member, message, now)
+        state = member.state
+        row = _MESSAGES.get((state, type(message)))
+        if row is None:
+            raise PeerError(f"{type(message).__name__} from a peer that is {state.value}")
+        row.handler(self, member, message, now)
+        row.check(message, before=state, after=self.membership.state_of(peer))
 
-    def listens_to(self, peer: Peer, now: float, owner: Owner | None = None) -> bool:
-        """Whether a message of this sender's is to be read; one that is not is counted."""
-        cut_off = self._fault_limiter.is_cut_off(_sender(peer, owner), now)
-        if cut_off:
-            self.outbox.count(Counter.MESSAGES_IGNORED)
-        return not cut_off
+    def _malformed(self, event: events.Malformed, now: float) -> None:
+        self.admission.malformed(event.peer, event.owner, event.reason, now)
 
-    def malformed(
-        self, peer: Peer, reason: str, now: float, owner: Owner | None = None
-    ) -> list[Effect]:
-        """Count a message that the codec or the table refused, against its sender."""
-        member = self.membership.members.get(peer)
-        name = member.name if member else owner.name if owner else "an unknown peer"
-        self.outbox.count_against(name, Counter.MESSAGES_MALFORMED)
-        if member is not None:
-            member.tally.dropped += 1
-        if now >= self._next_remark:
-            self._next_remark = now + REMARK_EVERY
-            self.outbox.warn(
-                f"{name}: dropped: {reason} ({self.counts[Counter.MESSAGES_MALFORMED]:,} in all)"
-            )
-        self._fault(peer, owner, name, now)
-        return self.outbox.collect()
+    def _peer_lost(self, event: events.PeerLost, now: float) -> None:
+        if (member := self.membership.members.get(event.peer)) is not None:
+            self.admission.leaves(member, "its connection is gone", now)
 
-    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
-        """Count a fault against a sender; who has too many is cut off."""
-        if not self._fault_limiter.fault(_sender(peer, owner), now):
-            return
-        self.outbox.count(Counter.SENDERS_BLOCKED)
-        self.outbox.warn(f"{name} is not listened to for {CUT_OFF_FOR:.0f} s")
-        if (member := self.membership.members.get(peer)) is not None:
-            self.admission.leaves(member, "it sends what cannot be read", now)
+    def _key_revoked(self, event: events.KeyRevoked, now: float) -> None:
+        self.outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
+        if (member := self.membership.members.get(event.peer)) is not None:
+            self.admission.revoked(member, now)
 
-    def dropped(self, what: Counter, reason: str = "") -> list[Effect]:
-        """Count what the shell had to let go; say the reason to everyone, if there is one."""
-        self.outbox.count(what)
-        return self.remark(reason) if reason else []
+    # The shell, its disk and its clock.
 
-    def remark(self, text: str) -> list[Effect]:
-        """Say a line of the shell's to everyone."""
-        self.outbox.warn(text)
-        return self.outbox.collect()
+    def _dropped(self, event: events.Dropped, now: float) -> None:
+        self.outbox.count(event.counter, event.count)
+        if event.reason:
+            self.outbox.warn(event.reason)
 
-    def waits_for_disk(self, now: float) -> list[Effect]:
-        """Say that nothing goes on before there is room for the next checkpoint."""
+    def _warned(self, event: events.Warned, now: float) -> None:
+        self.outbox.warn(event.text)
+
+    def _disk_waited(self, event: events.DiskWaited, now: float) -> None:
         step = self.state.step
         self.outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
         before, self.waiting.for_disk = self.waiting.for_disk, True
         self.worker_statistics.tell(now)
         self.waiting.for_disk = before
-        return self.outbox.collect()
 
-    def unreachable(self, peer: Peer, now: float) -> list[Effect]:
-        """Take note that the transport has no connection to this peer any more."""
-        if (member := self.membership.members.get(peer)) is not None:
-            self.admission.leaves(member, "its connection is gone", now)
-        return self.outbox.collect()
+    def _checkpoint_saved(self, event: events.CheckpointSaved, now: float) -> None:
+        self.lifecycle.saved(event.step, now)
 
-    def revoked(self, peer: Peer, now: float) -> list[Effect]:
-        """Drop a message that came with a key that is not good any more, and its sender."""
-        self.outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
-        if (member := self.membership.members.get(peer)) is not None:
-            self.admission.revoked(member, now)
-        return self.outbox.collect()
+    def _checkpoint_outcome(self, event: events.CheckpointOutcome, now: float) -> None:
+        """Go on with what waited for a checkpoint's validation loss."""
+        match event:
+            case events.CheckpointFailed(step, reason):
+                self.lifecycle.save_failed(step, reason, now)
+            case events.Validated(step, nats):
+                self.lifecycle.validated(step, nats, now)
+            case events.NotValidated(step, reason):
+                self.lifecycle.not_validated(step, reason, now)
+            case events.ValidationFailed(reason):
+                self.lifecycle.validation_failed(reason, now)
+        self.lifecycle.go_on(now)
 
-    # How it ends.
+    def _stop_requested(self, event: events.StopRequested, now: float) -> None:
+        self.lifecycle.stop(Finish(event.code, event.reason), now=now, by=event.by)
 
-    def saved(self, step: int, now: float) -> list[Effect]:
-        """Take note that the checkpoint of `step` is on disk."""
-        self.lifecycle.saved(step, now)
-        return self.outbox.collect()
+    def _deadline_passed(self, event: events.DeadlinePassed, now: float) -> None:
+        self._next_tick = now + TICK
+        self.admission.check_silence(now)
+        self.lease_grants.ask_again(now)
+        self.waiting.tick(now)
+        self.lifecycle.tick(now)
+        self.run_report.tick(now)
+        self.worker_statistics.tick(now)
 
-    def save_failed(self, step: int, reason: str, now: float) -> list[Effect]:
-        """Take note that it is not."""
-        self.lifecycle.save_failed(step, reason, now)
-        return self._go_on_after_verdict(now)
+    def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> None:
+        """Do what nothing waits for."""
+        self.steps.digest_accepted()
 
-    def validated(self, step: int, nats: float, now: float) -> list[Effect]:
-        """Take the loss of a checkpoint on the held-out text, in nats a character."""
-        if self.finished:
-            return []
-        self.lifecycle.validated(step, nats, now)
-        return self._go_on_after_verdict(now)
+    def _suspended(self, event: events.Suspended, now: float) -> None:
+        self.membership.suspended(event.seconds)
 
-    def not_validated(self, step: int, reason: str, now: float) -> list[Effect]:
-        """Take note that a checkpoint cannot be judged: it is not there any more."""
-        self.lifecycle.not_validated(step, reason, now)
-        return self._go_on_after_verdict(now)
-
-    def validation_failed(self, reason: str, now: float) -> list[Effect]:
-        """Take note that nothing is judged any more."""
-        self.lifecycle.validation_failed(reason, now)
-        return self._go_on_after_verdict(now)
-
-    def _go_on_after_verdict(self, now: float) -> list[Effect]:
-        self.lifecycle.after_verdict(now)
-        self._apply_what_is_complete(now)
-        self.lifecycle.settle()
-        return self.outbox.collect()
-
-    def stop(self, code: int, reason: str, *, now: float, by: float) -> list[Effect]:
-        """End the step, write a checkpoint and finish; at time `by` without the step's end."""
-        self.lifecycle.stop(Finish(code, reason), now=now, by=by)
-        return self.outbox.collect()
-
-    def _asked_to_stop(self, member: Member, message: Stop, now: float) -> None:
+    def _stop_by_operator(self, member: Member, message: Stop, now: float) -> None:
         if member.owner is not None and member.owner.role is not KeyRole.OPERATOR:
             reason = f"the key of {member.owner.name} is not an operator's: it cannot stop a run"
             self.outbox.send(member.peer, Refused(reason=reason))
             return
         finish = Finish(STOPPED, f"stopped by {member.name}")
         self.lifecycle.stop(finish, now=now, by=now + STOP_WITHIN)
-
-    def tick(self, now: float) -> list[Effect]:
-        """Notice who is silent, ask again for what is late, report, and complain of waiting."""
-        if self.finished:
-            return []
-        self._next_tick = now + TICK
-        self.admission.mind_silence(now)
-        self.lease_grants.ask_again(now)
-        self.waiting.tick(now)
-        self.lifecycle.tick(now)
-        self.run_report.tick(now)
-        self.worker_statistics.tick(now)
-        return self.outbox.collect()
-
-    def catch_up(self) -> None:
-        """Do what nobody waits for; to be called when what had come has been carried out."""
-        self.steps.digest_accepted()
-
-    def deadline(self) -> float | None:
-        """When the next tick is due."""
-        return None if self.finished else self._next_tick
 
     # Gradients.
 
@@ -334,7 +284,7 @@ class ParameterServer:
             case Assessment.REPEAT_DIFFERS:
                 self.conflicting_results.begin(member, gradient)
             case Assessment.FROM_ANOTHER_STATE:
-                self._distrust(member, gradient, now)
+                self.admission.from_wrong_state(member, gradient, now)
         member.tally.dropped += 1
         self.outbox.count(Counter(assessment.value))
 
@@ -343,101 +293,64 @@ class ParameterServer:
         self.steps.accept(gradient, member.names)
         self.worker_statistics.delivers(member, now)
         self.lease_grants.counted(gradient.shard, member.peer)
-        self._apply_what_is_complete(now)
+        self.lifecycle.apply_complete_steps(now)
 
-    def _apply_what_is_complete(self, now: float) -> None:
-        """Apply every step whose gradients are all there, up to one that waits for a verdict."""
-        while (
-            self.steps.complete
-            and self.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
-            and not self.early_stopping.waits(self.state.step)
-        ):
-            self.steps.apply()
-            self.waiting.applied(now)
-            self._after_step(now)
-
-    def _distrust(self, member: Member, gradient: Gradient, now: float) -> None:
-        """Drop what was computed from another state, and begin that lease anew."""
-        self.outbox.warn(
-            f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
-            " from another state: dropped"
-        )
-        lease = self.membership.leases.get(gradient.shard)
-        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
-            return  # it has another lease by now, or nobody asked it
-        if lease.renewed < RENEWALS:
-            self.lease_grants.renew(gradient.shard, now)
-        else:
-            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
-            self.admission.bar(member.names, why, now)
-
-    def computed(self, shard: int, step: int, result: Result, now: float) -> list[Effect]:
-        """Take this server's own result for a unit on which two others differ."""
-        if self.finished:
-            return []
-        if (back := self.conflicting_results.settle(shard, step, result, now)) is not None:
+    def _computed(self, event: events.Computed, now: float) -> None:
+        """Take this server's own result for a unit on which two workers differ."""
+        back = self.conflicting_results.settle(event.shard, event.step, event.result, now)
+        if back is not None:
             self.lifecycle.phase = RunPhase.FINISHED
             self.outbox.add(back)
         self.lifecycle.settle()
-        return self.outbox.collect()
-
-    # Steps.
-
-    def _after_step(self, now: float) -> None:
-        """Do what the new weights call for."""
-        step, operation = self.state.step, self.run.operation
-        over = self.early_stopping.is_over(step)
-        ends = over or self.steps.closed or self.lifecycle.phase is RunPhase.STOPPING
-        if not ends:
-            self.worker_statistics.broadcasts(now)
-            self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
-        self.outbox.add(Append(step, self.steps.loss, as_frame(self.state.parameters.flat)))
-        if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self.outbox.add(Record(self.run_report.report(now)))
-        self.lifecycle.after_verdict(now)
-        if ends:
-            if self.lifecycle.phase is not RunPhase.SAVING:
-                self.lifecycle.save(now)
-            return
-        if _is_due(step, operation.checkpoint_every):
-            self.early_stopping.expect(step)
-            self.outbox.add(Save(self.state))
-        if _is_due(step, operation.sample_every):
-            self.run_report.show(now)
-            self.outbox.show(self.run_report.weights())
 
 
-def _sender(peer: Peer, owner: Owner | None) -> bytes:
-    """Return who is held to account: a key's owner, or the connection."""
-    return peer if owner is None else b"key " + owner.name.encode()
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-_Handler = Callable[[ParameterServer, Member, Any, float], None]
-
-
-def _at_reception(handler: Callable[[Admission, Member, Any, float], None]) -> _Handler:
+def _admission(handler: Callable[[Admission, Member, Any, float], None]) -> Callable[..., None]:
     return lambda server, member, message, now: handler(server.admission, member, message, now)
 
 
-_READY = _at_reception(Admission.ready)
-_HEARTBEAT = _at_reception(Admission.heartbeat)
-_GOODBYE = _at_reception(Admission.goodbye)
-_NOT_READY = _at_reception(Admission.not_ready)
+_UNKNOWN, _ADMITTED, _WORKING, _SILENT, _OBSERVING = PeerState
+_MEMBERS = (_ADMITTED, _WORKING, _OBSERVING)
 
-_TABLE: dict[tuple[PeerState, type[Any]], _Handler] = {
-    (PeerState.ADMITTED, Ready): _READY,
-    (PeerState.ADMITTED, Gradient): _NOT_READY,
-    (PeerState.ADMITTED, Heartbeat): _HEARTBEAT,
-    (PeerState.ADMITTED, Goodbye): _GOODBYE,
-    (PeerState.WORKING, Ready): _READY,
-    (PeerState.WORKING, Gradient): ParameterServer._gradient,
-    (PeerState.WORKING, Heartbeat): _HEARTBEAT,
-    (PeerState.WORKING, Goodbye): _GOODBYE,
-    (PeerState.OBSERVING, Heartbeat): _HEARTBEAT,
-    (PeerState.OBSERVING, Goodbye): _GOODBYE,
-    (PeerState.OBSERVING, Stop): ParameterServer._asked_to_stop,
+_MESSAGES: Table = {
+    **rows((_ADMITTED,), (Ready,), _admission(Admission.ready), _WORKING, _UNKNOWN),
+    **rows((_ADMITTED,), (Gradient,), _admission(Admission.not_ready)),
+    **rows((_WORKING,), (Ready,), _admission(Admission.ready), _WORKING, _UNKNOWN),
+    **rows((_WORKING,), (Gradient,), ParameterServer._gradient, _WORKING, _UNKNOWN),
+    **rows((_OBSERVING,), (Stop,), ParameterServer._stop_by_operator),
+    **rows(_MEMBERS, (Heartbeat,), _admission(Admission.heartbeat)),
+    **rows(_MEMBERS, (Goodbye,), _admission(Admission.goodbye), _UNKNOWN),
+}
+
+_S = ParameterServer
+_STARTING, _TRAINING, _STOPPING, _SAVING, _FINISHED = RunPhase
+_RUNNING = (_TRAINING, _STOPPING, _SAVING)
+_OUTCOMES = typing.get_args(events.CheckpointOutcome)
+
+_EVENTS: Table = {
+    **rows((_STARTING,), (events.Started,), _S._started, _TRAINING, _SAVING),
+    **rows((_TRAINING,), (events.Received,), _S._received, *_RUNNING, _FINISHED),
+    **rows((_STOPPING,), (events.Received,), _S._received, _STOPPING, _SAVING, _FINISHED),
+    **rows((_SAVING,), (events.Received,), _S._received, _SAVING, _FINISHED),
+    **rows((_TRAINING,), _OUTCOMES, _S._checkpoint_outcome, _TRAINING, _SAVING, _FINISHED),
+    **rows((_STOPPING,), _OUTCOMES, _S._checkpoint_outcome, _STOPPING, _SAVING, _FINISHED),
+    **rows((_SAVING,), _OUTCOMES, _S._checkpoint_outcome, _SAVING, _FINISHED),
+    **rows((_TRAINING, _STOPPING), (events.CheckpointSaved,), _S._checkpoint_saved),
+    **rows((_SAVING,), (events.CheckpointSaved,), _S._checkpoint_saved, _SAVING, _FINISHED),
+    **rows((_TRAINING,), (events.StopRequested,), _S._stop_requested, _STOPPING, _SAVING),
+    **rows((_STOPPING,), (events.StopRequested,), _S._stop_requested),
+    **rows((_SAVING,), (events.StopRequested,), _S._stop_requested, _SAVING, _FINISHED),
+    **rows((_TRAINING,), (events.Computed,), _S._computed, _TRAINING, _FINISHED),
+    **rows((_STOPPING,), (events.Computed,), _S._computed, _STOPPING, _FINISHED),
+    **rows((_SAVING,), (events.Computed,), _S._computed, _SAVING, _FINISHED),
+    **rows((_STOPPING,), (events.DeadlinePassed,), _S._deadline_passed, _STOPPING, _SAVING),
+    **rows((_TRAINING, _SAVING), (events.DeadlinePassed,), _S._deadline_passed),
+    **rows(_RUNNING, (events.Malformed,), _S._malformed),
+    **rows(_RUNNING, (events.PeerLost,), _S._peer_lost),
+    **rows(_RUNNING, (events.KeyRevoked,), _S._key_revoked),
+    **rows(_RUNNING, (events.Dropped,), _S._dropped),
+    **rows(_RUNNING, (events.Warned,), _S._warned),
+    **rows(_RUNNING, (events.DiskWaited,), _S._disk_waited),
+    **rows(_RUNNING, (events.MailboxEmpty,), _S._mailbox_empty),
+    **rows(_RUNNING, (events.Suspended,), _S._suspended),
+    **rows((_FINISHED,), typing.get_args(events.Event), _S._ignore),
 }

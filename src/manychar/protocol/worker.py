@@ -1,14 +1,14 @@
-"""Worker: computes the gradient of whatever shard it is leased.
+"""Worker: computes the gradients of the shards that it is leased.
 
-    state      event               does
-    KNOCKING   Welcome             to a new run or term: Prove, PROVING; to the same: Ready, WORKING
-    PROVING    proved              Ready, WORKING
-    WORKING    Grant, Weights      notes leases, states and weights; what is finished is sent again
-    WORKING    mailbox_empty       Compute of its lowest (step, shard)
-    WORKING    computed            Gradient
-    WORKING    StartAfresh         drops everything, KNOCKING
-    any        Refused, Done       Finish, GONE
-    any        leave               Goodbye and Finish, GONE
+    CONNECTING ──Welcome to a new run or term──▶ FINGERPRINTING ──FingerprintComputed──▶ WORKING
+    CONNECTING ──Welcome to the same term──▶ WORKING ──Reset, or a silent server──▶ CONNECTING
+    any ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
+
+While it works, Grant and Weights bring leases, hidden states and weights; MailboxEmpty makes it
+compute the lowest (step, shard) that it can, and Computed makes it send the gradient.
+
+What was sent before the last Hello, or to it again, arrives while it is connecting or computes its
+fingerprint: the welcome replaces it, so it is ignored.
 
 The worker is at the step of the newest weights that it has. A gradient is kept until the weights
 of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
@@ -18,10 +18,8 @@ bytes again. The hidden state after step k is the input of step k + 1, from here
 import collections
 import dataclasses
 import enum
-from collections.abc import Callable
-from typing import Any
 
-from manychar.protocol.client_session import ClientSession
+from manychar.protocol.client_session import ClientMachine, ClientSession
 from manychar.protocol.effects import (
     RUN_FAILED,
     STOPPED,
@@ -30,21 +28,25 @@ from manychar.protocol.effects import (
     Effect,
     FingerprintResult,
     Finish,
-    PeerError,
     ProtocolError,
-    Result,
     Send,
+)
+from manychar.protocol.events import (
+    Computed,
+    DeadlinePassed,
+    FingerprintComputed,
+    HeartbeatDue,
+    LeaveRequested,
+    MailboxEmpty,
+    Suspended,
 )
 from manychar.protocol.messages import (
     Alive,
-    Dimensions,
     Done,
     Frame,
-    Goodbye,
     Gradient,
     Grant,
     Hello,
-    Message,
     Ready,
     Refused,
     Reset,
@@ -54,8 +56,8 @@ from manychar.protocol.messages import (
     Weights,
     Welcome,
     digest,
-    one_line,
 )
+from manychar.protocol.transitions import Table, rows
 
 UNITS_REMEMBERED = 16
 
@@ -63,10 +65,10 @@ UNITS_REMEMBERED = 16
 class WorkerPhase(enum.Enum):
     """Where the worker stands."""
 
-    CONNECTING = "knocking"
-    FINGERPRINTING = "proving"
+    CONNECTING = "connecting"
+    FINGERPRINTING = "fingerprinting"
     WORKING = "working"
-    ENDED = "gone"
+    ENDED = "ended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +93,16 @@ class _Lease:
         self.queued = self.finished = None
 
 
-class Worker:
-    """The machine of one worker. See the table above."""
+class Worker(ClientMachine[WorkerPhase]):
+    """The machine of one worker."""
 
-    def __init__(self, hello: Hello, *, server: str, patience: float, now: float) -> None:
-        self.state = WorkerPhase.CONNECTING
-        self.session = ClientSession(hello, server=server, patience=patience, now=now)
+    def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
+        session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
+        super().__init__(WorkerPhase.CONNECTING, session)
         self.computing = 0.0
         self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
-        self._proof: FingerprintResult | None = None
-        self._proofs_due = 0
+        self._fingerprint: FingerprintResult | None = None
+        self._fingerprints_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
         self._computing: Compute | None = None
         self._step = -1
@@ -108,9 +110,13 @@ class Worker:
         self._forget_everything()
 
     @property
-    def dimensions(self) -> Dimensions | None:
-        """The run's dimensions, once they are known."""
-        return self.session.dimensions
+    def _table(self) -> Table:
+        return _TABLE
+
+    @property
+    def ended(self) -> bool:
+        """Whether this worker has nothing more to do."""
+        return self.state is WorkerPhase.ENDED
 
     @property
     def slowest(self) -> float:
@@ -120,63 +126,37 @@ class Worker:
         """
         return max(self._pieces, default=0.0)
 
-    def deadline(self) -> float | None:
-        """When the next tick is due."""
-        return None if self.state is WorkerPhase.ENDED else self.session.deadline()
-
-    def receive(self, message: Message, now: float) -> list[Effect]:
-        """Take a message from the server. What belongs to another run or term is passed over."""
-        if self.state is WorkerPhase.ENDED:
-            return []
-        handler = _TABLE.get((self.state, type(message)))
-        if handler is None:
-            raise PeerError(f"{type(message).__name__} to a worker that is {self.state.value}")
-        self.session.heard(now)
-        if not self.session.concerns(message):
-            return []
-        return handler(self, message, now)
-
-    def tick(self, now: float) -> list[Effect]:
-        """Knock, beat, and notice a silent server. Call it with the mailbox read to its end."""
-        if self.state is WorkerPhase.ENDED:
-            return []
+    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
-        if self.session.knocking and self.state is WorkerPhase.WORKING:
+        if self.session.connecting and self.state is WorkerPhase.WORKING:
             self.state = WorkerPhase.CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
             self.state = WorkerPhase.ENDED
-        return effects + self.beat(now)
+        return effects + self._heartbeat(event, now)
 
-    def beat(self, now: float) -> list[Effect]:
-        """Send a heartbeat if one is due; to be called while computing, too."""
-        if not self.session.beat_is_due(now):
-            return []
-        return self.session.beat(
+    def _heartbeat(self, event: DeadlinePassed | HeartbeatDue, now: float) -> list[Effect]:
+        if now < self.session.next_heartbeat:
+            return []  # before the units are listed
+        return self.session.heartbeat(
             now, units=self._units(), slowest=self.slowest, computing=self.computing
         )
 
-    def leave(self, code: int, reason: str) -> list[Effect]:
-        """End in good order, with this exit code: hand back the leases and go."""
-        effects: list[Effect] = []
-        if self.state is not WorkerPhase.ENDED and (welcome := self.session.welcome):
-            effects = [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
+    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
+        goodbye = self.session.goodbye(event.reason)  # it hands back the leases
         self.state = WorkerPhase.ENDED
-        return [*effects, Finish(code, reason)]
+        return [*goodbye, Finish(event.code, event.reason)]
 
-    def proved(self, proof: FingerprintResult, now: float) -> list[Effect]:
-        """Take the fingerprint that Prove asked for."""
-        if self.state is not WorkerPhase.FINGERPRINTING:
-            raise ProtocolError(f"proved in state {self.state.value}")
-        self._proofs_due -= 1
-        if self._proofs_due:
+    def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
+        self._fingerprints_due -= 1
+        if self._fingerprints_due:
             return []  # asked again since, for another run
-        self._proof = proof
-        self._pieces.append(proof.slowest)
+        self._fingerprint = event.result
+        self._pieces.append(event.result.slowest)
         return self._ready()
 
-    def mailbox_empty(self, now: float) -> list[Effect]:
-        """Take the lowest (step, shard) that can be computed: every message has been read."""
-        if self.state is not WorkerPhase.WORKING or self._in_hand is not None:
+    def _mailbox_empty(self, event: MailboxEmpty, now: float) -> list[Effect]:
+        """Compute the lowest (step, shard) that can be computed."""
+        if self._in_hand is not None:
             return []
         able = [
             lease
@@ -201,12 +181,16 @@ class Worker:
         )
         return self._computing
 
-    def computed(self, result: Result, now: float) -> list[Effect]:
-        """Take what Compute asked for, and send it, even if the lease has gone meanwhile."""
-        if self._in_hand is None or self._computing is None:
+    def _computed(self, event: Computed, now: float) -> list[Effect]:
+        """Send the result, even if the lease has gone meanwhile."""
+        unit, result = self._computing, event.result
+        if (
+            self._in_hand is None
+            or unit is None
+            or (event.shard, event.step) != (unit.shard, unit.step)
+        ):
             raise ProtocolError("computed without having been asked")
         (run, term), number, hidden_digest = self._in_hand
-        unit = self._computing
         self._in_hand = self._computing = None
         self._pieces.append(result.slowest)
         self.computing += result.seconds
@@ -228,35 +212,33 @@ class Worker:
             lease.finished = gradient
         return [Send(gradient)]
 
-    # What the table's rows do.
-
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.is_past(welcome):
             return []
         new = self.session.enter(welcome, now)
         if new:
             self._forget_everything()
-            self._proof = None
-        if self._proof is not None:
+            self._fingerprint = None
+        if self._fingerprint is not None:
             return self._ready()
         if self.state is WorkerPhase.FINGERPRINTING and not new:
             return []
         self.state = WorkerPhase.FINGERPRINTING
-        self._proofs_due += 1
+        self._fingerprints_due += 1
         return [ComputeFingerprint(welcome)]
 
     def _ready(self) -> list[Effect]:
-        welcome, proof = self.session.welcome, self._proof
-        if welcome is None or proof is None:
-            raise ProtocolError("ready without a welcome or a proof")
+        welcome, fingerprint = self.session.welcome, self._fingerprint
+        if welcome is None or fingerprint is None:
+            raise ProtocolError("ready without a welcome or a fingerprint")
         self.state = WorkerPhase.WORKING
         self.computing = 0.0
         ready = Ready(
             run=welcome.run,
             term=welcome.term,
-            fingerprint=proof.fingerprint,
-            libraries=proof.libraries,
-            slowest=proof.slowest,
+            fingerprint=fingerprint.fingerprint,
+            libraries=fingerprint.libraries,
+            slowest=fingerprint.slowest,
         )
         return [Send(ready)]
 
@@ -305,16 +287,12 @@ class Worker:
         self._leases.pop(revoke.lease, None)
         return []
 
-    def _pass_over(self, message: Message, now: float) -> list[Effect]:
-        """Nothing to do: it was heard, or comes from before the last Hello."""
-        return []
-
     def _reset(self, message: Reset, now: float) -> list[Effect]:
         if self.session.is_past(message):
             return []
         self._forget_everything()
         self.state = WorkerPhase.CONNECTING
-        self.session.knock(now)
+        self.session.connect(now)
         return self.session.tick(now)
 
     def _refused(self, refused: Refused, now: float) -> list[Effect]:
@@ -355,26 +333,36 @@ class Worker:
         return tuple(units)
 
 
-_Handler = Callable[[Worker, Any, float], list[Effect]]
+_CONNECTING, _FINGERPRINTING, _WORKING, _ENDED = WorkerPhase
+_NOT_WORKING = (_CONNECTING, _FINGERPRINTING)
+_ANY = (*_NOT_WORKING, _WORKING)
 
-_TABLE: dict[tuple[WorkerPhase, type[Any]], _Handler] = {
-    (WorkerPhase.CONNECTING, Welcome): Worker._welcome,
-    (WorkerPhase.FINGERPRINTING, Welcome): Worker._welcome,
-    (WorkerPhase.WORKING, Welcome): Worker._welcome,
-    (WorkerPhase.WORKING, Grant): Worker._grant,
-    (WorkerPhase.WORKING, Weights): Worker._weights,
-    (WorkerPhase.WORKING, Revoke): Worker._revoke,
-    (WorkerPhase.WORKING, Alive): Worker._pass_over,
-    (WorkerPhase.WORKING, Reset): Worker._reset,
-    # What was sent before the last Hello, or to it again, is overtaken by the welcome.
-    **{
-        (state, late): Worker._pass_over
-        for state in (WorkerPhase.CONNECTING, WorkerPhase.FINGERPRINTING)
-        for late in (Grant, Weights, Revoke, Alive, Reset)
-    },
-    **{
-        (state, end): handler
-        for state in (WorkerPhase.CONNECTING, WorkerPhase.FINGERPRINTING, WorkerPhase.WORKING)
-        for end, handler in ((Refused, Worker._refused), (Done, Worker._done))
-    },
+_TABLE: Table = {
+    **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _WORKING),
+    **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
+    **rows((_WORKING,), (Welcome,), Worker._welcome, _WORKING, _FINGERPRINTING),
+    **rows(_NOT_WORKING, (Grant, Weights, Revoke, Alive, Reset), Worker._ignore),
+    **rows((_WORKING,), (Grant,), Worker._grant),
+    **rows((_WORKING,), (Weights,), Worker._weights),
+    **rows((_WORKING,), (Revoke,), Worker._revoke),
+    **rows((_WORKING,), (Alive,), Worker._ignore),
+    **rows((_WORKING,), (Reset,), Worker._reset, _WORKING, _CONNECTING),
+    **rows(_ANY, (Refused,), Worker._refused, _ENDED),
+    **rows(_ANY, (Done,), Worker._done, _ENDED),
+    **rows(_ANY, (LeaveRequested,), Worker._leave, _ENDED),
+    **rows(_ANY, (HeartbeatDue,), Worker._heartbeat),
+    **rows(_ANY, (Suspended,), Worker._suspended),
+    **rows(_ANY, (Computed,), Worker._computed),
+    **rows(_NOT_WORKING, (MailboxEmpty,), Worker._ignore),
+    **rows((_WORKING,), (MailboxEmpty,), Worker._mailbox_empty),
+    **rows(
+        (_FINGERPRINTING,),
+        (FingerprintComputed,),
+        Worker._fingerprint_computed,
+        _FINGERPRINTING,
+        _WORKING,
+    ),
+    **rows((_CONNECTING,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
+    **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
+    **rows((_WORKING,), (DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
 }

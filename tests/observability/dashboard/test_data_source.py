@@ -96,7 +96,7 @@ def test_a_lost_server_is_waited_for_and_found_again(
         until(lambda: (known := history.view().checkpoint) and known[0] >= 50, "a checkpoint")
         server.send(9)
         server.end()
-        until(lambda: "has said nothing" in "".join(history.view().notices), "word of its loss")
+        until(lambda: "has sent nothing" in "".join(history.view().notices), "word of its loss")
         again = manychar.start("server", "--resume", "run", "--bind", endpoint)
         until(lambda: history.view().state == "training", "the run going on")
         steps = [point.step for point in history.view().points]

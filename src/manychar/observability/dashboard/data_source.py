@@ -99,7 +99,7 @@ class Live:
             while not stopped.is_set():
                 if (end := self._turn()) is None:
                     continue
-                if not self._watch.knocking:
+                if not self._watch.connecting:
                     self._history.know(live=False, state=_ending(end))
                     return
                 self._watch.close()
@@ -133,7 +133,7 @@ class Live:
             case Log(text, level):
                 logger.log(log.NUMBERS[level], text)
                 self._history.notice(text)
-                if self._watch.knocking:
+                if self._watch.connecting:
                     self._history.know(state=text)
 
     def _report(self, welcome: Welcome, report: Report) -> None:
