@@ -1,6 +1,6 @@
-"""The README's reference of every command and flag, made of the command line itself.
+"""The reference of every command and flag in src/manychar/cli/README.md, made of the commands.
 
-`python -m tests.command_reference` writes it between the README's two marks.
+`python -m tests.command_reference` writes it.
 """
 
 import re
@@ -13,13 +13,22 @@ import typer.main
 
 from manychar.cli.app import app
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
+REFERENCE = Path(__file__).parent.parent / "src" / "manychar" / "cli" / "README.md"
+HEAD = """# The command line
+
+Every command and flag, written by `python -m tests.command_reference` from the declarations in
+`numerics/run_definition.py`, `protocol/operation.py` and `cli/options.py`. In brackets: the
+default, and the environment variable that can give the value. `--config` sets any flag from a TOML
+file.
+
+`--patience` of connecting is now `--connect-timeout`. `--transport` is gone: the program chooses
+how the processes on one machine talk.
+"""
 
 
 def reference() -> str:
     """Return the whole reference as Markdown."""
-    return "\n\n".join(_command(path, command) for path, command in commands())
+    return "\n".join([HEAD, *(_command(path, command) for path, command in commands())])
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -34,20 +43,22 @@ def _below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
     for name, child in command.commands.items():
         if child.hidden:
             continue
+        if child.hidden:
+            continue
         yield from _below(f"{path} {name}", child)
 
 
 def _command(path: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join([path, *(_argument(argument) for argument in arguments)])
-    lines = [f"**`{usage}`** {_plain(command.help)}  \n`{_example(command)}`", ""]
+    lines = [f"## `{usage}`", "", _plain(command.help), "", f"    {_example(command)}", ""]
+    lines += [f"- `{_argument(p)}` {_plain(p.help)}" for p in arguments]
     lines += [_flag(p) for p in command.params if p.param_type_name == "option" and not p.hidden]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, ""])
 
 
 def _argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name.upper()).strip("[]")
-    name += "..." if parameter.nargs == -1 else ""
+    name = parameter.metavar + ("..." if parameter.nargs == -1 else "")
     return name if parameter.required else f"[{name}]"
 
 
@@ -56,23 +67,17 @@ def _example(command: Any) -> str:
 
 
 def _flag(parameter: Any) -> str:
-    shown = parameter.show_default
-    default = "" if parameter.default in (None, False, "") else f" [{_plain(parameter.default)}]"
-    default = f" [{shown}]" if isinstance(shown, str) else default if shown else ""
-    return f"- `{', '.join(parameter.opts)}` {_plain(parameter.help or '')}{default}"
+    names = f"{', '.join(parameter.opts)} {parameter.metavar}".strip()
+    return f"- `{names}` {_plain(parameter.help or '')}"
 
 
-def _plain(text: object) -> str:
-    value = getattr(text, "value", text)
-    return re.sub(r"\s+", " ", str(value).replace("\\[", "[")).replace("<", "&lt;").strip()
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("\\[", "[")).replace("<", "&lt;").strip()
 
 
 def main() -> int:
-    """Write the reference into the README."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n{reference()}\n{END}{after}", encoding="utf-8")
+    """Write the reference."""
+    REFERENCE.write_text(reference(), encoding="utf-8")
     return 0
 
 

@@ -4,25 +4,25 @@ import dataclasses
 import inspect
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 import manychar as api
-from manychar.cli import looking, options
-from manychar.cli.evaluating import evaluate
+from manychar.cli.app import app
+from manychar.numerics.option import options_of
 from manychar.numerics.run_definition import Definition
-from manychar.protocol.run_spec import Operation
 from manychar.storage.checkpoint import read_checkpoint, write_checkpoint
 from tests.commands import Commands, Ended
 from tests.texts import small_text
 
 TEXT = "text = open('text.txt').read()\n"
 SMALL = "hidden=8, seq_length=5, streams=2, workers=1"
-# What speaks in JSON instead of words is no argument: in Python there are return values.
-NO_ARGUMENT = {"log_format"}
+COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+DEFINING = set(options_of(Definition))
+FOR_PROCESSES = {"log_format", "as_json", "key", "config", "print_config", "child"}
 
 
 @pytest.fixture
@@ -36,50 +36,36 @@ def python(manychar: Commands, script: str) -> Ended:
     return manychar.run(program=("-c", f"import manychar\n{TEXT}{script}"))
 
 
-class TestTheArgumentsAreTheFlags:
-    SHARED = options.WORKERS | options.SINKS | options.LOGGING
+@pytest.mark.parametrize(
+    ("function", "command", "others"),
+    [
+        (api.train, "train", {"resume"}),
+        (api.Run.resume, "train", {"resume", "run_dir", "or_resume", "text", *DEFINING}),
+        (api.Model.sample, "sample", {"source", "follow", "change"}),
+        (api.Model.stream, "sample", {"source", "follow", "change"}),
+        (api.Model.evaluate, "evaluate", {"source"}),
+        (api.Run.verify, "verify", {"run_dir"}),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_the_arguments_are_the_flags(function: Any, command: str, others: set[str]) -> None:
+    flags = {p.name: p for p in COMMANDS[command].params if p.name not in FOR_PROCESSES | others}
+    renamed = {"from_": "begin", "to": "end"}
+    found = {renamed.get(n, n): p for n, p in inspect.signature(function).parameters.items()}
+    assert found.keys() - {"self"} == flags.keys()
+    for name, flag in flags.items():
+        assert flag.default is None or found[name].default == flag.default, name
 
-    def test_of_train(self) -> None:
-        expected = options.DEFINITION | options.OPERATION | self.SHARED
-        assert self.names(api.train) == expected.keys() - {"resume"} - NO_ARGUMENT | {"text"}
-        for name, parameter in inspect.signature(api.train).parameters.items():
-            said = getattr(Definition, name, getattr(Operation, name, None))
-            own: dict[str, Any] = {"or_resume": False}
-            own |= dict.fromkeys(("workers", "run_dir", "log_level", "text", *options.SINKS))
-            assert parameter.default == own.get(name, said), name
 
-    def test_of_resume(self) -> None:
-        expected = options.OPERATION | self.SHARED
-        names = self.names(api.Run.resume)
-        left_out = {"resume", "run_dir", "or_resume"} | NO_ARGUMENT
-        assert names == expected.keys() - left_out | {"self"}
-        parameters = inspect.signature(api.Run.resume).parameters.values()
-        assert all(p.default is None for p in parameters if p.name != "self")
+def test_help_explains_the_arguments() -> None:
+    for function in (api.train, api.Run.resume):
+        for name in inspect.signature(function).parameters.keys() - {"self", "text"}:
+            assert f"\n{name}: " in (function.__doc__ or ""), name
 
-    @pytest.mark.parametrize("name", ["sample", "stream"])
-    def test_of_sample(self, name: str) -> None:
-        own = inspect.signature(looking.sample).parameters
-        ours = inspect.signature(getattr(api.Model, name)).parameters
-        assert ours.keys() - {"self"} == own.keys() - {"source", "key", "follow", "change"}
-        for each in ours.keys() - {"self"}:
-            assert ours[each].default == own[each].default, each
 
-    def test_of_evaluate(self) -> None:
-        own, ours = self.names(evaluate), self.names(api.Model.evaluate)
-        assert ours == own - {"source", "key", "as_json"} | {"self"}
-
-    def test_of_verify(self) -> None:
-        own = self.names(looking.verify) - {"run_dir", "begin", "end"} | {"from_", "to"}
-        assert self.names(api.Run.verify) == own | {"self"}
-
-    def test_are_explained(self) -> None:
-        assert api.train.__doc__
-        for name in self.names(api.train):
-            assert name == "text" or f"`{name}`" in api.train.__doc__, name
-
-    @staticmethod
-    def names(function: Callable[..., Any]) -> set[str]:
-        return set(inspect.signature(function).parameters)
+def test_a_misspelled_argument_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="hiden"):
+        api.train("text", hiden=3)  # type: ignore[call-arg]
 
 
 def test_importing_it_imports_no_numpy(manychar: Commands) -> None:
@@ -153,6 +139,9 @@ except manychar.UserError as error:
         ("train([])", "no text: the list of files is empty"),
         ("load('nowhere')", "nowhere: no such file"),
         ("Run('.')", ".: not a run directory"),
+        ("train('\\ud800')", "text: no UTF-8 for the character at 0"),
+        ("load('run').sample(prime='a\\0b')", "embedded null byte"),
+        ("load('text.txt/file')", "text.txt/file: not a directory"),
         ("load('run').sample(prime='\u2603')", "the model does not know"),
     ],
 )

@@ -169,13 +169,13 @@ class TestFlags:
             ("--processes", "0"),
             ("--processes", "-1"),
             ("--processes", "some"),
-            ("--patience", "-1"),
-            ("--patience", "nan"),
-            ("--patience", "some"),
+            ("--connect-timeout", "-1"),
+            ("--connect-timeout", "nan"),
+            ("--connect-timeout", "some"),
         ],
     )
     def test_bad_values_of_a_worker(self, manychar: Commands, flag: str, value: str) -> None:
-        given = {"--patience": "0.1"} | {flag: value}
+        given = {"--connect-timeout": "0.1"} | {flag: value}
         done = manychar.run(
             *("worker", "ipc://meet", *(f"{name}={v}" for name, v in given.items())),
             seconds=BOUNDED_SECONDS,
@@ -186,7 +186,7 @@ class TestFlags:
         "endpoint", ["here", "tcp://", "tcp://host", "tcp://host:0x1", "ipc://", "tcp://h:70000"]
     )
     def test_a_worker_without_an_endpoint(self, manychar: Commands, endpoint: str) -> None:
-        expect_one_line(manychar.run("worker", endpoint, "--patience", "0.1"), endpoint)
+        expect_one_line(manychar.run("worker", endpoint, "--connect-timeout", "0.1"), endpoint)
 
     @pytest.mark.parametrize(
         ("arguments", "named"),

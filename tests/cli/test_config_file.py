@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manychar.cli.options import DEFINITION, OPERATION
+from manychar.cli.options import RUN_OPTIONS
+from manychar.numerics.option import flag, options_of
 from tests.cli.test_cli import COMMANDS
 from tests.commands import SMALL, Commands
 from tests.conftest import Require
@@ -50,6 +51,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
         ("hidden = 'many'", "c.toml: hidden = \"many\": Invalid value for '--hidden'"),
         ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: Invalid value for '--hidden'"),
         ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
+        ("patience = 3", "patience is no flag of this command"),
         ("hidden = 0", "--hidden is 0: it takes a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
         (None, "no such file or directory; give the path of a TOML file"),
@@ -91,13 +93,15 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "--hidden" in manychar.run("train", "--hiden", "3").err
     wrong = manychar.run("train", "--numerics", "portabel", "--steps", "1").err
     assert "'portabel' is not one of 'portable', 'native'. Did you mean 'portable'?" in wrong
+    renamed = manychar.run("status", "tcp://127.0.0.1:1", "--patience", "3").err
+    assert "No such option: --patience. Its name is now --connect-timeout" in renamed
     assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
 
 
 def test_a_narrow_terminal_cuts_no_flag(manychar: Commands) -> None:
     shown = manychar.run("train", "--help", env={"COLUMNS": "40"}).out
-    for flag in DEFINITION | OPERATION:
-        assert f"--{flag.replace('_', '-')} " in shown
+    for name, (_, option) in options_of(*RUN_OPTIONS).items():
+        assert "train" not in option.roles or f"{flag(name)} " in shown
 
 
 COMPLETE = """

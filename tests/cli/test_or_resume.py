@@ -27,7 +27,7 @@ def test_the_same_command_begins_and_goes_on_to_the_same_bits(
     assert "run directory: run" in first.err
     again = manychar.run("train", str(text), *START, "--steps", "90")
     assert again.code == 0, again.err
-    assert "going on with the run in run" in again.err
+    assert "resuming the run in run" in again.err
     run = manychar.directory / "run"
     assert (run / "term").read_text() == "2\n"
     assert expect_same_bits(run, text) == 90
@@ -57,4 +57,4 @@ def test_another_run_is_refused(
 def test_it_needs_a_place(manychar: Commands) -> None:
     done = manychar.run("server", "--or-resume")
     assert done.code == 2
-    assert done.err == "manychar: --or-resume: it takes --run-dir, the same one at every start\n"
+    assert done.err == "manychar: --or-resume: needs --run-dir, the same one at every start\n"

@@ -147,7 +147,7 @@ class TestALiveServer:
         assert server.end().code == 130
 
     def test_that_is_not_there(self, manychar: Commands) -> None:
-        running = manychar.start("sample", "ipc://nobody", "--patience", "4")
+        running = manychar.start("sample", "ipc://nobody", "--connect-timeout", "4")
         running.wait_for("waiting for a server at ipc://nobody")
         done = running.end()
         assert done.code == 3
@@ -157,7 +157,7 @@ class TestALiveServer:
     def test_that_speaks_another_language(self, manychar: Commands) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            done = manychar.run("sample", f"tcp://127.0.0.1:{port}", "--patience", "1.5")
+            done = manychar.run("sample", f"tcp://127.0.0.1:{port}", "--connect-timeout", "1.5")
         assert done.code == 3
         assert done.last_line.startswith("manychar: gave up: no server at tcp://127.0.0.1:")
         assert "Traceback" not in done.err

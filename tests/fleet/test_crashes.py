@@ -49,7 +49,9 @@ class ByHand:
         self._said_before = [0, 0]  # what the server had said before a worker was started
 
     def _worker(self, name: str) -> Running:
-        return self.manychar.start("worker", self.endpoint, "--name", name, "--patience", "60")
+        return self.manychar.start(
+            "worker", self.endpoint, "--name", name, "--connect-timeout", "60"
+        )
 
     def replace_worker(self, index: int) -> None:
         self._kill(self.workers[index])

@@ -229,10 +229,10 @@ class TestByHand:
         assert "Traceback" not in done.err
 
     def test_a_worker_gives_up_when_its_patience_ends(self, manychar: Commands) -> None:
-        done = manychar.run("worker", "ipc://nobody", "--name", "a", "--patience", "0.5")
+        done = manychar.run("worker", "ipc://nobody", "--name", "a", "--connect-timeout", "0.5")
         assert done.code == 3
         assert done.last_line.startswith("a: gave up: no server at ipc://nobody")
-        assert "--patience" in done.last_line
+        assert "--connect-timeout" in done.last_line
 
     def test_a_worker_outlives_its_server(self, manychar: Commands, text: Path, run: Path) -> None:
         worker = manychar.start("worker", "ipc://meet", "--name", "a")

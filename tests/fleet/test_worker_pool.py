@@ -75,7 +75,7 @@ def test_a_pool_ends_by_signal(manychar: Commands, number: int, code: int) -> No
 
 
 def test_a_pool_without_a_server_says_what_it_waits_for(manychar: Commands) -> None:
-    done = manychar.run("worker", "ipc://nobody", *POOL, "--patience", "3")
+    done = manychar.run("worker", "ipc://nobody", *POOL, "--connect-timeout", "3")
     assert done.code == 3
     for name in ("pool-1", "pool-2"):
         assert f"{name}: waiting for a server at ipc://nobody" in done.err

@@ -215,7 +215,14 @@ class Besieged:
 
     def _worker(self, name: str) -> Running:
         return self.manychar.start(
-            *("worker", self.endpoint, "--key", str(self.keys / f"{name}.key"), "--patience", "60")
+            *(
+                "worker",
+                self.endpoint,
+                "--key",
+                str(self.keys / f"{name}.key"),
+                "--connect-timeout",
+                "60",
+            )
         )
 
     def connect(self) -> socket.socket:

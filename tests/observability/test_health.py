@@ -125,7 +125,7 @@ def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) 
     assert (well.code, well.err) == (0, "")
     assert "it advances, with 1 worker\n" in well.out
 
-    stranger = manychar.run("health", endpoint, "--patience", "1")
+    stranger = manychar.run("health", endpoint, "--connect-timeout", "1")
     assert (stranger.code, stranger.out) == (3, "")
     assert stranger.err.count("\n") == 1
     assert "no server" in stranger.err
@@ -134,9 +134,9 @@ def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) 
     server.send(15)
     assert server.end().code == 75
     assert helper.end().code == 75
-    gone = manychar.run("health", endpoint, "--key", str(probe), "--patience", "1")
+    gone = manychar.run("health", endpoint, "--key", str(probe), "--connect-timeout", "1")
     assert (gone.code, gone.out) == (3, "")
-    assert gone.err == f"manychar: gave up: no server at {endpoint} for 1 s (--patience)\n"
+    assert gone.err == f"manychar: gave up: no server at {endpoint} for 1 s (--connect-timeout)\n"
 
 
 class Sham(threading.Thread):
@@ -197,7 +197,7 @@ def sham() -> Iterator[Sham]:
 
 
 def test_a_server_that_answers_and_stands_still_is_not_well(manychar: Commands, sham: Sham) -> None:
-    found = manychar.run("health", sham.router.endpoint, "--patience", "1")
+    found = manychar.run("health", sham.router.endpoint, "--connect-timeout", "1")
     assert found.code == 1, found.err
     assert (
         found.out == "step 7 of 12,000: it does not advance, and does not say for whom it waits\n"

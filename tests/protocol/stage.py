@@ -21,7 +21,8 @@ from manychar.protocol.messages import (
     Unit,
     digest,
 )
-from manychar.protocol.run_spec import Operation, RunSpec
+from manychar.protocol.operation import Operation
+from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 from tests.simulation.reference import reference
 
@@ -50,6 +51,7 @@ class Stage:
         self.now = 0.0
         self.known = reference(shards, 1, 11)
         defaults: dict[str, Any] = {
+            "workers": 1,
             "steps": 12,
             "checkpoint_every": 0,
             "sample_every": 0,

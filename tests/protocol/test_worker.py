@@ -292,7 +292,7 @@ def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
         "waiting for a server at tcp://there, up to 8 s"
     )
     finish = only(bench.worker.handle(DeadlinePassed(), 10.0), Finish)
-    assert finish == Finish(3, "gave up: no server at tcp://there for 10 s (--patience)")
+    assert finish == Finish(3, "gave up: no server at tcp://there for 10 s (--connect-timeout)")
     assert bench.worker.deadline() is None
     assert bench.worker.handle(DeadlinePassed(), 11.0) == []
 

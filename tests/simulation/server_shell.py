@@ -29,7 +29,8 @@ from manychar.protocol.events import (
     StopRequested,
 )
 from manychar.protocol.messages import Message, Peer
-from manychar.protocol.run_spec import Operation, RunSpec
+from manychar.protocol.operation import Operation
+from manychar.protocol.run_spec import RunSpec
 from tests.simulation.network import decoded
 from tests.simulation.reference import compute
 from tests.simulation.transcript import brief, sent
@@ -58,6 +59,7 @@ class ServerShell:
             term=term,
             definition=known.definition,
             operation=Operation(
+                workers=1,
                 steps=plan.steps,
                 checkpoint_every=plan.checkpoint_every,
                 sample_every=0,

@@ -15,7 +15,7 @@ from manychar.numerics.corpus import encode
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError
-from manychar.protocol.run_spec import Operation
+from manychar.protocol.operation import Operation
 from manychar.storage import atomic_files, corpus_file, run_directory
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
@@ -43,7 +43,7 @@ def a_definition(hidden: int = 4) -> Definition:
 
 
 def made(path: Path, **operation: int) -> RunDirectory:
-    return create_run(path, a_definition(), a_corpus(), Operation(**operation))  # type: ignore[arg-type]
+    return create_run(path, a_definition(), a_corpus(), Operation(**{"workers": 1} | operation))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ class TestMaking:
         one, two = made(tmp_path / "one"), made(tmp_path / "two")
         assert one.run != two.run
         assert one.run[:12] == two.run[:12]
-        other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Operation())
+        other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1))
         assert other.run[:12] != one.run[:12]
 
     def test_takes_an_empty_directory(self, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ class TestMaking:
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
     def test_a_run_that_goes_on_is_carried_out_otherwise(self, run: RunDirectory) -> None:
-        dataclasses.replace(run, operation=Operation(steps=5)).write_config()
+        dataclasses.replace(run, operation=Operation(workers=1, steps=5)).write_config()
         again = open_run(run.path)
-        assert again.operation == Operation(steps=5)
+        assert again.operation == Operation(workers=1, steps=5)
         assert (again.run, again.definition) == (run.run, run.definition)
 
 

@@ -1,10 +1,11 @@
-"""Floor 4: the command line. Each command checks its flags, pins the numerics, and calls a shell.
+"""The commands of the program, their errors and exit codes.
 
-Data goes to standard output, everything else to standard error. What a user can cause is one line
-and an exit code (runtime/errors.py). numpy is imported by the commands, after the pinning.
+Data goes to standard output, everything else to standard error. numpy is imported by the commands,
+after they have pinned the numerics.
 """
 
 import difflib
+import importlib
 import io
 import logging
 import os
@@ -19,9 +20,9 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import child_commands, evaluating, keeping, looking, passing_on, training
-from manychar.cli.config_file import configurable, from_file
-from manychar.cli.dashboard import dashboard
+from manychar.cli import keys, verify
+from manychar.cli.config_file import RENAMED, configurable, from_file
+from manychar.numerics.option import flag
 from manychar.processes import log
 from manychar.processes.errors import (
     BAD_INPUT,
@@ -36,43 +37,61 @@ from manychar.processes.signals import early
 
 logger = logging.getLogger(__name__)
 
-
 WIDTH_OF_HELP = 80
 SOON = 0.02
+_UNKNOWN_FLAG = re.compile(r"No such option: --(?P<name>[\w-]+)")
 _NOT_ONE_OF = re.compile(r"'(?P<wrong>[^']*)' is not one of (?P<right>.*)")
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="min-char-rnn, trained by any number of processes to the same bytes.",
+    help="Train min-char-rnn on any number of worker processes and get exactly the weights that one"
+    " process would give, even if workers or the server crash.",
     epilog="Example: manychar train book.txt, then manychar sample runs/RUN",
 )
-for _command, _example in (
-    (training.train, "manychar train book.txt --hidden 256 --workers 4 --steps 20000"),
-    (training.server, "manychar server book.txt --bind tcp://server.lan:5577 --keys KEYS"),
-    (training.worker, "manychar worker tcp://server.lan:5577 --key worker.key --processes 4"),
-    (looking.sample, "manychar sample runs/RUN --prime 'Once ' --temperature 0.8 --length 500"),
-    (evaluating.evaluate, "manychar evaluate runs/RUN other.txt --unknown skip"),
-    (looking.verify, "manychar verify runs/RUN --from 1000 --to 2000"),
-    (looking.equivalence, "manychar equivalence book.txt --hidden 64 --shards 8"),
-    (looking.status, "manychar status tcp://127.0.0.1:5577 --watch"),
-    (looking.health, "manychar health tcp://127.0.0.1:5577 --key probe.key"),
-    (dashboard, "manychar dashboard tcp://127.0.0.1:5577"),
-    (passing_on.export, "manychar export runs/RUN -o model.safetensors"),
-    (passing_on.plot, "manychar plot runs/ONE runs/OTHER -o losses.svg"),
-    (passing_on.follow, "manychar follow tcp://127.0.0.1:5577 --tensorboard logs"),
-    (training.stop, "manychar stop tcp://127.0.0.1:5577"),
-    (looking.doctor, "manychar doctor --json"),
+_keys = typer.Typer(
+    no_args_is_help=True,
+    help="Manage the keys of a server that other machines can reach.",
+    epilog="Example: manychar keys create KEYS",
+)
+EXAMPLES = {
+    "train": "book.txt --hidden 256 --workers 4 --steps 20000",
+    "server": "book.txt --bind tcp://server.lan:5577 --keys KEYS",
+    "worker": "tcp://server.lan:5577 --key worker.key --processes 4",
+    "sample": "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
+    "evaluate": "runs/RUN other.txt --unknown skip",
+    "verify": "runs/RUN --from 1000 --to 2000",
+    "equivalence": "book.txt --hidden 64 --shards 8",
+    "status": "tcp://127.0.0.1:5577 --watch",
+    "health": "tcp://127.0.0.1:5577 --key probe.key",
+    "dashboard": "tcp://127.0.0.1:5577",
+    "export": "runs/RUN -o model.safetensors",
+    "plot": "runs/ONE runs/OTHER -o losses.svg",
+    "follow": "tcp://127.0.0.1:5577 --tensorboard logs",
+    "stop": "tcp://127.0.0.1:5577",
+    "doctor": "--json",
+}
+"""By the name of the command, which is the name of its module and of the function there."""
+for _name, _example in EXAMPLES.items():
+    _command = getattr(importlib.import_module(f"manychar.cli.{_name}"), _name)
+    app.command(epilog=f"Example: manychar {_name} {_example}")(configurable(_command))
+for _name, _command, _example in (
+    ("create", keys.create, "KEYS"),
+    ("add", keys.add, "KEYS olga --role observer"),
+    ("revoke", keys.revoke, "KEYS olga"),
+    ("list", keys.show, "KEYS --json"),
 ):
-    app.command(epilog=f"Example: {_example}")(configurable(_command))
-app.add_typer(keeping.app, name="keys")
-app.command(hidden=True)(child_commands.verify_share)
+    _epilog = f"Example: manychar keys {_name} {_example}"
+    _keys.command(_name, epilog=_epilog)(configurable(_command))
+app.add_typer(_keys, name="keys")
+app.command(hidden=True)(verify.verify_share)
 
 
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    end_with_parent()
     if version:
         typer.echo(f"manychar {__version__}")
         raise typer.Exit
@@ -100,7 +119,6 @@ def _run(arguments: list[str]) -> int:
     sys.unraisablehook = _not_lost
     signal.signal(signal.SIGINT, _ended)
     signal.signal(signal.SIGTERM, _ended)
-    end_with_parent()
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except UserError as error:
@@ -164,7 +182,9 @@ def _usage_line(error: Any) -> str:
 
 
 def _guess(message: str) -> str:
-    """Return a question for the right word where a value is none of those that a flag takes."""
+    """Return a question for the right word: a flag's new name, or the nearest value it takes."""
+    if (match := _UNKNOWN_FLAG.search(message)) and match["name"] in RENAMED:
+        return f". Its name is now {flag(RENAMED[match['name']])}"
     if (match := _NOT_ONE_OF.search(message)) is None:
         return ""
     near = difflib.get_close_matches(match["wrong"], re.findall(r"'(.*?)'", match["right"]), n=1)

@@ -1,10 +1,9 @@
-"""--config and --print-config: what a command's flags can say, from a TOML file and as one.
+"""--config and --print-config: a command's flags from a TOML file, and as one.
 
-A key is a flag's name, with - or _. What stands on the command line or in the environment goes
-before the file, and the file before the defaults.
+A key is a flag's name, with - or _. The command line and the environment take precedence over the
+file, and the file over the defaults.
 """
 
-import dataclasses
 import difflib
 import functools
 import inspect
@@ -17,15 +16,17 @@ from typing import Annotated, Any
 import typer
 
 from manychar.cli.console import write
+from manychar.cli.options import RUN_OPTIONS, command_parameters
+from manychar.numerics.option import Formula, options_of
 from manychar.processes.errors import UserError, because
-from manychar.processes.numerics_pinning import pin
 
 OWN = ("config", "print_config")
 LARGEST_CONFIG = 2**20
+RENAMED = {"patience": "connect_timeout"}
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what a file says for what the user did not. Raises UserError."""
+    """Let a file give the flags that the user did not. Raises UserError."""
     if path is not None:
         flags = {_key(p): p for p in context.command.params if _is_shown(p)}
         context.default_map = {**(context.default_map or {}), **_values(path, flags)}
@@ -56,7 +57,8 @@ def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in flags:
-            near = difflib.get_close_matches(name, flags, 1)
+            near = [RENAMED.get(name), *difflib.get_close_matches(name, flags, 1)]
+            near = [each for each in near if each in flags]
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{path}: {key} is no flag of this command{hint}")
         if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
@@ -80,39 +82,46 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="PATH",
-        help="A TOML file that says what flags can say: hidden = 200.",
+        help="TOML file that sets flags: hidden = 200.",
         is_eager=True,
         callback=_read,
         show_default=False,
     ),
 ]
 PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print such a file of what would be done, and end.")
+    bool,
+    typer.Option(
+        "--print-config",
+        metavar=" ",
+        help="Print the flags' values as such a file, and exit.",
+        show_default=False,
+    ),
 ]
 
 
 def configurable(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --config and --print-config."""
-    signature = inspect.signature(command)
-    added = {"config": (Config, None), "print_config": (PrintConfig, False)}
+    """Return a command as typer takes it: with its options, --config and --print-config."""
+    own = command_parameters(command)
+    optional = {p.name for p in own} - inspect.signature(command).parameters.keys()
 
     @functools.wraps(command)
     def wrapped(context: typer.Context, **values: Any) -> None:
-        values.pop("config")
-        if values.pop("print_config"):
+        if values["print_config"]:
             write(_as_toml(context))
             return
-        command(**values)
+        given = {
+            name: value
+            for name, value in values.items()
+            if name not in OWN and (value is not None or name not in optional)
+        }
+        command(**given)
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
-        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()),
-        *(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-            )
-            for name, (kind, default) in added.items()
-        ),
+        inspect.Parameter("context", keyword, annotation=typer.Context),
+        *own,
+        inspect.Parameter("config", keyword, default=None, annotation=Config),
+        inspect.Parameter("print_config", keyword, default=False, annotation=PrintConfig),
     ]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -120,32 +129,25 @@ def configurable(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _as_toml(context: typer.Context) -> str:
-    """Return every flag's value; one that has none is shown as a comment."""
-    defaults, lines = _defaults(context), []
+    """Return every flag's value; one that has none, or a formula, is shown as a comment."""
+    lines = []
     for parameter in context.command.params:
         if not _is_shown(parameter):
             continue
         name, value = _key(parameter), context.params.get(parameter.name or "")
-        value = defaults.get(parameter.name or "") if value is None else value
-        empty = value is None or value == []
-        lines.append(f"# {name} =" if empty else f"{name} = {_toml(value)}")
+        value = _defaults(context).get(parameter.name or "") if value is None else value
+        if isinstance(value, Formula):
+            lines.append(f"# {name} = {value.text}")
+        else:
+            lines.append(f"# {name} =" if value in (None, []) else f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 
 def _defaults(context: typer.Context) -> dict[str, Any]:
-    """Return what a flag that was not given comes to, where that is known before the run is.
-
-    Only a command that defines a new run has such flags; one that is resumed is what it was.
-    """
+    """Return the defaults of a new run's options; a run that is resumed has its own values."""
     if "hidden" not in context.params or context.params.get("resume") is not None:
         return {}
-    pin("portable")
-    from manychar.numerics.run_definition import Definition
-    from manychar.protocol.run_spec import Operation
-
-    fields = (*dataclasses.fields(Definition), *dataclasses.fields(Operation))
-    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return {name: value for name, value in known.items() if name != "workers"}
+    return {name: field.default for name, (field, _) in options_of(*RUN_OPTIONS).items()}
 
 
 def _toml(value: Any) -> str:

@@ -1,190 +1,241 @@
-"""The flags that several commands share: one name, one help text, one default everywhere.
+"""The options that only commands have, each declared once, and how a declaration is shown by typer.
 
-A flag that was not given is None: what it is then is said by `Definition` and `Operation`, and
-shown in the help.
+The options of a run's definition and operation are declared beside their fields. A command takes
+the options in its signature, and as `**flags` those of RUN_OPTIONS that name it among their roles;
+a flag that was not given is not passed.
 """
 
-import functools
+import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from manychar.network.client_identity import KEY_FILE_VARIABLE
+from manychar.network.client_identity import KEY_FILE_VARIABLE, KEYS_VARIABLE
+from manychar.numerics.option import Formula, Option, OptionError, checked, flag, option, options_of
+from manychar.numerics.run_definition import Definition
 from manychar.processes import log
-from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
+from manychar.processes.errors import UserError
+from manychar.protocol.messages import KeyRole
+from manychar.protocol.operation import Operation
 
-DEFINING = "What is trained (the result depends on these, and on nothing else)"
-OPERATING = "How it is carried out"
+DEFINING = "What is trained (the weights depend on these options and on nothing else)"
+OPERATING = "How it is trained"
+METAVARS = {int: "N", float: "X", Path: "PATH", bool: " ", str: "TEXT"}
+
+StrPath = str | os.PathLike[str]
 
 
-_METAVARS = {int: "N", float: "X", Path: "PATH"}
+LOGGING = (log.LEVEL_VARIABLE, log.FORMAT_VARIABLE)
+"""Child processes inherit these environment variables."""
+RUNNING = ("train", "server")
+LOGGED = (*RUNNING, "worker")
 
 
-def _flag(panel: str, kind: Any, text: str, default: object = "", **limits: Any) -> Any:
-    """Return the annotation of a flag that need not be given."""
-    option = typer.Option(
-        help=f"{text} \\[{default}]" if default != "" else text,
-        show_default=False,
-        rich_help_panel=panel,
-        metavar=_METAVARS.get(kind),
-        **limits,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The options of a run that are in neither definition nor operation."""
+
+    run_dir: StrPath | None = option(
+        None, "New directory for the run.", roles=RUNNING, without="runs/<time>-<run id>"
     )
-    return Annotated[kind | None, option]
-
-
-_defining = functools.partial(_flag, DEFINING)
-_operating = functools.partial(_flag, OPERATING)
-
-DEFINITION: dict[str, Any] = {
-    "hidden": _defining(int, "Hidden units.", 100),
-    "seq_length": _defining(int, "Characters a step.", 25),
-    "learning_rate": _defining(float, "Adagrad's rate.", 0.1),
-    "clip": _defining(float, "Bound of each element of the mean gradient.", 5.0),
-    "shards": _defining(int, "Units of parallel work; at most as many workers.", 4),
-    "streams": _defining(int, "Streams of text in a shard.", 16),
-    "dtype": _defining(Literal["float32", "float64"], "Precision.", "float32"),
-    "seed": _defining(int, "Seed of the first weights and of samples.", 0),
-    "validation": _defining(float, "Share of the text's end that is held out to judge by.", 0.0),
-    "numerics": _defining(
-        Literal["portable", "native"],
-        "portable: the same bits on every x86-64 CPU; native: faster.",
-        "portable",
-    ),
-}
-
-TRIAL: dict[str, Any] = {
-    "steps": _operating(int, "Steps to train, each way.", 600),
-    "checkpoint_every": _operating(int, "Steps between comparisons.", 150),
-}
-
-OPERATION: dict[str, Any] = {
-    "steps": _operating(int, "Steps in all; 0: until Ctrl-C.", 8_000),
-    "checkpoint_every": _operating(int, "Steps; 0: first and last only.", 1000),
-    "keep_checkpoints": _operating(int, "How many, beside step 0; 0: all.", 20),
-    "sample_every": _operating(int, "Steps; 0: only at the end.", 1000),
-    "sample_length": _operating(int, "Characters; 0: no samples.", 200),
-    "lease_timeout": _operating(float, "Seconds of silence after which a worker is lost.", 2.0),
-    "on_disk_error": _operating(
-        Literal["stop", "continue"], "When a checkpoint cannot be written.", "stop"
-    ),
-    "stop_when_no_better": _operating(
-        int, "End after so many checkpoints without a new best; 0: never.", 0
-    ),
-    "allow_mixed_numerics": Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-mixed-numerics",
-            help="Let in workers whose arithmetic gives other bits; the run is marked as such.",
-            rich_help_panel=OPERATING,
-        ),
-    ],
-    "run_dir": _operating(Path, "A new directory for the run.", "runs/<time>-<run id>"),
-    "resume": _operating(Path, "Go on with the run in this directory.", "a new run"),
-    "or_resume": Annotated[
-        bool | None,
-        typer.Option(
-            "--or-resume",
-            help="Where --run-dir holds this run already, go on with it.",
-            rich_help_panel=OPERATING,
-        ),
-    ],
-}
-
-WORKERS: dict[str, Any] = {
-    "workers": _operating(int, "Worker processes.", "as many as shards, or cores"),
-}
-
-SINKS: dict[str, Any] = {
-    "tensorboard": _operating(Path, "Write TensorBoard event files into this directory."),
-    "metrics_port": _operating(
-        int, "Serve Prometheus metrics at this port, on loopback.", min=0, max=65_535
-    ),
-}
-
-
-def _logging(variable: str, kind: Any, text: str, default: str) -> Any:
-    """Return the annotation of a flag that is passed on to children in the environment."""
-
-    def pass_on(value: str | None) -> str | None:
-        if value is not None:
-            os.environ[variable] = value
-            log.configure()
-        return value
-
-    option = typer.Option(
-        help=f"{text} \\[{default}]",
-        show_default=False,
-        rich_help_panel=OPERATING,
-        envvar=variable,
-        show_envvar=False,
-        callback=pass_on,
+    resume: StrPath | None = option(
+        None, "Resume the run in this directory.", roles=RUNNING, without="a new run"
     )
-    return Annotated[kind | None, option]
+    or_resume: bool = option(
+        default=False, text="Resume the run in --run-dir if it exists already.", roles=RUNNING
+    )
 
 
-LOGGING: dict[str, Any] = {
-    "log_level": _logging(
-        LEVEL_VARIABLE, Literal["info", "warning", "error"], "The least that is said.", "info"
-    ),
-    "log_format": _logging(
-        FORMAT_VARIABLE, Literal["text", "json"], "text, or a JSON object a line.", "text"
-    ),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Where a run is exported to."""
 
-Text = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="TEXT",
-        help="UTF-8 text files, joined; - is standard input."
-        " Without TEXT: the language reference that ships inside Python.",
-        show_default=False,
-    ),
+    tensorboard: StrPath | None = option(
+        None, "Write TensorBoard event files to this directory.", roles=("train", "follow")
+    )
+    metrics_port: int | None = option(
+        None,
+        "Serve Prometheus metrics on this port of the loopback interface.",
+        roles=("train", "follow"),
+        least=0,
+        most=65_535,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is logged, and how."""
+
+    log_level: Literal["info", "warning", "error"] | None = option(
+        None, "Lowest level that is logged.", roles=LOGGED, variable=LOGGING[0], without="info"
+    )
+    log_format: Literal["text", "json"] | None = option(
+        None, "Text, or a JSON object a line.", roles=LOGGED, variable=LOGGING[1], without="text"
+    )
+
+
+RUN_OPTIONS = (Definition, Operation, Beside, Export, Logging)
+
+
+def _texts(without: str) -> Any:
+    text = f"UTF-8 text files, joined; - is standard input. Without TEXT: {without}."
+    return typer.Argument(metavar="TEXT", help=text, show_default=False)
+
+
+def _argument(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text)
+
+
+TextFiles = Annotated[list[Path] | None, _texts("the language reference that ships with Python")]
+Evaluated = Annotated[list[Path] | None, _texts("the run's validation text (--validation)")]
+Endpoint = Annotated[str, _argument("ENDPOINT", "The server's endpoint: tcp://HOST:PORT.")]
+Source = Annotated[str, _argument("SOURCE", "Run directory, checkpoint, or a server's endpoint.")]
+Watched = Annotated[str, _argument("SOURCE", "A server's endpoint, or a run directory.")]
+Run = Annotated[Path, _argument("RUN", "Run directory.")]
+Runs = Annotated[list[Path], _argument("RUN", "Run directories.")]
+KeyDirectory = Annotated[Path, _argument("DIR", "The server's directory of keys.")]
+KeyName = Annotated[str, _argument("NAME", "The client's name in the run.")]
+
+Bind = Annotated[str, Option("Endpoint to listen on.", metavar="ENDPOINT")]
+Keys = Annotated[
+    Path | None,
+    Option("Admit only clients with a key in this directory.", variable=KEYS_VARIABLE),
 ]
-Patience = Annotated[float, typer.Option(help="Seconds to wait for a server.", min=0.0)]
 Key = Annotated[
     Path | None,
-    typer.Option(
-        "--key",
-        envvar=KEY_FILE_VARIABLE,
-        help="The file with this machine's key; its content can be in $MANYCHAR_KEY instead.",
-        show_default="no key",
-    ),
+    Option("File with this machine's key ($MANYCHAR_KEY: the key).", variable=KEY_FILE_VARIABLE),
 ]
-Child = Annotated[bool, typer.Option("--child", hidden=True)]
+Insecure = Annotated[bool, Option("Listen where other machines can connect, without keys.")]
+Child = Annotated[bool, Option("This process has a supervisor.", hidden=True)]
+Role = Annotated[KeyRole, Option("An observer watches; an operator may also stop the run.")]
+WorkerName = Annotated[
+    str | None, Option("Name in the run.", metavar="NAME", without="<host>:<process id>")
+]
+Processes = Annotated[int, Option("Worker processes to run here.", least=1, most=1024)]
+Cores = Annotated[
+    int | None, Option("Processes that compute.", names=("--processes",), least=1, without="cores")
+]
+ConnectTimeout = Annotated[float, Option("Seconds to wait for the connection.", least=0)]
+AsJson = Annotated[bool, Option("Print JSON.", names=("--json",))]
+Watch = Annotated[bool, Option("Print the status again every second.")]
+Output = Annotated[Path, Option("File to write.", names=("--output", "-o"))]
+PlotAxis = Annotated[
+    Literal["steps", "characters"],
+    Option("Horizontal axis; characters where the batches of the runs differ."),
+]
+Length = Annotated[int, Option("Characters to sample.", least=0)]
+Prime = Annotated[str, Option("Text to continue; it is printed first.")]
+PrimeFile = Annotated[Path | None, Option("File with the text to continue.")]
+Temperature = Annotated[
+    float,
+    Option("Below 1: likelier characters, above 1: rarer ones, 0: likeliest.", least=0, most=1e3),
+]
+TopK = Annotated[int, Option("Sample from the N likeliest characters; 0: from all.", least=0)]
+SampleSeed = Annotated[
+    int | None,
+    Option("The same seed, the same text.", names=("--seed",), least=0, without="random"),
+]
+Follow = Annotated[bool, Option("Sample again each time that a server's weights have changed.")]
+Change = Annotated[float, Option("With --follow: relative change that is enough.", least=0)]
+Unknown = Annotated[
+    Literal["refuse", "skip"], Option("What to do with characters that the model does not know.")
+]
+FirstStep = Annotated[int, Option("First step to compute again.", names=("--from",), least=0)]
+LastStep = Annotated[
+    int | None,
+    Option("Last step to compute again.", names=("--to",), least=0, without="newest"),
+]
+TrialSteps = Annotated[int, Option("Steps of each trial.", names=("--steps",), least=3)]
+Interval = Annotated[
+    int, Option("Steps between comparisons.", names=("--checkpoint-every",), least=1)
+]
+Port = Annotated[int, Option("Port of the page; 0: any free port.", least=0, most=65_535)]
+Host = Annotated[str, Option("Address that the page is served on.", metavar="HOST")]
 
 
-def with_flags(*groups: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags; it takes those that were given as `**flags`."""
+def command_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return a command's parameters as typer reads them, all keyword-only."""
+    found = []
+    for parameter in inspect.signature(command).parameters.values():
+        metadata = getattr(parameter.annotation, "__metadata__", (None,))[0]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found += _run_options(command.__name__)
+        elif isinstance(metadata, Option):
+            kind = get_args(parameter.annotation)[0]
+            found.append(_parameter(parameter.name, kind, metadata, parameter.default))
+        else:
+            found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    return found
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        shared = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-            for group in groups
-            for name, annotation in group.items()
-        ]
-        names = {parameter.name for parameter in shared}
 
-        @functools.wraps(command)
-        def wrapped(**values: Any) -> None:
-            kept = {k: v for k, v in values.items() if k not in names or v is not None}
-            command(**kept)
+def _run_options(command: str) -> list[inspect.Parameter]:
+    return [
+        _parameter(name, field.type, option, None, shown=field.default, panel=panel)
+        for each in RUN_OPTIONS
+        for panel in [DEFINING if each is Definition else OPERATING]
+        for name, (field, option) in options_of(each).items()
+        if command in option.roles
+    ]
 
-        parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *shared)
-        ]
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapped
 
-    return decorate
+def _parameter(
+    name: str, kind: Any, option: Option, default: Any, *, shown: Any = None, panel: Any = None
+) -> inspect.Parameter:
+    """Return an option as typer reads it; every help text has the default in one form."""
+    plain = _plain(kind)
+    words = option.without or _in_words(default if shown is None else shown)
+    words = "; ".join([words] * bool(words) + [f"${option.variable}"] * bool(option.variable))
+    annotation = typer.Option(
+        *(option.names or (flag(name),)),
+        help=f"{option.help} \\[{words}]" if words else option.help,
+        metavar=option.metavar or METAVARS.get(plain) or _choices(plain),
+        show_default=False,
+        envvar=option.variable,
+        show_envvar=False,
+        rich_help_panel=panel,
+        hidden=option.hidden,
+        callback=lambda value: _checked(name, value, plain, option),
+    )
+    takes = plain | None if default is None else plain
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[takes, annotation],
+    )
+
+
+def _plain(kind: Any) -> Any:
+    """Return an option's type without None; a path is a Path."""
+    if kind == StrPath | None:
+        return Path
+    if get_origin(kind) is Literal or isinstance(kind, type):
+        return kind
+    return next(each for each in get_args(kind) if each is not type(None))
+
+
+def _choices(kind: Any) -> str:
+    return "|".join(get_args(kind) or [member.value for member in kind])
+
+
+def _in_words(default: Any) -> str:
+    if default is None or default is False or default in ("", inspect.Parameter.empty):
+        return ""
+    return default.text if isinstance(default, Formula) else str(getattr(default, "value", default))
+
+
+def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
+    """Return a value within its bounds. Raises UserError."""
+    if value is not None and kind in (int, float):
+        try:
+            return checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
+        except OptionError as error:
+            raise UserError(str(error)) from None
+    if value is not None and option.variable in LOGGING:
+        os.environ[option.variable] = value
+        log.configure()
+    return value

@@ -5,7 +5,6 @@ crashes is started again, and when one crashes again and again, the run is stopp
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import signal
@@ -17,7 +16,7 @@ from manychar.network.dealer import Dealer
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import private_endpoint
-from manychar.numerics.option import as_flags
+from manychar.numerics.option import as_flags, options_of
 from manychar.observability.exporters import Exporter, Pages
 from manychar.observability.progress import Display
 from manychar.processes import log
@@ -36,6 +35,7 @@ from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.events import DeadlinePassed, Received
 from manychar.protocol.messages import Report, Role, Roster, Weights
 from manychar.protocol.observer import Observer
+from manychar.protocol.operation import Operation
 from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0
@@ -104,8 +104,9 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
 
     def _server_arguments(self, bind: str) -> list[str]:
         resume = ["server", "--resume", str(self.directory.path), "--bind", bind, "--child"]
-        operation = dataclasses.asdict(self.directory.operation)
-        del operation["workers"]
+        options = options_of(Operation).items()
+        taken = [name for name, (_, option) in options if "server" in option.roles]
+        operation = {name: getattr(self.directory.operation, name) for name in taken}
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
         return [*resume, *keys, *as_flags(operation)]
 
@@ -122,7 +123,7 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
         self._loop.on_readable(self._dealer.socket, self._observe)
         self._observer = self._new_observer()
         for slot in self.workers:
-            flags = ["--name", slot.name, "--patience", str(WORKER_PATIENCE), "--child"]
+            flags = ["--name", slot.name, "--connect-timeout", str(WORKER_PATIENCE), "--child"]
             if (path := self._private.client_key(slot.name)) is not None:
                 flags += ["--key", str(path)]
             slot.arguments = ["worker", self._endpoint, *flags]

@@ -58,7 +58,7 @@ def work_together(
 ) -> int:
     """Run `processes` workers until all have ended, and return the largest exit code."""
     key = [] if key_file is None else ["--key", str(key_file)]
-    flags = ["--patience", str(patience), *key, "--child"]
+    flags = ["--connect-timeout", str(patience), *key, "--child"]
     names = [f"{name}-{i + 1}" for i in range(processes)]
     with EventLoop() as loop:
         return WorkerPool(loop).run(

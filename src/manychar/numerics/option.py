@@ -30,20 +30,29 @@ class Formula:
         return self.function(**{name: fields[name] for name in names})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known of a field beside its type and default. `roles` are the commands that take it.
+    """What is known of an option beside its type and default.
 
-    `least` and `most` are allowed values, `above` and `below` are not.
+    `least` and `most` are allowed values, `above` and `below` are not. `roles` are the commands
+    that take the option as one of a run's. On the command line, `names` are its flags (else the
+    field's name), `variable` is an environment variable that can give it, and `without` says what
+    holds without it.
     """
 
     help: str
+    _: dataclasses.KW_ONLY
     unit: str = ""
     least: float = -math.inf
     most: float = math.inf
     above: float = -math.inf
     below: float = math.inf
     roles: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+    variable: str | None = None
+    without: str = ""
+    hidden: bool = False
 
     def takes(self, kind: Any) -> str:
         """Return in words which values of a type are allowed."""
@@ -71,9 +80,7 @@ class Option:
 
 def option(default: Any, text: str, *, roles: tuple[str, ...], **known: Any) -> Any:
     """Return a dataclass field with this default, which may be a Formula, and metadata."""
-    return dataclasses.field(
-        default=default, metadata={KEY: Option(help=text, roles=roles, **known)}
-    )
+    return dataclasses.field(default=default, metadata={KEY: Option(text, roles=roles, **known)})
 
 
 def options_of(*classes: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
@@ -89,14 +96,17 @@ def options_of(*classes: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]
 def resolve(cls: Any, given: Mapping[str, Any], **beside: Any) -> dict[str, Any]:
     """Return the value of each option of a dataclass: the given one, or its default.
 
-    A formula reads fields of the class, and what the caller knows `beside` them. An explicit value
-    goes before it.
+    A formula reads fields of the class, and what the caller knows `beside` them; an explicit value
+    overrides it. Raises OptionError where the caller does not know enough.
     """
     defaults = {name: field.default for name, (field, _) in options_of(cls).items()}
     values = {**defaults, **{name: given[name] for name in defaults if name in given}}
     for name, value in values.items():
         if isinstance(value, Formula):
-            values[name] = value.value({**beside, **values})
+            try:
+                values[name] = value.value({**beside, **values})
+            except KeyError:
+                raise OptionError(f"{flag(name)}: give it; its default is {value.text}") from None
     return values
 
 

@@ -119,7 +119,7 @@ class ClientSession:
     def _tick_connecting(self, now: float) -> list[Effect]:
         waited = now - self._connecting_since
         if waited >= self._connect_timeout:
-            reason = f"gave up: no server at {self.server} for {waited:.0f} s (--patience)"
+            reason = f"gave up: no server at {self.server} for {waited:.0f} s (--connect-timeout)"
             return [Finish(RUN_FAILED, reason)]
         effects: list[Effect] = []
         if now >= self._next_hello:

@@ -25,7 +25,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
 from manychar.protocol.codec import MAX_INTEGER
-from manychar.protocol.run_spec import Operation
+from manychar.protocol.operation import Operation
 from manychar.storage.atomic_files import (
     LARGEST_CONFIG,
     make_directories,

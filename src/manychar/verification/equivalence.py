@@ -19,7 +19,8 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import Display
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Report
-from manychar.protocol.run_spec import Operation, dimensions_of
+from manychar.protocol.operation import Operation
+from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.run_directory import RunDirectory, create_run

@@ -133,7 +133,7 @@ def test_nothing_to_watch_is_said_in_one_line(manychar: Commands, tmp_path: Path
     assert (nowhere.code, nowhere.err.count("\n")) == (2, 1)
     assert "not a run directory" in nowhere.last_line
     nobody = manychar.run(
-        *("dashboard", f"ipc://{tmp_path}/nobody", "--port", "0", "--patience", "0.5")
+        *("dashboard", f"ipc://{tmp_path}/nobody", "--port", "0", "--connect-timeout", "0.5")
     )
     assert nobody.code == 3
     assert "no server at ipc://" in nobody.last_line

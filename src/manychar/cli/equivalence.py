@@ -1,0 +1,60 @@
+"""The command `equivalence`."""
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import typer
+
+from manychar.cli.console import write
+from manychar.cli.options import Interval, TextFiles, TrialSteps
+from manychar.cli.train import define, operation_of
+from manychar.processes.numerics_pinning import pin
+
+logger = logging.getLogger(__name__)
+
+
+def equivalence(
+    text: TextFiles = None,
+    steps: TrialSteps = 600,
+    checkpoint_every: Interval = 150,
+    **flags: Any,
+) -> None:
+    """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
+    pin(flags.get("numerics", "portable"))
+    from manychar.verification.equivalence import Equivalence, table, verdict
+
+    definition, corpus = define(text, flags)
+    trial = {"steps": steps, "checkpoint_every": checkpoint_every, "workers": 1}
+    operation = operation_of(
+        {**trial, "sample_every": 0, "keep_checkpoints": 0}, shards=definition.shards
+    )
+    with TemporaryDirectory(prefix="manychar-") as scratch:
+        trials = Equivalence(definition, corpus, operation, parent=Path(scratch))
+        logger.info(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps a trial")
+        done = [trials.alone()]
+        ways: list[tuple[int, Literal["worker", "server"] | None]]
+        ways = [(1, None), (2, "worker"), (4, "server")]
+        for count, kill in ways:
+            logger.info(f"server and {count} worker{'s' if count > 1 else ''}")
+            done.append(trials.fleet(count, kill=kill))
+        _print_table(table(done))
+        if definition.total_streams == 1:
+            found = trials.against_plain()
+            write(
+                "largest relative difference from min-char-rnn's plain form:"
+                f" {found.one_step:.1e} in one step from the same state,"
+                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory\n"
+            )
+    if difference_at := verdict(done):
+        write(f"DIFFERENT: {difference_at}\n")
+        raise typer.Exit(1)
+    write("the same bits: weights, Adagrad's memory, hidden states and smooth loss\n")
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        write("  ".join(cells) + "\n")

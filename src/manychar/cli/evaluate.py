@@ -1,0 +1,81 @@
+"""The command `evaluate`."""
+
+import collections
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manychar.cli.console import write
+from manychar.cli.options import AsJson, ConnectTimeout, Evaluated, Key, Source, Unknown
+from manychar.cli.sample import weights_of
+from manychar.cli.train import numerics_of
+from manychar.network.endpoints import is_endpoint
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5
+
+
+def evaluate(
+    source: Source,
+    text: Evaluated = None,
+    unknown: Unknown = "refuse",
+    as_json: AsJson = False,
+    connect_timeout: ConnectTimeout = 10.0,
+    key: Key = None,
+) -> None:
+    """Print a model's loss on a text, in nats and bits a character."""
+    pin("portable" if is_endpoint(source) else numerics_of(Path(source)))
+    from manychar.numerics.evaluation import evaluate as loss_of
+
+    parameters, vocabulary = weights_of(source, key, connect_timeout)
+    ids = _encode(text, vocabulary, unknown) if text else _validation_ids(source)
+    if len(ids) < 2:
+        raise UserError(f"{len(ids)} characters: a loss needs at least 2")
+    found = loss_of(parameters, ids)
+    nats, bits = found.nats_a_character, found.bits_a_character
+    if as_json:
+        values = {"characters": found.characters, "nats": nats, "bits": bits}
+        write(json.dumps(values) + "\n")
+    else:
+        write(f"{found.characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
+
+
+def _validation_ids(source: str) -> "NDArray[Any]":
+    from manychar.storage.corpus_file import check_corpus
+    from manychar.storage.run_directory import open_run
+
+    if not Path(source).is_dir():
+        raise UserError(f"{source}: give a TEXT; only a run directory has a validation text")
+    directory = open_run(Path(source))
+    if not directory.definition.validation:
+        raise UserError(f"{source}: give a TEXT; this run has no validation text (--validation)")
+    check_corpus(directory.path, directory.definition.corpus_sha256)
+    return directory.streams()[1].validation_ids
+
+
+def _encode(paths: list[Path], vocabulary: str, unknown: str) -> "NDArray[Any]":
+    """Return the texts' ids, joined. Raises UserError for characters that are to be refused."""
+    from manychar.numerics.corpus import encode_with
+    from manychar.storage.corpus_file import read_text
+
+    ids, strange = encode_with(vocabulary, b"".join(map(read_text, paths)).decode())
+    if strange and unknown == "refuse":
+        raise UserError(
+            f"{_named(strange)}: the model does not know them; --unknown skip leaves them out"
+        )
+    if strange:
+        logger.info(f"{_named(strange)}: unknown to the model, left out")
+    return ids
+
+
+def _named(strange: "collections.Counter[str]") -> str:
+    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in strange.most_common(NAMED))
+    more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+    return f"{strange.total():,} characters, {shown}{more}"

@@ -1,0 +1,59 @@
+"""The commands `keys create`, `keys add`, `keys revoke` and `keys list`."""
+
+import json
+import logging
+from pathlib import Path
+
+from manychar.cli.console import write
+from manychar.cli.options import AsJson, KeyDirectory, KeyName, Role
+from manychar.protocol.messages import KeyRole
+
+logger = logging.getLogger(__name__)
+
+
+def create(directory: KeyDirectory) -> None:
+    """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
+    from manychar.network.keys import create as make
+
+    _explain(make(directory), KeyRole.WORKER)
+    logger.info(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
+
+
+def add(
+    directory: KeyDirectory,
+    name: KeyName,
+    role: Role = KeyRole.WORKER,
+) -> None:
+    """Make a key for another client: DIR/NAME.key. A running server admits it at once."""
+    from manychar.network.keys import add as add_key
+
+    _explain(add_key(directory, name, role), role)
+
+
+def revoke(directory: KeyDirectory, name: KeyName) -> None:
+    """Revoke a client's key; a running server disconnects it."""
+    from manychar.network.keys import revoke as revoke_key
+
+    revoke_key(directory, name)
+    logger.info(f"{name}: its key is revoked")
+
+
+def show(
+    directory: KeyDirectory,
+    as_json: AsJson = False,
+) -> None:
+    """List the clients with their roles and public keys."""
+    from manychar.network.keys import read_clients
+
+    clients = read_clients(directory)
+    if as_json:
+        write(json.dumps([vars(client) for client in clients], indent=2) + "\n")
+        return
+    for client in clients:
+        state = "revoked" if client.revoked else client.role.value
+        write(f"{client.name:<48}  {state:<8}  {client.public}\n")
+
+
+def _explain(path: Path, role: KeyRole) -> None:
+    command = {KeyRole.WORKER: "worker", KeyRole.OBSERVER: "sample", KeyRole.OPERATOR: "stop"}[role]
+    logger.info(f"{path}: move it to its machine; manychar {command} tcp://… --key {path.name}")

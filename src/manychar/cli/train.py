@@ -1,0 +1,212 @@
+"""The command `train`; from a command's flags to a run directory."""
+
+import dataclasses
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from manychar.cli.console import program
+from manychar.cli.options import Export, TextFiles
+from manychar.numerics.option import OptionError, flag, options_of, resolve
+from manychar.numerics.run_definition import Definition
+from manychar.observability.exporters import check as check_exporters
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
+from manychar.protocol.operation import Operation
+from manychar.storage.atomic_files import LARGEST_CONFIG, parsed, read_file
+
+if TYPE_CHECKING:
+    from manychar.observability.progress import Display
+    from manychar.protocol.effects import Finish
+    from manychar.storage.corpus_file import Corpus
+    from manychar.storage.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def train(text: TextFiles = None, **flags: Any) -> None:
+    """Train with a server and its workers on this machine."""
+    wanted = {name: flags[name] for name in options_of(Export) if name in flags}
+    check_exporters(**wanted)
+    directory = run_of(text, flags)
+    exit_if_finished(directory)
+    from manychar.fleet.local_fleet import LocalFleet
+    from manychar.observability.exporters import exporters
+
+    workers, shards = directory.operation.workers, directory.definition.shards
+    if workers > shards:
+        logger.info(
+            f"{workers} workers for {shards} shards: the others stand by;"
+            f" --shards {workers} would give each of them work"
+        )
+    with display(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
+        finish = LocalFleet(directory, screen, exporters=beside).run()
+    exit_with(finish, directory, again="train")
+
+
+def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
+    """Make the run directory of these flags, or open an existing one; pins the numerics."""
+    resume = flags.get("resume")
+    if flags.get("or_resume") and _exists(flags):
+        return _resume_if_same(text, flags)
+    if resume is None:
+        pin(flags.get("numerics", "portable"))
+        from manychar.storage.run_directory import create_run
+
+        definition, corpus = define(text, flags)
+        operation = operation_of(flags, shards=definition.shards)
+        directory = create_run(flags.get("run_dir"), definition, corpus, operation)
+        logger.info(
+            f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
+        )
+        logger.info(f"run directory: {directory.path}")
+        return directory
+    pin(numerics_of(resume))
+    defining = options_of(Definition).keys() | {"run_dir"}
+    given = ["TEXT"] * bool(text) + [flag(name) for name in sorted(defining & flags.keys())]
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: a resumed run keeps its definition; leave it out beside --resume"
+        )
+    return _open(resume, flags)
+
+
+def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
+    """Read the text and return (definition, corpus). Raises UserError."""
+    from manychar.numerics.corpus import CorpusError
+    from manychar.storage.corpus_file import read_corpus
+    from manychar.storage.run_directory import streams_of
+
+    given = {name: flags[name] for name in options_of(Definition) if name in flags}
+    try:
+        Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
+        corpus = read_corpus(text or [])
+        definition = Definition(corpus_sha256=corpus.sha256, **given)
+        streams_of(definition, corpus.ids)
+    except (OptionError, CorpusError) as error:
+        raise UserError(str(error)) from None
+    return definition, corpus
+
+
+def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
+    """Return the operation of a new run. Raises UserError."""
+    try:
+        return Operation(**resolve(Operation, flags, shards=shards, cores=usable_cores()))
+    except OptionError as error:
+        raise UserError(str(error)) from None
+
+
+def numerics_of(path: Path) -> str:
+    """Return a run's numerics, before numpy is imported to read the rest."""
+    try:
+        config = parsed(read_file(path / "config.json", LARGEST_CONFIG).decode())
+        numerics = config["definition"]["numerics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "portable"  # whoever reads the whole file reports what is wrong with it
+    return "native" if numerics == "native" else "portable"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def display(directory: "RunDirectory") -> "Display":
+    """Return the progress display of a run."""
+    from manychar.observability.progress import Display
+    from manychar.protocol.run_spec import dimensions_of
+
+    vocabulary, _ = directory.streams()
+    return Display(
+        vocabulary=vocabulary,
+        dimensions=dimensions_of(directory.definition, len(vocabulary)),
+        seed=directory.definition.seed,
+        sample_length=directory.operation.sample_length,
+    )
+
+
+def exit_if_finished(directory: "RunDirectory") -> None:
+    """Exit where a resumed run has all its steps already, or early stopping has ended it."""
+    from manychar.storage.validation_log import is_over, read_validation_losses
+
+    steps = directory.operation.steps
+    try:
+        checkpoint, damaged = directory.newest_checkpoint()
+    except UserError:
+        return  # the server reports what is wrong
+    newest = checkpoint.state.step
+    if damaged:
+        return
+    validates = directory.definition.validation > 0
+    if validates and newest not in read_validation_losses(directory):
+        return
+    if 0 < steps <= newest:
+        logger.info(f"already at step {newest:,} of {steps:,}; --steps N continues")
+        raise typer.Exit
+    if is_over(directory, newest):
+        logger.info(
+            f"finished at step {newest:,}: no better checkpoint; --stop-when-no-better 0 continues"
+        )
+        raise typer.Exit
+
+
+def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
+    """Log how the run ended, how to resume it and how to sample; exit with its code."""
+    path = shlex.quote(str(directory.path))
+    if finish.reason:
+        level = logging.ERROR if finish.code else logging.INFO
+        logger.log(level, f"manychar: {finish.reason}" if finish.code else finish.reason)
+    if finish.code or directory.operation.steps == 0:
+        logger.info(f"resume: {program()} {again} --resume {path}")
+    from manychar.storage.validation_log import BEST_NAME
+
+    best = directory.checkpoints / BEST_NAME
+    logger.info(f"sample from it: {program()} sample {path}")
+    if best.exists():
+        logger.info(f"or from the best: {program()} sample {shlex.quote(str(best))}")
+    raise typer.Exit(finish.code)
+
+
+def _open(path: Path, flags: dict[str, Any]) -> "RunDirectory":
+    """Return the run in a directory, with its operation changed by these flags."""
+    from manychar.storage.run_directory import open_run
+
+    directory = open_run(path)
+    changed = {name: flags[name] for name in options_of(Operation) if name in flags}
+    operation = dataclasses.replace(directory.operation, **changed)
+    return dataclasses.replace(directory, operation=operation)
+
+
+def _exists(flags: dict[str, Any]) -> bool:
+    """Whether --run-dir holds a run to resume. Raises UserError where the flags do not say."""
+    if "resume" in flags:
+        raise UserError("--resume and --or-resume: give one of them")
+    if "run_dir" not in flags:
+        raise UserError("--or-resume: needs --run-dir, the same one at every start")
+    path: Path = flags["run_dir"]
+    return (path / "config.json").exists()
+
+
+def _resume_if_same(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
+    """Open the run in --run-dir, after a check that these flags define it."""
+    path = flags["run_dir"]
+    pin(numerics_of(path))
+    from manychar.storage.corpus_file import read_corpus
+
+    directory = _open(path, flags)
+    for name, value in dataclasses.asdict(directory.definition).items():
+        if flags.get(name, value) != value:
+            raise UserError(
+                f"{flag(name)} {flags[name]}: the run in {path} has {flag(name)} {value};"
+                " leave it out, or choose another --run-dir"
+            )
+    if text and read_corpus(text).sha256 != directory.definition.corpus_sha256:
+        raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
+    logger.info(f"resuming the run in {path}")
+    return directory

@@ -1,0 +1,47 @@
+"""The command `verify`."""
+
+import json
+import logging
+import sys
+
+import typer
+
+from manychar.cli.console import write
+from manychar.cli.options import Cores, FirstStep, LastStep, Run
+from manychar.cli.train import numerics_of, usable_cores
+from manychar.processes.numerics_pinning import pin
+
+logger = logging.getLogger(__name__)
+
+
+def verify(
+    run_dir: Run,
+    begin: FirstStep = 0,
+    end: LastStep = None,
+    processes: Cores = None,
+) -> None:
+    """Train a run again on this machine and compare every checkpoint bit by bit."""
+    pin(numerics_of(run_dir))
+    from manychar.observability.progress import counting
+    from manychar.storage.run_directory import open_run
+    from manychar.verification.verify import plan
+    from manychar.verification.verify import verify as find_difference
+
+    todo = plan(open_run(run_dir), begin=begin, end=end)
+    if todo.remark:
+        logger.info(todo.remark)
+    with counting("steps", todo.steps) as progress:
+        finding = find_difference(todo, processes=processes or usable_cores(), progress=progress)
+    if finding is not None:
+        write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
+        raise typer.Exit(1)
+    plural = "s" if todo.checkpoints != 1 else ""
+    write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
+
+
+def verify_share(run_dir: Run) -> None:
+    """Verify the pieces on standard input, for `verify`; print what was found as JSON lines."""
+    pin(numerics_of(run_dir))
+    from manychar.verification.verify import check_share
+
+    check_share(run_dir, json.load(sys.stdin), lambda line: print(json.dumps(line), flush=True))

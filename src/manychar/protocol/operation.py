@@ -1,0 +1,59 @@
+"""How a run is carried out: config.json's `operation`. No bit of the weights depends on it.
+
+The exception is `allow_mixed_numerics`: where a worker with another fingerprint is admitted, the
+run is marked as mixed. `stop_when_no_better` decides how many steps are done, not what a step
+computes.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from manychar.numerics.option import Formula, check, option
+
+_option = functools.partial(option, roles=("train", "server"))
+_count = functools.partial(_option, least=0, most=10**15)
+
+
+def as_many_as_useful(shards: int, cores: int) -> int:
+    """Return how many workers both find a shard and a core."""
+    return min(shards, cores)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+    """The options of a run's operation; intervals are in steps."""
+
+    steps: int = _count(8_000, "Total number of steps; 0: until Ctrl-C.")
+    checkpoint_every: int = _count(1000, "Steps between checkpoints; 0: only the first and last.")
+    keep_checkpoints: int = _count(20, "Newest checkpoints to keep, beside step 0; 0: all.")
+    sample_every: int = _count(1000, "Steps between samples; 0: only at the end.")
+    sample_length: int = _count(200, "Characters of a sample; 0: no samples.")
+    workers: int = option(
+        Formula("min(shards, cores)", as_many_as_useful),
+        "Worker processes.",
+        roles=("train",),
+        least=1,
+        most=1024,
+    )
+    lease_timeout: float = _option(
+        2.0,
+        "Seconds without a heartbeat or progress after which a worker's shards are reassigned.",
+        least=0.1,
+        most=86_400,
+        unit="seconds",
+    )
+    on_disk_error: Literal["stop", "continue"] = _option(
+        "stop", "What to do when a checkpoint cannot be written."
+    )
+    stop_when_no_better: int = _count(
+        0, "Stop after N checkpoints without a lower validation loss; 0: never."
+    )
+    allow_mixed_numerics: bool = _option(
+        default=False,
+        text="Admit workers whose arithmetic gives other bits; the run is marked as mixed.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for what cannot be carried out."""
+        check(self)
