@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from numpy.typing import NDArray
 
 from manychar.numerics.model import Parameters, shapes_of
@@ -24,7 +26,7 @@ from manychar.numerics.run_definition import (
 from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because
 from manychar.storage.atomic_files import open_regular, parsed, rename, temporary_name, write_file
-from manychar.storage.canonical_safetensors import as_safetensors, from_safetensors, metadata_of
+from manychar.storage.canonical_safetensors import as_safetensors
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
 LARGEST_HEADER = 2**25  # every character there is, with its escapes
@@ -109,12 +111,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint, checked. Raises UserError that names the file and the fault."""
     try:
         data = _read(path)
-        tensors, metadata = from_safetensors(data), metadata_of(data)
+        tensors = safetensors.numpy.load(data)
+        metadata = _metadata_of(data)
         if metadata.keys() != _METADATA or metadata["sha256"] != _sha256(tensors, metadata):
             raise ValueError("its sha256 is not that of its contents")
         return _checkpoint(tensors, metadata)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 
@@ -130,7 +135,7 @@ def _read(path: Path) -> bytes:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(LARGEST_HEADER, size - 8):
             raise ValueError("truncated, or not a checkpoint")
-        metadata = metadata_of(length.to_bytes(8, "little") + file.read(length))
+        metadata = _metadata_of(length.to_bytes(8, "little") + file.read(length))
         check_format(path, int(metadata["format"]))
         definition = Definition.from_mapping(parsed(metadata["config"]))
         shapes = _shapes(definition, len(metadata["vocabulary"]))
@@ -139,6 +144,13 @@ def _read(path: Path) -> bytes:
             raise ValueError(f"{size:,} bytes, where {8 + length + tensors:,} belong: truncated?")
         file.seek(0)
         return file.read(size)
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """Return the metadata: safetensors' header is 8 bytes of length, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = parsed(data[8 : 8 + length]).get("__metadata__") or {}
+    return metadata
 
 
 def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
