@@ -124,19 +124,31 @@ def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT
 
 
+def test_fewer_steps_are_compared_where_their_inputs_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aggregation, "INPUT_BYTES", 0)
+    case = Case()
+    case.advance_to(3)
+    assert case.steps.steps_compared == 1
+    assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT_TOO_OLD
+    assert case.steps.assess(case.gradient(0, 2)) is Assessment.REPEAT
+    assert case.steps.first_from({"ann"}, at_most=3) == 0, "senders are remembered for longer"
+
+
 @pytest.mark.parametrize("held_bytes", [0, 2**20])
 def test_gradients_are_held_as_long_as_they_are_compared_where_there_is_room(
     held_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
     case = Case()
-    gradient = case.gradient(0, 0)
-    case.steps.accept(gradient, ("w0", "w0"))
-    kept = weakref.ref(gradient)
-    del gradient
-    assert kept() is not None
+    case.accept((0, 0))
+    accepted = case.steps.accepted(0, 0)
+    assert "_gradient" in vars(accepted)
     case.steps.digest_accepted()
-    assert (kept() is None) == (held_bytes == 0)
+    assert ("_gradient" in vars(accepted)) == (held_bytes > 0)
+    kept = weakref.ref(accepted)
+    del accepted
     case.accept((1, 0), (2, 0))
     case.steps.apply()
     case.advance_to(STEPS_COMPARED + 1)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from manychar.numerics import training_step as trainer
@@ -91,7 +90,7 @@ def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
 @mutant("3", "none", "grant", "asked again")
 def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
     def endless(self: Aggregation, shard: int) -> bool:
-        return self.state.step not in self._shards[shard].accepted
+        return shard not in self._accepted[self.state.step]
 
     patch.setattr(Aggregation, "is_missing", endless)
 
@@ -116,7 +115,7 @@ def a_checkpoint_has_the_hidden_states_of_the_step_before(patch: pytest.MonkeyPa
 
     def older(self: Aggregation) -> None:
         apply(self)
-        hidden = np.stack([shard.hidden[self.state.step - 1] for shard in self._shards])
+        _, hidden = self._inputs[self.state.step - 1]
         self.state = dataclasses.replace(self.state, hidden=hidden)
 
     patch.setattr(Aggregation, "apply", older)
@@ -125,7 +124,7 @@ def a_checkpoint_has_the_hidden_states_of_the_step_before(patch: pytest.MonkeyPa
 @mutant("6", "none", "weights", "grant")
 def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
     def earlier(self: Aggregation) -> memoryview:
-        return as_frame(self._weights[max(self.state.step - 1, min(self._weights))])
+        return as_frame(self._inputs[max(self.state.step - 1, min(self._inputs))][0])
 
     patch.setattr(Aggregation, "weights", property(earlier))
 
@@ -138,8 +137,7 @@ def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
         accept(self, gradient, sender)
         after = gradient.step + 1
         if self.streams.batch_at(gradient.shard, after).fresh:
-            hidden = self._shards[gradient.shard].hidden
-            hidden[after] = np.zeros_like(hidden[after])
+            self._next_hidden[gradient.shard] = 0
 
     patch.setattr(Aggregation, "accept", zeroing)
 

@@ -27,6 +27,7 @@ from manychar.protocol.messages import Frame, Gradient, Names, digest
 
 STEPS_COMPARED = 8
 HELD_BYTES = 2**23  # gradients that are held, undigested, in case they are repeated
+INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
 Digest = tuple[int, str, int]
 """A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
@@ -42,17 +43,6 @@ class Assessment(enum.Enum):
     NOT_OPEN = Counter.GRADIENTS_NOT_OPEN.value
     FROM_ANOTHER_STATE = Counter.GRADIENTS_FROM_WRONG_STATE.value
     NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
-
-
-@dataclasses.dataclass
-class _Shard:
-    """A shard's raw `hidden` state by step, and what was `accepted` from whom.
-
-    Both reach back STEPS_COMPARED steps before the open one.
-    """
-
-    hidden: dict[int, NDArray[Any]]
-    accepted: dict[int, "Accepted"] = dataclasses.field(default_factory=dict)
 
 
 class Accepted:
@@ -86,21 +76,33 @@ class Aggregation:
         self.limit = limit
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
-        self._shards = [_Shard({state.step: hidden}) for hidden in state.hidden]
-        self._weights = {state.step: state.parameters.flat}
+        self._inputs: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._accepted: dict[int, dict[int, Accepted]] = {}
         self._undigested: list[Accepted] = []
-        remembered = len(self._shards) * (STEPS_COMPARED + 1)
-        size = state.parameters.flat.nbytes + state.hidden[0].nbytes
-        self._holds_all = remembered * size <= HELD_BYTES
-        self._open_sums()
+        weights, hidden = state.parameters.flat.nbytes, state.hidden.nbytes
+        held = (STEPS_COMPARED + 1) * (definition.shards * weights + hidden)
+        self._holds_all = held <= HELD_BYTES
+        self.steps_compared = min(STEPS_COMPARED, max(1, INPUT_BYTES // (weights + hidden)))
+        self._open()
 
-    def _open_sums(self) -> None:
-        self._gradients: TreeSum[NDArray[Any]] = TreeSum(len(self._shards))
-        self._losses: TreeSum[float] = TreeSum(len(self._shards))
+    def _open(self) -> None:
+        """Open the next step, and forget what is too old to compare.
+
+        Of each step one array holds all hidden states, from their acceptance on: for the state,
+        its checkpoint, grants and disputes. Where the states are large, fewer steps are kept.
+        """
+        step = self.state.step
+        self._inputs[step] = self.state.parameters.flat, self.state.hidden
+        self._inputs.pop(step - self.steps_compared - 1, None)
+        self._accepted[step] = {}
+        self._accepted.pop(step - STEPS_COMPARED - 1, None)
+        self._next_hidden = np.empty_like(self.state.hidden)
+        self._gradients: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
+        self._losses: TreeSum[float] = TreeSum(self.definition.shards)
 
     def is_missing(self, shard: int) -> bool:
         """Whether the shard's gradient of the open step is still wanted."""
-        return not self.closed and self.state.step not in self._shards[shard].accepted
+        return not self.closed and shard not in self._accepted[self.state.step]
 
     def close(self) -> None:
         """Want no more gradients: the run ends with the state as it is."""
@@ -118,7 +120,7 @@ class Aggregation:
 
     def hidden(self, shard: int) -> memoryview:
         """Return the bytes of the hidden state that the shard's open step starts from."""
-        return as_frame(self._shards[shard].hidden[self.state.step])
+        return as_frame(self.state.hidden[shard])
 
     def batch(self, shard: int) -> Batch:
         """Return what the shard reads at the open step."""
@@ -126,27 +128,27 @@ class Aggregation:
 
     def assess(self, gradient: Gradient) -> Assessment:
         """Say what this gradient of an existing shard is. Nothing is changed by it."""
-        shard = self._shards[gradient.shard]
-        if gradient.step < self.state.step or gradient.step in shard.accepted:
-            return self._assess_repeat(shard, gradient)
+        accepted = self._accepted.get(gradient.step, {}).get(gradient.shard)
+        if gradient.step < self.state.step or accepted is not None:
+            return self._assess_repeat(accepted, gradient)
         if gradient.step > self.state.step or self.closed:
             return Assessment.NOT_OPEN
-        if not self._is_from_here(shard, gradient):
+        if not self._is_from_here(gradient):
             return Assessment.FROM_ANOTHER_STATE
         return Assessment.WANTED if self._is_finite(gradient) else Assessment.NOT_FINITE
 
-    def _assess_repeat(self, shard: _Shard, gradient: Gradient) -> Assessment:
-        accepted = shard.accepted.get(gradient.step)
-        if accepted is None:
+    def _assess_repeat(self, accepted: "Accepted | None", gradient: Gradient) -> Assessment:
+        if accepted is None or gradient.step not in self._inputs:
             return Assessment.REPEAT_TOO_OLD
-        if not self._is_from_here(shard, gradient):
+        if not self._is_from_here(gradient):
             return Assessment.FROM_ANOTHER_STATE
         same = accepted.digest == digest_of(gradient)
         return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
 
-    def _is_from_here(self, shard: _Shard, gradient: Gradient) -> bool:
+    def _is_from_here(self, gradient: Gradient) -> bool:
         """Whether it was computed from the hidden state that is held here."""
-        return gradient.hidden_digest == digest(as_frame(shard.hidden[gradient.step]))
+        _, hidden = self._inputs[gradient.step]
+        return gradient.hidden_digest == digest(as_frame(hidden[gradient.shard]))
 
     def _is_finite(self, gradient: Gradient) -> bool:
         return math.isfinite(gradient.loss) and all(
@@ -155,13 +157,15 @@ class Aggregation:
 
     def accept(self, gradient: Gradient, sender: Names) -> None:
         """Take a gradient that was assessed as WANTED."""
-        shard, step = self._shards[gradient.shard], gradient.step
-        hidden = self._array(gradient.hidden).reshape(self.state.hidden.shape[1:])
-        shard.hidden[step + 1] = hidden.copy()  # never a view of a received frame
-        shard.accepted[step] = Accepted(gradient, sender)
+        hidden = self._next_hidden[gradient.shard]
+        hidden.reshape(-1)[:] = self._array(gradient.hidden)  # never a view of a received frame
         if not self._holds_all:
-            self._undigested.append(shard.accepted[step])
-        if len(self._undigested) > len(self._shards):
+            gradient = dataclasses.replace(gradient, hidden=as_frame(hidden))
+        accepted = Accepted(gradient, sender)
+        self._accepted[gradient.step][gradient.shard] = accepted
+        if not self._holds_all:
+            self._undigested.append(accepted)
+        if len(self._undigested) > self.definition.shards:
             self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
         self._gradients.add(gradient.shard, self._array(gradient.gradient))
         self._losses.add(gradient.shard, gradient.loss)
@@ -179,36 +183,26 @@ class Aggregation:
 
     def apply(self) -> None:
         """Apply the open step, which is complete, and open the next one."""
-        step = self.state.step
         self.state = apply(
             self.state,
             self.definition,
             gradient_halves=self._gradients.halves(),
             loss_sum=self._losses.result(),
-            hidden=np.stack([shard.hidden[step + 1] for shard in self._shards]),
+            hidden=self._next_hidden,
         )
         self.loss = self._losses.result() / self.definition.total_streams
-        self._open_sums()
-        self._weights[step + 1] = self.state.parameters.flat
-        self._forget(step - STEPS_COMPARED)
-
-    def _forget(self, old: int) -> None:
-        """Forget a step that is too old to compare."""
-        self._weights.pop(old, None)
-        for shard in self._shards:
-            shard.hidden.pop(old, None)
-            shard.accepted.pop(old, None)
+        self._open()
 
     def accepted(self, shard: int, step: int) -> Accepted:
         """Return what was accepted; KeyError where it is too old to compare."""
-        return self._shards[shard].accepted[step]
+        return self._accepted[step][shard]
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
         steps = [
             step
-            for shard in self._shards
-            for step, accepted in shard.accepted.items()
+            for step, of_shards in self._accepted.items()
+            for accepted in of_shards.values()
             if not senders.isdisjoint(accepted.sender)
         ]
         return min([at_most, *steps])
@@ -216,12 +210,13 @@ class Aggregation:
     def unit(self, shard: int, step: int) -> Compute:
         """Return a unit that was accepted, to be computed again; KeyError where it is too old."""
         batch = self.streams.batch_at(shard, step)
+        weights, hidden = self._inputs[step]
         return Compute(
             shard=shard,
             step=step,
             fresh=batch.fresh,
-            weights=as_frame(self._weights[step]),
-            hidden=as_frame(self._shards[shard].hidden[step]),
+            weights=as_frame(weights),
+            hidden=as_frame(hidden[shard]),
             ids=as_frame(batch.ids),
         )
 
