@@ -85,6 +85,16 @@ def test_no_step_is_applied_before_the_decision_is_known() -> None:
     assert stage.server.state.step == 5
 
 
+def test_training_pauses_while_too_many_checkpoints_wait() -> None:
+    stage = validated()
+    stage.advance_to(8, "ann")  # 2, 4 and 6 wait, and 8 is written
+    for shard in range(2):
+        stage.deliver("ann", shard, 8)
+    assert stage.server.state.step == 8
+    stage.server.handle(Validated(2, 2.5), stage.now)
+    assert stage.server.state.step == 9
+
+
 def test_a_late_decision_ends_the_run_where_a_quick_one_does() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(4, "ann")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
+from manychar.protocol.early_stopping import MOST_WAITING
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import PeerState
@@ -235,10 +236,12 @@ class Oracle:
         self._ends_as_it_is |= self._held(machine.state.step)
 
     def _held(self, step: int) -> bool:
-        """Whether no step may be applied now: the run ends here, or waits for a verdict."""
+        """Whether no step may be applied now: the run ends here, or waits for validation."""
         every = self.plan.checkpoint_every
-        due = range(0, step, every) if self.plan.patience and step % every == 0 else ()
-        return step >= self._world.end or not self._world.disk.validation_losses.keys() >= set(due)
+        due = range(0, step, every) if step % every == 0 else ()
+        missing = set(due) - self._world.disk.validation_losses.keys()
+        most = 0 if self.plan.patience else MOST_WAITING - 1
+        return step >= self._world.end or len(missing) > most
 
     def _check_leases(self, machine: ParameterServer) -> None:
         leases = machine.membership.leases

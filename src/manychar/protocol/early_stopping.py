@@ -1,18 +1,22 @@
-"""Judging: the loss of each checkpoint on the held-out text, and whether the run still gets better.
+"""Early stopping: the validation loss of each checkpoint, and whether the run still gets better.
 
-A judge beside the server reads each checkpoint that is on disk. Where the run is to stop when it
-gets no better, the decision on one checkpoint takes effect at the next one, and no step after that
-is applied before the decision is known: so where a run ends depends on what it was told, never on
-how fast the judge is. Only checkpoints at the stated interval count for it: where a run was stopped
-and resumed between them does not show.
+A process beside the server validates each checkpoint that is on disk. Early stopping is
+deterministic: the decision on one checkpoint takes effect at the next one, where training pauses
+until it is known. So where a run ends depends on its definition, never on how fast validation is.
+Only checkpoints at the stated interval count: it makes no difference where a run was stopped and
+resumed between them. Without early stopping, too, training pauses where validation is far behind:
+every checkpoint is validated before it is removed, and the best one is always the same.
 """
 
 import math
 from collections.abc import Mapping
 
+MOST_WAITING = 3
+"""Checkpoints that wait for their validation loss while training goes on."""
+
 
 class EarlyStopping:
-    """What is known of the checkpoints: `verdicts` are nats a character by step.
+    """What is known of the checkpoints: `validation_losses` are nats a character by step.
 
     `every` is the interval of checkpoints in steps, `patience` how many of them may be no better
     than the best before them until the run ends, 0 for any number.
@@ -29,34 +33,34 @@ class EarlyStopping:
         self._patience = patience if on else 0
 
     def expect(self, step: int) -> None:
-        """Await the verdict on a checkpoint, from before it is on disk."""
+        """Await the validation loss of a checkpoint, from before it is on disk."""
         if self._on and step not in self.validation_losses:
             self.awaited.add(step)
 
     def is_to_be_asked(self, step: int) -> bool:
-        """Whether this verdict is awaited, and nobody was asked for it before this call."""
+        """Whether this loss is awaited, and was not asked for before this call."""
         new = step in self.awaited and step not in self._asked
         self._asked |= {step} if new else set()
         return new
 
     def take(self, step: int, nats: float) -> bool:
-        """Take a verdict; return whether this is the best checkpoint so far."""
+        """Take a validation loss; return whether this is the best checkpoint so far."""
         self.awaited.discard(step)
         self.validation_losses[step] = nats
         return self.best == step
 
     def give_up(self) -> None:
-        """Judge nothing more."""
+        """Await no validation loss any more."""
         self._on = False
         self.awaited.clear()
 
     def pass_over(self, step: int) -> None:
-        """Await no verdict on a checkpoint that is not there."""
+        """Await no validation loss of a checkpoint that is not there."""
         self.awaited.discard(step)
 
     @property
     def decides(self) -> bool:
-        """Whether verdicts decide where the run ends."""
+        """Whether validation losses decide where the run ends."""
         return self._patience > 0
 
     @property
@@ -69,19 +73,20 @@ class EarlyStopping:
 
     @property
     def newest(self) -> int | None:
-        """The newest step that is judged."""
+        """The newest step that is validated."""
         return max(self.validation_losses, default=None)
 
     def depends_on(self, step: int) -> bool:
-        """Whether where the run ends may depend on the verdict on this checkpoint."""
+        """Whether where the run ends may depend on the validation loss of this checkpoint."""
         return self.decides and self._counts(step)
 
     def waits(self, step: int) -> bool:
-        """Whether no step may be applied to the state of `step` before a verdict comes."""
-        return self.decides and self._counts(step) and bool(self.awaited_before(step))
+        """Whether no step may be applied to the state of `step` before a loss is known."""
+        before = self.awaited_before(step) if self._counts(step) else []
+        return len(before) >= MOST_WAITING or (self.decides and bool(before))
 
     def awaited_before(self, step: int) -> list[int]:
-        """Return the steps below `step` whose verdicts are awaited and count."""
+        """Return the steps below `step` whose validation losses are awaited and count."""
         return sorted(each for each in self.awaited if each < step and self._counts(each))
 
     @property
