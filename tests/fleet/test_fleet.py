@@ -174,6 +174,20 @@ class TestARun:
         assert expect_same_bits(run, text) == 61
         assert done.out == ""
 
+    def test_is_private_by_keys_where_a_path_is_too_long_for_a_socket(
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+    ) -> None:
+        long = tmp_path / ("long" * 30)
+        long.mkdir()
+        done = manychar.run(
+            *("train", str(text), "--run-dir", "run", *SMALL, "--steps", "30", "--workers", "2"),
+            env={"TMPDIR": str(long)},
+        )
+        assert done.code == 0, done.err
+        assert re.search(r"listens on tcp://127\.0\.0\.1:\d+", done.err)
+        assert expect_same_bits(run, text) == 30
+        assert not list(long.iterdir())
+
     def test_says_when_workers_stand_by(self, manychar: Commands, text: Path, run: Path) -> None:
         running = endless(manychar, text, "--workers", "3", "--shards", "2")
         running.wait_for(r"worker-\d stands by.*--shards")

@@ -48,7 +48,7 @@ def server(
     from manychar.fleet.server_process import serve
 
     if child:
-        finish = serve(directory, bind, _child_screen())
+        finish = serve(directory, bind, _child_screen(), keys)
         raise typer.Exit(finish.code)
     with display(directory) as screen:
         finish = serve(directory, bind, _screen(screen, keys), keys)
