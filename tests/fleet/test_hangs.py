@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from manychar.processes.signals import SelfPipe
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Begin, Step, continue_journal, read_journal
@@ -141,8 +140,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     journal = continue_journal(path, run.run, read_journal(path, run.run))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     metrics, _ = resume_metrics(run.path, 5)
-    wake = SelfPipe()
-    with Writer(run, ResumePoint(checkpoint, journal, metrics, 0.0, {}), wake) as writer:
+    with Writer(run, ResumePoint(checkpoint, journal, metrics, 0.0, {}), lambda: None) as writer:
         journal.append(steps(6, 6))
         writer.write(checkpoint.state, lambda: None)
         news = until(writer.news, "what came of it")
@@ -153,7 +151,6 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         assert until(writer.news, "what came of it") == [(5, "")]
     journal.close()
     metrics.close()
-    wake.close()
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from manychar.fleet import validation_process
-from manychar.processes.signals import SelfPipe
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import open_run
 from manychar.storage.validation_log import (
@@ -235,7 +234,6 @@ def test_a_judge_that_hangs_is_started_again(
 ) -> None:
     train(manychar, text, "run", "--steps", "20", "--workers", "1")
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
-    wake = SelfPipe()
     heard: list[validation_process.News] = []
 
     def verdict_on(step: int) -> float | None:
@@ -246,7 +244,9 @@ def test_a_judge_that_hangs_is_started_again(
         asked.ask(step)
         return until(found, "a verdict")[0].nats
 
-    with validation_process.ValidationProcess(open_run(manychar.directory / "run"), wake) as asked:
+    with validation_process.ValidationProcess(
+        open_run(manychar.directory / "run"), lambda: None
+    ) as asked:
         first = verdict_on(20)
         assert [type(news) for news in heard] == [validation_process.ValidationResult]
         heard.clear()
@@ -257,7 +257,6 @@ def test_a_judge_that_hangs_is_started_again(
             validation_process.Restart,
             validation_process.ValidationResult,
         ]
-    wake.close()
 
 
 def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:

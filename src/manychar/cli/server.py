@@ -58,7 +58,7 @@ def server(
 
 
 def _screen(display: "Display", keys: Path | None) -> Any:
-    from manychar.fleet.server_process import Screen
+    from manychar.fleet.server_loop import Screen
 
     def bound(endpoint: str) -> None:
         key = "" if keys is None else " --key FILE"
@@ -69,7 +69,7 @@ def _screen(display: "Display", keys: Path | None) -> Any:
 
 def _child_screen() -> Any:
     """Return the screen of a supervised server: it prints the endpoint for its parent."""
-    from manychar.fleet.server_process import Screen
+    from manychar.fleet.server_loop import Screen
 
     def bound(endpoint: str) -> None:
         print(json.dumps({"endpoint": endpoint}), flush=True)

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from manychar.numerics.evaluation import evaluate
 from manychar.processes.child_process import deaf_to_interrupts
 from manychar.processes.errors import UserError
-from manychar.processes.signals import SelfPipe
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import RunDirectory, open_run
 
@@ -61,7 +60,7 @@ News = ValidationResult | Restart | Gone
 class ValidationProcess:
     """The server's side: asks, and holds the answers until the loop takes them."""
 
-    def __init__(self, directory: RunDirectory, wake: SelfPipe) -> None:
+    def __init__(self, directory: RunDirectory, wake: Callable[[], None]) -> None:
         self._path = directory.path
         self._wake = wake
         self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -112,7 +111,7 @@ class ValidationProcess:
 
     def _tell(self, news: News) -> None:
         self._news.put(news)
-        self._wake.now()
+        self._wake()
 
     def _judge(self, step: int) -> ValidationResult | Gone | None:
         """Return what the judge says of a checkpoint; None where the server ends first."""

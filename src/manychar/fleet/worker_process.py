@@ -6,19 +6,18 @@ the kernel works, its progress callback sends the heartbeats: a computation that
 
 import dataclasses
 import logging
+import math
 import signal
 import time
 from typing import TYPE_CHECKING
 
-import zmq
-
 from manychar.network.dealer import Dealer
+from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.numerics_pinning import can_pin, pin
 from manychar.processes.sd_notify import Notifier
-from manychar.processes.signals import SelfPipe
 from manychar.processes.time_slice import make_way
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import (
@@ -39,6 +38,7 @@ from manychar.protocol.events import (
     LeaveRequested,
     MailboxEmpty,
     Received,
+    Suspended,
 )
 from manychar.protocol.messages import Hello
 from manychar.protocol.worker import Worker
@@ -60,52 +60,45 @@ def work(
 
     `patience` is how long to wait for a server, in seconds. Raises UserError for a bad endpoint.
     """
-    wake = SelfPipe()
     dealer = Dealer(endpoint, key)
     try:
-        with wake.catching(signal.SIGINT, signal.SIGTERM):
+        with EventLoop() as loop:
             machine = Worker(hello, server=endpoint, connect_timeout=patience, now=time.monotonic())
-            return _Loop(machine, dealer, wake).run()
+            return _Loop(machine, dealer, loop).run()
     finally:
         dealer.close()
-        wake.close()
 
 
 @dataclasses.dataclass
 class _Loop:
-    """Poll -> machine -> carry out its effects."""
+    """Hands events to the machine and carries out its effects."""
 
     machine: Worker
     dealer: Dealer
-    wake: SelfPipe
+    loop: EventLoop
     finish: Finish | None = None
     notifier: Notifier = dataclasses.field(default_factory=Notifier)
     engine: "Engine | None" = None
 
     def run(self) -> Finish:
-        """Go round until the machine has finished."""
-        poller = zmq.Poller()
-        poller.register(self.dealer.socket, zmq.POLLIN)
-        poller.register(self.wake.fileno(), zmq.POLLIN)
+        """Loop until the machine has finished."""
+        self.loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+        self.loop.on_readable(self.dealer.socket, self._read_mailbox)
+        self.loop.on_deadline(self.machine.deadline, lambda: self._handle(DeadlinePassed()))
+        self.loop.on_suspension(lambda seconds: self._handle(Suspended(seconds)))
         busy = False
         while self.finish is None:
-            ready = dict(poller.poll(0 if busy else self._milliseconds()))
-            if self.wake.fileno() in ready and (signals := self.wake.take()):
-                code = INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
-                reason = f"stopped by {signal.Signals(signals[0]).name}"
-                self.notifier.stopping()
-                self._handle(LeaveRequested(code, reason))
+            self.loop.turn(0 if busy else math.inf)
             self.notifier.alive()
-            self._read_mailbox()
-            self._handle(DeadlinePassed())
             effects = self.machine.handle(MailboxEmpty(), time.monotonic())
             busy = bool(effects)
             self._carry_out(effects)
         return self.finish
 
-    def _milliseconds(self) -> int:
-        deadline = self.machine.deadline()
-        return 0 if deadline is None else max(0, int(1000 * (deadline - time.monotonic())) + 1)
+    def _signalled(self, number: int) -> None:
+        self.notifier.stopping()
+        code = INTERRUPTED if number == signal.SIGINT else STOPPED
+        self._handle(LeaveRequested(code, f"stopped by {signal.Signals(number).name}"))
 
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:

@@ -73,7 +73,7 @@ class EventLoop:
 
     def wake(self) -> None:
         """End the present or the next sleep; from any thread."""
-        self._pipe.now()
+        self._pipe.wake()
 
     def turn(self, at_most: float = math.inf) -> None:
         """Wait until something happens, for `at_most` seconds, and call back."""

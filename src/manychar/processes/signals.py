@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import sys
@@ -31,14 +30,10 @@ class SelfPipe:
         """Return the descriptor to poll for reading."""
         return self._read.fileno()
 
-    def now(self) -> None:
+    def wake(self) -> None:
         """Wake the loop; from any thread."""
         with contextlib.suppress(BlockingIOError):
             self._write.send(b"\0")
-
-    def wait(self) -> None:
-        """Sleep until woken."""
-        select.select([self._read], [], [])
 
     def take(self) -> list[int]:
         """Return the signals since the last call, and be ready to sleep again."""
@@ -62,7 +57,7 @@ class SelfPipe:
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._signals += [number for number in early if number in signals]
         early[:] = [number for number in early if number not in signals]
-        self.now()
+        self.wake()
         try:
             yield self
         finally:

@@ -11,7 +11,6 @@ from typing import Self
 
 from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because
-from manychar.processes.signals import SelfPipe
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, write_checkpoint
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
@@ -24,7 +23,9 @@ TRIES_FOR_A_FILE = 15
 class Writer:
     """Writes states in order; a state is never written to again, so it can be shared as it is."""
 
-    def __init__(self, directory: RunDirectory, beginning: ResumePoint, wake: SelfPipe) -> None:
+    def __init__(
+        self, directory: RunDirectory, beginning: ResumePoint, wake: Callable[[], None]
+    ) -> None:
         self._directory = directory
         self._vocabulary = beginning.checkpoint.vocabulary
         self._journal = beginning.journal
@@ -93,7 +94,7 @@ class Writer:
             except Exception as error:  # the loop says it, and ends the run
                 failure = repr(error)
             self._news.put((state.step, failure))
-            self._wake.now()
+            self._wake()
 
     def _write_when_files_are_to_be_had(self, state: TrainingState) -> None:
         """Write a state; where no file can be opened, wait for connections to end, for a while."""
