@@ -141,7 +141,7 @@ except manychar.UserError as error:
         ("Run('.')", ".: not a run directory"),
         ("train('\\ud800')", "text: no UTF-8 for the character at 0"),
         ("load('run').sample(prime='a\\0b')", "embedded null byte"),
-        ("load('text.txt/file')", "text.txt/file: not a directory"),
+        ("load('text.txt/file')", "text.txt/file: no such file"),
         ("load('run').sample(prime='\u2603')", "the model does not know"),
     ],
 )

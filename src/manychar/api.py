@@ -16,9 +16,9 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, get_args
 
-from manychar.cli.options import Beside, Export, Logging
+from manychar.cli import options
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
@@ -37,14 +37,14 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeOptions(Operation, Export, Logging):
+class ResumeOptions(options.Logging, options.Export, Operation):
     """The arguments of `Run.resume`."""
 
     log_format: None = dataclasses.field(init=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(ResumeOptions, Beside, Definition):
+class TrainOptions(options.Beside, ResumeOptions, Definition):
     """The arguments of `train`."""
 
     text: Text = dataclasses.field(default=None, kw_only=False)
@@ -53,37 +53,36 @@ class TrainOptions(ResumeOptions, Beside, Definition):
     resume: None = dataclasses.field(init=False)
 
 
-def _takes(options: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+def _takes(declared: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """Give a function the arguments of another callable, and the help texts of its options."""
-    return lambda function: _documented(function, options, inspect.signature(options))
+    return functools.partial(_documented, declared, inspect.signature(declared))
 
 
 def _method_takes(
-    options: Callable[P, object],
+    declared: Callable[P, object],
 ) -> Callable[[Callable[..., T]], Callable[Concatenate[Any, P], T]]:
-    """Give a method these options as arguments; None is as before."""
-
-    def decorate(function: Callable[..., T]) -> Callable[Concatenate[Any, P], T]:
-        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        own = [p.replace(default=None) for p in inspect.signature(options).parameters.values()]
-        return _documented(function, options, inspect.Signature([this, *own]))
-
-    return decorate
+    """Give a method these options as arguments; what is not given is as before."""
+    own = [p.replace(default=None) for p in inspect.signature(declared).parameters.values()]
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return functools.partial(_documented, declared, inspect.Signature([this, *own]))
 
 
-def _documented(
-    function: Callable[..., T], options: Any, signature: inspect.Signature
-) -> Callable[..., T]:
+def _documented(declared: Any, signature: inspect.Signature, function: Any) -> Any:
     @functools.wraps(function)
     def wrapped(*arguments: Any, **named: Any) -> Any:
         signature.bind(*arguments, **named)  # TypeError for a name that is no argument
         return function(*arguments, **named)
 
-    declared = options_of(options) if dataclasses.is_dataclass(options) else {}
-    names = [name for name in signature.parameters if name in declared]
-    lines = [*([""] if names else []), *(f"{name}: {declared[name][1].help}" for name in names)]
-    wrapped.__signature__ = signature  # type: ignore[attr-defined]
-    wrapped.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), *lines])
+    fields = options_of(declared) if dataclasses.is_dataclass(declared) else {}
+    parameters, lines = [], []
+    for name, parameter in signature.parameters.items():
+        metadata = getattr(parameter.annotation, "__metadata__", None)
+        if metadata or name in fields:
+            lines.append(f"\n{name}: {(metadata or fields[name][1:])[0].help}")
+        plain = get_args(parameter.annotation)[0] if metadata else parameter.annotation
+        parameters.append(parameter.replace(annotation=plain))
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
     return wrapped
 
 
@@ -110,50 +109,52 @@ class Model:
 
     def stream(
         self,
-        length: int = 2000,
+        length: options.Length = 2000,
         *,
-        prime: str = "",
-        prime_file: os.PathLike[str] | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        connect_timeout: float = 10.0,
+        prime: options.Prime = "",
+        prime_file: options.PrimeFile = None,
+        temperature: options.Temperature = 1.0,
+        top_k: options.TopK = 0,
+        seed: options.SampleSeed = None,
+        connect_timeout: options.ConnectTimeout = 10.0,
     ) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
         flags = as_flags({name: value for name, value in locals().items() if name != "self"})
         last = ""  # held back: after the last character comes a newline that is not the model's
-        for piece in _command("sample", self.source, *self._key, *flags).output():
+        for piece in Command("sample", self.source, *self._key, *flags).output():
             text = last + piece
             last = text[-1]
             if text[:-1]:
                 yield text[:-1]
 
     @_takes(stream)
-    def sample(self, *length: int, **options: Any) -> str:
+    def sample(self, *length: int, **named: Any) -> str:
         """Return the prime and `length` characters that the model writes after it.
 
-        The arguments are the flags of `manychar sample`. The same `seed` gives the same text;
-        without one it is random, and logged. Raises UserError.
+        A random seed is logged. Raises UserError.
         """
-        return "".join(self.stream(*length, **options))
+        return "".join(self.stream(*length, **named))
+
+    stream = _takes(stream)(stream)
 
     def evaluate(
         self,
         text: Text = None,
         *,
-        unknown: Literal["refuse", "skip"] = "refuse",
-        connect_timeout: float = 10.0,
+        unknown: options.Unknown = "refuse",
+        connect_timeout: options.ConnectTimeout = 10.0,
     ) -> Evaluation:
         """Return the model's loss on a text; without one, on the run's validation text.
 
-        `unknown` says what to do with characters that the model does not know. Raises UserError.
+        Raises UserError.
         """
         words, given = _arguments(text)
         flags = as_flags({"unknown": unknown, "connect_timeout": connect_timeout})
-        command = _command(
-            "evaluate", self.source, *words, *self._key, *flags, "--json", given=given
-        )
+        flags += [*words, *self._key, "--json"]
+        command = Command("evaluate", self.source, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
+
+    evaluate = _takes(evaluate)(evaluate)
 
 
 class Run(Model):
@@ -174,12 +175,12 @@ class Run(Model):
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoint files by step, oldest first, for `load`. Raises UserError."""
-        names = re.compile(r"step-(\d+)\.safetensors")
         directory = self.path / "checkpoints"
         try:
             paths = list(directory.iterdir())
         except OSError as error:
             raise UserError(f"{directory}: {because(error)}") from None
+        names = re.compile(r"step-(\d+)\.safetensors")
         found = {int(match[1]): path for path in paths if (match := names.fullmatch(path.name))}
         return dict(sorted(found.items()))
 
@@ -191,17 +192,17 @@ class Run(Model):
         The result is printed on `sys.stderr`. Raises UserError for a run that is damaged.
         """
         flags = as_flags({"from": from_, "to": to, "processes": processes})
-        command = _command("verify", self.source, *flags, accepted=(0, 1))
+        command = Command("verify", self.source, *flags, accepted=(0, 1))
         print("".join(command.output()), end="", file=sys.stderr)
         return command.code == 0
 
     @_method_takes(ResumeOptions)
-    def resume(self, **options: Any) -> "Run":
+    def resume(self, **named: Any) -> "Run":
         """Resume from the newest checkpoint, as before but for these options; return the run.
 
         Raises UserError and KeyboardInterrupt as `train` does.
         """
-        _train(["--resume", self.source, *as_flags(options)], endless=options.get("steps") == 0)
+        _train(["--resume", self.source, *as_flags(named)], endless=named.get("steps") == 0)
         return self
 
 
@@ -212,57 +213,39 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
     """
     name = os.fspath(source)
     if not is_endpoint(name):
-        path = _absolute(name)
-        try:
-            path.stat()
-        except (OSError, ValueError) as error:
-            why = because(error) if isinstance(error, OSError) else str(error)
-            raise UserError(f"{name}: {why}") from None
-        name = str(path)
+        if not os.path.exists(name):  # noqa: PTH110 - raises nothing, whatever the name is
+            raise UserError(f"{name}: no such file or directory")
+        name = str(_absolute(name))
     return Model(name, None if key is None else Path(key))
 
 
 @_takes(TrainOptions)
-def train(text: Text = None, **options: Any) -> Run:
+def train(text: Text = None, **named: Any) -> Run:
     """Train on a text with a server and its workers on this machine, and return the run.
 
-    The arguments are the flags of `manychar train`. A str is the text itself, a Path is a file,
-    several Paths are joined; None is the language reference that ships with Python.
+    A str is the text itself, a Path is a file, several Paths are joined; None is the language
+    reference that ships with Python. The other arguments are the flags of `manychar train`.
 
     Raises UserError with the message that the command line would print. An interrupt ends the step
     and writes a checkpoint before KeyboardInterrupt is raised; `Run(path).resume()` goes on.
     """
-    run_dir = options.get("run_dir")
-    path = _default_path() if run_dir is None else _absolute(run_dir)
+    now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+    path = _absolute(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}")
     words, given = _arguments(text)
-    flags = as_flags({**options, "run_dir": path})
-    _train([*words, *flags], given=given, endless=options.get("steps") == 0)
+    flags = as_flags({**named, "run_dir": path})
+    _train([*words, *flags], given=given, endless=named.get("steps") == 0)
     return Run(path)
-
-
-def _default_path() -> Path:
-    now = datetime.datetime.now(datetime.UTC)
-    return _absolute(f"runs/{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")
 
 
 def _train(arguments: list[str], *, endless: bool, given: bytes | None = None) -> None:
     """Run `manychar train` to its end; its samples go to standard output."""
     try:
-        for piece in _command("train", *arguments, given=given).output():
+        for piece in Command("train", *arguments, given=given).output():
             sys.stdout.write(piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
         if not endless:  # otherwise it is the way to end
             raise
-
-
-def _command(*arguments: str, **options: Any) -> Command:
-    try:
-        return Command(*arguments, **options)
-    except OSError as error:
-        raise UserError(f"manychar {arguments[0]}: {because(error)}") from None
-    except ValueError as error:  # no argument of a process can hold it
-        raise UserError(f"manychar {arguments[0]}: {error}") from None
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -277,7 +260,7 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
     if text is None:
         return [], None
     if isinstance(text, str):
-        if _is_file(text):
+        if 0 < len(text) <= LONGEST_NAME and text.isprintable() and Path(text).is_file():
             raise UserError(f"{text!r} is a file, and a str is the text: give Path({text!r})")
         try:
             return ["-"], text.encode()
@@ -289,7 +272,3 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
     if any(isinstance(path, str) for path in paths):
         raise TypeError("several texts are given as Paths: a str is a text itself")
     return [str(_absolute(path)) for path in paths], None
-
-
-def _is_file(text: str) -> bool:
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable() and Path(text).is_file()

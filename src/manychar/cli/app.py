@@ -4,7 +4,6 @@ Data goes to standard output, everything else to standard error. numpy is import
 after they have pinned the numerics.
 """
 
-import difflib
 import importlib
 import io
 import logging
@@ -22,7 +21,7 @@ import typer
 from manychar import __version__
 from manychar.cli import keys, verify
 from manychar.cli.config_file import RENAMED, configurable, from_file
-from manychar.numerics.option import flag
+from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
 from manychar.processes.errors import (
     BAD_INPUT,
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 WIDTH_OF_HELP = 80
 SOON = 0.02
 _UNKNOWN_FLAG = re.compile(r"No such option: --(?P<name>[\w-]+)")
-_NOT_ONE_OF = re.compile(r"'(?P<wrong>[^']*)' is not one of (?P<right>.*)")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -121,9 +119,9 @@ def _run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _ended)
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
-    except UserError as error:
+    except (UserError, OptionError) as error:
         logger.error(f"manychar: {error}")
-        return error.code
+        return getattr(error, "code", BAD_INPUT)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
         logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
@@ -177,15 +175,7 @@ def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
-    where = from_file(context, getattr(error, "param", None))
-    return f"{path}: {where}{message}{_guess(message)}; see {path} --help"
-
-
-def _guess(message: str) -> str:
-    """Return a question for the right word: a flag's new name, or the nearest value it takes."""
     if (match := _UNKNOWN_FLAG.search(message)) and match["name"] in RENAMED:
-        return f". Its name is now {flag(RENAMED[match['name']])}"
-    if (match := _NOT_ONE_OF.search(message)) is None:
-        return ""
-    near = difflib.get_close_matches(match["wrong"], re.findall(r"'(.*?)'", match["right"]), n=1)
-    return f". Did you mean '{near[0]}'?" if near else ""
+        message += f". Its name is now {flag(RENAMED[match['name']])}"
+    where = from_file(context, getattr(error, "param", None))
+    return f"{path}: {where}{message}; see {path} --help"

@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from manychar.network.client_identity import KEY_FILE_VARIABLE, KEYS_VARIABLE
-from manychar.numerics.option import Formula, Option, OptionError, checked, flag, option, options_of
+from manychar.numerics.option import Formula, Option, checked, flag, option, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.processes import log
-from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
 from manychar.protocol.operation import Operation
 
@@ -229,12 +228,9 @@ def _in_words(default: Any) -> str:
 
 
 def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
-    """Return a value within its bounds. Raises UserError."""
+    """Return a value within its bounds. Raises OptionError."""
     if value is not None and kind in (int, float):
-        try:
-            return checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
-        except OptionError as error:
-            raise UserError(str(error)) from None
+        return checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
     if value is not None and option.variable in LOGGING:
         os.environ[option.variable] = value
         log.configure()

@@ -11,7 +11,7 @@ import typer
 
 from manychar.cli.console import program
 from manychar.cli.options import Export, TextFiles
-from manychar.numerics.option import OptionError, flag, options_of, resolve
+from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.observability.exporters import check as check_exporters
 from manychar.processes.errors import UserError
@@ -76,28 +76,21 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
 
 def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
-    """Read the text and return (definition, corpus). Raises UserError."""
-    from manychar.numerics.corpus import CorpusError
+    """Read the text and return (definition, corpus). Raises UserError and OptionError."""
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
     given = {name: flags[name] for name in options_of(Definition) if name in flags}
-    try:
-        Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
-        corpus = read_corpus(text or [])
-        definition = Definition(corpus_sha256=corpus.sha256, **given)
-        streams_of(definition, corpus.ids)
-    except (OptionError, CorpusError) as error:
-        raise UserError(str(error)) from None
+    Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
+    corpus = read_corpus(text or [])
+    definition = Definition(corpus_sha256=corpus.sha256, **given)
+    streams_of(definition, corpus.ids)
     return definition, corpus
 
 
 def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
-    """Return the operation of a new run. Raises UserError."""
-    try:
-        return Operation(**resolve(Operation, flags, shards=shards, cores=usable_cores()))
-    except OptionError as error:
-        raise UserError(str(error)) from None
+    """Return the operation of a new run. Raises OptionError."""
+    return Operation(**resolve(Operation, flags, shards=shards, cores=usable_cores()))
 
 
 def numerics_of(path: Path) -> str:

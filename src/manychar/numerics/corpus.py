@@ -12,10 +12,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.option import OptionError
+
 CODE_POINTS = 0x110000
 
 
-class CorpusError(ValueError):
+class CorpusError(OptionError):
     """A text that cannot be trained on. The message says what is missing."""
 
 
@@ -88,8 +90,8 @@ class Streams:
         """Find the length of a stream; the remainder at the end and what is held out are unread."""
         if self.validation > 0 and len(self.validation_ids) < 2:
             raise CorpusError(
-                f"--validation {self.validation} of {len(self.ids):,} characters holds out"
-                f" {len(self.validation_ids)}: it takes at least 2 to judge by"
+                f"--validation {self.validation} of {len(self.ids):,} characters leaves"
+                f" {len(self.validation_ids)} for validation: it takes at least 2"
             )
         characters = len(self.ids) - len(self.validation_ids)
         length = characters // (self.shards * self.streams)

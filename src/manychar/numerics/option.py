@@ -14,7 +14,10 @@ KEY = "option"
 
 
 class OptionError(ValueError):
-    """A value that an option does not take. The message names the option and what it takes."""
+    """A value that an option does not take; the message names both and says what it takes.
+
+    The command line prints it as it prints a UserError.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

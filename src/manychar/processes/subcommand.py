@@ -33,12 +33,15 @@ class Command:
         self._accepted = accepted
         self._error = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._child = spawn(
-            list(arguments),
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={log.FORMAT_VARIABLE: "json"},
-        )
+        try:
+            self._child = spawn(
+                list(arguments),
+                stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={log.FORMAT_VARIABLE: "json"},
+            )
+        except (OSError, ValueError) as error:  # ValueError: no process takes such an argument
+            raise UserError(f"manychar {arguments[0]}: {error}") from None
         self._process = self._child.process
         self._pipes = selectors.DefaultSelector()
         if self._process.stdout is not None and self._process.stderr is not None:
