@@ -76,6 +76,7 @@ class ServerShell:
             unvalidated=world.disk.unvalidated(),
         )
         self.machine = world.server_class(run, now=world.now)
+        world.attach(f"server-{term}", self.machine, run=run, now=world.now)
         self.applied_at = world.now
         self._stalled_until = 0.0
         self._mailbox: list[tuple[Peer, list[bytes]]] = []

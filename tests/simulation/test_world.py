@@ -4,12 +4,14 @@ The seeds in seeds.txt are always run; `--schedules N` says how many others. A s
 is printed with the command that repeats it, and is added to seeds.txt.
 """
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.faults import MIXED, Schedule
+from tests.simulation.recording import record
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
@@ -50,7 +52,12 @@ def failures_in(schedules: Iterable[Schedule]) -> list[str]:
         try:
             World(each).run()
         except Violation as violation:
-            lines.append(f"{violation}\n    python -m tests.simulation {each}")
+            path = Path(tempfile.gettempdir()) / f"simulation-{each.kind}-{each.seed}.recording"
+            record(each, path)
+            lines.append(
+                f"{violation}\n    python -m tests.simulation {each}"
+                f"\n    python -m tests.simulation replay {path}"
+            )
             if each not in known:
                 with SEEDS.open("a", encoding="utf-8") as seeds:
                     seeds.write(f"{each}\n")

@@ -69,6 +69,14 @@ class WorkerShell:
         self.machine = world.worker_class(
             hello, server="there", connect_timeout=CONNECT_TIMEOUT, now=world.now
         )
+        world.attach(
+            f"{name}-{instance}",
+            self.machine,
+            hello=hello,
+            server="there",
+            connect_timeout=CONNECT_TIMEOUT,
+            now=world.now,
+        )
 
     @property
     def connection(self) -> Connection:

@@ -36,7 +36,8 @@ LEAST_PATIENCE = 1.0
 
 
 class World:
-    """One run, from its seed to its end; `transcript` is filled on request.
+    """One run, from its seed to its end; `transcript` is filled on request; `attach` is
+    told of each machine, and what it is made of.
 
     `broken` are the names of the workers that compute wrongly, `went_back` counts the ways back.
     """
@@ -44,7 +45,13 @@ class World:
     server_class: type[ParameterServer] = ParameterServer
     worker_class: type[Worker] = Worker
 
-    def __init__(self, schedule: Schedule, *, transcript: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        transcript: list[str] | None = None,
+        attach: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
         self.schedule = schedule
         self.plan: Plan = draw(schedule)
         self.chance = random.Random(f"world {schedule}")  # noqa: S311
@@ -52,6 +59,7 @@ class World:
         self.over = False
         self.peace = False
         self.transcript = transcript
+        self.attach = attach
         self.reference = reference(self.plan.shards, self.plan.streams, self.plan.length)
         self.broken: set[str] = set()
         self.end = self._where_it_ends()
