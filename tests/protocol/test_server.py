@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.outbox import COUNTS_KEPT
+from manychar.protocol.server import ParameterServer
 from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
 from tests.simulation.network import flip
 
@@ -486,7 +488,7 @@ def test_who_repeats_other_bytes_is_barred_if_the_server_finds_them_wrong() -> N
     assert only(stage.hello("bob"), Refused)
 
 
-def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
+def test_a_run_resumes_before_a_wrong_gradient_that_was_applied() -> None:
     stage = Stage()
     stage.join("ann", "bob")
     right = stage.gradient(0, 3)
@@ -497,14 +499,16 @@ def test_a_wrong_gradient_that_counts_sends_the_run_back() -> None:
     stage.tell("bob", right)
     effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
     assert only(effects, ResumeBefore) == ResumeBefore(
-        3, {"ann": "it computed step 3, shard 0 wrongly"}
+        4, {"ann": "it computed step 3, shard 0 wrongly"}
     )
-    assert "no gradient of ann is to be trusted: going back before step 3" in said(effects)
+    assert "no gradient of ann can be trusted: resuming before step 3" in said(effects)
+    assert sent(effects, Reset, "bob")
+    assert not sent(effects, Done)
     assert stage.server.lifecycle.phase is RunPhase.FINISHED
     assert stage.deliver("bob", 0, 4) == []
 
 
-def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in() -> None:
+def test_a_run_resumes_before_everything_that_the_banned_worker_had_a_part_in() -> None:
     stage = Stage()
     stage.join("ann", "bob")
     stage.advance_to(2, "bob")
@@ -514,7 +518,7 @@ def test_the_way_back_leads_before_everything_that_the_barred_one_had_a_part_in(
     stage.deliver("ann", 0, 3, loss=right.loss + 1)
     stage.tell("bob", right)
     effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
-    assert only(effects, ResumeBefore).step == 2
+    assert only(effects, ResumeBefore).step == 3
 
 
 def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
@@ -527,7 +531,7 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage.deliver("ann", 0, 3, loss=1.0)
     effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
     assert only(effects, ResumeBefore) == ResumeBefore(
-        2, {"ann": "it computed step 3, shard 0 wrongly"}
+        3, {"ann": "it computed step 3, shard 0 wrongly"}
     )
 
 
@@ -690,6 +694,27 @@ def test_the_last_checkpoint_must_be_written() -> None:
     stage = Stage(on_disk_error="continue")
     stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     assert finish(stage.server.handle(CheckpointFailed(0, "I/O error"), stage.now)).code == 3
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        CheckpointFailed(1, "I/O error"),
+        CheckpointSaved(0, SHA256),
+        ValidationFailed("it crashed"),
+        NotValidated(0, "it is gone"),
+        StopRequested(130, "stopped by Ctrl-C", 2.0),
+        PeerLost(b"ann"),
+        DiskWaited(),
+    ],
+)
+def test_nothing_follows_the_end_of_a_run(later: Event) -> None:
+    stage = Stage(validation_losses={}, unvalidated=(0,), checkpoint_every=1)
+    stage.join("ann", "bob")
+    failed = CheckpointFailed(2, "no space left on device")
+    assert finish(stage.server.handle(failed, stage.now)).code == 3
+    assert stage.server.handle(later, stage.now) == []
+    assert stage.server.lifecycle.phase is RunPhase.FINISHED
 
 
 def test_the_server_says_for_whom_it_waits() -> None:

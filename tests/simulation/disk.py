@@ -19,20 +19,22 @@ class Disk:
         self.world = world
         self.saved = {0: world.reference.states[0]}
         self.validation_losses: dict[int, float] = {}
+        self.banned: dict[str, str] = {}
+        self.resume_before: int | None = None
         self._free_at = 0.0
 
     def newest(self) -> TrainingState:
         """Return the newest checkpoint."""
         return self.saved[max(self.saved)]
 
-    def forget_after(self, step: int) -> None:
-        """Take away the checkpoints that are off the living branch."""
-        self.saved = {saved: state for saved, state in self.saved.items() if saved <= step}
-        self.validation_losses = {
-            validated: nats
-            for validated, nats in self.validation_losses.items()
-            if validated <= step
-        }
+    def recover(self) -> None:
+        """Set aside the checkpoints that the next server is not to resume from."""
+        if (before := self.resume_before) is not None:
+            self.saved = {step: state for step, state in self.saved.items() if step < before}
+            self.validation_losses = {
+                step: nats for step, nats in self.validation_losses.items() if step < before
+            }
+            self.resume_before = None
         self._free_at = 0.0
 
     def unvalidated(self) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ from manychar.protocol import aggregation, conflicting_results, worker
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.effects import Compute, Effect, ResumeBefore
-from manychar.protocol.events import Computed, Event
+from manychar.protocol.events import Computed
+from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.messages import Gradient, Names, digest
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
-from tests.simulation.disk import copy_of
+from tests.simulation.disk import Disk, copy_of
 from tests.simulation.planted import Plant, mutant, plant_handler
 from tests.simulation.world import World
 
@@ -214,36 +215,33 @@ def _names(machine: ParameterServer) -> set[Names]:
     return {member.names for member in machine.membership.workers()}
 
 
-def _without_going_back(
-    patch: pytest.MonkeyPatch, instead: Callable[[ResumeBefore], list[Effect]]
+def _resuming(
+    patch: pytest.MonkeyPatch, instead: Callable[[ResumeBefore], ResumeBefore | None]
 ) -> None:
-    handle = ParameterServer.handle
+    resume_before = Lifecycle.resume_before
 
-    def settle(self: ParameterServer, event: Event, now: float) -> list[Effect]:
-        phase = self.lifecycle.phase
-        effects: list[Effect] = []
-        handled = handle(self, event, now)
-        if not isinstance(event, Computed):
-            return handled
-        for effect in handled:
-            effects += instead(effect) if isinstance(effect, ResumeBefore) else [effect]
-        if not any(isinstance(effect, ResumeBefore) for effect in effects):
-            self.lifecycle.phase = phase
-        return effects
+    def otherwise(self: Lifecycle, effect: ResumeBefore) -> None:
+        if (changed := instead(effect)) is not None:
+            resume_before(self, changed)
 
-    patch.setattr(ParameterServer, "handle", settle)
+    patch.setattr(Lifecycle, "resume_before", otherwise)
 
 
 @mutant("10", "broken", "result")
 def a_wrong_gradient_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
-    _without_going_back(patch, lambda _: [])
+    _resuming(patch, lambda _: None)
 
 
-@mutant("10", "broken", "went back")
-def the_way_back_ends_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
-    _without_going_back(patch, lambda back: [ResumeBefore(back.step + 1, back.banned)])
+@mutant("10", "broken", "resume")
+def the_run_resumes_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
+    _resuming(patch, lambda effect: dataclasses.replace(effect, step=effect.step + 1))
+
+
+@mutant("10", "broken", "resume", "resumed state")
+def the_next_server_takes_the_newest_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Disk, "recover", lambda _: None)
 
 
 @mutant("19", "broken", "banned")
-def the_way_back_forgets_who_is_banned(patch: pytest.MonkeyPatch) -> None:
-    _without_going_back(patch, lambda back: [ResumeBefore(back.step, {})])
+def a_resumed_run_forgets_who_is_banned(patch: pytest.MonkeyPatch) -> None:
+    _resuming(patch, lambda effect: dataclasses.replace(effect, banned={}))

@@ -4,7 +4,7 @@ It keeps a model of its own of what the server must have accepted, and knows eve
 be counted, sent, granted or saved. The machines are read, never changed.
 
 Where a broken worker's wrong gradient was the first of its identity and counts, the term is
-tainted: its bytes are nobody's until the server goes back, and the next term is judged again.
+tainted: its bytes are nobody's until the server resumes earlier, and the next term is judged again.
 """
 
 import dataclasses
@@ -260,15 +260,15 @@ class Oracle:
         if not banned <= self.broken or banned & names:
             raise Violation("banned", f"{banned}; broken are {self.broken}, here are {names}")
 
-    def goes_back(self, back: ResumeBefore) -> None:
-        """The way back leads to before the wrong gradient, and the one who sent it is banned.
+    def resumes(self, effect: ResumeBefore) -> None:
+        """The run resumes before the wrong gradient was applied, and its sender is banned.
 
-        Another one's dispute may still be open: it is lost with the term.
+        Another conflict may still be open: it is lost with the term.
         """
-        if self.wrong is not None and back.step > self.wrong.step:
-            raise Violation("went back", f"to {back.step} for {self.wrong.step}")
-        if not back.banned or not back.banned.keys() <= self.broken:
-            raise Violation("banned", f"{set(back.banned)}; broken are {self.broken}")
+        if self.wrong is not None and effect.step > self.wrong.step + 1:
+            raise Violation("resume", f"before {effect.step} for {self.wrong.step}")
+        if not effect.banned or not effect.banned.keys() <= self.broken:
+            raise Violation("banned", f"{set(effect.banned)}; broken are {self.broken}")
 
     def server_sends(self, peer: Peer, message: Message) -> None:
         """Check what a lease, and weights, may say."""

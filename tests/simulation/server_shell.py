@@ -1,7 +1,7 @@
 """One life of the server process: its machine, its mailbox, and what the machine asks for."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from manychar.numerics.training_step import TrainingState
@@ -12,6 +12,7 @@ from manychar.protocol.effects import (
     KeepBest,
     Log,
     PeerError,
+    Remember,
     Result,
     ResumeBefore,
     Save,
@@ -43,15 +44,9 @@ RUN_NAME = "run"
 
 
 class ServerShell:
-    """One term of the server. Another begins after a crash, a stop, or a way back."""
+    """One life of the server. Another begins after a crash, a stop, or to resume earlier."""
 
-    def __init__(
-        self,
-        world: "World",
-        state: TrainingState,
-        term: int,
-        banned: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, world: "World", state: TrainingState, term: int) -> None:
         self.world = world
         plan, known = world.plan, world.reference
         run = RunSpec(
@@ -71,13 +66,14 @@ class ServerShell:
             state=state,
             fingerprint=FINGERPRINT,
             libraries={},
-            banned=banned or {},
+            banned=world.disk.banned,
             validation_losses=world.disk.validation_losses,
             unvalidated=world.disk.unvalidated(),
         )
         self.machine = world.server_class(run, now=world.now)
         world.attach(f"server-{term}", self.machine, run=run, now=world.now)
         self.applied_at = world.now
+        self._resume: ResumeBefore | None = None
         self._stalled_until = 0.0
         self._mailbox: list[tuple[Peer, list[bytes]]] = []
         world.log(lambda: f"server starts: term {term}, step {state.step}")
@@ -146,6 +142,8 @@ class ServerShell:
         """Do what the machine asks for."""
         for effect in effects:
             self._carry_out(effect)
+        if self._resume is not None and self.is_alive():
+            self.world.server_resumes(self._resume)
 
     def _carry_out(self, effect: Effect) -> None:
         world = self.world
@@ -170,7 +168,9 @@ class ServerShell:
             world.oracle.server_spoke(world.now)
             world.log(functools.partial(str, f"  server says: {effect.text}"))
         elif isinstance(effect, ResumeBefore):
-            world.go_back(effect)
+            self._resume = effect
+        elif isinstance(effect, Remember):
+            world.disk.banned = dict(effect.changes.get("banned", world.disk.banned))
         elif isinstance(effect, Finish):
             world.server_finished(effect)
 

@@ -39,7 +39,7 @@ class World:
     """One run, from its seed to its end; `transcript` is filled on request; `attach` is
     told of each machine, and what it is made of.
 
-    `broken` are the names of the workers that compute wrongly, `went_back` counts the ways back.
+    `broken` are the names of the workers that compute wrongly, `times_resumed` how often it resumed earlier.
     """
 
     server_class: type[ParameterServer] = ParameterServer
@@ -69,7 +69,7 @@ class World:
         self.disk = Disk(self)
         self.server: ServerShell | None = None
         self.workers: list[WorkerShell] = []
-        self.went_back = 0
+        self.times_resumed = 0
         self._wrong_begun = False
         self._told: Gradient | None = None
         self.term = 0
@@ -223,6 +223,7 @@ class World:
         if self.over or self.server is not None:
             return
         self.term = self.next_term()
+        self.disk.recover()
         self.server = ServerShell(self, self.restore(self.disk.newest()), self.term)
         self.server.begin()
         self.network.bound()
@@ -290,18 +291,15 @@ class World:
         )
         self.server.receive(healthy[0].peer, right)
 
-    def go_back(self, back: ResumeBefore) -> None:
-        """Begin a new term from a checkpoint before the wrong step, on the same connections."""
-        assert self.server is not None
-        self.log(lambda: f"server goes back: {back}")
-        self.oracle.goes_back(back)
-        self.went_back += 1
-        self.disk.forget_after(back.step)
-        self.term = self.next_term()
-        newest = self.restore(self.disk.newest())
-        self.server = ServerShell(self, newest, self.term, back.banned)
-        self.server.begin()
-        for name in back.banned:
+    def server_resumes(self, effect: ResumeBefore) -> None:
+        """Let the server remember what it was told and end; the next one resumes earlier."""
+        self.log(lambda: f"server executes itself anew: {effect}")
+        self.oracle.resumes(effect)
+        self.times_resumed += 1
+        self.disk.banned, self.disk.resume_before = dict(effect.banned), effect.step
+        self.server_crashed()
+        self.after(self.chance.choice((0.0, 0.3, 3.0)), self.start_server)
+        for name in effect.banned:
             self.after(1.0, functools.partial(self.join, name))
 
     # Ends.

@@ -1,7 +1,7 @@
 """Two results for one unit that are not the same bytes: somebody's arithmetic is broken.
 
-The server computes the unit itself from what it holds. Who was wrong is banned; if the wrong result
-counts, or anything else that is remembered of who was wrong, the run goes back to before that.
+The server computes the unit itself from what it holds, and bans the worker that was wrong. Where
+that worker's result is part of the weights, the run resumes from a checkpoint before it.
 """
 
 import math
@@ -39,7 +39,7 @@ class ConflictingResults:
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
     def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
-        """Ban the workers that were wrong; return the way back to take if what counts was."""
+        """Ban who was wrong; say where to resume if the weights depend on a result of theirs."""
         (_, accepted), *_ = said = self.open.pop((shard, step))
         truth = digest_of(result)
         wrong = sorted({names for names, digest in said if digest != truth})
@@ -51,8 +51,8 @@ class ConflictingResults:
             return None
         who = ", ".join(name for name, _ in wrong)
         text = (
-            f"no gradient of {who} is to be trusted: going back before step {first}, the first"
+            f"no gradient of {who} can be trusted: resuming before step {first}, the first"
             " that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)
-        return ResumeBefore(int(first), dict(self._admission.banned))
+        return ResumeBefore(int(first) + 1, dict(self._admission.banned))

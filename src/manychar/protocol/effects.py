@@ -123,9 +123,9 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeBefore:
-    """Begin a new term from a checkpoint of at most step `step`; never let the banned in again.
+    """Note durably to resume before the state of `step`, and who is banned and why; then restart.
 
-    `banned` says of each name why.
+    The next server takes the newest checkpoint below `step`.
     """
 
     step: int

@@ -13,10 +13,19 @@ from manychar.protocol.aggregation import Aggregation, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import RUN_FAILED, Append, Finish, KeepBest, Record, Save, Validate
+from manychar.protocol.effects import (
+    RUN_FAILED,
+    Append,
+    Finish,
+    KeepBest,
+    Record,
+    ResumeBefore,
+    Save,
+    Validate,
+)
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import Done, Level, one_line
+from manychar.protocol.messages import Done, Level, Reset, one_line
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.run_report import RunReport
 from manychar.protocol.run_spec import RunSpec
@@ -172,13 +181,28 @@ class Lifecycle:
             self.finish(self._finish.code, "; ".join(filter(None, words)))
 
     def finish(self, code: int, reason: str) -> None:
-        """Finish now, and tell every peer."""
-        self.phase = RunPhase.FINISHED
+        """Finish now, and tell every peer. Nothing follows."""
         run, term = self.outbox.run, self.outbox.term
-        done = Done(run=run, term=term, code=code, reason=one_line(reason))
-        for peer in self.membership.members:
-            self.outbox.send(peer, done)
+        self._tell_everyone(Done(run=run, term=term, code=code, reason=one_line(reason)))
         self.outbox.add(Finish(code, reason))
+        self._end()
+
+    def resume_before(self, effect: ResumeBefore) -> None:
+        """End this term, and have every peer join the next one. Nothing follows.
+
+        Peers are told once what has to be remembered is on disk.
+        """
+        self.outbox.add(effect)
+        self._tell_everyone(Reset(run=self.outbox.run, term=self.outbox.term))
+        self._end()
+
+    def _tell_everyone(self, message: Done | Reset) -> None:
+        for peer in self.membership.members:
+            self.outbox.send(peer, message)
+
+    def _end(self) -> None:
+        self.phase = RunPhase.FINISHED
+        self.outbox.close()
 
     # The disk.
 

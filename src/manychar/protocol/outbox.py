@@ -11,7 +11,7 @@ COUNTS_KEPT = 100
 
 
 class Outbox:
-    """Collects the effects of an event. `run` and `term` are what its messages are signed with."""
+    """Collects the effects of an event. `run` and `term` name the sender of its messages."""
 
     def __init__(self, run: str, term: int, membership: Membership) -> None:
         self.run = run
@@ -19,6 +19,7 @@ class Outbox:
         self._membership = membership
         self.counts: collections.Counter[str] = collections.Counter()
         self._effects: list[Effect] = []
+        self._closed = False
 
     def count(self, counter: Counter, number: int = 1) -> None:
         """Count events; the status shows it."""
@@ -32,8 +33,13 @@ class Outbox:
             self.counts[theirs] += 1
 
     def add(self, effect: Effect) -> None:
-        """Have the shell do this after what was added before."""
-        self._effects.append(effect)
+        """Have the shell do this after what was added before; nothing, once closed."""
+        if not self._closed:
+            self._effects.append(effect)
+
+    def close(self) -> None:
+        """Take no more effects: the last ones of this server were added."""
+        self._closed = True
 
     def send(self, peer: Peer, message: Message) -> None:
         """Send to one peer."""

@@ -299,8 +299,7 @@ class ParameterServer:
         """Take this server's own result for a unit on which two workers differ."""
         back = self.conflicting_results.settle(event.shard, event.step, event.result, now)
         if back is not None:
-            self.lifecycle.phase = RunPhase.FINISHED
-            self.outbox.add(back)
+            self.lifecycle.resume_before(back)
         self.lifecycle.settle()
 
 
