@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,11 +24,14 @@ from manychar.protocol.events import (
     CheckpointSaved,
     Computed,
     DiskWaited,
+    Event,
     KeyRevoked,
     Malformed,
+    NotValidated,
     PeerLost,
     Received,
     StopRequested,
+    ValidationFailed,
 )
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FAULTS_ALLOWED
 from manychar.protocol.lifecycle import RunPhase
@@ -55,7 +57,6 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.outbox import COUNTS_KEPT
-from manychar.protocol.server import ParameterServer
 from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
 from tests.simulation.network import flip
 
@@ -700,7 +701,7 @@ def test_the_last_checkpoint_must_be_written() -> None:
     "later",
     [
         CheckpointFailed(1, "I/O error"),
-        CheckpointSaved(0, SHA256),
+        CheckpointSaved(0),
         ValidationFailed("it crashed"),
         NotValidated(0, "it is gone"),
         StopRequested(130, "stopped by Ctrl-C", 2.0),

@@ -39,7 +39,7 @@ class World:
     """One run, from its seed to its end; `transcript` is filled on request; `attach` is
     told of each machine, and what it is made of.
 
-    `broken` are the names of the workers that compute wrongly, `times_resumed` how often it resumed earlier.
+    `broken` names the workers that compute wrongly; `times_resumed` counts the earlier resumes.
     """
 
     server_class: type[ParameterServer] = ParameterServer

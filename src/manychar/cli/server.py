@@ -47,13 +47,13 @@ def server(
     directory = run_of(text, flags)
     from manychar.fleet.server_process import serve
 
+    access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:
-        finish = serve(directory, bind, _child_screen(), keys)
+        finish = serve(directory, bind, _child_screen(), keys, flags=[*access, "--child"])
         raise typer.Exit(finish.code)
     with display(directory) as screen:
-        finish = serve(directory, bind, _screen(screen, keys), keys)
-    again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else [])]
-    again += ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
+        finish = serve(directory, bind, _screen(screen, keys), keys, flags=access)
+    again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]
     exit_with(finish, directory, again=shlex.join(again))
 
 

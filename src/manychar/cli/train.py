@@ -134,7 +134,7 @@ def exit_if_finished(directory: "RunDirectory") -> None:
     except UserError:
         return  # the server reports what is wrong
     newest = checkpoint.state.step
-    if damaged:
+    if damaged or directory.facts.resume_before is not None:
         return
     validates = directory.definition.validation > 0
     if validates and newest not in read_validation_losses(directory):

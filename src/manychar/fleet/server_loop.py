@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from manychar.fleet.engine import Engine
+from manychar.fleet.resume_earlier import note_resume_before
 from manychar.fleet.validation_process import (
     Gone,
     News,
@@ -117,7 +118,7 @@ class ServerLoop:
     flush_at: float = 0.0
 
     def run(self, asked: Finish | None) -> Finish | ResumeBefore:
-        """Loop until the machine has finished. `asked` is a stop that came before this term."""
+        """Loop until the machine has finished. `asked` is a stop that came before it began."""
         self._register()
         self._handle(Started())
         if asked is not None:
@@ -257,9 +258,14 @@ class ServerLoop:
                 case Remember(changes):
                     self._change_facts(changes)
                 case Finish() | ResumeBefore():
-                    self.outcome = effect
+                    self._end(effect)
                 case _:
                     raise RuntimeError(f"a server's shell cannot carry out {effect}")
+
+    def _end(self, outcome: Finish | ResumeBefore) -> None:
+        if isinstance(outcome, ResumeBefore):
+            self.directory = note_resume_before(self.directory, outcome)
+        self.outcome = outcome
 
     def _save(self, state: TrainingState) -> None:
         self.writer.write(state, self._wait_for_disk, spare=self.machine.early_stopping.awaited)

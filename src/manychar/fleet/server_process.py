@@ -1,17 +1,18 @@
 """Starts the server: locks the run, resumes it from its newest checkpoint, listens, and serves it.
 
-A machine lives for one term; where a wrong gradient had been applied, the next term begins from a
-checkpoint before it, on the same socket.
+Where a wrong gradient had been applied, the process executes itself anew and resumes from a
+checkpoint before it.
 """
 
 import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from manychar.fleet.engine import Engine
+from manychar.fleet.resume_earlier import execute_anew, pending_stop
 from manychar.fleet.server_loop import Screen, ServerLoop
 from manychar.fleet.validation_process import (
     ValidationProcess,
@@ -28,7 +29,6 @@ from manychar.processes.sd_notify import Notifier
 from manychar.protocol.admission import as_words
 from manychar.protocol.effects import (
     Finish,
-    ResumeBefore,
 )
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
@@ -47,55 +47,57 @@ def serve(
     endpoint: str,
     screen: Screen,
     keys: Path | None = None,
+    *,
+    flags: Sequence[str] = (),
 ) -> Finish:
     """Serve a run until it ends, and return how it ended. `keys` say who may come.
+
+    Where the run has to resume earlier, this process executes itself anew; `flags` are what its
+    command line has besides --resume and --bind.
 
     Raises UserError where the directory is damaged or held by another, the endpoint is taken, or
     this machine's arithmetic is not the run's.
     """
-    router: Router | None = None
-    outcome: Finish | ResumeBefore = ResumeBefore(2**62, {})
-    asked: Finish | None = None
     raise_limit()
-    with locked(directory), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(directory))
         notifier = Notifier()
-        while isinstance(outcome, ResumeBefore):
-            term = raise_term(directory)
-            with _begun(directory, term, outcome.step) as beginning:
-                run, engine = _run(directory, term, beginning, outcome)
-                directory = _claim(directory, run)
-                machine = ParameterServer(run, now=time.monotonic())
-                if router is None:
-                    router = Router(endpoint, machine.dimensions, keys)
-                    stack.callback(router.close)
-                    screen.bound(router.endpoint)
-                    notifier.ready(f"listening on {router.endpoint}")
-                with (
-                    EventLoop() as loop,
-                    Writer(directory, beginning, loop.wake) as writer,
-                    ValidationProcess(directory, loop.wake) as validation,
-                ):
-                    server = ServerLoop(
-                        machine=machine,
-                        engine=engine,
-                        directory=directory,
-                        beginning=beginning,
-                        router=router,
-                        writer=writer,
-                        validation=validation,
-                        screen=screen,
-                        loop=loop,
-                        notifier=notifier,
-                    )
-                    outcome = server.run(asked)
-                    directory, asked = server.directory, machine.lifecycle.asked
-    return outcome
+        term = raise_term(directory)
+        beginning = stack.enter_context(_begun(directory, term))
+        run, engine = _run(directory, term, beginning)
+        directory = _claim(directory, run)
+        machine = ParameterServer(run, now=time.monotonic())
+        router = Router(endpoint, machine.dimensions, keys)
+        stack.callback(router.close)
+        screen.bound(router.endpoint)
+        notifier.ready(f"listening on {router.endpoint}")
+        loop = stack.enter_context(EventLoop())
+        server = ServerLoop(
+            machine=machine,
+            engine=engine,
+            directory=directory,
+            beginning=beginning,
+            router=router,
+            writer=stack.enter_context(Writer(directory, beginning, loop.wake)),
+            validation=stack.enter_context(ValidationProcess(directory, loop.wake)),
+            screen=screen,
+            loop=loop,
+            notifier=notifier,
+        )
+        outcome = server.run(pending_stop())
+    if isinstance(outcome, Finish):
+        return outcome
+    return execute_anew(
+        ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags],
+        environment=notifier.variables,
+        asked=machine.lifecycle.asked,
+    )
 
 
 @contextlib.contextmanager
-def _begun(directory: RunDirectory, term: int, not_after: int) -> Iterator[ResumePoint]:
+def _begun(directory: RunDirectory, term: int) -> Iterator[ResumePoint]:
     try:
-        beginning = recover(directory, term, not_after=not_after)
+        beginning = recover(directory, term)
     except OSError as error:
         raise UserError(f"{directory.path}: {because(error)}") from None
     try:
@@ -108,9 +110,7 @@ def _begun(directory: RunDirectory, term: int, not_after: int) -> Iterator[Resum
                 logger.warning(f"{log.path.name}: {because(error)}")
 
 
-def _run(
-    directory: RunDirectory, term: int, beginning: ResumePoint, back: ResumeBefore
-) -> tuple[RunSpec, Engine]:
+def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[RunSpec, Engine]:
     """Return the run as this term takes it up, and what computes here."""
     vocabulary, streams = directory.streams()
     run = RunSpec(
@@ -123,7 +123,7 @@ def _run(
         state=beginning.checkpoint.state,
         fingerprint="",
         libraries={},
-        banned={**directory.facts.banned, **back.banned},
+        banned=directory.facts.banned,
         seconds_before=beginning.seconds,
         validation_losses=beginning.validation_losses,
         unvalidated=unvalidated(
@@ -139,11 +139,12 @@ def _run(
 
 
 def _claim(directory: RunDirectory, run: RunSpec) -> RunDirectory:
-    """Hold this machine's arithmetic against the run's, and note it where the run is new.
+    """Compare this machine's numerics with the run's, or note them where the run is new.
 
-    Raises UserError where they differ and that was not allowed.
+    Raises UserError where they differ and that was not allowed. The journal says by now from which
+    checkpoint this term began, so the mark to resume earlier has done its work.
     """
-    facts = directory.facts
+    facts = dataclasses.replace(directory.facts, resume_before=None)
     if not facts.fingerprint:
         libraries = dict(run.libraries)
         facts = dataclasses.replace(facts, fingerprint=run.fingerprint, libraries=libraries)

@@ -14,12 +14,17 @@ STATUS_EVERY = 1.0
 
 
 class Notifier:
-    """The service manager's ear, if there is one; children of this process do not get it."""
+    """The connection to a service manager, if there is one; children of this process get none.
+
+    `variables` were taken out of the environment; who executes this process anew puts them back.
+    """
 
     def __init__(self) -> None:
-        address = os.environ.pop(SOCKET, "")
-        watched = os.environ.pop(WATCHDOG_PID, str(os.getpid())) == str(os.getpid())
-        microseconds = os.environ.pop(WATCHDOG, "")
+        names = (SOCKET, WATCHDOG, WATCHDOG_PID)
+        self.variables = {name: os.environ.pop(name) for name in names if name in os.environ}
+        address = self.variables.get(SOCKET, "")
+        watched = self.variables.get(WATCHDOG_PID, str(os.getpid())) == str(os.getpid())
+        microseconds = self.variables.get(WATCHDOG, "")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._alive_every = int(microseconds) / 2e6 if watched and microseconds.isdecimal() else 0.0
         self._alive_at = 0.0

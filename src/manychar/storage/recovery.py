@@ -33,13 +33,15 @@ class ResumePoint:
     validation_losses: dict[int, float]
 
 
-def recover(directory: RunDirectory, term: int, *, not_after: int | None = None) -> ResumePoint:
-    """Choose the newest whole checkpoint (of at most step `not_after`) and note it in the journal.
+def recover(directory: RunDirectory, term: int) -> ResumePoint:
+    """Choose the newest whole checkpoint that may be resumed from, and note it in the journal.
+
+    Where the run's facts say `resume_before`, later checkpoints are set aside first.
 
     Raises UserError where no checkpoint is whole, OSError where the disk will not have it.
     """
     reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
-    checkpoint = _choose(directory, term, not_after)
+    checkpoint = _choose(directory, term)
     step = checkpoint.state.step
     if not reading.covers(step):
         logger.warning(
@@ -54,10 +56,11 @@ def recover(directory: RunDirectory, term: int, *, not_after: int | None = None)
     return ResumePoint(checkpoint, journal, metrics, seconds, losses)
 
 
-def _choose(directory: RunDirectory, term: int, not_after: int | None) -> Checkpoint:
+def _choose(directory: RunDirectory, term: int) -> Checkpoint:
+    before = directory.facts.resume_before
     damaged: list[tuple[Path, str]] = []
     for step, path in reversed(list_checkpoints(directory.checkpoints)):
-        if not_after is not None and step > not_after:
+        if before is not None and step >= before:
             rename(path, path.with_name(f"{path.name}.before-term-{term}"))
             continue
         try:

@@ -1,0 +1,109 @@
+"""A wrong gradient that was applied: the server executes itself anew, from before it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from manychar.fleet.resume_earlier import PENDING_STOP, execute_anew
+from manychar.processes.errors import CRASHED
+from manychar.protocol.effects import Finish
+from tests.commands import SMALL, Commands
+from tests.fleet.test_fleet import expect_same_bits
+
+WRONG, TOLD = 3, 6
+SPOILS = f"""
+import sys
+
+if "worker-1" in sys.orig_argv:
+    import msgpack
+
+    from manychar.network.dealer import Dealer
+
+    send, right = Dealer.send, []
+
+    def spoiling(self, frames):
+        header = msgpack.unpackb(frames[0])
+        step = header.get("step") if header["type"] == "Gradient" else None
+        if step == {WRONG} and not right:
+            right.append(frames)
+            frames = [frames[0], bytes([frames[1][0] ^ 1]) + bytes(frames[1][1:]), frames[2]]
+        send(self, frames)
+        if step == {TOLD}:
+            send(self, right[0])
+
+    Dealer.send = spoiling
+"""
+FLAGS = (*SMALL, "--shards", "1", "--steps", "30", "--checkpoint-every", "2")
+
+
+@pytest.fixture
+def spoiling(tmp_path: Path) -> dict[str, str]:
+    """An environment in which worker-1 sends a wrong gradient, and later the right one."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SPOILS)
+    return {"PYTHONPATH": str(folder)}
+
+
+def expect_resumed(run: Path) -> None:
+    facts = json.loads((run / "config.json").read_text())["facts"]
+    assert facts["banned"] == {"worker-1": f"it computed step {WRONG}, shard 0 wrongly"}
+    assert facts["resume_before"] is None
+    assert (run / "term").read_text() == "2\n"
+    # All that is remembered of worker-1 is not to be trusted, and it computed from step 0 on.
+    set_aside = {path.name for path in (run / "checkpoints").glob("*.before-term-2")}
+    assert {f"step-00000000{step}.safetensors.before-term-2" for step in (2, 4)} <= set_aside
+
+
+def test_train_comes_to_the_same_bits(
+    manychar: Commands, text: Path, spoiling: dict[str, str]
+) -> None:
+    done = manychar.run(
+        *("train", str(text), "--run-dir", "run", "--workers", "2", *FLAGS), env=spoiling
+    )
+    assert done.code == 0, done.err
+    assert "this server executes itself anew" in done.err
+    run = manychar.directory / "run"
+    expect_resumed(run)
+    expect_same_bits(run, text)
+    manychar.expect_nobody()
+
+
+def test_a_server_keeps_its_process_and_endpoint(
+    manychar: Commands, text: Path, spoiling: dict[str, str]
+) -> None:
+    server = manychar.start(
+        *("server", str(text), "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", *FLAGS)
+    )
+    endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
+    wrong = manychar.run("worker", endpoint, "--name", "worker-1", env=spoiling)
+    assert (wrong.code, "banned" in wrong.err) == (3, True), wrong.err
+    right = manychar.run("worker", endpoint, "--name", "worker-2")
+    assert right.code == 0, right.err
+    assert server.end().code == 0
+    run = manychar.directory / "run"
+    expect_resumed(run)
+    expect_same_bits(run, text)
+
+
+def test_a_pending_stop_is_handed_on(manychar: Commands, trained: Path) -> None:
+    done = manychar.run(
+        *("server", "--resume", str(trained), "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
+        env={PENDING_STOP: json.dumps([75, "stopped by SIGTERM"])},
+    )
+    assert done.code == 75, done.err
+    assert "stopped by SIGTERM" in done.err
+
+
+def test_a_server_that_cannot_execute_itself_anew_is_started_again_by_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "execve", fails)
+    finish = execute_anew([], environment={}, asked=Finish(75, "stopped"))
+    assert finish.code == CRASHED
+    assert "cannot allocate memory" in finish.reason
