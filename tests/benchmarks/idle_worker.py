@@ -44,7 +44,7 @@ def main(endpoint: str, name: str) -> int:
 
     with patch.object(engine, "Engine", Idle):
         me = hello(Role.WORKER, name)
-        return work(endpoint, me, patience=60.0).code
+        return work(endpoint, me, connect_timeout=60.0).code
 
 
 if __name__ == "__main__":

@@ -78,12 +78,13 @@ def test_the_python_api_takes_it(manychar: Commands, text: Path) -> None:
 import inspect, manychar, pathlib
 print(inspect.signature(manychar.train).parameters["decay"])
 print("decay: Decay of a test." in manychar.train.__doc__)
+print(inspect.signature(manychar.train).parameters["twice"])
 run = manychar.train(pathlib.Path({str(text)!r}), {small}, decay=0.125, steps=2, run_dir="run")
 run.resume(steps=3, pause_every=9)
 """
     done = manychar.run(program=("-c", script))
     assert done.code == 0, done.err
-    assert done.out.startswith("decay: float = 0.5\nTrue\n")
+    assert done.out.startswith("decay: float = 0.5\nTrue\ntwice: int = 2 * hidden\n")
     config = json.loads((manychar.directory / "run" / "config.json").read_text())
     assert config["definition"]["decay"] == 0.125
     assert config["operation"]["pause_every"] == 9

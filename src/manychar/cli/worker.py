@@ -35,13 +35,17 @@ def worker(
 
         raise typer.Exit(
             work_together(
-                endpoint, me.name, processes=processes, patience=connect_timeout, key_file=key
+                endpoint,
+                me.name,
+                processes=processes,
+                connect_timeout=connect_timeout,
+                key_file=key,
             )
         )
     if not child:
         logger.info(f"{me.name} works for {endpoint}; Ctrl-C ends it")
     log.configure(prefix=f"{me.name}: ")
-    finish = work(endpoint, me, patience=connect_timeout, key=mine)
+    finish = work(endpoint, me, connect_timeout=connect_timeout, key=mine)
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
     (logger.info if in_order else logger.error)(finish.reason or "the run has ended")
     raise typer.Exit(finish.code)

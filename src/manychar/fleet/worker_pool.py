@@ -54,11 +54,11 @@ class WorkerPool:
 
 
 def work_together(
-    endpoint: str, name: str, *, processes: int, patience: float, key_file: Path | None
+    endpoint: str, name: str, *, processes: int, connect_timeout: float, key_file: Path | None
 ) -> int:
     """Run `processes` workers until all have ended, and return the largest exit code."""
     key = [] if key_file is None else ["--key", str(key_file)]
-    flags = ["--connect-timeout", str(patience), *key, "--child"]
+    flags = ["--connect-timeout", str(connect_timeout), *key, "--child"]
     names = [f"{name}-{i + 1}" for i in range(processes)]
     with EventLoop() as loop:
         return WorkerPool(loop).run(

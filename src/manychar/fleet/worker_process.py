@@ -53,17 +53,19 @@ def work(
     endpoint: str,
     hello: Hello,
     *,
-    patience: float,
+    connect_timeout: float,
     key: ClientKey | None = None,
 ) -> Finish:
     """Work for the server at `endpoint` until the run ends, and return how it ended.
 
-    `patience` is how long to wait for a server, in seconds. Raises UserError for a bad endpoint.
+    `connect_timeout` is in seconds. Raises UserError for a bad endpoint.
     """
     dealer = Dealer(endpoint, key)
     try:
         with EventLoop() as loop:
-            machine = Worker(hello, server=endpoint, connect_timeout=patience, now=time.monotonic())
+            machine = Worker(
+                hello, server=endpoint, connect_timeout=connect_timeout, now=time.monotonic()
+            )
             return _Loop(machine, dealer, loop).run()
     finally:
         dealer.close()

@@ -20,12 +20,15 @@ class OptionError(ValueError):
     """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Formula:
     """A default that is a pure function of other fields; its parameters are their names."""
 
     text: str
     function: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        return self.text
 
     def value(self, fields: Mapping[str, Any]) -> Any:
         """Return the default beside these values of the other fields."""
