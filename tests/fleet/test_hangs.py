@@ -18,6 +18,7 @@ from manychar.storage.journal import Begin, Step, continue_journal, read_journal
 from manychar.storage.metrics import resume_metrics
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import open_run
+from manychar.storage.validation_log import ValidationResults
 from tests.commands import SMALL, Commands, until
 from tests.fleet.test_fleet import endless, expect_same_bits
 
@@ -140,7 +141,11 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     journal = continue_journal(path, run.run, read_journal(path, run.run))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     metrics, _ = resume_metrics(run.path, 5)
-    with Writer(run, ResumePoint(checkpoint, journal, metrics, 0.0, {}), lambda: None) as writer:
+    with Writer(
+        run,
+        ResumePoint(checkpoint, journal, metrics, 0.0, ValidationResults(run), {}),
+        lambda: None,
+    ) as writer:
         journal.append(steps(6, 6))
         writer.write(checkpoint.state, lambda: None)
         news = until(writer.news, "what came of it")

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -10,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from manychar.fleet import validation_process
+from manychar.processes.errors import UserError
+from manychar.storage import validation_log as storage_validation_log
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from manychar.storage.run_directory import open_run
+from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import (
     BEST_NAME,
     VALIDATION_NAME,
-    append_validation_loss,
+    ValidationResults,
+    append_result,
     is_over,
     read_validation_losses,
-    recover_validation_losses,
+    resume_validation,
+    validation_log,
 )
 from tests.commands import SMALL, Commands, until
 from tests.single_process import bits_alone, bits_of
@@ -31,6 +36,14 @@ def train(manychar: Commands, text: Path, run: str, *more: str) -> str:
     done = manychar.run("train", str(text), "--run-dir", run, *JUDGED, *more)
     assert done.code == 0, done.err
     return done.err
+
+
+def append_losses(run: RunDirectory, losses: dict[int, float]) -> None:
+    """Append results to a run's log, as if its checkpoints had them."""
+    with validation_log(run) as log:
+        for step, nats in losses.items():
+            sha256 = read_checkpoint(checkpoint_path(run.checkpoints, step)).sha256
+            append_result(log, step, sha256, nats)
 
 
 def verdicts_of(manychar: Commands, run: str) -> dict[int, float]:
@@ -193,17 +206,15 @@ def test_the_best_is_what_the_verdicts_say_wherever_a_server_died(
 ) -> None:
     train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
     run = open_run(manychar.directory / "run")
-    append_validation_loss(
-        run, 40, 0.5
-    )  # it came, and the server died before it kept the checkpoint
+    append_losses(run, {40: 0.5})  # it came, and the server died before it kept the checkpoint
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-    recover_validation_losses(run, 60)
+    resume_validation(run, 60)
     assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
     read_checkpoint(checkpoint_path(run.checkpoints, 40))
-    append_validation_loss(run, 20, 0.1)
+    append_losses(run, {20: 0.1})
     checkpoint_path(run.checkpoints, 20).write_bytes(b"damaged")
-    recover_validation_losses(run, 60)
+    resume_validation(run, 60)
     assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == 40
 
 
@@ -222,10 +233,9 @@ def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
     losses = {0: 1.0, 20: 0.5, 40: 0.4, 60: 0.3}
     path = run.path / VALIDATION_NAME
     path.unlink()
-    for step in (0, 40):
-        append_validation_loss(run, step, losses[step] + 1.0 * step)
+    append_losses(run, {step: losses[step] + 1.0 * step for step in (0, 40)})
     assert not is_over(run, 60), "step 20 may be better"
-    append_validation_loss(run, 20, 2.0)
+    append_losses(run, {20: 2.0})
     assert is_over(run, 60)
 
 
@@ -236,38 +246,73 @@ def test_a_judge_that_hangs_is_started_again(
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
     heard: list[validation_process.News] = []
 
-    def verdict_on(step: int) -> float | None:
+    def result_of(step: int) -> validation_process.ValidationResult:
         def found() -> list[validation_process.ValidationResult]:
             heard.extend(asked.news())
             return [news for news in heard if isinstance(news, validation_process.ValidationResult)]
 
         asked.ask(step)
-        return until(found, "a verdict")[0].nats
+        return until(found, "a result")[0]
 
-    with validation_process.ValidationProcess(
-        open_run(manychar.directory / "run"), lambda: None
-    ) as asked:
-        first = verdict_on(20)
+    run = open_run(manychar.directory / "run")
+    results = ValidationResults(run)
+    first = results.read()
+    with validation_process.ValidationProcess(run, lambda: None) as asked:
+        assert result_of(20) == (20, "")
         assert [type(news) for news in heard] == [validation_process.ValidationResult]
+        assert results.read() == {20: pytest.approx(first[20], rel=1e-6)}
         heard.clear()
         assert asked._process is not None
         os.kill(asked._process.pid or 0, signal.SIGSTOP)
-        assert verdict_on(20) == first
+        assert result_of(20) == (20, "")
         assert [type(news) for news in heard] == [
             validation_process.Restart,
             validation_process.ValidationResult,
         ]
+        assert results.read() == {20: pytest.approx(first[20], rel=1e-6)}
 
 
 def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     path = manychar.directory / "run" / VALIDATION_NAME
     whole = path.read_text()
-    path.write_text(whole[: whole.index('{"step": 40') + 20])
+    path.write_text(whole[: whole.index('{"step":40') + 20])
     done = manychar.run("train", "--resume", "run", "--steps", "80")
     assert done.code == 0, done.err
     validation_losses = verdicts_of(manychar, "run")
     assert sorted(validation_losses) == [0, 20, 40, 60, 80]
+
+
+def test_a_result_of_another_checkpoint_is_passed_over(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    run = open_run(manychar.directory / "run")
+    before = read_validation_losses(run)
+    with validation_log(run) as log:
+        append_result(log, 20, "ab" * 32, 0.125)
+    assert read_validation_losses(run) == before
+    checkpoint_path(run.checkpoints, 20).unlink()  # pruned: nothing says that it was another
+    assert read_validation_losses(run)[20] == 0.125
+
+
+def test_results_are_cut_off_after_the_checkpoint(manychar: Commands, text: Path) -> None:
+    train(manychar, text, "run", "--steps", "60", "--workers", "1")
+    run = open_run(manychar.directory / "run")
+    whole = read_validation_losses(run)
+    append_losses(run, {20: math.inf})
+    results, losses = resume_validation(run, 40)
+    assert losses == {step: whole[step] for step in (0, 20, 40)}
+    append_losses(run, {40: math.inf})
+    assert results.read() == {40: math.inf}
+
+
+def test_one_process_at_a_time_appends(
+    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    monkeypatch.setattr(storage_validation_log, "LOCKED_WITHIN", 0.1)
+    run = open_run(manychar.directory / "run")
+    with validation_log(run), pytest.raises(UserError, match="another process appends to it"):
+        resume_validation(run, 20)
 
 
 def test_an_altered_corpus_is_not_judged_by(manychar: Commands, text: Path) -> None:

@@ -22,6 +22,7 @@ from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import Report
 from tests.commands import SMALL, Commands, until
+from tests.logs import write_losses
 from tests.observability.test_observer_client import SIZE, standing
 
 
@@ -268,8 +269,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 def test_the_past_of_a_run_is_passed_on(manychar: Commands, trained: Path) -> None:
     validation_losses = {0: 2.7, 20: 2.6, 40: 2.5, 300: 2.25}
-    lines = [json.dumps({"step": step, "nats": nats}) for step, nats in validation_losses.items()]
-    (trained / "validation.jsonl").write_text("\n".join(lines) + "\n")
+    write_losses(trained, validation_losses)
     (trained / "checkpoints" / "step-000000150.safetensors").write_bytes(b"damaged")
     done = manychar.run("follow", "run", "--tensorboard", "logs")
     assert done.code == 0, done.err

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from shutil import copytree
@@ -12,6 +11,7 @@ import pytest
 
 from manychar.observability.plot import Curve, draw
 from tests.commands import Commands
+from tests.logs import write_losses
 
 # A module in front of the real one that says it is not there.
 MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
@@ -21,9 +21,7 @@ SEQ_LENGTH, PER_STEP = 5, 4 * 2 * 5  # of the small run
 @pytest.fixture
 def validated(trained: Path) -> Path:
     """The finished run, as if its checkpoints had been judged on held-out text."""
-    lines = [{"step": step, "nats": nats, "bits": nats / math.log(2)} for step, nats in HELD_OUT]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (trained / "validation.jsonl").write_text(text)
+    write_losses(trained, dict(HELD_OUT))
     return trained
 
 

@@ -28,6 +28,7 @@ from manychar.processes.errors import (
     INTERRUPTED,
     STOPPED,
     STOPPING,
+    UserError,
     because,
 )
 from manychar.processes.parent_death import has_parent
@@ -77,11 +78,7 @@ from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Step, weights_digest
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
-from manychar.storage.validation_log import (
-    VALIDATION_NAME,
-    append_validation_loss,
-    keep_best,
-)
+from manychar.storage.validation_log import keep_best
 
 logger = logging.getLogger(__name__)
 
@@ -202,26 +199,23 @@ class ServerLoop:
 
     def _handle_validation(self, news: News) -> None:
         match news:
-            case ValidationResult(step, None, why_not):
-                self._handle(NotValidated(step, why_not))
-            case ValidationResult(step, float() as nats):
-                self._log_validation(step, nats)
+            case ValidationResult(step, why_not):
+                self._read_results(step, why_not)
             case Restart(text):
                 self._handle(Warned(text))
             case Gone(reason):
                 self._handle(ValidationFailed(reason))
 
-    def _log_validation(self, step: int, nats: float) -> None:
-        """Log a validation loss before it counts: the next server has to decide in the same way."""
+    def _read_results(self, step: int, why_not: str) -> None:
+        """Take the new validation losses; `why_not` says why that of `step` is not in the log."""
         try:
-            append_validation_loss(self.directory, step, nats)
-        except OSError as error:
-            why = f"{VALIDATION_NAME}: {because(error)}"
-            if self.machine.early_stopping.depends_on(step):
-                self._handle(ValidationFailed(why))
-                return
-            self._handle(Dropped(Counter.VALIDATIONS_NOT_WRITTEN, reason=why))
-        self._handle(Validated(step, nats))
+            losses = self.beginning.validation.read()
+        except UserError as error:
+            losses, why_not = {}, str(error)
+        for each, nats in losses.items():
+            self._handle(Validated(each, nats))
+        if step in self.machine.early_stopping.awaited:
+            self._handle(NotValidated(step, why_not or "its result is of another checkpoint"))
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()

@@ -7,7 +7,6 @@ started again and asked again.
 
 import contextlib
 import json
-import math
 import multiprocessing
 import os
 import queue
@@ -22,9 +21,11 @@ from numpy.typing import NDArray
 
 from manychar.numerics.evaluation import evaluate
 from manychar.processes.child_process import deaf_to_interrupts
-from manychar.processes.errors import UserError
+from manychar.processes.errors import UserError, because
+from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import RunDirectory, open_run
+from manychar.storage.validation_log import VALIDATION_NAME, append_result, validation_log
 
 PAUSES = (0.5, 1.0, 2.0, None)  # after each try; after the last one it is given up
 LEAST_PRIORITY = 19
@@ -35,10 +36,9 @@ SILENT_FOR = 30.0  # at the lowest priority a beat may be late
 
 
 class ValidationResult(NamedTuple):
-    """A checkpoint's loss in nats a character; `nats` is None where it could not be read."""
+    """The result of a checkpoint is in the log; `why_not` says why it is not."""
 
     step: int
-    nats: float | None
     why_not: str = ""
 
 
@@ -169,12 +169,12 @@ def _serve(path: Path, pipe: Connection) -> None:
     _come_last()
     directory = open_run(path)
     validation_ids = directory.streams()[1].validation_ids
-    with contextlib.suppress(EOFError, OSError):
+    with validation_log(directory) as log, contextlib.suppress(EOFError, OSError):
         while True:
             step = int(pipe.recv_bytes())
             with _beating(pipe):
-                verdict = _judge(directory, validation_ids, step)
-            pipe.send_bytes(json.dumps(verdict).encode())
+                why_not = _validate(directory, log, validation_ids, step)
+            pipe.send_bytes(json.dumps([step, why_not]).encode())
 
 
 def _come_last() -> None:
@@ -208,10 +208,16 @@ def _end_with_the_server() -> None:
         os._exit(0)
 
 
-def _judge(directory: RunDirectory, validation_ids: NDArray[Any], step: int) -> ValidationResult:
+def _validate(
+    directory: RunDirectory, log: AppendLog, validation_ids: NDArray[Any], step: int
+) -> str:
+    """Append a checkpoint's validation loss to the log; return why that was not possible."""
     try:
         checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
+        nats = evaluate(checkpoint.state.parameters, validation_ids).nats_a_character
+        append_result(log, step, checkpoint.sha256, nats)
     except UserError as error:
-        return ValidationResult(step, None, str(error))
-    nats = evaluate(checkpoint.state.parameters, validation_ids).nats_a_character
-    return ValidationResult(step, nats if math.isfinite(nats) else math.inf)
+        return str(error)
+    except OSError as error:
+        return f"{VALIDATION_NAME}: {because(error)}"
+    return ""

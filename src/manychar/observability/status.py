@@ -49,7 +49,6 @@ COUNTER_SENTENCES = {
     Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
     Counter.CHECKPOINTS_NOT_WRITTEN: "checkpoints not written",
     Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints removed before they were validated",
-    Counter.VALIDATIONS_NOT_WRITTEN: "validation losses not written",
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",
     Counter.METRICS_NOT_WRITTEN: "failed writes of metrics.jsonl",
     Counter.CONFIG_NOT_WRITTEN: "failed writes of config.json",

@@ -25,7 +25,6 @@ class Counter(enum.StrEnum):
     SENDS_DROPPED = enum.auto()
     CHECKPOINTS_NOT_WRITTEN = enum.auto()
     CHECKPOINTS_NOT_VALIDATED = enum.auto()
-    VALIDATIONS_NOT_WRITTEN = enum.auto()
     JOURNAL_NOT_WRITTEN = enum.auto()
     METRICS_NOT_WRITTEN = enum.auto()
     CONFIG_NOT_WRITTEN = enum.auto()

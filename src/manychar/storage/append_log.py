@@ -95,13 +95,12 @@ class AppendLog:
         if extent.fault:
             logger.warning(f"{path.name}: {extent.fault}: cut off there, and not trusted")
         self.path = path
-        new = not path.exists()
-        self._file = path.open("w+b" if new else "r+b", buffering=0)
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._file.truncate(extent.length)
         self._file.seek(extent.length)
         self._crc = extent.crc
         self._unwritten = bytearray()
-        if new:
+        if not extent.length:
             sync_directory(path.parent)
 
     def append(self, records: Iterable[object]) -> None:

@@ -1,13 +1,16 @@
 """Files: read up to a bound; written so that a crash leaves the old or the new one, never half."""
 
 import errno
+import fcntl
 import json
 import os
 import stat
+import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 LARGEST_CONFIG = 2**20
+LOCK_PAUSE = 0.05
 
 
 def read_file(path: Path, at_most: int) -> bytes:
@@ -34,6 +37,18 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def lock_file(file: IO[Any], *, within: float) -> None:
+    """Lock a file for this process alone, within so many seconds. Raises BlockingIOError."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_PAUSE)
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -124,6 +124,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 
 
+def stated_sha256(path: Path) -> str | None:
+    """Return the sha256 that a checkpoint's header states; None where no header can be read."""
+    try:
+        with open_regular(path) as file:
+            return _read_metadata(file)[0].get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _read(path: Path) -> bytes:
     """Return the bytes of a file that is as long as its own configuration says.
 
@@ -132,18 +141,23 @@ def _read(path: Path) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(LARGEST_HEADER, size - 8):
-            raise ValueError("truncated, or not a checkpoint")
-        metadata = _metadata_of(length.to_bytes(8, "little") + file.read(length))
+        metadata, header = _read_metadata(file)
         check_format(path, int(metadata["format"]))
         definition = Definition.from_mapping(parsed(metadata["config"]))
         shapes = _shapes(definition, len(metadata["vocabulary"]))
         tensors = sum(map(math.prod, shapes.values())) * np.dtype(definition.dtype).itemsize
-        if size != 8 + length + tensors:
-            raise ValueError(f"{size:,} bytes, where {8 + length + tensors:,} belong: truncated?")
+        if size != header + tensors:
+            raise ValueError(f"{size:,} bytes, where {header + tensors:,} belong: truncated?")
         file.seek(0)
         return file.read(size)
+
+
+def _read_metadata(file: BinaryIO) -> tuple[dict[str, str], int]:
+    """Return a file's metadata and where its header ends."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(LARGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
+        raise ValueError("truncated, or not a checkpoint")
+    return _metadata_of(length.to_bytes(8, "little") + file.read(length)), 8 + length
 
 
 def _metadata_of(data: bytes) -> dict[str, str]:

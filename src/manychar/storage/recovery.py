@@ -14,7 +14,7 @@ from manychar.storage.checkpoint import Checkpoint, list_checkpoints
 from manychar.storage.journal import JOURNAL_NAME, Begin, continue_journal, read_journal
 from manychar.storage.metrics import resume_metrics
 from manychar.storage.run_directory import RunDirectory
-from manychar.storage.validation_log import recover_validation_losses
+from manychar.storage.validation_log import ValidationResults, resume_validation
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class ResumePoint:
     journal: AppendLog
     metrics: AppendLog
     seconds: float
+    validation: ValidationResults
     validation_losses: dict[int, float]
 
 
@@ -52,8 +53,8 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     journal.flush()
     journal.sync()
     metrics, seconds = resume_metrics(directory.path, step)
-    losses = recover_validation_losses(directory, step)
-    return ResumePoint(checkpoint, journal, metrics, seconds, losses)
+    results, losses = resume_validation(directory, step)
+    return ResumePoint(checkpoint, journal, metrics, seconds, results, losses)
 
 
 def _choose(directory: RunDirectory, term: int) -> Checkpoint:

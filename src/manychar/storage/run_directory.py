@@ -12,11 +12,10 @@ import os
 import platform
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from manychar.protocol.codec import MAX_INTEGER
 from manychar.protocol.operation import Operation
 from manychar.storage.atomic_files import (
     LARGEST_CONFIG,
+    lock_file,
     make_directories,
     parsed,
     read_file,
@@ -50,7 +50,7 @@ from manychar.storage.journal import JOURNAL_NAME, newest_term
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
-LOCK_TRIES, LOCK_PAUSE = 3, 0.05
+LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 LONGEST_TERM = 64
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
@@ -241,7 +241,7 @@ def locked(directory: RunDirectory) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
-            _lock(lock)
+            lock_file(lock, within=LOCKED_WITHIN)
             remove_temporary(directory.path)
             remove_temporary(directory.checkpoints)
         except BlockingIOError:
@@ -252,16 +252,6 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             raise UserError(f"{directory.path}: {because(error)}") from None
         check_corpus(directory.path, directory.definition.corpus_sha256)
         yield
-
-
-def _lock(lock: IO[str]) -> None:
-    """Lock a file; who only asks `is_served` has it for a moment. Raises BlockingIOError."""
-    for _ in range(LOCK_TRIES - 1):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(LOCK_PAUSE)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def raise_term(directory: RunDirectory) -> int:

@@ -1,88 +1,113 @@
-"""validation.jsonl, the held-out loss of every checkpoint that was judged, and the best one's name.
+"""validation.jsonl: step, sha256 and validation loss of every checkpoint that was validated.
 
-A line is a function of the run's definition, so a line of a step that is done again comes again.
+The validation process appends to it; no other file holds a validation loss. What follows from the
+losses is here, too: which checkpoint is the best, and whether early stopping has ended the run.
 """
 
-import errno
-import json
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from manychar.processes.errors import UserError
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.storage.atomic_files import parsed, read_file, rename, replace_file, temporary_name
-from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.storage.append_log import AppendLog, LogReader
+from manychar.storage.atomic_files import lock_file, rename, replace_file, temporary_name
+from manychar.storage.checkpoint import (
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    stated_sha256,
+)
 from manychar.storage.run_directory import RunDirectory
 
 VALIDATION_NAME = "validation.jsonl"
 BEST_NAME = "best.safetensors"
-LARGEST_FILE = 2**28
+LOCKED_WITHIN = 5.0  # seconds; the process of a server that was killed ends sooner
+
+
+class ValidationResults:
+    """Reads the log; each `read` continues where the one before ended."""
+
+    def __init__(self, directory: RunDirectory, *, up_to: float = math.inf) -> None:
+        self._directory = directory
+        self._reader = LogReader(directory.path / VALIDATION_NAME, up_to=up_to)
+
+    def read(self) -> dict[int, float]:
+        """Return the new losses by step, in nats a character, infinite where one overflowed.
+
+        A result of another file than the checkpoint of that step is passed over. Raises UserError.
+        """
+        losses: dict[int, float] = {}
+        for record in self._reader:
+            step, nats = record["step"], record["nats"]
+            path = checkpoint_path(self._directory.checkpoints, step)
+            if stated_sha256(path) in (None, record["sha256"]):  # None: pruned
+                losses[step] = math.inf if nats is None else nats
+        return losses
 
 
 def read_validation_losses(directory: RunDirectory) -> dict[int, float]:
-    """Return the losses by step, in nats a character; a line that is torn is passed over."""
-    return _verdicts_in(_read(directory))
+    """Return the losses by step, in nats a character. Raises UserError."""
+    return ValidationResults(directory).read()
 
 
-def _read(directory: RunDirectory) -> str:
-    try:
-        return read_file(directory.path / VALIDATION_NAME, LARGEST_FILE).decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+@contextlib.contextmanager
+def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Iterator[AppendLog]:
+    """Hold the log, for one process, to append to it; records of steps above `up_to` are cut off.
 
-
-def _verdicts_in(text: str) -> dict[int, float]:
-    validation_losses: dict[int, float] = {}
-    for line in text.splitlines():
+    Raises UserError where another process holds it or it cannot be read, and OSError.
+    """
+    path = directory.path / VALIDATION_NAME
+    with path.open("ab") as lock:
         try:
-            values = parsed(line)
-            nats = values["nats"]
-            validation_losses[int(values["step"])] = math.inf if nats is None else float(nats)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return validation_losses
+            lock_file(lock, within=LOCKED_WITHIN)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process appends to it; end it") from None
+        reader = LogReader(path, up_to=up_to)
+        for _ in reader:
+            pass
+        log = AppendLog(path, reader.extent)
+        try:
+            yield log
+        finally:
+            log.close()
 
 
-def append_validation_loss(directory: RunDirectory, step: int, nats: float) -> None:
+def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
     """Add a checkpoint's loss, and make it durable: where the run ends may depend on it.
 
-    Raises OSError; then no half of a line is left.
+    Raises OSError; the record is then written with the next one.
     """
-    with (directory.path / VALIDATION_NAME).open("ab", buffering=0) as file:
-        before, line = file.tell(), _line(step, nats).encode()
-        try:
-            if file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(before)
-            raise
+    finite = nats if math.isfinite(nats) else None
+    log.append([{"step": step, "sha256": sha256, "nats": finite}])
+    log.flush()
+    log.sync()
 
 
-def _line(step: int, nats: float) -> str:
-    bits = nats / math.log(2)
-    values = {"nats": nats, "bits": bits} if math.isfinite(nats) else {"nats": None, "bits": None}
-    return json.dumps({"step": step, **values}) + "\n"
+def resume_validation(
+    directory: RunDirectory, step: int
+) -> tuple[ValidationResults, dict[int, float]]:
+    """Cut off results of checkpoints after `step`, and a best one after it; return the rest.
 
-
-def recover_validation_losses(directory: RunDirectory, step: int) -> dict[int, float]:
-    """Cut off what was said of checkpoints after `step`, and of the best one; return the rest."""
-    found = _read(directory)
-    kept = {each: nats for each, nats in sorted(_verdicts_in(found).items()) if each <= step}
-    lines = "".join(_line(*verdict) for verdict in kept.items())
-    if lines != found:
-        replace_file(directory.path / VALIDATION_NAME, lines.encode())
+    Raises UserError and OSError.
+    """
+    if (directory.path / VALIDATION_NAME).exists():
+        with validation_log(directory, up_to=step):
+            pass
+    results = ValidationResults(directory)
+    losses = results.read()
     best = directory.checkpoints / BEST_NAME
     held = _step_of(best)
     if held is None or held > step:
         best.unlink(missing_ok=True)
-    least = EarlyStopping(kept, on=True, every=0, patience=0).best
+    least = EarlyStopping(losses, on=True, every=0, patience=0).best
     if least is None or least == held:
-        return kept
+        return results, losses
     if _step_of(checkpoint_path(directory.checkpoints, least)) is not None:
         keep_best(directory, least)
-    return kept
+    return results, losses
 
 
 def _step_of(path: Path) -> int | None:
@@ -96,7 +121,7 @@ def _step_of(path: Path) -> int | None:
 def unvalidated(
     directory: RunDirectory, validation_losses: dict[int, float], at_most: int
 ) -> tuple[int, ...]:
-    """Return the steps of the checkpoints at the interval that are on disk without a verdict."""
+    """Return the steps of the checkpoints at the interval that are on disk without a result."""
     every = directory.operation.checkpoint_every
     if not directory.definition.validation or not every:
         return ()
@@ -105,7 +130,7 @@ def unvalidated(
 
 
 def is_over(directory: RunDirectory, step: int) -> bool:
-    """Whether the run ended at the checkpoint of `step`, because it got no better."""
+    """Whether early stopping ended the run at the checkpoint of `step`."""
     operation = directory.operation
     validation_losses = read_validation_losses(directory)
     early_stopping = EarlyStopping(

@@ -12,6 +12,7 @@ from manychar.observability.dashboard.run_history import History
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import locked, open_run
 from tests.commands import SMALL, Commands, until
+from tests.logs import write_losses
 
 READ = ("--lease-timeout", "0.5", "--checkpoint-every", "50")
 
@@ -39,8 +40,9 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
 
 
 def test_held_out_losses_are_read_and_the_best_is_named(trained: Path) -> None:
-    lines = ['{"step": 150, "nats": 1.5, "bits": 2.2}', '{"step": 300, "nats": 1.7, "bits": 2.5}']
-    (trained / "validation.jsonl").write_text("\n".join([*lines, '{"step": 4']), encoding="utf-8")
+    write_losses(trained, {150: 1.5, 300: 1.7})
+    with (trained / "validation.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step":4')
     view = read(trained).view()
     assert [(one.step, one.nats) for one in view.validated] == [(150, 1.5), (300, 1.7)]
     assert view.best == 150
