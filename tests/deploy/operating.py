@@ -46,16 +46,20 @@ def outward(size: Dimensions, workers: int) -> int:
 
 def server_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a server, in bytes."""
-    parameters = 30 + size.shards + 4 * workers
-    return 70 * MIB + parameters * size.parameters_bytes
+    parameters = (30 + size.shards + 4 * workers) * size.parameters_bytes
+    return 70 * MIB + parameters + 10 * size.shards * size.hidden_bytes + 5 * unrolled(size)
 
 
 def worker_memory(size: Dimensions, held: int) -> float:
     """Return what to allow a worker that holds at most so many shards, in bytes."""
-    parameters = 14 + 2 * held
-    unrolled = size.value_bytes * size.streams * size.seq_length
-    kernel = 12 * unrolled * (size.hidden + size.vocabulary_size)
-    return 60 * MIB + parameters * size.parameters_bytes + kernel
+    parameters = (14 + 2 * held) * size.parameters_bytes
+    return 60 * MIB + parameters + 3 * held * size.hidden_bytes + 12 * unrolled(size)
+
+
+def unrolled(size: Dimensions) -> int:
+    """Return the bytes of one shard's hidden states and outputs at every position of a step."""
+    positions = size.streams * size.seq_length
+    return size.value_bytes * positions * (size.hidden + size.vocabulary_size)
 
 
 def tables() -> str:

@@ -1,6 +1,7 @@
 """deploy/README.md: its tables, formulas and runbook are what the program does."""
 
 import ast
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -34,23 +35,12 @@ if "worker" in sys.orig_argv:
     import manychar.protocol.messages
     manychar.protocol.messages.WIRE_VERSION = 99
 """
-SERVERS_OWN = [
-    *(
-        PROGRAM / "protocol" / f"{name}.py"
-        for name in ("server", "lifecycle", "stall_report", "admission")
-    ),
-    *(
-        PROGRAM / "protocol" / f"{name}.py"
-        for name in ("conflicting_results", "client_session", "worker")
-    ),
-    PROGRAM / "fleet" / "server_process.py",
-    PROGRAM / "fleet" / "worker_process.py",
-    PROGRAM / "storage" / "recovery.py",
-    PROGRAM / "processes" / "worker_pool.py",
-    PROGRAM / "network" / "authenticator.py",
-]
+LOGGING = (
+    "server lifecycle stall_report admission conflicting_results client_session worker"
+    " server_process worker_process worker_pool recovery authenticator connection_limit"
+).split()
 SAID_BY = {"warn", "warning", "error", "finish", "bar", "_loses", "Finish"}
-NO_TROUBLE = {"", "stopped by", "no better for"}
+NO_TROUBLE = {"", "stopped by", "no better for", "to a client that is"}
 EDGES = " :;,()"
 
 
@@ -128,33 +118,35 @@ def test_the_formulas_stand_in_the_page() -> None:
         "P    = v (H (2 V + H + 1) + V)",
         f"in   = S (P + v B H + {operating.GRADIENT_HEADER})",
         f"out  = W (P + {operating.WEIGHTS_HEADER}) + S (c B (T + 1) + {operating.UNIT_BYTES})",
-        "server   70 MiB + (30 + S + 4 W) P",
-        "worker   60 MiB + (14 + 2 h) P + 12 v B T (H + V)",
+        "server   70 MiB + (30 + S + 4 W) P + 10 v S B H + 5 v B T (H + V)",
+        "worker   60 MiB + (14 + 2 h) P + 3 v h B H + 12 v B T (H + V)",
     ):
         assert formula in PAGE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
-def test_a_real_fleet_keeps_within_the_memory(manychar: Commands) -> None:
-    shards = 4
+@pytest.mark.parametrize(
+    ("hidden", "shards", "streams", "seq_length"),
+    [(512, 4, 4, 25), (100, 1, 1024, 25), (100, 16, 1024, 5)],
+    ids=["weights", "unrolled", "hidden states"],
+)
+def test_a_real_fleet_keeps_within_the_memory(
+    manychar: Commands, hidden: int, shards: int, streams: int, seq_length: int
+) -> None:
+    size = dataclasses.replace(
+        operating.dimensions(hidden, shards), streams=streams, seq_length=seq_length
+    )
     server = manychar.start(
         *("server", "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
-        *("--hidden", "512", "--shards", str(shards), "--streams", "4"),
-        *("--checkpoint-every", "3", "--sample-every", "7", "--sample-length", "1"),
+        *("--hidden", str(hidden), "--shards", str(shards), "--streams", str(streams)),
+        *("--seq-length", str(seq_length), "--checkpoint-every", "3", "--sample-every", "10"),
+        *("--sample-length", "1"),
     )
     worker = manychar.start("worker", server.wait_for(r"manychar worker (tcp://\S+)")[1])
-    server.wait_for("--- step 7 ---", "out")
+    server.wait_for("--- step 10 ---", "out")
     served, worked = peak(server.pid), peak(worker.pid)
     server.send(15)
     assert (server.end().code, worker.end().code) == (75, 75)
-    size = Dimensions(
-        vocabulary_size=operating.VOCABULARY,
-        hidden=512,
-        seq_length=25,
-        streams=4,
-        shards=shards,
-        dtype="float32",
-    )
     allowed = operating.server_memory(size, 1)
     assert 0.5 * allowed < served < allowed
     allowed = operating.worker_memory(size, shards)
@@ -207,8 +199,9 @@ def fixed(node: ast.expr) -> str:
     return ""
 
 
-@pytest.mark.parametrize("path", SERVERS_OWN, ids=lambda path: path.stem)
-def test_every_line_of_trouble_is_in_the_runbook(path: Path) -> None:
+@pytest.mark.parametrize("module", LOGGING)
+def test_every_line_of_trouble_is_in_the_runbook(module: str) -> None:
+    (path,) = PROGRAM.rglob(f"{module}.py")
     runbook = " ".join(re.findall(r"^\| (`.+?`) \|", PAGE, re.MULTILINE))
     missing = [text for text in set(said(path)) - NO_TROUBLE if text not in runbook]
     assert missing == []
