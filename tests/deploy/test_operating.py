@@ -36,7 +36,7 @@ if "worker" in sys.orig_argv:
     manychar.protocol.messages.WIRE_VERSION = 99
 """
 LOGGING = (
-    "server lifecycle stall_report admission conflicting_results client_session worker"
+    "protocol/server lifecycle stall_report admission conflicting_results client_session protocol/worker"
     " server_process worker_process worker_pool recovery authenticator connection_limit"
 ).split()
 SAID_BY = {"warn", "warning", "error", "finish", "bar", "_loses", "Finish"}
