@@ -35,10 +35,11 @@ if "worker" in sys.orig_argv:
     import manychar.protocol.messages
     manychar.protocol.messages.WIRE_VERSION = 99
 """
-LOGGING = (
-    "protocol/server lifecycle stall_report admission conflicting_results client_session protocol/worker"
-    " server_process worker_process worker_pool recovery authenticator connection_limit"
-).split()
+LOGGING = [
+    *("protocol/server", "lifecycle", "stall_report", "admission", "conflicting_results"),
+    *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
+    *("recovery", "authenticator", "connection_limit"),
+]
 SAID_BY = {"warn", "warning", "error", "finish", "bar", "_loses", "Finish"}
 NO_TROUBLE = {"", "stopped by", "no better for", "to a client that is"}
 EDGES = " :;,()"
