@@ -195,7 +195,7 @@ class TestARun:
         running.interrupt()
         done = running.end()
         assert re.search(r"3 workers for 2 shards.*--shards 3", done.err)
-        assert "1 standing by" in done.err
+        assert "1 idle" in done.err
         expect_same_bits(run, text)
 
     def test_reads_standard_input(self, manychar: Commands, text: Path, run: Path) -> None:

@@ -1,6 +1,5 @@
 """TensorBoard's event files are read back, and Prometheus' figures scraped."""
 
-import dataclasses
 import importlib
 import importlib.util
 import json
@@ -20,10 +19,9 @@ from tensorboardX.record_writer import masked_crc32c
 from manychar.observability.exporters import exporters
 from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
-from manychar.protocol.messages import Report
 from tests.commands import SMALL, Commands, until
 from tests.logs import write_losses
-from tests.observability.test_observer_client import SIZE, standing
+from tests.observability.test_observer_client import SIZE, snapshot
 
 
 def events(directory: Path) -> Iterator[Event]:
@@ -77,8 +75,8 @@ def test_tensorboard_of_a_fleet(manychar: Commands, text: Path) -> None:
     assert found["loss/smooth_nats"][300] == pytest.approx(
         found["loss/smooth_bits"][300] * 0.6931, rel=1e-3
     )
-    assert 300 in found["loss/held_out_nats"]
-    assert found.keys() >= {f"loss/{name}_bits" for name in ("step", "smooth", "held_out")}
+    assert 300 in found["loss/validation_nats"]
+    assert found.keys() >= {f"loss/{name}_bits" for name in ("step", "smooth", "validation")}
     assert all(speed >= 0 for speed in found["characters_per_second"].values())
     assert any(speed > 0 for speed in found["characters_per_second"].values())
     texts = [
@@ -91,15 +89,10 @@ def test_tensorboard_of_a_fleet(manychar: Commands, text: Path) -> None:
     assert all(line.startswith("    ") for _, words in texts for line in words.splitlines())
 
 
-def at(seconds: float, **values: Any) -> Report:
-    """Return a report of that time: ten steps a second, but for what is given."""
-    return dataclasses.replace(standing(seconds).report, **values)
-
-
 def test_a_point_a_second_and_the_last_one(tmp_path: Path) -> None:
     with exporters(SIZE, tensorboard=tmp_path) as (files,):
         for tenths in range(36):
-            files.report(at(tenths / 10))
+            files.status(snapshot(tenths / 10))
     found = scalars(tmp_path)
     assert list(found["loss/smooth_nats"]) == [0, 10, 20, 30, 35]
     assert list(found["characters_per_second"].values()) == [1000.0] * 4
@@ -112,19 +105,19 @@ def test_tensorboard_shows_no_step_twice(
     require(importlib.util.find_spec("tensorboard"), "needs TensorBoard: pip install tensorboard")
     with exporters(SIZE, tensorboard=tmp_path) as (files,):
         for second in (1, 2, 3):
-            files.report(at(second, validated=10, validation=2.0))
-        files.report(at(2, term=2, smooth_loss=19.0, validated=10, validation=2.0))
-        files.report(at(4, term=2, smooth_loss=18.0))
+            files.status(snapshot(second, validated=10, validation=2.0))
+        files.status(snapshot(2, term=2, smooth_loss=19.0, validated=10, validation=2.0))
+        files.status(snapshot(4, term=2, smooth_loss=18.0))
         files.sample(40, "the *cat*")
     (only,) = tmp_path.iterdir()
     only.rename(tmp_path / "events.out.tfevents.0000000001.before")
     with exporters(SIZE, tensorboard=tmp_path) as (files,):
-        files.report(at(4, term=3, smooth_loss=17.0, validated=40, validation=1.5))
+        files.status(snapshot(4, term=3, smooth_loss=17.0, validated=40, validation=1.5))
     shown = tensorboard(tmp_path)
     points = {event.step: event.value for event in shown.Scalars("loss/smooth_nats")}
     assert len(points) == len(shown.Scalars("loss/smooth_nats"))
     assert points == pytest.approx({10: 2.0, 20: 1.9, 40: 1.7})
-    validation_ids = [(event.step, event.value) for event in shown.Scalars("loss/held_out_nats")]
+    validation_ids = [(event.step, event.value) for event in shown.Scalars("loss/validation_nats")]
     assert validation_ids[-1] == (40, 1.5)
     assert set(validation_ids) == {(10, 2.0), (40, 1.5)}
 
@@ -159,7 +152,7 @@ def test_a_full_disk_stops_neither_run_nor_observer(manychar: Commands, text: Pa
         *("train", str(text), *SMALL, "--steps", "0", "--sample-every", "50"),
         *("--checkpoint-every", "0", "--run-dir", "run"),
     )
-    endpoint = running.wait_for(r"tcp://[\d.:]+")[0]
+    endpoint = running.wait_for(r"ipc://\S+")[0]
     following = manychar.start(
         *("follow", endpoint, "--tensorboard", "logs"), program=("-c", BOUNDED)
     )
@@ -178,7 +171,7 @@ def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
         *("train", str(text), *SMALL, "--steps", "0", "--sample-every", "100", "--workers", "2"),
         *("--checkpoint-every", "100", "--run-dir", "run"),
     )
-    endpoint = running.wait_for(r"tcp://[\d.:]+")[0]
+    endpoint = running.wait_for(r"ipc://\S+")[0]
     following = manychar.start(
         "follow", endpoint, "--tensorboard", "logs", "--metrics-port", str(port)
     )
@@ -209,9 +202,7 @@ def test_figures_are_those_of_the_report() -> None:
     metrics = Metrics(0, SIZE)
     try:
         assert "manychar_step" not in scraped(metrics.port), "nothing is known yet"
-        seen = standing(8.0)
-        metrics.report(seen.report)
-        metrics.workers(seen.workers)
+        metrics.status(snapshot(8.0))
         found = scraped(metrics.port)
         assert found["manychar_smooth_loss"] == [({}, 2.0)]
         assert found["manychar_dropped_total"] == [({"what": "gradients_repeated"}, 2.0)]
@@ -232,7 +223,7 @@ def test_going_back_is_no_reset_of_the_counter() -> None:
     metrics = Metrics(0, SIZE)
     try:
         for seconds in (8.0, 5.0, 9.0):
-            metrics.report(at(seconds))
+            metrics.status(snapshot(seconds))
         found = scraped(metrics.port)
         assert found["manychar_characters_total"] == [({}, 12_000.0)]
         assert found["manychar_step"] == [({}, 90.0)]
@@ -267,16 +258,16 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         Metrics(taken.getsockname()[1], SIZE)
 
 
-def test_the_past_of_a_run_is_passed_on(manychar: Commands, trained: Path) -> None:
+def test_a_finished_run_is_exported(manychar: Commands, trained: Path) -> None:
     validation_losses = {0: 2.7, 20: 2.6, 40: 2.5, 300: 2.25}
     write_losses(trained, validation_losses)
     (trained / "checkpoints" / "step-000000150.safetensors").write_bytes(b"damaged")
     done = manychar.run("follow", "run", "--tensorboard", "logs")
     assert done.code == 0, done.err
     assert "step-000000150.safetensors: " in done.err
-    assert done.last_line == "run: passed on up to step 300; of a live run, give the endpoint"
+    assert done.last_line == "run: exported up to step 300; for a live run, give its endpoint"
     found = scalars(manychar.directory / "logs")
-    assert found["loss/held_out_nats"] == pytest.approx(validation_losses)
+    assert found["loss/validation_nats"] == pytest.approx(validation_losses)
     noted = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert found["loss/smooth_nats"][300] == pytest.approx(noted[-1]["smooth_loss"] / 5)
     assert found["loss/step_nats"][100] == pytest.approx(noted[0]["loss"] / 5)
@@ -297,7 +288,7 @@ def test_the_past_of_a_run_is_passed_on(manychar: Commands, trained: Path) -> No
         (("young", "--tensorboard", "logs"), "young: no losses yet"),
     ],
 )
-def test_a_past_that_is_none(
+def test_what_cannot_be_exported(
     manychar: Commands, trained: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     young = copytree(trained, manychar.directory / "young")
@@ -309,7 +300,7 @@ def test_a_past_that_is_none(
     assert not (manychar.directory / "logs").exists()
 
 
-def test_nothing_to_pass_it_on_to(manychar: Commands) -> None:
+def test_nothing_to_export_to(manychar: Commands) -> None:
     done = manychar.run("follow", "tcp://127.0.0.1:1")
     assert done.code == 2
     assert re.search("give --tensorboard DIR or --metrics-port N", done.err)

@@ -1,29 +1,27 @@
 """`manychar health`: one line and an exit code, for a probe; from real servers and a sham one."""
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from manychar.network import keys
 from manychar.network.router import Router, Unreachable
-from manychar.observability.health import Health, judge
-from manychar.observability.observer_client import Standing
+from manychar.observability.snapshot import Snapshot
+from manychar.observability.status import Health, health_of
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.messages import (
     Dimensions,
     Hello,
     KeyRole,
-    Report,
-    Roster,
-    Weights,
     Welcome,
     WorkerStats,
 )
 from tests.commands import SMALL, Commands
+from tests.protocol.stage import status
 
 DIMENSIONS = Dimensions(
     vocabulary_size=3, hidden=2, seq_length=3, streams=1, shards=2, dtype="float32"
@@ -34,77 +32,57 @@ def worker(name: str, *, leases: int = 1, late: float = 0.0) -> WorkerStats:
     return WorkerStats(name, "host", "working", leases, 0, 0, 9.0, 1.0, 1.0, late)
 
 
-def report(step: int, term: int = 1) -> Report:
-    return Report(
-        run="run-1",
-        term=term,
-        step=step,
-        steps=12_000,
-        loss=1.0,
-        smooth_loss=1.0,
-        characters=0,
-        seconds=1.0,
-        workers=(),
-        standing_by=0,
-        counts={},
-        checkpoint=0,
-        checkpoint_age=0.0,
-        validated=None,
-        validation=None,
-        best=None,
-    )
-
-
-def standing(step: int, *workers: WorkerStats, term: int = 1, waiting: str = "") -> Standing:
-    return Standing(DIMENSIONS, report(step, term), workers, waiting)
+def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
+    figures = {"run": "run-1", "term": 1, "steps": 12_000, **figures}
+    return Snapshot(DIMENSIONS, status(step=step, **figures), workers)
 
 
 @pytest.mark.parametrize(
     ("now", "when", "expected"),
     [
-        (standing(7, worker("a", late=1.0)), "early", None),
+        (snapshot(7, worker("a", late=1.0)), "early", None),
         (
-            standing(8, worker("a", late=1.0)),
+            snapshot(8, worker("a", late=1.0)),
             "early",
             Health("step 8 of 12,000: it advances, with 1 worker"),
         ),
         (
-            standing(3, worker("a"), worker("b"), term=2),
+            snapshot(3, worker("a"), worker("b"), term=2),
             "early",
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
         (
-            standing(7, worker("a", leases=0), waiting="a worker: none is here"),
+            snapshot(7, worker("a", leases=0), waiting_for="a worker: none is here"),
             "early",
             Health("step 7 of 12,000: it waits for a worker: none is here"),
         ),
         (
-            standing(7, worker("a", late=9.6), worker("b")),
+            snapshot(7, worker("a", late=9.6), worker("b")),
             "in vain",
             Health("step 7 of 12,000: it has waited 10 s for a"),
         ),
         (
-            standing(7, *(worker(name, late=8.0) for name in "abcdefg")),
+            snapshot(7, *(worker(name, late=8.0) for name in "abcdefg")),
             "in vain",
             Health("step 7 of 12,000: it has waited 8 s for a, b, c, d, e and 2 more"),
         ),
         (
-            standing(7, worker("a"), waiting="the held-out loss of step 6"),
+            snapshot(7, worker("a"), waiting_for="the validation loss of step 6"),
             "early",
-            Health("step 7 of 12,000: it waits for the held-out loss of step 6"),
+            Health("step 7 of 12,000: it waits for the validation loss of step 6"),
         ),
         (
-            standing(7, worker("a")),
+            snapshot(7, worker("a")),
             "in vain",
             Health(
-                "step 7 of 12,000: it does not advance, and does not say for whom it waits",
-                well=False,
+                "step 7 of 12,000: it does not advance, and gives no reason",
+                healthy=False,
             ),
         ),
     ],
 )
-def test_what_is_well(now: Standing, when: str, expected: Health | None) -> None:
-    assert judge(standing(7, worker("a")), now, in_vain=when == "in vain") == expected
+def test_what_is_well(now: Snapshot, when: str, expected: Health | None) -> None:
+    assert health_of(snapshot(7, worker("a")), now, expired=when == "in vain") == expected
 
 
 def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) -> None:
@@ -129,7 +107,7 @@ def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) 
     assert (stranger.code, stranger.out) == (3, "")
     assert stranger.err.count("\n") == 1
     assert "no server" in stranger.err
-    assert "it wants a key" in stranger.err
+    assert "it asks for a key" in stranger.err
 
     server.send(15)
     assert server.end().code == 75
@@ -173,15 +151,11 @@ class Sham(threading.Thread):
             silence=60.0,
             vocabulary=b"abc",
         )
-        size = DIMENSIONS.parameters_bytes
-        weights = Weights(run="run-1", term=1, version=7, weights=bytes(size), units=(), ids=())
-        for message in (welcome, weights):
-            self.router.send(peer, encode(message))
+        self.router.send(peer, encode(welcome))
 
     def _show(self, peer: bytes) -> None:
-        roster = Roster(run="run-1", term=1, first=0, total=1, waiting="", workers=(worker("a"),))
-        for message in (report(7), roster):
-            self.router.send(peer, encode(message))
+        page = status(term=1, step=7, steps=12_000, total=1, workers=(worker("a"),))
+        self.router.send(peer, encode(page))
 
 
 @pytest.fixture
@@ -199,16 +173,13 @@ def sham() -> Iterator[Sham]:
 def test_a_server_that_answers_and_stands_still_is_not_well(manychar: Commands, sham: Sham) -> None:
     found = manychar.run("health", sham.router.endpoint, "--connect-timeout", "1")
     assert found.code == 1, found.err
-    assert (
-        found.out == "step 7 of 12,000: it does not advance, and does not say for whom it waits\n"
-    )
+    assert found.out == "step 7 of 12,000: it does not advance, and gives no reason\n"
 
 
 def test_what_the_disk_did_not_take_is_said() -> None:
-    now = standing(8, worker("a"))
     counts = {"gradients_repeated": 2, "journal_not_written": 1, "checkpoints_not_written": 6}
-    now = dataclasses.replace(now, report=dataclasses.replace(now.report, counts=counts))
-    found = judge(standing(7, worker("a")), now, in_vain=False)
+    now = snapshot(8, worker("a"), counts=counts)
+    found = health_of(snapshot(7, worker("a")), now, expired=False)
     assert found == Health(
         "step 8 of 12,000: it advances, with 1 worker; journal_not_written: 1;"
         " checkpoints_not_written: 6"

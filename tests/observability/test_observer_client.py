@@ -1,6 +1,5 @@
 """Watching a live server: status and its table, logs with levels, samples that follow."""
 
-import dataclasses
 import json
 import os
 import re
@@ -11,21 +10,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manychar.observability.observer_client import Standing
-from manychar.observability.progress import Display
+from manychar.observability.progress import ProgressDisplay
+from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import (
     COLUMNS,
-    exchanging,
     lines_of,
     render,
     rows_of,
     show,
     since,
 )
+from manychar.processes import log
 from manychar.protocol.membership import Tally
-from manychar.protocol.messages import Dimensions, Report, WorkerStats
+from manychar.protocol.messages import Dimensions, Status, WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from tests.commands import SMALL, Commands, Running, until
+from tests.protocol.stage import status
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
 
@@ -35,7 +35,7 @@ def training(manychar: Commands, text: Path, *more: str) -> tuple[Running, str]:
     running = manychar.start(
         "train", str(text), "--run-dir", "run", *ENDLESS, "--workers", "2", *more
     )
-    endpoint = running.wait_for(r"tcp://[\d.:]+")[0]
+    endpoint = running.wait_for(r"ipc://\S+")[0]
     for name in ("worker-1", "worker-2"):
         running.wait_for(f"{name} has joined")
     return running, endpoint
@@ -48,11 +48,11 @@ def end(running: Running) -> None:
 
 def test_status_says_who_is_there_and_what_they_do(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text, "--validation", "0.1")
-    running.wait_for("held out")
+    running.wait_for(r"validation \d")
     table = manychar.run("status", endpoint).out
     assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
-    assert re.search(r"held-out text: \d\.\d{4} nats a character at step", table)
+    assert re.search(r"validation loss: \d\.\d{4} nats a character at step", table)
     assert re.search(r"worker +host +state +shards +chars/s +compute +exchange +wait", table)
     for name in ("worker-1", "worker-2"):
         assert re.search(rf"{name} +\S+ +working +2 +[\d,]+( +\d+ %){{3}}", table)
@@ -83,7 +83,7 @@ def test_status_names_who_is_stopped(manychar: Commands, text: Path) -> None:
     table = manychar.run("status", endpoint).out
     assert re.search(r"waiting for worker-1 \(shard \d\)", table)
     found = json.loads(manychar.run("status", endpoint, "--json").out)
-    assert found["waiting"].startswith("worker-1 (shard ")
+    assert found["waiting_for"].startswith("worker-1 (shard ")
     assert re.search(r"worker-1 .* \d+\.\d s", table)
     os.kill(pid, signal.SIGCONT)
     end(running)
@@ -163,38 +163,27 @@ def test_a_run_goes_on_when_nobody_listens_any_more(
 SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=4, dtype="float32")
 
 
-def standing(seconds: float, **worker: Any) -> Standing:
-    report = Report(
-        run="r",
-        term=1,
-        step=int(10 * seconds),
-        steps=0,
-        loss=1.0,
-        smooth_loss=20.0,
-        characters=int(1000 * seconds),
-        seconds=seconds,
-        workers=("ann",),
-        standing_by=0,
-        counts={"gradients_repeated": 2},
-        checkpoint=7,
-        checkpoint_age=3_700.0,
-        validated=None,
-        validation=None,
-        best=None,
-    )
-    values: dict[str, Any] = {
-        "name": "ann",
-        "host": "here",
-        "state": "working",
-        "leases": 1,
-        "units": int(10 * seconds),
-        "dropped": 0,
-        "present": seconds,
-        "computing": 0.5 * seconds,
-        "waiting": 0.1 * seconds,
-        "late": 0.0,
-    }
-    return Standing(SIZE, report, (WorkerStats(**(values | worker)),))
+def snapshot(seconds: float, **figures: Any) -> Snapshot:
+    """Return a snapshot of that time: ten steps a second, but for what is given."""
+    return Snapshot(SIZE, _status(seconds, **figures), (_worker(seconds),))
+
+
+def snapshot_of(seconds: float, **values: Any) -> Snapshot:
+    """Return a snapshot of that time with a worker of these values."""
+    return Snapshot(SIZE, _status(seconds), (_worker(seconds, **values),))
+
+
+def _status(seconds: float, **figures: Any) -> Status:
+    usual = {"step": int(10 * seconds), "characters": int(1000 * seconds), "smooth_loss": 20.0}
+    usual |= {"steps": 0, "checkpoint": 7, "checkpoint_age": 3_700.0, "seconds": seconds}
+    return status(**usual | {"counts": {"gradients_repeated": 2}} | figures)
+
+
+def _worker(seconds: float, **values: Any) -> WorkerStats:
+    usual = {"units": int(10 * seconds), "present": seconds}
+    usual |= {"computing": 0.5 * seconds, "waiting": 0.1 * seconds}
+    known = WorkerStats("ann", "here", "working", 1, 0, 0, *[0.0] * 4)
+    return known._replace(**usual | values)
 
 
 def test_a_worker_computes_between_its_words_as_it_did_before() -> None:
@@ -210,13 +199,11 @@ def test_a_worker_computes_between_its_words_as_it_did_before() -> None:
 
 def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     """20 reports at 100 steps a second, then one that a dead worker kept waiting for a minute."""
-    display = Display(vocabulary="ab", dimensions=SIZE, seed=0, sample_length=0)
-    report = dataclasses.replace(standing(10.0).report, steps=10_000)
+    log.configure()
+    display = ProgressDisplay(vocabulary="ab", dimensions=SIZE, seed=0, sample_length=0)
     for i in range(21):
         seconds, step = 0.2 * i + 60.0 * (i == 20), 20 * i
-        display.report(
-            dataclasses.replace(report, seconds=seconds, step=step, characters=step * 100)
-        )
+        display.status(snapshot(seconds, steps=10_000, step=step, characters=step * 100))
     with display:
         pass
     last = capsys.readouterr().err.splitlines()[-1]
@@ -225,8 +212,8 @@ def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixtu
 
 
 def test_rates_are_those_between_two_looks() -> None:
-    then = standing(10.0)
-    now = standing(12.0, computing=6.8, waiting=1.0)
+    then = snapshot(10.0)
+    now = snapshot_of(12.0, computing=6.8, waiting=1.0)
     (row,) = rows_of(now, then)
     assert row[4:8] == ["200", "90 %", "10 %", "0 %"]
     (row,) = rows_of(now, None)
@@ -239,7 +226,7 @@ def test_rates_are_those_between_two_looks() -> None:
 def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
-        console.print(render(standing(10.0, name="worker-with-a-name", late=12.0, dropped=1234)))
+        console.print(render(snapshot_of(10.0, name="worker-with-a-name", late=12.0, dropped=1234)))
     shown = capture.get()
     for part in (*COLUMNS[3:], "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
         assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
@@ -249,21 +236,20 @@ def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
 def test_nor_is_anything_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
-    shown = re.sub(r"\x1b\[[\d;]*m", "", show(standing(10.0, late=12.0, dropped=1234)))
+    shown = re.sub(r"\x1b\[[\d;]*m", "", show(snapshot_of(10.0, late=12.0, dropped=1234)))
     for part in (*COLUMNS[3:], "12.0 s", "1,234", "50 %"):
         assert part in shown.replace("\N{NO-BREAK SPACE}", " ")
     assert max(map(len, shown.splitlines())) <= 40
 
 
 def test_a_worker_that_joined_anew_is_taken_from_then() -> None:
-    now = standing(2.0).workers[0]
-    assert since(now, standing(10.0).workers[0]) == now
-    assert exchanging(now) == 0.8
+    now = snapshot(2.0).workers[0]
+    assert since(now, snapshot(10.0).workers[0]) == now
+    assert now.exchanging == 0.8
 
 
-def test_a_run_that_waits_says_for_whom() -> None:
-    waits = dataclasses.replace(standing(5.0), waiting="a worker: none is here")
-    lines = lines_of(waits, None)
+def test_a_run_that_waits_says_what_for() -> None:
+    lines = lines_of(snapshot(5.0, waiting_for="a worker: none is here"), None)
     assert "waiting for a worker: none is here" in lines
     assert "gradients_repeated: 2 (gradients that came twice, with the same bytes)" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines

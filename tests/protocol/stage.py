@@ -18,6 +18,7 @@ from manychar.protocol.messages import (
     Hello,
     Message,
     Ready,
+    Status,
     Unit,
     digest,
 )
@@ -191,3 +192,29 @@ def only(effects: Sequence[Effect], kind: type[Kind]) -> Kind:
 def said(effects: Sequence[Effect]) -> str:
     """Return the lines that the machine says, as one text."""
     return "\n".join(effect.text for effect in effects if isinstance(effect, Log))
+
+
+def status(**values: Any) -> Status:
+    """Return a status of a run without workers, but for what is given."""
+    figures: dict[str, Any] = {
+        "run": RUN,
+        "term": TERM,
+        "step": 1,
+        "steps": 12,
+        "loss": 1.0,
+        "smooth_loss": 1.0,
+        "characters": 6,
+        "seconds": 0.5,
+        "checkpoint": 0,
+        "checkpoint_age": 0.5,
+        "validated": None,
+        "validation": None,
+        "best": None,
+        "idle_workers": 0,
+        "waiting_for": "",
+        "counts": {},
+        "first": 0,
+        "total": 0,
+        "workers": (),
+    }
+    return Status(**figures | values)

@@ -15,7 +15,7 @@ from manychar.protocol.events import (
     Validated,
     ValidationFailed,
 )
-from manychar.protocol.messages import Report
+from manychar.protocol.messages import Status
 from tests.protocol.stage import Stage, only, said, sent
 
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_is_judged_when_it_is_on_disk() -> None:
 
     effects = stage.server.handle(Validated(2, 2.5), stage.now)
     assert only(effects, KeepBest) == KeepBest(2)
-    report = only(effects, Report)
+    report = only(effects, Status)
     assert (report.validated, report.validation, report.best) == (2, 2.5, 2)
 
 
@@ -46,7 +46,7 @@ def test_a_worse_one_is_not_kept() -> None:
     stage.server.handle(CheckpointSaved(2), stage.now)
     effects = stage.server.handle(Validated(2, 3.5), stage.now)
     assert not [effect for effect in effects if isinstance(effect, KeepBest)]
-    report = only(effects, Report)
+    report = only(effects, Status)
     assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
 
 

@@ -16,14 +16,13 @@ from manychar.protocol.messages import (
     Level,
     Notice,
     Refused,
-    Report,
     Reset,
     Weights,
     Welcome,
 )
 from manychar.protocol.observer import Observer, ObserverPhase
 from manychar.protocol.run_spec import dimensions_of
-from tests.protocol.stage import hello, only, said
+from tests.protocol.stage import hello, only, said, status
 from tests.simulation.reference import reference
 
 RUN, TERM = "run-1", 3
@@ -38,24 +37,7 @@ WELCOME = Welcome(
     silence=2.0,
     vocabulary=KNOWN.vocabulary.encode(),
 )
-REPORT = Report(
-    run=RUN,
-    term=TERM,
-    step=1,
-    steps=12,
-    loss=1.0,
-    smooth_loss=1.0,
-    characters=6,
-    seconds=0.5,
-    workers=("ann",),
-    standing_by=0,
-    counts={},
-    checkpoint=0,
-    checkpoint_age=0.5,
-    validated=None,
-    validation=None,
-    best=None,
-)
+STATUS = status(run=RUN, term=TERM)
 
 
 def watching() -> Observer:
@@ -74,10 +56,10 @@ def test_it_connects_and_observes() -> None:
     assert observer.deadline() == 0.6
 
 
-def test_it_shows_reports_weights_and_notices() -> None:
+def test_it_shows_status_weights_and_notices() -> None:
     observer = watching()
     weights = Weights(run=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
-    assert only(observer.handle(Received(REPORT), 0.1), Show).message == REPORT
+    assert only(observer.handle(Received(STATUS), 0.1), Show).message == STATUS
     assert only(observer.handle(Received(weights), 0.1), Show).message == weights
     notice = Notice(run=RUN, term=TERM, level=Level.INFO, text="ann has joined")
     assert observer.handle(Received(notice), 0.1) == [Log("ann has joined")]
@@ -86,12 +68,12 @@ def test_it_shows_reports_weights_and_notices() -> None:
 
 def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
     observer = watching()
-    assert observer.handle(Received(dataclasses.replace(REPORT, term=TERM + 1)), 0.1) == []
+    assert observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.1) == []
     assert only(observer.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.1), Hello)
     observer.handle(Received(dataclasses.replace(WELCOME, term=TERM + 1)), 0.2)
     assert observer.handle(Received(WELCOME), 0.3) == []
     assert observer.handle(Received(Reset(run=RUN, term=TERM)), 0.3) == []
-    assert only(observer.handle(Received(dataclasses.replace(REPORT, term=TERM + 1)), 0.4), Show)
+    assert only(observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.4), Show)
 
 
 def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
@@ -118,7 +100,7 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
 def test_the_server_ends_it(message: Refused | Done, finish: Finish) -> None:
     observer = watching()
     assert observer.handle(Received(message), 0.1) == [finish]
-    assert observer.handle(Received(REPORT), 0.2) == []
+    assert observer.handle(Received(STATUS), 0.2) == []
     assert observer.handle(DeadlinePassed(), 9.0) == []
 
 

@@ -46,14 +46,14 @@ from manychar.protocol.messages import (
     Notice,
     Owner,
     Refused,
-    Report,
     Reset,
     Revoke,
-    Roster,
+    Status,
     Stop,
     Unit,
     UnitState,
     Weights,
+    WeightsRequest,
     Welcome,
 )
 from manychar.protocol.outbox import COUNTS_KEPT
@@ -276,13 +276,13 @@ def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
     )
 
 
-def test_what_is_counted_fits_into_a_report() -> None:
+def test_the_counts_fit_into_a_status() -> None:
     stage = Stage()
     for i in range(300):
         stage.server.handle(Malformed(b"x%d" % i, "nonsense", owner(f"x{i}")), 0.0)
     assert stage.server.counts["messages_malformed"] == 300
     assert len(stage.server.counts) <= COUNTS_KEPT + 3
-    report = dataclasses.replace(stage.server.run_report.report(0.0), loss=1.0)
+    report = dataclasses.replace(stage.server.status_report.figures(0.0), loss=1.0)
     assert decode(encode(report), stage.server.dimensions) == report
     assert report.counts["messages_malformed"] == 300
 
@@ -586,7 +586,7 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     stage.hello("olga", "observer")
     effects = stage.server.handle(DiskWaited(), stage.now)
     assert "step 0 waits for the disk: earlier checkpoints are being written" in said(effects)
-    assert only(effects, Roster).waiting.startswith("the disk")
+    assert only(effects, Status).waiting_for.startswith("the disk")
     assert not stage.server.waiting.for_disk
 
 
@@ -608,9 +608,8 @@ def test_the_end_waits_for_a_dispute() -> None:
     stage.deliver("bob", 0, 0, loss=1.0)
     stage.deliver("ann", 1, 0)
     assert stage.server.handle(CheckpointSaved(1), stage.now) == []
-    assert finish(stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)) == Finish(
-        0, ""
-    )
+    end = finish(stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now))
+    assert end == Finish(0, "finished at step 1")
 
 
 # Steps and ends.
@@ -625,16 +624,18 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     (weights,) = sent(effects, Weights, "ann")
     assert [(unit.shard, unit.step) for unit in weights.units] == [(0, 1), (1, 1)]
     effects = stage.advance_to(2, "ann")
-    assert only(effects, Record).report.step == 2
+    assert only(effects, Record).status.step == 2
     assert only(effects, Save).state.step == 2
     assert not sent(effects, Grant)
-    assert finish(stage.server.handle(CheckpointSaved(2), stage.now)) == Finish(0, "")
+    end = finish(stage.server.handle(CheckpointSaved(2), stage.now))
+    assert end == Finish(0, "finished at step 2")
 
 
 def test_a_run_that_is_through_ends_at_once() -> None:
     stage = Stage(step=4, steps=4)
     assert only(stage.started, Save).state.step == 4
-    assert finish(stage.server.handle(CheckpointSaved(4), stage.now)) == Finish(0, "")
+    end = finish(stage.server.handle(CheckpointSaved(4), stage.now))
+    assert end == Finish(0, "finished at step 4")
 
 
 def test_stop_ends_the_step_and_saves() -> None:
@@ -665,13 +666,29 @@ def test_stop_without_workers_saves_at_once() -> None:
 def test_an_observer_can_stop_the_run() -> None:
     stage = Stage()
     effects = stage.hello("olga", "observer")
-    assert only(effects, Report).step == 0
-    assert only(effects, Weights).units == ()
+    assert only(effects, Status).step == 0
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
     stage.tell("olga", Stop(run=RUN, term=TERM))
     assert finish(stage.server.handle(CheckpointSaved(0), stage.now)) == Finish(
         75, "stopped by olga"
     )
+
+
+def test_an_observer_gets_the_newest_weights_when_it_asks() -> None:
+    stage = Stage()
+    stage.join("ann")
+    assert not sent(stage.hello("olga", "observer"), Weights)
+    stage.advance_to(2, "ann")
+    weights = only(stage.tell("olga", WeightsRequest(run=RUN, term=TERM)), Weights)
+    assert (weights.version, weights.units) == (2, ())
+    assert bytes(weights.weights) == stage.known.weights[2]
+    with pytest.raises(PeerError, match="WeightsRequest from a peer that is working"):
+        stage.tell("ann", WeightsRequest(run=RUN, term=TERM))
+
+
+def test_an_end_has_a_reason() -> None:
+    with pytest.raises(ValueError, match="no reason"):
+        Finish(0, "")
 
 
 def test_an_observer_hears_every_notice() -> None:
@@ -731,7 +748,7 @@ def test_the_server_says_that_it_waits_for_the_disk() -> None:
     stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     words = "the disk: the checkpoint of step 0 is being written"
     assert f"step 0 has waited 1 s for {words}" in said(stage.wait(1.2))
-    assert {roster.waiting for roster in sent(stage.hello("olga", "observer"), Roster)} == {words}
+    assert only(stage.hello("olga", "observer"), Status).waiting_for == words
 
 
 def test_a_heartbeat_is_answered() -> None:

@@ -35,7 +35,6 @@ from manychar.protocol.messages import (
     Hello,
     Ready,
     Refused,
-    Report,
     Reset,
     Revoke,
     Unit,
@@ -46,7 +45,7 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.worker import Worker, WorkerPhase
-from tests.protocol.stage import hello, only, said, sent
+from tests.protocol.stage import hello, only, said, sent, status
 from tests.simulation.reference import Reference, compute, reference
 
 RUN, TERM, SILENCE = "run-1", 3, 2.0
@@ -366,25 +365,7 @@ def test_two_welcomes_while_proving_need_one_proof_each() -> None:
     )
 
 
-def test_reports_are_not_for_workers() -> None:
+def test_a_status_is_not_for_workers() -> None:
     bench = Bench().at_work()
-    report = Report(
-        run=RUN,
-        term=TERM,
-        step=0,
-        steps=1,
-        loss=0.0,
-        smooth_loss=0.0,
-        characters=0,
-        seconds=0.0,
-        workers=(),
-        standing_by=0,
-        counts={},
-        checkpoint=0,
-        checkpoint_age=0.0,
-        validated=None,
-        validation=None,
-        best=None,
-    )
     with pytest.raises(PeerError):
-        bench.worker.handle(Received(report), 0.0)
+        bench.worker.handle(Received(status()), 0.0)

@@ -7,6 +7,7 @@ from manychar.cli.options import ConnectTimeout, Key, Watched
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.optional_dependencies import needing
 
 
 def follow(
@@ -15,9 +16,8 @@ def follow(
     """Export a live or finished run to TensorBoard, and a live run to Prometheus."""
     pin("portable")
     from manychar.network.client_identity import find_key
-    from manychar.observability.follow import SAMPLE_LENGTH
+    from manychar.observability.follow import export_history
     from manychar.observability.follow import follow as export_live
-    from manychar.observability.history import pass_on as export_history
 
     if not flags:
         raise UserError("nowhere to export to: give --tensorboard DIR or --metrics-port N")
@@ -26,4 +26,5 @@ def follow(
         return
     if "metrics_port" in flags:
         raise UserError("--metrics-port needs a live run: give its server's endpoint")
-    export_history(Path(source), sample_length=SAMPLE_LENGTH, **flags)
+    with needing("tensorboard", "--tensorboard"):
+        export_history(Path(source), **flags)

@@ -11,8 +11,8 @@ def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key 
     """Check whether a live run advances; exit code 1 where it waits, with what it waits for."""
     pin("portable")
     from manychar.network.client_identity import find_key
-    from manychar.observability.health import examine
+    from manychar.observability.status import examine
 
     found = examine(endpoint, find_key(key), patience=connect_timeout)
     write(f"{found.line}\n")
-    raise typer.Exit(0 if found.well else 1)
+    raise typer.Exit(0 if found.healthy else 1)

@@ -77,10 +77,11 @@ def weights_of(source: str, key: Path | None, connect_timeout: float) -> "tuple[
     """Return (parameters, vocabulary) of a run directory, a checkpoint, or a live server."""
     from manychar.network.client_identity import find_key
     from manychar.observability.model_source import load
-    from manychar.observability.observer_client import fetch
+    from manychar.observability.observer_client import first, models
 
     if is_endpoint(source):
-        return fetch(source, find_key(key), patience=connect_timeout)
+        found = models(source, find_key(key), patience=connect_timeout)
+        return first(found, source)[1]
     return load(Path(source))
 
 
@@ -103,11 +104,11 @@ def _models(
         yield "", *weights_of(source, key, connect_timeout)
         return
     from manychar.network.client_identity import find_key
-    from manychar.observability.observer_client import follow
+    from manychar.observability.observer_client import models
 
     if not is_endpoint(source):
         raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
-    models = follow(source, find_key(key), patience=connect_timeout, change=change)
-    with contextlib.closing(models):
-        for model in models:
-            yield f"--- step {model.step:,} ---\n", model.parameters, model.vocabulary
+    found = models(source, find_key(key), patience=connect_timeout, change=change)
+    with contextlib.closing(found):
+        for step, (parameters, vocabulary) in found:
+            yield f"--- step {step:,} ---\n", parameters, vocabulary

@@ -17,7 +17,7 @@ from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.processes.errors import UserError
 
 if TYPE_CHECKING:
-    from manychar.observability.progress import Display
+    from manychar.observability.progress import ProgressDisplay
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ def server(
     exit_with(finish, directory, again=shlex.join(again))
 
 
-def _screen(display: "Display", keys: Path | None) -> Any:
+def _screen(display: "ProgressDisplay", keys: Path | None) -> Any:
     from manychar.fleet.server_loop import Screen
 
     def bound(endpoint: str) -> None:
         key = "" if keys is None else " --key FILE"
         logger.info(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}{key}")
 
-    return Screen(report=display.report, weights=display.weights, bound=bound)
+    return Screen(status=display.status, weights=display.weights, bound=bound)
 
 
 def _child_screen() -> Any:
@@ -74,7 +74,7 @@ def _child_screen() -> Any:
     def bound(endpoint: str) -> None:
         print(json.dumps({"endpoint": endpoint}), flush=True)
 
-    return Screen(report=nothing, weights=nothing, bound=bound)
+    return Screen(status=nothing, weights=nothing, bound=bound)
 
 
 def _reachable(endpoint: str) -> str:

@@ -12,7 +12,7 @@ from manychar.processes.numerics_pinning import pin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from manychar.observability.observer_client import Standing
+    from manychar.observability.snapshot import Snapshot
 
 SHORTEST_LOOK = 0.5  # seconds
 
@@ -27,21 +27,21 @@ def status(
     """Print the status of a live run: step, loss, workers, what it waits for, what was dropped."""
     pin("portable")
     from manychar.network.client_identity import find_key
-    from manychar.observability import observer_client
+    from manychar.observability.observer_client import first, snapshots
     from manychar.observability.status import show
 
-    look = observer_client.watch(endpoint, find_key(key), patience=connect_timeout)
-    with contextlib.closing(look) as standings:
+    found = snapshots(endpoint, find_key(key), patience=connect_timeout)
+    with contextlib.closing(found):
         if as_json:
-            for standing in standings if watch else [next(standings)]:
-                write(log.to_json(_as_json(standing), indent=None if watch else 2) + "\n")
+            for snapshot in found if watch else [first(found, endpoint)]:
+                write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")
         elif watch:
-            _watch(standings)
+            _watch(found)
         else:
-            write(show(next(standings)))
+            write(show(first(found, endpoint)))
 
 
-def _watch(standings: "Iterator[Standing]") -> None:
+def _watch(found: "Iterator[Snapshot]") -> None:
     """Print every status: in one place on a terminal, one after the other elsewhere."""
     from rich.console import Console
     from rich.live import Live
@@ -52,22 +52,21 @@ def _watch(standings: "Iterator[Standing]") -> None:
     console = Console(highlight=False)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     with live or contextlib.nullcontext():
-        for standing in standings:
-            if before and standing.report.seconds - before.report.seconds < SHORTEST_LOOK:
+        for snapshot in found:
+            if before and snapshot.status.seconds - before.status.seconds < SHORTEST_LOOK:
                 continue  # too short a time to say how fast
             if live:
-                live.update(render(standing, before), refresh=True)
+                live.update(render(snapshot, before), refresh=True)
             else:
-                write(show(standing, before) + "\n")
-            before = standing
+                write(show(snapshot, before) + "\n")
+            before = snapshot
 
 
-def _as_json(standing: "Standing") -> dict[str, Any]:
-    from manychar.observability.status import exchanging
-
+def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
+    status = dataclasses.asdict(snapshot.status)
+    del status["first"], status["total"]
     workers = {
-        worker.name: {**worker._asdict(), "exchanging": exchanging(worker)}
-        for worker in standing.workers
+        worker.name: {**worker._asdict(), "exchanging": worker.exchanging}
+        for worker in snapshot.workers
     }
-    report = dataclasses.asdict(standing.report)
-    return {**report, "waiting": standing.waiting, "workers": workers}
+    return {**status, "workers": workers}

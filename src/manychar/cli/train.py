@@ -20,7 +20,7 @@ from manychar.protocol.operation import Operation
 from manychar.storage.atomic_files import LARGEST_CONFIG, parsed, read_file
 
 if TYPE_CHECKING:
-    from manychar.observability.progress import Display
+    from manychar.observability.progress import ProgressDisplay
     from manychar.protocol.effects import Finish
     from manychar.storage.corpus_file import Corpus
     from manychar.storage.run_directory import RunDirectory
@@ -110,13 +110,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def display(directory: "RunDirectory") -> "Display":
+def display(directory: "RunDirectory") -> "ProgressDisplay":
     """Return the progress display of a run."""
-    from manychar.observability.progress import Display
+    from manychar.observability.progress import ProgressDisplay
     from manychar.protocol.run_spec import dimensions_of
 
     vocabulary, _ = directory.streams()
-    return Display(
+    return ProgressDisplay(
         vocabulary=vocabulary,
         dimensions=dimensions_of(directory.definition, len(vocabulary)),
         seed=directory.definition.seed,

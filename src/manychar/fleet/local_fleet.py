@@ -11,14 +11,15 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from manychar.network.client_identity import WITHOUT_KEYS, hello
-from manychar.network.dealer import Dealer
+from manychar.network.client_identity import WITHOUT_KEYS
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import private_endpoint
 from manychar.numerics.option import as_flags, options_of
-from manychar.observability.exporters import Exporter, Pages
-from manychar.observability.progress import Display
+from manychar.observability.exporters import Exporter
+from manychar.observability.observer_client import ObserverClient
+from manychar.observability.progress import ProgressDisplay
+from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import (
@@ -30,11 +31,8 @@ from manychar.processes.errors import (
     UserError,
 )
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
-from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
-from manychar.protocol.events import DeadlinePassed, Received
-from manychar.protocol.messages import Report, Role, Roster, Weights
-from manychar.protocol.observer import Observer
+from manychar.protocol.effects import Finish
+from manychar.protocol.messages import Weights
 from manychar.protocol.operation import Operation
 from manychar.storage.run_directory import RunDirectory
 
@@ -47,30 +45,27 @@ ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 logger = logging.getLogger(__name__)
 
 
-class LocalFleet:  # 19 attributes: what it was given, its children, and how the run ends
-    """The children of one run. Exporters are told what the display is, and then `on_report`."""
+class LocalFleet:  # 17 attributes: what it was given, its children, and how the run ends
+    """The children of one run. Exporters are told what the display is, and then `on_status`."""
 
     def __init__(
         self,
         directory: RunDirectory,
-        display: Display,
-        on_report: Callable[["LocalFleet", Report], None] = lambda _fleet, _report: None,
+        display: ProgressDisplay,
+        on_status: Callable[["LocalFleet", Snapshot], None] = lambda _fleet, _snapshot: None,
         exporters: Sequence[Exporter] = (),
     ) -> None:
         self.directory = directory
         self.display = display
-        self._on_report = on_report
+        self._on_status = on_status
         self._exporters = exporters
-        self._pages = Pages()
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._take_endpoint)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
             for i in range(directory.operation.workers)
         ]
         self._endpoint = ""
-        self._observer: Observer | None = None
-        self._dealer: Dealer | None = None
-        self._ended: Finish | None = None
+        self._client: ObserverClient | None = None
         self._wanted_code: int | None = None
         self._code: int | None = None
         self._kill_at: float | None = None
@@ -118,10 +113,13 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
         logger.info(f"the server listens on {self._endpoint}")
         self.server.arguments = self._server_arguments(self._endpoint)
         path = self._private.client_key(OBSERVER)
-        self._dealer = Dealer(self._endpoint, read_client_key(path) if path else None)
-        self._connection.callback(self._dealer.close)
-        self._loop.on_readable(self._dealer.socket, self._observe)
-        self._observer = self._new_observer()
+        key = read_client_key(path) if path else None
+        # The server logs its notices, too, and its log lines are forwarded here.
+        self._client = ObserverClient(
+            self._endpoint, key, patience=OBSERVER_PATIENCE, notices=False
+        )
+        self._connection.callback(self._client.close)
+        self._loop.on_readable(self._client.socket, self._observe)
         for slot in self.workers:
             flags = ["--name", slot.name, "--connect-timeout", str(WORKER_PATIENCE), "--child"]
             if (path := self._private.client_key(slot.name)) is not None:
@@ -129,53 +127,35 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
             slot.arguments = ["worker", self._endpoint, *flags]
             self._supervisor.start(slot)
 
-    def _new_observer(self) -> Observer:
-        now, me = time.monotonic(), hello(Role.OBSERVER, OBSERVER)
-        return Observer(me, server=self._endpoint, connect_timeout=OBSERVER_PATIENCE, now=now)
-
     def _observers_deadline(self) -> float | None:
-        return None if self._observer is None else self._observer.deadline()
+        return None if self._client is None else self._client.deadline()
+
+    @property
+    def _ended(self) -> Finish | None:
+        """How the run ended, as the server told it."""
+        return None if self._client is None or self._client.connecting else self._client.end
 
     def _observe(self) -> None:
-        if self._observer is None or self._dealer is None:
+        if self._client is None:
             return
-        while (frames := self._dealer.receive()) is not None:
-            try:
-                message = decode(frames, self._observer.dimensions)
-                effects = self._observer.handle(Received(message), time.monotonic())
-                # The server logs what it says to observers: its log lines are forwarded here.
-                self._carry_out([each for each in effects if not isinstance(each, Log)])
-            except (WireError, PeerError) as error:
-                logger.warning(f"dropped a message of the server: {error}")
-        self._carry_out(self._observer.handle(DeadlinePassed(), time.monotonic()))
-
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send(message) if self._dealer is not None:
-                    self._dealer.send(encode(message))
-                case Show(Report() as report):
-                    self.display.report(report)
-                    for exporter in self._exporters:
-                        exporter.report(report)
-                    self._on_report(self, report)
-                case Show(Weights() as weights):
-                    self._take_weights(weights)
-                case Show(Roster() as roster):
-                    if (workers := self._pages.take(roster)) is not None:
-                        for exporter in self._exporters:
-                            exporter.workers(workers)
-                case Log(text, level):
-                    logger.log(log.NUMBERS[level], text)
-                case Finish() if self._observer is not None and self._observer.session.connecting:
-                    self._server_hangs(effect.reason)
-                case Finish():
-                    self._ended = effect
-                case _:
-                    raise RuntimeError(f"a local fleet cannot carry out {effect}")
+        try:
+            events = self._client.turn()
+        except UserError as error:
+            logger.warning(str(error))
+            return
+        for event in events:
+            if isinstance(event, Snapshot):
+                self.display.status(event)
+                for exporter in self._exporters:
+                    exporter.status(event)
+                self._on_status(self, event)
+            elif isinstance(event, Weights):
+                self._take_weights(event)
+        if self._client.connecting and self._client.end is not None:
+            self._server_hangs(self._client, self._client.end.reason)
 
     def _take_weights(self, weights: Weights) -> None:
-        """Show a sample where one is due: an observer that connects is sent weights, too."""
+        """Show a sample where one is due; the server sends the weights of the end, too."""
         every = self.directory.operation.sample_every
         if every and weights.version % every == 0:
             self._show_sample(weights)
@@ -187,10 +167,10 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
             for exporter in self._exporters:
                 exporter.sample(weights.version, text)
 
-    def _server_hangs(self, reason: str) -> None:
+    def _server_hangs(self, client: ObserverClient, reason: str) -> None:
         """Kill a server that does not answer: another one resumes from its last checkpoint."""
         logger.warning(f"{reason}: ending it")
-        self._observer = self._new_observer()
+        client.connect(OBSERVER_PATIENCE)
         self.server.signal(signal.SIGKILL)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:
@@ -233,9 +213,9 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
         """Read what the server sent before it ended: its reason may still be on its way."""
         self._observe()
         deadline = time.monotonic() + LAST_MESSAGE_WITHIN
-        while code >= 0 and self._dealer is not None and self._ended is None:
+        while code >= 0 and self._client is not None and self._ended is None:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._dealer.socket.poll(int(1000 * left)):
+            if left <= 0 or not self._client.socket.poll(int(1000 * left)):
                 return
             self._observe()
 
@@ -274,4 +254,4 @@ class LocalFleet:  # 19 attributes: what it was given, its children, and how the
         ended = f"the server ended {how_it_ended(code)}"
         if not self._endpoint and code > 0:
             raise UserError((self._complaint or ended).removeprefix("manychar: "), code=code)
-        return Finish(RUN_FAILED, ended) if code else Finish(0, "")
+        return Finish(RUN_FAILED if code else 0, ended)

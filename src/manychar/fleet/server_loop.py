@@ -23,6 +23,7 @@ from manychar.network.event_loop import EventLoop
 from manychar.network.router import Received as Delivery
 from manychar.network.router import Router, Unreachable
 from manychar.numerics.training_step import TrainingState
+from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import (
     INTERRUPTED,
@@ -72,7 +73,7 @@ from manychar.protocol.events import (
     ValidationFailed,
     Warned,
 )
-from manychar.protocol.messages import Message, Peer, Report, Weights
+from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Step, weights_digest
@@ -90,9 +91,9 @@ MESSAGES_A_TURN = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Where the server shows how it stands: a report, the weights, and its endpoint."""
+    """Where the server shows its status, the weights to sample from, and its endpoint."""
 
-    report: Callable[[Report], None]
+    status: Callable[[Snapshot], None]
     weights: Callable[[Weights], object]
     bound: Callable[[str], None]
 
@@ -113,6 +114,9 @@ class ServerLoop:
     notifier: Notifier
     outcome: Finish | ResumeBefore | None = None
     flush_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.snapshots = Snapshots(self.machine.dimensions)
 
     def run(self, asked: Finish | None) -> Finish | ResumeBefore:
         """Loop until the machine has finished. `asked` is a stop that came before it began."""
@@ -240,13 +244,12 @@ class ServerLoop:
                     self._to_disk(Counter.BEST_NOT_WRITTEN, keep_best, self.directory, step)
                 case Log(text, level):
                     logger.log(log.NUMBERS[level], text)
-                case Show(Report() as report):
-                    self.screen.report(report)
-                    self.notifier.status(f"step {report.step:,}, {len(report.workers)} workers")
+                case Show(Status() as status):
+                    self._show(status)
                 case Show(Weights() as weights):
                     self.screen.weights(weights)
-                case Record(report):
-                    self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, report)
+                case Record(status):
+                    self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
                 case Compute():
                     self._compute(effect)
                 case Remember(changes):
@@ -260,6 +263,11 @@ class ServerLoop:
         if isinstance(outcome, ResumeBefore):
             self.directory = note_resume_before(self.directory, outcome)
         self.outcome = outcome
+
+    def _show(self, status: Status) -> None:
+        if (snapshot := self.snapshots.add(status)) is not None:
+            self.screen.status(snapshot)
+            self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 
     def _save(self, state: TrainingState) -> None:
         self.writer.write(state, self._wait_for_disk, spare=self.machine.early_stopping.awaited)
@@ -285,7 +293,7 @@ class ServerLoop:
         self.directory = dataclasses.replace(self.directory, facts=facts)
         self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
 
-    def _record(self, report: Report) -> None:
+    def _record(self, report: Status) -> None:
         line = {
             "step": report.step,
             "loss": report.loss,

@@ -1,8 +1,4 @@
-"""Where a run that is watched is passed on to, beside the person at the screen.
-
-Whoever watches (the parent of a fleet, or `manychar follow`) tells every sink what it is told: the
-server knows of none of them.
-"""
+"""The programs that a live run can be exported to: TensorBoard and Prometheus."""
 
 import contextlib
 import logging
@@ -10,46 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
 from manychar.processes.optional_dependencies import needing, require
-from manychar.protocol.messages import Dimensions, Report, Roster, WorkerStats
+from manychar.protocol.messages import Dimensions
 
 logger = logging.getLogger(__name__)
 
 
 class Exporter(Protocol):
-    """One place that a run is passed on to."""
+    """A program outside of manychar that a run is exported to."""
 
-    def report(self, report: Report) -> None:
-        """Take how the run stands."""
-
-    def workers(self, workers: tuple[WorkerStats, ...]) -> None:
-        """Take how each worker has spent its time."""
+    def status(self, snapshot: Snapshot) -> None:
+        """Export the run's figures."""
 
     def sample(self, step: int, text: str) -> None:
-        """Take what the weights of a step write."""
+        """Export a sample of the weights of a step."""
 
     def close(self) -> None:
-        """Pass on what is left, and end."""
-
-
-class Pages:
-    """Puts together the rosters that come in several messages."""
-
-    def __init__(self) -> None:
-        self._workers: list[WorkerStats] = []
-
-    def take(self, roster: Roster) -> tuple[WorkerStats, ...] | None:
-        """Return all workers when the last page is there."""
-        self._workers = [*self._workers[: roster.first], *roster.workers]
-        return tuple(self._workers) if len(self._workers) == roster.total else None
+        """Export what is left, and end."""
 
 
 def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -> None:
-    """Refuse what `sinks` would refuse, before a run is made for nothing; numpy is not imported.
-
-    Raises UserError.
-    """
+    """Raise UserError where `exporters` would: before a run is made, and without numpy."""
     if tensorboard is not None:
         require("tensorboardX", "tensorboard", "--tensorboard")
         try:
@@ -70,7 +49,7 @@ def exporters(
     tensorboard: Path | None = None,
     metrics_port: int | None = None,
 ) -> Iterator[list[Exporter]]:
-    """Yield the sinks that are asked for; they are closed at the end. `say` tells what they tell.
+    """Yield the exporters that are wanted; they are closed at the end.
 
     Raises UserError for what is not installed, or cannot be written or listened at.
     """

@@ -1,21 +1,24 @@
-"""Follows a live run from outside the fleet, and tells the sinks what it is told."""
+"""Exports a run from outside the fleet: a live one until it ends, or a run directory's history."""
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from manychar.network.keys import ClientKey
-from manychar.observability.exporters import Exporter, Pages, exporters
-from manychar.observability.model_source import as_it_trains
-from manychar.observability.observer_client import IN_GOOD_ORDER, Watch, sight_of
-from manychar.processes import log
-from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.effects import Effect, Finish, Log, Show
-from manychar.protocol.messages import Report, Roster, Weights, Welcome
+from manychar.observability.exporters import exporters
+from manychar.observability.model_source import training_sample
+from manychar.observability.observer_client import ObserverClient, events_of, model_of
+from manychar.observability.snapshot import Snapshot
+from manychar.processes.errors import UserError
+from manychar.protocol.messages import Weights
+from manychar.protocol.run_spec import dimensions_of
+from manychar.storage.checkpoint import list_checkpoints
+from manychar.storage.metrics import read_metrics
+from manychar.storage.run_directory import RunDirectory, open_run
+from manychar.storage.validation_log import read_validation_losses
 
 logger = logging.getLogger(__name__)
-
 
 SAMPLE_LENGTH = 200
 
@@ -28,65 +31,67 @@ def follow(
     tensorboard: Path | None = None,
     metrics_port: int | None = None,
 ) -> None:
-    """Pass a run on until it ends. A server that is lost is waited for, `patience` seconds.
+    """Export a live run until it ends. A server that is lost is waited for, `patience` seconds.
 
-    Raises UserError where it refuses, fails, or does not come back, and as `sinks` does.
+    Raises UserError where it refuses, fails, or does not come back, and as `exporters` does.
     """
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
-        effects: list[Effect] = []
-        while visit.welcome is None:
-            if _end_if_it_has(effects, endpoint):
-                return
-            effects = visit.turn()
-        with exporters(
-            visit.welcome.dimensions, tensorboard=tensorboard, metrics_port=metrics_port
-        ) as beside:
-            pages = Pages()
-            while True:
-                _tell(effects, beside, pages, visit.welcome)
-                if _end_if_it_has(effects, endpoint):
-                    return
-                effects = visit.turn()
+    client = ObserverClient(endpoint, key, patience=patience)
+    with contextlib.ExitStack() as stack:
+        targets = None
+        for event in stack.enter_context(contextlib.closing(events_of(client))):
+            if (welcome := client.welcome) is None:
+                continue
+            if targets is None:
+                wanted = exporters(
+                    welcome.dimensions, tensorboard=tensorboard, metrics_port=metrics_port
+                )
+                targets = stack.enter_context(wanted)
+            for target in targets:
+                if isinstance(event, Snapshot):
+                    target.status(event)
+                elif isinstance(event, Weights) and event.version > 0:
+                    model = model_of(welcome, event)
+                    text = training_sample(
+                        *model, seed=welcome.seed, step=event.version, length=SAMPLE_LENGTH
+                    )
+                    target.sample(event.version, text)
 
 
-def _tell(
-    effects: list[Effect], beside: Sequence[Exporter], pages: Pages, welcome: Welcome
-) -> None:
-    for effect in effects:
-        match effect:
-            case Show(Report() as report):
-                for sink in beside:
-                    sink.report(report)
-            case Show(Roster() as roster):
-                if (workers := pages.take(roster)) is not None:
-                    for sink in beside:
-                        sink.workers(workers)
-            case Show(Weights(version=version) as weights) if version > 0:
-                text = _sample(welcome, weights)
-                for sink in beside:
-                    sink.sample(version, text)
+def export_history(run: Path, *, tensorboard: Path) -> None:
+    """Export a run directory: its losses, and a sample of each checkpoint.
 
+    Raises UserError where it is no run directory, or has no losses yet.
+    """
+    from manychar.observability.tensorboard import EventFiles, Point  # noqa: PLC0415 - an extra
 
-def _sample(welcome: Welcome, weights: Weights) -> str:
-    sight = sight_of(welcome, weights)
-    return as_it_trains(
-        sight.parameters,
-        sight.vocabulary,
-        seed=welcome.seed,
-        step=sight.step,
-        length=SAMPLE_LENGTH,
+    directory = open_run(run)
+    vocabulary, _ = directory.streams()
+    lines = read_metrics(directory.path)
+    if not lines:
+        raise UserError(f"{directory.path}: no losses yet: there is a line every 100 steps")
+    dimensions = dimensions_of(directory.definition, len(vocabulary))
+    with contextlib.closing(EventFiles(tensorboard, dimensions)) as files:
+        for line in lines:
+            files.point(Point(**{name: line[name] for name in Point._fields}))
+        for step, nats in sorted(read_validation_losses(directory).items()):
+            files.validation(step, nats)
+        for step, text in _samples(directory):
+            files.sample(step, text)
+    logger.info(
+        f"{run}: exported up to step {lines[-1]['step']:,}; for a live run, give its endpoint"
     )
 
 
-def _end_if_it_has(effects: list[Effect], endpoint: str) -> bool:
-    """Say what is to be said; return whether the run has ended well. Raises UserError."""
-    for effect in effects:
-        match effect:
-            case Log(text, level):
-                logger.log(log.NUMBERS[level], text)
-            case Finish(code, reason) if code in IN_GOOD_ORDER:
-                logger.info(reason or f"{endpoint}: the run has ended")
-                return True
-            case Finish(code, reason):
-                raise UserError(reason, code=code or RUN_FAILED)
-    return False
+def _samples(directory: RunDirectory) -> Iterator[tuple[int, str]]:
+    """Yield (step, text) of each checkpoint but the first: as shown while the run trained."""
+    seed = directory.definition.seed
+    for step, path in list_checkpoints(directory.checkpoints):
+        if step == 0:
+            continue
+        try:
+            checkpoint = directory.read(path)
+        except UserError as error:
+            logger.warning(str(error))
+            continue
+        model = checkpoint.state.parameters, checkpoint.vocabulary
+        yield step, training_sample(*model, seed=seed, step=step, length=SAMPLE_LENGTH)

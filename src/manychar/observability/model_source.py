@@ -50,10 +50,10 @@ def draw(
     return (vocabulary[character] for character in islice(drawn, length))
 
 
-def as_it_trains(
+def training_sample(
     parameters: Parameters, vocabulary: str, *, seed: int, step: int, length: int
 ) -> str:
-    """Return what a run shows of its weights at a step: the same from every place it is shown."""
+    """Return the sample that belongs to a step of a run, wherever it is drawn."""
     generator = np.random.default_rng([seed, 1, step])
     return "".join(draw(parameters, vocabulary, generator, length=length))
 

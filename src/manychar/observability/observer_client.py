@@ -1,10 +1,10 @@
-"""A peer that only looks, from outside the fleet: takes a live server's weights, or has it stop."""
+"""The one client of all programs that watch a live run: status, weights, and a request to stop."""
 
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,235 +12,246 @@ from manychar.network.client_identity import hello
 from manychar.network.dealer import Dealer
 from manychar.network.keys import ClientKey
 from manychar.numerics.model import Parameters
-from manychar.observability.exporters import Pages
-from manychar.processes import log
+from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
+from manychar.processes.log import NUMBERS
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
 from manychar.protocol.messages import (
-    Dimensions,
     Message,
-    Report,
+    Notice,
     Role,
-    Roster,
+    Status,
     Stop,
     Weights,
+    WeightsRequest,
     Welcome,
-    WorkerStats,
 )
 from manychar.protocol.observer import Observer
 
 logger = logging.getLogger(__name__)
 
-
-POLL_MS = 100
+TURN_SECONDS = 0.1
 ASK_AGAIN_AFTER = 1.0
-LOOK_EVERY = 1.0
-IN_GOOD_ORDER = (0, STOPPED, INTERRUPTED)
+ENDED_WELL = (0, STOPPED, INTERRUPTED)
+
+Event = Snapshot | Weights | Log
+"""What a turn brings; a Log has been logged already."""
+
+Model = tuple[Parameters, str]
+"""Parameters and vocabulary."""
+
+T = TypeVar("T")
 
 
-class Watch:
-    """A visit to a live server. `welcome` is there once the server has let this observer in."""
+class ObserverClient:
+    """An observer of one server. `turn` never waits: poll `socket`, until `deadline` at most.
 
-    def __init__(self, endpoint: str, key: ClientKey | None, *, patience: float) -> None:
-        self._endpoint = endpoint
+    `end` says how it ended, once it has. The server's notices are logged, unless not `notices`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        key: ClientKey | None = None,
+        *,
+        patience: float,
+        notices: bool = True,
+    ) -> None:
+        self.endpoint = endpoint
+        self._notices = notices
         self._dealer = Dealer(endpoint, key)
-        me = hello(Role.OBSERVER, key.name if key else None)
+        self._hello = hello(Role.OBSERVER, key.name if key else None)
+        self._snapshots: Snapshots | None = None
+        self._next_request = 0.0
+        self.socket = self._dealer.socket
+        self.connect(patience)
+
+    def connect(self, patience: float) -> None:
+        """Connect, or connect again after an end: for `patience` seconds at most."""
         now = time.monotonic()
-        self._machine = Observer(me, server=endpoint, connect_timeout=patience, now=now)
+        self._machine = Observer(
+            self._hello, server=self.endpoint, connect_timeout=patience, now=now
+        )
+        self.end: Finish | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Why the server refuses the connection, if that is known."""
+        return self._dealer.refusal
 
     @property
     def welcome(self) -> Welcome | None:
-        """The server's welcome."""
+        """The server's welcome, once it has admitted this observer."""
         return self._machine.session.welcome
 
     @property
     def connecting(self) -> bool:
-        """Whether the server is still, or again, to be heard from."""
+        """Whether the server has not answered yet, or does not answer any more."""
         return self._machine.session.connecting
 
-    def turn(self) -> list[Effect]:
-        """Wait a moment; return what the machine asks for, but for sending.
+    def deadline(self) -> float | None:
+        """When the next `turn` is due, on the monotonic clock."""
+        return self._machine.deadline()
 
-        Raises UserError where the server speaks another language.
+    def turn(self) -> list[Event]:
+        """Receive and send what is due; return what has come, of several weights the newest.
+
+        Raises UserError where the other side is no server of this version.
         """
-        self._dealer.socket.poll(POLL_MS)
-        effects = []
+        effects: list[Effect] = []
         try:
             while (frames := self._dealer.receive()) is not None:
                 message = decode(frames, self._machine.dimensions)
-                effects += self._machine.handle(Received(message), time.monotonic())
+                received = self._machine.handle(Received(message), time.monotonic())
+                if self._notices or not isinstance(message, Notice):
+                    effects += received
         except (WireError, PeerError) as error:
-            raise UserError(f"{self._endpoint}: not understood: {error}", code=RUN_FAILED) from None
+            raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.handle(DeadlinePassed(), time.monotonic())
+        return self._events(effects)
+
+    def _events(self, effects: Iterable[Effect]) -> list[Event]:
+        events: list[Event] = []
         for effect in effects:
-            if isinstance(effect, Send):
-                self.send(effect.message)
-        return [self._with_refusal(e) for e in effects if not isinstance(e, Send)]
+            match effect:
+                case Send(message):
+                    self._send(message)
+                case Log(text, level):
+                    logger.log(NUMBERS[level], text)
+                    events.append(effect)
+                case Show(Status() as status):
+                    if (snapshot := self._snapshot(status)) is not None:
+                        events.append(snapshot)
+                case Show(Weights() as weights):
+                    events = [event for event in events if not isinstance(event, Weights)]
+                    events.append(weights)
+                case Finish():
+                    self.end = effect
+        return events
 
-    def _with_refusal(self, effect: Effect) -> Effect:
-        """Add to the reason of an end before the handshake why there was none."""
-        if isinstance(effect, Finish) and self._dealer.refusal and self.welcome is None:
-            return Finish(effect.code, f"{effect.reason}: {self._dealer.refusal}")
-        return effect
+    def _snapshot(self, status: Status) -> Snapshot | None:
+        welcome = self._machine.session.welcome
+        if self._snapshots is None and welcome is not None:
+            self._snapshots = Snapshots(welcome.dimensions)
+        return self._snapshots.add(status) if self._snapshots is not None else None
 
-    def send(self, message: Message) -> None:
-        """Send to the server."""
+    def request_weights(self) -> None:
+        """Ask for the newest weights; a request within a second of the last one is not sent."""
+        if (welcome := self._may_ask()) is not None:
+            self._send(WeightsRequest(run=welcome.run, term=welcome.term))
+
+    def request_stop(self) -> None:
+        """Ask the server to stop; a request within a second of the last one is not sent."""
+        if (welcome := self._may_ask()) is not None:
+            self._send(Stop(run=welcome.run, term=welcome.term))
+
+    def _may_ask(self) -> Welcome | None:
+        now = time.monotonic()
+        if self.connecting or now < self._next_request:
+            return None
+        self._next_request = now + ASK_AGAIN_AFTER
+        return self.welcome
+
+    def _send(self, message: Message) -> None:
         self._dealer.send(encode(message))
 
     def close(self) -> None:
         """Say goodbye and close."""
-        for effect in self._machine.handle(
-            LeaveRequested(0, "it has seen enough"), time.monotonic()
-        ):
-            if isinstance(effect, Send):
-                self.send(effect.message)
+        left = LeaveRequested(0, "the observer ends")
+        self._events(self._machine.handle(left, time.monotonic()))
         self._dealer.close()
 
 
-def fetch(endpoint: str, key: ClientKey | None, *, patience: float) -> tuple[Parameters, str]:
-    """Return (parameters, vocabulary) of a live server: its newest weights.
+def events_of(client: ObserverClient) -> Generator[Event]:
+    """Yield what comes, until the run has ended well; `client` is closed at the end.
 
-    Raises UserError where no server answers within `patience` seconds, or it refuses.
+    Raises UserError where no server answers within the client's patience, it refuses, or it fails.
     """
-    sight = _visit(endpoint, key, patience=patience)
-    return sight.parameters, sight.vocabulary
+    with contextlib.closing(client):
+        while (end := client.end) is None:
+            client.socket.poll(int(1000 * TURN_SECONDS))
+            yield from client.turn()
+        logger.info(ending_of(client, end))
 
 
-def _visit(endpoint: str, key: ClientKey | None, *, patience: float) -> "Sight":
-    with contextlib.closing(follow(endpoint, key, patience=patience, change=0.0)) as sights:
-        return next(sights)
+def ending_of(client: ObserverClient, end: Finish) -> str:
+    """Return how a run ended that ended well. Raises UserError for another end."""
+    if end.code in ENDED_WELL and client.welcome is not None:
+        return end.reason
+    refusal = f": {client.refusal}" if client.connecting and client.refusal else ""
+    raise UserError(f"{end.reason}{refusal}", code=end.code or RUN_FAILED)
 
 
-@dataclasses.dataclass(frozen=True)
-class Standing:
-    """How a run stands, how each of its workers does, and for whom it waits, if it does."""
+def snapshots(endpoint: str, key: ClientKey | None, *, patience: float) -> Generator[Snapshot]:
+    """Yield a live run's snapshots, at once and then at least once a second, until it ends well.
 
-    dimensions: Dimensions
-    report: Report
-    workers: tuple[WorkerStats, ...]
-    waiting: str = ""
-
-
-def look(endpoint: str, key: ClientKey | None, *, patience: float) -> Standing:
-    """Return how a live server's run stands. Raises UserError as `fetch` does."""
-    with contextlib.closing(watch(endpoint, key, patience=patience)) as standings:
-        return next(standings)
-
-
-def watch(endpoint: str, key: ClientKey | None, *, patience: float) -> Generator[Standing]:
-    """Yield how a live server's run stands, at once and about every second, until it ends well.
-
-    Raises UserError where no server answers within `patience` seconds, it refuses, or it fails.
+    Raises UserError as `events_of` does.
     """
-    report: Report | None = None
-    reported_at = 0.0
-    pages = Pages()
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
-        while True:
-            for effect in visit.turn():
-                match effect:
-                    case Show(Report() as report):
-                        reported_at = time.monotonic()
-                    case Show(Roster() as roster):
-                        workers, welcome = pages.take(roster), visit.welcome
-                        if report is not None and welcome is not None and workers is not None:
-                            now = _aged(report, time.monotonic() - reported_at)
-                            yield Standing(welcome.dimensions, now, workers, roster.waiting)
-                    case Log(text, level):
-                        logger.log(log.NUMBERS[level], text)
-                    case Finish(code, reason) if report is not None and code in IN_GOOD_ORDER:
-                        logger.info(reason or "the run has ended")
-                        return
-                    case Finish(code, reason):
-                        reason = reason or f"{endpoint}: the run has ended"
-                        raise UserError(reason, code=code or RUN_FAILED)
+    client = ObserverClient(endpoint, key, patience=patience)
+    with contextlib.closing(events_of(client)) as events:
+        yield from (event for event in events if isinstance(event, Snapshot))
 
 
-def _aged(report: Report, seconds: float) -> Report:
-    """Return what a report says that much later, when nothing has happened since."""
-    return dataclasses.replace(
-        report,
-        seconds=report.seconds + seconds,
-        checkpoint_age=report.checkpoint_age + seconds,
-    )
+def models(
+    endpoint: str,
+    key: ClientKey | None,
+    *,
+    patience: float,
+    change: float | None = None,
+) -> Generator[tuple[int, Model]]:
+    """Yield (step, model) of a live run, again when the weights have changed.
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sight:
-    """A live server's weights as they were at one step."""
-
-    step: int
-    parameters: Parameters
-    vocabulary: str
-
-
-def follow(
-    endpoint: str, key: ClientKey | None, *, patience: float, change: float
-) -> Generator[Sight]:
-    """Yield a live server's weights, and again whenever they have changed enough, until it ends.
-
-    `change` is relative: the norm of the difference by the norm of those yielded last. They are
-    looked at about every second. Raises UserError as `fetch` does.
+    `change` is relative: the norm of the difference by the norm of those yielded before; None
+    yields once. Raises UserError as `events_of` does.
     """
-    seen: Sight | None = None
-    look_at = 0.0
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as visit:
-        while True:
-            for effect in visit.turn():
-                found = None
-                match effect:
-                    case Show(Weights() as weights) if visit.welcome is not None:
-                        found = sight_of(visit.welcome, weights)
-                    case Show(Report() as report) if time.monotonic() >= look_at:
-                        look_at = time.monotonic() + LOOK_EVERY
-                        if seen is not None and report.step > seen.step:
-                            with contextlib.suppress(UserError):  # this visit is told the end, too
-                                found = _visit(endpoint, key, patience=LOOK_EVERY)
-                    case Log(text, level):
-                        logger.log(log.NUMBERS[level], text)
-                    case Finish(code, reason) if seen is not None and code in IN_GOOD_ORDER:
-                        logger.info(reason or "the run has ended")
-                        return
-                    case Finish(code, reason):
-                        raise UserError(reason, code=code or RUN_FAILED)
-                if found is not None and (seen is None or _change(seen, found) >= change):
-                    seen = found
-                    yield found
+    client = ObserverClient(endpoint, key, patience=patience)
+    shown, before = -1, None
+    with contextlib.closing(events_of(client)) as events:
+        for event in events:
+            if isinstance(event, Snapshot) and event.status.step > shown:
+                client.request_weights()
+            if not isinstance(event, Weights) or client.welcome is None:
+                continue
+            model = model_of(client.welcome, event)
+            if before is None or _difference(before, model[0]) >= (change or 0.0):
+                shown, before = event.version, model[0]
+                yield shown, model
+            if change is None:
+                return
 
 
-def _change(before: Sight, now: Sight) -> float:
-    old, new = before.parameters.flat, now.parameters.flat
-    return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
+def _difference(before: Parameters, now: Parameters) -> float:
+    norm = float(np.linalg.norm(before.flat))
+    return float(np.linalg.norm(now.flat - before.flat)) / max(norm, 1e-30)
 
 
-def sight_of(welcome: Welcome, weights: Weights) -> Sight:
-    """Return the weights of a message as parameters."""
+def model_of(welcome: Welcome, weights: Weights) -> Model:
+    """Return the model that a message with weights carries."""
     size = welcome.dimensions
     flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
     parameters = Parameters(flat, size.vocabulary_size, size.hidden)
-    return Sight(weights.version, parameters, bytes(welcome.vocabulary).decode())
+    return parameters, bytes(welcome.vocabulary).decode()
+
+
+def first(found: Generator[T], endpoint: str) -> T:
+    """Return the first of what is found, and close it. Raises UserError where there is none."""
+    with contextlib.closing(found):
+        for each in found:
+            return each
+    raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
 def stop(endpoint: str, key: ClientKey | None, *, patience: float) -> str:
-    """Have a server end its step, write a checkpoint and finish; return its last words.
+    """Have a server end its step, write a checkpoint and finish; return how the run ended.
 
-    Raises UserError where no server answers, or the run ended in another way.
+    Raises UserError where no server answers, it refuses, or the run fails.
     """
-    asked, again_at = False, 0.0
-    with contextlib.closing(Watch(endpoint, key, patience=patience)) as watch:
-        while True:
-            for effect in watch.turn():
-                if isinstance(effect, Log):
-                    logger.log(log.NUMBERS[effect.level], effect.text)
-                elif isinstance(effect, Finish) and not asked:
-                    raise UserError(effect.reason, code=effect.code or RUN_FAILED)
-                elif isinstance(effect, Finish) and effect.code == RUN_FAILED:
-                    raise UserError(effect.reason, code=effect.code)
-                elif isinstance(effect, Finish):
-                    return effect.reason
-            now = time.monotonic()
-            if (welcome := watch.welcome) is not None and now >= again_at:
-                asked, again_at = True, now + ASK_AGAIN_AFTER
-                watch.send(Stop(run=welcome.run, term=welcome.term))
+    client = ObserverClient(endpoint, key, patience=patience)
+    with contextlib.closing(client):
+        while client.end is None:
+            client.request_stop()
+            client.socket.poll(int(1000 * TURN_SECONDS))
+            client.turn()
+        return ending_of(client, client.end)

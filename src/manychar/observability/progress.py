@@ -23,10 +23,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from manychar.numerics.model import Parameters
-from manychar.observability.model_source import as_it_trains, for_reading
+from manychar.observability.model_source import for_reading, training_sample
+from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.errors import because
-from manychar.protocol.messages import Dimensions, Report, Weights
+from manychar.protocol.messages import Dimensions, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class _AboveTheBar(logging.Handler):
         self._write(self.format(record))
 
 
-class Display:
-    """Shows reports, samples and lines. Use it as a context: the bar is taken down at the end."""
+class ProgressDisplay:
+    """Shows the status, samples and log lines. As a context: the bar is taken down at the end."""
 
     def __init__(
         self, *, vocabulary: str, dimensions: Dimensions, seed: int, sample_length: int
@@ -72,7 +73,7 @@ class Display:
         self._next_line = 0.0
         self._shown_step = -1
         self._sampled_version = 0
-        self.last_report: Report | None = None
+        self.last: Snapshot | None = None
         if self._console.is_terminal and not log.is_json() and logger.isEnabledFor(logging.INFO):
             self._progress = _progress(self._console)
 
@@ -86,20 +87,20 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Show the last report once more as a plain line, and take down the bar."""
+        """Show the last status once more as a plain line, and take down the bar."""
         if self._progress:
             self._progress.stop()
-        if self.last_report and self.last_report.step != self._shown_step:
-            self._line(self.last_report)
+        if self.last and self.last.status.step != self._shown_step:
+            self._line(self.last)
         self._handled.__exit__(None, None, None)
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more: that ends no training
             self._console.print(escape(line))
 
-    def report(self, report: Report) -> None:
-        """Show how the run stands."""
-        self.last_report = report
+    def status(self, snapshot: Snapshot) -> None:
+        """Show the run's status."""
+        self.last, report = snapshot, snapshot.status
         if self._past and report.seconds < self._past[-1][0]:
             self._past.clear()  # a server that began again counts from its checkpoint
         self._past.append((report.seconds, report.characters))
@@ -111,11 +112,11 @@ class Display:
                 completed=report.step,
                 total=report.steps or None,
                 steps=steps,
-                text=escape(_fitting(self._words(report), room)),
+                text=escape(_fitting(self._words(snapshot), room)),
             )
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
-            self._line(report)
+            self._line(snapshot)
 
     def weights(self, weights: Weights) -> str | None:
         """Print, and return, a sample of what these weights write, once a version above 0."""
@@ -139,7 +140,7 @@ class Display:
     def _sample(self, weights: Weights) -> str:
         size = self.dimensions
         flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<"))
-        return as_it_trains(
+        return training_sample(
             Parameters(flat, size.vocabulary_size, size.hidden),
             self._vocabulary,
             seed=self._seed,
@@ -147,16 +148,17 @@ class Display:
             length=self._sample_length,
         )
 
-    def _line(self, report: Report) -> None:
+    def _line(self, snapshot: Snapshot) -> None:
+        report = snapshot.status
         self._shown_step = report.step
         total = f"/{report.steps:,}" if report.steps else ""
-        words = "  ".join(self._words(report))
-        values = {**dataclasses.asdict(report), "workers": list(report.workers)}
+        words = "  ".join(self._words(snapshot))
+        values = {**dataclasses.asdict(report), "workers": snapshot.working}
         logger.info(f"step {report.step:,}{total}  {words}", extra={"values": values})
 
-    def _words(self, report: Report) -> list[str]:
-        """Return what there is to say, the most important first."""
-        nats = report.smooth_loss / self.dimensions.seq_length
+    def _words(self, snapshot: Snapshot) -> list[str]:
+        """Return the parts of the line, the most important first."""
+        report, nats = snapshot.status, snapshot.nats
         words = [
             f"smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats,"
             f" {nats / math.log(2):.3f} bits a character)"
@@ -167,10 +169,10 @@ class Display:
                 words.append(f"{_clock((report.steps - report.step) * per_step / speed)} left")
             words.append(f"{speed:,.0f} characters/s")
         if report.validation is not None:
-            words.append(f"held out {report.validation:.3f} nats at {report.validated:,}")
-        words.append(" ".join(report.workers) or "no worker")
-        if report.standing_by:
-            words.append(f"{report.standing_by} standing by")
+            words.append(f"validation {report.validation:.3f} nats at {report.validated:,}")
+        words.append(" ".join(snapshot.working) or "no worker")
+        if report.idle_workers:
+            words.append(f"{report.idle_workers} idle")
         if dropped := {k: n for k, n in report.counts.items() if n}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
         return words

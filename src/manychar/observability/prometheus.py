@@ -4,13 +4,14 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
-from manychar.protocol.messages import Dimensions, Report, WorkerStats
+from manychar.protocol.messages import Dimensions, Status, WorkerStats
 
 LOOPBACK = "127.0.0.1"
 STATES = ("working", "standby", "silent")
@@ -18,7 +19,7 @@ _GAUGES = {
     "step": "Steps that are applied",
     "steps": "Steps in all, 0 for no end",
     "checkpoint": "Step of the newest checkpoint on disk",
-    "validation": "Held-out loss of the newest judged checkpoint, nats a character",
+    "validation": "Validation loss of the newest validated checkpoint, nats a character",
     "validated": "Its step",
     "best": "Step of the best checkpoint",
 }
@@ -40,15 +41,14 @@ def _refusing(port: int) -> Iterator[None]:
 
 
 class Metrics:
-    """A sink: holds the newest figures, and answers whoever scrapes them."""
+    """An exporter: holds the newest figures, and answers whoever scrapes them."""
 
     def __init__(self, port: int, dimensions: Dimensions) -> None:
         """Listen on loopback. Raises UserError where the port is taken."""
         self._size = dimensions
-        self._report: Report | None = None
-        self._workers: tuple[WorkerStats, ...] = ()
+        self._snapshot: Snapshot | None = None
         self._characters = 0
-        self._reported_at = self._heard_at = time.monotonic()
+        self._heard_at = time.monotonic()
         registry = CollectorRegistry()
         registry.register(self)
         with _refusing(port):
@@ -59,20 +59,15 @@ class Metrics:
         """Where it listens."""
         return int(self._server.server_port)
 
-    def report(self, report: Report) -> None:
-        """Take how the run stands."""
-        before = self._report.characters if self._report else 0
-        self._characters += max(0, report.characters - before)
-        self._report = report
-        self._reported_at = self._heard_at = time.monotonic()
-
-    def workers(self, workers: tuple[WorkerStats, ...]) -> None:
-        """Take how each worker has spent its time."""
-        self._workers = workers
+    def status(self, snapshot: Snapshot) -> None:
+        """Keep the newest figures."""
+        before = self._snapshot.status.characters if self._snapshot else 0
+        self._characters += max(0, snapshot.status.characters - before)
+        self._snapshot = snapshot
         self._heard_at = time.monotonic()
 
     def sample(self, step: int, text: str) -> None:
-        """Pass over: a sample is no figure."""
+        """Do nothing: a sample is not a figure."""
 
     def close(self) -> None:
         """Listen no more."""
@@ -82,21 +77,20 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families of figures as they are now."""
-        if self._report is not None:
-            yield from self._of_run(self._report)
-            yield from self._of_workers()
+        if (snapshot := self._snapshot) is not None:
+            yield from self._of_run(snapshot.status)
+            yield from _of_workers(snapshot.workers)
 
-    def _of_run(self, report: Report) -> Iterator[Metric]:
+    def _of_run(self, report: Status) -> Iterator[Metric]:
         for name, text in _GAUGES.items():
             if (value := getattr(report, name)) is not None:
                 yield _gauge(name, text, value)
         for name in ("loss", "smooth_loss"):
             nats = getattr(report, name) / self._size.seq_length
             yield _gauge(name, "Training loss, nats a character", nats)
-        now = time.monotonic()
-        age = report.checkpoint_age + now - self._reported_at
+        silence = time.monotonic() - self._heard_at
+        age = report.checkpoint_age + silence
         yield _gauge("checkpoint_age_seconds", "Since that one was written", age)
-        silence = now - self._heard_at
         yield _gauge("silence_seconds", "Since the server was last heard", silence)
         text = "Characters that were trained on, steps that were done again included"
         yield CounterMetricFamily("manychar_characters", text, value=self._characters)
@@ -105,40 +99,35 @@ class Metrics:
             dropped.add_metric([what], count)
         yield dropped
 
-    def _of_workers(self) -> Iterator[Metric]:
-        counted = Counter(worker.state for worker in self._workers)
-        there = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
-        for state in sorted({*STATES, *counted}):
-            there.add_metric([state], counted[state])
-        yield there
-        labels = ["worker", "host"]
-        leases = GaugeMetricFamily("manychar_worker_shards", "Shards that it holds", labels=labels)
-        late = GaugeMetricFamily(
-            "manychar_worker_late_seconds",
-            "How long the run's step has waited for it",
-            labels=labels,
-        )
-        units = CounterMetricFamily(
-            "manychar_worker_gradients", "Gradients of it that counted", labels=labels
-        )
-        seconds = CounterMetricFamily(
-            "manychar_worker_seconds", "How it spent its time", labels=[*labels, "doing"]
-        )
-        for worker in self._workers:
-            who = [worker.name, worker.host]
-            leases.add_metric(who, worker.leases)
-            late.add_metric(who, worker.late)
-            units.add_metric(who, worker.units)
-            for doing, spent in time_of(worker).items():
-                seconds.add_metric([*who, doing], spent)
-        yield from (leases, late, units, seconds)
+
+def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
+    counted = Counter(worker.state for worker in workers)
+    there = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
+    for state in sorted({*STATES, *counted}):
+        there.add_metric([state], counted[state])
+    yield there
+    labels = ["worker", "host"]
+    leases = GaugeMetricFamily("manychar_worker_shards", "Shards that it holds", labels=labels)
+    late = GaugeMetricFamily(
+        "manychar_worker_late_seconds",
+        "How long the run's step has waited for it",
+        labels=labels,
+    )
+    units = CounterMetricFamily(
+        "manychar_worker_gradients", "Gradients of it that counted", labels=labels
+    )
+    seconds = CounterMetricFamily(
+        "manychar_worker_seconds", "How it spent its time", labels=[*labels, "doing"]
+    )
+    for worker in workers:
+        who = [worker.name, worker.host]
+        leases.add_metric(who, worker.leases)
+        late.add_metric(who, worker.late)
+        units.add_metric(who, worker.units)
+        for doing in ("computing", "exchanging", "waiting"):
+            seconds.add_metric([*who, doing], getattr(worker, doing))
+    yield from (leases, late, units, seconds)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"manychar_{name}", text, value=value)
-
-
-def time_of(worker: WorkerStats) -> dict[str, float]:
-    """Return the seconds of a worker by what it did."""
-    rest = max(0.0, worker.present - worker.computing - worker.waiting)
-    return {"computing": worker.computing, "exchanging": rest, "waiting": worker.waiting}

@@ -1,7 +1,13 @@
-"""How a live run stands, for a person: a few lines, and a table of the workers.
+"""A live run's status for a person: figures, a table of the workers, counts, and its health.
 
-A worker's figures are those since it joined, or, where an earlier look is given, those since then.
+A worker's figures are those since it joined, or, where an earlier snapshot is given, since then.
 """
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -10,12 +16,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from manychar.observability.observer_client import Standing
+from manychar.network.keys import ClientKey
+from manychar.observability.observer_client import snapshots
+from manychar.observability.snapshot import Snapshot
+from manychar.processes import log
+from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Dimensions, WorkerStats
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160
+NAMES_SHOWN = 5
+NOT_WRITTEN = "_not_written"
 COLUMNS = (
     "worker",
     "host",
@@ -57,14 +69,14 @@ COUNTER_SENTENCES = {
 """What each counter counts; deploy/README.md adds what to do about it."""
 
 
-def render(standing: Standing, before: Standing | None = None) -> RenderableType:
-    """Return what there is to see of a run; `before` is an earlier look at it."""
-    lines = [escape(line) for line in lines_of(standing, before)]
-    return Group(*lines, _Workers(rows_of(standing, before))) if standing.workers else Group(*lines)
+def render(snapshot: Snapshot, before: Snapshot | None = None) -> RenderableType:
+    """Return the status of a run; `before` is an earlier snapshot."""
+    lines = [escape(line) for line in lines_of(snapshot, before)]
+    return Group(*lines, _Workers(rows_of(snapshot, before))) if snapshot.workers else Group(*lines)
 
 
 class _Workers:
-    """The workers as a table; where the terminal is too narrow for it, one below the other."""
+    """The table of the workers; on a narrow terminal each worker is a block of its own."""
 
     def __init__(self, rows: list[list[str]]) -> None:
         self._rows = rows
@@ -76,17 +88,17 @@ class _Workers:
             yield table
             return
         for name, *cells in self._rows:
-            said = [
+            shown = [
                 f"{heading}\N{NO-BREAK SPACE}{cell}"
                 for heading, cell in zip(COLUMNS[1:], cells, strict=True)
                 if cell
             ]
             yield Text(name)
-            yield Padding(Text("  ".join(said)), (0, 0, 0, 2))
+            yield Padding(Text("  ".join(shown)), (0, 0, 0, 2))
 
 
 def _table(rows: list[list[str]]) -> Table:
-    """Return the table of the workers; a column that has nothing in it is left out."""
+    """Return the table of the workers without its empty columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = [each for each in zip(COLUMNS, *rows, strict=True) if any(each[1:])]
     for heading, *_ in columns:
@@ -97,50 +109,49 @@ def _table(rows: list[list[str]]) -> Table:
     return table
 
 
-def show(standing: Standing, before: Standing | None = None) -> str:
-    """Return it as text, as wide as it takes where there is no terminal."""
+def show(snapshot: Snapshot, before: Snapshot | None = None) -> str:
+    """Return the status as text, not wrapped where there is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width, console.soft_wrap = PLAIN_WIDTH, True
     with console.capture() as capture:
-        console.print(render(standing, before))
+        console.print(render(snapshot, before))
     return capture.get()
 
 
-def lines_of(standing: Standing, before: Standing | None) -> list[str]:
-    """Return how the run itself stands."""
-    report, size = standing.report, standing.dimensions
-    nats = report.smooth_loss / size.seq_length
-    total = f" of {report.steps:,}" if report.steps else ""
+def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
+    """Return the lines above the table."""
+    status = snapshot.status
+    total = f" of {status.steps:,}" if status.steps else ""
     lines = [
-        f"run {report.run}, term {report.term}: step {report.step:,}{total},"
-        f" smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats a character),"
-        f" {_speed(standing, before)}",
-        f"last checkpoint: step {report.checkpoint:,}, {_age(report.checkpoint_age)} ago",
+        f"run {status.run}, term {status.term}: step {status.step:,}{total},"
+        f" smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character),"
+        f" {_speed(snapshot, before)}",
+        f"last checkpoint: step {status.checkpoint:,}, {_age(status.checkpoint_age)} ago",
     ]
-    if report.validation is not None:
+    if status.validation is not None:
         lines.append(
-            f"held-out text: {report.validation:.4f} nats a character at step {report.validated:,};"
-            f" the best is step {report.best:,}"
+            f"validation loss: {status.validation:.4f} nats a character at step"
+            f" {status.validated:,}; the best is step {status.best:,}"
         )
-    if standing.waiting:
-        lines.append(f"waiting for {standing.waiting}")
-    return lines + [_count(name, n) for name, n in sorted(report.counts.items()) if n]
+    if status.waiting_for:
+        lines.append(f"waiting for {status.waiting_for}")
+    return lines + [_count(name, n) for name, n in sorted(status.counts.items()) if n]
 
 
 def _count(name: str, n: int) -> str:
     """Return a count in words; `name` is COUNTER or COUNTER:SENDER."""
     counter, _, sender = name.partition(":")
     sentence = COUNTER_SENTENCES.get(Counter(counter), "") if counter in tuple(Counter) else ""
-    sender = f", from {sender}" if sender else ""
+    sender = f" from {sender}" if sender else ""
     return f"{counter}: {n:,}{sender} ({sentence})"
 
 
-def rows_of(standing: Standing, before: Standing | None) -> list[list[str]]:
+def rows_of(snapshot: Snapshot, before: Snapshot | None) -> list[list[str]]:
     """Return the rows of the table of workers."""
     earlier = {worker.name: worker for worker in before.workers} if before else {}
     return [
-        _row(worker, earlier.get(worker.name), standing.dimensions) for worker in standing.workers
+        _row(worker, earlier.get(worker.name), snapshot.dimensions) for worker in snapshot.workers
     ]
 
 
@@ -155,7 +166,7 @@ def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> l
         str(worker.leases),
         f"{share.units * per_unit / seconds:,.0f}",
         f"{100 * share.computing / seconds:.0f} %",
-        f"{100 * exchanging(share) / seconds:.0f} %",
+        f"{100 * share.exchanging / seconds:.0f} %",
         f"{100 * share.waiting / seconds:.0f} %",
         f"{worker.late:.1f} s" if worker.late >= LATE_FROM else "",
         f"{worker.dropped:,}" if worker.dropped else "",
@@ -163,7 +174,7 @@ def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> l
 
 
 def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
-    """Return what a worker did between two looks; all it did, if it has joined anew since."""
+    """Return a worker's share between two snapshots; all of it, if it has joined again since."""
     if before is None or before.present >= worker.present:
         return worker
     return worker._replace(
@@ -174,26 +185,73 @@ def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
     )
 
 
-def exchanging(worker: WorkerStats) -> float:
-    """Return the seconds that went neither into computing nor into waiting."""
-    return max(0.0, worker.present - worker.computing - worker.waiting)
-
-
-def _speed(standing: Standing, before: Standing | None) -> str:
-    report = standing.report
-    if before is None or before.report.seconds >= report.seconds:
-        return f"{report.characters / max(report.seconds, 1e-9):,.0f} characters/s on average"
-    characters = report.characters - before.report.characters
-    return f"{characters / (report.seconds - before.report.seconds):,.0f} characters/s"
+def _speed(snapshot: Snapshot, before: Snapshot | None) -> str:
+    status = snapshot.status
+    if before is None or before.status.seconds >= status.seconds:
+        return f"{status.characters / max(status.seconds, 1e-9):,.0f} characters/s on average"
+    characters = status.characters - before.status.characters
+    return f"{characters / (status.seconds - before.status.seconds):,.0f} characters/s"
 
 
 def _age(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """Whether a run is healthy, and the line that says why, or why not."""
+
+    line: str
+    healthy: bool = True
+
+
+def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
+    """Watch a live run until it advances or says what it waits for, `patience` seconds at most.
+
+    Raises UserError where no server answers within as long, it refuses, or the run has ended.
+    """
+    found = snapshots(endpoint, key, patience=patience)
+    with log.handled_by(logging.NullHandler()), contextlib.closing(found):
+        if (health := _examine(found, patience=patience)) is None:
+            raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
+    return health
+
+
+def _examine(found: Iterable[Snapshot], *, patience: float) -> Health | None:
+    first: Snapshot | None = None
+    give_up_at = 0.0
+    for snapshot in found:
+        if first is None:
+            first, give_up_at = snapshot, time.monotonic() + patience
+        expired = time.monotonic() >= give_up_at
+        if (health := health_of(first, snapshot, expired=expired)) is not None:
+            return health
+    return None
+
+
+def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None:
+    """Return a run's health from two snapshots; None if it is too early to tell.
+
+    `expired` is whether there is no more time.
+    """
+    status = now.status
+    at = f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
+    if (status.term, status.step) > (first.status.term, first.status.step):
+        lost = [f"{name}: {n}" for name, n in status.counts.items() if name.endswith(NOT_WRITTEN)]
+        plural = "s" if len(now.working) != 1 else ""
+        advances = f"it advances, with {len(now.working)} worker{plural}"
+        return Health(f"{at}: {'; '.join([advances, *lost])}")
+    if status.waiting_for:
+        return Health(f"{at}: it waits for {status.waiting_for}")
+    if not expired:
+        return None
+    late = {worker.name: worker.late for worker in now.workers if worker.late}
+    if late:
+        more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
+        names = ", ".join(list(late)[:NAMES_SHOWN])
+        return Health(f"{at}: it has waited {max(late.values()):.0f} s for {names}{more}")
+    return Health(f"{at}: it does not advance, and gives no reason", healthy=False)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run: losses, speed, held-out loss, samples.
+"""TensorBoard's event files of a run: losses, speed, validation loss, samples.
 
 tensorboardX's SummaryWriter writes in a thread behind a queue of ten: on a full disk the thread
 ends, and whoever calls it then waits for ever. So its parts are used here, one after the other.
@@ -11,14 +11,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
-from manychar.protocol.messages import Dimensions, Report, WorkerStats
+from manychar.protocol.messages import Dimensions
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,18 @@ logger = logging.getLogger(__name__)
 POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
 
 
+class Point(NamedTuple):
+    """A run's figures at one step; losses in nats a stream."""
+
+    step: int
+    seconds: float
+    characters: int
+    loss: float
+    smooth_loss: float
+
+
 class EventFiles:
-    """A sink: writes a point a second, and the last one, against the step.
+    """An exporter: writes a point a second, and the last one, against the step.
 
     When the disk takes no more it says so, once, and writes no more.
     """
@@ -36,9 +47,11 @@ class EventFiles:
         """Begin a new event file in the directory. Raises UserError."""
         self._directory = directory
         self._seq_length = dimensions.seq_length
-        self._newest: Report | None = None
-        self._written: Report | None = None
-        self._judged: int | None = None
+        self._newest: Point | None = None
+        self._written: Point | None = None
+        self._term: int | None = None
+        self._workers: int | None = None
+        self._validated: int | None = None
         self._flush_at = 0.0
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -47,34 +60,39 @@ class EventFiles:
         except OSError as error:
             raise UserError(f"--tensorboard {directory}: {because(error)}") from None
 
-    def report(self, report: Report) -> None:
+    def status(self, snapshot: Snapshot) -> None:
         """Write the losses, in nats and bits a character, and the speed since the last point."""
-        self._newest, last = report, self._written
-        if last is not None and report.term != last.term:
-            last = None  # a server that was started again
-        if last is None:
-            self._begin_at(report.step)
-        self._judgement(report)
-        if last is None or report.seconds >= last.seconds + POINT_EVERY:
-            self._point(report)
+        status = snapshot.status
+        if status.term != self._term:  # a server that was started again
+            self._begin_at(status.step)
+            self._term = status.term
+        if status.validated is not None and status.validation is not None:
+            self.validation(status.validated, status.validation)
+        point = Point(**{name: getattr(status, name) for name in Point._fields})
+        self._newest, self._workers = point, len(snapshot.workers)
+        if self._written is None or point.seconds >= self._written.seconds + POINT_EVERY:
+            self.point(point)
 
-    def _judgement(self, report: Report) -> None:
-        validated, nats = report.validated, report.validation
-        if validated is not None and nats is not None and validated != self._judged:
-            self._judged = validated
-            self._loss("held_out", nats, validated)
+    def validation(self, step: int, nats: float) -> None:
+        """Write the validation loss of a checkpoint, once."""
+        if step != self._validated:
+            self._validated = step
+            self._loss("validation", nats, step)
 
     def _begin_at(self, step: int) -> None:
         """Say that what was written of this step and later ones, before a restart, is past."""
-        self._written = self._judged = None
+        self._written = self._validated = None
         self._flush_at = 0.0
         self._write(step, session_log=SessionLog(status=SessionLog.START))
 
-    def _point(self, report: Report) -> None:
+    def point(self, report: Point) -> None:
+        """Write the losses and the speed at one step."""
         before, self._written = self._written, report
         if math.isfinite(report.loss):
             self._loss("step", report.loss / self._seq_length, report.step)
         self._loss("smooth", report.smooth_loss / self._seq_length, report.step)
+        if self._workers is not None:
+            self._scalar("workers", float(self._workers), report.step)
         if before is not None and report.seconds > before.seconds:
             speed = (report.characters - before.characters) / (report.seconds - before.seconds)
             self._scalar("characters_per_second", speed, report.step)
@@ -85,11 +103,6 @@ class EventFiles:
     def _loss(self, which: str, nats: float, step: int) -> None:
         self._scalar(f"loss/{which}_nats", nats, step)
         self._scalar(f"loss/{which}_bits", nats / math.log(2), step)
-
-    def workers(self, workers: tuple[WorkerStats, ...]) -> None:
-        """Write how many workers there are."""
-        if self._written is not None:
-            self._scalar("workers", float(len(workers)), self._written.step)
 
     def sample(self, step: int, words: str) -> None:
         """Write a sample, as it is: indented, so that it is no Markdown."""
@@ -119,5 +132,5 @@ class EventFiles:
         """Write what is left."""
         newest, written = self._newest, self._written
         if newest is not None and (written is None or newest.step > written.step):
-            self._point(newest)
+            self.point(newest)
         self._attempt(lambda writer: writer.close())

@@ -1,6 +1,6 @@
 """Message <-> frames, derived from the fields' types in `messages.py`. Nothing is believed.
 
-The first frame is a header: a msgpack map of at most 4 KiB with the message's type and its small
+The first frame is a header: a msgpack map of at most 8 KiB with the message's type and its small
 fields, each of a stated kind and range. Tensors follow as raw frames; their number and lengths
 follow from the message's type and the run's dimensions, never from what the header claims.
 """
@@ -19,7 +19,7 @@ from manychar.protocol.messages import Dimensions, Message
 
 WireError = field.WireError
 MAX_INTEGER = field.MAX_INTEGER
-HEADER_BYTES = 4096
+HEADER_BYTES = 8192
 MAX_BINARY = 64
 
 Check = Callable[[Any], Any]

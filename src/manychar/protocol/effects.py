@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from manychar.protocol.messages import Frame, Level, Message, Peer, Report, Roster, Weights, Welcome
+from manychar.protocol.messages import Frame, Level, Message, Peer, Status, Weights, Welcome
 
 if TYPE_CHECKING:
     from manychar.numerics.training_step import TrainingState
@@ -61,9 +61,9 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Show the person at this process how the run stands, who is there, or the newest weights."""
+    """Show the run's status, or weights to sample from, to the user of this process."""
 
-    message: Report | Roster | Weights
+    message: Status | Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Append:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Add this report to the run's metrics."""
+    """Add these figures to the run's metrics."""
 
-    report: Report
+    status: Status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +141,15 @@ class Remember:
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """End this process with the exit code; the reason is for a person, empty if there is none."""
+    """End this process with the exit code; the reason is printed, so it is never empty."""
 
     code: int
     reason: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an end without a reason: a fault of ours."""
+        if not self.reason:
+            raise ValueError(f"an end with code {self.code} has no reason")
 
 
 Effect = (

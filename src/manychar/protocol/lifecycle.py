@@ -27,10 +27,9 @@ from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Done, Level, Reset, one_line
 from manychar.protocol.outbox import Outbox
-from manychar.protocol.run_report import RunReport
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.stall_report import StallReport
-from manychar.protocol.worker_stats import WorkerStatistics
+from manychar.protocol.status_report import StatusReport
 
 RECORD_EVERY_STEPS = 100
 
@@ -60,14 +59,17 @@ class Lifecycle:
     conflicting_results: ConflictingResults
     early_stopping: EarlyStopping
     waiting: StallReport
-    run_report: RunReport
-    worker_statistics: WorkerStatistics
+    status_report: StatusReport
     outbox: Outbox
     phase: RunPhase = RunPhase.STARTING
     asked: Finish | None = None
-    _finish: Finish = dataclasses.field(default_factory=lambda: Finish(0, ""))
+    _finish: Finish | None = None
     _saved_step: int = -1
     _stop_by: float = math.inf
+
+    @property
+    def _finish_code(self) -> int:
+        return self._finish.code if self._finish else 0
 
     @property
     def _step(self) -> int:
@@ -106,11 +108,11 @@ class Lifecycle:
             or self.phase is RunPhase.STOPPING
         )
         if not ends:
-            self.worker_statistics.broadcasts(now)
+            self.status_report.broadcasts(now)
             self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
         self.outbox.add(Append(step, self.steps.loss, as_frame(self.steps.state.parameters.flat)))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self.outbox.add(Record(self.run_report.report(now)))
+            self.outbox.add(Record(self.status_report.figures(now)))
         self._stop_where_no_better(now)
         if ends:
             if self.phase is not RunPhase.SAVING:
@@ -120,8 +122,8 @@ class Lifecycle:
             self.early_stopping.expect(step)
             self.outbox.add(Save(self.steps.state))
         if _is_due(step, operation.sample_every):
-            self.run_report.show(now)
-            self.outbox.show(self.run_report.weights())
+            self.status_report.show(now)
+            self.outbox.show(self.status_report.weights())
 
     def go_on(self, now: float) -> None:
         """Do what an awaited validation, or the failure of one, makes possible."""
@@ -156,9 +158,9 @@ class Lifecycle:
         self.phase = RunPhase.SAVING
         self.steps.close()
         self.waiting.for_disk = True
-        self.run_report.show(now)
-        self.outbox.show(self.run_report.weights())
-        if self._finish.code == 0 and self.asked is None:
+        self.status_report.show(now)
+        self.outbox.show(self.status_report.weights())
+        if self._finish_code == 0 and self.asked is None:
             self.early_stopping.expect(self._step)
         self.outbox.add(Save(self.steps.state))
 
@@ -166,7 +168,7 @@ class Lifecycle:
         """Finish if all is done: saved, judged, and nobody's arithmetic in doubt."""
         saved = self._saved_step == self._step
         validated = (
-            self.asked is not None or self._finish.code != 0 or not self.early_stopping.awaited
+            self.asked is not None or self._finish_code != 0 or not self.early_stopping.awaited
         )
         if (
             self.phase is RunPhase.SAVING
@@ -174,11 +176,9 @@ class Lifecycle:
             and validated
             and not self.conflicting_results.open
         ):
-            words = (
-                self._finish.reason,
-                self.early_stopping.summary if not self._finish.code else "",
-            )
-            self.finish(self._finish.code, "; ".join(filter(None, words)))
+            reason = self._finish.reason if self._finish else f"finished at step {self._step:,}"
+            summary = "" if self._finish_code else self.early_stopping.summary
+            self.finish(self._finish_code, "; ".join(filter(None, (reason, summary))))
 
     def finish(self, code: int, reason: str) -> None:
         """Finish now, and tell every peer. Nothing follows."""
@@ -208,7 +208,7 @@ class Lifecycle:
 
     def saved(self, step: int, now: float) -> None:
         """Take note that the checkpoint of `step` is on disk."""
-        self.run_report.saved(step, now)
+        self.status_report.saved(step, now)
         self._have_validated(step)
         self._saved_step = max(self._saved_step, step)
         self.waiting.for_disk &= step != self._step
@@ -238,7 +238,7 @@ class Lifecycle:
         """Take the loss of a checkpoint on the held-out text, in nats a character."""
         if self.early_stopping.take(step, nats):
             self.outbox.add(KeepBest(step))
-        self.run_report.show(now)
+        self.status_report.show(now)
 
     def not_validated(self, step: int, reason: str, now: float) -> None:
         """Take note that a checkpoint cannot be judged: it is not there any more."""

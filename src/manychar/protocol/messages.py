@@ -20,8 +20,8 @@ Frame = field.Frame
 Peer = bytes
 """How the transport calls one connection."""
 
-ROSTER_LENGTH = 7
-"""How many workers one Roster tells of: with the longest names they fit into a header."""
+PAGE_LENGTH = 7
+"""Workers in one Status: with the longest names and all counts they fit into a header."""
 
 
 DIGEST_BYTES = 4
@@ -282,37 +282,16 @@ class Stop(_InRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(_InRun):
-    """How the run stands: step, losses (nats a stream), characters and seconds since it began.
-
-    `workers` are the names of those who hold leases, as many as fit; `counts` is what was dropped.
-    `checkpoint` is the newest one on disk, for `checkpoint_age` seconds. `judged` is the newest one
-    whose loss on the held-out text is known, `validation` nats a character there, and `best` the
-    one with the least; None where there is none yet.
-    """
-
-    step: field.Integer
-    steps: field.Integer
-    loss: field.AnyNumber
-    smooth_loss: field.AnyNumber
-    characters: field.Integer
-    seconds: field.Number
-    workers: field.Names
-    standing_by: field.Integer
-    counts: field.Counts
-    checkpoint: field.Integer
-    checkpoint_age: field.Number
-    validated: field.Integer | None
-    validation: field.AnyNumber | None
-    best: field.Integer | None
+class WeightsRequest(_InRun):
+    """An observer asks for the newest weights."""
 
 
 class WorkerStats(NamedTuple):
     """How one worker has spent its time since it joined, in seconds: `present` in all.
 
-    It was `computing`, by its own word, and `waiting` while nothing was asked of it; the rest went
-    into the exchange. The run's step has waited for it for `late` seconds, 0 if it does not.
-    `units` is how many of its gradients counted, `dropped` how many of its messages did not.
+    `computing` is as the worker reports it, `waiting` while it had nothing to compute; the rest is
+    the exchange. The run's step has waited for it for `late` seconds, 0 if it does not. `units` is
+    the number of its accepted gradients, `dropped` that of its dropped messages.
     """
 
     name: field.Name
@@ -326,18 +305,41 @@ class WorkerStats(NamedTuple):
     waiting: field.Number
     late: field.Number
 
+    @property
+    def exchanging(self) -> float:
+        """Seconds that went neither into computing nor into waiting."""
+        return max(0.0, self.present - self.computing - self.waiting)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Roster(_InRun):
-    """Who is there: some of the `total` workers, from the one numbered `first` on.
+class Status(_InRun):
+    """The run's figures, and one page of the statistics of its `total` workers.
 
-    `waiting` says for whom the run waits; it is empty while a step takes less than four usual ones.
+    Losses are nats a stream, `seconds` the training time of the run. `checkpoint` is the newest one
+    on disk, for `checkpoint_age` seconds. `validated` is the newest one with a validation loss,
+    `validation` nats a character, and `best` the one with the lowest; None where there is none yet.
+    `waiting_for` is what the run is waiting for, empty while a step takes less than four usual
+    ones. `counts` is by Counter, and by COUNTER:SENDER. The page begins with the worker numbered
+    `first`; it is empty, with `first` = `total`, where only the figures are sent.
     """
 
+    step: field.Integer
+    steps: field.Integer
+    loss: field.AnyNumber
+    smooth_loss: field.AnyNumber
+    characters: field.Integer
+    seconds: field.Number
+    checkpoint: field.Integer
+    checkpoint_age: field.Number
+    validated: field.Integer | None
+    validation: field.AnyNumber | None
+    best: field.Integer | None
+    idle_workers: field.Integer
+    waiting_for: field.Text
+    counts: field.Counts
     first: field.Integer
     total: field.Integer
-    waiting: field.Text
-    workers: Annotated[tuple[WorkerStats, ...], field.AtMost(ROSTER_LENGTH)]
+    workers: Annotated[tuple[WorkerStats, ...], field.AtMost(PAGE_LENGTH)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -359,9 +361,7 @@ class Done(_InRun):
     reason: field.Text
 
 
-FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop
+FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop | WeightsRequest
 FromPeer = Hello | FromMember
-FromServer = (
-    Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Report | Roster | Notice | Done
-)
+FromServer = Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Status | Notice | Done
 Message = FromPeer | FromServer

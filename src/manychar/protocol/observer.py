@@ -1,4 +1,4 @@
-"""Observer: a client that only watches: it shows reports, notices and weights, and holds no lease.
+"""Observer: a client that only watches. It shows status, notices and weights, and holds no lease.
 
     CONNECTING ──Welcome──▶ OBSERVING ──Reset, or a silent server──▶ CONNECTING
     either ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
@@ -17,9 +17,8 @@ from manychar.protocol.messages import (
     Hello,
     Notice,
     Refused,
-    Report,
     Reset,
-    Roster,
+    Status,
     Weights,
     Welcome,
 )
@@ -69,7 +68,7 @@ class Observer(ClientMachine[ObserverPhase]):
             self.state = ObserverPhase.OBSERVING
         return []
 
-    def _show(self, message: Report | Roster | Weights, now: float) -> list[Effect]:
+    def _show(self, message: Status | Weights, now: float) -> list[Effect]:
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
@@ -88,7 +87,7 @@ class Observer(ClientMachine[ObserverPhase]):
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = ObserverPhase.ENDED
-        return [Finish(done.code, done.reason)]
+        return [Finish(done.code, done.reason or "the run has ended")]
 
 
 _CONNECTING, _OBSERVING, _ENDED = ObserverPhase
@@ -96,9 +95,9 @@ _EITHER = (_CONNECTING, _OBSERVING)
 
 _TABLE: Table = {
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _OBSERVING),
-    **rows((_CONNECTING,), (Report, Roster, Weights, Notice, Alive, Reset), Observer._ignore),
+    **rows((_CONNECTING,), (Status, Weights, Notice, Alive, Reset), Observer._ignore),
     **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),
-    **rows((_OBSERVING,), (Report, Roster, Weights), Observer._show),
+    **rows((_OBSERVING,), (Status, Weights), Observer._show),
     **rows((_OBSERVING,), (Notice,), Observer._say),
     **rows((_OBSERVING,), (Alive,), Observer._ignore),
     **rows((_OBSERVING,), (Reset,), Observer._reset, _OBSERVING, _CONNECTING),

@@ -5,7 +5,7 @@ import collections
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Log, Send, Show
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import Level, Message, Notice, Peer, Report, Weights, one_line
+from manychar.protocol.messages import Level, Message, Notice, Peer, Status, Weights, one_line
 
 COUNTS_KEPT = 100
 
@@ -59,7 +59,7 @@ class Outbox:
         """Say one line that somebody may want to do something about."""
         self.notice(text, Level.WARNING)
 
-    def show(self, message: Report | Weights) -> None:
+    def show(self, message: Status | Weights) -> None:
         """Show it, here and to every observer."""
         self.add(Show(message))
         self.tell(message)

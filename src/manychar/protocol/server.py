@@ -52,13 +52,13 @@ from manychar.protocol.messages import (
     Refused,
     Reset,
     Stop,
+    WeightsRequest,
 )
 from manychar.protocol.outbox import Outbox
-from manychar.protocol.run_report import RunReport
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.stall_report import StallReport
+from manychar.protocol.status_report import StatusReport
 from manychar.protocol.transitions import Table, rows
-from manychar.protocol.worker_stats import WorkerStatistics
 
 TICK = 0.1
 RECORD_EVERY_STEPS = 100
@@ -89,11 +89,14 @@ class ParameterServer:
         self.waiting = StallReport(
             self.steps, self.lease_grants, self.early_stopping, self.outbox, now=now
         )
-        self.worker_statistics = WorkerStatistics(
-            self.steps, self.membership, self.waiting, self.outbox, now=now
-        )
-        self.run_report = RunReport(
-            run, self.steps, self.membership, self.early_stopping, self.outbox, now=now
+        self.status_report = StatusReport(
+            run,
+            self.steps,
+            self.membership,
+            self.early_stopping,
+            self.waiting,
+            self.outbox,
+            now=now,
         )
         self.lifecycle = Lifecycle(
             run=run,
@@ -103,8 +106,7 @@ class ParameterServer:
             conflicting_results=self.conflicting_results,
             early_stopping=self.early_stopping,
             waiting=self.waiting,
-            run_report=self.run_report,
-            worker_statistics=self.worker_statistics,
+            status_report=self.status_report,
             outbox=self.outbox,
         )
         self.counts = self.outbox.counts
@@ -170,12 +172,10 @@ class ParameterServer:
         known = peer in self.membership.members
         member = self.admission.connect(peer, hello, event.owner, now)
         if member is not None and member.state is PeerState.OBSERVING:
-            self.outbox.send(peer, self.run_report.report(now))
-            if known:
-                return  # asking again and again does not fill this server's queue
-            for roster in self.worker_statistics.rosters(now):
-                self.outbox.send(peer, roster)
-            self.outbox.send(peer, self.run_report.weights())
+            # A hello that is repeated again and again does not fill this server's queue.
+            report = self.status_report
+            for status in [report.figures(now)] if known else report.pages(now):
+                self.outbox.send(peer, status)
 
     def _received_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
@@ -220,7 +220,7 @@ class ParameterServer:
         step = self.state.step
         self.outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
         before, self.waiting.for_disk = self.waiting.for_disk, True
-        self.worker_statistics.tell(now)
+        self.status_report.show_pages(now)
         self.waiting.for_disk = before
 
     def _checkpoint_saved(self, event: events.CheckpointSaved, now: float) -> None:
@@ -248,8 +248,7 @@ class ParameterServer:
         self.lease_grants.ask_again(now)
         self.waiting.tick(now)
         self.lifecycle.tick(now)
-        self.run_report.tick(now)
-        self.worker_statistics.tick(now)
+        self.status_report.tick(now)
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> None:
         """Do what nothing waits for."""
@@ -265,6 +264,9 @@ class ParameterServer:
             return
         finish = Finish(STOPPED, f"stopped by {member.name}")
         self.lifecycle.stop(finish, now=now, by=now + STOP_WITHIN)
+
+    def _send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
+        self.outbox.send(member.peer, self.status_report.weights())
 
     # Gradients.
 
@@ -291,7 +293,7 @@ class ParameterServer:
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
         self.steps.accept(gradient, member.names)
-        self.worker_statistics.delivers(member, now)
+        self.status_report.delivers(member, now)
         self.lease_grants.counted(gradient.shard, member.peer)
         self.lifecycle.apply_complete_steps(now)
 
@@ -316,6 +318,7 @@ _MESSAGES: Table = {
     **rows((_WORKING,), (Ready,), _admission(Admission.ready), _WORKING, _UNKNOWN),
     **rows((_WORKING,), (Gradient,), ParameterServer._gradient, _WORKING, _UNKNOWN),
     **rows((_OBSERVING,), (Stop,), ParameterServer._stop_by_operator),
+    **rows((_OBSERVING,), (WeightsRequest,), ParameterServer._send_weights),
     **rows(_MEMBERS, (Heartbeat,), _admission(Admission.heartbeat)),
     **rows(_MEMBERS, (Goodbye,), _admission(Admission.goodbye), _UNKNOWN),
 }

@@ -301,7 +301,8 @@ class Worker(ClientMachine[WorkerPhase]):
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = WorkerPhase.ENDED
-        return [Finish(STOPPED if done.code else 0, done.reason)]  # it may go on: then come again
+        reason = done.reason or "the run has ended"
+        return [Finish(STOPPED if done.code else 0, reason)]  # it may go on: then come again
 
     def _forget_everything(self) -> None:
         self._leases: dict[int, _Lease] = {}

@@ -16,9 +16,9 @@ from manychar.numerics import min_char_rnn
 from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
-from manychar.observability.progress import Display
+from manychar.observability.progress import ProgressDisplay
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.messages import Report
 from manychar.protocol.operation import Operation
 from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
@@ -78,7 +78,7 @@ class Equivalence:
             fleet = LocalFleet(
                 directory,
                 display,
-                killer or (lambda _fleet, _report: None),
+                killer or (lambda _fleet, _snapshot: None),
             )
             finish = fleet.run()
         if finish.code:
@@ -98,9 +98,9 @@ class Equivalence:
         operation = dataclasses.replace(self.operation, workers=workers)
         return create_run(self._parent / name, self.definition, self.corpus, operation)
 
-    def _display(self, directory: RunDirectory) -> Display:
+    def _display(self, directory: RunDirectory) -> ProgressDisplay:
         vocabulary, _ = directory.streams()
-        return Display(
+        return ProgressDisplay(
             vocabulary=vocabulary,
             dimensions=dimensions_of(self.definition, len(vocabulary)),
             seed=self.definition.seed,
@@ -192,11 +192,12 @@ class _Killer:
         self._role = role
         self._at_step = at_step
 
-    def __call__(self, fleet: LocalFleet, report: Report) -> None:
-        """Look at a report."""
+    def __call__(self, fleet: LocalFleet, snapshot: Snapshot) -> None:
+        """Look at a snapshot."""
+        report = snapshot.status
         if self.killed or report.step < self._at_step:
             return
-        wanted = ["the server"] if self._role == "server" else report.workers[-1:]
+        wanted = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (fleet.server, *fleet.workers):
             if slot.name in wanted and slot.process is not None:
                 self.killed = True

@@ -20,13 +20,12 @@ from manychar.network.keys import ClientKey
 from manychar.numerics.activations import activations
 from manychar.numerics.model import Parameters
 from manychar.observability.dashboard.run_history import History, Judgement, Moment, Point
-from manychar.observability.exporters import Pages
-from manychar.observability.model_source import as_it_trains
-from manychar.observability.observer_client import IN_GOOD_ORDER, Watch, sight_of
-from manychar.processes import log
+from manychar.observability.model_source import training_sample
+from manychar.observability.observer_client import ENDED_WELL, ObserverClient, model_of
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.effects import Effect, Finish, Log, Show
-from manychar.protocol.messages import Report, Roster, Weights, Welcome
+from manychar.protocol.effects import Finish, Log
+from manychar.protocol.messages import Weights, Welcome
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.metrics import METRICS_NAME, read_metrics
 from manychar.storage.run_directory import is_served, open_run
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 SAMPLE_LENGTH = 300
+TURN_SECONDS = 0.1
 PATIENCE_AFTER_LOSS = 600.0
 LOOK_EVERY = 2.0
 MOST_CHECKPOINTS = 12
@@ -84,14 +84,11 @@ class Live:
     ) -> None:
         """Wait for the first report. Raises UserError where there is none within `patience` s."""
         self._endpoint, self._key, self._history = endpoint, key, history
-        self._pages = Pages()
-        self._watch = Watch(endpoint, key, patience=patience)
+        self._client = ObserverClient(endpoint, key, patience=patience)
         while not history.view().points:
             if (end := self._turn()) is not None:
-                self._watch.close()
-                raise UserError(
-                    end.reason or f"{endpoint}: the run has ended", code=end.code or RUN_FAILED
-                )
+                self._client.close()
+                raise UserError(end.reason, code=end.code or RUN_FAILED)
 
     def __call__(self, stopped: threading.Event) -> None:
         """Watch until the run ends or `stopped` is set; knock again where the server is lost."""
@@ -99,64 +96,55 @@ class Live:
             while not stopped.is_set():
                 if (end := self._turn()) is None:
                     continue
-                if not self._watch.connecting:
+                if not self._client.connecting:
                     self._history.know(live=False, state=_ending(end))
                     return
-                self._watch.close()
                 self._history.notice(end.reason)
-                if stopped.wait(LOOK_EVERY):
-                    return
-                self._watch = Watch(self._endpoint, self._key, patience=PATIENCE_AFTER_LOSS)
+                self._client.connect(PATIENCE_AFTER_LOSS)
         finally:
-            self._watch.close()
+            self._client.close()
 
     def _turn(self) -> Finish | None:
-        """Take what has come; of several versions of the weights only the newest."""
-        effects = self._watch.turn()
-        newest = [e.message for e in effects if isinstance(e, Show)]
-        weights = [message for message in newest if isinstance(message, Weights)][-1:]
-        for effect in effects:
-            self._take(effect)
-        if weights and (welcome := self._watch.welcome) is not None:
-            self._history.moment(moment_of(welcome, weights[0]))
-        return next((effect for effect in effects if isinstance(effect, Finish)), None)
+        """Take what has come; return how the run ended, once it has."""
+        client = self._client
+        client.socket.poll(int(1000 * TURN_SECONDS))
+        for event in client.turn():
+            if isinstance(event, Snapshot):
+                self._show(event)
+            elif isinstance(event, Log):
+                self._history.notice(event.text)
+            elif client.welcome is not None:
+                self._history.moment(moment_of(client.welcome, event))
+        if client.connecting and self._history.view().points:
+            self._history.know(state=f"waiting for the server at {self._endpoint}")
+        return client.end
 
-    def _take(self, effect: Effect) -> None:
-        match effect:
-            case Show(Report() as report) if (welcome := self._watch.welcome) is not None:
-                self._report(welcome, report)
-            case Show(Roster() as roster):
-                if (workers := self._pages.take(roster)) is not None:
-                    self._history.roster(workers, time.monotonic())
-                if roster.waiting:
-                    self._history.know(state=f"waiting for {roster.waiting}")
-            case Log(text, level):
-                logger.log(log.NUMBERS[level], text)
-                self._history.notice(text)
-                if self._watch.connecting:
-                    self._history.know(state=text)
-
-    def _report(self, welcome: Welcome, report: Report) -> None:
-        history, characters = self._history, welcome.dimensions.seq_length
-        history.begin(welcome.run, _facts(dataclasses.asdict(welcome.dimensions)))
+    def _show(self, snapshot: Snapshot) -> None:
+        history, status, size = self._history, snapshot.status, snapshot.dimensions
+        if not history.view().points:
+            self._client.request_weights()
+        history.begin(status.run, _facts(dataclasses.asdict(size)))
         history.point(
             Point(
-                step=report.step,
-                seconds=report.seconds,
-                characters=report.characters,
-                nats=report.loss / characters,
-                smooth=report.smooth_loss / characters,
+                step=status.step,
+                seconds=status.seconds,
+                characters=status.characters,
+                nats=status.loss / size.seq_length,
+                smooth=snapshot.nats,
             )
         )
-        if report.validated is not None and report.validation is not None:
-            history.judgement(Judgement(report.validated, report.validation))
+        if status.validated is not None and status.validation is not None:
+            history.judgement(Judgement(status.validated, status.validation))
+        if status.first < status.total:
+            history.roster(snapshot.workers, time.monotonic())
+        waiting_for = status.waiting_for or ("" if snapshot.working else "a worker: none is here")
         history.know(
             live=True,
-            state="training" if report.workers else "waiting for a worker: none is here",
-            steps=report.steps,
-            best=report.best,
-            counts=dict(report.counts),
-            checkpoint=(report.checkpoint, time.time() - report.checkpoint_age),
+            state=f"waiting for {waiting_for}" if waiting_for else "training",
+            steps=status.steps,
+            best=status.best,
+            counts=dict(status.counts),
+            checkpoint=(status.checkpoint, time.time() - status.checkpoint_age),
         )
 
 
@@ -253,12 +241,12 @@ class Directory:
 
 def moment_of(welcome: Welcome, weights: Weights) -> Moment:
     """Return what a live server's weights write: the sample that its own progress shows, longer."""
-    sight = sight_of(welcome, weights)
-    return _moment(sight.parameters, sight.vocabulary, seed=welcome.seed, step=sight.step)
+    parameters, vocabulary = model_of(welcome, weights)
+    return _moment(parameters, vocabulary, seed=welcome.seed, step=weights.version)
 
 
 def _moment(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Moment:
-    text = as_it_trains(parameters, vocabulary, seed=seed, step=step, length=SAMPLE_LENGTH)
+    text = training_sample(parameters, vocabulary, seed=seed, step=step, length=SAMPLE_LENGTH)
     id_of = {character: i for i, character in enumerate(vocabulary)}
     start = "\n" if "\n" in id_of else vocabulary[0]  # what the sample was begun with
     ids = np.array([id_of[character] for character in start + text], np.intp)
@@ -277,7 +265,7 @@ def _facts(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _ending(end: Finish) -> str:
-    return end.reason or "finished" if end.code in IN_GOOD_ORDER else f"failed: {end.reason}"
+    return end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
 
 
 def _spread(entries: list[Any], most: int) -> list[Any]:

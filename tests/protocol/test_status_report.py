@@ -3,15 +3,15 @@
 import dataclasses
 
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
-from manychar.protocol.messages import ROSTER_LENGTH, Ready, Roster, WorkerStats
+from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
 from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
 
 
 def seen(stage: Stage) -> dict[str, WorkerStats]:
     """Return what a new observer is told of each worker."""
-    rosters = sent(stage.hello("olga", "observer"), Roster)
+    pages = sent(stage.hello("olga", "observer"), Status)
     stage.server.admission.forget(stage.member("olga"), stage.now)
-    return {worker.name: worker for roster in rosters for worker in roster.workers}
+    return {worker.name: worker for page in pages for worker in page.workers}
 
 
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
@@ -34,14 +34,14 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     assert (ann.late, bob.late) == (0.5, 0.5)
 
 
-def test_a_roster_says_for_whom_the_run_waits_once_a_step_is_long() -> None:
+def test_a_status_says_what_the_run_waits_for_once_a_step_is_long() -> None:
     stage = Stage()
     stage.join("ann")
 
     def waiting() -> set[str]:
-        rosters = sent(stage.hello("olga", "observer"), Roster)
+        pages = sent(stage.hello("olga", "observer"), Status)
         stage.server.admission.forget(stage.member("olga"), stage.now)
-        return {roster.waiting for roster in rosters}
+        return {page.waiting_for for page in pages}
 
     assert waiting() == {""}
     stage.now += 1.1
@@ -75,12 +75,12 @@ def test_dropped_messages_are_counted_by_worker() -> None:
 
 def test_many_workers_are_told_of_in_pages() -> None:
     stage = Stage()
-    names = [f"w{i}" for i in range(2 * ROSTER_LENGTH + 1)]
+    names = [f"w{i}" for i in range(2 * PAGE_LENGTH + 1)]
     stage.join(*names)
-    rosters = sent(stage.hello("olga", "observer"), Roster)
-    assert [roster.first for roster in rosters] == [0, ROSTER_LENGTH, 2 * ROSTER_LENGTH]
-    assert [worker.name for roster in rosters for worker in roster.workers] == names
-    assert {roster.total for roster in rosters} == {len(names)}
+    pages = sent(stage.hello("olga", "observer"), Status)
+    assert [page.first for page in pages] == [0, PAGE_LENGTH, 2 * PAGE_LENGTH]
+    assert [worker.name for page in pages for worker in page.workers] == names
+    assert {page.total for page in pages} == {len(names)}
 
 
 def test_observers_are_told_every_second() -> None:
@@ -89,9 +89,25 @@ def test_observers_are_told_every_second() -> None:
     stage.hello("olga", "observer")
     stage.server.handle(DeadlinePassed(), stage.now)
     stage.now += 0.9
-    assert not sent(stage.server.handle(DeadlinePassed(), stage.now), Roster)
+    assert not sent(stage.server.handle(DeadlinePassed(), stage.now), Status)
     stage.now += 0.2
-    assert sent(stage.server.handle(DeadlinePassed(), stage.now), Roster, "olga")
+    (page,) = sent(stage.server.handle(DeadlinePassed(), stage.now), Status, "olga")
+    assert [worker.name for worker in page.workers] == ["ann"]
+
+
+def test_the_figures_alone_are_sent_at_most_five_times_a_second() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.hello("olga", "observer")
+    stage.server.handle(DeadlinePassed(), stage.now)
+    found = []
+    for _ in range(7):  # a step every 0.125 s
+        stage.advance_to(stage.server.state.step + 1, "ann")
+        stage.now += 0.125
+        found += sent(stage.server.handle(DeadlinePassed(), stage.now), Status, "olga")
+    assert [(page.step, page.workers, page.first == page.total) for page in found] == [
+        (step, (), True) for step in (2, 4, 6)
+    ]
 
 
 def test_time_without_a_lease_is_counted_once() -> None:
@@ -118,6 +134,6 @@ def test_a_worker_that_came_back_is_told_of_once() -> None:
     )
     ready = Ready(run=RUN, term=TERM, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
     stage.server.handle(Received(ready, b"another connection"), stage.now)
-    rosters = sent(stage.hello("olga", "observer"), Roster)
-    names = [worker.name for roster in rosters for worker in roster.workers]
+    pages = sent(stage.hello("olga", "observer"), Status)
+    names = [worker.name for page in pages for worker in page.workers]
     assert sorted(names) == ["ann", "bob"]

@@ -1,0 +1,45 @@
+"""A snapshot: all that observers know of a run at one moment, joined from the pages of Status."""
+
+import dataclasses
+
+from manychar.protocol.messages import Dimensions, Status, WorkerStats
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run's figures and the statistics of all its workers."""
+
+    dimensions: Dimensions
+    status: Status
+    workers: tuple[WorkerStats, ...]
+
+    @property
+    def working(self) -> list[str]:
+        """The names of the workers that hold leases."""
+        return [worker.name for worker in self.workers if worker.leases]
+
+    @property
+    def nats(self) -> float:
+        """The smooth loss in nats a character."""
+        return self.status.smooth_loss / self.dimensions.seq_length
+
+
+class Snapshots:
+    """Makes snapshots of the Status messages as they come."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        self._dimensions = dimensions
+        self._page: list[WorkerStats] = []
+        self._workers: tuple[WorkerStats, ...] | None = None
+
+    def add(self, status: Status) -> Snapshot | None:
+        """Return a snapshot; None while pages are missing."""
+        only_figures = status.first == status.total > 0
+        if not only_figures:
+            self._page = [*self._page[: status.first], *status.workers]
+            if len(self._page) != status.total:
+                return None
+            self._workers = tuple(self._page)
+        if self._workers is None:
+            return None
+        return Snapshot(self._dimensions, status, self._workers)
