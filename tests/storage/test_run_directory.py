@@ -85,9 +85,43 @@ class TestMaking:
         other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1))
         assert other.run[:12] != one.run[:12]
 
-    def test_takes_an_empty_directory(self, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
+    def test_fills_an_empty_directory_in_place(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir(mode=0o2750)
+        (tmp_path / "run").chmod(0o2750)
+        before = (tmp_path / "run").stat()
         assert open_run(made(tmp_path / "run").path).definition == a_definition()
+        after = (tmp_path / "run").stat()
+        assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+    def test_an_empty_directory_is_empty_after_a_failure(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise OSError(28, "No space left")
+
+        (tmp_path / "run").mkdir()
+        monkeypatch.setattr(run_directory, "replace_file", fails)
+        with refused():
+            made(tmp_path / "run")
+        assert not list((tmp_path / "run").iterdir())
+
+    def test_finishes_what_a_process_that_was_killed_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = made(tmp_path / "run").path
+        (path / "config.json").unlink()
+        (path / run_directory.UNFINISHED_NAME).touch()
+        with refused():
+            open_run(path)
+        assert open_run(made(path).path).definition == a_definition()
+        assert not (path / run_directory.UNFINISHED_NAME).exists()
+
+    def test_one_process_at_a_time_makes_a_run(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        with (tmp_path / "run" / run_directory.UNFINISHED_NAME).open("a") as mark:
+            atomic_files.lock_file(mark, within=0)
+            with pytest.raises(UserError, match="another process makes a run there"):
+                made(tmp_path / "run")
 
     def test_refuses_a_directory_with_something_in_it(self, run: RunDirectory) -> None:
         before = sorted(run.path.rglob("*"))
@@ -96,9 +130,7 @@ class TestMaking:
         assert sorted(run.path.rglob("*")) == before
         assert list(run.path.parent.iterdir()) == [run.path]
 
-    @pytest.mark.parametrize(
-        "failing", ["write_file", "write_corpus", "write_checkpoint", "sync_directory", "rename"]
-    )
+    @pytest.mark.parametrize("failing", ["write_corpus", "write_checkpoint", "replace_file"])
     @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
     def test_is_all_or_nothing(
         self,
@@ -113,7 +145,7 @@ class TestMaking:
         monkeypatch.setattr(run_directory, failing, fails)
         expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(expected):
-            made(tmp_path / "run")
+            made(tmp_path / "deep" / "run")
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("nth", range(6))
@@ -131,7 +163,7 @@ class TestMaking:
 
         monkeypatch.setattr(os, "fsync", fails)
         with refused():
-            made(tmp_path / "run")
+            made(tmp_path / "deep" / "run")
         assert not list(tmp_path.iterdir())
 
     def test_in_a_place_that_is_none(self, tmp_path: Path) -> None:

@@ -91,12 +91,16 @@ def rename(source: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def make_directories(path: Path) -> None:
-    """Make a directory and the parents that are missing, each durable in its own parent."""
-    if not path.parent.exists():
-        make_directories(path.parent)
-    path.mkdir()
-    sync_directory(path.parent)
+def make_directories(path: Path, made: list[Path]) -> None:
+    """Make a directory and the parents that are missing, each durable in its own parent.
+
+    Those that were made are added to `made`, also where the next one fails. Raises OSError.
+    """
+    for each in reversed([path, *path.parents]):
+        if not each.exists():
+            each.mkdir()
+            made.append(each)
+            sync_directory(each.parent)
 
 
 def sync_directory(path: Path) -> None:

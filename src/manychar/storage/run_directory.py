@@ -1,14 +1,10 @@
-"""The run directory: what defines the run, its corpus, checkpoints, metrics; who may write.
-
-A new one is put together beside its place, with checkpoint 0, and gets its name when it is whole.
-"""
+"""The run directory: what defines the run, its corpus and checkpoints; which server holds it."""
 
 import contextlib
 import dataclasses
 import datetime
 import fcntl
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -32,10 +28,7 @@ from manychar.storage.atomic_files import (
     parsed,
     read_file,
     remove_temporary,
-    rename,
     replace_file,
-    sync_directory,
-    write_file,
 )
 from manychar.storage.checkpoint import (
     Checkpoint,
@@ -44,7 +37,14 @@ from manychar.storage.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from manychar.storage.corpus_file import Corpus, check_corpus, map_corpus, write_corpus
+from manychar.storage.corpus_file import (
+    CORPUS_NAME,
+    VOCABULARY_NAME,
+    Corpus,
+    check_corpus,
+    map_corpus,
+    write_corpus,
+)
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 from manychar.storage.journal import JOURNAL_NAME, newest_term
 
@@ -54,6 +54,7 @@ LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 LONGEST_TERM = 64
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
+UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,40 +154,67 @@ def create_run(
 ) -> RunDirectory:
     """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
 
-    Raises UserError where it cannot be written or something is there already.
+    An empty directory is filled in place, so it keeps its owner and mode; so is one that a process
+    which was killed left unfinished. Raises UserError where it cannot be written or something else
+    is there already.
     """
     run = definition.run_id(secrets.token_hex(4))
     path = path or default_path(run)
     if path.name in ("", ".."):
         raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
     directory = RunDirectory(path, run, definition, operation)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        resumable = (
-            f", or go on with it by --resume {path}" if (path / CONFIG_NAME).exists() else ""
-        )
-        raise UserError(f"{path}: something is there already; choose another --run-dir{resumable}")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made: list[Path] = []
     try:
-        make_directories(draft)
-        _fill(draft, dataclasses.replace(directory, path=draft), corpus)
-        rename(draft, path)
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _refuse_what_is_there(path)
+        make_directories(path, made)
+        _fill(directory, corpus)
+    except BaseException as error:
+        for each in reversed(made):
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
+        raise
     return directory
 
 
-def _fill(draft: Path, directory: RunDirectory, corpus: Corpus) -> None:
-    definition = directory.definition
-    write_file(draft / CONFIG_NAME, _config(directory))
-    write_corpus(draft, corpus)
-    directory.checkpoints.mkdir()
-    state = start(definition, len(corpus.vocabulary))
-    write_checkpoint(
-        checkpoint_path(directory.checkpoints, 0), definition, corpus.vocabulary, state
-    )
-    sync_directory(draft)
+def _refuse_what_is_there(path: Path) -> None:
+    resumable = (path / CONFIG_NAME).exists()
+    unfinished = (path / UNFINISHED_NAME).exists() and not resumable
+    if path.exists() and not unfinished and (not path.is_dir() or any(path.iterdir())):
+        hint = f", or go on with it by --resume {path}" if resumable else ""
+        raise UserError(f"{path}: something is there already; choose another --run-dir{hint}")
+
+
+def _fill(directory: RunDirectory, corpus: Corpus) -> None:
+    """Write everything; config.json last, for without it a directory is no run."""
+    path, definition = directory.path, directory.definition
+    with (path / UNFINISHED_NAME).open("a") as mark:
+        try:
+            lock_file(mark, within=0)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process makes a run there") from None
+        _refuse_what_is_there(path)
+        try:
+            _empty(path)
+            write_corpus(path, corpus)
+            directory.checkpoints.mkdir()
+            state = start(definition, len(corpus.vocabulary))
+            first = checkpoint_path(directory.checkpoints, 0)
+            write_checkpoint(first, definition, corpus.vocabulary, state)
+            directory.write_config()
+        except BaseException:
+            _empty(path)
+            (path / UNFINISHED_NAME).unlink()
+            raise
+        (path / UNFINISHED_NAME).unlink()
+
+
+def _empty(path: Path) -> None:
+    """Remove what `_fill` makes."""
+    for name in (CONFIG_NAME, CORPUS_NAME, VOCABULARY_NAME):
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)
 
 
 def open_run(path: Path) -> RunDirectory:
