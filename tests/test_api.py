@@ -240,3 +240,20 @@ pieces.close()
     done = python(manychar, script)
     assert (done.code, done.out) == (0, "True\n"), done.err
     manychar.expect_nobody()
+
+
+@pytest.mark.parametrize("path", ["nowhere", "n" * 300, "n/" * 3000, "no\0where", ""])
+def test_what_is_no_run_is_a_user_error(path: str) -> None:
+    with pytest.raises(api.UserError, match="not a run directory"):
+        api.Run(path)
+
+
+def test_a_run_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    run = api.Run(tmp_path)
+    with pytest.raises(api.UserError, match=r"checkpoints: no such file or directory$"):
+        run.checkpoints()
+    assert run.metrics() == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(api.UserError, match=r"metrics.jsonl: not a regular file$"):
+        run.metrics()

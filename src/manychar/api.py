@@ -27,8 +27,6 @@ from manychar.processes.subcommand import Command
 from manychar.protocol.operation import Operation
 from manychar.storage.metrics import read_metrics
 
-LONGEST_NAME = 255
-
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
 
@@ -49,7 +47,6 @@ class TrainOptions(options.Beside, ResumeOptions, Definition):
 
     text: Text = dataclasses.field(default=None, kw_only=False)
     corpus_sha256: str = dataclasses.field(init=False)
-    format: int = dataclasses.field(init=False)
     resume: None = dataclasses.field(init=False)
 
 
@@ -162,7 +159,7 @@ class Run(Model):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = _absolute(path)
-        if not (self.path / "config.json").is_file():
+        if not os.path.isfile(self.path / "config.json"):  # noqa: PTH113 - raises nothing
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
 
@@ -260,7 +257,7 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
     if text is None:
         return [], None
     if isinstance(text, str):
-        if 0 < len(text) <= LONGEST_NAME and text.isprintable() and Path(text).is_file():
+        if text.isprintable() and os.path.isfile(text):  # noqa: PTH113 - raises nothing
             raise UserError(f"{text!r} is a file, and a str is the text: give Path({text!r})")
         try:
             return ["-"], text.encode()

@@ -24,11 +24,11 @@ def read_file(path: Path, at_most: int) -> bytes:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read; whatever else it is, do not wait for it. Raises OSError."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def parsed(text: str | bytes) -> Any:
