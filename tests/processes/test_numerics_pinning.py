@@ -32,7 +32,7 @@ PROVEN = """
 import json, sys
 from manychar.processes.numerics_pinning import pin
 pin(sys.argv[1])
-from manychar.verification.doctor import prove
+from manychar.verification.doctor import fingerprints
 from manychar.numerics.numerics_fingerprint import fingerprint
 from manychar.processes.numeric_libraries import libraries
 print(fingerprint(vocabulary_size=13, hidden_size=64, seq_length=5, streams=16, dtype="float32",
@@ -89,12 +89,14 @@ def test_another_setting_is_too_late(manychar: Commands) -> None:
     "module",
     [
         "manychar",
-        "manychar.cli",
+        "manychar.api",
+        "manychar.cli.app",
+        "manychar.protocol.operation",
         "manychar.__main__",
         "manychar.protocol.worker",
         "manychar.protocol.codec",
         "manychar.fleet.worker_process",
-        "manychar.processes.worker_pool",
+        "manychar.fleet.worker_pool",
         "manychar.network.dealer",
         "manychar.network.router",
         "manychar.processes.numerics_pinning",

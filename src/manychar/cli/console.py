@@ -21,7 +21,7 @@ def nothing(_: object) -> None:
 
 
 def write(text: str) -> None:
-    """Write text on standard output, at once; end where whoever reads it has enough.
+    """Write text on standard output, at once; end where the reader is gone.
 
     Raises UserError where it cannot be written.
     """

@@ -34,7 +34,7 @@ def dashboard(
     check_host(host, insecure=insecure)
     if insecure:
         logger.info(
-            f"--insecure: whoever can reach {host} can look at this run, and at samples of its text"
+            f"--insecure: anyone who can reach {host} can see this run and samples of its text"
         )
     listening = listen(host, port)
     history, feed = open_feed(source, find_key(key), patience=connect_timeout)

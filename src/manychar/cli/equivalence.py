@@ -23,7 +23,7 @@ def equivalence(
 ) -> None:
     """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
     pin(flags.get("numerics", "portable"))
-    from manychar.verification.equivalence import Equivalence, table, verdict
+    from manychar.verification.equivalence import Equivalence, difference_between, table
 
     definition, corpus = define(text, flags)
     trial = {"steps": steps, "checkpoint_every": checkpoint_every, "workers": 1}
@@ -39,7 +39,7 @@ def equivalence(
         for count, kill in ways:
             logger.info(f"server and {count} worker{'s' if count > 1 else ''}")
             done.append(trials.fleet(count, kill=kill))
-        _print_table(table(done))
+        write(table(done))
         if definition.total_streams == 1:
             found = trials.against_plain()
             write(
@@ -47,14 +47,7 @@ def equivalence(
                 f" {found.one_step:.1e} in one step from the same state,"
                 f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory\n"
             )
-    if difference_at := verdict(done):
-        write(f"DIFFERENT: {difference_at}\n")
+    if difference := difference_between(done):
+        write(f"DIFFERENT: {difference}\n")
         raise typer.Exit(1)
     write("the same bits: weights, Adagrad's memory, hidden states and smooth loss\n")
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        write("  ".join(cells) + "\n")

@@ -41,7 +41,7 @@ def server(
     if insecure and keys is not None:
         raise UserError("--keys and --insecure: give one of them")
     if insecure:
-        logger.info(f"--insecure: whoever can reach {bind} can join this run and read its text")
+        logger.info(f"--insecure: anyone who can reach {bind} can join this run and read its text")
     if "resume" not in flags:
         check_free(bind, keys)  # before a run directory is made for nothing
     directory = run_of(text, flags)

@@ -99,7 +99,7 @@ def numerics_of(path: Path) -> str:
         config = parsed(read_file(path / "config.json", LARGEST_CONFIG).decode())
         numerics = config["definition"]["numerics"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "portable"  # whoever reads the whole file reports what is wrong with it
+        return "portable"  # opening the run reports what is wrong with it
     return "native" if numerics == "native" else "portable"
 
 
@@ -177,7 +177,7 @@ def _open(path: Path, flags: dict[str, Any]) -> "RunDirectory":
 
 
 def _exists(flags: dict[str, Any]) -> bool:
-    """Whether --run-dir holds a run to resume. Raises UserError where the flags do not say."""
+    """Whether --run-dir holds a run to resume. Raises UserError for flags that contradict."""
     if "resume" in flags:
         raise UserError("--resume and --or-resume: give one of them")
     if "run_dir" not in flags:

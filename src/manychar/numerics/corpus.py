@@ -87,7 +87,7 @@ class Streams:
     _shards: NDArray[np.unsignedinteger] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find the length of a stream; the remainder at the end and what is held out are unread."""
+        """Find the length of a stream; remainder and validation text are not read."""
         if self.validation > 0 and len(self.validation_ids) < 2:
             raise CorpusError(
                 f"--validation {self.validation} of {len(self.ids):,} characters leaves"
@@ -108,7 +108,7 @@ class Streams:
 
     @property
     def validation_ids(self) -> NDArray[np.unsignedinteger]:
-        """The end of the text, which no stream reads: what the model is judged by."""
+        """The end of the text, which no stream reads: the validation text."""
         return self.ids[len(self.ids) - int(len(self.ids) * self.validation) :]
 
     @functools.cached_property

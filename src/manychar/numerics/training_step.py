@@ -116,7 +116,7 @@ def advance(
 ) -> TrainingState:
     """Return the next state, every shard's gradient computed here, one after the other.
 
-    Who advances often brings a kernel of this definition: its buffers are used again.
+    Give a kernel of this definition to use its buffers again.
     """
     kernel = kernel or kernel_of(definition, state.parameters.vocabulary_size)
     kernel.load(state.parameters.flat)

@@ -18,7 +18,7 @@ class TreeSum(Generic[Summand]):
     """A sum over `count` summands in any order of arrival: two parts are added when both are there.
 
     In the order 0, 1, 2, … it holds at most log2(count) + 1 partial sums. The last two, the halves,
-    are left to whoever asks: the server's update adds them block by block, in the cache.
+    are left to the caller: the server's update adds them block by block, in the cache.
     """
 
     def __init__(self, count: int) -> None:

@@ -59,7 +59,7 @@ def _numerics(setting: str) -> dict[str, Any]:
     """Return the libraries, kernels and fingerprint of a process with this setting."""
     program = (
         "import json, sys; from manychar.processes.numerics_pinning import pin; pin(sys.argv[1]);"
-        "from manychar.verification.doctor import prove; print(json.dumps(prove()))"
+        "from manychar.verification.doctor import fingerprints; print(json.dumps(fingerprints()))"
     )
     done = subprocess.run(  # noqa: S603 - this very program
         [sys.executable, "-P", "-c", program, setting], capture_output=True, text=True, check=False
@@ -70,8 +70,8 @@ def _numerics(setting: str) -> dict[str, Any]:
     return found
 
 
-def prove() -> dict[str, Any]:
-    """Return what computes in this process, and its fingerprints of a fixed probe."""
+def fingerprints() -> dict[str, Any]:
+    """Return the libraries that compute in this process, and the fingerprints of a fixed probe."""
     from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415 - numpy, pinned
     from manychar.processes.numeric_libraries import kernels, libraries  # noqa: PLC0415
 

@@ -205,7 +205,7 @@ class _Killer:
                 logger.info(f"{slot.name} killed with SIGKILL after step {report.step:,}")
 
 
-def verdict(trials: list[Trial]) -> str:
+def difference_between(trials: list[Trial]) -> str:
     """Return where the first trial that differs from the first one differs, or nothing."""
     reference, *others = trials
     for trial in others:
@@ -217,22 +217,13 @@ def verdict(trials: list[Trial]) -> str:
     return ""
 
 
-def table(trials: list[Trial]) -> list[list[str]]:
-    """Return the rows of the table: a step, and each trial's hash of the weights."""
-    header = [
-        "step",
-        *(f"{trial.name} ({trial.note})" if trial.note else trial.name for trial in trials),
-    ]
-    rows = [
-        [
-            f"{step:,}",
-            *(
-                weights_sha256(trial.states[step].parameters)[:HASH_SHOWN]
-                if step in trial.states
-                else "-"
-                for trial in trials
-            ),
-        ]
-        for step in sorted(trials[0].states)
-    ]
-    return [header, *rows]
+def table(trials: list[Trial]) -> str:
+    """Return a table of each trial's hash of the weights, by step."""
+    rows = [["step", *(f"{t.name} ({t.note})" if t.note else t.name for t in trials)]]
+    for step in sorted(trials[0].states):
+        states = [trial.states.get(step) for trial in trials]
+        hashes = [weights_sha256(s.parameters)[:HASH_SHOWN] if s else "-" for s in states]
+        rows.append([f"{step:,}", *hashes])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = (map(str.rjust, row, widths) for row in rows)
+    return "".join("  ".join(cells) + "\n" for cells in aligned)
