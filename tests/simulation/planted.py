@@ -62,7 +62,7 @@ def plant_handler(
     """Replace a method of a machine, and in its tables of transitions, too."""
     right = getattr(machine, name)
     patch.setattr(machine, name, handler)
-    for table in vars(sys.modules[machine.__module__]).values():
+    for table in (*vars(sys.modules[machine.__module__]).values(), *vars(machine).values()):
         for key, row in list(table.items()) if isinstance(table, dict) else ():
             if isinstance(row, Row) and row.handler is right:
                 patch.setitem(table, key, dataclasses.replace(row, handler=handler))

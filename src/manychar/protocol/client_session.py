@@ -10,7 +10,7 @@ finds its client unchanged; a welcome to another run or term starts anew.
 
 import abc
 import enum
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from manychar.protocol.effects import (
     RUN_FAILED,
@@ -21,7 +21,14 @@ from manychar.protocol.effects import (
     ProtocolError,
     Send,
 )
-from manychar.protocol.events import Event, Received, Suspended
+from manychar.protocol.events import (
+    DeadlinePassed,
+    Event,
+    HeartbeatDue,
+    LeaveRequested,
+    Received,
+    Suspended,
+)
 from manychar.protocol.messages import (
     Dimensions,
     Goodbye,
@@ -172,21 +179,22 @@ Phase = TypeVar("Phase", bound=enum.Enum)
 
 
 class ClientMachine(abc.ABC, Generic[Phase]):
-    """A machine that is a client of the server. `state` is where it stands."""
+    """A machine that is a client of the server. `state` is where it stands.
 
-    def __init__(self, state: Phase, session: ClientSession) -> None:
-        self.state: Phase = state
+    `phases` are those without a connection, with one in use, and at the end.
+    """
+
+    table: ClassVar[Table]
+
+    def __init__(self, session: ClientSession, phases: tuple[Phase, Phase, Phase]) -> None:
         self.session = session
+        self._connecting, self._connected, self._ended = phases
+        self.state: Phase = self._connecting
 
     @property
-    @abc.abstractmethod
-    def _table(self) -> Table:
-        """Return the machine's table of transitions."""
-
-    @property
-    @abc.abstractmethod
     def ended(self) -> bool:
         """Whether this machine has nothing more to do."""
+        return self.state is self._ended
 
     @property
     def dimensions(self) -> Dimensions | None:
@@ -202,7 +210,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         if self.ended:
             return []
         fact = event.message if isinstance(event, Received) else event
-        row = self._table.get((self.state, type(fact)))
+        row = self.table.get((self.state, type(fact)))
         if row is None:
             what = f"{type(fact).__name__} to a client that is {self.state.value}"
             raise PeerError(what) if isinstance(event, Received) else ProtocolError(what)
@@ -215,9 +223,36 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         row.check(fact, before=before, after=self.state)
         return effects
 
+    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
+        effects = self.session.tick(now)
+        if self.session.connecting and self.state is self._connected:
+            self.state = self._connecting
+        if any(isinstance(effect, Finish) for effect in effects):
+            self.state = self._ended
+        return effects + self._heartbeat(event, now)
+
+    def _heartbeat(self, event: DeadlinePassed | HeartbeatDue, now: float) -> list[Effect]:
+        return self.session.heartbeat(now)
+
+    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
+        self.state = self._ended
+        return [*self.session.goodbye(event.reason), Finish(event.code, event.reason)]
+
     def _suspended(self, event: Suspended, now: float) -> list[Effect]:
         self.session.suspended(event.seconds, now)
         return []
+
+    def _reset(self, message: Reset, now: float) -> list[Effect]:
+        if self.session.is_past(message):
+            return []
+        self.state = self._connecting
+        self.session.connect(now)
+        return self.session.tick(now)
+
+    def _refused(self, refused: Refused, now: float) -> list[Effect]:
+        self.state = self._ended
+        role = self.session.hello.role
+        return [Finish(RUN_FAILED, f"the server refused this {role}: {refused.reason}")]
 
     def _ignore(self, fact: object, now: float) -> list[Effect]:
         """Do nothing: it was heard, or is older than the last Hello."""

@@ -9,7 +9,7 @@ What was sent before the last Hello, or to it again, arrives while it is connect
 import enum
 
 from manychar.protocol.client_session import ClientMachine, ClientSession
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Show
+from manychar.protocol.effects import Effect, Finish, Log, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, Suspended
 from manychar.protocol.messages import (
     Alive,
@@ -22,7 +22,7 @@ from manychar.protocol.messages import (
     Weights,
     Welcome,
 )
-from manychar.protocol.transitions import Table, rows
+from manychar.protocol.transitions import rows
 
 
 class ObserverPhase(enum.Enum):
@@ -33,34 +33,15 @@ class ObserverPhase(enum.Enum):
     ENDED = "ended"
 
 
+_CONNECTING, _OBSERVING, _ENDED = ObserverPhase
+
+
 class Observer(ClientMachine[ObserverPhase]):
     """The machine of one observer."""
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
-        super().__init__(ObserverPhase.CONNECTING, session)
-
-    @property
-    def _table(self) -> Table:
-        return _TABLE
-
-    @property
-    def ended(self) -> bool:
-        """Whether this observer has nothing more to do."""
-        return self.state is ObserverPhase.ENDED
-
-    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
-        effects = self.session.tick(now)
-        if self.session.connecting:
-            self.state = ObserverPhase.CONNECTING
-        if any(isinstance(effect, Finish) for effect in effects):
-            self.state = ObserverPhase.ENDED
-        return effects + self.session.heartbeat(now)
-
-    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
-        goodbye = self.session.goodbye(event.reason)
-        self.state = ObserverPhase.ENDED
-        return [*goodbye, Finish(event.code, event.reason)]
+        super().__init__(session, (_CONNECTING, _OBSERVING, _ENDED))
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if not self.session.is_past(welcome):
@@ -74,26 +55,14 @@ class Observer(ClientMachine[ObserverPhase]):
     def _say(self, notice: Notice, now: float) -> list[Effect]:
         return [Log(notice.text, notice.level)]
 
-    def _reset(self, message: Reset, now: float) -> list[Effect]:
-        if self.session.is_past(message):
-            return []
-        self.state = ObserverPhase.CONNECTING
-        self.session.connect(now)
-        return self.session.tick(now)
-
-    def _refused(self, refused: Refused, now: float) -> list[Effect]:
-        self.state = ObserverPhase.ENDED
-        return [Finish(RUN_FAILED, f"the server refused this observer: {refused.reason}")]
-
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = ObserverPhase.ENDED
         return [Finish(done.code, done.reason or "the run has ended")]
 
 
-_CONNECTING, _OBSERVING, _ENDED = ObserverPhase
 _EITHER = (_CONNECTING, _OBSERVING)
 
-_TABLE: Table = {
+Observer.table = {
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _OBSERVING),
     **rows((_CONNECTING,), (Status, Weights, Notice, Alive, Reset), Observer._ignore),
     **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),

@@ -146,8 +146,6 @@ class ParameterServer:
     def _ignore(self, event: events.Event, now: float) -> None:
         """Do nothing: the run is finished."""
 
-    # Peers.
-
     def _received(self, event: events.Received, now: float) -> None:
         message = event.message
         if isinstance(message, Hello):
@@ -205,8 +203,6 @@ class ParameterServer:
         self.outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self.membership.members.get(event.peer)) is not None:
             self.admission.revoked(member, now)
-
-    # The shell, its disk and its clock.
 
     def _dropped(self, event: events.Dropped, now: float) -> None:
         self.outbox.count(event.counter, event.count)
@@ -267,8 +263,6 @@ class ParameterServer:
 
     def _send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
         self.outbox.send(member.peer, self.status_report.weights())
-
-    # Gradients.
 
     def _gradient(self, member: Member, gradient: Gradient, now: float) -> None:
         if gradient.shard >= self.dimensions.shards:

@@ -21,7 +21,6 @@ import enum
 
 from manychar.protocol.client_session import ClientMachine, ClientSession
 from manychar.protocol.effects import (
-    RUN_FAILED,
     STOPPED,
     Compute,
     ComputeFingerprint,
@@ -57,7 +56,7 @@ from manychar.protocol.messages import (
     Welcome,
     digest,
 )
-from manychar.protocol.transitions import Table, rows
+from manychar.protocol.transitions import rows
 
 UNITS_REMEMBERED = 16
 
@@ -69,6 +68,9 @@ class WorkerPhase(enum.Enum):
     FINGERPRINTING = "fingerprinting"
     WORKING = "working"
     ENDED = "ended"
+
+
+_CONNECTING, _FINGERPRINTING, _WORKING, _ENDED = WorkerPhase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Worker(ClientMachine[WorkerPhase]):
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
-        super().__init__(WorkerPhase.CONNECTING, session)
+        super().__init__(session, (_CONNECTING, _WORKING, _ENDED))
         self.computing = 0.0
         self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintResult | None = None
@@ -110,15 +112,6 @@ class Worker(ClientMachine[WorkerPhase]):
         self._forget_everything()
 
     @property
-    def _table(self) -> Table:
-        return _TABLE
-
-    @property
-    def ended(self) -> bool:
-        """Whether this worker has nothing more to do."""
-        return self.state is WorkerPhase.ENDED
-
-    @property
     def slowest(self) -> float:
         """The longest piece of work of the last few units, in seconds.
 
@@ -126,25 +119,12 @@ class Worker(ClientMachine[WorkerPhase]):
         """
         return max(self._pieces, default=0.0)
 
-    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
-        effects = self.session.tick(now)
-        if self.session.connecting and self.state is WorkerPhase.WORKING:
-            self.state = WorkerPhase.CONNECTING
-        if any(isinstance(effect, Finish) for effect in effects):
-            self.state = WorkerPhase.ENDED
-        return effects + self._heartbeat(event, now)
-
     def _heartbeat(self, event: DeadlinePassed | HeartbeatDue, now: float) -> list[Effect]:
         if now < self.session.next_heartbeat:
             return []  # before the units are listed
         return self.session.heartbeat(
             now, units=self._units(), slowest=self.slowest, computing=self.computing
         )
-
-    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
-        goodbye = self.session.goodbye(event.reason)  # it hands back the leases
-        self.state = WorkerPhase.ENDED
-        return [*goodbye, Finish(event.code, event.reason)]
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprints_due -= 1
@@ -288,16 +268,9 @@ class Worker(ClientMachine[WorkerPhase]):
         return []
 
     def _reset(self, message: Reset, now: float) -> list[Effect]:
-        if self.session.is_past(message):
-            return []
-        self._forget_everything()
-        self.state = WorkerPhase.CONNECTING
-        self.session.connect(now)
-        return self.session.tick(now)
-
-    def _refused(self, refused: Refused, now: float) -> list[Effect]:
-        self.state = WorkerPhase.ENDED
-        return [Finish(RUN_FAILED, f"the server refused this worker: {refused.reason}")]
+        if not self.session.is_past(message):
+            self._forget_everything()
+        return super()._reset(message, now)
 
     def _done(self, done: Done, now: float) -> list[Effect]:
         self.state = WorkerPhase.ENDED
@@ -334,11 +307,10 @@ class Worker(ClientMachine[WorkerPhase]):
         return tuple(units)
 
 
-_CONNECTING, _FINGERPRINTING, _WORKING, _ENDED = WorkerPhase
 _NOT_WORKING = (_CONNECTING, _FINGERPRINTING)
 _ANY = (*_NOT_WORKING, _WORKING)
 
-_TABLE: Table = {
+Worker.table = {
     **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _WORKING),
     **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
     **rows((_WORKING,), (Welcome,), Worker._welcome, _WORKING, _FINGERPRINTING),

@@ -1,0 +1,102 @@
+"""The tables of transitions: what they do not name is an error, and loud."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from manychar.protocol import events, server
+from manychar.protocol.effects import Effect, Finish, ProtocolError
+from manychar.protocol.lifecycle import RunPhase
+from manychar.protocol.messages import Goodbye, Gradient, Heartbeat, Hello, Stop, Welcome
+from manychar.protocol.server import ParameterServer
+from manychar.protocol.worker import Worker, WorkerPhase
+from tests.protocol.stage import RUN, TERM, Stage, hello, said
+from tests.simulation.planted import plant_handler
+
+
+def test_an_event_that_the_table_does_not_name_is_a_protocol_error() -> None:
+    stage = Stage()
+    with pytest.raises(ProtocolError, match="Started to a server that is training"):
+        stage.server.handle(events.Started(), 0.0)
+    with pytest.raises(ProtocolError, match="LeaveRequested to a server that is training"):
+        stage.server.handle(events.LeaveRequested(0, "enough"), 0.0)
+
+
+def test_a_phase_that_the_row_does_not_name_is_a_protocol_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ends(self: ParameterServer, event: events.Warned, now: float) -> None:
+        self.lifecycle.phase = RunPhase.FINISHED
+
+    plant_handler(monkeypatch, ParameterServer, "_warned", ends)
+    with pytest.raises(ProtocolError, match="Warned led from training to finished"):
+        Stage().server.handle(events.Warned("careful"), 0.0)
+
+
+def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgets(self: ParameterServer, member: Any, message: Stop, now: float) -> None:
+        self.membership.forget(member)
+
+    plant_handler(monkeypatch, ParameterServer, "_stop_by_operator", forgets)
+    stage = Stage()
+    stage.hello("olga", "observer")
+    with pytest.raises(ProtocolError, match="Stop led from observing to unknown"):
+        stage.tell("olga", Stop(run=RUN, term=TERM))
+
+
+def test_a_clients_state_that_the_row_does_not_name_is_a_protocol_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ends(self: Worker, event: events.HeartbeatDue, now: float) -> list[Effect]:
+        self.state = WorkerPhase.ENDED
+        return []
+
+    plant_handler(monkeypatch, Worker, "_heartbeat", ends)
+    worker = Worker(hello("ann"), server="there", connect_timeout=5.0, now=0.0)
+    with pytest.raises(ProtocolError, match="HeartbeatDue led from connecting to ended"):
+        worker.handle(events.HeartbeatDue(), 0.0)
+
+
+def test_once_a_server_has_finished_nothing_changes_how() -> None:
+    stage = Stage(steps=1, shards=1)
+    stage.join("ann")
+    stage.deliver("ann", 0, 0)
+    effects = stage.server.handle(events.CheckpointSaved(1), 0.0)
+    assert Finish(0, "") in effects
+    for event in (
+        events.CheckpointFailed(1, "no space left on device"),
+        events.ValidationFailed("it died"),
+        events.StopRequested(75, "stopped", 5.0),
+        events.DeadlinePassed(),
+        events.Received(hello("bob"), b"bob"),
+    ):
+        assert stage.server.handle(event, 1.0) == []
+
+
+def test_time_in_which_a_process_was_stopped_is_nobodys_silence() -> None:
+    stage = Stage(lease_timeout=2.0)
+    stage.join("ann")
+    stage.server.handle(events.Suspended(60.0), 60.0)
+    assert "lost" not in said(stage.server.handle(events.DeadlinePassed(), 60.0))
+    assert "ann is taken for lost" in said(stage.server.handle(events.DeadlinePassed(), 62.1))
+
+
+def test_time_in_which_a_client_was_stopped_is_no_silence_of_the_server() -> None:
+    worker = Worker(hello("ann"), server="there", connect_timeout=5.0, now=0.0)
+    worker.handle(events.Suspended(60.0), 60.0)
+    assert not [e for e in worker.handle(events.DeadlinePassed(), 60.0) if isinstance(e, Finish)]
+    assert [e for e in worker.handle(events.DeadlinePassed(), 65.0) if isinstance(e, Finish)]
+
+
+def test_the_tables_name_every_event_and_every_message_of_a_member() -> None:
+    for phase in RunPhase:
+        if phase is not RunPhase.STARTING:
+            assert (phase, events.Received) in server._EVENTS
+    named = {kind for _, kind in server._MESSAGES}
+    assert {Gradient, Heartbeat, Goodbye, Stop} <= named
+    assert Hello not in named
+    assert {kind for _, kind in Worker.table} >= {Welcome, events.Computed}
+    assert all(dataclasses.is_dataclass(kind) for _, kind in Worker.table)
