@@ -19,7 +19,6 @@ Once FINISHED, nothing changes the outcome: every event is ignored.
 import math
 import typing
 from collections.abc import Callable
-from typing import Any
 
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol import events
@@ -113,18 +112,13 @@ class ParameterServer:
         self._next_tick = now
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing more is to come of this server."""
-        return self.lifecycle.phase is RunPhase.FINISHED
-
-    @property
     def state(self) -> TrainingState:
         """The state after the steps that were applied."""
         return self.steps.state
 
     def deadline(self) -> float | None:
         """When DeadlinePassed is due."""
-        return None if self.finished else self._next_tick
+        return None if self.lifecycle.phase is RunPhase.FINISHED else self._next_tick
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take an event. PeerError is a message that its sender may not send: then Malformed."""
@@ -258,8 +252,8 @@ class ParameterServer:
             reason = f"the key of {member.owner.name} is not an operator's: it cannot stop a run"
             self.outbox.send(member.peer, Refused(reason=reason))
             return
-        finish = Finish(STOPPED, f"stopped by {member.name}")
-        self.lifecycle.stop(finish, now=now, by=now + STOP_WITHIN)
+        end = Finish(STOPPED, f"stopped by {member.name}")
+        self.lifecycle.stop(end, now=now, by=now + STOP_WITHIN)
 
     def _send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
         self.outbox.send(member.peer, self.status_report.weights())
@@ -299,8 +293,8 @@ class ParameterServer:
         self.lifecycle.settle()
 
 
-def _admission(handler: Callable[[Admission, Member, Any, float], None]) -> Callable[..., None]:
-    return lambda server, member, message, now: handler(server.admission, member, message, now)
+def _admission(handler: Callable[..., None]) -> Callable[..., None]:
+    return lambda server, *arguments: handler(server.admission, *arguments)
 
 
 _UNKNOWN, _ADMITTED, _WORKING, _SILENT, _OBSERVING = PeerState
