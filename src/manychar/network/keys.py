@@ -1,9 +1,8 @@
-"""Keys for machines that do not trust their network: a folder for the server, a file a client.
+"""Keys for machines that do not trust their network: a directory for the server, a file a client.
 
-    DIR/server.key     the server's own pair of keys; it stays there
-    DIR/clients.json   who may come: name, role, public key, and whether it was revoked
-    DIR/NAME.key       all that NAME needs, to be moved to NAME's machine: its own pair, and the
-                       public key by which it knows the server
+    DIR/server.key     the server's own key pair; it stays there
+    DIR/clients.json   who may connect: name, role, public key, and whether it was revoked
+    DIR/NAME.key       for NAME's machine: NAME's key pair, and the server's public key
 
 A CURVE key (ZeroMQ RFC 26) is 32 bytes, written as 40 characters of Z85 (RFC 32). Files with a
 secret in them are readable by their owner alone, or refused.
@@ -16,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class ServerKey:
-    """The server's pair."""
+    """The server's key pair."""
 
     public: str
     secret: str = dataclasses.field(repr=False)
@@ -45,7 +44,7 @@ class ServerKey:
 
 @dataclasses.dataclass(frozen=True)
 class ClientKey:
-    """A client's pair, the name and role that go with it, and the server's public key."""
+    """A client's key pair, its name and role, and the server's public key."""
 
     name: str
     role: KeyRole
@@ -56,7 +55,7 @@ class ClientKey:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """One who may come, or may not any more."""
+    """One who may connect, or may not any more."""
 
     name: str
     role: KeyRole
@@ -65,7 +64,7 @@ class Client:
 
 
 def create(directory: Path) -> Path:
-    """Make the folder with the server's pair and a first worker's; return the worker's file.
+    """Create the directory with the server's key and a first worker's; return the worker's file.
 
     Raises UserError where there are keys already.
     """
@@ -74,29 +73,29 @@ def create(directory: Path) -> Path:
 
 
 def create_server(directory: Path) -> None:
-    """Make the folder with the server's pair alone. Raises UserError as `create` does."""
+    """Create the directory with the server's key alone. Raises UserError as `create` does."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory}: {because(error)}; choose another directory") from None
-    with _alone(directory):
+    with _locked(directory):
         if (directory / CLIENTS_NAME).exists():
             raise UserError(f"{directory}: there are keys in it already; choose another directory")
-        public, secret = _pair()
-        _write_secret(directory / SERVER_NAME, {"public": public, "secret": secret})
-        _write_clients(directory, [])  # last: with it, the folder is one
+        public, secret = _new_pair()
+        _write(directory / SERVER_NAME, {"public": public, "secret": secret}, mode=0o600)
+        _write_clients(directory, [])  # last: with it, the directory is complete
 
 
 def add(directory: Path, name: str, role: KeyRole) -> Path:
-    """Let another client come; return the file for its machine. A revoked name may be used again.
+    """Create a client's key; return its file. A revoked name may be used again.
 
-    Raises UserError for a name that is taken or cannot be one.
+    Raises UserError for a name that is taken or not allowed.
     """
     if f"{name}{SUFFIX}" == SERVER_NAME:
         raise UserError(f"{name} is the server's own name here; choose another")
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
-    with _changing(directory) as clients:
+    with _changed_clients(directory) as clients:
         taken = {client.name for client in clients if not client.revoked}
         if name in taken:
             raise UserError(f"{directory}: {name} has a key already; revoke it first")
@@ -105,10 +104,10 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
                 f"{directory}: {name} and {alike[0]} could call themselves by one name;"
                 " choose another"
             )
-        public, secret = _pair()
+        public, secret = _new_pair()
         path = directory / f"{name}{SUFFIX}"
-        mine = ClientKey(name, role, public, secret, read_server_key(directory).public)
-        _write_secret(path, dataclasses.asdict(mine))
+        key = ClientKey(name, role, public, secret, read_server_key(directory).public)
+        _write(path, dataclasses.asdict(key), mode=0o600)
         clients.append(Client(name, role, public))
     return path
 
@@ -120,8 +119,8 @@ def _may_be_called(one: str, other: str) -> bool:
 
 
 def revoke(directory: Path, name: str) -> None:
-    """Let a client come no more; a running server notices. Raises UserError where it is unknown."""
-    with _changing(directory) as clients:
+    """Revoke a client's key; a running server notices. Raises UserError where it is unknown."""
+    with _changed_clients(directory) as clients:
         for place, client in enumerate(clients):
             if client.name == name and not client.revoked:
                 clients[place] = dataclasses.replace(client, revoked=True)
@@ -135,67 +134,77 @@ def read_clients(directory: Path) -> list[Client]:
     """Return the clients, revoked ones too. Raises UserError for a damaged or missing list."""
     path = directory / CLIENTS_NAME
     _require_own(directory)
-    values = _parsed(path, _read(path, LARGEST_LIST))
-    try:
-        clients = [
-            Client(
-                _name(one["name"]), KeyRole(one["role"]), _key(one["public"]), bool(one["revoked"])
-            )
-            for one in values["clients"]
+    with _reading(path):
+        return [
+            Client(**_checked(client), revoked=bool(client["revoked"]))
+            for client in _parsed(_read(path, LARGEST_LIST))["clients"]
         ]
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(path) from None
-    return clients
 
 
 def read_server_key(directory: Path) -> ServerKey:
-    """Return the server's pair. Raises UserError where it is missing, or others can read it."""
+    """Return the server's key. Raises UserError where it is missing, or others can read it."""
     path = directory / SERVER_NAME
-    values = _parsed(path, _read(path, LARGEST_KEY_FILE, secret=True))
-    try:
-        key = ServerKey(_key(values["public"]), _key(values["secret"]))
+    with _reading(path):
+        values = _parsed(_read(path, LARGEST_KEY_FILE, secret=True))
+        key = ServerKey(**_checked(values))
         if zmq.curve_public(key.secret.encode()).decode() != key.public:
             raise ValueError("a secret that does not go with its public key")
         return key
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(path) from None
 
 
 def read_client_key(path: Path) -> ClientKey:
     """Return a client's key from its file. Raises UserError as `read_server_key` does."""
-    return _client_key(path, _read(path, LARGEST_KEY_FILE, secret=True))
+    with _reading(path):
+        return ClientKey(**_checked(_parsed(_read(path, LARGEST_KEY_FILE, secret=True))))
 
 
 def client_key_from_text(text: str, source: str) -> ClientKey:
     """Return a client's key from the content of such a file. Raises UserError."""
-    return _client_key(source, text[: LARGEST_KEY_FILE + 1].encode())
-
-
-def _client_key(source: Path | str, data: bytes) -> ClientKey:
-    values = _parsed(source, data)
-    try:
-        return ClientKey(
-            name=_name(values["name"]),
-            role=KeyRole(values["role"]),
-            public=_key(values["public"]),
-            secret=_key(values["secret"]),
-            server=_key(values["server"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(source) from None
+    with _reading(source):
+        return ClientKey(**_checked(_parsed(text[: LARGEST_KEY_FILE + 1].encode())))
 
 
 @contextlib.contextmanager
-def _changing(directory: Path) -> Iterator[list[Client]]:
-    """Hold the list of clients, alone, and write it back if nothing was wrong."""
-    with _alone(directory):
+def _reading(source: Path | str) -> Iterator[None]:
+    """Raise UserError for whatever is wrong with the content of a file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{source}: not a file of keys of this manychar, or damaged") from None
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    values = parsed(data.decode())
+    if type(values) is not dict or values.get("format") != FORMAT:
+        raise ValueError("format")
+    return values
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names, roles and keys among the values. Raises ValueError and its like."""
+    checked: dict[str, Any] = {}
+    for field in ("name", "role", "public", "secret", "server"):
+        if field not in values:
+            continue  # whoever needs it raises TypeError
+        value = values[field]
+        pattern = {"name": _NAME, "role": _NAME}.get(field, _KEY)
+        if type(value) is not str or not pattern.fullmatch(value):
+            raise ValueError(field)
+        checked[field] = KeyRole(value) if field == "role" else value
+    return checked
+
+
+@contextlib.contextmanager
+def _changed_clients(directory: Path) -> Iterator[list[Client]]:
+    """Hold the list of clients, locked, and write it back if no exception was raised."""
+    with _locked(directory):
         clients = read_clients(directory)
         yield clients
         _write_clients(directory, clients)
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -207,27 +216,24 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _pair() -> tuple[str, str]:
+def _new_pair() -> tuple[str, str]:
     public, secret = zmq.curve_keypair()
     return public.decode(), secret.decode()
 
 
 def _write_clients(directory: Path, clients: list[Client]) -> None:
-    values = {"format": FORMAT, "clients": [dataclasses.asdict(client) for client in clients]}
-    _replace(directory / CLIENTS_NAME, values, mode=0o644)
+    values = {"clients": [dataclasses.asdict(client) for client in clients]}
+    _write(directory / CLIENTS_NAME, values, mode=0o644)
 
 
-def _write_secret(path: Path, values: dict[str, Any]) -> None:
-    """Write a file with a secret, readable by its owner alone from its first byte on.
+def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
+    """Write a file that has its mode from its first byte on.
 
     Raises UserError where it cannot be written; then nothing is left of it.
     """
-    _replace(path, {"format": FORMAT, **values}, mode=0o600)
-
-
-def _replace(path: Path, values: dict[str, Any], *, mode: int) -> None:
     try:
-        replace_file(path, json.dumps(values, indent=1).encode() + b"\n", mode)
+        content = json.dumps({"format": FORMAT, **values}, indent=1)
+        replace_file(path, content.encode() + b"\n", mode)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
 
@@ -237,10 +243,10 @@ def _require_own(directory: Path) -> None:
     try:
         modes = [path.stat().st_mode for path in (directory, directory / CLIENTS_NAME)]
     except OSError:
-        return  # what is wrong with it is said by whoever reads it
+        return  # reading it says what is wrong
     if any(mode & (stat.S_IWGRP | stat.S_IWOTH) for mode in modes):
         raise UserError(
-            f"{directory}: others can write in it, and let themselves in: chmod -R go-w it",
+            f"{directory}: others can write in it, and add themselves: chmod -R go-w it",
             code=REFUSED_FOR_SAFETY,
         )
 
@@ -261,35 +267,9 @@ def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
 
 
 def _is_credential(path: Path) -> bool:
-    """Whether systemd laid the file down for this service alone; its group may be said to read it.
+    """Whether systemd gave the file to this service alone; its group may be said to read it.
 
     What it says there is the mask of an access list with this service's user in it.
     """
     directory = os.environ.get(CREDENTIALS)
     return directory is not None and path.resolve().parent == Path(directory).resolve()
-
-
-def _parsed(source: Path | str, data: bytes) -> dict[str, Any]:
-    try:
-        values = parsed(data.decode())
-    except ValueError:
-        raise _damaged(source) from None
-    if type(values) is not dict or values.get("format") != FORMAT:
-        raise _damaged(source)
-    return values
-
-
-def _damaged(source: Path | str) -> UserError:
-    return UserError(f"{source}: not a file of keys of this manychar, or damaged")
-
-
-def _name(value: Any) -> str:
-    if type(value) is not str or not _NAME.fullmatch(value):
-        raise ValueError("name")
-    return value
-
-
-def _key(value: Any) -> str:
-    if type(value) is not str or not _KEY.fullmatch(value):
-        raise ValueError("key")
-    return value
