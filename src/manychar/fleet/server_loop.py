@@ -131,7 +131,6 @@ class ServerLoop:
         return self.outcome
 
     def _register(self) -> None:
-        self.loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
         self.loop.on_wake(self._collect_results)
         if (authenticator := self.router.authenticator) is not None:
             self.loop.on_readable(authenticator.socket, self._answer_handshakes)
@@ -140,7 +139,8 @@ class ServerLoop:
         self.loop.on_deadline(lambda: self.flush_at, self._flush)
         self.loop.on_suspension(lambda seconds: self._handle(Suspended(seconds)))
 
-    def _signalled(self, number: int) -> None:
+    def signalled(self, number: int) -> None:
+        """Stop: the process was told to."""
         if not has_parent():  # a parent logs it itself
             logger.info(STOPPING)
         if number == signal.SIGINT:

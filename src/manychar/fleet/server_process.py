@@ -7,6 +7,7 @@ checkpoint before it.
 import contextlib
 import dataclasses
 import logging
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,10 @@ def serve(
     """
     raise_limit()
     with contextlib.ExitStack() as stack:
+        loop = stack.enter_context(EventLoop())
+        # First of all: whoever reads that it listens may signal at once.
+        stops = signal.SIGINT, signal.SIGTERM
+        loop.on_signal(lambda number: server.signalled(number), *stops)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
         notifier = Notifier()
         term = raise_term(directory)
@@ -71,7 +76,6 @@ def serve(
         stack.callback(router.close)
         screen.bound(router.endpoint)
         notifier.ready(f"listening on {router.endpoint}")
-        loop = stack.enter_context(EventLoop())
         server = ServerLoop(
             machine=machine,
             engine=engine,
