@@ -131,7 +131,7 @@ def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
     assert {SERVICES[name].get("restart") for name in SERVICES} == {None, "on-failure"}
     recipe.start(steps=recipe.reached() + 50)
     assert recipe.end() == (0, [0, 0, 0])
-    assert "going on with the run in" in recipe.server.err
+    assert "resuming the run in" in recipe.server.err
 
 
 def test_it_is_built_where_there_is_an_engine() -> None:

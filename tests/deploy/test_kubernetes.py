@@ -159,8 +159,8 @@ def test_the_job_knows_this_programs_exit_codes() -> None:
 def test_a_probe_is_given_the_time_that_it_takes(name: str) -> None:
     probe = PODS["server"]["containers"][0][name]
     assert probe["exec"]["command"][:2] == ["manychar", "health"]
-    patience = float(flag(probe["exec"]["command"], "patience"))
-    assert probe["timeoutSeconds"] >= 2 * patience + 2
+    timeout = float(flag(probe["exec"]["command"], "connect-timeout"))
+    assert probe["timeoutSeconds"] >= 2 * timeout + 2
 
 
 @pytest.fixture
@@ -283,5 +283,5 @@ def test_the_pods_own_commands_train_are_stopped_and_go_on(
     assert recipe.stop() == (STOPPED, [STOPPED, STOPPED])
     recipe.start(steps=recipe.reached() + 50)
     assert recipe.end() == (0, [0, 0])
-    assert "going on with the run in" in recipe.server.err
+    assert "resuming the run in" in recipe.server.err
     assert (places["/runs"] / "run" / "term").read_text() == "2\n"

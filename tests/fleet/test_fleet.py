@@ -242,7 +242,7 @@ class TestByHand:
         assert done.code == code, done.err
         assert "Traceback" not in done.err
 
-    def test_a_worker_gives_up_when_its_patience_ends(self, manychar: Commands) -> None:
+    def test_a_worker_gives_up_at_its_connect_timeout(self, manychar: Commands) -> None:
         done = manychar.run("worker", "ipc://nobody", "--name", "a", "--connect-timeout", "0.5")
         assert done.code == 3
         assert done.last_line.startswith("a: gave up: no server at ipc://nobody")

@@ -54,9 +54,11 @@ RUN, TERM, SILENCE = "run-1", 3, 2.0
 class Bench:
     """One worker, and a server that is played by the test."""
 
-    def __init__(self, *, patience: float = 60.0) -> None:
+    def __init__(self, *, connect_timeout: float = 60.0) -> None:
         self.known: Reference = reference(3, 1, 11)
-        self.worker = Worker(hello("ann"), server="tcp://there", connect_timeout=patience, now=0.0)
+        self.worker = Worker(
+            hello("ann"), server="tcp://there", connect_timeout=connect_timeout, now=0.0
+        )
 
     def state(self) -> WorkerPhase:
         """Where the worker stands."""
@@ -286,7 +288,7 @@ def test_after_a_silent_server_returns_it_finds_the_worker_unchanged() -> None:
 
 
 def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
-    bench = Bench(patience=10.0)
+    bench = Bench(connect_timeout=10.0)
     assert only(bench.worker.handle(DeadlinePassed(), 2.0), Log).text == (
         "waiting for a server at tcp://there, up to 8 s"
     )

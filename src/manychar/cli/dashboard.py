@@ -37,7 +37,7 @@ def dashboard(
             f"--insecure: anyone who can reach {host} can see this run and samples of its text"
         )
     listening = listen(host, port)
-    history, feed = open_feed(source, find_key(key), patience=connect_timeout)
+    history, feed = open_feed(source, find_key(key), connect_timeout=connect_timeout)
 
     def ready() -> None:
         write(f"{url_of(listening)}\n")

@@ -22,7 +22,7 @@ def follow(
     if not flags:
         raise UserError("nowhere to export to: give --tensorboard DIR or --metrics-port N")
     if is_endpoint(source):
-        export_live(source, find_key(key), patience=connect_timeout, **flags)
+        export_live(source, find_key(key), connect_timeout=connect_timeout, **flags)
         return
     if "metrics_port" in flags:
         raise UserError("--metrics-port needs a live run: give its server's endpoint")

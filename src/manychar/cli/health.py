@@ -13,6 +13,6 @@ def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key 
     from manychar.network.client_identity import find_key
     from manychar.observability.status import examine
 
-    found = examine(endpoint, find_key(key), patience=connect_timeout)
+    found = examine(endpoint, find_key(key), connect_timeout=connect_timeout)
     write(f"{found.line}\n")
     raise typer.Exit(0 if found.healthy else 1)

@@ -80,7 +80,7 @@ def weights_of(source: str, key: Path | None, connect_timeout: float) -> "tuple[
     from manychar.observability.observer_client import first, models
 
     if is_endpoint(source):
-        found = models(source, find_key(key), patience=connect_timeout)
+        found = models(source, find_key(key), connect_timeout=connect_timeout)
         return first(found, source)[1]
     return load(Path(source))
 
@@ -108,7 +108,7 @@ def _models(
 
     if not is_endpoint(source):
         raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
-    found = models(source, find_key(key), patience=connect_timeout, change=change)
+    found = models(source, find_key(key), connect_timeout=connect_timeout, change=change)
     with contextlib.closing(found):
         for step, (parameters, vocabulary) in found:
             yield f"--- step {step:,} ---\n", parameters, vocabulary

@@ -30,7 +30,7 @@ def status(
     from manychar.observability.observer_client import first, snapshots
     from manychar.observability.status import show
 
-    found = snapshots(endpoint, find_key(key), patience=connect_timeout)
+    found = snapshots(endpoint, find_key(key), connect_timeout=connect_timeout)
     with contextlib.closing(found):
         if as_json:
             for snapshot in found if watch else [first(found, endpoint)]:

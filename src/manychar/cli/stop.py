@@ -14,4 +14,4 @@ def stop(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = 
     from manychar.network.client_identity import find_key
     from manychar.observability.observer_client import stop as request_stop
 
-    logger.info(request_stop(endpoint, find_key(key), patience=connect_timeout))
+    logger.info(request_stop(endpoint, find_key(key), connect_timeout=connect_timeout))

@@ -37,7 +37,7 @@ from manychar.protocol.operation import Operation
 from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0
-OBSERVER_PATIENCE, WORKER_PATIENCE = 60.0, 300.0
+OBSERVER_CONNECT_TIMEOUT, WORKER_CONNECT_TIMEOUT = 60.0, 300.0
 LAST_MESSAGE_WITHIN = 2.0
 OBSERVER = "train"
 ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
@@ -116,12 +116,18 @@ class LocalFleet:  # 17 attributes: what it was given, its children, and how the
         key = read_client_key(path) if path else None
         # The server logs its notices, too, and its log lines are forwarded here.
         self._client = ObserverClient(
-            self._endpoint, key, patience=OBSERVER_PATIENCE, notices=False
+            self._endpoint, key, connect_timeout=OBSERVER_CONNECT_TIMEOUT, notices=False
         )
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         for slot in self.workers:
-            flags = ["--name", slot.name, "--connect-timeout", str(WORKER_PATIENCE), "--child"]
+            flags = [
+                "--name",
+                slot.name,
+                "--connect-timeout",
+                str(WORKER_CONNECT_TIMEOUT),
+                "--child",
+            ]
             if (path := self._private.client_key(slot.name)) is not None:
                 flags += ["--key", str(path)]
             slot.arguments = ["worker", self._endpoint, *flags]
@@ -170,7 +176,7 @@ class LocalFleet:  # 17 attributes: what it was given, its children, and how the
     def _server_hangs(self, client: ObserverClient, reason: str) -> None:
         """Kill a server that does not answer: another one resumes from its last checkpoint."""
         logger.warning(f"{reason}: ending it")
-        client.connect(OBSERVER_PATIENCE)
+        client.connect(OBSERVER_CONNECT_TIMEOUT)
         self.server.signal(signal.SIGKILL)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:

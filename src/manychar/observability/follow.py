@@ -27,15 +27,15 @@ def follow(
     endpoint: str,
     key: ClientKey | None,
     *,
-    patience: float,
+    connect_timeout: float,
     tensorboard: Path | None = None,
     metrics_port: int | None = None,
 ) -> None:
-    """Export a live run until it ends. A server that is lost is waited for, `patience` seconds.
+    """Export a live run until it ends. A lost server is waited for, `connect_timeout` seconds long.
 
     Raises UserError where it refuses, fails, or does not come back, and as `exporters` does.
     """
-    client = ObserverClient(endpoint, key, patience=patience)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
     with contextlib.ExitStack() as stack:
         targets = None
         for event in stack.enter_context(contextlib.closing(events_of(client))):

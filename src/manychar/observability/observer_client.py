@@ -56,7 +56,7 @@ class ObserverClient:
         endpoint: str,
         key: ClientKey | None = None,
         *,
-        patience: float,
+        connect_timeout: float,
         notices: bool = True,
     ) -> None:
         self.endpoint = endpoint
@@ -66,13 +66,13 @@ class ObserverClient:
         self._snapshots: Snapshots | None = None
         self._next_request = 0.0
         self.socket = self._dealer.socket
-        self.connect(patience)
+        self.connect(connect_timeout)
 
-    def connect(self, patience: float) -> None:
-        """Connect, or connect again after an end: for `patience` seconds at most."""
+    def connect(self, connect_timeout: float) -> None:
+        """Connect, or connect again after an end: for `connect_timeout` seconds at most."""
         now = time.monotonic()
         self._machine = Observer(
-            self._hello, server=self.endpoint, connect_timeout=patience, now=now
+            self._hello, server=self.endpoint, connect_timeout=connect_timeout, now=now
         )
         self.end: Finish | None = None
 
@@ -167,7 +167,7 @@ class ObserverClient:
 def events_of(client: ObserverClient) -> Generator[Event]:
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
-    Raises UserError where no server answers within the client's patience, it refuses, or it fails.
+    Raises UserError where no server answers within the connect timeout, it refuses, or it fails.
     """
     with contextlib.closing(client):
         while (end := client.end) is None:
@@ -184,12 +184,14 @@ def ending_of(client: ObserverClient, end: Finish) -> str:
     raise UserError(f"{end.reason}{refusal}", code=end.code or RUN_FAILED)
 
 
-def snapshots(endpoint: str, key: ClientKey | None, *, patience: float) -> Generator[Snapshot]:
+def snapshots(
+    endpoint: str, key: ClientKey | None, *, connect_timeout: float
+) -> Generator[Snapshot]:
     """Yield a live run's snapshots, at once and then at least once a second, until it ends well.
 
     Raises UserError as `events_of` does.
     """
-    client = ObserverClient(endpoint, key, patience=patience)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
     with contextlib.closing(events_of(client)) as events:
         yield from (event for event in events if isinstance(event, Snapshot))
 
@@ -198,7 +200,7 @@ def models(
     endpoint: str,
     key: ClientKey | None,
     *,
-    patience: float,
+    connect_timeout: float,
     change: float | None = None,
 ) -> Generator[tuple[int, Model]]:
     """Yield (step, model) of a live run, again when the weights have changed.
@@ -206,7 +208,7 @@ def models(
     `change` is relative: the norm of the difference by the norm of those yielded before; None
     yields once. Raises UserError as `events_of` does.
     """
-    client = ObserverClient(endpoint, key, patience=patience)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
     shown, before = -1, None
     with contextlib.closing(events_of(client)) as events:
         for event in events:
@@ -243,12 +245,12 @@ def first(found: Generator[T], endpoint: str) -> T:
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
-def stop(endpoint: str, key: ClientKey | None, *, patience: float) -> str:
+def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server end its step, write a checkpoint and finish; return how the run ended.
 
     Raises UserError where no server answers, it refuses, or the run fails.
     """
-    client = ObserverClient(endpoint, key, patience=patience)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
     with contextlib.closing(client):
         while client.end is None:
             client.request_stop()

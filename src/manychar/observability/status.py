@@ -209,24 +209,24 @@ class Health:
     healthy: bool = True
 
 
-def examine(endpoint: str, key: ClientKey | None, *, patience: float) -> Health:
-    """Watch a live run until it advances or says what it waits for, `patience` seconds at most.
+def examine(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
+    """Watch a live run until it advances, or for `connect_timeout` seconds; say what it waits for.
 
     Raises UserError where no server answers within as long, it refuses, or the run has ended.
     """
-    found = snapshots(endpoint, key, patience=patience)
+    found = snapshots(endpoint, key, connect_timeout=connect_timeout)
     with log.handled_by(logging.NullHandler()), contextlib.closing(found):
-        if (health := _examine(found, patience=patience)) is None:
+        if (health := _examine(found, connect_timeout=connect_timeout)) is None:
             raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
     return health
 
 
-def _examine(found: Iterable[Snapshot], *, patience: float) -> Health | None:
+def _examine(found: Iterable[Snapshot], *, connect_timeout: float) -> Health | None:
     first: Snapshot | None = None
     give_up_at = 0.0
     for snapshot in found:
         if first is None:
-            first, give_up_at = snapshot, time.monotonic() + patience
+            first, give_up_at = snapshot, time.monotonic() + connect_timeout
         expired = time.monotonic() >= give_up_at
         if (health := health_of(first, snapshot, expired=expired)) is not None:
             return health

@@ -67,7 +67,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     metrics.write_text(whole.splitlines(keepends=True)[0], encoding="utf-8")
     kept = checkpoint_path(checkpoints, 300).read_bytes()
     checkpoint_path(checkpoints, 300).unlink()
-    history, feed = open_feed(str(trained), None, patience=1.0)
+    history, feed = open_feed(str(trained), None, connect_timeout=1.0)
     feed.start()
     try:
         until(lambda: len(history.view().moments) == 2, "the checkpoints that are there")
@@ -91,7 +91,7 @@ def test_a_lost_server_is_waited_for_and_found_again(
     server = manychar.start("server", str(text), *SMALL, *READ, *run)
     server.wait_for("listens on|manychar worker")
     worker = manychar.start("worker", endpoint, "--name", "left")
-    history, feed = open_feed(endpoint, None, patience=60.0)
+    history, feed = open_feed(endpoint, None, connect_timeout=60.0)
     feed.start()
     try:
         until(lambda: history.view().intervals, "what a worker did")

@@ -80,11 +80,11 @@ class Live:
         key: ClientKey | None,
         history: History,
         *,
-        patience: float,
+        connect_timeout: float,
     ) -> None:
-        """Wait for the first report. Raises UserError where there is none within `patience` s."""
+        """Wait for the first status. Raises UserError after `connect_timeout` seconds."""
         self._endpoint, self._key, self._history = endpoint, key, history
-        self._client = ObserverClient(endpoint, key, patience=patience)
+        self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
         while not history.view().points:
             if (end := self._turn()) is not None:
                 self._client.close()
@@ -275,7 +275,9 @@ def _spread(entries: list[Any], most: int) -> list[Any]:
     return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
 
 
-def open_feed(source: str, key: ClientKey | None, *, patience: float) -> tuple[History, Feed]:
+def open_feed(
+    source: str, key: ClientKey | None, *, connect_timeout: float
+) -> tuple[History, Feed]:
     """Return a History of a live server's endpoint or a run directory, and what fills it.
 
     Raises UserError where there is nothing to watch.
@@ -283,7 +285,7 @@ def open_feed(source: str, key: ClientKey | None, *, patience: float) -> tuple[H
     history = History(source)
     work: Live | Directory
     if is_endpoint(source):
-        work = Live(source, key, history, patience=patience)
+        work = Live(source, key, history, connect_timeout=connect_timeout)
     else:
         work = Directory(Path(source), history)
     return history, Feed(work, history)
