@@ -79,7 +79,7 @@ def test_no_step_is_applied_before_the_decision_is_known() -> None:
     for shard in range(2):
         stage.deliver("ann", shard, 4)
     assert stage.server.state.step == 4
-    assert "waited 1 s for the held-out loss of step 2" in said(stage.wait(3.0, "ann"))
+    assert "waited 1 s for the validation loss of step 2" in said(stage.wait(3.0, "ann"))
     stage.server.handle(CheckpointSaved(2), stage.now)
     stage.server.handle(Validated(2, 2.5), stage.now)
     assert stage.server.state.step == 5
@@ -114,7 +114,7 @@ def test_the_last_checkpoint_is_judged_before_the_end() -> None:
     stage.join("ann")
     stage.advance_to(1, "ann")
     assert only(stage.server.handle(CheckpointSaved(1), stage.now), Validate) == Validate(1)
-    assert "for the held-out loss of step 1" in said(stage.wait(2.0, "ann"))
+    assert "for the validation loss of step 1" in said(stage.wait(2.0, "ann"))
     assert only(stage.server.handle(Validated(1, 2.0), stage.now), Finish).code == 0
 
 
@@ -167,7 +167,7 @@ def test_a_judge_that_is_gone_ends_only_a_run_that_needs_it() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
     effects = stage.server.handle(ValidationFailed("it died"), stage.now)
-    assert "not judged any more: it died" in said(effects)
+    assert "not validated any more: it died" in said(effects)
     assert stage.server.handle(CheckpointSaved(2), stage.now) == []
     needing = held()
     assert (
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
     if decides:
         assert only(effects, Finish).code == 3
     else:
-        assert "is not judged: it is gone" in said(effects)
+        assert "is not validated: it is gone" in said(effects)
         stage.advance_to(5, "ann")
         assert stage.server.state.step == 5
 

@@ -76,7 +76,7 @@ class Lifecycle:
         return self.steps.state.step
 
     def begin(self, now: float) -> None:
-        """Start with what is not judged yet; a run that is through already ends at once."""
+        """Start with what is not validated yet; a run that is through already ends at once."""
         self.phase = RunPhase.TRAINING
         for step in self.run.unvalidated:
             self.early_stopping.expect(step)
@@ -247,11 +247,11 @@ class Lifecycle:
             return
         self.early_stopping.pass_over(step)
         self.outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
-        self.outbox.warn(f"the checkpoint of step {step} is not judged: {reason}")
+        self.outbox.warn(f"the checkpoint of step {step} is not validated: {reason}")
 
     def validation_failed(self, reason: str, now: float) -> None:
         """Take note that nothing is judged any more; a run that depends on it ends."""
-        text = f"the held-out text is not judged any more: {reason}"
+        text = f"checkpoints are not validated any more: {reason}"
         self.outbox.notice(text, Level.ERROR)
         decided = self.early_stopping.decides
         self.early_stopping.give_up()

@@ -56,7 +56,7 @@ class StallReport:
             return f"the disk: the checkpoint of step {step} is being written"
         if self._steps.closed or self._early_stopping.waits(step):
             awaited = ", ".join(map(str, self._early_stopping.awaited_before(step) or [step]))
-            return f"the held-out loss of step {awaited}"
+            return f"the validation loss of step {awaited}"
         late = self._lease_grants.late()
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker: none is here"
