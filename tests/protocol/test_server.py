@@ -50,6 +50,8 @@ from manychar.protocol.messages import (
     Revoke,
     Status,
     Stop,
+    Unban,
+    Unbanned,
     Unit,
     UnitState,
     Weights,
@@ -689,6 +691,30 @@ def test_an_observer_gets_the_newest_weights_when_it_asks() -> None:
 def test_an_end_has_a_reason() -> None:
     with pytest.raises(ValueError, match="no reason"):
         Finish(0, "")
+
+
+def test_a_ban_is_lifted_and_remembered() -> None:
+    stage = Stage(banned={"ann": "it computed step 3, shard 0 wrongly", "key-1": "the same"})
+    assert only(stage.hello("ann"), Refused).reason.startswith("banned: it computed step 3")
+    stage.hello("olga", "observer")
+    effects = stage.tell("olga", Unban(run=RUN, term=TERM, name="ann"))
+    assert only(effects, Unbanned).text == "ann is no longer banned; banned: key-1"
+    assert only(effects, Remember).changes == {"banned": {"key-1": "the same"}}
+    assert only(stage.hello("ann"), Welcome)
+    effects = stage.tell("olga", Unban(run=RUN, term=TERM, name="ann"))
+    assert only(effects, Unbanned).text == "ann is not banned; banned: key-1"
+    assert not [effect for effect in effects if isinstance(effect, Remember)]
+
+
+def test_only_an_operator_lifts_a_ban() -> None:
+    stage = Stage(banned={"ann": "it computed wrongly"})
+    unban = Unban(run=RUN, term=TERM, name="ann")
+    for name, role in (("olga", KeyRole.OBSERVER), ("otto", KeyRole.OPERATOR)):
+        key = owner(name, role)
+        stage.server.handle(Received(hello(name, "observer"), name.encode(), key), 0.0)
+        effects = stage.server.handle(Received(unban, name.encode(), key), 0.0)
+        assert bool(sent(effects, Refused)) is (role is KeyRole.OBSERVER)
+    assert not stage.server.admission.banned
 
 
 def test_an_observer_hears_every_notice() -> None:

@@ -67,6 +67,7 @@ EXAMPLES = {
     "plot": "runs/ONE runs/OTHER -o losses.svg",
     "follow": "tcp://127.0.0.1:5577 --tensorboard logs",
     "stop": "tcp://127.0.0.1:5577",
+    "unban": "runs/RUN worker-2",
     "doctor": "--json",
 }
 """By the name of the command, which is the name of its module and of the function there."""

@@ -96,6 +96,7 @@ Source = Annotated[str, _argument("SOURCE", "Run directory, checkpoint, or a ser
 Watched = Annotated[str, _argument("SOURCE", "A server's endpoint, or a run directory.")]
 Run = Annotated[Path, _argument("RUN", "Run directory.")]
 Runs = Annotated[list[Path], _argument("RUN", "Run directories.")]
+BannedName = Annotated[str, _argument("NAME", "The banned worker's name, or its key's.")]
 KeyDirectory = Annotated[Path, _argument("DIR", "The server's directory of keys.")]
 KeyName = Annotated[str, _argument("NAME", "The client's name in the run.")]
 

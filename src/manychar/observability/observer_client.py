@@ -24,6 +24,8 @@ from manychar.protocol.messages import (
     Role,
     Status,
     Stop,
+    Unban,
+    Unbanned,
     Weights,
     WeightsRequest,
     Welcome,
@@ -36,7 +38,7 @@ TURN_SECONDS = 0.1
 ASK_AGAIN_AFTER = 1.0
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
-Event = Snapshot | Weights | Log
+Event = Snapshot | Weights | Unbanned | Log
 """What a turn brings; a Log has been logged already."""
 
 Model = tuple[Parameters, str]
@@ -124,6 +126,8 @@ class ObserverClient:
                 case Show(Status() as status):
                     if (snapshot := self._snapshot(status)) is not None:
                         events.append(snapshot)
+                case Show(Unbanned() as answer):
+                    events.append(answer)
                 case Show(Weights() as weights):
                     events = [event for event in events if not isinstance(event, Weights)]
                     events.append(weights)
@@ -146,6 +150,11 @@ class ObserverClient:
         """Ask the server to stop; a request within a second of the last one is not sent."""
         if (welcome := self._may_ask()) is not None:
             self._send(Stop(run=welcome.run, term=welcome.term))
+
+    def request_unban(self, name: str) -> None:
+        """Ask the server to lift a ban; a request within a second of the last one is not sent."""
+        if (welcome := self._may_ask()) is not None:
+            self._send(Unban(run=welcome.run, term=welcome.term, name=name))
 
     def _may_ask(self) -> Welcome | None:
         now = time.monotonic()
@@ -257,3 +266,16 @@ def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> str
             client.socket.poll(int(1000 * TURN_SECONDS))
             client.turn()
         return ending_of(client, client.end)
+
+
+def unban(endpoint: str, name: str, key: ClientKey | None, *, patience: float) -> str:
+    """Have a server lift a ban; return its answer. Raises UserError where there is none."""
+    client = ObserverClient(endpoint, key, patience=patience, notices=False)
+    with contextlib.closing(client):
+        while client.end is None:
+            client.request_unban(name)
+            client.socket.poll(int(1000 * TURN_SECONDS))
+            for event in client.turn():
+                if isinstance(event, Unbanned):
+                    return event.text
+        raise UserError(ending_of(client, client.end), code=RUN_FAILED)

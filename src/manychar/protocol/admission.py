@@ -23,6 +23,8 @@ from manychar.protocol.messages import (
     Ready,
     Refused,
     Role,
+    Unban,
+    Unbanned,
     Welcome,
     one_line,
 )
@@ -226,6 +228,25 @@ class Admission:
 
     # Members that are lost.
 
+    def unban(self, member: Member, message: Unban, now: float) -> None:
+        """Lift a ban; only an operator may."""
+        if self.is_operator(member, "lift a ban"):
+            before = self.banned
+            self.banned, text = lift_ban(before, message.name)
+            if self.banned != before:
+                self._outbox.add(Remember({"banned": dict(self.banned)}))
+                self._outbox.notice(f"{text}, says {member.name}")
+            run, term = self._run.run, self._run.term
+            self._outbox.send(member.peer, Unbanned(run=run, term=term, text=one_line(text)))
+
+    def is_operator(self, member: Member, what: str) -> bool:
+        """Whether a member may do this; where its key is not an operator's, it is refused."""
+        if member.owner is None or member.owner.role is KeyRole.OPERATOR:
+            return True
+        reason = f"the key of {member.owner.name} is not an operator's: it cannot {what}"
+        self._outbox.send(member.peer, Refused(reason=reason))
+        return False
+
     def revoked(self, member: Member, now: float) -> None:
         """Let a member go whose key is not good any more."""
         self._outbox.send(member.peer, Refused(reason="its key was revoked"))
@@ -251,6 +272,13 @@ class Admission:
 def _sender(peer: Peer, owner: Owner | None) -> bytes:
     """Return what faults are counted by: the key's owner, or the connection."""
     return peer if owner is None else b"key " + owner.name.encode()
+
+
+def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]:
+    """Return who is banned without this name, and what to tell the person that asked."""
+    left = {each: why for each, why in banned.items() if each != name}
+    text = f"{name} is no longer banned" if name in banned else f"{name} is not banned"
+    return left, f"{text}; banned: {', '.join(left)}" if left else text
 
 
 def _not_by_this_key(hello: Hello, owner: Owner) -> str:

@@ -4,7 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from manychar.protocol.messages import Frame, Level, Message, Peer, Status, Weights, Welcome
+from manychar.protocol.messages import (
+    Frame,
+    Level,
+    Message,
+    Peer,
+    Status,
+    Unbanned,
+    Weights,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from manychar.numerics.training_step import TrainingState
@@ -61,9 +70,9 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Show the run's status, or weights to sample from, to the user of this process."""
+    """Show the run's status, weights to sample from, or an answer, to the user of this process."""
 
-    message: Status | Weights
+    message: Status | Weights | Unbanned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -286,6 +286,20 @@ class WeightsRequest(_InRun):
     """An observer asks for the newest weights."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unban(_InRun):
+    """An observer asks the server to lift the ban of a worker's or key's name."""
+
+    name: field.Name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unbanned(_InRun):
+    """The server's answer to Unban: one line for the person that asked."""
+
+    text: field.Text
+
+
 class WorkerStats(NamedTuple):
     """How one worker has spent its time since it joined, in seconds: `present` in all.
 
@@ -361,7 +375,9 @@ class Done(_InRun):
     reason: field.Text
 
 
-FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop | WeightsRequest
+FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop | WeightsRequest | Unban
 FromPeer = Hello | FromMember
-FromServer = Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Status | Notice | Done
+FromServer = (
+    Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Status | Notice | Unbanned | Done
+)
 Message = FromPeer | FromServer

@@ -19,6 +19,7 @@ from manychar.protocol.messages import (
     Refused,
     Reset,
     Status,
+    Unbanned,
     Weights,
     Welcome,
 )
@@ -49,7 +50,7 @@ class Observer(ClientMachine[ObserverPhase]):
             self.state = ObserverPhase.OBSERVING
         return []
 
-    def _show(self, message: Status | Weights, now: float) -> list[Effect]:
+    def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
@@ -61,12 +62,13 @@ class Observer(ClientMachine[ObserverPhase]):
 
 
 _EITHER = (_CONNECTING, _OBSERVING)
+_EARLY = (Status, Weights, Unbanned, Notice, Alive, Reset)
 
 Observer.table = {
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _OBSERVING),
-    **rows((_CONNECTING,), (Status, Weights, Notice, Alive, Reset), Observer._ignore),
+    **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),
-    **rows((_OBSERVING,), (Status, Weights), Observer._show),
+    **rows((_OBSERVING,), (Status, Weights, Unbanned), Observer._show),
     **rows((_OBSERVING,), (Notice,), Observer._say),
     **rows((_OBSERVING,), (Alive,), Observer._ignore),
     **rows((_OBSERVING,), (Reset,), Observer._reset, _OBSERVING, _CONNECTING),

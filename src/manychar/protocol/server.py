@@ -48,9 +48,9 @@ from manychar.protocol.messages import (
     Owner,
     Peer,
     Ready,
-    Refused,
     Reset,
     Stop,
+    Unban,
     WeightsRequest,
 )
 from manychar.protocol.outbox import Outbox
@@ -248,12 +248,9 @@ class ParameterServer:
         self.membership.suspended(event.seconds)
 
     def _stop_by_operator(self, member: Member, message: Stop, now: float) -> None:
-        if member.owner is not None and member.owner.role is not KeyRole.OPERATOR:
-            reason = f"the key of {member.owner.name} is not an operator's: it cannot stop a run"
-            self.outbox.send(member.peer, Refused(reason=reason))
-            return
-        end = Finish(STOPPED, f"stopped by {member.name}")
-        self.lifecycle.stop(end, now=now, by=now + STOP_WITHIN)
+        if self.admission.is_operator(member, "stop a run"):
+            end = Finish(STOPPED, f"stopped by {member.name}")
+            self.lifecycle.stop(end, now=now, by=now + STOP_WITHIN)
 
     def _send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
         self.outbox.send(member.peer, self.status_report.weights())
@@ -307,6 +304,7 @@ _MESSAGES: Table = {
     **rows((_WORKING,), (Gradient,), ParameterServer._gradient, _WORKING, _UNKNOWN),
     **rows((_OBSERVING,), (Stop,), ParameterServer._stop_by_operator),
     **rows((_OBSERVING,), (WeightsRequest,), ParameterServer._send_weights),
+    **rows((_OBSERVING,), (Unban,), _admission(Admission.unban)),
     **rows(_MEMBERS, (Heartbeat,), _admission(Admission.heartbeat)),
     **rows(_MEMBERS, (Goodbye,), _admission(Admission.goodbye), _UNKNOWN),
 }

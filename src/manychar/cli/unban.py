@@ -1,0 +1,45 @@
+"""The command `unban`."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from manychar.cli.options import BannedName, ConnectTimeout, Key, Watched
+from manychar.network.endpoints import is_endpoint
+from manychar.processes.errors import UserError, because
+from manychar.processes.numerics_pinning import pin
+from manychar.protocol.field_types import NAME, NAME_RULE
+
+logger = logging.getLogger(__name__)
+
+
+def unban(
+    source: Watched, name: BannedName, connect_timeout: ConnectTimeout = 10.0, key: Key = None
+) -> None:
+    """Lift the ban of a worker that computed wrongly, for example after a repair."""
+    pin("portable")
+    if not NAME.fullmatch(name):
+        raise UserError(f"NAME {name}: a name is {NAME_RULE}")
+    if is_endpoint(source):
+        from manychar.network.client_identity import find_key
+        from manychar.observability.observer_client import unban as request_unban
+
+        logger.info(request_unban(source, name, find_key(key), patience=connect_timeout))
+    else:
+        logger.info(_unban_in(Path(source), name))
+
+
+def _unban_in(path: Path, name: str) -> str:
+    """Lift a ban in a run directory. Raises UserError where a server is running on it."""
+    from manychar.protocol.admission import lift_ban
+    from manychar.storage.run_directory import locked, open_run
+
+    with locked(open_run(path)):
+        directory = open_run(path)
+        banned, text = lift_ban(directory.facts.banned, name)
+        facts = dataclasses.replace(directory.facts, banned=banned)
+        try:
+            dataclasses.replace(directory, facts=facts).write_config()
+        except OSError as error:
+            raise UserError(f"{path}: {because(error)}") from None
+    return text
