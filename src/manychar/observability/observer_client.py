@@ -38,7 +38,7 @@ TURN_SECONDS = 0.1
 ASK_AGAIN_AFTER = 1.0
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
-Event = Snapshot | Weights | Unbanned | Log
+Event = Snapshot | Weights | Log
 """What a turn brings; a Log has been logged already."""
 
 Model = tuple[Parameters, str]
@@ -67,6 +67,7 @@ class ObserverClient:
         self._hello = hello(Role.OBSERVER, key.name if key else None)
         self._snapshots: Snapshots | None = None
         self._next_request = 0.0
+        self.answer = ""
         self.socket = self._dealer.socket
         self.connect(connect_timeout)
 
@@ -126,8 +127,8 @@ class ObserverClient:
                 case Show(Status() as status):
                     if (snapshot := self._snapshot(status)) is not None:
                         events.append(snapshot)
-                case Show(Unbanned() as answer):
-                    events.append(answer)
+                case Show(Unbanned(text=text)):
+                    self.answer = text
                 case Show(Weights() as weights):
                     events = [event for event in events if not isinstance(event, Weights)]
                     events.append(weights)
@@ -275,7 +276,7 @@ def unban(endpoint: str, name: str, key: ClientKey | None, *, patience: float) -
         while client.end is None:
             client.request_unban(name)
             client.socket.poll(int(1000 * TURN_SECONDS))
-            for event in client.turn():
-                if isinstance(event, Unbanned):
-                    return event.text
+            client.turn()
+            if client.answer:
+                return client.answer
         raise UserError(ending_of(client, client.end), code=RUN_FAILED)
