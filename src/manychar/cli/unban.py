@@ -24,7 +24,7 @@ def unban(
         from manychar.network.client_identity import find_key
         from manychar.observability.observer_client import unban as request_unban
 
-        logger.info(request_unban(source, name, find_key(key), patience=connect_timeout))
+        logger.info(request_unban(source, name, find_key(key), connect_timeout=connect_timeout))
     else:
         logger.info(_unban_in(Path(source), name))
 

@@ -269,9 +269,9 @@ def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> str
         return ending_of(client, client.end)
 
 
-def unban(endpoint: str, name: str, key: ClientKey | None, *, patience: float) -> str:
+def unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
-    client = ObserverClient(endpoint, key, patience=patience, notices=False)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout, notices=False)
     with contextlib.closing(client):
         while client.end is None:
             client.request_unban(name)
