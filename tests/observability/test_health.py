@@ -15,6 +15,7 @@ from manychar.observability.status import Health, health_of
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.messages import (
     Dimensions,
+    Done,
     Hello,
     KeyRole,
     Welcome,
@@ -124,6 +125,7 @@ class Sham(threading.Thread):
         super().__init__(daemon=True)
         self.router = Router("tcp://127.0.0.1:0", DIMENSIONS)
         self.over = threading.Event()
+        self.done: Done | None = None
 
     def run(self) -> None:
         peers = set()
@@ -155,7 +157,7 @@ class Sham(threading.Thread):
 
     def _show(self, peer: bytes) -> None:
         page = status(term=1, step=7, steps=12_000, total=1, workers=(worker("a"),))
-        self.router.send(peer, encode(page))
+        self.router.send(peer, encode(self.done or page))
 
 
 @pytest.fixture
@@ -184,3 +186,12 @@ def test_what_the_disk_did_not_take_is_said() -> None:
         "step 8 of 12,000: it advances, with 1 worker; journal_not_written: 1;"
         " checkpoints_not_written: 6"
     )
+
+
+@pytest.mark.parametrize(("reason", "said"), [("", "the run has ended"), ("over", "over")])
+def test_stop_of_a_run_that_is_ending_says_how_it_ended(
+    manychar: Commands, sham: Sham, reason: str, said: str
+) -> None:
+    sham.done = Done(run="run-1", term=1, code=0, reason=reason)
+    stopped = manychar.run("stop", sham.router.endpoint)
+    assert (stopped.code, stopped.out, stopped.err) == (0, "", f"{said}\n")

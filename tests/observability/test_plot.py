@@ -20,7 +20,7 @@ SEQ_LENGTH, PER_STEP = 5, 4 * 2 * 5  # of the small run
 
 @pytest.fixture
 def validated(trained: Path) -> Path:
-    """The finished run, as if its checkpoints had been judged on held-out text."""
+    """The finished run, as if its checkpoints had been validated."""
     write_losses(trained, dict(HELD_OUT))
     return trained
 
@@ -65,7 +65,7 @@ def test_what_is_drawn(validated: Path) -> None:
     assert legend
     assert [text.get_text() for text in legend.get_texts()] == [
         f"{validated}: smooth loss",
-        f"{validated}: on held-out text",
+        f"{validated}: validation loss",
         "another: smooth loss",
     ]
 
@@ -77,7 +77,7 @@ def test_svg_of_two_runs(manychar: Commands, validated: Path) -> None:
     first, second = ((manychar.directory / f"{n}.svg").read_bytes() for n in ("1", "2"))
     assert first == second, "the same curves are the same file"
     said = "".join(ET.fromstring(first).itertext())  # noqa: S314 - it is ours
-    for words in ("run: smooth loss", "second: on held-out text", "steps", "nats a", "bits a"):
+    for words in ("run: smooth loss", "second: validation loss", "steps", "nats a", "bits a"):
         assert words in said
 
 

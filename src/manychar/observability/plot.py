@@ -73,7 +73,7 @@ def plot(runs: list[Path], target: Path, by: By) -> None:
 
 
 def draw(curves: list[Curve], by: By) -> Figure:
-    """Return the picture: a colour a run, its loss faint, smooth and, in dots, on held-out text."""
+    """Return the picture: a colour a run, loss faint, smooth loss, validation loss in dots."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -101,5 +101,5 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     axes.plot(*curve.loss, color=colour, alpha=0.4, linewidth=0.8)
     axes.plot(*curve.smooth_loss, color=colour, label=f"{curve.name}: smooth loss")
     if curve.validation[0]:
-        label = f"{curve.name}: on held-out text"
+        label = f"{curve.name}: validation loss"
         axes.plot(*curve.validation, "o--", color=colour, markersize=4, label=label)
