@@ -1,4 +1,4 @@
-"""Carries out Prove and Compute: the kernel in buffers of its own, and a pulse while it works.
+"""Carries out ComputeFingerprint and Compute: the kernel in buffers of its own, with its progress.
 
 Imported only when the run's numerics are pinned, because it imports numpy.
 """
@@ -18,15 +18,15 @@ from manychar.protocol.effects import Compute, FingerprintResult, Result
 from manychar.protocol.messages import Dimensions, Frame
 
 
-class Pulse:
-    """Called between the pieces of a computation: times them, and beats when a beat is due.
+class Progress:
+    """Called between the pieces of a computation: times them, and sends due heartbeats.
 
-    `beat` sends a heartbeat and returns when the next one is due.
+    `heartbeat` sends a heartbeat and returns when the next one is due.
     """
 
-    def __init__(self, beat: Callable[[float], float]) -> None:
+    def __init__(self, heartbeat: Callable[[float], float]) -> None:
         self.slowest = 0.0
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._due = self._last = time.monotonic()
 
     def __call__(self) -> None:
@@ -34,7 +34,7 @@ class Pulse:
         now = time.monotonic()
         self.slowest = max(self.slowest, now - self._last)
         if now >= self._due:
-            self._due = self._beat(now)
+            self._due = self._heartbeat(now)
         self._last = now
 
 
@@ -58,7 +58,7 @@ class Engine:
     def compute_fingerprint(self) -> FingerprintResult:
         """Return the fingerprint of this process in the run's shapes and dtype."""
         size = self.dimensions
-        pulse = Pulse(lambda now: now + 1)
+        progress = Progress(lambda now: now + 1)
         names = libraries()
         found = fingerprint(
             vocabulary_size=size.vocabulary_size,
@@ -67,11 +67,11 @@ class Engine:
             streams=size.streams,
             dtype=size.dtype,
             libraries=names,
-            progress=pulse,
+            progress=progress,
         )
-        return FingerprintResult(found, names | kernels(), pulse.slowest)
+        return FingerprintResult(found, names | kernels(), progress.slowest)
 
-    def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
+    def compute(self, unit: Compute, heartbeat: Callable[[float], float]) -> Result:
         """Return one shard's loss, gradient and next hidden state at one step."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
@@ -79,13 +79,13 @@ class Engine:
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
         began = time.monotonic()
-        pulse = Pulse(beat)
+        progress = Progress(heartbeat)
         batch = Batch(ids, unit.fresh)
-        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, pulse)
+        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, progress)
         return Result(
             loss=loss,
             gradient=as_frame(gradient.flat),
             hidden=as_frame(after),
-            slowest=pulse.slowest,
+            slowest=progress.slowest,
             seconds=time.monotonic() - began,
         )

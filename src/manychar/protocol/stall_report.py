@@ -1,13 +1,13 @@
-"""For whom the run waits, and since when; it is said once that takes longer than a step does."""
+"""What the run is waiting for, and since when: reported when a step takes far longer than usual."""
 
 from manychar.protocol.aggregation import Aggregation
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.outbox import Outbox
 
-FIRST_COMPLAINT = 1.0
+FIRST_REPORT_AFTER = 1.0
 LONG_STEP = 4
-COMPLAIN_EVERY = 10.0
+REPORT_EVERY = 10.0
 NAMES_SHOWN = 5
 
 
@@ -29,28 +29,28 @@ class StallReport:
         self._lease_grants = lease_grants
         self._early_stopping = early_stopping
         self._outbox = outbox
-        self._long_from = self._complain_at = now + FIRST_COMPLAINT
+        self._long_from = self._report_at = now + FIRST_REPORT_AFTER
 
     def applied(self, now: float) -> None:
         """Note that a step was applied: the next one may take as long, and longer."""
         usual = LONG_STEP * (now - self.since)
         self.since = now
-        self._long_from = now + max(FIRST_COMPLAINT, min(usual, COMPLAIN_EVERY))
-        self._complain_at = self._long_from
+        self._long_from = now + max(FIRST_REPORT_AFTER, min(usual, REPORT_EVERY))
+        self._report_at = self._long_from
 
     def tick(self, now: float) -> None:
-        """Say for whom the run waits, if it is time to."""
-        if now >= self._complain_at:
-            self._complain_at = now + COMPLAIN_EVERY
+        """Report what the run is waiting for, if it is time to."""
+        if now >= self._report_at:
+            self._report_at = now + REPORT_EVERY
             waited = now - self.since
             step = self._steps.state.step
-            self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._whom()}")
+            self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._what()}")
 
-    def whom(self, now: float) -> str:
-        """Return for whom the run waits, in words; none while a step is not late."""
-        return self._whom() if self.for_disk or now >= self._long_from else ""
+    def waiting_for(self, now: float) -> str:
+        """Return what the run is waiting for, in words; nothing while a step is not late."""
+        return self._what() if self.for_disk or now >= self._long_from else ""
 
-    def _whom(self) -> str:
+    def _what(self) -> str:
         step = self._steps.state.step
         if self.for_disk:
             return f"the disk: the checkpoint of step {step} is being written"

@@ -102,7 +102,7 @@ class StatusReport:
             validation=None if validated is None else losses[validated],
             best=self._early_stopping.best,
             idle_workers=sum(member.peer not in holding for member in workers),
-            waiting_for=one_line(self._stall_report.whom(now)),
+            waiting_for=one_line(self._stall_report.waiting_for(now)),
             counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
             first=total,
             total=total,
