@@ -279,7 +279,7 @@ class TestStopping:
         manychar.expect_nobody()
         assert done.code == 130, done.err
         assert "Traceback" not in done.err
-        assert "go on: manychar train --resume run" in done.err
+        assert "resume: manychar train --resume run" in done.err
         assert done.last_line == "sample from it: manychar sample run"
         stopped_at = expect_same_bits(run, text)
         assert stopped_at >= 25
@@ -315,7 +315,7 @@ class TestStopping:
         done = running.end()
         manychar.expect_nobody()
         assert done.code == 75, done.err
-        assert "go on: manychar train --resume run" in done.err
+        assert "resume: manychar train --resume run" in done.err
         assert expect_same_bits(run, text) >= 25
 
     @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ class TestStopping:
         server.send(number)
         done = server.end()
         assert done.code == code, done.err
-        assert "go on: manychar server --bind ipc://meet --resume run" in done.err
+        assert "resume: manychar server --bind ipc://meet --resume run" in done.err
         assert worker.end().code == 75
         assert expect_same_bits(run, text) >= 25
 
@@ -432,7 +432,7 @@ class TestKilling:
         manychar.expect_nobody()
         assert done.code == 3, done.err
         assert re.search("manychar: gave up: the server ended .* by SIGKILL", done.err)
-        assert "go on: manychar train --resume run" in done.err
+        assert "resume: manychar train --resume run" in done.err
         assert "Traceback" not in done.err
         reached = steps_of(run)[-1]
         again = manychar.run("train", "--resume", "run", "--steps", str(reached + 35))
@@ -452,7 +452,7 @@ class TestKilling:
         assert done.code == 3, done.err
         assert re.search(r"manychar: gave up: worker-1 ended .* with exit code 9", done.err)
         assert done.err.count("starting it again") == 4
-        assert "go on: manychar train --resume run" in done.err
+        assert "resume: manychar train --resume run" in done.err
         reached = steps_of(run)[-1]
         again = manychar.run("train", "--resume", "run", "--steps", str(reached + 10))
         assert again.code == 0, again.err

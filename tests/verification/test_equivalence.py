@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_nothing(manychar: Commands, text: Path, tmp_path: Path) -
         *("equivalence", str(text), *SMALL, "--steps", "100000", "--checkpoint-every", "50000"),
         env={"TMPDIR": str(tmp_path)},
     )
-    running.wait_for("100,000 steps, each way")
+    running.wait_for("100,000 steps a trial")
     running.interrupt()
     done = running.end()
     assert done.code == 130
