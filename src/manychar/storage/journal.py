@@ -55,18 +55,12 @@ def weights_digest(weights: Frame) -> int:
 class Reading:
     """What a journal file holds: the records that can be trusted, and how far they reach.
 
-    `newest` is the last step of the history that survives, `gap` the first one that it has no
-    record of.
+    `newest` is the last step of the history that survives.
     """
 
     records: tuple[Record, ...]
     extent: Extent
     newest: int
-    gap: int | None
-
-    def covers(self, step: int) -> bool:
-        """Whether every step up to this one is told of."""
-        return step <= self.newest and (self.gap is None or self.gap > step)
 
     def living(self) -> dict[int, Step]:
         """Return the steps of the history that survives, by step."""
@@ -97,7 +91,7 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     """
     reader = LogReader(path)
     records: list[Record] = []
-    newest, gap = 0, None
+    newest = 0
     for values in reader:
         record = _record(values)
         if not records:
@@ -105,8 +99,8 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
         if with_steps or not isinstance(record, Step):
             records.append(record)
         if not isinstance(record, Head):
-            newest, gap = _follow(newest, gap, record)
-    return Reading(tuple(records), reader.extent, newest, gap)
+            newest = record.step
+    return Reading(tuple(records), reader.extent, newest)
 
 
 def _record(values: dict[str, Any]) -> Record:
@@ -119,19 +113,6 @@ def _check_head(path: Path, values: dict[str, Any], run: str) -> None:
     check_format(path, values.get("format"))
     if values.get("run") != run:
         raise UserError(f"{path}: not this run's journal: it begins with {values}")
-
-
-def _follow(newest: int, gap: int | None, record: "Begin | Step") -> tuple[int, int | None]:
-    """Return (newest living step, first one without a record) after one more record."""
-    if isinstance(record, Begin):
-        skips = record.step > newest
-        if gap is not None and record.step < gap:
-            gap = None
-    else:
-        skips = record.step > newest + 1
-    if skips and gap is None:
-        gap = newest + 1
-    return record.step, gap
 
 
 def newest_term(path: Path, run: str) -> int:

@@ -44,7 +44,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
     checkpoint = _choose(directory, term)
     step = checkpoint.state.step
-    if not reading.covers(step):
+    if reading.newest < step:
         logger.warning(
             f"{JOURNAL_NAME}: it has no record of some steps up to {step}: verify will say so"
         )

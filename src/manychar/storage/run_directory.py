@@ -298,13 +298,13 @@ def raise_term(directory: RunDirectory) -> int:
 def _read_term(directory: RunDirectory) -> int:
     path = directory.path / TERM_NAME
     try:
-        term = int(read_file(path, LONGEST_TERM).decode("ascii"))
+        term = int(read_file(path, LONGEST_TERM))
+        if 0 <= term < MAX_INTEGER:
+            return term
     except FileNotFoundError:
         return newest_term(directory.path / JOURNAL_NAME, directory.run)
     except ValueError:
-        term = -1
+        pass
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
-    if not 0 <= term < MAX_INTEGER:
-        raise UserError(f"{path}: damaged: not a whole number; take the file away")
-    return term
+    raise UserError(f"{path}: damaged: not a whole number; remove the file")
