@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file holds what is needed to sample, and to go on.
+"""Checkpoints: one safetensors file holds what is needed to sample, and to resume.
 
 Tensors `Wxh Whh Why bh by`, Adagrad's `mWxh … mby` and `hidden` (S, B, H); metadata `format step
 smooth_loss smooth_loss_hex vocabulary config sha256`. The sha256 covers every tensor and all other

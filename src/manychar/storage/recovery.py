@@ -75,4 +75,4 @@ def _choose(directory: RunDirectory, term: int) -> Checkpoint:
             rename(bad, aside)
         return checkpoint
     newest = f"the newest: {damaged[0][1]}" if damaged else "there is none"
-    raise UserError(f"{directory.checkpoints}: no whole checkpoint to go on from; {newest}")
+    raise UserError(f"{directory.checkpoints}: no whole checkpoint to resume from; {newest}")
