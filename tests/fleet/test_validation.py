@@ -1,4 +1,4 @@
-"""Held-out text, for real: verdicts beside training, the best checkpoint, where a run ends."""
+"""Validation, for real: losses beside training, the best checkpoint, where a run ends."""
 
 import dataclasses
 import errno
@@ -6,11 +6,16 @@ import json
 import math
 import os
 import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from manychar.fleet import validation_process
+from manychar.fleet.validation_process import ValidationProcess, ValidationResult
+from manychar.network.event_loop import EventLoop
+from manychar.processes import child_process, supervisor
 from manychar.processes.errors import UserError
 from manychar.storage import validation_log as storage_validation_log
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
@@ -28,12 +33,12 @@ from manychar.storage.validation_log import (
 from tests.commands import SMALL, Commands, until
 from tests.single_process import bits_alone, bits_of
 
-JUDGED = (*SMALL, "--validation", "0.1", "--checkpoint-every", "20", "--sample-every", "0")
+VALIDATED = (*SMALL, "--validation", "0.1", "--checkpoint-every", "20", "--sample-every", "0")
 
 
 def train(manychar: Commands, text: Path, run: str, *more: str) -> str:
-    """Train a judged run to its end; return what was said."""
-    done = manychar.run("train", str(text), "--run-dir", run, *JUDGED, *more)
+    """Train a validated run to its end; return what was said."""
+    done = manychar.run("train", str(text), "--run-dir", run, *VALIDATED, *more)
     assert done.code == 0, done.err
     return done.err
 
@@ -46,13 +51,13 @@ def append_losses(run: RunDirectory, losses: dict[int, float]) -> None:
             append_result(log, step, sha256, nats)
 
 
-def verdicts_of(manychar: Commands, run: str) -> dict[int, float]:
+def losses_of(manychar: Commands, run: str) -> dict[int, float]:
     return read_validation_losses(open_run(manychar.directory / run))
 
 
-def test_every_checkpoint_is_judged_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
+def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
     said = train(manychar, text, "run", "--steps", "110", "--workers", "2")
-    validation_losses = verdicts_of(manychar, "run")
+    validation_losses = losses_of(manychar, "run")
     assert sorted(validation_losses) == [0, 20, 40, 60, 80, 100, 110]
     run = open_run(manychar.directory / "run")
     best = min(validation_losses, key=validation_losses.__getitem__)
@@ -62,7 +67,7 @@ def test_every_checkpoint_is_judged_and_the_best_is_kept(manychar: Commands, tex
     assert BEST_NAME in said.splitlines()[-1]
     # It is the loss that `evaluate` finds, and what is held out is not trained on.
     for source in ("run", f"run/checkpoints/{BEST_NAME}"):
-        validation_ids = manychar.directory / "held-out.txt"
+        validation_ids = manychar.directory / "validation.txt"
         whole = text.read_text(encoding="utf-8")
         validation_ids.write_text(whole[len(whole) - int(len(whole) * 0.1) :], encoding="utf-8")
         found = manychar.run("evaluate", source, str(validation_ids), "--json")
@@ -73,10 +78,12 @@ def test_every_checkpoint_is_judged_and_the_best_is_kept(manychar: Commands, tex
     assert manychar.run("verify", "run").code == 0
 
 
-def test_verdicts_are_the_same_however_many_workers(manychar: Commands, text: Path) -> None:
+def test_validation_losses_are_the_same_however_many_workers(
+    manychar: Commands, text: Path
+) -> None:
     train(manychar, text, "one", "--steps", "60", "--workers", "1")
     train(manychar, text, "four", "--steps", "60", "--workers", "4")
-    assert verdicts_of(manychar, "one") == verdicts_of(manychar, "four")
+    assert losses_of(manychar, "one") == losses_of(manychar, "four")
 
 
 STOPS = ("--steps", "5000", "--stop-when-no-better", "2", "--learning-rate", "2.0")
@@ -94,7 +101,7 @@ def where_it_ends(validation_losses: dict[int, float]) -> int:
 
 def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None:
     said = train(manychar, text, "run", *STOPS)
-    validation_losses = verdicts_of(manychar, "run")
+    validation_losses = losses_of(manychar, "run")
     assert max(validation_losses) == where_it_ends(validation_losses)
     assert "no better for 2 checkpoints up to step" in said
     newest = list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0]
@@ -102,14 +109,14 @@ def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None
     # It is over, and says so; with other words it goes on.
     resumed = manychar.run("train", "--resume", "run")
     assert resumed.code == 0
-    assert f"over at step {newest}" in resumed.err
+    assert f"finished at step {newest}" in resumed.err
     more = ("--stop-when-no-better", "0", "--steps", str(newest + 10))
     assert manychar.run("train", "--resume", "run", *more).code == 0
 
 
 def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path) -> None:
     train(manychar, text, "calm", *STOPS)
-    running = manychar.start("train", str(text), "--run-dir", "run", *JUDGED, *STOPS)
+    running = manychar.start("train", str(text), "--run-dir", "run", *VALIDATED, *STOPS)
     run = manychar.directory / "run"
     until(
         lambda: run.exists() and len(read_validation_losses(open_run(run))) > 1, running.described
@@ -118,49 +125,41 @@ def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path
     running.end()
     manychar.expect_nobody()
     assert manychar.run("train", "--resume", "run").code == 0
-    calm, crashed = verdicts_of(manychar, "calm"), verdicts_of(manychar, "run")
+    calm, crashed = losses_of(manychar, "calm"), losses_of(manychar, "run")
     assert calm == crashed
     end = max(calm)
     state = read_checkpoint(list_checkpoints(run / "checkpoints")[-1][1]).state
     assert (state.step, bits_of(state)) == (end, bits_alone(text, run, end)[end])
 
 
-def test_a_verdict_that_a_crash_at_the_end_took_comes_on_resume(
+def test_a_validation_loss_that_a_crash_at_the_end_took_comes_on_resume(
     manychar: Commands, text: Path
 ) -> None:
     train(manychar, text, "run", *STOPS)
     calm, validation_losses = (
-        verdicts_of(manychar, "run"),
+        losses_of(manychar, "run"),
         manychar.directory / "run" / VALIDATION_NAME,
     )
     lines = validation_losses.read_text().splitlines(keepends=True)
     validation_losses.write_text("".join(lines[:-1]))
-    assert verdicts_of(manychar, "run") != calm
+    assert losses_of(manychar, "run") != calm
     assert manychar.run("train", "--resume", "run").code == 0
-    assert verdicts_of(manychar, "run") == calm
+    assert losses_of(manychar, "run") == calm
     assert max(calm) == list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
 
 
-def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path) -> None:
+def test_a_validation_process_that_is_killed_is_started_again(
+    manychar: Commands, text: Path
+) -> None:
     running = manychar.start(
-        *("train", str(text), "--run-dir", "run", *JUDGED, "--steps", "0", "--workers", "1")
+        *("train", str(text), "--run-dir", "run", *VALIDATED, "--steps", "0", "--workers", "1")
     )
-    running.wait_for("worker-1 has joined")
-
-    def judge() -> int | None:
-        for pid, words in manychar.family().items():
-            if (
-                any("spawn_main" in word for word in words)
-                and os.getpriority(os.PRIO_PROCESS, pid) == 19
-            ):
-                return pid
-        return None
-
-    pid = until(judge, "the judge")
+    pid = manychar.find("validate")
+    until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19, "the lowest priority")
     group = Path(f"/proc/{pid}/autogroup")
     until(lambda: not group.exists() or "nice 19" in group.read_text(), "the last of its session")
     os.kill(pid, signal.SIGKILL)
-    running.wait_for(r"the judge died or hung over the checkpoint of step \d+: starting it again")
+    running.wait_for("the validation process ended by SIGKILL: starting it again")
     run = manychar.directory / "run"
     before = len(read_validation_losses(open_run(run)))
     until(lambda: len(read_validation_losses(open_run(run))) > before + 1, running.described)
@@ -168,7 +167,7 @@ def test_a_judge_that_is_killed_is_started_again(manychar: Commands, text: Path)
     assert running.end().code == 0
 
 
-def test_who_is_stopped_while_the_judge_works_ends_at_once(
+def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
     manychar: Commands, tmp_path: Path
 ) -> None:
     large = tmp_path / "large.txt"
@@ -176,12 +175,7 @@ def test_who_is_stopped_while_the_judge_works_ends_at_once(
     flags = (*SMALL, "--validation", "0.9", "--steps", "0", "--run-dir", "run", "--workers", "1")
     running = manychar.start("train", str(large), *flags)
     running.wait_for("worker-1 has joined")
-
-    def judge() -> bool:
-        family = manychar.family()
-        return any(os.getpriority(os.PRIO_PROCESS, pid) == 19 for pid in family)
-
-    until(judge, "the judge")
+    manychar.find("validate")
     running.send(signal.SIGTERM)
     done = running.end()
     assert done.code == 75, done.err
@@ -201,7 +195,7 @@ def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, tex
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_the_best_is_what_the_verdicts_say_wherever_a_server_died(
+def test_the_best_is_what_the_losses_say_wherever_a_server_died(
     manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
 ) -> None:
     train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
@@ -222,7 +216,7 @@ def no_links(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
-def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
+def test_a_run_is_not_over_while_a_checkpoint_waits_for_validation(
     manychar: Commands, text: Path
 ) -> None:
     train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
@@ -239,47 +233,88 @@ def test_a_run_is_not_over_while_a_checkpoint_waits_to_be_judged(
     assert is_over(run, 60)
 
 
-def test_a_judge_that_hangs_is_started_again(
-    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Asked:
+    """The server's side of a validation process, and what it was told."""
+
+    def __init__(self, run: Path, loop: EventLoop) -> None:
+        self.loop = loop
+        self.results: list[ValidationResult] = []
+        self.failures: list[str] = []
+        self.process = ValidationProcess(
+            open_run(run), loop, on_result=self.results.append, on_failure=self.failures.append
+        )
+
+    def ask(self, step: int) -> ValidationResult:
+        before = len(self.results)
+        self.process.ask(step)
+        self.turn_until(lambda: len(self.results) > before)
+        return self.results[-1]
+
+    def turn_until(self, true: Callable[[], object]) -> None:
+        while not true():
+            self.loop.turn()
+
+
+@pytest.fixture
+def asked(manychar: Commands, text: Path) -> Iterator[Asked]:
+    """A validation process of a run of 20 steps."""
     train(manychar, text, "run", "--steps", "20", "--workers", "1")
+    with EventLoop() as loop:
+        asked = Asked(manychar.directory / "run", loop)
+        try:
+            yield asked
+        finally:
+            asked.process.close()
+
+
+def test_a_validation_process_that_hangs_is_started_again(
+    manychar: Commands,
+    asked: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    results = ValidationResults(open_run(manychar.directory / "run"))
+    first = results.read()[20]
+    assert asked.ask(20) == (20, "")
+    assert results.read() == {20: first}
+    assert asked.process.slot.process is not None
+    os.kill(asked.process.slot.process.pid, signal.SIGSTOP)
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
-    heard: list[validation_process.News] = []
-
-    def result_of(step: int) -> validation_process.ValidationResult:
-        def found() -> list[validation_process.ValidationResult]:
-            heard.extend(asked.news())
-            return [news for news in heard if isinstance(news, validation_process.ValidationResult)]
-
-        asked.ask(step)
-        return until(found, "a result")[0]
-
-    run = open_run(manychar.directory / "run")
-    results = ValidationResults(run)
-    first = results.read()
-    with validation_process.ValidationProcess(run, lambda: None) as asked:
-        assert result_of(20) == (20, "")
-        assert [type(news) for news in heard] == [validation_process.ValidationResult]
-        assert results.read() == {20: pytest.approx(first[20], rel=1e-6)}
-        heard.clear()
-        assert asked._process is not None
-        os.kill(asked._process.pid or 0, signal.SIGSTOP)
-        assert result_of(20) == (20, "")
-        assert [type(news) for news in heard] == [
-            validation_process.Restart,
-            validation_process.ValidationResult,
-        ]
-        assert results.read() == {20: pytest.approx(first[20], rel=1e-6)}
+    assert asked.ask(20) == (20, "")
+    assert results.read() == {20: first}
+    assert "the validation process is silent over the checkpoint of step 20" in caplog.text
+    assert "the validation process ended by SIGKILL: starting it again" in caplog.text
+    assert not asked.failures
 
 
-def test_a_torn_line_is_judged_again(manychar: Commands, text: Path) -> None:
+def test_a_checkpoint_over_which_its_process_crashes_again_and_again_ends_validation(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", "raise SystemExit(70)"))
+    asked.process.ask(20)
+    asked.process.ask(20)
+    asked.turn_until(lambda: asked.failures)
+    assert asked.failures == ["its process ended 4 times over the checkpoint of step 20"]
+    assert not asked.results
+    asked.process.ask(20)  # nothing is asked any more
+    assert asked.process.slot.is_empty
+
+
+def test_a_checkpoint_that_is_not_there_has_no_validation_loss(asked: Asked) -> None:
+    result = asked.ask(7)
+    assert result.step == 7
+    assert "step-000000007.safetensors" in result.fault
+
+
+def test_a_torn_line_is_validated_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     path = manychar.directory / "run" / VALIDATION_NAME
     whole = path.read_text()
     path.write_text(whole[: whole.index('{"step":40') + 20])
     done = manychar.run("train", "--resume", "run", "--steps", "80")
     assert done.code == 0, done.err
-    validation_losses = verdicts_of(manychar, "run")
+    validation_losses = losses_of(manychar, "run")
     assert sorted(validation_losses) == [0, 20, 40, 60, 80]
 
 
@@ -315,7 +350,7 @@ def test_one_process_at_a_time_appends(
         resume_validation(run, 20)
 
 
-def test_an_altered_corpus_is_not_judged_by(manychar: Commands, text: Path) -> None:
+def test_an_altered_corpus_is_not_validated_with(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "20", "--workers", "1")
     corpus = manychar.directory / "run" / "corpus.bin"
     os.truncate(corpus, corpus.stat().st_size // 2)
@@ -336,7 +371,7 @@ def test_an_altered_corpus_is_not_judged_by(manychar: Commands, text: Path) -> N
         ),
     ],
 )
-def test_what_cannot_be_judged_is_refused(
+def test_what_cannot_be_validated_is_refused(
     manychar: Commands, text: Path, flags: list[str], complaint: str
 ) -> None:
     done = manychar.run("train", str(text), *SMALL, *flags)
@@ -352,7 +387,7 @@ def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Pa
     assert "2 characters, 'ä' (U+00E4), '☃' (U+2603): the model does not know" in refused.err
     skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
     assert skipped.code == 0
-    assert "and left out" in skipped.err
+    assert "unknown to the model, left out" in skipped.err
     assert skipped.out.startswith("13 characters: ")
     given = manychar.run("evaluate", "run", "-", given=b"the cat")
     assert given.out.startswith("6 characters: ")

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import keys, verify
+from manychar.cli import keys, server, verify
 from manychar.cli.config_file import RENAMED, configurable, from_file
 from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
@@ -83,7 +83,8 @@ for _name, _command, _example in (
     _epilog = f"Example: manychar keys {_name} {_example}"
     _keys.command(_name, epilog=_epilog)(configurable(_command))
 app.add_typer(_keys, name="keys")
-app.command(hidden=True)(verify.verify_share)
+for _command in (server.validate, verify.verify_share):
+    app.command(hidden=True)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manychar.cli.console import nothing
-from manychar.cli.options import Bind, Child, Insecure, Keys, TextFiles
-from manychar.cli.train import display, exit_with, run_of
+from manychar.cli.options import Bind, Child, Insecure, Keys, Run, TextFiles
+from manychar.cli.train import display, exit_with, numerics_of, run_of
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
     from manychar.observability.progress import ProgressDisplay
@@ -55,6 +56,14 @@ def server(
         finish = serve(directory, bind, _screen(screen, keys), keys, flags=access)
     again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]
     exit_with(finish, directory, again=shlex.join(again))
+
+
+def validate(run_dir: Run) -> None:
+    """Compute the validation losses of the checkpoints on standard input, for `server`."""
+    pin(numerics_of(run_dir))
+    from manychar.fleet.validation_process import validate
+
+    validate(run_dir)
 
 
 def _screen(display: "ProgressDisplay", keys: Path | None) -> Any:

@@ -1,8 +1,9 @@
 """The server's loop: messages, results of threads and deadlines in, the machine's effects out.
 
-One thread, but for the writing of checkpoints and for asking the validation process.
+One thread, but for the writing of checkpoints.
 """
 
+import contextlib
 import dataclasses
 import logging
 import signal
@@ -12,13 +13,7 @@ from typing import Any
 
 from manychar.fleet.engine import Engine
 from manychar.fleet.resume_earlier import note_resume_before
-from manychar.fleet.validation_process import (
-    Gone,
-    News,
-    Restart,
-    ValidationProcess,
-    ValidationResult,
-)
+from manychar.fleet.validation_process import ValidationProcess, ValidationResult
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Received as Delivery
 from manychar.network.router import Router, Unreachable
@@ -71,7 +66,6 @@ from manychar.protocol.events import (
     Suspended,
     Validated,
     ValidationFailed,
-    Warned,
 )
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
@@ -108,15 +102,21 @@ class ServerLoop:
     beginning: ResumePoint
     router: Router
     writer: Writer
-    validation: ValidationProcess
     screen: Screen
     loop: EventLoop
     notifier: Notifier
+    validation: ValidationProcess = dataclasses.field(init=False)
     outcome: Finish | ResumeBefore | None = None
     flush_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.snapshots = Snapshots(self.machine.dimensions)
+        self.validation = ValidationProcess(
+            self.directory,
+            self.loop,
+            on_result=self._read_results,
+            on_failure=self._validation_failed,
+        )
 
     def run(self, asked: Finish | None) -> Finish | ResumeBefore:
         """Loop until the machine has finished. `asked` is a stop that came before it began."""
@@ -124,10 +124,11 @@ class ServerLoop:
         self._handle(Started())
         if asked is not None:
             self._stop(asked.code, asked.reason)
-        while self.outcome is None:
-            self.loop.turn()
-            self._handle(MailboxEmpty())
-            self.notifier.alive()
+        with contextlib.closing(self.validation):
+            while self.outcome is None:
+                self.loop.turn()
+                self._handle(MailboxEmpty())
+                self.notifier.alive()
         return self.outcome
 
     def _register(self) -> None:
@@ -150,11 +151,9 @@ class ServerLoop:
             self._stop(STOPPED, "stopped by SIGTERM")
 
     def _collect_results(self) -> None:
-        """Hand on what the threads have done."""
+        """Report the checkpoints that the thread has tried to write."""
         for step, failure in self.writer.news():
             self._handle(CheckpointFailed(step, failure) if failure else CheckpointSaved(step))
-        for news in self.validation.news():
-            self._handle_validation(news)
 
     def _answer_handshakes(self) -> None:
         if self.router.authenticator is not None and (
@@ -201,25 +200,20 @@ class ServerLoop:
             except (WireError, PeerError) as error:
                 self._handle(Malformed(peer, str(error), owner))
 
-    def _handle_validation(self, news: News) -> None:
-        match news:
-            case ValidationResult(step, why_not):
-                self._read_results(step, why_not)
-            case Restart(text):
-                self._handle(Warned(text))
-            case Gone(reason):
-                self._handle(ValidationFailed(reason))
-
-    def _read_results(self, step: int, why_not: str) -> None:
-        """Take the new validation losses; `why_not` says why that of `step` is not in the log."""
+    def _read_results(self, result: ValidationResult) -> None:
+        """Take the new validation losses; a fault says why the asked one is not in the log."""
+        step, fault = result
         try:
             losses = self.beginning.validation.read()
         except UserError as error:
-            losses, why_not = {}, str(error)
+            losses, fault = {}, str(error)
         for each, nats in losses.items():
             self._handle(Validated(each, nats))
         if step in self.machine.early_stopping.awaited:
-            self._handle(NotValidated(step, why_not or "its result is of another checkpoint"))
+            self._handle(NotValidated(step, fault or "its result is of another checkpoint"))
+
+    def _validation_failed(self, reason: str) -> None:
+        self._handle(ValidationFailed(reason))
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()

@@ -15,9 +15,6 @@ from pathlib import Path
 from manychar.fleet.engine import Engine
 from manychar.fleet.resume_earlier import execute_anew, pending_stop
 from manychar.fleet.server_loop import Screen, ServerLoop
-from manychar.fleet.validation_process import (
-    ValidationProcess,
-)
 from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router
@@ -83,7 +80,6 @@ def serve(
             beginning=beginning,
             router=router,
             writer=stack.enter_context(Writer(directory, beginning, loop.wake)),
-            validation=stack.enter_context(ValidationProcess(directory, loop.wake)),
             screen=screen,
             loop=loop,
             notifier=notifier,

@@ -26,22 +26,16 @@ LOOK_EVERY = 0.05  # seconds between two looks at a process that has closed its 
 logger = logging.getLogger(__name__)
 
 
+Due = Callable[[], float | None]
+
+
 class Loop(Protocol):
-    """What a supervisor needs of an event loop."""
+    """What a supervisor needs of network.event_loop, which is in a folder above this one."""
 
-    def on_readable(self, source: int, callback: Callable[[], object]) -> None:
-        """Call back while a descriptor can be read."""
-
-    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
-        """Call back when one of these signals arrives."""
-
-    def on_deadline(
-        self, deadline: Callable[[], float | None], callback: Callable[[], object]
-    ) -> None:
-        """Call back when a moment has passed."""
-
-    def remove(self, source: int) -> None:
-        """Watch a descriptor no more."""
+    def on_readable(self, source: int, callback: Callable[[], object]) -> None: ...  # noqa: D102
+    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None: ...  # noqa: D102
+    def on_deadline(self, deadline: Due, callback: Callable[[], object]) -> None: ...  # noqa: D102
+    def remove(self, source: int) -> None: ...  # noqa: D102
 
 
 @dataclasses.dataclass(kw_only=True)
