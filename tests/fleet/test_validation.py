@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, 
     best = min(validation_losses, key=validation_losses.__getitem__)
     assert read_checkpoint(run.checkpoints / BEST_NAME).state.step == best
     assert f"the best checkpoint is that of step {best}: {validation_losses[best]:.4f} nats" in said
-    assert "validation" in said
+    assert re.search(r"validation [\d.]+ nats at \d+", said)
     assert BEST_NAME in said.splitlines()[-1]
     # It is the loss that `evaluate` finds, and what is held out is not trained on.
     for source in ("run", f"run/checkpoints/{BEST_NAME}"):

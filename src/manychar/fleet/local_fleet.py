@@ -45,7 +45,8 @@ ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 logger = logging.getLogger(__name__)
 
 
-class LocalFleet:  # 17 attributes: what it was given, its children, and how the run ends
+# More methods and attributes than elsewhere: a run, its children and how it ends belong together.
+class LocalFleet:
     """The children of one run. Exporters are told what the display is, and then `on_status`."""
 
     def __init__(
