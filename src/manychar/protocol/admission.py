@@ -99,7 +99,7 @@ class Admission:
         self._outbox.send(member.peer, welcome)
 
     def not_ready(self, member: Member, message: object, now: float) -> None:
-        """Pass over what a worker sends that was lost before it could say Ready again."""
+        """Ignore the gradient of a worker that has not said Ready again."""
         self._outbox.count(Counter.MESSAGES_BEFORE_READY)
         self.welcome(member)
 
@@ -143,7 +143,7 @@ class Admission:
         self.forget(member, now)
 
     def heartbeat(self, member: Member, heartbeat: Heartbeat, now: float) -> None:
-        """Note how far a peer is, and answer; who is not ready is welcomed again."""
+        """Note how far a peer is, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
         member.tally.says(heartbeat.computing, now)
@@ -254,7 +254,7 @@ class Admission:
         self.forget(member, now)
 
     def check_silence(self, now: float) -> None:
-        """Take the leases of those who have been silent for too long."""
+        """Take the leases of workers that have been silent for too long."""
         for member in list(self._membership.members.values()):
             if self._membership.is_lost(member, now):
                 silent_for = now - member.heard_at
@@ -275,7 +275,7 @@ def _sender(peer: Peer, owner: Owner | None) -> bytes:
 
 
 def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]:
-    """Return who is banned without this name, and what to tell the person that asked."""
+    """Return the bans without this name, and the answer to the person that asked."""
     left = {each: why for each, why in banned.items() if each != name}
     text = f"{name} is no longer banned" if name in banned else f"{name} is not banned"
     return left, f"{text}; banned: {', '.join(left)}" if left else text

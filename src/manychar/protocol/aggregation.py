@@ -46,7 +46,7 @@ class Assessment(enum.Enum):
 
 
 class Accepted:
-    """What is remembered of a gradient that counts: its digest, and who sent it.
+    """What is remembered of an accepted gradient: its digest and its sender.
 
     The gradient is held until the digest is first asked for: few gradients are ever repeated, and
     new weights do not wait for it.

@@ -15,7 +15,7 @@ from manychar.protocol.outbox import Outbox
 
 
 class ConflictingResults:
-    """Those that are open: who said what of each (shard, step), what counts first."""
+    """The open conflicts: the senders and digests of each (shard, step), the accepted one first."""
 
     def __init__(self, steps: Aggregation, admission: Admission, outbox: Outbox) -> None:
         self.open: dict[tuple[int, int], list[tuple[Names, Digest]]] = {}
@@ -39,7 +39,7 @@ class ConflictingResults:
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
     def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
-        """Ban who was wrong; say where to resume if the weights depend on a result of theirs."""
+        """Ban the workers that were wrong; return where to resume if the weights depend on them."""
         (_, accepted), *_ = said = self.open.pop((shard, step))
         truth = digest_of(result)
         wrong = sorted({names for names, digest in said if digest != truth})

@@ -1,4 +1,4 @@
-"""Grants: what a worker is sent so that it can compute, when it is sent again, and who is late."""
+"""Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
 from manychar.protocol.aggregation import Aggregation, as_frame
 from manychar.protocol.counters import Counter

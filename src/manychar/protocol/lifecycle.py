@@ -1,6 +1,6 @@
-"""How a run ends: which phase it is in, and what must be on disk and judged before it is over.
+"""How a run ends: its phases, and what must be on disk and validated before it is finished.
 
-TRAINING ──the last step is applied, or it gets no better──▶ SAVING ──saved, judged──▶ FINISHED
+TRAINING ──the last step, or early stopping──▶ SAVING ──saved, validated──▶ FINISHED
 TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
 any ──a failure, a way back, a newer server──▶ FINISHED
 """
@@ -165,7 +165,7 @@ class Lifecycle:
         self.outbox.add(Save(self.steps.state))
 
     def settle(self) -> None:
-        """Finish if all is done: saved, judged, and nobody's arithmetic in doubt."""
+        """Finish if all is done: saved, validated, and no conflict open."""
         saved = self._saved_step == self._step
         validated = (
             self.asked is not None or self._finish_code != 0 or not self.early_stopping.awaited
@@ -228,20 +228,20 @@ class Lifecycle:
         if awaited and self.early_stopping.depends_on(step):
             self.validation_failed(what, now)
 
-    # The judge.
+    # Validation.
 
     def _have_validated(self, step: int) -> None:
         if self.early_stopping.is_to_be_asked(step):
             self.outbox.add(Validate(step))
 
     def validated(self, step: int, nats: float, now: float) -> None:
-        """Take the loss of a checkpoint on the held-out text, in nats a character."""
+        """Take the validation loss of a checkpoint, in nats a character."""
         if self.early_stopping.take(step, nats):
             self.outbox.add(KeepBest(step))
         self.status_report.show(now)
 
     def not_validated(self, step: int, reason: str, now: float) -> None:
-        """Take note that a checkpoint cannot be judged: it is not there any more."""
+        """Take note that a checkpoint cannot be validated: it is no longer there."""
         if self.early_stopping.depends_on(step):
             self.validation_failed(f"the checkpoint of step {step}: {reason}", now)
             return
@@ -250,7 +250,7 @@ class Lifecycle:
         self.outbox.warn(f"the checkpoint of step {step} is not validated: {reason}")
 
     def validation_failed(self, reason: str, now: float) -> None:
-        """Take note that nothing is judged any more; a run that depends on it ends."""
+        """Take note that no checkpoint is validated any more; a run that depends on it ends."""
         text = f"checkpoints are not validated any more: {reason}"
         self.outbox.notice(text, Level.ERROR)
         decided = self.early_stopping.decides

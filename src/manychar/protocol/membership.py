@@ -1,4 +1,4 @@
-"""Who is here, and who holds which lease.
+"""The peers that are connected, and the leases of the workers.
 
 A peer is one connection. A lease is the server's word that a worker computes a shard from now on;
 leases are spread evenly over the workers, and a change moves as few of them as it can.
@@ -96,7 +96,7 @@ class Member:
     def is_busy(self, lease: int, step: int) -> bool:
         """Whether its last heartbeat says that it will come to this unit, or is at another.
 
-        Who computes reads no messages, and so may not know of a unit that was granted meanwhile.
+        A worker that computes reads no messages: it may not know of a unit that was granted since.
         """
         return any(
             unit.flag == UnitState.COMPUTING
@@ -198,7 +198,7 @@ class Membership:
         return sorted(working, key=lambda member: member.joined)
 
     def observers(self) -> list[Member]:
-        """Return those who look."""
+        """Return the observers."""
         return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
 
     def leases_of(self, peer: Peer) -> list[Lease]:
@@ -261,9 +261,9 @@ class Membership:
 
 
 def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) -> dict[int, Peer]:
-    """Return who holds each shard: evenly, and as much as possible as before.
+    """Return the holder of each shard: evenly, and as much as possible as before.
 
-    `holders` is who holds which shard now; `workers` are those who can, in the order they joined.
+    `holders` maps shards to their present holders; `workers` are in the order they joined.
     Each keeps its lowest shards, because a worker computes those first. Empty without workers.
     """
     if not workers:
