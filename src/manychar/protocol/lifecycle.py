@@ -158,7 +158,7 @@ class Lifecycle:
         self.phase = RunPhase.SAVING
         self.steps.close()
         self.waiting.for_disk = True
-        self.status_report.show(now)
+        self.status_report.show_pages(now)
         self.outbox.show(self.status_report.weights())
         if self._finish_code == 0 and self.asked is None:
             self.early_stopping.expect(self._step)
