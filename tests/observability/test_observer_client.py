@@ -208,7 +208,7 @@ def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixtu
         pass
     last = capsys.readouterr().err.splitlines()[-1]
     assert "10,000 characters/s" in last
-    assert "1:36 left" in last
+    assert "1 min 36 s left" in last
 
 
 def test_rates_are_those_between_two_looks() -> None:

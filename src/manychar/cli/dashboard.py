@@ -29,18 +29,18 @@ def dashboard(
             f"the page needs {error.name}, not installed: pip install 'manychar[dashboard]'"
         ) from None
     from manychar.network.client_identity import find_key
-    from manychar.observability.dashboard.data_source import open_feed
+    from manychar.observability.dashboard.data_source import open_source
 
     check_host(host, insecure=insecure)
     if insecure:
         logger.info(
-            f"--insecure: anyone who can reach {host} can see this run and samples of its text"
+            f"--insecure: everyone who can reach {host} sees this run, and samples of its text"
         )
     listening = listen(host, port)
-    history, feed = open_feed(source, find_key(key), connect_timeout=connect_timeout)
+    page = open_source(source, find_key(key), connect_timeout=connect_timeout)
 
     def ready() -> None:
         write(f"{url_of(listening)}\n")
         logger.info("serving the page until Ctrl-C")
 
-    serve(history, feed, listening, ready=ready)
+    serve(page, listening, ready=ready)

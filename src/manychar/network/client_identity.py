@@ -10,14 +10,13 @@ from pathlib import Path
 from manychar import __version__
 from manychar.network.keys import ClientKey, client_key_from_text, read_client_key
 from manychar.processes.errors import UserError
+from manychar.protocol.field_types import NAME, NAME_RULE
 from manychar.protocol.messages import WIRE_VERSION, Hello, Role
 
 KEY_VARIABLE, KEY_FILE_VARIABLE = "MANYCHAR_KEY", "MANYCHAR_KEY_FILE"
 KEYS_VARIABLE = "MANYCHAR_KEYS"
 WITHOUT_KEYS = dict.fromkeys((KEY_VARIABLE, KEY_FILE_VARIABLE, KEYS_VARIABLE), "")
 """The environment of a fleet's children: whatever keys there are, they are for other servers."""
-
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 
 def find_key(path: Path | None) -> ClientKey | None:
@@ -43,10 +42,8 @@ def hello(role: Role, name: str | None = None) -> Hello:
     Raises UserError for a name that the wire does not carry.
     """
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"--name is {name!r}: it takes 1 to 64 of the characters A-Z a-z 0-9 . _ : -"
-        )
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name is {name!r}: it takes {NAME_RULE}")
     machine = {
         "host": socket.gethostname()[:64],
         "system": f"{platform.system()} {platform.machine()}",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.loss_units import bits_of
 from manychar.numerics.model import Parameters
 
 LANES = 32
@@ -35,7 +36,7 @@ class Evaluation:
     @property
     def bits_a_character(self) -> float:
         """The mean in bits."""
-        return self.nats_a_character / math.log(2)
+        return bits_of(self.nats_a_character)
 
 
 def evaluate(parameters: Parameters, ids: NDArray[np.unsignedinteger]) -> Evaluation:

@@ -59,7 +59,7 @@ def exporters(
             with needing("tensorboard", "--tensorboard"):
                 from manychar.observability.tensorboard import EventFiles  # noqa: PLC0415 - an extra
 
-            found.append(EventFiles(tensorboard, dimensions))
+            found.append(EventFiles(tensorboard))
             stack.callback(found[-1].close)
         if metrics_port is not None:
             with needing("prometheus", "--metrics-port"):

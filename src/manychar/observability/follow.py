@@ -7,16 +7,14 @@ from pathlib import Path
 
 from manychar.network.keys import ClientKey
 from manychar.observability.exporters import exporters
+from manychar.observability.history import read_history, require_points
 from manychar.observability.model_source import training_sample
 from manychar.observability.observer_client import ObserverClient, events_of, model_of
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import Weights
-from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.checkpoint import list_checkpoints
-from manychar.storage.metrics import read_metrics
 from manychar.storage.run_directory import RunDirectory, open_run
-from manychar.storage.validation_log import read_validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -62,23 +60,20 @@ def export_history(run: Path, *, tensorboard: Path) -> None:
 
     Raises UserError where it is no run directory, or has no losses yet.
     """
-    from manychar.observability.tensorboard import EventFiles, Point  # noqa: PLC0415 - an extra
+    from manychar.observability.tensorboard import EventFiles  # noqa: PLC0415 - an extra
 
     directory = open_run(run)
-    vocabulary, _ = directory.streams()
-    lines = read_metrics(directory.path)
-    if not lines:
-        raise UserError(f"{directory.path}: no losses yet: there is a line every 100 steps")
-    dimensions = dimensions_of(directory.definition, len(vocabulary))
-    with contextlib.closing(EventFiles(tensorboard, dimensions)) as files:
-        for line in lines:
-            files.point(Point(**{name: line[name] for name in Point._fields}))
-        for step, nats in sorted(read_validation_losses(directory).items()):
+    history = read_history(directory)
+    require_points(history, directory)
+    with contextlib.closing(EventFiles(tensorboard)) as files:
+        for point in history.points:
+            files.point(point)
+        for step, nats in history.validation_losses:
             files.validation(step, nats)
         for step, text in _samples(directory):
             files.sample(step, text)
     logger.info(
-        f"{run}: exported up to step {lines[-1]['step']:,}; for a live run, give its endpoint"
+        f"{run}: exported up to step {history.points[-1].step:,}; for a live run, give its endpoint"
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from manychar.numerics.model import Parameters, sample
 from manychar.processes.errors import UserError
+from manychar.processes.text_format import printable
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.run_directory import open_run
 
@@ -60,11 +61,7 @@ def training_sample(
 
 def for_reading(text: str) -> str:
     """Return a text as standard output may have it: a terminal is sent no control sequences."""
-    if not sys.stdout.isatty():
-        return text
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def _encode(text: str, vocabulary: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,15 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from manychar.numerics.loss_units import bits_of, nats_of
+from manychar.observability.history import read_history, require_points
 from manychar.processes.errors import UserError, because
 from manychar.storage.atomic_files import replace_where_told
-from manychar.storage.metrics import read_metrics
 from manychar.storage.run_directory import open_run
-from manychar.storage.validation_log import read_validation_losses
 
 By = Literal["steps", "characters"]
 Points = tuple[list[float], list[float]]
 SUFFIXES = (".png", ".svg")
+UNITS: Any = (bits_of, nats_of)
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text, for whoever searches or reads it aloud
     "svg.hashsalt": "manychar",  # the same figures, the same file
@@ -40,21 +40,17 @@ class Curve:
     def of(cls, run: Path, by: By) -> Self:
         """Read a run directory. Raises UserError where it is none, or has no losses yet."""
         directory = open_run(run)
-        lines = read_metrics(run)
-        if not lines:
-            raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
+        history = read_history(directory)
+        require_points(history, directory)
+        points, losses = history.points, history.validation_losses
         per_step = 1 if by == "steps" else directory.definition.characters_per_step
-        x = [float(line["step"] * per_step) for line in lines]
-        losses, smooth = (
-            [line[name] / directory.definition.seq_length for line in lines]
-            for name in ("loss", "smooth_loss")
+        x = [float(point.step * per_step) for point in points]
+        return cls(
+            str(run),
+            loss=(x, [point.loss for point in points]),
+            smooth_loss=(x, [point.smooth_loss for point in points]),
+            validation=([float(step * per_step) for step, _ in losses], [n for _, n in losses]),
         )
-        validation_losses = sorted(read_validation_losses(directory).items())
-        validation_ids = (
-            [float(step * per_step) for step, _ in validation_losses],
-            [nats for _, nats in validation_losses],
-        )
-        return cls(str(run), (x, losses), (x, smooth), validation_ids)
 
 
 def plot(runs: list[Path], target: Path, by: By) -> None:
@@ -73,7 +69,7 @@ def plot(runs: list[Path], target: Path, by: By) -> None:
 
 
 def draw(curves: list[Curve], by: By) -> Figure:
-    """Return the picture: a colour a run, loss faint, smooth loss, validation loss in dots."""
+    """Return the picture: a colour a run; its loss faint, smooth, and, in dots, of validation."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -83,18 +79,10 @@ def draw(curves: list[Curve], by: By) -> Figure:
         axes.set_xlabel(by)
         axes.set_ylabel("nats a character")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.secondary_yaxis("right", functions=(_bits, _nats)).set_ylabel("bits a character")
+        axes.secondary_yaxis("right", functions=UNITS).set_ylabel("bits a character")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return figure
-
-
-def _bits(nats: Any) -> Any:
-    return nats / math.log(2)
-
-
-def _nats(bits: Any) -> Any:
-    return bits * math.log(2)
 
 
 def _draw(axes: Axes, curve: Curve, colour: str) -> None:

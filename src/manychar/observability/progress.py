@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 import os
 import statistics
 import sys
@@ -22,11 +21,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from manychar.numerics.loss_units import bits_of
 from manychar.numerics.model import Parameters
 from manychar.observability.model_source import for_reading, training_sample
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.errors import because
+from manychar.processes.text_format import duration
 from manychar.protocol.messages import Dimensions, Weights
 
 logger = logging.getLogger(__name__)
@@ -161,12 +162,12 @@ class ProgressDisplay:
         report, nats = snapshot.status, snapshot.nats
         words = [
             f"smooth loss {report.smooth_loss:.2f} ({nats:.3f} nats,"
-            f" {nats / math.log(2):.3f} bits a character)"
+            f" {bits_of(nats):.3f} bits a character)"
         ]
         if speed := self._speed():
             if report.steps:
                 per_step = report.characters / max(report.step, 1)
-                words.append(f"{_clock((report.steps - report.step) * per_step / speed)} left")
+                words.append(f"{duration((report.steps - report.step) * per_step / speed)} left")
             words.append(f"{speed:,.0f} characters/s")
         if report.validation is not None:
             words.append(f"validation {report.validation:.3f} nats at {report.validated:,}")
@@ -208,12 +209,6 @@ def _fitting(words: list[str], room: int) -> str:
             break
         line += "  " + word
     return line
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.text_format import duration
 from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Dimensions, WorkerStats
 
@@ -127,7 +128,7 @@ def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
         f"run {status.run}, term {status.term}: step {status.step:,}{total},"
         f" smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character),"
         f" {_speed(snapshot, before)}",
-        f"last checkpoint: step {status.checkpoint:,}, {_age(status.checkpoint_age)} ago",
+        f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
     ]
     if status.validation is not None:
         lines.append(
@@ -191,14 +192,6 @@ def _speed(snapshot: Snapshot, before: Snapshot | None) -> str:
         return f"{status.characters / max(status.seconds, 1e-9):,.0f} characters/s on average"
     characters = status.characters - before.status.characters
     return f"{characters / (status.seconds - before.status.seconds):,.0f} characters/s"
-
-
-def _age(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @dataclasses.dataclass(frozen=True)

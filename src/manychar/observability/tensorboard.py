@@ -11,30 +11,21 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
+from manychar.numerics.loss_units import bits_of
+from manychar.observability.history import Point, point_of
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
-from manychar.protocol.messages import Dimensions
 
 logger = logging.getLogger(__name__)
 
 
 POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
-
-
-class Point(NamedTuple):
-    """A run's figures at one step; losses in nats a stream."""
-
-    step: int
-    seconds: float
-    characters: int
-    loss: float
-    smooth_loss: float
 
 
 class EventFiles:
@@ -43,10 +34,9 @@ class EventFiles:
     When the disk takes no more it says so, once, and writes no more.
     """
 
-    def __init__(self, directory: Path, dimensions: Dimensions) -> None:
+    def __init__(self, directory: Path) -> None:
         """Begin a new event file in the directory. Raises UserError."""
         self._directory = directory
-        self._seq_length = dimensions.seq_length
         self._newest: Point | None = None
         self._written: Point | None = None
         self._term: int | None = None
@@ -68,7 +58,7 @@ class EventFiles:
             self._term = status.term
         if status.validated is not None and status.validation is not None:
             self.validation(status.validated, status.validation)
-        point = Point(**{name: getattr(status, name) for name in Point._fields})
+        point = point_of(snapshot)
         self._newest, self._workers = point, len(snapshot.workers)
         if self._written is None or point.seconds >= self._written.seconds + POINT_EVERY:
             self.point(point)
@@ -89,8 +79,8 @@ class EventFiles:
         """Write the losses and the speed at one step."""
         before, self._written = self._written, report
         if math.isfinite(report.loss):
-            self._loss("step", report.loss / self._seq_length, report.step)
-        self._loss("smooth", report.smooth_loss / self._seq_length, report.step)
+            self._loss("step", report.loss, report.step)
+        self._loss("smooth", report.smooth_loss, report.step)
         if self._workers is not None:
             self._scalar("workers", float(self._workers), report.step)
         if before is not None and report.seconds > before.seconds:
@@ -102,7 +92,7 @@ class EventFiles:
 
     def _loss(self, which: str, nats: float, step: int) -> None:
         self._scalar(f"loss/{which}_nats", nats, step)
-        self._scalar(f"loss/{which}_bits", nats / math.log(2), step)
+        self._scalar(f"loss/{which}_bits", bits_of(nats), step)
 
     def sample(self, step: int, words: str) -> None:
         """Write a sample, as it is: indented, so that it is no Markdown."""

@@ -7,7 +7,6 @@ follow from the message's type and the run's dimensions, never from what the hea
 
 import dataclasses
 import enum
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
@@ -50,7 +49,7 @@ def _check_of(hint: Any) -> Check:
     args = get_args(hint)
     if get_origin(hint) is Annotated:
         return _check_within(args[0], args[1])
-    if args[1:] == (types.NoneType,):
+    if args[1:] == (type(None),):
         given = _check_of(args[0])
         return lambda value: None if value is None else given(value)
     if dataclasses.is_dataclass(hint):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from manychar.observability.dashboard.request_guard import Gate
+from manychar.observability.dashboard.request_guard import RequestGuard
 from tests.commands import Commands
 from tests.observability.dashboard.serving import serve
 
@@ -25,7 +25,7 @@ LINE = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
 
 def refused(kind: str, *, anywhere: bool = False, **headers: str) -> bool:
-    """Ask a gate with nothing but headers; return whether what is behind it was not asked."""
+    """Ask a guard with nothing but headers; return whether what is behind it was not asked."""
     passed: list[str] = []
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:
@@ -39,7 +39,9 @@ def refused(kind: str, *, anywhere: bool = False, **headers: str) -> bool:
 
     sent: list[MutableMapping[str, Any]] = []
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(Gate(behind, anywhere=anywhere)({"type": kind, "headers": pairs}, receive, send))
+    asyncio.run(
+        RequestGuard(behind, any_host=anywhere)({"type": kind, "headers": pairs}, receive, send)
+    )
     assert bool(passed) != bool(sent)
     return not passed
 
@@ -90,7 +92,7 @@ def asked(address: tuple[str, int], path: str, **headers: str) -> tuple[int, str
         return answer.status, answer.headers.get("content-security-policy", ""), body
 
 
-def test_the_gate_stands_before_page_and_websocket(address: tuple[str, int]) -> None:
+def test_the_guard_stands_before_page_and_websocket(address: tuple[str, int]) -> None:
     status, policy, body = asked(address, "/")
     assert (status, b"manychar" in body) == (200, True)
     assert "default-src 'self'" in policy
@@ -113,7 +115,7 @@ def test_it_listens_on_loopback_unless_told_otherwise(
     assert done.err.count("\n") == 1
     url, page = serve(manychar, str(finished_run), "--host", "0.0.0.0", "--insecure")  # noqa: S104
     assert url.startswith("http://0.0.0.0:")
-    assert "anyone who can reach" in page.err
+    assert "everyone who can reach" in page.err
     page.interrupt()
     page.end()
 

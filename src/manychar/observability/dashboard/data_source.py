@@ -1,15 +1,13 @@
-"""Fills a History, in a thread of its own: from a live server, or from a run directory.
+"""Where the page's view comes from: a live server, or a run directory.
 
-A live server is watched as any observer does: it knows no more of this page than of `status`. A
-run directory is read, and read again where it has changed, so it may be finished or still growing.
+A live server is observed as by `status`. A run directory is read again and again, so the run may
+be finished or still training. All of it happens in the web server's own thread, in short turns.
 """
 
-import contextlib
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,126 +17,104 @@ from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
 from manychar.numerics.activations import activations
 from manychar.numerics.model import Parameters
-from manychar.observability.dashboard.run_history import History, Judgement, Moment, Point
+from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
+from manychar.observability.history import point_of, read_history
 from manychar.observability.model_source import training_sample
 from manychar.observability.observer_client import ENDED_WELL, ObserverClient, model_of
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.effects import Finish, Log
-from manychar.protocol.messages import Weights, Welcome
+from manychar.protocol.messages import Weights
 from manychar.storage.checkpoint import list_checkpoints
-from manychar.storage.metrics import METRICS_NAME, read_metrics
 from manychar.storage.run_directory import is_served, open_run
-from manychar.storage.validation_log import VALIDATION_NAME, is_over, read_validation_losses
+from manychar.storage.validation_log import is_over
+
+SAMPLE_LENGTH = 300
+TURN_MS = 100
+RECONNECT_TIMEOUT = 600.0
+FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
 
 logger = logging.getLogger(__name__)
 
 
-SAMPLE_LENGTH = 300
-TURN_SECONDS = 0.1
-PATIENCE_AFTER_LOSS = 600.0
-LOOK_EVERY = 2.0
-MOST_CHECKPOINTS = 12
+class DataSource:
+    """Keeps `view` up to date by a turn every `interval` seconds."""
 
+    interval: float
 
-class Feed:
-    """A thread that fills a History until it is stopped."""
+    def __init__(self, source: str) -> None:
+        self.view = View(source=source)
 
-    def __init__(self, work: Callable[[threading.Event], None], history: History) -> None:
-        self._work = work
-        self._history = history
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End in good order."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def turn(self) -> None:
+        """Take what is new. A fault is shown, too, and is the last turn of a live run."""
         try:
-            self._work(self._stopped)
-        except UserError as error:
-            logger.error(str(error))
-            self._history.notice(str(error))
-            self._history.know(live=False, state=str(error))
-        except BaseException as error:
-            self._history.know(live=False, state=f"a fault of this page: {error!r}")
+            self.update()
+        except Exception as error:
+            self.view = self.view.but(live=False, state=str(error) or repr(error))
             raise
 
+    def update(self) -> None:
+        """Take what is new."""
+        raise NotImplementedError
 
-class Live:
-    """A live server, watched. The first visit is made where it is built: it may be refused."""
+    def close(self) -> None:
+        """End it."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        key: ClientKey | None,
-        history: History,
-        *,
-        connect_timeout: float,
-    ) -> None:
-        """Wait for the first status. Raises UserError after `connect_timeout` seconds."""
-        self._endpoint, self._key, self._history = endpoint, key, history
+
+class LiveServer(DataSource):
+    """A live server. Raises UserError where it sends no status within `connect_timeout` seconds."""
+
+    interval = 0.2
+
+    def __init__(self, endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
+        super().__init__(endpoint)
         self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
-        while not history.view().points:
-            if (end := self._turn()) is not None:
+        while not self.view.run:
+            self._client.socket.poll(TURN_MS)
+            self._receive()
+            if (end := self._client.end) is not None:
                 self._client.close()
                 raise UserError(end.reason, code=end.code or RUN_FAILED)
 
-    def __call__(self, stopped: threading.Event) -> None:
-        """Watch until the run ends or `stopped` is set; knock again where the server is lost."""
-        try:
-            while not stopped.is_set():
-                if (end := self._turn()) is None:
-                    continue
-                if not self._client.connecting:
-                    self._history.know(live=False, state=_ending(end))
-                    return
-                self._history.notice(end.reason)
-                self._client.connect(PATIENCE_AFTER_LOSS)
-        finally:
-            self._client.close()
+    def update(self) -> None:
+        """Receive until the run ends; connect again where the server is lost."""
+        if not self.view.live:
+            return
+        self._receive()
+        if self._client.connecting:
+            self.view = self.view.but(state="waiting for the server")
+        if (end := self._client.end) is None:
+            return
+        if self._client.connecting:
+            self._client.connect(RECONNECT_TIMEOUT)
+        else:
+            state = end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
+            self.view = self.view.but(live=False, state=state)
 
-    def _turn(self) -> Finish | None:
-        """Take what has come; return how the run ended, once it has."""
-        client = self._client
-        client.socket.poll(int(1000 * TURN_SECONDS))
-        for event in client.turn():
+    def close(self) -> None:
+        """Say goodbye."""
+        self._client.close()
+
+    def _receive(self) -> None:
+        for event in self._client.turn():
             if isinstance(event, Snapshot):
                 self._show(event)
-            elif isinstance(event, Log):
-                self._history.notice(event.text)
-            elif client.welcome is not None:
-                self._history.moment(moment_of(client.welcome, event))
-        if client.connecting and self._history.view().points:
-            self._history.know(state=f"waiting for the server at {self._endpoint}")
-        return client.end
+            elif isinstance(event, Weights) and (welcome := self._client.welcome) is not None:
+                model = model_of(welcome, event)
+                sample = sample_of(*model, seed=welcome.seed, step=event.version)
+                self.view = self.view.with_sample(sample)
 
     def _show(self, snapshot: Snapshot) -> None:
-        history, status, size = self._history, snapshot.status, snapshot.dimensions
-        if not history.view().points:
+        status, size = snapshot.status, snapshot.dimensions
+        if status.run != self.view.run:
             self._client.request_weights()
-        history.begin(status.run, _facts(dataclasses.asdict(size)))
-        history.point(
-            Point(
-                step=status.step,
-                seconds=status.seconds,
-                characters=status.characters,
-                nats=status.loss / size.seq_length,
-                smooth=snapshot.nats,
-            )
-        )
+        validation = None
         if status.validated is not None and status.validation is not None:
-            history.judgement(Judgement(status.validated, status.validation))
+            validation = status.validated, status.validation
+        view = self.view.of_run(status.run, _facts(dataclasses.asdict(size)))
         if status.first < status.total:
-            history.roster(snapshot.workers, time.monotonic())
+            view = view.with_workers(snapshot.workers)
         waiting_for = status.waiting_for or ("" if snapshot.working else "a worker: none is here")
-        history.know(
+        self.view = view.with_point(point_of(snapshot), validation).but(
             live=True,
             state=f"waiting for {waiting_for}" if waiting_for else "training",
             steps=status.steps,
@@ -148,144 +124,75 @@ class Live:
         )
 
 
-class Directory:
-    """A run directory, read again where it has changed. Raises UserError where it is none."""
+class StoredRun(DataSource):
+    """A run directory. Raises UserError where it is none, or its logs cannot be read."""
 
-    def __init__(self, path: Path, history: History) -> None:
-        self._run = open_run(path)
-        self._history = history
-        self._seen: dict[Path, int] = {}
-        self._served: bool | None = None
-        history.begin(self._run.run, _facts(dataclasses.asdict(self._run.definition)))
-        self._read_course()
+    interval = 0.5
 
-    def __call__(self, stopped: threading.Event) -> None:
-        """Read what is new until `stopped` is set."""
-        while not stopped.is_set():
-            self.read(stopped.is_set)
-            stopped.wait(LOOK_EVERY)
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._directory = open_run(path)
+        self._seen: set[int] = set()
+        facts = _facts(dataclasses.asdict(self._directory.definition))
+        self.view = self.view.of_run(self._directory.run, facts)
+        self._read_logs()
 
-    def read(self, stopped: Callable[[], bool] = bool) -> None:
-        """Read what is new, once; break off where `stopped` says so."""
-        self._read_course()
-        self._read_checkpoints(stopped)
-
-    def _read_course(self) -> None:
-        metrics, validation = (self._run.path / name for name in (METRICS_NAME, VALIDATION_NAME))
-        served, before = is_served(self._run.path), self._served
-        self._served = served
-        if not any([self._has_changed(metrics), self._has_changed(validation), served != before]):
-            return
-        points = [self._point(values) for values in read_metrics(self._run.path)]
-        validated = [
-            Judgement(*verdict) for verdict in sorted(read_validation_losses(self._run).items())
-        ]
-        self._history.course(points, validated)
-        steps, last = self._run.operation.steps, points[-1].step if points else 0
-        self._history.know(
-            steps=steps,
-            live=served,
-            state=self._state(last),
-            best=min(validated, key=lambda one: (one.nats, one.step)).step if validated else None,
-        )
-
-    def _state(self, last: int) -> str:
-        if self._served:
-            return f"on disk up to step {last:,}"
-        if 0 < self._run.operation.steps <= last:
-            return "finished"
-        if is_over(self._run, last):
-            return f"finished at step {last:,}: no better for long enough"
-        return f"stopped after step {last:,}; manychar train --resume goes on"
-
-    def _point(self, values: dict[str, Any]) -> Point:
-        characters = self._run.definition.seq_length
-        return Point(
-            step=int(values["step"]),
-            seconds=float(values.get("seconds", 0.0)),
-            characters=int(values["characters"]),
-            nats=float(values["loss"]) / characters,
-            smooth=float(values["smooth_loss"]) / characters,
-        )
-
-    def _read_checkpoints(self, stopped: Callable[[], bool]) -> None:
-        checkpoints = list_checkpoints(self._run.checkpoints)
-        if checkpoints:
-            step, newest = checkpoints[-1]
-            with contextlib.suppress(OSError):
-                self._history.know(checkpoint=(step, newest.stat().st_mtime))
-        for _, path in reversed(_spread(checkpoints, MOST_CHECKPOINTS)):
-            if self._has_changed(path) and not stopped():
-                self._read_checkpoint(path)
-
-    def _read_checkpoint(self, path: Path) -> None:
+    def update(self) -> None:
+        """Read what is new: the logs, and at most one checkpoint. What cannot be read is logged."""
         try:
-            checkpoint = self._run.read(path)
+            self._read_logs()
         except UserError as error:
-            self._history.notice(str(error))
-            return
-        state, seed = checkpoint.state, self._run.definition.seed
-        moment = _moment(state.parameters, checkpoint.vocabulary, seed=seed, step=state.step)
-        self._history.moment(moment)
+            if self.view.state != str(error):
+                logger.warning("%s", error)
+            self.view = self.view.but(state=str(error))
+        checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
+        new = [(step, path) for step, path in checkpoints if step not in self._seen]
+        for step, path in new[-1:]:
+            self._seen.add(step)
+            try:
+                self._read_sample(path)
+            except UserError as error:
+                logger.warning("%s", error)
 
-    def _has_changed(self, path: Path) -> bool:
-        """Whether a file has another size than when this was last asked."""
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return False
-        before = self._seen.get(path)
-        self._seen[path] = size
-        return size != before
+    def _read_logs(self) -> None:
+        directory, live = self._directory, is_served(self._directory.path)
+        history, steps = read_history(directory), directory.operation.steps
+        last = history.points[-1].step if history.points else 0
+        finished = 0 < steps <= last or is_over(directory, last)
+        state = "on disk up to" if live else "finished at" if finished else "stopped after"
+        losses = history.validation_losses
+        view = self.view.but(
+            history=history.thinned(MOST_POINTS),
+            steps=steps,
+            live=live,
+            state=f"{state} step {last:,}",
+            best=min(losses, key=lambda each: each[::-1])[0] if losses else None,
+        )
+        for step, path in list_checkpoints(directory.checkpoints)[-1:]:
+            view = view.but(checkpoint=(step, path.stat().st_mtime))
+        if view != self.view:
+            self.view = view
+
+    def _read_sample(self, path: Path) -> None:
+        checkpoint, seed = self._directory.read(path), self._directory.definition.seed
+        model = checkpoint.state.parameters, checkpoint.vocabulary
+        self.view = self.view.with_sample(sample_of(*model, seed=seed, step=checkpoint.state.step))
 
 
-def moment_of(welcome: Welcome, weights: Weights) -> Moment:
-    """Return what a live server's weights write: the sample that its own progress shows, longer."""
-    parameters, vocabulary = model_of(welcome, weights)
-    return _moment(parameters, vocabulary, seed=welcome.seed, step=weights.version)
-
-
-def _moment(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Moment:
+def sample_of(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Sample:
+    """Return the sample that the run itself shows of a step, longer, with its hidden states."""
     text = training_sample(parameters, vocabulary, seed=seed, step=step, length=SAMPLE_LENGTH)
-    id_of = {character: i for i, character in enumerate(vocabulary)}
-    start = "\n" if "\n" in id_of else vocabulary[0]  # what the sample was begun with
-    ids = np.array([id_of[character] for character in start + text], np.intp)
-    return Moment(step, text, activations(parameters, ids)[1:].astype(np.float32))
+    start = max(vocabulary.find("\n"), 0)  # the character that the sample follows
+    ids = np.array([start, *map(vocabulary.index, text)], np.intp)
+    return Sample(step, text, activations(parameters, ids)[1:].astype(np.float32))
 
 
-def _facts(values: dict[str, Any]) -> dict[str, str]:
-    names = {
-        "hidden": "hidden units",
-        "seq_length": "characters a step",
-        "shards": "shards",
-        "streams": "streams a shard",
-        "dtype": "precision",
-    }
-    return {shown: str(values[name]) for name, shown in names.items() if name in values}
+def _facts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(values[name]) for name in FACTS}
 
 
-def _ending(end: Finish) -> str:
-    return end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
-
-
-def _spread(entries: list[Any], most: int) -> list[Any]:
-    """Return at most `most` of the entries, spread evenly, the first and the last among them."""
-    if len(entries) <= most:
-        return entries
-    return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
-
-
-def open_feed(
-    source: str, key: ClientKey | None, *, connect_timeout: float
-) -> tuple[History, Feed]:
-    """Return a History of a live server's endpoint or a run directory, and what fills it.
-
-    Raises UserError where there is nothing to watch.
-    """
-    history = History(source)
-    work: Live | Directory
+def open_source(source: str, key: ClientKey | None, *, connect_timeout: float) -> DataSource:
+    """Return what shows a live server's endpoint or a run directory. Raises UserError."""
     if is_endpoint(source):
-        work = Live(source, key, history, connect_timeout=connect_timeout)
-    else:
-        work = Directory(Path(source), history)
-    return history, Feed(work, history)
+        return LiveServer(source, key, connect_timeout=connect_timeout)
+    return StoredRun(Path(source))

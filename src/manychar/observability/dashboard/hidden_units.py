@@ -1,103 +1,75 @@
-"""What one hidden unit does over a text: coloured characters, and in words what it follows."""
+"""What a hidden unit does over a text: in words, and which unit follows which feature of it."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.observability.dashboard.run_history import Moment
+from manychar.observability.dashboard.view import Sample
+from manychar.processes.text_format import printable
 
-FOLLOWS_FROM = 0.4
-"""The least correlation, of either sign, of which it is said that a unit follows something."""
-
+LEAST_CORRELATION = 0.4
 OCCURS_FROM = 8
-"""At how many characters a thing has to be otherwise than at most, to be spoken of."""
+"""A feature has to differ at that many characters of a text."""
 
 QUOTES = '"“”„«»'
 
 
-@dataclasses.dataclass(frozen=True)
-class Following:
-    """The unit that follows something in the text the closest, and its correlation with it."""
-
-    what: str
-    unit: int
-    correlation: float
-
-
-def followings(moment: Moment) -> list[Following]:
-    """Return, for each thing that a text shows, the unit that follows it, the closest first.
-
-    Constant units, and things that hardly occur, are left out.
-    """
-    states = moment.states - moment.states.mean(axis=0)
+def followings(sample: Sample) -> dict[int, str]:
+    """Return the units that follow a feature of the text, the closest first, each with words."""
+    states = sample.states - sample.states.mean(axis=0)
     lengths = np.sqrt((states**2).sum(axis=0))
     found = []
-    for what, values in _features(moment.text):
-        _, counts = np.unique(values, return_counts=True)
-        if len(values) - counts.max() < OCCURS_FROM:
+    for feature, values in _features(sample.text).items():
+        if len(values) - np.unique(values, return_counts=True)[1].max() < OCCURS_FROM:
             continue
         centred = values - values.mean()
-        length = np.sqrt((centred**2).sum())
+        scale = lengths * np.sqrt((centred**2).sum())
         products = centred @ states
-        correlations = np.divide(
-            products, lengths * length, out=np.zeros_like(products), where=lengths > 0
-        )
+        correlations = np.divide(products, scale, out=np.zeros_like(products), where=lengths > 0)
         unit = int(np.abs(correlations).argmax())
-        if abs(correlations[unit]) >= FOLLOWS_FROM:
-            found.append(Following(what, unit, float(correlations[unit])))
-    return sorted(found, key=lambda one: -abs(one.correlation))
+        if abs(correlations[unit]) >= LEAST_CORRELATION:
+            found.append((float(correlations[unit]), unit, feature))
+    names: dict[int, str] = {}
+    for value, unit, feature in sorted(found, key=lambda each: -abs(each[0])):
+        names.setdefault(unit, f"{unit}: follows {feature} ({signed(value)})")
+    return names
 
 
-def extremes(moment: Moment, unit: int) -> tuple[int, int]:
-    """Return the positions where a unit is lowest and highest."""
-    values = moment.states[:, unit]
-    return int(values.argmin()), int(values.argmax())
-
-
-def around(text: str, position: int, reach: int = 8) -> str:
-    """Return the characters up to a position, on one line."""
-    return visible(text[max(0, position - reach + 1) : position + 1])
-
-
-def visible(text: str) -> str:
-    """Return a text with its ends of lines, tabs and control characters made visible."""
-    shown = {"\n": "↵", "\t": "⇥"}
-    return "".join(
-        shown.get(c, c if c.isprintable() else "\N{REPLACEMENT CHARACTER}") for c in text
+def in_words(sample: Sample, unit: int) -> str:
+    """Return in a sentence what a hidden unit does over a text."""
+    values = sample.states[:, unit]
+    low, high = int(values.argmin()), int(values.argmax())
+    return (
+        f"Unit {unit} over {len(sample.text)} characters of step {sample.step:,}: mean"
+        f" {signed(values.mean())}, above zero after {float((values >= 0).mean()):.0%} of them;"
+        f" highest ({signed(values[high])}) after “{_up_to(sample.text, high)}”, lowest"
+        f" ({signed(values[low])}) after “{_up_to(sample.text, low)}”."
     )
 
 
-def _features(text: str) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    yield "the position in the line", _count_since(text, lambda c: c == "\n")
-    yield "the position in the word", _count_since(text, lambda c: not c.isalnum())
-    yield "being inside quotes", _inside_quotes(text)
+def signed(value: float) -> str:
+    """Return an activation with its sign."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _up_to(text: str, position: int, reach: int = 8) -> str:
+    before = text[max(0, position - reach + 1) : position + 1]
+    return printable(before).replace("\n", "↵").replace("\t", "⇥")
+
+
+def _features(text: str) -> dict[str, NDArray[np.float64]]:
     tests: dict[str, Callable[[str], bool]] = {
-        "blanks": lambda c: c == " ",
+        "blanks": str.isspace,
         "ends of lines": lambda c: c == "\n",
-        "vowels": lambda c: c.lower() in "aeiouyäöüåæøéèáíóú",
-        "letters": str.isalpha,
         "capitals": str.isupper,
         "digits": str.isdigit,
         "punctuation": lambda c: not c.isalnum() and not c.isspace(),
+        "quotes": lambda c: c in QUOTES,
     }
-    for what, test in tests.items():
-        yield what, np.array([float(test(c)) for c in text])
-
-
-def _count_since(text: str, ends: Callable[[str], bool]) -> NDArray[np.float64]:
-    counts, count = np.zeros(len(text)), 0
-    for position, character in enumerate(text):
-        count = 0 if ends(character) else count + 1
-        counts[position] = count
-    return counts
-
-
-def _inside_quotes(text: str) -> NDArray[np.float64]:
-    inside, states = False, np.zeros(len(text))
-    for position, character in enumerate(text):
-        if character in QUOTES:
-            inside = not inside
-        states[position] = inside
-    return states
+    found = {name: np.array([float(test(c)) for c in text]) for name, test in tests.items()}
+    positions = np.arange(len(text))
+    starts = np.maximum.accumulate(np.where(found["ends of lines"] > 0, positions, -1))
+    found["the position in the line"] = (positions - starts).astype(np.float64)
+    found["being inside quotes"] = found.pop("quotes").cumsum() % 2
+    return found

@@ -1,31 +1,25 @@
-"""Serves the page: a socket, the gate, and the web server in this process's main thread."""
+"""Serves the page: a socket, the request guard, and the web server in the main thread."""
 
 import socket
 from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
-from nicegui import ui
+from nicegui import app, ui
 
-from manychar.observability.dashboard.data_source import Feed
+from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
-from manychar.observability.dashboard.request_guard import Gate, is_loopback
-from manychar.observability.dashboard.run_history import History
+from manychar.observability.dashboard.request_guard import RequestGuard, is_loopback
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
 
 SECONDS_TO_END = 1
-ICON = (
-    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
-    "<rect width='16' height='16' rx='3' fill='#1f5fb8'/>"
-    "<path d='M3 12 6 5l2 5 2-3 3 5' fill='none' stroke='#fff' stroke-width='1.6'/></svg>"
-)
 
 
 def check_host(host: str, *, insecure: bool) -> None:
-    """Refuse to serve where strangers can look, unless told to."""
-    if not is_loopback(f"[{host}]" if ":" in host else host) and not insecure:
+    """Refuse an address that other machines reach, unless it is allowed."""
+    if not is_loopback(_bracketed(host)) and not insecure:
         raise UserError(
-            f"{host} can be reached from other machines, and nothing checks who comes: leave"
+            f"{host} can be reached from other machines, and the page has no authentication: leave"
             " --host out and reach the page by `ssh -L` (or add --insecure if you trust everyone"
             " on the network)",
             code=REFUSED_FOR_SAFETY,
@@ -33,7 +27,7 @@ def check_host(host: str, *, insecure: bool) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises UserError where that cannot be."""
+    """Return a listening socket. Raises UserError where that cannot be."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family)
@@ -50,34 +44,35 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(listening: socket.socket) -> str:
     """Return the page's address."""
     host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http://{_bracketed(host)}:{port}/"
 
 
-def serve(
-    history: History, feed: Feed, listening: socket.socket, *, ready: Callable[[], None]
-) -> None:
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def serve(source: DataSource, listening: socket.socket, *, ready: Callable[[], None]) -> None:
     """Serve the page until a signal ends it, which is then raised again."""
     web = FastAPI(openapi_url=None)
-    register(history)
+    register(lambda: source.view)
     ui.run_with(
         web,
         title="manychar",
-        favicon=ICON,
         dark=None,
         language="en-US",
         tailwind=False,
         show_welcome_message=False,
     )
-    anywhere = not is_loopback(url_of(listening).removeprefix("http://").rstrip("/"))
+    any_host = not is_loopback(_bracketed(listening.getsockname()[0]))
     config = uvicorn.Config(
-        Gate(web, anywhere=anywhere),
+        RequestGuard(web, any_host=any_host),
         log_level="error",
         server_header=False,
         timeout_graceful_shutdown=SECONDS_TO_END,
     )
-    feed.start()
+    app.timer(source.interval, source.turn)
     ready()
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
-        feed.stop()
+        source.close()

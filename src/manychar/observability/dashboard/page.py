@@ -1,251 +1,123 @@
-"""The page, one for each browser that looks: built once, then told every second what is new."""
+"""The page, one for each browser: built once, then updated every second."""
 
+import json
 from collections.abc import Callable
+from html import escape
 from importlib.resources import files
 
 from nicegui import ui
 
 from manychar.observability.dashboard import html
-from manychar.observability.dashboard.charts import Chart, loss_chart, pace_chart, timeline_chart
-from manychar.observability.dashboard.hidden_units import followings
-from manychar.observability.dashboard.run_history import History, Moment, View
+from manychar.observability.dashboard.charts import Chart, loss_chart, speed_chart
+from manychar.observability.dashboard.hidden_units import followings, in_words
+from manychar.observability.dashboard.view import Sample, View
 
 EVERY = 1.0
-SAMPLES_OPEN = 4
-NEWEST = -1
+_THEME = json.loads(files(__package__).joinpath("chart_theme.json").read_text(encoding="utf-8"))
 
 
-def register(history: History) -> None:
-    """Have the page at / show this history."""
+def register(current: Callable[[], View]) -> None:
+    """Serve the page at /; `current` returns the newest view."""
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
-    @ui.page("/", title=f"manychar · {history.source}")
+    @ui.page("/", title=f"manychar · {current().source}")
     def page() -> None:
         ui.add_head_html(f"<style>{style}</style>")
-        Page(history)
-
-
-class Page:
-    """What one browser sees."""
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._version = -1
-        self._paused = False
+        drawn: list[View] = []
         with ui.element("header"):
-            with ui.element("div"):
-                ui.html("manychar", tag="h1", sanitize=False)
-                self._title = ui.html("", tag="p", sanitize=False)
-            self._pause = ui.button("Pause", on_click=self._turn_pause).props("outline no-caps")
+            _html("h1", "manychar")
+            title = _html("p")
         with ui.element("div").classes("sections") as sections:
-            with _section("Standing"):
-                self._state = ui.html("", tag="p", sanitize=False).props("role=status")
-                self._facts = ui.html("", tag="dl", sanitize=False)
-            self._loss = Drawing("Loss, nats a character", half=True)
-            self._pace = Drawing("Characters a second", half=True)
-            self._timeline = Drawing("Workers", table_open=True)
+            with _section("Status"):
+                state = _html("p").props("role=status")
+                figures = _html("dl")
+            drawings = [_Drawing("Loss, nats a character"), _Drawing("Characters a second")]
+            with _section("Workers") as section:  # scrolled by keyboard where it is too wide
+                workers = _html("div").classes("table").props("tabindex=0 role=group")
+                workers.props("aria-label=Statistics")
             with _section("Samples"):
-                self._samples = ui.html("", sanitize=False).classes("samples")
-                with ui.element("details") as self._earlier:
-                    ui.html("Earlier samples", tag="summary", sanitize=False)
-                    self._earlier_samples = ui.html("", sanitize=False).classes("samples")
-            self._units = Units()
-            with _section("Messages"):
-                self._notices = ui.html("", sanitize=False).classes("notices")
+                samples = _html("div").classes("samples")
+            units = _HiddenUnits()
         ui.skip_link("Skip to the charts", target=sections)
-        self._draw()
-        ui.timer(EVERY, self._draw)
 
-    def _turn_pause(self) -> None:
-        self._paused = not self._paused
-        self._pause.set_text("Go on" if self._paused else "Pause")
-        self._draw()
-
-    def _draw(self) -> None:
-        if self._paused:
-            return
-        view = self._history.view()
-        if view.version == self._version and not view.live:
-            return
-        self._facts.set_content(html.facts(view))
-        self._state.set_content(html.state(view))
-        if view.version == self._version:
-            return
-        self._version = view.version
-        self._title.set_content(html.title(view, self._history.source))
-        self._loss.draw(loss_chart(view))
-        self._pace.draw(pace_chart(view))
-        self._timeline.draw(timeline_chart(view), visible=view.live or bool(view.intervals))
-        self._draw_samples(view)
-        self._units.draw(view)
-        self._notices.set_content(html.notices(view.notices, view.counts))
-
-    def _draw_samples(self, view: View) -> None:
-        newest, earlier = view.moments[-SAMPLES_OPEN:], view.moments[:-SAMPLES_OPEN]
-        self._samples.set_content(html.samples(newest))
-        self._earlier.set_visibility(bool(earlier))
-        self._earlier_samples.set_content(html.samples(earlier))
-
-
-class Drawing:
-    """A chart with its words, and its numbers as a table that is filled while it is open."""
-
-    def __init__(self, title: str, *, half: bool = False, table_open: bool = False) -> None:
-        self._title = title
-        self._open = table_open
-        self._chart: Chart | None = None
-        with _section(title) as self._section:
-            if half:
-                self._section.classes("half")
-            self._words = ui.html("", tag="p", sanitize=False).props("aria-hidden=true")
-            self._drawing = ui.echart({}, renderer="svg").props("role=img")
-            if table_open:
-                self._table = _table()
+        def draw() -> None:
+            view = current()
+            if drawn == [view] and not view.live:
                 return
-            with _details("As a table", self._opened):
-                self._table = _table()
+            figures.set_content(html.figures(view))
+            if drawn == [view]:
+                return
+            drawn[:] = [view]
+            title.set_content(html.title(view))
+            state.set_content(html.state(view))
+            for drawing, chart in zip(drawings, (loss_chart(view), speed_chart(view)), strict=True):
+                drawing.draw(chart)
+            workers.set_content(html.workers(view))
+            section.set_visibility(view.live or bool(view.workers))
+            samples.set_content(html.samples(view.samples))
+            units.draw(view)
 
-    def draw(self, chart: Chart, *, visible: bool = True) -> None:
-        """Show a chart in place of the one before, or nothing."""
-        self._section.set_visibility(visible)
-        if self._chart is not None and chart == self._chart:
+        draw()
+        ui.timer(EVERY, draw)
+
+
+class _Drawing:
+    """A chart with its sentence, which is its name for those who do not see it."""
+
+    def __init__(self, title: str) -> None:
+        self._chart: Chart | None = None
+        with _section(title).classes("half"):
+            self._words = _html("p").props("aria-hidden=true")
+            self._drawing = ui.echart({}, renderer="svg", theme=_THEME).props("role=img")
+
+    def draw(self, chart: Chart) -> None:
+        if chart == self._chart:
             return
         self._chart = chart
-        self._words.set_content(html.words(chart.summary))
+        self._words.set_content(escape(chart.summary))
         self._drawing.props["aria-label"] = chart.summary
-        self._drawing.style(f"height: {chart.height}px")
         self._drawing.options.clear()
         self._drawing.options.update(chart.options)
         self._drawing.update()
-        self._fill()
-
-    def _opened(self, is_open: bool) -> None:  # noqa: FBT001 - an event's value
-        self._open = is_open
-        self._fill()
-
-    def _fill(self) -> None:
-        if self._open and self._chart is not None:
-            self._table.set_content(html.table(self._chart, self._title))
 
 
-class Units:
-    """The hidden units over a sample: pick one, see the text coloured by it."""
+class _HiddenUnits:
+    """The newest sample, coloured by a hidden unit that the reader picks."""
 
     def __init__(self) -> None:
-        self._moments: dict[int, Moment] = {}
-        self._drawn: tuple[Moment, int] | None = None
-        self._table_open = False
-        self._chosen_by_hand = False
+        self._sample: Sample | None = None
         with _section("Hidden units"):
-            ui.html(
-                "A sample as one hidden unit reads it: how the unit stands after each character,"
-                " from −1 to 1. Characters below zero are underlined.",
-                tag="p",
-                sanitize=False,
-            )
-            with ui.element("div").classes("controls"):
-                self._step = ui.select(
-                    {NEWEST: "the newest"},
-                    value=NEWEST,
-                    label="Sample of step",
-                    on_change=self._show,
-                )
-                self._unit = ui.number(
-                    "Hidden unit", value=0, min=0, step=1, on_change=self._picked
-                )
-                self._following = ui.select(
-                    {}, label="Units that follow something", on_change=self._follow
-                )
-            self._legend = ui.html(html.LEGEND, tag="p", sanitize=False).props("aria-hidden=true")
-            self._text = (
-                ui.html("", tag="p", sanitize=False).classes("text coloured").props("role=img")
-            )
-            self._words = ui.html("", tag="p", sanitize=False).classes("words")
-            with _details("As a table", self._opened):
-                self._table = _table()
+            _html("p", html.HIDDEN_UNITS)
+            self._unit = ui.select({}, label="Hidden unit", on_change=self._colour)
+            self._text = _html("p").classes("text coloured").props("role=img")
+            self._words = _html("p").classes("words")
 
     def draw(self, view: View) -> None:
-        """Take what there is to choose from by now."""
-        moments = {moment.step: moment for moment in view.moments}
-        if moments == self._moments:
+        """Show the newest sample, by the unit that was picked, else by the most telling one."""
+        if not view.samples or view.samples[-1] is self._sample:
             return
-        self._moments = moments
-        names = {step: f"{step:,}" for step in sorted(moments, reverse=True)}
-        value = self._step.value if self._step.value in names else NEWEST
-        self._step.set_options({NEWEST: "the newest", **names}, value=value)
-        self._show()
+        self._sample = view.samples[-1]
+        names = followings(self._sample)
+        names = {**{unit: f"{unit}" for unit in range(self._sample.states.shape[1])}, **names}
+        options = dict(sorted(names.items(), key=lambda item: (item[1].isdigit(), item[0])))
+        value = self._unit.value if self._unit.value in options else next(iter(options))
+        self._unit.set_options(options, value=value)
+        self._colour()
 
-    @property
-    def _moment(self) -> Moment | None:
-        step = max(self._moments, default=0) if self._step.value == NEWEST else self._step.value
-        return self._moments.get(step)
-
-    def _show(self) -> None:
-        if (moment := self._moment) is None:
+    def _colour(self) -> None:
+        if (sample := self._sample) is None or (unit := self._unit.value) is None:
             return
-        count = moment.states.shape[1]
-        self._unit.props["label"] = f"Hidden unit, 0 to {count - 1}"
-        self._unit.max = count - 1
-        found = followings(moment)
-        self._following.set_options(
-            {
-                one.unit: f"{one.what}: unit {one.unit} ({html.signed(one.correlation)})"
-                for one in found
-            }
-        )
-        if found and not self._chosen_by_hand:
-            self._unit.set_value(found[0].unit)
-        self._colour(moment)
-
-    def _colour(self, moment: Moment) -> None:
-        value = self._unit.value
-        unit = min(max(int(value or 0), 0), moment.states.shape[1] - 1)
-        if self._drawn == (moment, unit):
-            return
-        self._drawn = moment, unit
-        words = html.in_words(moment, unit)
-        self._text.set_content(html.coloured(moment, unit))
+        self._text.set_content(html.coloured(sample, unit))
         self._text.props["aria-label"] = f"The sample, coloured by unit {unit}"
-        self._words.set_content(html.words(words))
-        self._fill()
+        self._words.set_content(escape(in_words(sample, unit)))
 
-    def _picked(self) -> None:
-        if (moment := self._moment) is not None:
-            self._colour(moment)
 
-    def _follow(self) -> None:
-        if self._following.value is not None:
-            self._chosen_by_hand = True
-            self._unit.set_value(self._following.value)
-
-    def _opened(self, is_open: bool) -> None:  # noqa: FBT001 - an event's value
-        self._table_open = is_open
-        self._fill()
-
-    def _fill(self) -> None:
-        if self._table_open and self._drawn is not None:
-            self._table.set_content(html.activation_table(*self._drawn))
+def _html(tag: str, content: str = "") -> ui.html:
+    return ui.html(content, tag=tag, sanitize=False)
 
 
 def _section(title: str) -> ui.element:
     section = ui.element("section").props(f'aria-label="{title}"')
     with section:
-        ui.html(title, tag="h2", sanitize=False)
+        _html("h2", title)
     return section
-
-
-def _table() -> ui.html:
-    """Return a place for a table: one that is too wide is scrolled by keyboard, too."""
-    place = ui.html("", sanitize=False).classes("table")
-    return place.props('tabindex=0 role=group aria-label="Table"')
-
-
-def _details(summary: str, opened: Callable[[bool], None]) -> ui.element:
-    details = ui.element("details")
-    details.on("toggle", lambda event: opened(bool(event.args)), js_handler=_IS_OPEN)
-    with details:
-        ui.html(summary, tag="summary", sanitize=False)
-    return details
-
-
-_IS_OPEN = "(event) => emit(event.target.open)"

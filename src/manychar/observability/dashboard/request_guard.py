@@ -1,58 +1,58 @@
-"""Who may ask for the page: a browser that was pointed at it, and no page from elsewhere.
+"""Which requests are answered: those of a browser that opened this page, none of another page.
 
-A page of a stranger can have a browser ask any address, this one too (the stranger's own name may
-even lead here: DNS rebinding). So the name that was asked for has to be this machine's loopback,
-and where a page asks, that page has to be this one. What is sent may load nothing from elsewhere.
+A stranger's page can have a browser request any address, this one too (DNS rebinding even lets a
+stranger's name lead here). So the Host has to be this machine's loopback, and an Origin has to be
+this page's own. What is sent may load nothing from elsewhere.
 """
 
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Vue makes functions of its templates in the browser, hence the two exceptions for scripts."""
-
-_HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-]
+# Vue compiles its templates in the browser, hence the two exceptions for scripts.
+POLICY = """default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';
+ style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:;
+ base-uri 'none'; form-action 'none'; frame-ancestors 'none'"""
+HEADERS = {
+    "content-security-policy": POLICY.replace("\n", ""),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
-class Gate:
-    """Stands before an ASGI application. `anywhere`: the machine may be called by any name."""
+class RequestGuard:
+    """Stands before an ASGI application. `any_host`: the machine may be called by any name."""
 
-    def __init__(self, application: Application, *, anywhere: bool) -> None:
+    def __init__(self, application: ASGIApp, *, any_host: bool) -> None:
         self._application = application
-        self._anywhere = anywhere
+        self._any_host = any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._application(scope, receive, send)
-        elif reason := self.refusal(scope["headers"]):
-            await _refuse(scope, send, reason)
-        else:
-            await self._application(scope, receive, _with_policy(send))
+        """Pass a request to the application, or refuse it."""
 
-    def refusal(self, headers: list[tuple[bytes, bytes]]) -> str:
-        """Return why a request with these headers is not answered, or ''."""
-        hosts = _values(headers, b"host")
-        if len(hosts) != 1 or not (self._anywhere or is_loopback(hosts[0])):
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        reason = self._refusal(Headers(scope=scope)) if "headers" in scope else ""
+        if not reason:
+            await self._application(scope, receive, send_with_policy)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(1008)(scope, receive, send)
+        else:
+            await PlainTextResponse(f"{reason}\n", 403)(scope, receive, send_with_policy)
+
+    def _refusal(self, headers: Headers) -> str:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not (self._any_host or is_loopback(hosts[0])):
             return "not a name of this page: open it by http://127.0.0.1"
-        for origin in _values(headers, b"origin"):
-            if urlsplit(origin).netloc != hosts[0]:
-                return "asked by another page"
+        if any(urlsplit(origin).netloc != hosts[0] for origin in headers.getlist("origin")):
+            return "requested by another page"
         return ""
 
 
@@ -63,25 +63,3 @@ def is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _values(headers: list[tuple[bytes, bytes]], wanted: bytes) -> list[str]:
-    return [value.decode("latin-1") for name, value in headers if name.lower() == wanted]
-
-
-def _with_policy(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *_HEADERS]
-        await send(message)
-
-    return sending
-
-
-async def _refuse(scope: Scope, send: Send, reason: str) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": reason})
-        return
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *_HEADERS]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{reason}\n".encode()})

@@ -1,0 +1,110 @@
+"""All that the page shows of a run at one moment: a View, which every change replaces.
+
+Everything has a bound: where a list has grown to it, every second entry is dropped, so that the
+whole run stays visible, more coarsely.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.observability.history import History, Point, thinned
+from manychar.protocol.messages import WorkerStats
+
+MOST_POINTS = 600
+MOST_SAMPLES = 12
+MOST_INTERVALS = 60
+RECENT_POINTS = 12
+NOTHING = History()
+Interval = Mapping[str, tuple[float, ...]]
+"""For each worker's name its shares, of ACTIVITIES, of the time between two snapshots."""
+ACTIVITIES = ("computing", "exchanging", "waiting", "silent")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A text that the weights of a step write, and the hidden states over it, (characters, H)."""
+
+    step: int
+    text: str
+    states: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """A run as it is known now.
+
+    `live` says whether more is to come, `state` in words what the run does; `facts` are names and
+    values of the run's definition; `checkpoint` is (step, seconds since the epoch) of the newest.
+    """
+
+    source: str
+    run: str = ""
+    live: bool = True
+    state: str = "connecting"
+    steps: int = 0
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    history: History = NOTHING
+    best: int | None = None
+    workers: tuple[WorkerStats, ...] = ()
+    intervals: tuple[Interval, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    checkpoint: tuple[int, float] | None = None
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Self:
+        """Return this view with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def of_run(self, run: str, facts: Mapping[str, str]) -> "View":
+        """Return a view of this run: nothing of another run stays."""
+        return self if run == self.run else View(source=self.source, run=run, facts=facts)
+
+    def with_point(self, point: Point, validation: tuple[int, float] | None) -> Self:
+        """Add a point. After a roll back, steps are done again: what was later is dropped."""
+        old = self.history
+        points = [each for each in old.points if each.step < point.step]
+        losses = {step: nats for step, nats in old.validation_losses if step <= point.step}
+        if validation is not None:
+            losses[validation[0]] = validation[1]
+        history = History((*points, point), tuple(sorted(losses.items()))).thinned(MOST_POINTS)
+        samples = tuple(sample for sample in self.samples if sample.step <= point.step)
+        return self.but(history=history, samples=samples)
+
+    def with_sample(self, sample: Sample) -> Self:
+        """Add a sample, or replace that of its step."""
+        others = [other for other in self.samples if other.step != sample.step]
+        ordered = sorted([*others, sample], key=lambda each: each.step)
+        return self.but(samples=thinned(ordered, MOST_SAMPLES))
+
+    def with_workers(self, workers: Sequence[WorkerStats]) -> Self:
+        """Take the workers' statistics: the difference from the last ones is an interval."""
+        before = {worker.name: worker for worker in self.workers}
+        both = [(before[worker.name], worker) for worker in workers if worker.name in before]
+        interval = {now.name: shares for old, now in both if (shares := shares_of(old, now))}
+        intervals = (*self.intervals, *([interval] if interval else []))[-MOST_INTERVALS:]
+        return self.but(workers=tuple(workers), intervals=intervals)
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds to the last step at the recent speed; None where it is not known."""
+        recent = self.history.points[-RECENT_POINTS:]
+        if not self.live or not self.steps or len(recent) < 2:
+            return None
+        steps, seconds = recent[-1].step - recent[0].step, recent[-1].seconds - recent[0].seconds
+        return max(self.steps - recent[-1].step, 0) * seconds / steps if seconds > 0 else None
+
+
+def shares_of(before: WorkerStats, after: WorkerStats) -> tuple[float, ...]:
+    """Return a worker's shares of the time in between; () if it joined since."""
+    present = after.present - before.present
+    if present <= 0:
+        return ()
+    if after.state == "silent":
+        return 0.0, 0.0, 0.0, 1.0
+    computing = min(max(after.computing - before.computing, 0.0), present)
+    waiting = min(max(after.waiting - before.waiting, 0.0), present - computing)
+    exchanging = present - computing - waiting
+    return computing / present, exchanging / present, waiting / present, 0.0

@@ -1,0 +1,19 @@
+"""How a run's texts and times are written for people."""
+
+import math
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Return a text without control characters: a terminal obeys them, a page hides them."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words of two units at most; '–' for what is not finite."""
+    if not math.isfinite(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
