@@ -284,7 +284,7 @@ def test_a_finished_run_is_exported(manychar: Commands, trained: Path) -> None:
     ("arguments", "complaint"),
     [
         (("nowhere", "--tensorboard", "logs"), "nowhere: not a run directory"),
-        (("run", "--metrics-port", "0"), "--metrics-port answers for a live run"),
+        (("run", "--metrics-port", "0"), "--metrics-port needs a live run"),
         (("young", "--tensorboard", "logs"), "young: no losses yet"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
 def test_only_a_server_can_be_followed(manychar: Commands, trained: Path) -> None:
     done = manychar.run("sample", "run", "--follow")
     assert done.code == 2
-    assert "only a live server can be followed" in done.err
+    assert "--follow needs a live server" in done.err
 
 
 def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
