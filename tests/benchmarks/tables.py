@@ -1,12 +1,13 @@
-"""Markdown tables: figures with their spread, ratios beside their targets."""
+"""Markdown tables: figures with their spread, and ratios."""
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from tests.benchmarks.rounds import Figures
 
-COMPARISON = ("what", "this program", "against", "its figure", "ratio", "at least", "")
+COMPARISON = ("what", "this program", "against", "its figure", "ratio")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -32,45 +33,44 @@ def spread(figures: Figures) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row: this program's figures beside another's, the ratio of the medians, and a target.
+    """One row: this program's figures beside another's, and the median of the paired ratios.
 
-    `percent` shows the ratio as a share; `target` is a ratio in either case, 0 for none. Where
-    `less_is_better`, as with times, the ratio is theirs over ours.
+    `percent` shows the ratio as a share. Where `less_is_better`, as with times, the ratio is theirs
+    over ours.
     """
 
     what: str
     ours: Figures
     against: str
     theirs: Figures
-    target: float = 0.0
     percent: bool = False
     less_is_better: bool = False
 
     @property
     def ratio(self) -> float:
-        """How much better the median is."""
-        above, below = self.ours.median, self.theirs.median
-        if self.less_is_better:
-            above, below = below, above
-        return above / below if below and not math.isinf(below) else math.nan
+        """How much better this program is, in the median round."""
+        pairs = zip(self.ours.values, self.theirs.values, strict=True)
+        ratios = [_ratio(*(pair[::-1] if self.less_is_better else pair)) for pair in pairs]
+        return statistics.median(ratios)
 
     def cells(self) -> tuple[str, ...]:
         """Return the row's cells, under COMPARISON."""
-        reached = "reached" if self.ratio >= self.target else "not reached"
         return (
             self.what,
             spread(self.ours),
             self.against,
             spread(self.theirs),
             self._shown(self.ratio),
-            self._shown(self.target) if self.target else "",
-            reached if self.target else "",
         )
 
     def _shown(self, ratio: float) -> str:
         if math.isnan(ratio):
             return ""
         return f"{100 * ratio:.0f} %" if self.percent else f"{ratio:.3g}x"
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below and not math.isinf(below) else math.nan
 
 
 def comparisons(rows: Iterable[Comparison]) -> str:

@@ -26,7 +26,6 @@ def run(plan: Plan) -> Iterator[str]:
             ours=found[_name(hidden, keys=True)],
             against="without",
             theirs=found[_name(hidden, keys=False)],
-            target=0.0,
             percent=True,
         )
         for hidden, _ in CASES

@@ -15,7 +15,6 @@ from tests.benchmarks.task import Task
 
 STREAMS = 64
 DDP, TWO = "PyTorch DDP, gloo, 2 processes", "2 single processes, added up"
-TARGETS = {100: (2.5, 0.65), 512: (1.4, 0.9)}
 
 
 def run(plan: Plan) -> Iterator[str]:
@@ -48,13 +47,11 @@ def _compare(plan: Plan, hidden: int, *, with_torch: bool) -> list[Comparison]:
         what = f"H {hidden}"
         sides[what] = Fleets(plan.text, plan.scratch, plan.seconds, _flags(hidden))
         found = interleave(sides, plan.rounds)
-    ours, (of_ddp, of_two) = found[what], TARGETS[hidden]
-    beside_two = Comparison(
-        what=what, ours=ours, against=TWO, theirs=found[TWO], target=of_two, percent=True
-    )
+    ours = found[what]
+    beside_two = Comparison(what=what, ours=ours, against=TWO, theirs=found[TWO], percent=True)
     if not with_torch:
         return [beside_two]
-    beside_ddp = Comparison(what=what, ours=ours, against=against, theirs=found[DDP], target=of_ddp)
+    beside_ddp = Comparison(what=what, ours=ours, against=against, theirs=found[DDP])
     return [beside_ddp, beside_two]
 
 

@@ -31,7 +31,6 @@ def run(plan: Plan) -> Iterator[str]:
         ours=found[JUDGED],
         against=NOT,
         theirs=found[NOT],
-        target=0.98,
         percent=True,
     )
     yield "The price of judging, server and 2 workers, the defaults, characters a second in all:\n"

@@ -37,7 +37,6 @@ def run(plan: Plan) -> Iterator[str]:
         ours=found[what],
         against=PLAIN,
         theirs=found[PLAIN],
-        target=30.0,
         less_is_better=True,
     )
     yield f"Seconds to a loss, H 100, server and 2 workers at the defaults, {plan.seeds} seeds:\n"

@@ -27,10 +27,9 @@ def run(plan: Plan) -> Iterator[str]:
             ours=found[what],
             against=PEAK,
             theirs=found[PEAK],
-            target=target,
             percent=True,
         )
-        for what, target in ((STEP, 0.9), (PRODUCTS, 0.0))
+        for what in (STEP, PRODUCTS)
     ]
     yield f"One process, GFLOP/s ({flops:,} a character: 6 (H² + H V)):\n"
     yield comparisons(rows)
