@@ -1,4 +1,4 @@
-"""The command: runs the rows that were named, or all, and prints Markdown for the README."""
+"""The command: runs the rows that were named, or all, and prints Markdown."""
 
 import argparse
 import importlib
@@ -18,9 +18,9 @@ ROWS = {
     "fleet": "server and 2 workers beside PyTorch DDP, and two single processes",
     "exchange": "the exchange alone beside Ray's parameter server",
     "curve": "the price of keys: the same fleet with and without them",
-    "judge": "the price of judging checkpoints by a held-out text",
+    "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
-    "loss": "time to a held-out loss beside plain min-char-rnn",
+    "loss": "time to a validation loss beside plain min-char-rnn",
     "streams": "study: time to that loss by --streams",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",

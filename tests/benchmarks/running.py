@@ -138,5 +138,5 @@ class Fleets:
             how = operation(run_dir, checkpoint_every=self._checkpoint_every)
             arguments = ["manychar", "train", str(self._text), *self._flags, *how]
             with Process(arguments) as fleet:
-                after = self._checkpoint_every  # a judge has started by then
+                after = self._checkpoint_every  # a validator has started by then
                 return steady_rate(run_dir, "characters", self._seconds, [fleet], after=after)

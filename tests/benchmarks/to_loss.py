@@ -1,4 +1,4 @@
-"""How long a fleet takes to a held-out loss: it trains with many checkpoints, judged afterwards."""
+"""Time of a fleet to a validation loss: many checkpoints, each validated after the run."""
 
 import dataclasses
 import math
@@ -24,10 +24,10 @@ def training_part(plan: Plan) -> Path:
     return path
 
 
-def judge_of(plan: Plan) -> Side:
+def validator_of(plan: Plan) -> Side:
     """Return the process that reads checkpoints; the looks of a run in progress are few."""
     task = dataclasses.replace(plan.task(), held_out=plan.held_out)
-    return Side("judge", task)
+    return Side("validation", task)
 
 
 class FleetToLoss:
@@ -36,8 +36,8 @@ class FleetToLoss:
     Time counts from the first step; how long the start took before it is in `starts`.
     """
 
-    def __init__(self, plan: Plan, judge: Side, flags: Sequence[str] = ()) -> None:
-        self._plan, self._judge, self._flags = plan, judge, flags
+    def __init__(self, plan: Plan, validator: Side, flags: Sequence[str] = ()) -> None:
+        self._plan, self._validator, self._flags = plan, validator, flags
         self.starts: list[float] = []
 
     def measure(self, turn: int) -> float:
@@ -68,7 +68,7 @@ class FleetToLoss:
         return False
 
     def _loss(self, path: Path) -> float:
-        return float(self._judge.ask(path))
+        return float(self._validator.ask(path))
 
     def _reached_at(self, run_dir: Path) -> float:
         """Judge checkpoint after checkpoint; return when the first low enough was, interpolated."""

@@ -1,4 +1,4 @@
-"""Time to a held-out loss: a fleet at its defaults, beside plain min-char-rnn."""
+"""Time to a validation loss: a fleet at its defaults, beside plain min-char-rnn."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Measured, interleave
 from tests.benchmarks.tables import Comparison, comparisons
-from tests.benchmarks.to_loss import FleetToLoss, judge_of
+from tests.benchmarks.to_loss import FleetToLoss, validator_of
 
 PLAIN = "plain min-char-rnn, float64"
 TIMES_LONGER = 10
@@ -26,10 +26,10 @@ def run(plan: Plan) -> Iterator[str]:
     )
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(Side("plain_to_loss", task))
-        judge = stack.enter_context(judge_of(plan))
+        validator = stack.enter_context(validator_of(plan))
         plain.until_ready()
-        judge.until_ready()
-        fleet = FleetToLoss(plan, judge)
+        validator.until_ready()
+        fleet = FleetToLoss(plan, validator)
         sides: dict[str, Measured] = {what: fleet, PLAIN: plain}
         found = interleave(sides, plan.seeds)
     row = Comparison(

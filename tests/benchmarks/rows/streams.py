@@ -1,4 +1,4 @@
-"""Study: how long a fleet takes to a held-out loss, by the number of streams in a shard."""
+"""Study: how long a fleet takes to a validation loss, by the number of streams in a shard."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Measured, interleave
 from tests.benchmarks.tables import number, table
-from tests.benchmarks.to_loss import FleetToLoss, judge_of
+from tests.benchmarks.to_loss import FleetToLoss, validator_of
 
 STREAMS = (1, 2, 4, 8, 16, 32, 64, 128)
 HEAD = ("--streams", "lowest", "median", "highest", "seeds that got there")
@@ -14,10 +14,10 @@ HEAD = ("--streams", "lowest", "median", "highest", "seeds that got there")
 
 def run(plan: Plan) -> Iterator[str]:
     """Yield the table, in seconds; every round is another seed."""
-    with judge_of(plan) as judge:
-        judge.until_ready()
+    with validator_of(plan) as validator:
+        validator.until_ready()
         sides: dict[str, Measured] = {
-            str(streams): FleetToLoss(plan, judge, ["--shards", "4", "--streams", str(streams)])
+            str(streams): FleetToLoss(plan, validator, ["--shards", "4", "--streams", str(streams)])
             for streams in STREAMS
         }
         found = interleave(sides, plan.seeds)

@@ -1,4 +1,4 @@
-"""Reads checkpoints, and says their loss on the end of the text that was held out from training."""
+"""Reads checkpoints and returns their loss on the end of the text, which is not trained on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.benchmarks.task import Task
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
     """Take a checkpoint's path; the figure is nats a character.
 
-    A character of the held-out part that the training part does not have is left out.
+    A character of the last part that the training part does not have is left out.
     """
     held = Path(task.text).read_bytes().decode()[-task.held_out :]
 

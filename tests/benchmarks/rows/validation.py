@@ -1,4 +1,4 @@
-"""The price of judging: the same fleet with a held-out text, and without."""
+"""The price of validation: the same fleet with a validation text, and without."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,10 @@ from tests.benchmarks.rounds import interleave
 from tests.benchmarks.running import Fleets
 from tests.benchmarks.tables import Comparison, comparisons
 
-JUDGED, NOT = "--validation 0.05, a checkpoint every 1,000 steps", "the same without --validation"
+VALIDATED, NOT = (
+    "--validation 0.05, a checkpoint every 1,000 steps",
+    "the same without --validation",
+)
 CHECKPOINT_EVERY = 1000
 INTERVALS = 4
 
@@ -23,15 +26,15 @@ def run(plan: Plan) -> Iterator[str]:
             (*flags, *more),
             checkpoint_every=CHECKPOINT_EVERY,
         )
-        for what, more in ((JUDGED, ("--validation", "0.05")), (NOT, ()))
+        for what, more in ((VALIDATED, ("--validation", "0.05")), (NOT, ()))
     }
     found = interleave(sides, plan.rounds)
     row = Comparison(
-        what=JUDGED,
-        ours=found[JUDGED],
+        what=VALIDATED,
+        ours=found[VALIDATED],
         against=NOT,
         theirs=found[NOT],
         percent=True,
     )
-    yield "The price of judging, server and 2 workers, the defaults, characters a second in all:\n"
+    yield "The price of validation, server and 2 workers, the defaults, characters a second in all:\n"
     yield comparisons([row])
