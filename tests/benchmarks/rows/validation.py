@@ -36,5 +36,5 @@ def run(plan: Plan) -> Iterator[str]:
         theirs=found[NOT],
         percent=True,
     )
-    yield "The price of validation, server and 2 workers, the defaults, characters a second in all:\n"
+    yield "The price of validation, server and 2 workers, defaults, characters a second in all:\n"
     yield comparisons([row])
