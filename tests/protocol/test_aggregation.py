@@ -24,7 +24,9 @@ class Case:
     def __init__(self, *, step: int = 0, limit: float = 12) -> None:
         self.known: Reference = reference(SHARDS, 2, 11)
         state = self.known.states[step]
-        self.steps = Aggregation(self.known.definition, self.known.streams, state, limit=limit)
+        self.aggregation = Aggregation(
+            self.known.definition, self.known.streams, state, limit=limit
+        )
 
     def gradient(self, shard: int, step: int, **changes: Any) -> Gradient:
         """Return the right gradient, but for the changes."""
@@ -46,14 +48,14 @@ class Case:
         """Accept the right gradients of some (shard, step)."""
         for shard, step in units:
             gradient = self.gradient(shard, step)
-            assert self.steps.assess(gradient) is Assessment.WANTED
-            self.steps.accept(gradient, ("ann", "ann"))
+            assert self.aggregation.assess(gradient) is Assessment.WANTED
+            self.aggregation.accept(gradient, ("ann", "ann"))
 
     def advance_to(self, step: int) -> None:
         """Accept and apply everything up to the state `step`."""
-        for each in range(self.steps.state.step, step):
+        for each in range(self.aggregation.state.step, step):
             self.accept(*((shard, each) for shard in range(SHARDS)))
-            self.steps.apply()
+            self.aggregation.apply()
 
 
 def test_accepted_in_any_order_of_shards_the_states_are_the_single_process() -> None:
@@ -61,41 +63,41 @@ def test_accepted_in_any_order_of_shards_the_states_are_the_single_process() -> 
     for step in range(8):
         order = [(shard, step) for shard in range(SHARDS)]
         case.accept(*order[step % 3 :], *order[: step % 3])
-        assert case.steps.complete
-        case.steps.apply()
-        assert bytes_of(case.steps.state) == case.known.state_bytes[step + 1]
+        assert case.aggregation.complete
+        case.aggregation.apply()
+        assert bytes_of(case.aggregation.state) == case.known.state_bytes[step + 1]
 
 
 def test_only_the_step_of_the_state_is_open_and_none_at_the_limit() -> None:
     case = Case(step=3, limit=5)
-    assess = case.steps.assess
+    assess = case.aggregation.assess
     assert assess(case.gradient(0, 3)) is Assessment.WANTED
     assert assess(case.gradient(0, 4)) is Assessment.NOT_OPEN
     case.accept((0, 3))
-    assert [case.steps.is_missing(shard) for shard in range(SHARDS)] == [False, True, True]
+    assert [case.aggregation.is_missing(shard) for shard in range(SHARDS)] == [False, True, True]
     assert assess(case.gradient(0, 3)) is Assessment.REPEAT
     assert assess(case.gradient(0, 4)) is Assessment.NOT_OPEN
     case.accept((1, 3), (2, 3))
-    case.steps.apply()
+    case.aggregation.apply()
     case.advance_to(5)
-    assert case.steps.closed
+    assert case.aggregation.closed
     assert assess(case.gradient(0, 5)) is Assessment.NOT_OPEN
-    assert not any(map(case.steps.is_missing, range(SHARDS)))
+    assert not any(map(case.aggregation.is_missing, range(SHARDS)))
 
 
 def test_a_run_that_is_closed_wants_no_more_of_its_open_step() -> None:
     case = Case(step=3)
-    case.steps.close()
-    assert case.steps.assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
-    assert not any(map(case.steps.is_missing, range(SHARDS)))
+    case.aggregation.close()
+    assert case.aggregation.assess(case.gradient(0, 3)) is Assessment.NOT_OPEN
+    assert not any(map(case.aggregation.is_missing, range(SHARDS)))
 
 
 def test_what_was_computed_from_another_state() -> None:
     case = Case()
     wrong = case.gradient(0, 0, hidden_digest=bytes(4))
-    assert case.steps.assess(wrong) is Assessment.FROM_ANOTHER_STATE
+    assert case.aggregation.assess(wrong) is Assessment.FROM_ANOTHER_STATE
     case.accept((0, 0))
-    assert case.steps.assess(wrong) is Assessment.FROM_ANOTHER_STATE
+    assert case.aggregation.assess(wrong) is Assessment.FROM_ANOTHER_STATE
 
 
 @pytest.mark.parametrize("held_bytes", [0, 2**20])
@@ -105,23 +107,23 @@ def test_a_repeat_differs_in_any_of_its_three_parts(
     monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
     case = Case()
     case.accept((1, 0))
-    case.steps.digest_accepted()
+    case.aggregation.digest_accepted()
     right = case.gradient(1, 0)
     for wrong in (
         dataclasses.replace(right, loss=math.nextafter(right.loss, 0)),
         dataclasses.replace(right, gradient=flip(right.gradient)),
         dataclasses.replace(right, hidden=flip(right.hidden)),
     ):
-        assert case.steps.assess(wrong) is Assessment.REPEAT_DIFFERS
+        assert case.aggregation.assess(wrong) is Assessment.REPEAT_DIFFERS
         assert digest_of(wrong) != digest_of(right)
-    assert case.steps.assess(dataclasses.replace(right, lease=9)) is Assessment.REPEAT
+    assert case.aggregation.assess(dataclasses.replace(right, lease=9)) is Assessment.REPEAT
 
 
 def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     case = Case()
     case.advance_to(STEPS_COMPARED + 1)
-    assert case.steps.assess(case.gradient(0, 0)) is Assessment.REPEAT_TOO_OLD
-    assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT
+    assert case.aggregation.assess(case.gradient(0, 0)) is Assessment.REPEAT_TOO_OLD
+    assert case.aggregation.assess(case.gradient(0, 1)) is Assessment.REPEAT
 
 
 def test_fewer_steps_are_compared_where_their_inputs_are_large(
@@ -130,10 +132,10 @@ def test_fewer_steps_are_compared_where_their_inputs_are_large(
     monkeypatch.setattr(aggregation, "INPUT_BYTES", 0)
     case = Case()
     case.advance_to(3)
-    assert case.steps.steps_compared == 1
-    assert case.steps.assess(case.gradient(0, 1)) is Assessment.REPEAT_TOO_OLD
-    assert case.steps.assess(case.gradient(0, 2)) is Assessment.REPEAT
-    assert case.steps.first_from({"ann"}, at_most=3) == 0, "senders are remembered for longer"
+    assert case.aggregation.steps_compared == 1
+    assert case.aggregation.assess(case.gradient(0, 1)) is Assessment.REPEAT_TOO_OLD
+    assert case.aggregation.assess(case.gradient(0, 2)) is Assessment.REPEAT
+    assert case.aggregation.first_from({"ann"}, at_most=3) == 0, "senders are remembered for longer"
 
 
 @pytest.mark.parametrize("held_bytes", [0, 2**20])
@@ -143,21 +145,21 @@ def test_gradients_are_held_as_long_as_they_are_compared_where_there_is_room(
     monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
     case = Case()
     case.accept((0, 0))
-    accepted = case.steps.accepted(0, 0)
+    accepted = case.aggregation.accepted(0, 0)
     assert "_gradient" in vars(accepted)
-    case.steps.digest_accepted()
+    case.aggregation.digest_accepted()
     assert ("_gradient" in vars(accepted)) == (held_bytes > 0)
     kept = weakref.ref(accepted)
     del accepted
     case.accept((1, 0), (2, 0))
-    case.steps.apply()
+    case.aggregation.apply()
     case.advance_to(STEPS_COMPARED + 1)
     assert kept() is None
 
 
 def test_what_was_applied_before_this_server_began_is_not_compared() -> None:
     case = Case(step=4)
-    assert case.steps.assess(case.gradient(0, 3)) is Assessment.REPEAT_TOO_OLD
+    assert case.aggregation.assess(case.gradient(0, 3)) is Assessment.REPEAT_TOO_OLD
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient", "hidden"])
@@ -171,7 +173,7 @@ def test_what_is_not_finite(part: str) -> None:
         values[3] = np.nan
         changed: dict[str, Any] = {part: values.tobytes()}
         wrong = dataclasses.replace(right, **changed)
-    assert case.steps.assess(wrong) is Assessment.NOT_FINITE
+    assert case.aggregation.assess(wrong) is Assessment.NOT_FINITE
 
 
 def test_a_unit_that_was_accepted_can_be_computed_again() -> None:
@@ -180,26 +182,26 @@ def test_a_unit_that_was_accepted_can_be_computed_again() -> None:
     case.accept((0, 6))
     size = dimensions_of(case.known.definition, len(case.known.vocabulary))
     for shard, step in [(0, 6), (1, 5), (2, 1)]:
-        unit = case.steps.unit(shard, step)
+        unit = case.aggregation.unit(shard, step)
         assert compute(unit, size) == case.known.pieces[shard, step]
-        assert case.steps.accepted(shard, step).sender == ("ann", "ann")
+        assert case.aggregation.accepted(shard, step).sender == ("ann", "ann")
 
 
 def test_a_unit_that_is_too_old_is_gone() -> None:
     case = Case()
     case.advance_to(STEPS_COMPARED + 1)
     with pytest.raises(KeyError):
-        case.steps.unit(0, 0)
+        case.aggregation.unit(0, 0)
     with pytest.raises(KeyError):
-        case.steps.accepted(0, 0)
+        case.aggregation.accepted(0, 0)
 
 
 def test_a_result_waits_for_its_step_and_leaves_the_hidden_state_of_the_step() -> None:
     case = Case()
     case.accept((0, 0))
-    assert bytes(case.steps.hidden(0)) == case.known.hidden[0][0]
-    assert not case.steps.complete
+    assert bytes(case.aggregation.hidden(0)) == case.known.hidden[0][0]
+    assert not case.aggregation.complete
     case.accept((1, 0), (2, 0))
-    case.steps.apply()
-    assert bytes(case.steps.hidden(0)) == case.known.hidden[1][0]
-    assert not case.steps.complete
+    case.aggregation.apply()
+    assert bytes(case.aggregation.hidden(0)) == case.known.hidden[1][0]
+    assert not case.aggregation.complete

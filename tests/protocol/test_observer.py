@@ -90,6 +90,23 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     assert observer.deadline() is None
 
 
+def test_a_server_that_admits_and_sends_no_status_is_given_up_after_the_connect_timeout() -> None:
+    observer = watching()
+    for now in (1.0, 3.0, 4.9):
+        observer.handle(Received(Alive(run=RUN, term=TERM)), now)
+        observer.handle(DeadlinePassed(), now)
+    assert observer.deadline() == 5.0
+    reason = "gave up: no status from the server at there for 5 s (--connect-timeout)"
+    assert observer.handle(DeadlinePassed(), 5.0) == [Finish(3, reason)]
+    reset = watching()
+    reset.handle(Received(Reset(run=RUN, term=TERM)), 3.0)
+    reset.handle(Received(WELCOME), 3.1)
+    assert isinstance(reset.handle(DeadlinePassed(), 5.0)[0], Finish)
+    informed = watching()
+    informed.handle(Received(STATUS), 4.9)
+    assert not [e for e in informed.handle(DeadlinePassed(), 6.0) if isinstance(e, Finish)]
+
+
 @pytest.mark.parametrize(
     ("message", "finish"),
     [

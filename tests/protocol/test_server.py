@@ -200,7 +200,7 @@ def test_a_message_of_an_older_term_is_told_to_start_afresh() -> None:
     stage.join("ann")
     effects = stage.deliver("ann", 0, 0, term=TERM - 1)
     assert only(effects, Reset).term == TERM
-    assert stage.server.steps.is_missing(0)
+    assert stage.server.aggregation.is_missing(0)
 
 
 def test_a_higher_term_ends_this_server() -> None:

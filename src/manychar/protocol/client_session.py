@@ -10,6 +10,7 @@ finds its client unchanged; a welcome to another run or term starts anew.
 
 import abc
 import enum
+import math
 from typing import ClassVar, Generic, TypeVar
 
 from manychar.protocol.effects import (
@@ -61,6 +62,7 @@ class ClientSession:
         self._connect_timeout = connect_timeout
         self.welcome: Welcome | None = None
         self.connecting = True
+        self.awaits_status = False
         self._connecting_since = now
         self._next_hello = now
         self._next_report = now + FIRST_REPORT_AFTER
@@ -108,14 +110,20 @@ class ClientSession:
         """Be disconnected, and send Hello at the next tick."""
         if not self.connecting:
             self.connecting = True
-            self._connecting_since = now
+            if not self.awaits_status:
+                self._connecting_since = now
             self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due: send Hello, report the wait, give up, or notice a silent server."""
+        waited = now - self._connecting_since
+        if (self.connecting or self.awaits_status) and waited >= self._connect_timeout:
+            what = "no server at" if self.connecting else "no status from the server at"
+            reason = f"gave up: {what} {self.server} for {waited:.0f} s (--connect-timeout)"
+            return [Finish(RUN_FAILED, reason)]
         if self.connecting:
-            return self._tick_connecting(now)
+            return self._tick_connecting(now, waited)
         silence = self._welcomed().silence * SERVER_SILENCES
         if now < self._heard_at + silence:
             return []
@@ -123,11 +131,7 @@ class ClientSession:
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
 
-    def _tick_connecting(self, now: float) -> list[Effect]:
-        waited = now - self._connecting_since
-        if waited >= self._connect_timeout:
-            reason = f"gave up: no server at {self.server} for {waited:.0f} s (--connect-timeout)"
-            return [Finish(RUN_FAILED, reason)]
+    def _tick_connecting(self, now: float, waited: float) -> list[Effect]:
         effects: list[Effect] = []
         if now >= self._next_hello:
             self._next_hello = now + HELLO_EVERY
@@ -161,7 +165,9 @@ class ClientSession:
         """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
-        return min(self.next_heartbeat, self._heard_at + self._welcomed().silence * SERVER_SILENCES)
+        silent_at = self._heard_at + self._welcomed().silence * SERVER_SILENCES
+        given_up_at = self._connecting_since + self._connect_timeout
+        return min(self.next_heartbeat, silent_at, given_up_at if self.awaits_status else math.inf)
 
     def goodbye(self, reason: str) -> list[Effect]:
         """Tell the server that this client leaves, if it has been welcomed."""

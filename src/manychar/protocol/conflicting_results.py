@@ -17,16 +17,16 @@ from manychar.protocol.outbox import Outbox
 class ConflictingResults:
     """The open conflicts: the senders and digests of each (shard, step), the accepted one first."""
 
-    def __init__(self, steps: Aggregation, admission: Admission, outbox: Outbox) -> None:
+    def __init__(self, aggregation: Aggregation, admission: Admission, outbox: Outbox) -> None:
         self.open: dict[tuple[int, int], list[tuple[Names, Digest]]] = {}
-        self._steps = steps
+        self._aggregation = aggregation
         self._admission = admission
         self._outbox = outbox
 
     def begin(self, member: Member, gradient: Gradient) -> None:
         """Have this server compute what two results differ on."""
         shard, step = gradient.shard, gradient.step
-        accepted = self._steps.accepted(shard, step)
+        accepted = self._aggregation.accepted(shard, step)
         self._outbox.warn(
             f"{member.name} sent other bytes for step {step}, shard {shard}"
             f" than {accepted.sender[0]} did"
@@ -35,7 +35,7 @@ class ConflictingResults:
             return  # other arithmetic was let in: nobody is to blame
         if (shard, step) not in self.open:
             self.open[shard, step] = [(accepted.sender, accepted.digest)]
-            self._outbox.add(self._steps.unit(shard, step))
+            self._outbox.add(self._aggregation.unit(shard, step))
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
     def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
@@ -47,7 +47,7 @@ class ConflictingResults:
             self._admission.ban(names, f"it computed step {step}, shard {shard} wrongly", now)
         called = {name for names in wrong for name in names}
         at_most = math.inf if accepted == truth else step
-        if math.isinf(first := self._steps.first_from(called, at_most=at_most)):
+        if math.isinf(first := self._aggregation.first_from(called, at_most=at_most)):
             return None
         who = ", ".join(name for name, _ in wrong)
         text = (

@@ -10,8 +10,8 @@ from manychar.protocol.outbox import Outbox
 class LeaseGrants:
     """Gives shards to workers and follows each until its gradient is there."""
 
-    def __init__(self, steps: Aggregation, membership: Membership, outbox: Outbox) -> None:
-        self._steps = steps
+    def __init__(self, aggregation: Aggregation, membership: Membership, outbox: Outbox) -> None:
+        self._aggregation = aggregation
         self._membership = membership
         self._outbox = outbox
 
@@ -37,12 +37,12 @@ class LeaseGrants:
 
     def grant(self, lease: Lease, now: float) -> None:
         """Send what the holder needs for its shard's open step."""
-        if not self._steps.is_missing(lease.shard):
+        if not self._aggregation.is_missing(lease.shard):
             return
-        step = self._steps.state.step
+        step = self._aggregation.state.step
         lease.begun = True
         lease.ask(step, now)
-        batch = self._steps.batch(lease.shard)
+        batch = self._aggregation.batch(lease.shard)
         grant = Grant(
             run=self._outbox.run,
             term=self._outbox.term,
@@ -50,8 +50,8 @@ class LeaseGrants:
             shard=lease.shard,
             step=step,
             fresh=batch.fresh,
-            weights=self._steps.weights,
-            hidden=self._steps.hidden(lease.shard),
+            weights=self._aggregation.weights,
+            hidden=self._aggregation.hidden(lease.shard),
             ids=as_frame(batch.ids),
         )
         self._outbox.send(lease.peer, grant)
@@ -78,9 +78,9 @@ class LeaseGrants:
 
     def ask_again(self, now: float) -> None:
         """Grant again what no answer came to, unless it is being computed."""
-        step = self._steps.state.step
+        step = self._aggregation.state.step
         for lease in list(self._membership.leases.values()):
-            if not self._steps.is_missing(lease.shard):
+            if not self._aggregation.is_missing(lease.shard):
                 continue
             if lease.asked_step != step:
                 lease.ask(step, now)
@@ -100,18 +100,18 @@ class LeaseGrants:
         return [
             f"{self._membership.members[lease.peer].name} (shard {shard})"
             for shard, lease in self._membership.leases.items()
-            if self._steps.is_missing(shard)
+            if self._aggregation.is_missing(shard)
         ]
 
     def _weights_for(self, leases: list[Lease]) -> Weights:
         """Return the weights that the open step is computed on, with its units in these leases."""
-        step = self._steps.state.step
-        batches = [self._steps.batch(lease.shard) for lease in leases]
+        step = self._aggregation.state.step
+        batches = [self._aggregation.batch(lease.shard) for lease in leases]
         return Weights(
             run=self._outbox.run,
             term=self._outbox.term,
             version=step,
-            weights=self._steps.weights,
+            weights=self._aggregation.weights,
             units=tuple(
                 Unit(lease.number, lease.shard, step, batch.fresh)
                 for lease, batch in zip(leases, batches, strict=True)

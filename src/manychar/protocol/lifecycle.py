@@ -53,7 +53,7 @@ class Lifecycle:
     """
 
     run: RunSpec
-    steps: Aggregation
+    aggregation: Aggregation
     membership: Membership
     lease_grants: LeaseGrants
     conflicting_results: ConflictingResults
@@ -73,7 +73,7 @@ class Lifecycle:
 
     @property
     def _step(self) -> int:
-        return self.steps.state.step
+        return self.aggregation.state.step
 
     def begin(self, now: float) -> None:
         """Start with what is not validated yet; a run that is through already ends at once."""
@@ -81,7 +81,7 @@ class Lifecycle:
         for step in self.run.unvalidated:
             self.early_stopping.expect(step)
             self._have_validated(step)
-        if self.steps.closed:
+        if self.aggregation.closed:
             self.save(now)
         else:
             self._stop_where_no_better(now)
@@ -91,11 +91,11 @@ class Lifecycle:
     def apply_complete_steps(self, now: float) -> None:
         """Apply every step whose gradients are all there, up to one that awaits a validation."""
         while (
-            self.steps.complete
+            self.aggregation.complete
             and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
             and not self.early_stopping.waits(self._step)
         ):
-            self.steps.apply()
+            self.aggregation.apply()
             self.waiting.applied(now)
             self._after_step(now)
 
@@ -104,13 +104,15 @@ class Lifecycle:
         step, operation = self._step, self.run.operation
         ends = (
             self.early_stopping.is_over(step)
-            or self.steps.closed
+            or self.aggregation.closed
             or self.phase is RunPhase.STOPPING
         )
         if not ends:
             self.status_report.broadcasts(now)
             self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
-        self.outbox.add(Append(step, self.steps.loss, as_frame(self.steps.state.parameters.flat)))
+        self.outbox.add(
+            Append(step, self.aggregation.loss, as_frame(self.aggregation.state.parameters.flat))
+        )
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self.outbox.add(Record(self.status_report.figures(now)))
         self._stop_where_no_better(now)
@@ -120,7 +122,7 @@ class Lifecycle:
             return
         if _is_due(step, operation.checkpoint_every):
             self.early_stopping.expect(step)
-            self.outbox.add(Save(self.steps.state))
+            self.outbox.add(Save(self.aggregation.state))
         if _is_due(step, operation.sample_every):
             self.status_report.show(now)
             self.outbox.show(self.status_report.weights())
@@ -156,13 +158,13 @@ class Lifecycle:
     def save(self, now: float) -> None:
         """Apply nothing more, and write the last checkpoint."""
         self.phase = RunPhase.SAVING
-        self.steps.close()
+        self.aggregation.close()
         self.waiting.for_disk = True
         self.status_report.show_pages(now)
         self.outbox.show(self.status_report.weights())
         if self._finish_code == 0 and self.asked is None:
             self.early_stopping.expect(self._step)
-        self.outbox.add(Save(self.steps.state))
+        self.outbox.add(Save(self.aggregation.state))
 
     def settle(self) -> None:
         """Finish if all is done: saved, validated, and no conflict open."""

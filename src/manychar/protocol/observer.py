@@ -3,6 +3,9 @@
     CONNECTING ──Welcome──▶ OBSERVING ──Reset, or a silent server──▶ CONNECTING
     either ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
 
+The connect timeout counts until the first Status: a server that admits and then sends nothing but
+answers to heartbeats is given up like one that does not answer.
+
 What was sent before the last Hello, or to it again, arrives while it is connecting and is ignored.
 """
 
@@ -47,10 +50,12 @@ class Observer(ClientMachine[ObserverPhase]):
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if not self.session.is_past(welcome):
             self.session.enter(welcome, now)
+            self.session.awaits_status |= self.state is ObserverPhase.CONNECTING
             self.state = ObserverPhase.OBSERVING
         return []
 
     def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
+        self.session.awaits_status &= not isinstance(message, Status)
         return [Show(message)]
 
     def _say(self, notice: Notice, now: float) -> list[Effect]:
@@ -77,5 +82,5 @@ Observer.table = {
     **rows(_EITHER, (LeaveRequested,), Observer._leave, _ENDED),
     **rows(_EITHER, (Suspended,), Observer._suspended),
     **rows((_CONNECTING,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED),
-    **rows((_OBSERVING,), (DeadlinePassed,), Observer._deadline_passed, _OBSERVING, _CONNECTING),
+    **rows((_OBSERVING,), (DeadlinePassed,), Observer._deadline_passed, *ObserverPhase),
 }

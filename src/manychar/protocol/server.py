@@ -73,12 +73,12 @@ class ParameterServer:
         self.run = run
         self.dimensions = run.dimensions
         limit = run.operation.steps or math.inf
-        self.steps = Aggregation(run.definition, run.streams, run.state, limit=limit)
+        self.aggregation = Aggregation(run.definition, run.streams, run.state, limit=limit)
         self.membership = Membership(run.definition.shards, silence=run.operation.lease_timeout)
         self.outbox = Outbox(run.run, run.term, self.membership)
-        self.lease_grants = LeaseGrants(self.steps, self.membership, self.outbox)
+        self.lease_grants = LeaseGrants(self.aggregation, self.membership, self.outbox)
         self.admission = Admission(run, self.membership, self.lease_grants, self.outbox)
-        self.conflicting_results = ConflictingResults(self.steps, self.admission, self.outbox)
+        self.conflicting_results = ConflictingResults(self.aggregation, self.admission, self.outbox)
         self.early_stopping = EarlyStopping(
             run.validation_losses,
             on=run.definition.validation > 0,
@@ -86,11 +86,11 @@ class ParameterServer:
             patience=run.operation.stop_when_no_better,
         )
         self.waiting = StallReport(
-            self.steps, self.lease_grants, self.early_stopping, self.outbox, now=now
+            self.aggregation, self.lease_grants, self.early_stopping, self.outbox, now=now
         )
         self.status_report = StatusReport(
             run,
-            self.steps,
+            self.aggregation,
             self.membership,
             self.early_stopping,
             self.waiting,
@@ -99,7 +99,7 @@ class ParameterServer:
         )
         self.lifecycle = Lifecycle(
             run=run,
-            steps=self.steps,
+            aggregation=self.aggregation,
             membership=self.membership,
             lease_grants=self.lease_grants,
             conflicting_results=self.conflicting_results,
@@ -114,7 +114,7 @@ class ParameterServer:
     @property
     def state(self) -> TrainingState:
         """The state after the steps that were applied."""
-        return self.steps.state
+        return self.aggregation.state
 
     def deadline(self) -> float | None:
         """When DeadlinePassed is due."""
@@ -242,7 +242,7 @@ class ParameterServer:
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> None:
         """Do what nothing waits for."""
-        self.steps.digest_accepted()
+        self.aggregation.digest_accepted()
 
     def _suspended(self, event: events.Suspended, now: float) -> None:
         self.membership.suspended(event.seconds)
@@ -259,7 +259,7 @@ class ParameterServer:
         if gradient.shard >= self.dimensions.shards:
             raise PeerError(f"a gradient of shard {gradient.shard}")
         what = f"step {gradient.step}, shard {gradient.shard}"
-        match assessment := self.steps.assess(gradient):
+        match assessment := self.aggregation.assess(gradient):
             case Assessment.WANTED:
                 self._accept(member, gradient, now)
                 return
@@ -277,7 +277,7 @@ class ParameterServer:
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
         self.membership.progressed(gradient.shard)
-        self.steps.accept(gradient, member.names)
+        self.aggregation.accept(gradient, member.names)
         self.status_report.delivers(member, now)
         self.lease_grants.counted(gradient.shard, member.peer)
         self.lifecycle.apply_complete_steps(now)

@@ -16,7 +16,7 @@ class StallReport:
 
     def __init__(
         self,
-        steps: Aggregation,
+        aggregation: Aggregation,
         lease_grants: LeaseGrants,
         early_stopping: EarlyStopping,
         outbox: Outbox,
@@ -25,7 +25,7 @@ class StallReport:
     ) -> None:
         self.since = now
         self.for_disk = False
-        self._steps = steps
+        self._aggregation = aggregation
         self._lease_grants = lease_grants
         self._early_stopping = early_stopping
         self._outbox = outbox
@@ -43,7 +43,7 @@ class StallReport:
         if now >= self._report_at:
             self._report_at = now + REPORT_EVERY
             waited = now - self.since
-            step = self._steps.state.step
+            step = self._aggregation.state.step
             self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._what()}")
 
     def waiting_for(self, now: float) -> str:
@@ -51,10 +51,10 @@ class StallReport:
         return self._what() if self.for_disk or now >= self._long_from else ""
 
     def _what(self) -> str:
-        step = self._steps.state.step
+        step = self._aggregation.state.step
         if self.for_disk:
             return f"the disk: the checkpoint of step {step} is being written"
-        if self._steps.closed or self._early_stopping.waits(step):
+        if self._aggregation.closed or self._early_stopping.waits(step):
             awaited = ", ".join(map(str, self._early_stopping.awaited_before(step) or [step]))
             return f"the validation loss of step {awaited}"
         late = self._lease_grants.late()

@@ -25,7 +25,7 @@ class StatusReport:
     def __init__(
         self,
         run: RunSpec,
-        steps: Aggregation,
+        aggregation: Aggregation,
         membership: Membership,
         early_stopping: EarlyStopping,
         stall_report: StallReport,
@@ -34,7 +34,7 @@ class StatusReport:
         now: float,
     ) -> None:
         self._run = run
-        self._steps = steps
+        self._aggregation = aggregation
         self._membership = membership
         self._early_stopping = early_stopping
         self._stall_report = stall_report
@@ -62,26 +62,26 @@ class StatusReport:
         """Show all pages once a second, and the figures alone when a step was applied."""
         if now >= self._pages_at:
             self.show_pages(now)
-        elif now >= self._figures_at and self._steps.state.step != self._shown_step:
+        elif now >= self._figures_at and self._aggregation.state.step != self._shown_step:
             self.show(now)
 
     def show(self, now: float) -> None:
         """Show the run's figures."""
         self._figures_at = now + FIGURES_EVERY
-        self._shown_step = self._steps.state.step
+        self._shown_step = self._aggregation.state.step
         self._outbox.show(self.figures(now))
 
     def show_pages(self, now: float) -> None:
         """Show the run's figures and all workers."""
         self._pages_at = now + PAGES_EVERY
         self._figures_at = now + FIGURES_EVERY
-        self._shown_step = self._steps.state.step
+        self._shown_step = self._aggregation.state.step
         for page in self.pages(now):
             self._outbox.show(page)
 
     def figures(self, now: float) -> Status:
         """Return the run's figures, with an empty page behind the last worker."""
-        state = self._steps.state
+        state = self._aggregation.state
         validated = self._early_stopping.newest
         losses = self._early_stopping.validation_losses
         holding = {lease.peer for lease in self._membership.leases.values()}
@@ -92,7 +92,7 @@ class StatusReport:
             term=self._run.term,
             step=state.step,
             steps=self._run.operation.steps,
-            loss=self._steps.loss,
+            loss=self._aggregation.loss,
             smooth_loss=state.smooth_loss,
             characters=state.step * self._run.definition.characters_per_step,
             seconds=now - self._began_at,
@@ -136,7 +136,7 @@ class StatusReport:
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
-        awaited = any(map(self._steps.is_missing, shards))
+        awaited = any(map(self._aggregation.is_missing, shards))
         state = "silent" if member.state is PeerState.SILENT else "working" if shards else "standby"
         return WorkerStats(
             name=member.name,
@@ -153,7 +153,7 @@ class StatusReport:
 
     def weights(self) -> Weights:
         """Return the newest weights, from which an observer draws samples."""
-        state = self._steps.state
+        state = self._aggregation.state
         return Weights(
             run=self._run.run,
             term=self._run.term,
