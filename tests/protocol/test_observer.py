@@ -78,6 +78,7 @@ def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
 
 def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     observer = watching()
+    observer.handle(Received(STATUS), 0.0)
     assert "has sent nothing for 4 s: connecting again" in said(
         observer.handle(DeadlinePassed(), 4.0)
     )
