@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from manychar.network.client_identity import WITHOUT_KEYS
 from manychar.network.event_loop import EventLoop
@@ -22,16 +22,9 @@ from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
-from manychar.processes.errors import (
-    CRASHED,
-    INTERRUPTED,
-    RUN_FAILED,
-    STOPPED,
-    STOPPING,
-    UserError,
-)
+from manychar.processes.errors import CRASHED, INTERRUPTED, STOPPING, UserError
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
-from manychar.protocol.effects import Finish
+from manychar.protocol.effects import RUN_FAILED, STOPPED, Finish
 from manychar.protocol.messages import Weights
 from manychar.protocol.operation import Operation
 from manychar.storage.run_directory import RunDirectory
@@ -45,20 +38,15 @@ ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 logger = logging.getLogger(__name__)
 
 
-# More methods and attributes than elsewhere: a run, its children and how it ends belong together.
+# Methods and attributes: a run's children, what is shown of it, and how it ends belong together.
 class LocalFleet:
-    """The children of one run. Exporters are told what the display is, and then `on_status`."""
+    """The children of one run. Exporters get what the display shows."""
 
     def __init__(
-        self,
-        directory: RunDirectory,
-        display: ProgressDisplay,
-        on_status: Callable[["LocalFleet", Snapshot], None] = lambda _fleet, _snapshot: None,
-        exporters: Sequence[Exporter] = (),
+        self, directory: RunDirectory, display: ProgressDisplay, exporters: Sequence[Exporter] = ()
     ) -> None:
         self.directory = directory
-        self.display = display
-        self._on_status = on_status
+        self._display = display
         self._exporters = exporters
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._take_endpoint)
         self.workers = [
@@ -71,7 +59,6 @@ class LocalFleet:
         self._code: int | None = None
         self._kill_at: float | None = None
         self._complaint = ""
-        self._newest: Weights | None = None
 
     def run(self) -> Finish:
         """Train until the run ends or is stopped; every child is gone when it returns.
@@ -94,8 +81,6 @@ class LocalFleet:
             self._supervisor.start(self.server)
             while self._code is None:
                 self._loop.turn()
-            if self._newest is not None:
-                self._show_sample(self._newest)
         return self._result()
 
     def _server_arguments(self, bind: str) -> list[str]:
@@ -122,16 +107,10 @@ class LocalFleet:
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         for slot in self.workers:
-            flags = [
-                "--name",
-                slot.name,
-                "--connect-timeout",
-                str(WORKER_CONNECT_TIMEOUT),
-                "--child",
-            ]
-            if (path := self._private.client_key(slot.name)) is not None:
-                flags += ["--key", str(path)]
-            slot.arguments = ["worker", self._endpoint, *flags]
+            path = self._private.client_key(slot.name)
+            flags = ["--connect-timeout", str(WORKER_CONNECT_TIMEOUT), "--child"]
+            flags += ["--key", str(path)] if path else []
+            slot.arguments = ["worker", self._endpoint, "--name", slot.name, *flags]
             self._supervisor.start(slot)
 
     def _observers_deadline(self) -> float | None:
@@ -152,33 +131,17 @@ class LocalFleet:
             return
         for event in events:
             if isinstance(event, Snapshot):
-                self.display.status(event)
+                self._display.status(event)
                 for exporter in self._exporters:
                     exporter.status(event)
-                self._on_status(self, event)
-            elif isinstance(event, Weights):
-                self._take_weights(event)
+            elif isinstance(event, Weights) and (text := self._display.weights(event)) is not None:
+                for exporter in self._exporters:
+                    exporter.sample(event.version, text)
         if self._client.connecting and self._client.end is not None:
-            self._server_hangs(self._client, self._client.end.reason)
-
-    def _take_weights(self, weights: Weights) -> None:
-        """Show a sample where one is due; the server sends the weights of the end, too."""
-        every = self.directory.operation.sample_every
-        if every and weights.version % every == 0:
-            self._show_sample(weights)
-        else:
-            self._newest = weights
-
-    def _show_sample(self, weights: Weights) -> None:
-        if (text := self.display.weights(weights)) is not None:
-            for exporter in self._exporters:
-                exporter.sample(weights.version, text)
-
-    def _server_hangs(self, client: ObserverClient, reason: str) -> None:
-        """Kill a server that does not answer: another one resumes from its last checkpoint."""
-        logger.warning(f"{reason}: ending it")
-        client.connect(OBSERVER_CONNECT_TIMEOUT)
-        self.server.signal(signal.SIGKILL)
+            # It does not answer: another one resumes from its last checkpoint.
+            logger.warning(f"{self._client.end.reason}: ending it")
+            self._client.connect(OBSERVER_CONNECT_TIMEOUT)
+            self.server.signal(signal.SIGKILL)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:
         """Log again what a child logs; the last error of a server that does not start is kept."""

@@ -1,6 +1,5 @@
 """A server that has to resume from an earlier checkpoint: it notes so, and executes itself anew."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -22,10 +21,7 @@ def note_resume_before(directory: RunDirectory, effect: ResumeBefore) -> RunDire
     Raises UserError where the disk will not have it: without the note, the next server would
     resume from a checkpoint that is not to be trusted.
     """
-    facts = dataclasses.replace(
-        directory.facts, resume_before=effect.step, banned=dict(effect.banned)
-    )
-    directory = dataclasses.replace(directory, facts=facts)
+    directory = directory.with_facts(resume_before=effect.step, banned=dict(effect.banned))
     try:
         directory.write_config()
     except OSError as error:
@@ -47,10 +43,9 @@ def execute_anew(
     """
     logger.info("this server executes itself anew")
     pending = {} if asked is None else {PENDING_STOP: json.dumps([asked.code, asked.reason])}
+    command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
     try:
-        os.execve(  # noqa: S606 - this program itself
-            PROGRAM[0], [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
-        )
+        os.execve(command[0], command, variables)  # noqa: S606 - this program itself
     except OSError as error:
         reason = f"the server could not execute itself anew: {because(error)}; resume the run"
         return Finish(CRASHED, reason)

@@ -5,11 +5,10 @@ checkpoint before it.
 """
 
 import contextlib
-import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from manychar.fleet.engine import Engine
@@ -18,24 +17,17 @@ from manychar.fleet.server_loop import Screen, ServerLoop
 from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router
-from manychar.processes.errors import (
-    RUN_FAILED,
-    UserError,
-    because,
-)
+from manychar.processes.errors import RUN_FAILED, UserError, because
 from manychar.processes.sd_notify import Notifier
 from manychar.protocol.admission import as_words
-from manychar.protocol.effects import (
-    Finish,
-)
-from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.effects import Finish
+from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
+from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
-from manychar.storage.validation_log import (
-    unvalidated,
-)
+from manychar.storage.validation_log import unvalidated
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +40,7 @@ def serve(
     *,
     flags: Sequence[str] = (),
 ) -> Finish:
-    """Serve a run until it ends, and return how it ended. `keys` say who may come.
+    """Serve a run until it ends, and return how it ended. `keys` say which clients are admitted.
 
     Where the run has to resume earlier, this process executes itself anew; `flags` are what its
     command line has besides --resume and --bind.
@@ -59,15 +51,20 @@ def serve(
     raise_limit()
     with contextlib.ExitStack() as stack:
         loop = stack.enter_context(EventLoop())
-        # First of all: whoever reads that it listens may signal at once.
+        # First of all: a process that reads that this one listens may signal at once.
         stops = signal.SIGINT, signal.SIGTERM
         loop.on_signal(lambda number: server.signalled(number), *stops)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
         notifier = Notifier()
         term = raise_term(directory)
-        beginning = stack.enter_context(_begun(directory, term))
-        run, engine = _run(directory, term, beginning)
-        directory = _claim(directory, run)
+        try:
+            beginning = recover(directory, term)
+            stack.callback(_close, beginning.journal, beginning.metrics)
+            run, engine = _run(directory, term, beginning)
+            directory = _with_numerics(directory, run)
+            directory.write_config()
+        except OSError as error:
+            raise UserError(f"{directory.path}: {because(error)}") from None
         machine = ParameterServer(run, now=time.monotonic())
         router = Router(endpoint, machine.dimensions, keys)
         stack.callback(router.close)
@@ -87,32 +84,25 @@ def serve(
         outcome = server.run(pending_stop())
     if isinstance(outcome, Finish):
         return outcome
-    return execute_anew(
-        ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags],
-        environment=notifier.variables,
-        asked=machine.lifecycle.asked,
-    )
+    arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
+    asked = machine.lifecycle.asked
+    return execute_anew(arguments, environment=notifier.variables, asked=asked)
 
 
-@contextlib.contextmanager
-def _begun(directory: RunDirectory, term: int) -> Iterator[ResumePoint]:
-    try:
-        beginning = recover(directory, term)
-    except OSError as error:
-        raise UserError(f"{directory.path}: {because(error)}") from None
-    try:
-        yield beginning
-    finally:
-        for log in (beginning.journal, beginning.metrics):
-            try:
-                log.close()
-            except OSError as error:
-                logger.warning(f"{log.path.name}: {because(error)}")
+def _close(*logs: AppendLog) -> None:
+    for log in logs:
+        try:
+            log.close()
+        except OSError as error:
+            logger.warning(f"{log.path.name}: {because(error)}")
 
 
 def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[RunSpec, Engine]:
-    """Return the run as this term takes it up, and what computes here."""
+    """Return the run as this term resumes it, and the engine of this process."""
     vocabulary, streams = directory.streams()
+    state, losses = beginning.checkpoint.state, beginning.validation_losses
+    engine = Engine(dimensions_of(directory.definition, len(vocabulary)))
+    here = engine.compute_fingerprint()
     run = RunSpec(
         run=directory.run,
         term=term,
@@ -120,46 +110,35 @@ def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[Ru
         operation=directory.operation,
         streams=streams,
         vocabulary=vocabulary,
-        state=beginning.checkpoint.state,
-        fingerprint="",
-        libraries={},
+        state=state,
+        fingerprint=here.fingerprint,
+        libraries=here.libraries,
         banned=directory.facts.banned,
         seconds_before=beginning.seconds,
-        validation_losses=beginning.validation_losses,
-        unvalidated=unvalidated(
-            directory, beginning.validation_losses, beginning.checkpoint.state.step
-        ),
-    )
-    engine = Engine(run.dimensions)
-    fingerprint = engine.compute_fingerprint()
-    run = dataclasses.replace(
-        run, fingerprint=fingerprint.fingerprint, libraries=fingerprint.libraries
+        validation_losses=losses,
+        unvalidated=unvalidated(directory, losses, state.step),
     )
     return run, engine
 
 
-def _claim(directory: RunDirectory, run: RunSpec) -> RunDirectory:
+def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
     """Compare this machine's numerics with the run's, or note them where the run is new.
 
     Raises UserError where they differ and that was not allowed. The journal says by now from which
     checkpoint this term began, so the mark to resume earlier has done its work.
     """
-    facts = dataclasses.replace(directory.facts, resume_before=None)
+    facts = directory.facts
+    directory = directory.with_facts(resume_before=None)
     if not facts.fingerprint:
         libraries = dict(run.libraries)
-        facts = dataclasses.replace(facts, fingerprint=run.fingerprint, libraries=libraries)
-    elif facts.fingerprint != run.fingerprint:
-        if not directory.operation.allow_mixed_numerics:
-            raise UserError(
-                f"this machine's arithmetic gives other bits than the run's: here"
-                f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
-                " serve it on such a machine, or add --allow-mixed-numerics",
-                code=RUN_FAILED,
-            )
-        facts = dataclasses.replace(facts, mixed=True)
-    directory = dataclasses.replace(directory, facts=facts)
-    try:
-        directory.write_config()
-    except OSError as error:
-        raise UserError(f"{directory.path}: {because(error)}") from None
-    return directory
+        return directory.with_facts(fingerprint=run.fingerprint, libraries=libraries)
+    if facts.fingerprint == run.fingerprint:
+        return directory
+    if not directory.operation.allow_mixed_numerics:
+        raise UserError(
+            f"this machine's arithmetic gives other bits than the run's: here"
+            f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
+            " serve it on such a machine, or add --allow-mixed-numerics",
+            code=RUN_FAILED,
+        )
+    return directory.with_facts(mixed=True)

@@ -109,9 +109,8 @@ class ValidationProcess:
 
     def _end_silent(self) -> None:
         self._silent_at = None
-        logger.warning(
-            f"the validation process is silent over the checkpoint of step {self._waiting[0]}"
-        )
+        step = self._waiting[0]
+        logger.warning(f"the validation process is silent over the checkpoint of step {step}")
         self.slot.signal(signal.SIGKILL)
 
     def _ended(self, slot: ProcessSlot, code: int) -> None:
@@ -131,7 +130,9 @@ class ValidationProcess:
 
 def validate(path: Path) -> None:
     """Answer requests, in the process itself, until its standard input ends."""
-    _take_lowest_priority()
+    os.nice(LOWEST_PRIORITY)
+    with contextlib.suppress(OSError):  # Linux may share the cores among sessions first: sched(7)
+        AUTOGROUP.write_text(str(LOWEST_PRIORITY))
     directory = open_run(path)
     validation_ids = directory.streams()[1].validation_ids
     with validation_log(directory) as results:
@@ -139,13 +140,6 @@ def validate(path: Path) -> None:
             with _saying_that_it_is_alive():
                 fault = _validate(directory, results, validation_ids, int(line))
             print(json.dumps(ValidationResult(int(line), fault)), flush=True)
-
-
-def _take_lowest_priority() -> None:
-    """Take the lowest priority; Linux may share the cores among sessions first: sched(7)."""
-    os.nice(LOWEST_PRIORITY)
-    with contextlib.suppress(OSError):
-        AUTOGROUP.write_text(str(LOWEST_PRIORITY))
 
 
 @contextlib.contextmanager

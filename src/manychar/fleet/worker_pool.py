@@ -16,25 +16,25 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Restarts workers that crash; ends when all have ended, with the largest exit code."""
+    """Restarts workers that crash, until all have ended."""
 
-    def __init__(self, loop: EventLoop) -> None:
-        self._supervisor = Supervisor(loop, on_end=self._ended, env=log.FOR_A_PARENT)
-        self._loop = loop
+    def __init__(self, commands: dict[str, list[str]]) -> None:
+        self._slots = [ProcessSlot(name=name, arguments=words) for name, words in commands.items()]
         self._code = 0
         self._stopped = False
 
-    def run(self, commands: dict[str, list[str]]) -> int:
+    def run(self) -> int:
         """Run each worker's command until all have ended, and return the largest exit code."""
-        self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
-        slots = [ProcessSlot(name=name, arguments=words) for name, words in commands.items()]
-        try:
-            for slot in slots:
-                self._supervisor.start(slot)
-            while not (self._stopped or all(slot.is_empty for slot in slots)):
-                self._loop.turn()
-        finally:
-            self._supervisor.stop(SECONDS_TO_END)
+        with EventLoop() as loop:
+            loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+            self._supervisor = Supervisor(loop, on_end=self._ended, env=log.FOR_A_PARENT)
+            try:
+                for slot in self._slots:
+                    self._supervisor.start(slot)
+                while not (self._stopped or all(slot.is_empty for slot in self._slots)):
+                    loop.turn()
+            finally:
+                self._supervisor.stop(SECONDS_TO_END)
         return self._code
 
     def _signalled(self, number: int) -> None:
@@ -60,7 +60,4 @@ def work_together(
     key = [] if key_file is None else ["--key", str(key_file)]
     flags = ["--connect-timeout", str(connect_timeout), *key, "--child"]
     names = [f"{name}-{i + 1}" for i in range(processes)]
-    with EventLoop() as loop:
-        return WorkerPool(loop).run(
-            {each: ["worker", endpoint, "--name", each, *flags] for each in names}
-        )
+    return WorkerPool({each: ["worker", endpoint, "--name", each, *flags] for each in names}).run()

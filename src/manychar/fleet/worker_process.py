@@ -4,6 +4,7 @@ numpy is imported only after the welcome, because the run says which numerics to
 the kernel works, its progress callback sends the heartbeats: a computation that hangs is silent.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,28 +20,9 @@ from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.numerics_pinning import can_pin, pin
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.time_slice import make_way
+from manychar.protocol import effects, events
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import (
-    Compute,
-    ComputeFingerprint,
-    Effect,
-    Finish,
-    Log,
-    PeerError,
-    Send,
-)
-from manychar.protocol.events import (
-    Computed,
-    DeadlinePassed,
-    Event,
-    FingerprintComputed,
-    HeartbeatDue,
-    LeaveRequested,
-    MailboxEmpty,
-    Received,
-    Suspended,
-)
-from manychar.protocol.messages import Hello
+from manychar.protocol.messages import Hello, Welcome
 from manychar.protocol.worker import Worker
 
 if TYPE_CHECKING:
@@ -50,25 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 def work(
-    endpoint: str,
-    hello: Hello,
-    *,
-    connect_timeout: float,
-    key: ClientKey | None = None,
-) -> Finish:
+    endpoint: str, hello: Hello, *, connect_timeout: float, key: ClientKey | None = None
+) -> effects.Finish:
     """Work for the server at `endpoint` until the run ends, and return how it ended.
 
     `connect_timeout` is in seconds. Raises UserError for a bad endpoint.
     """
-    dealer = Dealer(endpoint, key)
-    try:
-        with EventLoop() as loop:
-            machine = Worker(
-                hello, server=endpoint, connect_timeout=connect_timeout, now=time.monotonic()
-            )
-            return _Loop(machine, dealer, loop).run()
-    finally:
-        dealer.close()
+    dealer, now = Dealer(endpoint, key), time.monotonic()
+    with contextlib.closing(dealer), EventLoop() as loop:
+        machine = Worker(hello, server=endpoint, connect_timeout=connect_timeout, now=now)
+        return _Loop(machine, dealer, loop).run()
 
 
 @dataclasses.dataclass
@@ -78,80 +51,76 @@ class _Loop:
     machine: Worker
     dealer: Dealer
     loop: EventLoop
-    finish: Finish | None = None
+    finish: effects.Finish | None = None
     notifier: Notifier = dataclasses.field(default_factory=Notifier)
     engine: "Engine | None" = None
 
-    def run(self) -> Finish:
+    def run(self) -> effects.Finish:
         """Loop until the machine has finished."""
         self.loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
         self.loop.on_readable(self.dealer.socket, self._read_mailbox)
-        self.loop.on_deadline(self.machine.deadline, lambda: self._handle(DeadlinePassed()))
-        self.loop.on_suspension(lambda seconds: self._handle(Suspended(seconds)))
+        self.loop.on_deadline(self.machine.deadline, lambda: self._handle(events.DeadlinePassed()))
+        self.loop.on_suspension(lambda seconds: self._handle(events.Suspended(seconds)))
         busy = False
         while self.finish is None:
             self.loop.turn(0 if busy else math.inf)
             self.notifier.alive()
-            effects = self.machine.handle(MailboxEmpty(), time.monotonic())
-            busy = bool(effects)
-            self._carry_out(effects)
+            busy = self._handle(events.MailboxEmpty())
         return self.finish
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()
         code = INTERRUPTED if number == signal.SIGINT else STOPPED
-        self._handle(LeaveRequested(code, f"stopped by {signal.Signals(number).name}"))
+        self._handle(events.LeaveRequested(code, f"stopped by {signal.Signals(number).name}"))
 
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:
             try:
                 message = decode(frames, self.machine.dimensions)
-                self._handle(Received(message))
-            except (WireError, PeerError) as error:
+                self._handle(events.Received(message))
+            except (WireError, effects.PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")
 
-    def _handle(self, event: Event) -> None:
-        self._carry_out(self.machine.handle(event, time.monotonic()))
+    def _handle(self, event: events.Event) -> bool:
+        """Carry out what follows from an event; return whether anything does."""
+        following = self.machine.handle(event, time.monotonic())
+        for effect in following:
+            self._carry_out(effect)
+        return bool(following)
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send(message):
-                    self.dealer.send(encode(message))
-                case Compute():
-                    self._compute(effect)
-                case ComputeFingerprint():
-                    self._compute_fingerprint(effect)
-                case Log(text, level):
-                    logger.log(log.NUMBERS[level], text)
-                case Finish():
-                    self.finish = effect
-                case _:
-                    raise RuntimeError(f"a worker's shell cannot carry out {effect}")
+    def _carry_out(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Send(message):
+                self.dealer.send(encode(message))
+            case effects.Compute() if self.engine is not None:
+                result = self.engine.compute(effect, self._heartbeat)
+                self._handle(events.Computed(effect.shard, effect.step, result))
+            case effects.ComputeFingerprint(welcome):
+                self._compute_fingerprint(welcome)
+            case effects.Log(text, level):
+                logger.log(log.NUMBERS[level], text)
+            case effects.Finish():
+                self.finish = effect
+            case _:
+                raise RuntimeError(f"a worker's shell cannot carry out {effect}")
 
-    def _compute_fingerprint(self, asked: ComputeFingerprint) -> None:
-        numerics = asked.welcome.numerics
+    def _compute_fingerprint(self, welcome: Welcome) -> None:
+        numerics = welcome.numerics
         if not can_pin(numerics):
             reason = f"this process has other numerics than {numerics}: start the worker again"
-            self.finish = Finish(RUN_FAILED, reason)
+            self.finish = effects.Finish(RUN_FAILED, reason)
             return
         pin(numerics)
         from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
         make_way()
-        self.engine = Engine(asked.welcome.dimensions)
-        self._handle(FingerprintComputed(self.engine.compute_fingerprint()))
+        self.engine = Engine(welcome.dimensions)
+        self._handle(events.FingerprintComputed(self.engine.compute_fingerprint()))
         logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 
-    def _compute(self, unit: Compute) -> None:
-        if self.engine is None:
-            raise RuntimeError("a unit before the fingerprint")
-        result = self.engine.compute(unit, self._heartbeat)
-        self._handle(Computed(unit.shard, unit.step, result))
-
-    def _heartbeat(self, now: float) -> float:
+    def _heartbeat(self, _now: float) -> float:
         """Send a heartbeat from within the computation; return when the next one is due."""
         self.notifier.alive()
-        self._carry_out(self.machine.handle(HeartbeatDue(), now))
+        self._handle(events.HeartbeatDue())
         return self.machine.session.next_heartbeat

@@ -127,6 +127,10 @@ class RunDirectory:
                 complaints.append(str(error))
         raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
 
+    def with_facts(self, **changes: Any) -> "RunDirectory":
+        """Return this run with other facts; `write_config` makes them durable."""
+        return dataclasses.replace(self, facts=dataclasses.replace(self.facts, **changes))
+
     def write_config(self) -> None:
         """Write config.json anew. Raises OSError."""
         replace_file(self.path / CONFIG_NAME, _config(self))

@@ -16,6 +16,7 @@ from manychar.numerics import min_char_rnn
 from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
+from manychar.observability.exporters import Exporter
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
@@ -75,11 +76,9 @@ class Equivalence:
         directory = self._directory(name.replace(" ", "-"), workers=workers)
         killer = _Killer(kill, at_step=self.operation.steps // 4) if kill else None
         with self._display(directory) as display:
-            fleet = LocalFleet(
-                directory,
-                display,
-                killer or (lambda _fleet, _snapshot: None),
-            )
+            fleet = LocalFleet(directory, display, [killer] if killer else [])
+            if killer is not None:
+                killer.fleet = fleet
             finish = fleet.run()
         if finish.code:
             raise UserError(f"{name}: {finish.reason or 'stopped'}", code=finish.code)
@@ -184,25 +183,33 @@ def _relative(array: NDArray[Any], reference: NDArray[np.float64]) -> float:
     return float(np.abs(array - reference).max() / max(np.abs(reference).max(), 1e-300))
 
 
-class _Killer:
+class _Killer(Exporter):
     """Kills the server or a worker that holds a lease, once, when the fleet has come to a step."""
+
+    fleet: LocalFleet
 
     def __init__(self, role: str, *, at_step: int) -> None:
         self.killed = False
         self._role = role
         self._at_step = at_step
 
-    def __call__(self, fleet: LocalFleet, snapshot: Snapshot) -> None:
+    def status(self, snapshot: Snapshot) -> None:
         """Look at a snapshot."""
         report = snapshot.status
         if self.killed or report.step < self._at_step:
             return
         wanted = ["the server"] if self._role == "server" else snapshot.working[-1:]
-        for slot in (fleet.server, *fleet.workers):
+        for slot in (self.fleet.server, *self.fleet.workers):
             if slot.name in wanted and slot.process is not None:
                 self.killed = True
                 os.kill(slot.process.pid, signal.SIGKILL)
                 logger.info(f"{slot.name} killed with SIGKILL after step {report.step:,}")
+
+    def sample(self, step: int, text: str) -> None:
+        """Take no sample."""
+
+    def close(self) -> None:
+        """Have nothing to end."""
 
 
 def difference_between(trials: list[Trial]) -> str:
