@@ -99,6 +99,7 @@ def test_three_workers_and_shards_for_each_of_them() -> None:
         assert SERVICES[name]["volumes"] == ["worker-key:/keys:ro"]  # not the server's
 
 
+@pytest.mark.long
 def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
     manychar: Commands, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
     assert "resuming the run in" in recipe.server.err
 
 
+@pytest.mark.long
 def test_it_is_built_where_there_is_an_engine() -> None:
     command = re.search(r"^#   (docker build .*)$", CONTAINERFILE, re.MULTILINE)
     assert command

@@ -5,6 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
+
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from tests.commands import SMALL, Commands
 from tests.conftest import Require
@@ -37,6 +39,7 @@ def expect_the_bits_of_one_process(run: Path, text: Path) -> int:
     return step
 
 
+@pytest.mark.long
 def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Require) -> None:
     require(can_be_made(), "network namespaces need root and iproute2")
     create, serve, work = recipe()

@@ -128,8 +128,11 @@ def test_the_formulas_stand_in_the_page() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
 @pytest.mark.parametrize(
     ("hidden", "shards", "streams", "seq_length"),
-    [(512, 4, 4, 25), (100, 1, 1024, 25), (100, 16, 1024, 5)],
-    ids=["weights", "unrolled", "hidden states"],
+    [
+        pytest.param(512, 4, 4, 25, id="weights"),
+        pytest.param(100, 1, 1024, 25, id="unrolled"),
+        pytest.param(100, 16, 1024, 5, id="hidden states", marks=pytest.mark.long),
+    ],
 )
 def test_a_real_fleet_keeps_within_the_memory(
     manychar: Commands, hidden: int, shards: int, streams: int, seq_length: int

@@ -67,12 +67,16 @@ class Job:
 
     def wait_for_progress(self) -> int:
         """Wait for two checkpoints more; return the step."""
-        before = max(steps_of(self.run)) if self.run.exists() else 0
+        before = self.reached()
         until(
-            lambda: self.run.exists() and max(steps_of(self.run)) >= before + 100,
+            lambda: self.reached() >= before + 100,
             lambda: f"steps after {before}: {self.slurm.described()}",
         )
-        return max(steps_of(self.run))
+        return self.reached()
+
+    def reached(self) -> int:
+        """Return the step of the newest checkpoint, 0 while there is none."""
+        return max(steps_of(self.run), default=0) if self.run.exists() else 0
 
     def wait_for_restart(self, times: int = 1) -> None:
         """Wait until Slurm has brought it back; that begins with a pause of some seconds."""
@@ -90,6 +94,17 @@ class Job:
         return expect_same_bits(self.run, self.slurm.here / "text.txt")
 
 
+def test_a_job_trains_to_its_last_step_and_one_with_bad_flags_fails(slurm: Cluster) -> None:
+    job = Job(slurm, "text.txt", *DEFINITION, "--steps", "60")
+    mistaken = Job(slurm, "no-such-text.txt")
+    job.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
+    assert job.expect_the_bits_of_one_process() == 60
+    mistaken.wait_for_state(JobState="FAILED", ExitCode="2:0")
+    assert "no-such-text.txt: no such file" in slurm.output(mistaken.number)
+    assert not mistaken.keys.exists()
+
+
+@pytest.mark.long
 def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluster) -> None:
     job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS)
     job.wait_for_lines(*(f"worker-{i} has joined" for i in (1, 2, 3)))
@@ -101,7 +116,7 @@ def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluste
     job.wait_for_lines(*(rf"job-{more}\.0-{i} has joined" for i in (0, 1)))
     slurm.run("scancel", more)
     job.wait_for_lines(*(rf"job-{more}\.0-{i} has left" for i in (0, 1)))
-    until(lambda: "may not come any more" in slurm.output(more), slurm.described)
+    until(lambda: "its key is revoked" in slurm.output(more), slurm.described)
 
     lost = r"\nworker-\d (has left: its connection is gone|is taken for lost)"
     slurm.kill("worker", "n2")
@@ -128,6 +143,7 @@ def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluste
     assert job.expect_the_bits_of_one_process() > stopped_at
 
 
+@pytest.mark.long
 def test_the_job_goes_on_elsewhere_when_its_servers_node_is_lost(slurm: Cluster) -> None:
     job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS)
     reached = job.wait_for_progress()
@@ -149,8 +165,3 @@ def test_the_job_goes_on_elsewhere_when_its_servers_node_is_lost(slurm: Cluster)
     again.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
     assert not again.run.exists()
     assert job.expect_the_bits_of_one_process() == int(further)
-
-    mistaken = Job(slurm, "no-such-text.txt")
-    mistaken.wait_for_state(JobState="FAILED", ExitCode="2:0")
-    assert "no-such-text.txt: no such file" in slurm.output(mistaken.number)
-    assert not mistaken.keys.exists()

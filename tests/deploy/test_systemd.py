@@ -155,6 +155,7 @@ def wait_for_progress(here: Machine) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_systemd_runs_it_as_the_readme_says(
     tmp_path: Path, require: Require, request: pytest.FixtureRequest
 ) -> None:

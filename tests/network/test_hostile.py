@@ -186,8 +186,8 @@ class TestFiles:
         return run / "config.json", lambda: open_run(run)
 
 
-class Besieged:
-    """A real server with keys and two real workers, to be molested while it trains."""
+class Fleet:
+    """A real server with keys and two real workers, to be disturbed while it trains."""
 
     def __init__(
         self, manychar: Commands, text: Path, *, program: tuple[str, ...] = ("-m", "manychar")
@@ -244,8 +244,8 @@ class Besieged:
 GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + b"\0" * 32
 
 
-def raw_bytes(fleet: Besieged, chance: random.Random, held: list[socket.socket]) -> None:
-    """Log something that is no handshake, or half of one, and stay or go."""
+def raw_bytes(fleet: Fleet, chance: random.Random, held: list[socket.socket]) -> None:
+    """Send something that is no handshake, or half of one, and stay or go."""
     with contextlib.suppress(OSError):
         visitor = fleet.connect()
         held.append(visitor)
@@ -267,8 +267,8 @@ REFUSED = (
 )
 
 
-def knock(endpoint: str, key: keys.ClientKey | None) -> None:
-    """Knock with a key that is not good, or without one, and wait to be refused."""
+def expect_refusal(endpoint: str, key: keys.ClientKey | None) -> None:
+    """Connect with a key that is not good, or without one, and wait to be refused."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.LINGER, 0)
@@ -281,15 +281,15 @@ def knock(endpoint: str, key: keys.ClientKey | None) -> None:
     hostile = Hello(wire=WIRE_VERSION, role="worker", name="w0", instance="x", machine={})
     with contextlib.suppress(zmq.Again):  # it may be refused already
         dealer.send_multipart(encode(hostile), zmq.NOBLOCK)
-    assert monitor.poll(60_000), "neither let in nor refused"
-    assert recv_monitor_message(monitor)["event"] & REFUSED, "let in"
+    assert monitor.poll(60_000), "neither accepted nor refused"
+    assert recv_monitor_message(monitor)["event"] & REFUSED, "accepted"
     assert not dealer.poll(0), "the server answered a stranger"
     dealer.disable_monitor()
     monitor.close(0)
     dealer.close(0)
 
 
-def recorded_handshake(fleet: Besieged) -> bytes:
+def recorded_handshake(fleet: Fleet) -> bytes:
     """Return what a good client sends while it shakes hands: taken down by a relay between."""
     taken = bytearray()
     with socket.create_server(("127.0.0.1", 0)) as relay:
@@ -311,7 +311,7 @@ def recorded_handshake(fleet: Besieged) -> bytes:
             there = threading.Thread(target=_pump, args=(client, server, taken), daemon=True)
             back.start()
             there.start()
-            assert dealer.poll(30_000), "the good client was not let in"
+            assert dealer.poll(30_000), "the good client was not accepted"
             dealer.close(0)
             context.term()
             there.join(30.0)
@@ -362,11 +362,11 @@ class TestMessagesOfManyFrames:
 
 
 class TestConnections:
-    def test_molest_nobody(
+    def test_without_a_good_key_disturb_nothing(
         self, manychar: Commands, text: Path, hostile: int, measured: None
     ) -> None:
         raise_limit()
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         chance = random.Random(hostile)  # noqa: S311
         handshake = recorded_handshake(fleet)
         good = keys.read_client_key(fleet.keys / "w0.key")
@@ -389,17 +389,17 @@ class TestConnections:
                         while visitor.recv(65_536):
                             pass
                 case _:
-                    knock(fleet.endpoint, bad_keys[number // 3 % 3])
+                    expect_refusal(fleet.endpoint, bad_keys[number // 3 % 3])
         for visitor in held:
             visitor.close()
         assert resident_mib(fleet.server.pid) - memory < GROWTH_MIB
         assert "dropped" not in fleet.server.err, "a frame was delivered"
         fleet.end(text)
 
-    def test_with_a_key_but_without_manners_are_cut_off(
+    def test_with_a_key_but_many_faults_are_blocked(
         self, manychar: Commands, text: Path, measured: None
     ) -> None:
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "mallory", KeyRole.WORKER))
         dealer = Dealer(fleet.endpoint, key)
         me = Hello(wire=WIRE_VERSION, role="worker", name="mallory", instance="z", machine={})
@@ -422,7 +422,7 @@ class TestConnections:
         fleet.end(text)
 
     def test_of_a_worker_end_when_its_key_is_revoked(self, manychar: Commands, text: Path) -> None:
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         keys.add(fleet.keys, "w2", KeyRole.WORKER)
         extra = fleet._worker("w2")
         fleet.server.wait_for("w2 has joined")
@@ -434,10 +434,11 @@ class TestConnections:
         assert "its key was revoked" in ended.last_line
         fleet.end(text)
 
+    @pytest.mark.long
     def test_of_an_observer_that_only_listens_ends_too(
         self, manychar: Commands, text: Path
     ) -> None:
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "ear", KeyRole.OBSERVER))
         dealer = Dealer(fleet.endpoint, key)
         me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", machine={})
@@ -448,54 +449,57 @@ class TestConnections:
         dealer.close()
         fleet.end(text)
 
-    def test_that_fail_are_counted_and_said(self, manychar: Commands, text: Path) -> None:
-        fleet = Besieged(manychar, text)
-        knock(fleet.endpoint, None)
+    def test_that_fail_are_counted_and_logged(self, manychar: Commands, text: Path) -> None:
+        fleet = Fleet(manychar, text)
+        expect_refusal(fleet.endpoint, None)
         fleet.server.wait_for(r"\d+ handshakes failed: no key, another server's")
         fleet.end(text)
 
+    @pytest.mark.long
     def test_without_end_leave_files_to_write_checkpoints_with(
         self, manychar: Commands, text: Path
     ) -> None:
         few = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160));"
         again = "os.execv(sys.executable, [sys.executable, '-m', 'manychar', *sys.argv[1:]])"
-        fleet = Besieged(manychar, text, program=("-c", f"{few} {again}"))
-        crowd: list[socket.socket] = []
+        fleet = Fleet(manychar, text, program=("-c", f"{few} {again}"))
+        connections: list[socket.socket] = []
         while "no more are accepted" not in fleet.server.err:
             with contextlib.suppress(OSError):
-                crowd.append(socket.create_connection(("127.0.0.1", fleet.port), timeout=1.0))
+                connections.append(socket.create_connection(("127.0.0.1", fleet.port), timeout=1.0))
         newest = max(list_checkpoints(fleet.run / "checkpoints"))[0]
         until(
             lambda: max(list_checkpoints(fleet.run / "checkpoints"))[0] > newest + 200,
             fleet.server.described,
         )
-        for visitor in crowd:
+        for visitor in connections:
             visitor.close()
         fleet.server.wait_for("there is room for connections again")
         fleet.end(text)
 
+    @pytest.mark.long
     def test_are_refused_while_the_list_cannot_be_read(
         self, manychar: Commands, text: Path
     ) -> None:
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         good = keys.read_client_key(fleet.keys / "me.key")
         listed = fleet.keys / "clients.json"
         content = listed.read_bytes()
         listed.write_bytes(content[:-10])
-        knock(fleet.endpoint, good)
+        expect_refusal(fleet.endpoint, good)
         fleet.server.wait_for("no new connections are accepted: .*damaged")
         listed.unlink()
-        knock(fleet.endpoint, good)
+        expect_refusal(fleet.endpoint, good)
         listed.write_bytes(content)
-        listed.chmod(0o666)  # whoever writes into it lets himself in
-        knock(fleet.endpoint, good)
+        listed.chmod(0o666)  # who can write in it can add a key
+        expect_refusal(fleet.endpoint, good)
         listed.chmod(0o644)
-        fleet.end(text)  # who was in has stayed, and `stop` is let in again
+        fleet.end(text)  # connected peers have stayed, and `stop` is admitted again
 
+    @pytest.mark.long
     def test_that_are_slow_cost_bounded_memory(
         self, manychar: Commands, text: Path, measured: None
     ) -> None:
-        fleet = Besieged(manychar, text)
+        fleet = Fleet(manychar, text)
         key = keys.read_client_key(fleet.keys / "me.key")
         dealer = Dealer(fleet.endpoint, key)
         me = Hello(wire=WIRE_VERSION, role="observer", name="me", instance="z", machine={})

@@ -198,7 +198,7 @@ def test_what_is_no_file_does_not_hang(folder: Path) -> None:
 
 def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
     folder.chmod(0o755)
-    with pytest.raises(UserError, match="is a directory"):
+    with pytest.raises(UserError, match="not a regular file"):
         keys.read_client_key(folder)
 
 
@@ -230,7 +230,7 @@ def test_a_key_on_the_command_line_is_not_repeated(manychar: Commands, folder: P
     assert json.loads(content)["secret"] not in done.err + done.out
 
 
-@pytest.mark.parametrize("command", ["train", "equivalence"])
+@pytest.mark.parametrize("command", ["train", pytest.param("equivalence", marks=pytest.mark.long)])
 def test_a_key_in_the_environment_is_for_another_server(
     manychar: Commands, text: Path, folder: Path, command: str
 ) -> None:

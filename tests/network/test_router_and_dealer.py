@@ -337,7 +337,7 @@ class TestLimits:
             ({}, 1000),
             ({"hidden": 100, "vocabulary_size": 65}, 724),
             ({"hidden": 2048, "vocabulary_size": 65}, 24),
-            ({"hidden": 2048, "vocabulary_size": 65, "shards": 8, "delay": 1}, 80),
+            ({"hidden": 2048, "vocabulary_size": 65, "shards": 8}, 48),
         ],
     )
     def test_of_what_waits_for_one_peer(self, sizes: dict[str, int], expected: int) -> None:
