@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manychar.processes.errors import UserError
-from manychar.storage.append_log import LONGEST_LINE, AppendLog, Extent, LogReader
+from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.metrics import METRICS_NAME, read_metrics, resume_metrics
 
 
@@ -54,23 +52,6 @@ def test_a_reader_reads_on_where_it_ended(tmp_path: Path) -> None:
     path.write_bytes(whole)
     assert list(reader) == at(2)
     assert reader.extent.fault == ""
-
-
-def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    whole = written(path, *at(1))
-    with path.open("ab") as file:
-        file.truncate(2**40)
-    reader = LogReader(path)
-    assert list(reader) == at(1)
-    assert reader.extent.length == len(whole) < LONGEST_LINE
-    assert reader.extent.fault
-
-
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "log")
-    with pytest.raises(UserError, match=r"log: not a regular file$"):
-        list(LogReader(tmp_path / "log"))
 
 
 class TestMetrics:

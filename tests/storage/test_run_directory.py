@@ -271,7 +271,9 @@ class TestTerm:
         assert raise_term(run) == 2
         assert not list(run.path.glob(".*"))
 
-    @pytest.mark.parametrize("content", [b"", b"one", b"1.5", b"\xff", b"-3"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"one", b"1.5", b"\xff", b"-3", b"18446744073709551615", b"9" * 10_000]
+    )
     def test_that_is_damaged(self, run: RunDirectory, content: bytes) -> None:
         (run.path / "term").write_bytes(content)
         with refused():

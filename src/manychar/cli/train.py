@@ -1,6 +1,7 @@
 """The command `train`; from a command's flags to a run directory."""
 
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -17,7 +18,6 @@ from manychar.observability.exporters import check as check_exporters
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 from manychar.protocol.operation import Operation
-from manychar.storage.atomic_files import LARGEST_CONFIG, parsed, read_file
 
 if TYPE_CHECKING:
     from manychar.observability.progress import ProgressDisplay
@@ -96,7 +96,7 @@ def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
 def numerics_of(path: Path) -> str:
     """Return a run's numerics, before numpy is imported to read the rest."""
     try:
-        config = parsed(read_file(path / "config.json", LARGEST_CONFIG).decode())
+        config = json.loads((path / "config.json").read_bytes())
         numerics = config["definition"]["numerics"]
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # opening the run reports what is wrong with it

@@ -23,13 +23,12 @@ import zmq
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
 from manychar.protocol.messages import KeyRole
-from manychar.storage.atomic_files import parsed, read_file, replace_file
+from manychar.storage.atomic_files import replace_file
 
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
 FIRST_CLIENT = "worker"
 FORMAT = 1
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
-LARGEST_KEY_FILE, LARGEST_LIST = 4096, 4 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 
@@ -137,7 +136,7 @@ def read_clients(directory: Path) -> list[Client]:
     with _reading(path):
         return [
             Client(**_checked(client), revoked=bool(client["revoked"]))
-            for client in _parsed(_read(path, LARGEST_LIST))["clients"]
+            for client in _parsed(_read(path))["clients"]
         ]
 
 
@@ -145,7 +144,7 @@ def read_server_key(directory: Path) -> ServerKey:
     """Return the server's key. Raises UserError where it is missing, or others can read it."""
     path = directory / SERVER_NAME
     with _reading(path):
-        values = _parsed(_read(path, LARGEST_KEY_FILE, secret=True))
+        values = _parsed(_read(path, secret=True))
         key = ServerKey(**_checked(values))
         if zmq.curve_public(key.secret.encode()).decode() != key.public:
             raise ValueError("a secret that does not go with its public key")
@@ -155,13 +154,13 @@ def read_server_key(directory: Path) -> ServerKey:
 def read_client_key(path: Path) -> ClientKey:
     """Return a client's key from its file. Raises UserError as `read_server_key` does."""
     with _reading(path):
-        return ClientKey(**_checked(_parsed(_read(path, LARGEST_KEY_FILE, secret=True))))
+        return ClientKey(**_checked(_parsed(_read(path, secret=True))))
 
 
 def client_key_from_text(text: str, source: str) -> ClientKey:
     """Return a client's key from the content of such a file. Raises UserError."""
     with _reading(source):
-        return ClientKey(**_checked(_parsed(text[: LARGEST_KEY_FILE + 1].encode())))
+        return ClientKey(**_checked(_parsed(text.encode())))
 
 
 @contextlib.contextmanager
@@ -174,7 +173,7 @@ def _reading(source: Path | str) -> Iterator[None]:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    values = parsed(data.decode())
+    values = json.loads(data)
     if type(values) is not dict or values.get("format") != FORMAT:
         raise ValueError("format")
     return values
@@ -251,7 +250,7 @@ def _require_own(directory: Path) -> None:
         )
 
 
-def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
+def _read(path: Path, *, secret: bool = False) -> bytes:
     """Read a small file. Raises UserError where it is none, or others can read a secret."""
     try:
         mode = path.stat().st_mode
@@ -261,7 +260,7 @@ def _read(path: Path, largest: int, *, secret: bool = False) -> bytes:
                 f"{path}: others can read this secret: chmod 600 it, and better make a new key",
                 code=REFUSED_FOR_SAFETY,
             )
-        return read_file(path, largest)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import open_regular, sync_directory
+from manychar.storage.atomic_files import sync_directory
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LINE = 4096  # bytes; a longer one is no record, and is not read into memory
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _TAIL_LENGTH = len(b',"crc":"00000000"}\n')
 
@@ -51,9 +50,9 @@ class LogReader:
         """Read on after `extent`."""
         length, crc, _ = self.extent
         try:
-            with open_regular(self.path) as file:
+            with self.path.open("rb") as file:
                 file.seek(length)
-                while line := file.readline(LONGEST_LINE):
+                for line in file:
                     crc = zlib.crc32(line[:-_TAIL_LENGTH], crc)
                     if (record := _record(line, crc)) is None:
                         size = os.fstat(file.fileno()).st_size

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from manychar.numerics.corpus import encode, id_dtype
 from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import open_regular, parsed, read_file, write_file
+from manychar.storage.atomic_files import write_file
 
 CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
-LARGEST_VOCABULARY = 2**25  # every character there is, with quotes and commas
 CHECKED_AT_ONCE = 1 << 20
 
 
@@ -84,10 +83,9 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     Raises UserError where the files are missing or do not fit together.
     """
     try:
-        letters = parsed(read_file(directory / VOCABULARY_NAME, LARGEST_VOCABULARY).decode())
+        letters = json.loads((directory / VOCABULARY_NAME).read_bytes())
         vocabulary = "".join(letters)
         dtype = id_dtype(len(vocabulary))
-        open_regular(directory / CORPUS_NAME).close()  # else a FIFO would be waited for
         # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.
         ids = np.asarray(np.memmap(directory / CORPUS_NAME, dtype=dtype, mode="r"))
     except OSError as error:

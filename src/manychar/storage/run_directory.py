@@ -22,11 +22,8 @@ from manychar.processes.errors import UserError, because
 from manychar.protocol.codec import MAX_INTEGER
 from manychar.protocol.operation import Operation
 from manychar.storage.atomic_files import (
-    LARGEST_CONFIG,
     lock_file,
     make_directories,
-    parsed,
-    read_file,
     remove_temporary,
     replace_file,
 )
@@ -51,7 +48,6 @@ from manychar.storage.journal import JOURNAL_NAME, newest_term
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
-LONGEST_TERM = 64
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
 UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
@@ -224,7 +220,7 @@ def _empty(path: Path) -> None:
 def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
     try:
-        config = parsed(read_file(path / CONFIG_NAME, LARGEST_CONFIG).decode())
+        config = json.loads((path / CONFIG_NAME).read_bytes())
         check_format(
             path / CONFIG_NAME,
             config.get("format") or config["definition"]["format"],
@@ -302,7 +298,7 @@ def raise_term(directory: RunDirectory) -> int:
 def _read_term(directory: RunDirectory) -> int:
     path = directory.path / TERM_NAME
     try:
-        term = int(read_file(path, LONGEST_TERM))
+        term = int(path.read_bytes())
         if 0 <= term < MAX_INTEGER:
             return term
     except FileNotFoundError:
