@@ -128,7 +128,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     journal.close()
     reading = read_journal(path, "run-1")
     assert not reading.extent.fault
-    assert list(reading.living()) == list(range(1, 61))
+    assert list(reading.living(Step)) == list(range(1, 61))
 
 
 def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text: Path) -> None:

@@ -15,6 +15,7 @@ from manychar.fleet.resume_earlier import note_resume_before
 from manychar.fleet.validation_process import ValidationProcess, ValidationResult
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router, Unreachable
+from manychar.numerics.checksum import checksum
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, STOPPED, STOPPING, UserError, because
@@ -26,7 +27,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
-from manychar.storage.journal import Step, weights_digest
+from manychar.storage.journal import Step
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import keep_best
@@ -177,7 +178,7 @@ class ServerLoop:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
             case effects.Append(step, loss, weights):
-                record = Step(self.machine.run.term, step, loss, weights_digest(weights))
+                record = Step(self.machine.run.term, step, loss, checksum(weights))
                 self.beginning.journal.append([record])
             case effects.Save(state):
                 spare = self.machine.early_stopping.awaited

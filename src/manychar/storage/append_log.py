@@ -1,8 +1,7 @@
 """Append-only logs: a JSON object a line, whose last key is a chained CRC-32.
 
 Each checksum continues the one of the line before, so a line that is missing, moved or altered
-shows in all that follow. What cannot be trusted at the end of a log is the torn line of a process
-that was killed: it is reported and cut off.
+shows in all that follow. The torn line of a process that was killed is reported and cut off.
 """
 
 import json
@@ -24,10 +23,7 @@ _TAIL_LENGTH = len(b',"crc":"00000000"}\n')
 
 
 class Extent(NamedTuple):
-    """How far a log can be trusted: bytes, and the checksum of the last record.
-
-    `fault` describes what follows, empty unless something does that is no record.
-    """
+    """How far a log can be trusted: bytes, the last record's checksum, and what is wrong there."""
 
     length: int = 0
     crc: int = 0
@@ -37,8 +33,8 @@ class Extent(NamedTuple):
 class LogReader:
     """Yields the records of a log, without their checksums, as far as they can be trusted.
 
-    It ends before the first record of a step above `up_to`. `extent` is what has been read so far.
-    A file that is not there is an empty log. Raises UserError where it cannot be read.
+    It ends before the first record of a step above `up_to`; `extent` has been read so far. A file
+    that is not there is an empty log. Raises UserError where it cannot be read.
     """
 
     def __init__(self, path: Path, *, up_to: float = math.inf) -> None:
@@ -53,13 +49,13 @@ class LogReader:
             with self.path.open("rb") as file:
                 file.seek(length)
                 for line in file:
-                    crc = zlib.crc32(line[:-_TAIL_LENGTH], crc)
-                    if (record := _record(line, crc)) is None:
+                    before, crc = crc, zlib.crc32(line[:-_TAIL_LENGTH], crc)
+                    if line[-_TAIL_LENGTH:] != _tail(crc):
                         size = os.fstat(file.fileno()).st_size
                         what = "wrong checksum" if line.endswith(b"\n") else "torn record"
-                        fault = f"byte {length:,} of {size:,}: {what}"
-                        self.extent = self.extent._replace(fault=fault)
+                        self.extent = Extent(length, before, f"byte {length:,} of {size:,}: {what}")
                         return
+                    record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH] + b"}")
                     if record.get("step", 0) > self._up_to:
                         return
                     length += len(line)
@@ -69,13 +65,6 @@ class LogReader:
             return
         except OSError as error:
             raise UserError(f"{self.path}: {because(error)}") from None
-
-
-def _record(line: bytes, crc: int) -> dict[str, Any] | None:
-    if line[-_TAIL_LENGTH:] != _tail(crc):
-        return None
-    record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH].decode() + "}")
-    return record
 
 
 def _tail(crc: int) -> bytes:

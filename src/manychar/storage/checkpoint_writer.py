@@ -1,4 +1,4 @@
-"""Writes checkpoints in a thread of their own, beside the loop, and reports each."""
+"""Writes checkpoints in a thread beside the loop, and reports each."""
 
 import collections
 import contextlib
@@ -16,8 +16,8 @@ from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 
 MOST_PENDING = 2
-SAY_AFTER = 2.0
 TRIES_FOR_A_FILE = 15
+REPORT_EVERY = 2.0  # seconds, while a caller waits
 
 
 class Writer:
@@ -52,12 +52,10 @@ class Writer:
     def write(
         self, state: TrainingState, waiting: Callable[[], None], *, spare: Collection[int] = ()
     ) -> None:
-        """Have a state written; wait where the disk is MOST_PENDING behind, and say so.
+        """Have a state written; while the disk is MOST_PENDING behind, call `waiting` and wait.
 
-        An old checkpoint whose step is in `spare` is not removed yet.
-
-        The journal up to it is flushed here, and made durable before the checkpoint has its name;
-        without its journal no checkpoint is written.
+        An old checkpoint whose step is in `spare` is not removed yet. The journal up to the state
+        is flushed here, and made durable before the checkpoint; without it none is written.
         """
         failure = ""
         try:
@@ -65,14 +63,13 @@ class Writer:
         except OSError as error:
             failure = f"its journal: {because(error)}"
         with self._changed:
-            while not self._changed.wait_for(self._has_room, timeout=SAY_AFTER):
+            while not self._changed.wait_for(
+                lambda: len(self._pending) < MOST_PENDING, timeout=REPORT_EVERY
+            ):
                 waiting()
             self._spared = frozenset(spare)
             self._pending.append((state, failure))
             self._changed.notify_all()
-
-    def _has_room(self) -> bool:
-        return len(self._pending) < MOST_PENDING
 
     def news(self) -> list[tuple[int, str]]:
         """Return (step, failure) of what was tried since the last call; no failure is ''."""
@@ -86,26 +83,26 @@ class Writer:
             state, failure = work
             try:
                 if not failure:
-                    self._write_when_files_are_to_be_had(state)
+                    self._write_with_retries(state)
             except OSError as error:
                 failure = because(error)
             except UserError as error:
                 failure = f"read back: {error}"
-            except Exception as error:  # the loop says it, and ends the run
+            except Exception as error:  # reported to the loop, as the others
                 failure = repr(error)
             self._news.put((state.step, failure))
             self._wake()
 
-    def _write_when_files_are_to_be_had(self, state: TrainingState) -> None:
-        """Write a state; where no file can be opened, wait for connections to end, for a while."""
-        for _ in range(TRIES_FOR_A_FILE):
+    def _write_with_retries(self, state: TrainingState) -> None:
+        """Write a state; at the limit of open files, wait a while for connections to end."""
+        for tries_left in reversed(range(TRIES_FOR_A_FILE)):
             try:
-                return self._write(state)
+                self._write(state)
+                return
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not tries_left:
                     raise
             time.sleep(1.0)
-        return self._write(state)
 
     def _next(self) -> tuple[TrainingState, str] | None:
         with self._changed:
@@ -123,7 +120,6 @@ class Writer:
         kept = directory.operation.keep_checkpoints
         old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
         for step, path in old[:-kept] if kept else []:
-            if step in self._spared:
-                continue
-            with contextlib.suppress(OSError):  # one too many is no harm; the next turn tries again
-                path.unlink()
+            if step not in self._spared:
+                with contextlib.suppress(OSError):  # the next call tries again
+                    path.unlink()

@@ -1,6 +1,6 @@
-"""What a server starts from: the newest whole checkpoint, and a journal that says so.
+"""Chooses the checkpoint that a server resumes from, and records it in the journal.
 
-Checkpoints that are damaged, or that belong to steps which will be done again, are renamed away.
+Checkpoints that are damaged, or not to be resumed from, are renamed.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResumePoint:
-    """A checkpoint to resume from, the logs to continue, and what the run has come to.
+    """A checkpoint to resume from, the logs to continue, and how far the run has come.
 
-    `seconds` is how long it has taken, `validation_losses` are known ones by checkpoint's step.
+    `seconds` of training so far; `validation_losses` in nats a character by checkpoint's step.
     """
 
     checkpoint: Checkpoint
@@ -35,11 +35,9 @@ class ResumePoint:
 
 
 def recover(directory: RunDirectory, term: int) -> ResumePoint:
-    """Choose the newest whole checkpoint that may be resumed from, and note it in the journal.
+    """Choose the newest whole checkpoint, before `resume_before`; record it in the journal.
 
-    Where the run's facts say `resume_before`, later checkpoints are set aside first.
-
-    Raises UserError where no checkpoint is whole, OSError where the disk will not have it.
+    Raises UserError where no checkpoint is whole, OSError where a file cannot be written.
     """
     reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
     checkpoint = _choose(directory, term)

@@ -5,12 +5,12 @@ import dataclasses
 import datetime
 import fcntl
 import json
-import platform
 import secrets
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ from manychar.storage.corpus_file import (
     write_corpus,
 )
 from manychar.storage.file_format import FORMAT_VERSION, check_format
-from manychar.storage.journal import JOURNAL_NAME, newest_term
+from manychar.storage.journal import JOURNAL_NAME, read_journal
 
 CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
@@ -129,24 +129,22 @@ class RunDirectory:
 
     def write_config(self) -> None:
         """Write config.json anew. Raises OSError."""
-        replace_file(self.path / CONFIG_NAME, _config(self))
+        packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
+        config: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "run": self.run,
+            "definition": dataclasses.asdict(self.definition),
+            "operation": dataclasses.asdict(self.operation),
+            "facts": dataclasses.asdict(self.facts),
+            "versions": {"python": python_version(), **{name: version(name) for name in packages}},
+        }
+        replace_file(self.path / CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
 
 
 def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
     """Return a corpus as the definition's streams. Raises CorpusError where it is too short."""
-    return Streams(
-        ids,
-        definition.shards,
-        definition.streams,
-        definition.seq_length,
-        definition.validation,
-    )
-
-
-def default_path(run: str) -> Path:
-    """Return the run directory's name where the user gave none."""
-    now = datetime.datetime.now(datetime.UTC)
-    return Path("runs") / f"{now:%Y%m%dT%H%M%SZ}-{run}"
+    of = definition
+    return Streams(ids, of.shards, of.streams, of.seq_length, of.validation)
 
 
 def create_run(
@@ -154,12 +152,11 @@ def create_run(
 ) -> RunDirectory:
     """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
 
-    An empty directory is filled in place, so it keeps its owner and mode; so is one that a process
-    which was killed left unfinished. Raises UserError where it cannot be written or something else
-    is there already.
+    An empty directory is filled in place, so it keeps its owner and mode; so is one that a killed
+    process left unfinished. Raises UserError where it cannot be written, or another thing is there.
     """
     run = definition.run_id(secrets.token_hex(4))
-    path = path or default_path(run)
+    path = path or Path("runs") / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
     if path.name in ("", ".."):
         raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
     directory = RunDirectory(path, run, definition, operation)
@@ -188,7 +185,7 @@ def _refuse_what_is_there(path: Path) -> None:
 
 def _fill(directory: RunDirectory, corpus: Corpus) -> None:
     """Write everything; config.json last, for without it a directory is no run."""
-    path, definition = directory.path, directory.definition
+    path, definition, vocabulary = directory.path, directory.definition, corpus.vocabulary
     with (path / UNFINISHED_NAME).open("a") as mark:
         try:
             lock_file(mark, within=0)
@@ -199,15 +196,14 @@ def _fill(directory: RunDirectory, corpus: Corpus) -> None:
             _empty(path)
             write_corpus(path, corpus)
             directory.checkpoints.mkdir()
-            state = start(definition, len(corpus.vocabulary))
             first = checkpoint_path(directory.checkpoints, 0)
-            write_checkpoint(first, definition, corpus.vocabulary, state)
+            write_checkpoint(first, definition, vocabulary, start(definition, len(vocabulary)))
             directory.write_config()
         except BaseException:
             _empty(path)
-            (path / UNFINISHED_NAME).unlink()
             raise
-        (path / UNFINISHED_NAME).unlink()
+        finally:
+            (path / UNFINISHED_NAME).unlink()
 
 
 def _empty(path: Path) -> None:
@@ -221,10 +217,7 @@ def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
     try:
         config = json.loads((path / CONFIG_NAME).read_bytes())
-        check_format(
-            path / CONFIG_NAME,
-            config.get("format") or config["definition"]["format"],
-        )
+        check_format(path / CONFIG_NAME, config.get("format") or config["definition"]["format"])
         definition = Definition.from_mapping(config["definition"])
         operation, facts = Operation(**config["operation"]), RunFacts(**config["facts"])
         run = str(config["run"])
@@ -237,29 +230,13 @@ def open_run(path: Path) -> RunDirectory:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
-def _config(directory: RunDirectory) -> bytes:
-    packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    config: dict[str, Any] = {
-        "format": FORMAT_VERSION,
-        "run": directory.run,
-        "definition": dataclasses.asdict(directory.definition),
-        "operation": dataclasses.asdict(directory.operation),
-        "facts": dataclasses.asdict(directory.facts),
-        "versions": versions,
-    }
-    return json.dumps(config, indent=2).encode() + b"\n"
-
-
 def is_served(path: Path) -> bool:
     """Whether a server holds this run directory now."""
     try:
         with (path / LOCK_NAME).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -283,7 +260,7 @@ def locked(directory: RunDirectory) -> Iterator[None]:
 
 
 def raise_term(directory: RunDirectory) -> int:
-    """Return a new term, on disk with its directory before anybody is told of it.
+    """Return a new term, durable before it is used.
 
     Raises UserError where the old one is damaged, or the new one cannot be written.
     """
@@ -301,10 +278,11 @@ def _read_term(directory: RunDirectory) -> int:
         term = int(path.read_bytes())
         if 0 <= term < MAX_INTEGER:
             return term
+        raise ValueError
     except FileNotFoundError:
-        return newest_term(directory.path / JOURNAL_NAME, directory.run)
+        journal = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
+        return max((record.term for record in journal.records), default=0)
     except ValueError:
-        pass
+        raise UserError(f"{path}: damaged: not a whole number; remove the file") from None
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
-    raise UserError(f"{path}: damaged: not a whole number; remove the file")

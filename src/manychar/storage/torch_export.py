@@ -2,14 +2,13 @@
 
 The modules are `rnn = nn.RNN(V, H, batch_first=True)`, whose default is tanh, and
 `linear = nn.Linear(H, V)`. PyTorch has a second bias of the hidden units: it is 0. The metadata
-says the vocabulary (a character's id is its place in it) and the dimensions.
+has the vocabulary (a character's id is its position in it) and the dimensions.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from manychar.numerics.model import Parameters
@@ -18,9 +17,12 @@ from manychar.storage.atomic_files import replace_where_told
 from manychar.storage.canonical_safetensors import as_safetensors
 
 
-def state_dict(parameters: Parameters) -> dict[str, NDArray[Any]]:
-    """Return the five arrays, and PyTorch's second bias (H,), by the names they have there."""
-    return {
+def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
+    """Write the state dict in the place of `target`, whole or not at all.
+
+    Raises UserError where it cannot be written.
+    """
+    named: dict[str, NDArray[Any]] = {
         "rnn.weight_ih_l0": parameters.Wxh,
         "rnn.weight_hh_l0": parameters.Whh,
         "rnn.bias_ih_l0": parameters.bh,
@@ -28,14 +30,6 @@ def state_dict(parameters: Parameters) -> dict[str, NDArray[Any]]:
         "linear.weight": parameters.Why,
         "linear.bias": parameters.by,
     }
-
-
-def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
-    """Write the state dict in the place of `target`, whole or not at all.
-
-    Raises UserError where it cannot be written.
-    """
-    named = state_dict(parameters)
     metadata = {
         "format": "pt",
         "vocabulary": vocabulary,
@@ -43,11 +37,7 @@ def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
         "hidden": str(parameters.hidden_size),
         "nonlinearity": "tanh",
     }
-    data = as_safetensors(named, metadata)
-    written = safetensors.numpy.load(data)
-    if not all(np.array_equal(written[name], array) for name, array in named.items()):
-        raise RuntimeError(f"{target}: read back, the weights are others")
     try:
-        replace_where_told(target, data)
+        replace_where_told(target, as_safetensors(named, metadata))
     except OSError as error:
         raise UserError(f"{target}: {because(error)}; give another -o FILE") from None

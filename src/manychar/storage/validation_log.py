@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from manychar.processes.errors import UserError
 from manychar.protocol.early_stopping import EarlyStopping
@@ -68,11 +67,8 @@ def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Itera
         reader = LogReader(path, up_to=up_to)
         for _ in reader:
             pass
-        log = AppendLog(path, reader.extent)
-        try:
+        with contextlib.closing(AppendLog(path, reader.extent)) as log:
             yield log
-        finally:
-            log.close()
 
 
 def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
@@ -80,8 +76,7 @@ def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
 
     Raises OSError; the record is then written with the next one.
     """
-    finite = nats if math.isfinite(nats) else None
-    log.append([{"step": step, "sha256": sha256, "nats": finite}])
+    log.append([{"step": step, "sha256": sha256, "nats": nats if math.isfinite(nats) else None}])
     log.flush()
     log.sync()
 
@@ -98,24 +93,17 @@ def resume_validation(
             pass
     results = ValidationResults(directory)
     losses = results.read()
-    best = directory.checkpoints / BEST_NAME
-    held = _step_of(best)
+    best, held = directory.checkpoints / BEST_NAME, None
+    with contextlib.suppress(UserError):
+        held = read_checkpoint(best).state.step
     if held is None or held > step:
         best.unlink(missing_ok=True)
     least = EarlyStopping(losses, on=True, every=0, patience=0).best
-    if least is None or least == held:
-        return results, losses
-    if _step_of(checkpoint_path(directory.checkpoints, least)) is not None:
-        keep_best(directory, least)
+    if least is not None and least != held:
+        with contextlib.suppress(UserError):  # removed, or damaged
+            read_checkpoint(checkpoint_path(directory.checkpoints, least))
+            keep_best(directory, least)
     return results, losses
-
-
-def _step_of(path: Path) -> int | None:
-    """Return the step of a checkpoint; None if it is not there, or damaged."""
-    try:
-        return read_checkpoint(path).state.step
-    except UserError:
-        return None
 
 
 def unvalidated(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manychar.network.event_loop import EventLoop
+from manychar.numerics.checksum import checksum
 from manychar.numerics.training_step import advance, kernel_of, start
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import RUN_FAILED, UserError
@@ -21,7 +22,7 @@ from manychar.processes.supervisor import ProcessSlot, Supervisor
 from manychar.protocol.aggregation import as_frame
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
-from manychar.storage.journal import JOURNAL_NAME, Step, read_journal, weights_digest
+from manychar.storage.journal import JOURNAL_NAME, Begin, Step, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference
 
@@ -99,16 +100,16 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
     reading = read_journal(path, directory.run)
-    living = reading.living()
-    covered = newest_checkpoint in {0, *living, *reading.beginnings()}
+    living, beginnings = reading.living(Step), reading.living(Begin)
+    covered = newest_checkpoint in {0, *living, *beginnings}
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
     if reading.extent.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.extent.fault}")
     missing = set(range(1, newest_checkpoint + 1)) - living.keys()
-    lost = _lost(missing, reading.beginnings())
+    lost = _lost(missing, beginnings)
     if unexplained := missing - lost:
         raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
-    for step, begin in reading.beginnings().items():
+    for step, begin in beginnings.items():
         checkpoint = checkpoint_path(directory.checkpoints, step)
         if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != begin.sha256:
             raise UserError(
@@ -151,7 +152,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     first_wrong: int | None = None
     for step in range(piece.begin + 1, piece.end + 1):
         state = advance(state, definition, streams, kernel)
-        digest = weights_digest(as_frame(state.parameters.flat))
+        digest = checksum(as_frame(state.parameters.flat))
         if first_wrong is None and piece.digests.get(step, digest) != digest:
             first_wrong = step
         if step % PROGRESS_EVERY_STEPS == 0 or step == piece.end:
