@@ -39,7 +39,9 @@ def main(endpoint: str, name: str) -> int:
                 seconds=SMALL,
             )
 
-        def compute(self, unit: Compute, beat: Callable[[float], float]) -> Result:
+        def compute(
+            self, unit: Compute, heartbeat: Callable[[], float] = engine.no_heartbeat
+        ) -> Result:
             return self._result
 
     with patch.object(engine, "Engine", Idle):

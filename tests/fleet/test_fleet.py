@@ -14,6 +14,15 @@ from tests.commands import SMALL, Commands, Running, until
 from tests.single_process import bits_alone, bits_of
 
 ENDLESS = ("--steps", "0", "--sample-every", "25", "--sample-length", "1")
+MORE_RUNS = (
+    "--workers 1",
+    "--workers 4",
+    "--workers 2",
+    "--workers 2 --shards 1",
+    "--workers 1 --shards 2",
+    "--workers 4 --shards 3",
+    "--workers 2 --seed 7 --clip 0.5 --learning-rate 0.05 --seq-length 6",
+)
 KNOWN_DEATH = """
 import os, sys
 if "worker-1" in sys.orig_argv:
@@ -150,15 +159,9 @@ class TestARun:
     @pytest.mark.parametrize(
         "flags",
         [
-            "--workers 1",
-            "--workers 4",
-            "--workers 2",
-            "--workers 2 --shards 1",
-            "--workers 1 --shards 2",
+            *(pytest.param(flags, marks=pytest.mark.long) for flags in MORE_RUNS),
             "--workers 2 --shards 3 --dtype float64",
             "--workers 3 --shards 5",
-            "--workers 4 --shards 3",
-            "--workers 2 --seed 7 --clip 0.5 --learning-rate 0.05 --seq-length 6",
         ],
     )
     def test_comes_to_the_bits_of_one_process(
@@ -414,6 +417,7 @@ class TestKilling:
         expect_same_bits(run, text)
         expect_nothing_half_written(run)
 
+    @pytest.mark.long
     def test_gives_up_on_a_server_that_dies_again_and_again(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:
@@ -440,7 +444,7 @@ class TestKilling:
         assert expect_same_bits(run, text) == reached + 35
         expect_nothing_half_written(run)
 
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
     def test_gives_up_on_a_worker_that_cannot_start(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path, workers: int
     ) -> None:
@@ -504,7 +508,7 @@ class TestKilling:
 
 
 class TestOneServerAtATime:
-    @pytest.mark.parametrize("command", ["train", "server"])
+    @pytest.mark.parametrize("command", ["train", pytest.param("server", marks=pytest.mark.long)])
     def test_a_second_one_is_refused(
         self, manychar: Commands, text: Path, run: Path, command: str
     ) -> None:

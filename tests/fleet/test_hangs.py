@@ -23,6 +23,7 @@ from tests.commands import SMALL, Commands, until
 from tests.fleet.test_fleet import endless, expect_same_bits
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_stop_is_killed_and_the_run_goes_on_later(
     manychar: Commands, text: Path
 ) -> None:
@@ -43,7 +44,7 @@ def test_a_server_that_does_not_stop_is_killed_and_the_run_goes_on_later(
 def test_verify_says_that_one_of_its_processes_was_ended(manychar: Commands, text: Path) -> None:
     made = manychar.run(
         *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),
-        *("--steps", "6000", "--checkpoint-every", "2000"),
+        *("--steps", "1200", "--checkpoint-every", "400"),
     )
     assert made.code == 0, made.err
     verifying = manychar.start("verify", "run", "--processes", "2")

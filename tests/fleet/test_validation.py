@@ -119,9 +119,8 @@ def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path
     train(manychar, text, "calm", *STOPS)
     running = manychar.start("train", str(text), "--run-dir", "run", *VALIDATED, *STOPS)
     run = manychar.directory / "run"
-    until(
-        lambda: run.exists() and len(read_validation_losses(open_run(run))) > 1, running.described
-    )
+    until((run / "config.json").exists, running.described)
+    until(lambda: len(read_validation_losses(open_run(run))) > 1, running.described)
     running.send(signal.SIGKILL)
     running.end()
     manychar.expect_nobody()

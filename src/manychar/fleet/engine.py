@@ -3,6 +3,7 @@
 Imported only when the run's numerics are pinned, because it imports numpy.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,13 +19,18 @@ from manychar.protocol.effects import Compute, FingerprintResult, Result
 from manychar.protocol.messages import Dimensions, Frame
 
 
+def no_heartbeat() -> float:
+    """Return that none is ever due."""
+    return math.inf
+
+
 class Progress:
     """Called between the pieces of a computation: times them, and sends due heartbeats.
 
-    `heartbeat` sends a heartbeat and returns when the next one is due.
+    `heartbeat` sends one, and returns when the next one is due.
     """
 
-    def __init__(self, heartbeat: Callable[[float], float]) -> None:
+    def __init__(self, heartbeat: Callable[[], float]) -> None:
         self.slowest = 0.0
         self._heartbeat = heartbeat
         self._due = self._last = time.monotonic()
@@ -34,12 +40,12 @@ class Progress:
         now = time.monotonic()
         self.slowest = max(self.slowest, now - self._last)
         if now >= self._due:
-            self._due = self._heartbeat(now)
+            self._due = self._heartbeat()
         self._last = now
 
 
 class Engine:
-    """Computes units of one run. What it computes on is copied from the frames it is given."""
+    """Computes units of one run, in buffers of its own."""
 
     def __init__(self, dimensions: Dimensions) -> None:
         self.dimensions = dimensions
@@ -57,9 +63,7 @@ class Engine:
 
     def compute_fingerprint(self) -> FingerprintResult:
         """Return the fingerprint of this process in the run's shapes and dtype."""
-        size = self.dimensions
-        progress = Progress(lambda now: now + 1)
-        names = libraries()
+        size, names, progress = self.dimensions, libraries(), Progress(no_heartbeat)
         found = fingerprint(
             vocabulary_size=size.vocabulary_size,
             hidden_size=size.hidden,
@@ -71,16 +75,14 @@ class Engine:
         )
         return FingerprintResult(found, names | kernels(), progress.slowest)
 
-    def compute(self, unit: Compute, heartbeat: Callable[[float], float]) -> Result:
+    def compute(self, unit: Compute, heartbeat: Callable[[], float] = no_heartbeat) -> Result:
         """Return one shard's loss, gradient and next hidden state at one step."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
-        began = time.monotonic()
-        progress = Progress(heartbeat)
-        batch = Batch(ids, unit.fresh)
+        batch, progress, began = Batch(ids, unit.fresh), Progress(heartbeat), time.monotonic()
         loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, progress)
         return Result(
             loss=loss,

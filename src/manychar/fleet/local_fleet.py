@@ -55,7 +55,7 @@ class LocalFleet:
         ]
         self._endpoint = ""
         self._client: ObserverClient | None = None
-        self._wanted_code: int | None = None
+        self._wanted: Finish | None = None
         self._code: int | None = None
         self._kill_at: float | None = None
         self._complaint = ""
@@ -76,7 +76,6 @@ class LocalFleet:
             stack.callback(self._supervisor.stop, SECONDS_TO_END)
             self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
             self._loop.on_deadline(lambda: self._kill_at, self._kill_server)
-            self._loop.on_deadline(self._observers_deadline, self._observe)
             self.server.arguments = self._server_arguments(self._private.bind)
             self._supervisor.start(self.server)
             while self._code is None:
@@ -106,15 +105,13 @@ class LocalFleet:
         )
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
+        self._loop.on_deadline(self._client.deadline, self._observe)
         for slot in self.workers:
             path = self._private.client_key(slot.name)
             flags = ["--connect-timeout", str(WORKER_CONNECT_TIMEOUT), "--child"]
             flags += ["--key", str(path)] if path else []
             slot.arguments = ["worker", self._endpoint, "--name", slot.name, *flags]
             self._supervisor.start(slot)
-
-    def _observers_deadline(self) -> float | None:
-        return None if self._client is None else self._client.deadline()
 
     @property
     def _ended(self) -> Finish | None:
@@ -155,15 +152,17 @@ class LocalFleet:
         endless = self.directory.operation.steps == 0
         self.stop(STOPPED if number == signal.SIGTERM else 0 if endless else INTERRUPTED)
 
-    def stop(self, code: int) -> None:
+    def stop(self, code: int, reason: str = "stopped") -> None:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
-        if self._wanted_code is None:
-            self._wanted_code = code
-            self._kill_at = time.monotonic() + SECONDS_TO_END
-            logger.info(STOPPING)
-            self.server.signal(signal.SIGTERM)
-            if self.server.process is None:
-                self._code = STOPPED
+        if self._wanted is not None:
+            return
+        self._wanted = Finish(code, reason)
+        if self.server.process is None:
+            self._code = STOPPED
+            return
+        logger.info(STOPPING)
+        self._kill_at = time.monotonic() + SECONDS_TO_END
+        self.server.signal(signal.SIGTERM)
 
     def _kill_server(self) -> None:
         self._kill_at = None
@@ -175,9 +174,18 @@ class LocalFleet:
             return  # the run has ended
         if slot is self.server:
             self._read_last_messages(code)
-            self._server_ended(code)
-        else:
-            self._worker_ended(slot, code)
+        elif code == STOPPED:
+            self._observe()  # was the run stopped? Then the server has told its observers, too
+        going_on = self._ended is None and self._wanted is None
+        crashed = code < 0 or code == CRASHED
+        if slot is self.server and not (self._endpoint and going_on and crashed):
+            self._code = code
+        elif going_on and code == RUN_FAILED:  # another start would end in the same way
+            logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
+            if all(worker.is_empty for worker in self.workers):
+                self.stop(RUN_FAILED, "no worker is left")
+        elif going_on and code != 0 and (given_up := self._supervisor.restart(slot, code)):
+            self.stop(RUN_FAILED, given_up)
 
     def _read_last_messages(self, code: int) -> None:
         """Read what the server sent before it ended: its reason may still be on its way."""
@@ -189,36 +197,10 @@ class LocalFleet:
                 return
             self._observe()
 
-    def _server_ended(self, code: int) -> None:
-        """Restart a server that crashed: the run resumes from its last checkpoint."""
-        crashed = code < 0 or code == CRASHED
-        goes_on = self._endpoint and self._ended is None and self._wanted_code is None
-        if not (crashed and goes_on):
-            self._code = code
-        elif given_up := self._supervisor.restart(self.server, code):
-            self._complaint = given_up
-            self._wanted_code = RUN_FAILED
-            self._code = STOPPED
-
-    def _worker_ended(self, slot: ProcessSlot, code: int) -> None:
-        if code == STOPPED:
-            self._observe()  # was the run stopped? Then the server has told its observers, too
-        if self._ended is not None or self._wanted_code is not None or code == 0:
-            return
-        if code == RUN_FAILED:  # refused, or no server: another start would end in the same way
-            logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
-            if all(worker.is_empty for worker in self.workers):
-                self._complaint = "no worker is left"
-                self.stop(RUN_FAILED)
-        elif given_up := self._supervisor.restart(slot, code):
-            self._complaint = given_up
-            self.stop(RUN_FAILED)
-
     def _result(self) -> Finish:
         code = self._code or 0
-        if self._wanted_code is not None and (code < 0 or code in (0, STOPPED)):
-            reason = self._complaint if self._wanted_code == RUN_FAILED else "stopped"
-            return Finish(self._wanted_code, reason)
+        if self._wanted is not None and (code < 0 or code in (0, STOPPED)):
+            return self._wanted
         if self._ended is not None and code == self._ended.code:
             return self._ended
         ended = f"the server ended {how_it_ended(code)}"

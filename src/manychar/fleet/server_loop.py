@@ -59,14 +59,14 @@ class ServerLoop:
     directory: RunDirectory
     beginning: ResumePoint
     router: Router
-    writer: Writer
     screen: Screen
     loop: EventLoop
-    notifier: Notifier
     outcome: effects.Finish | effects.ResumeBefore | None = None
     flush_at: float = 0.0
 
     def __post_init__(self) -> None:
+        self.notifier = Notifier()
+        self.writer = Writer(self.directory, self.beginning, self.loop.wake)
         self.snapshots = Snapshots(self.machine.dimensions)
         self.validation = ValidationProcess(
             self.directory,
@@ -78,10 +78,10 @@ class ServerLoop:
     def run(self, asked: effects.Finish | None) -> effects.Finish | effects.ResumeBefore:
         """Loop until the machine has finished. `asked` is a stop that came before it began."""
         self._register()
-        self._handle(events.Started())
-        if asked is not None:
-            self._stop(asked.code, asked.reason)
-        with contextlib.closing(self.validation):
+        with self.writer, contextlib.closing(self.validation):
+            self._handle(events.Started())
+            if asked is not None:
+                self._stop(asked.code, asked.reason)
             while self.outcome is None:
                 self.loop.turn()
                 self._handle(events.MailboxEmpty())
@@ -196,7 +196,7 @@ class ServerLoop:
             case effects.Record(status):
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
-                result = self.engine.compute(effect, lambda now: now + 1)
+                result = self.engine.compute(effect)
                 self._handle(events.Computed(effect.shard, effect.step, result))
             case effects.Remember(changes):
                 self.directory = self.directory.with_facts(**changes)

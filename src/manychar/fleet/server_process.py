@@ -18,13 +18,11 @@ from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router
 from manychar.processes.errors import RUN_FAILED, UserError, because
-from manychar.processes.sd_notify import Notifier
 from manychar.protocol.admission import as_words
 from manychar.protocol.effects import Finish
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
 from manychar.storage.append_log import AppendLog
-from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
 from manychar.storage.validation_log import unvalidated
@@ -51,11 +49,10 @@ def serve(
     raise_limit()
     with contextlib.ExitStack() as stack:
         loop = stack.enter_context(EventLoop())
-        # First of all: a process that reads that this one listens may signal at once.
+        # First of all: a parent that reads the endpoint may send a signal at once.
         stops = signal.SIGINT, signal.SIGTERM
         loop.on_signal(lambda number: server.signalled(number), *stops)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
-        notifier = Notifier()
         term = raise_term(directory)
         try:
             beginning = recover(directory, term)
@@ -68,25 +65,23 @@ def serve(
         machine = ParameterServer(run, now=time.monotonic())
         router = Router(endpoint, machine.dimensions, keys)
         stack.callback(router.close)
-        screen.bound(router.endpoint)
-        notifier.ready(f"listening on {router.endpoint}")
         server = ServerLoop(
             machine=machine,
             engine=engine,
             directory=directory,
             beginning=beginning,
             router=router,
-            writer=stack.enter_context(Writer(directory, beginning, loop.wake)),
             screen=screen,
             loop=loop,
-            notifier=notifier,
         )
+        screen.bound(router.endpoint)
+        server.notifier.ready(f"listening on {router.endpoint}")
         outcome = server.run(pending_stop())
     if isinstance(outcome, Finish):
         return outcome
     arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
-    asked = machine.lifecycle.asked
-    return execute_anew(arguments, environment=notifier.variables, asked=asked)
+    variables, asked = server.notifier.variables, machine.lifecycle.asked
+    return execute_anew(arguments, environment=variables, asked=asked)
 
 
 def _close(*logs: AppendLog) -> None:

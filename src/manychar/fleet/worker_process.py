@@ -119,7 +119,7 @@ class _Loop:
         logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 
-    def _heartbeat(self, _now: float) -> float:
+    def _heartbeat(self) -> float:
         """Send a heartbeat from within the computation; return when the next one is due."""
         self.notifier.alive()
         self._handle(events.HeartbeatDue())
