@@ -187,11 +187,11 @@ def _worker(seconds: float, **values: Any) -> WorkerStats:
 
 
 def test_a_worker_computes_between_its_words_as_it_did_before() -> None:
-    tally = Tally(since=0.0, said_at=0.0)
-    tally.says(0.3, 0.5)
+    tally = Tally(since=0.0, reported_at=0.0)
+    tally.reports(0.3, 0.5)
     assert tally.computing_by(0.5) == pytest.approx(0.3)
     assert tally.computing_by(0.9) == pytest.approx(0.3 + 0.6 * 0.4)
-    tally.says(0.54, 0.9)
+    tally.reports(0.54, 0.9)
     assert tally.computing_by(60.0) == pytest.approx(
         0.54 + 0.6
     )  # it is late: no more than a second

@@ -128,15 +128,7 @@ def test_it_says_goodbye() -> None:
 
 def test_a_grant_is_not_for_observers() -> None:
     grant = Grant(
-        run=RUN,
-        term=TERM,
-        lease=1,
-        shard=0,
-        step=0,
-        fresh=True,
-        weights=b"",
-        hidden=b"",
-        ids=b"",
+        run=RUN, term=TERM, lease=1, shard=0, step=0, fresh=True, weights=b"", hidden=b"", ids=b""
     )
     with pytest.raises(PeerError, match="Grant to a client that is observing"):
         watching().handle(Received(grant), 0.1)

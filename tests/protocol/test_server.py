@@ -327,11 +327,7 @@ def test_a_name_is_bound_to_its_key(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("role", "key"),
-    [
-        ("worker", KeyRole.OBSERVER),
-        ("worker", KeyRole.OPERATOR),
-        ("observer", KeyRole.WORKER),
-    ],
+    [("worker", KeyRole.OBSERVER), ("worker", KeyRole.OPERATOR), ("observer", KeyRole.WORKER)],
 )
 def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
     stage = Stage()
@@ -589,7 +585,7 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     effects = stage.server.handle(DiskWaited(), stage.now)
     assert "step 0 waits for the disk: earlier checkpoints are being written" in said(effects)
     assert only(effects, Status).waiting_for.startswith("the disk")
-    assert not stage.server.waiting.for_disk
+    assert not stage.server.status_report.waits_for_disk
 
 
 def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_barred() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol import events, server
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Finish, ProtocolError
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.messages import Goodbye, Gradient, Heartbeat, Hello, Stop, Welcome
@@ -26,12 +27,12 @@ def test_an_event_that_the_table_does_not_name_is_a_protocol_error() -> None:
 def test_a_phase_that_the_row_does_not_name_is_a_protocol_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ends(self: ParameterServer, event: events.Warned, now: float) -> None:
+    def ends(self: ParameterServer, event: events.Dropped, now: float) -> None:
         self.lifecycle.phase = RunPhase.FINISHED
 
-    plant_handler(monkeypatch, ParameterServer, "_warned", ends)
-    with pytest.raises(ProtocolError, match="Warned led from training to finished"):
-        Stage().server.handle(events.Warned("careful"), 0.0)
+    plant_handler(monkeypatch, ParameterServer, "_dropped", ends)
+    with pytest.raises(ProtocolError, match="Dropped led from training to finished"):
+        Stage().server.handle(events.Dropped(Counter.SENDS_DROPPED), 0.0)
 
 
 def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(
@@ -92,7 +93,7 @@ def test_time_in_which_a_client_was_stopped_is_no_silence_of_the_server() -> Non
 
 def test_the_tables_name_every_event_and_every_message_of_a_member() -> None:
     for phase in RunPhase:
-        if phase is not RunPhase.STARTING:
+        if phase not in (RunPhase.STARTING, RunPhase.FINISHED):
             assert (phase, events.Received) in server._EVENTS
     named = {kind for _, kind in server._MESSAGES}
     assert {Gradient, Heartbeat, Goodbye, Stop} <= named

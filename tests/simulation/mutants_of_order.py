@@ -18,7 +18,7 @@ from manychar.protocol.membership import Lease, Member, Membership, PeerState
 from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.stall_report import StallReport
+from manychar.protocol.status_report import StatusReport
 from manychar.protocol.worker import Worker
 from tests.simulation.planted import mutant, plant_handler
 from tests.simulation.world import World
@@ -187,7 +187,7 @@ def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("told", "suspended", "silence")
 def the_server_waits_in_silence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StallReport, "tick", lambda *_: None)
+    patch.setattr(StatusReport, "report_stall", lambda *_: None)
 
 
 @mutant("end", "none", "result")

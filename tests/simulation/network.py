@@ -137,9 +137,7 @@ class Network:
         world.log(lambda: f"forged: {link.worker.name}, confused: {confused}")
         if confused:
             wrong = dataclasses.replace(
-                message,
-                gradient=flip(message.gradient),
-                hidden_digest=bytes(DIGEST_BYTES),
+                message, gradient=flip(message.gradient), hidden_digest=bytes(DIGEST_BYTES)
             )
         else:
             world.broken.add(link.worker.name)

@@ -173,13 +173,12 @@ class Oracle:
         self, machine: ParameterServer, peer: Peer, before: Before, effects: Sequence[Effect]
     ) -> None:
         """What comes from another term, or from nobody known, is only answered."""
-        afresh = len(effects) == 1 and isinstance(effects[0], Send)
-        if (
-            not afresh
-            or not isinstance(effects[0].message, Reset)  # type: ignore[union-attr]
-            or effects[0].to != peer  # type: ignore[union-attr]
-            or frozenset(machine.membership.members) != before.members
-        ):
+        match effects:
+            case [Send(Reset(), to)] if to == peer:
+                handled = frozenset(machine.membership.members) != before.members
+            case _:
+                handled = True
+        if handled:
             raise Violation("another term", f"a stranger's message was handled: {effects}")
 
     def _check_wanted(self, gradient: Gradient, before: Before) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from manychar.protocol.transitions import Row
+from manychar.protocol.events import Row
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -3,57 +3,37 @@
 import math
 from collections.abc import Mapping
 
+from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Remember
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import Member, Membership, PeerState, Tally
-from manychar.protocol.messages import (
-    WIRE_VERSION,
-    Alive,
-    Goodbye,
-    Gradient,
-    Heartbeat,
-    Hello,
-    KeyRole,
-    Level,
-    Names,
-    Owner,
-    Peer,
-    Ready,
-    Refused,
-    Role,
-    Unban,
-    Unbanned,
-    Welcome,
-    one_line,
-)
-from manychar.protocol.outbox import Outbox
-from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.membership import Member, PeerState, Tally
+from manychar.protocol.messages import KeyRole, Level, Names, Owner, Peer, Refused, Role, one_line
+from manychar.protocol.server_part import ServerPart, Shared
 
 WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-class Admission:
-    """Admits peers. `banned` says of each name why.
+# 24 methods: one for each way in which a peer comes, stays or leaves.
+class Admission(ServerPart):
+    """Admits peers. `banned` gives the reason for each ban by name.
 
     `mixed` is whether a worker with another fingerprint than the run's was admitted.
     """
 
-    def __init__(
-        self, run: RunSpec, membership: Membership, lease_grants: LeaseGrants, outbox: Outbox
-    ) -> None:
-        self.banned = dict(run.banned)
+    def __init__(self, shared: Shared, lease_grants: LeaseGrants) -> None:
+        super().__init__(shared)
+        self.banned = dict(self._run.banned)
         self.mixed = False
-        self._run = run
-        self._membership = membership
         self._lease_grants = lease_grants
-        self._outbox = outbox
         self._fault_limiter = FaultLimiter()
         self._next_warning = -math.inf
 
-    def connect(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member | None:
+    def connect(
+        self, peer: Peer, hello: messages.Hello, owner: Owner | None, now: float
+    ) -> Member | None:
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
         if refusal := self._why_not(hello, owner):
             self._outbox.send(peer, Refused(reason=refusal))
@@ -70,10 +50,11 @@ class Admission:
         self.welcome(member)
         return member
 
-    def _why_not(self, hello: Hello, owner: Owner | None) -> str:
-        """Return the reason why a peer cannot be here, or nothing."""
-        if hello.wire != WIRE_VERSION:
-            return f"it speaks wire version {hello.wire}, this server speaks {WIRE_VERSION}"
+    def _why_not(self, hello: messages.Hello, owner: Owner | None) -> str:
+        """Return the reason why a peer is refused, or nothing."""
+        if hello.wire != messages.WIRE_VERSION:
+            ours = messages.WIRE_VERSION
+            return f"it speaks wire version {hello.wire}, this server speaks {ours}"
         if hello.role not in tuple(Role):
             return f"there is no role {hello.role}"
         if owner is not None and (refusal := _not_by_this_key(hello, owner)):
@@ -84,9 +65,9 @@ class Admission:
         return ""
 
     def welcome(self, member: Member) -> None:
-        """Tell a peer which run this is."""
+        """Send a peer the run's identity, dimensions and numerics."""
         observer = member.role is Role.OBSERVER
-        welcome = Welcome(
+        welcome = messages.Welcome(
             run=self._run.run,
             term=self._run.term,
             steps=self._run.operation.steps,
@@ -98,22 +79,20 @@ class Admission:
         )
         self._outbox.send(member.peer, welcome)
 
-    def not_ready(self, member: Member, message: object, now: float) -> None:
-        """Ignore the gradient of a worker that has not said Ready again."""
+    def not_ready(self, member: Member, message: messages.Gradient, now: float) -> None:
+        """Ignore the gradient of a worker that has not sent Ready again."""
         self._outbox.count(Counter.MESSAGES_BEFORE_READY)
         self.welcome(member)
 
-    def ready(self, member: Member, ready: Ready, now: float) -> None:
+    def ready(self, member: Member, ready: messages.Ready, now: float) -> None:
         """Let a worker with the run's arithmetic begin."""
-        member.tally = Tally(since=now, said_at=now, delivered_at=now)
+        member.tally = Tally(since=now, reported_at=now, delivered_at=now)
         member.slowest = ready.slowest
-        if (
-            ready.fingerprint != self._run.fingerprint
-            and not self._run.operation.allow_mixed_numerics
-        ):
+        other = ready.fingerprint != self._run.fingerprint
+        if other and not self._run.operation.allow_mixed_numerics:
             self._refuse_arithmetic(member, ready, now)
             return
-        if ready.fingerprint != self._run.fingerprint and not self.mixed:
+        if other and not self.mixed:
             self.mixed = True
             self._outbox.add(Remember({"mixed": True}))
             self._outbox.warn(
@@ -132,7 +111,7 @@ class Admission:
                 f" (--shards) and {len(self._membership.workers())} workers"
             )
 
-    def _refuse_arithmetic(self, member: Member, ready: Ready, now: float) -> None:
+    def _refuse_arithmetic(self, member: Member, ready: messages.Ready, now: float) -> None:
         reason = (
             f"its arithmetic gives other bits than the run's (--numerics"
             f" {self._run.definition.numerics}): it has {as_words(ready.libraries)};"
@@ -142,116 +121,44 @@ class Admission:
         self._outbox.warn(f"{member.name} was refused: {reason}")
         self.forget(member, now)
 
-    def heartbeat(self, member: Member, heartbeat: Heartbeat, now: float) -> None:
-        """Note how far a peer is, and answer; a worker that is not ready is welcomed again."""
+    def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
+        """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
-        member.tally.says(heartbeat.computing, now)
+        member.tally.reports(heartbeat.computing, now)
         if member.state is PeerState.ADMITTED:
             self.welcome(member)
-        self._outbox.send(member.peer, Alive(run=self._run.run, term=self._run.term))
+        self._outbox.send(member.peer, messages.Alive(run=self._run.run, term=self._run.term))
 
-    def goodbye(self, member: Member, goodbye: Goodbye, now: float) -> None:
+    # Members that leave or are lost.
+
+    def goodbye(self, member: Member, goodbye: messages.Goodbye, now: float) -> None:
         """Let a peer go that leaves in good order."""
-        self.leaves(member, goodbye.reason, now)
+        self._leaves(member, goodbye.reason, now)
 
-    def leaves(self, member: Member, why: str, now: float) -> None:
-        """Let a member go, and say so if it worked."""
+    def peer_lost(self, event: events.PeerLost, now: float) -> None:
+        """Let a peer go whose connection is gone."""
+        if (member := self._membership.members.get(event.peer)) is not None:
+            self._leaves(member, "its connection is gone", now)
+
+    def key_revoked(self, event: events.KeyRevoked, now: float) -> None:
+        """Let a peer go whose key is not valid any more."""
+        self._outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
+        if (member := self._membership.members.get(event.peer)) is not None:
+            self._outbox.send(member.peer, Refused(reason="its key was revoked"))
+            self._outbox.warn(f"{member.name} has to leave: its key was revoked")
+            self.forget(member, now)
+
+    def _leaves(self, member: Member, why: str, now: float) -> None:
         if member.role is Role.WORKER:
             self._outbox.notice(f"{member.name} has left: {why}")
         self.forget(member, now)
 
     def forget(self, member: Member, now: float) -> None:
-        """Let a member go; its leases move."""
+        """Remove a member; its leases move."""
         self._membership.forget(member)
         if self._membership.leases_of(member.peer):
             self._lease_grants.rebalance(now)
-
-    def comes_back(self, member: Member, now: float) -> None:
-        """Give work again to a worker that was taken for lost."""
-        member.state = PeerState.WORKING
-        self._outbox.notice(f"{member.name} is back")
-        self._lease_grants.rebalance(now)
-
-    def ban(self, names: Names, why: str, now: float) -> None:
-        """Refuse this worker from now on, whatever its connection."""
-        self.banned.update(dict.fromkeys(names, why))
-        self._outbox.add(Remember({"banned": dict(self.banned)}))
-        self._outbox.notice(f"{names[0]} is banned: {why}", Level.ERROR)
-        for member in list(self._membership.members.values()):
-            if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
-                self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
-                self.forget(member, now)
-
-    # Senders of invalid messages.
-
-    def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
-        """Whether messages of this sender are to be dropped unread."""
-        return self._fault_limiter.is_blocked(_sender(peer, owner), now)
-
-    def malformed(self, peer: Peer, owner: Owner | None, reason: str, now: float) -> None:
-        """Count a message that could not be read, or that its sender may not send."""
-        member = self._membership.members.get(peer)
-        name = member.name if member else owner.name if owner else "an unknown peer"
-        self._outbox.count_against(name, Counter.MESSAGES_MALFORMED)
-        if member is not None:
-            member.tally.dropped += 1
-        if now >= self._next_warning:
-            self._next_warning = now + WARN_EVERY
-            total = self._outbox.counts[Counter.MESSAGES_MALFORMED]
-            self._outbox.warn(f"{name}: dropped a message: {reason} ({total:,} in total)")
-        self._fault(peer, owner, name, now)
-
-    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
-        """Count a fault against a sender; one with too many is blocked."""
-        if not self._fault_limiter.fault(_sender(peer, owner), now):
-            return
-        self._outbox.count(Counter.SENDERS_BLOCKED)
-        self._outbox.warn(f"{name} is blocked for {BLOCKED_FOR:.0f} s")
-        if (member := self._membership.members.get(peer)) is not None:
-            self.leaves(member, "its messages cannot be read", now)
-
-    def from_wrong_state(self, member: Member, gradient: Gradient, now: float) -> None:
-        """Begin a lease anew whose gradient was computed from a wrong state, or ban its holder."""
-        self._outbox.warn(
-            f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
-            " from another state: dropped"
-        )
-        lease = self._membership.leases.get(gradient.shard)
-        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
-            return  # it has another lease by now, or nobody asked it
-        if lease.renewed < RENEWALS:
-            self._lease_grants.renew(gradient.shard, now)
-        else:
-            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
-            self.ban(member.names, why, now)
-
-    # Members that are lost.
-
-    def unban(self, member: Member, message: Unban, now: float) -> None:
-        """Lift a ban; only an operator may."""
-        if self.is_operator(member, "lift a ban"):
-            before = self.banned
-            self.banned, text = lift_ban(before, message.name)
-            if self.banned != before:
-                self._outbox.add(Remember({"banned": dict(self.banned)}))
-                self._outbox.notice(f"{text}, says {member.name}")
-            run, term = self._run.run, self._run.term
-            self._outbox.send(member.peer, Unbanned(run=run, term=term, text=one_line(text)))
-
-    def is_operator(self, member: Member, what: str) -> bool:
-        """Whether a member may do this; where its key is not an operator's, it is refused."""
-        if member.owner is None or member.owner.role is KeyRole.OPERATOR:
-            return True
-        reason = f"the key of {member.owner.name} is not an operator's: it cannot {what}"
-        self._outbox.send(member.peer, Refused(reason=reason))
-        return False
-
-    def revoked(self, member: Member, now: float) -> None:
-        """Let a member go whose key is not good any more."""
-        self._outbox.send(member.peer, Refused(reason="its key was revoked"))
-        self._outbox.warn(f"{member.name} has to leave: its key was revoked")
-        self.forget(member, now)
 
     def check_silence(self, now: float) -> None:
         """Take the leases of workers that have been silent for too long."""
@@ -263,14 +170,96 @@ class Admission:
                 self.forget(member, now)
 
     def _loses(self, member: Member, why: str, now: float) -> None:
-        """Take a worker for lost: if it lives after all, its next message brings it back."""
+        """Take a worker for lost; its next message brings it back."""
         member.state = PeerState.SILENT
         self._outbox.warn(f"{member.name} is taken for lost: {why}")
         self._lease_grants.rebalance(now)
 
+    def comes_back(self, member: Member, now: float) -> None:
+        """Give work again to a worker that was taken for lost."""
+        member.state = PeerState.WORKING
+        self._outbox.notice(f"{member.name} is back")
+        self._lease_grants.rebalance(now)
+
+    # Faults.
+
+    def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
+        """Whether messages of this sender are to be dropped unread."""
+        return self._fault_limiter.is_blocked(_sender(peer, owner), now)
+
+    def malformed(self, event: events.Malformed, now: float) -> None:
+        """Count a message that could not be read, or that its sender may not send."""
+        member, owner = self._membership.members.get(event.peer), event.owner
+        name = member.name if member else owner.name if owner else "an unknown peer"
+        self._outbox.count_against(name, Counter.MESSAGES_MALFORMED)
+        if member is not None:
+            member.tally.dropped += 1
+        if now >= self._next_warning:
+            self._next_warning = now + WARN_EVERY
+            total = self._outbox.counts[Counter.MESSAGES_MALFORMED]
+            self._outbox.warn(f"{name}: dropped a message: {event.reason} ({total:,} in total)")
+        self._fault(event.peer, owner, name, now)
+
+    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
+        """Count a fault against a sender; one with too many is blocked."""
+        if not self._fault_limiter.fault(_sender(peer, owner), now):
+            return
+        self._outbox.count(Counter.SENDERS_BLOCKED)
+        self._outbox.warn(f"{name} is blocked for {BLOCKED_FOR:.0f} s")
+        if (member := self._membership.members.get(peer)) is not None:
+            self._leaves(member, "its messages cannot be read", now)
+
+    def from_wrong_state(self, member: Member, gradient: messages.Gradient, now: float) -> None:
+        """Renew the lease of a gradient that was computed from a wrong state, or ban its holder.
+
+        A worker that sends RENEWALS + 1 of them in a row would else block its shard forever.
+        """
+        self._outbox.warn(
+            f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
+            " from another state: dropped"
+        )
+        lease = self._membership.leases.get(gradient.shard)
+        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
+            return  # not under its present lease
+        if lease.renewed < RENEWALS:
+            self._lease_grants.renew(gradient.shard, now)
+        else:
+            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
+            self.ban(member.names, why, now)
+
+    def ban(self, names: Names, why: str, now: float) -> None:
+        """Refuse this worker from now on, on any connection."""
+        self.banned.update(dict.fromkeys(names, why))
+        self._outbox.add(Remember({"banned": dict(self.banned)}))
+        self._outbox.notice(f"{names[0]} is banned: {why}", Level.ERROR)
+        for member in list(self._membership.members.values()):
+            if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
+                self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
+                self.forget(member, now)
+
+    def unban(self, member: Member, message: messages.Unban, now: float) -> None:
+        """Lift a ban; only an operator may."""
+        if self.is_operator(member, "lift a ban"):
+            before = self.banned
+            self.banned, text = lift_ban(before, message.name)
+            if self.banned != before:
+                self._outbox.add(Remember({"banned": dict(self.banned)}))
+                self._outbox.notice(f"{text}, says {member.name}")
+            run, term = self._run.run, self._run.term
+            answer = messages.Unbanned(run=run, term=term, text=one_line(text))
+            self._outbox.send(member.peer, answer)
+
+    def is_operator(self, member: Member, what: str) -> bool:
+        """Whether a member may do this; where its key is not an operator's, it is refused."""
+        if member.owner is None or member.owner.role is KeyRole.OPERATOR:
+            return True
+        reason = f"the key of {member.owner.name} is not an operator's: it cannot {what}"
+        self._outbox.send(member.peer, Refused(reason=reason))
+        return False
+
 
 def _sender(peer: Peer, owner: Owner | None) -> bytes:
-    """Return what faults are counted by: the key's owner, or the connection."""
+    """Return the identity by which faults are counted: the key's owner, or the connection."""
     return peer if owner is None else b"key " + owner.name.encode()
 
 
@@ -281,7 +270,7 @@ def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]
     return left, f"{text}; banned: {', '.join(left)}" if left else text
 
 
-def _not_by_this_key(hello: Hello, owner: Owner) -> str:
+def _not_by_this_key(hello: messages.Hello, owner: Owner) -> str:
     """Return what the owner of a key may not do, or nothing."""
     if (hello.role == Role.WORKER) != (owner.role is KeyRole.WORKER):
         return f"the key of {owner.name} is for {owner.role.value}s, not for {hello.role}s"
@@ -292,5 +281,5 @@ def _not_by_this_key(hello: Hello, owner: Owner) -> str:
 
 
 def as_words(libraries: Mapping[str, str]) -> str:
-    """Return what computes, for a person."""
+    """Return the names and versions of libraries on one line."""
     return ", ".join(f"{name} {value}" for name, value in sorted(libraries.items()))

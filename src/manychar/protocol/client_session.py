@@ -13,6 +13,7 @@ import enum
 import math
 from typing import ClassVar, Generic, TypeVar
 
+from manychar.protocol import events, messages
 from manychar.protocol.effects import (
     RUN_FAILED,
     Effect,
@@ -22,28 +23,17 @@ from manychar.protocol.effects import (
     ProtocolError,
     Send,
 )
-from manychar.protocol.events import (
-    DeadlinePassed,
-    Event,
-    HeartbeatDue,
-    LeaveRequested,
-    Received,
-    Suspended,
-)
+from manychar.protocol.events import Received, Table
 from manychar.protocol.messages import (
     Dimensions,
-    Goodbye,
-    Heartbeat,
     Hello,
     Level,
     Message,
-    Refused,
     Reset,
     Unit,
     Welcome,
     one_line,
 )
-from manychar.protocol.transitions import Table
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0
@@ -80,7 +70,7 @@ class ClientSession:
 
     def concerns(self, message: Message) -> bool:
         """Whether the message is for this (run, term), or comes before there is one."""
-        if isinstance(message, Hello | Welcome | Refused | Reset):
+        if isinstance(message, Hello | Welcome | messages.Refused | Reset):
             return True
         return self.belongs(message.run, message.term)
 
@@ -156,7 +146,7 @@ class ClientSession:
             return []
         welcome = self._welcomed()
         self.next_heartbeat = now + min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
-        heartbeat = Heartbeat(
+        heartbeat = messages.Heartbeat(
             run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
         )
         return [Send(heartbeat)]
@@ -173,7 +163,7 @@ class ClientSession:
         """Tell the server that this client leaves, if it has been welcomed."""
         if (welcome := self.welcome) is None:
             return []
-        return [Send(Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
+        return [Send(messages.Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
 
     def _welcomed(self) -> Welcome:
         if self.welcome is None:
@@ -211,7 +201,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         """When DeadlinePassed is due."""
         return None if self.ended else self.session.deadline()
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take an event. PeerError is a message that the table does not name for this state."""
         if self.ended:
             return []
@@ -229,7 +219,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         row.check(fact, before=before, after=self.state)
         return effects
 
-    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
+    def _deadline_passed(self, event: events.DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
         if self.session.connecting and self.state is self._connected:
             self.state = self._connecting
@@ -237,14 +227,16 @@ class ClientMachine(abc.ABC, Generic[Phase]):
             self.state = self._ended
         return effects + self._heartbeat(event, now)
 
-    def _heartbeat(self, event: DeadlinePassed | HeartbeatDue, now: float) -> list[Effect]:
+    def _heartbeat(
+        self, event: events.DeadlinePassed | events.HeartbeatDue, now: float
+    ) -> list[Effect]:
         return self.session.heartbeat(now)
 
-    def _leave(self, event: LeaveRequested, now: float) -> list[Effect]:
+    def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.state = self._ended
         return [*self.session.goodbye(event.reason), Finish(event.code, event.reason)]
 
-    def _suspended(self, event: Suspended, now: float) -> list[Effect]:
+    def _suspended(self, event: events.Suspended, now: float) -> list[Effect]:
         self.session.suspended(event.seconds, now)
         return []
 
@@ -255,7 +247,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         self.session.connect(now)
         return self.session.tick(now)
 
-    def _refused(self, refused: Refused, now: float) -> list[Effect]:
+    def _refused(self, refused: messages.Refused, now: float) -> list[Effect]:
         self.state = self._ended
         role = self.session.hello.role
         return [Finish(RUN_FAILED, f"the server refused this {role}: {refused.reason}")]

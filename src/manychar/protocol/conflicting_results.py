@@ -1,4 +1,4 @@
-"""Two results for one unit that are not the same bytes: somebody's arithmetic is broken.
+"""Two results for one unit that are not the same bytes: one of them was computed wrongly.
 
 The server computes the unit itself from what it holds, and bans the worker that was wrong. Where
 that worker's result is part of the weights, the run resumes from a checkpoint before it.
@@ -7,24 +7,24 @@ that worker's result is part of the weights, the run resumes from a checkpoint b
 import math
 
 from manychar.protocol.admission import Admission
-from manychar.protocol.aggregation import Aggregation, Digest, digest_of
-from manychar.protocol.effects import Result, ResumeBefore
+from manychar.protocol.aggregation import Digest, digest_of
+from manychar.protocol.effects import ResumeBefore
+from manychar.protocol.events import Computed
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import Gradient, Level, Names
-from manychar.protocol.outbox import Outbox
+from manychar.protocol.server_part import ServerPart, Shared
 
 
-class ConflictingResults:
+class ConflictingResults(ServerPart):
     """The open conflicts: the senders and digests of each (shard, step), the accepted one first."""
 
-    def __init__(self, aggregation: Aggregation, admission: Admission, outbox: Outbox) -> None:
+    def __init__(self, shared: Shared, admission: Admission) -> None:
+        super().__init__(shared)
         self.open: dict[tuple[int, int], list[tuple[Names, Digest]]] = {}
-        self._aggregation = aggregation
         self._admission = admission
-        self._outbox = outbox
 
     def begin(self, member: Member, gradient: Gradient) -> None:
-        """Have this server compute what two results differ on."""
+        """Have this server compute the unit on which two results differ."""
         shard, step = gradient.shard, gradient.step
         accepted = self._aggregation.accepted(shard, step)
         self._outbox.warn(
@@ -32,27 +32,28 @@ class ConflictingResults:
             f" than {accepted.sender[0]} did"
         )
         if self._admission.mixed:
-            return  # other arithmetic was let in: nobody is to blame
+            return  # with other arithmetic admitted, a difference is no fault
         if (shard, step) not in self.open:
             self.open[shard, step] = [(accepted.sender, accepted.digest)]
             self._outbox.add(self._aggregation.unit(shard, step))
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
-    def settle(self, shard: int, step: int, result: Result, now: float) -> ResumeBefore | None:
+    def settle(self, own: Computed, now: float) -> ResumeBefore | None:
         """Ban the workers that were wrong; return where to resume if the weights depend on them."""
-        (_, accepted), *_ = said = self.open.pop((shard, step))
-        truth = digest_of(result)
-        wrong = sorted({names for names, digest in said if digest != truth})
+        shard, step = own.shard, own.step
+        (_, accepted), *_ = results = self.open.pop((shard, step))
+        right = digest_of(own.result)
+        wrong = sorted({names for names, digest in results if digest != right})
         for names in wrong:
             self._admission.ban(names, f"it computed step {step}, shard {shard} wrongly", now)
-        called = {name for names in wrong for name in names}
-        at_most = math.inf if accepted == truth else step
-        if math.isinf(first := self._aggregation.first_from(called, at_most=at_most)):
+        senders = {name for names in wrong for name in names}
+        at_most = math.inf if accepted == right else step
+        if math.isinf(first := self._aggregation.first_from(senders, at_most=at_most)):
             return None
-        who = ", ".join(name for name, _ in wrong)
+        names_of_wrong = ", ".join(name for name, _ in wrong)
         text = (
-            f"no gradient of {who} can be trusted: resuming before step {first}, the first"
-            " that is remembered; manychar verify tells of those before it"
+            f"no gradient of {names_of_wrong} can be trusted: resuming before step {first}, the"
+            " first that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)
         return ResumeBefore(int(first) + 1, dict(self._admission.banned))

@@ -4,35 +4,31 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from manychar.protocol.messages import (
-    Frame,
-    Level,
-    Message,
-    Peer,
-    Status,
-    Unbanned,
-    Weights,
-    Welcome,
-)
+from manychar.protocol import messages
+from manychar.protocol.messages import Frame, Level, Message, Peer, Status
 
 if TYPE_CHECKING:
     from manychar.numerics.training_step import TrainingState
-
 
 RUN_FAILED = 3  # exit codes of a Finish
 STOPPED = 75
 
 
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Something to do; what comes of it is an event again."""
+
+
 class ProtocolError(RuntimeError):
-    """An event that this machine's table does not list: a fault of ours, and loud."""
+    """An event that this machine's table does not name: a bug, which ends the process."""
 
 
 class PeerError(RuntimeError):
-    """A message that the table does not list for its sender: a fault of the other side, counted."""
+    """A message that its sender may not send in its state: counted as malformed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Send:
+class Send(Effect):
     """Send the message; `to` is None where there is only one other side."""
 
     message: Message
@@ -40,44 +36,44 @@ class Send:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Save:
-    """Write a checkpoint beside the loop, and come back with `saved` or `save_failed`."""
+class Save(Effect):
+    """Write a checkpoint in the background: CheckpointSaved or CheckpointFailed follows."""
 
     state: "TrainingState"
 
 
 @dataclasses.dataclass(frozen=True)
-class Validate:
-    """Have a checkpoint judged; come back with `judged`, `not_judged` or `judge_failed`."""
+class Validate(Effect):
+    """Validate a checkpoint: Validated, NotValidated or ValidationFailed follows."""
 
     step: int
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepBest:
-    """Keep the checkpoint of `step` under a name of its own: no other is better so far."""
+class KeepBest(Effect):
+    """Keep the checkpoint of `step` under a name of its own: it is the best so far."""
 
     step: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Log:
-    """Tell the person at this process, in one line."""
+class Log(Effect):
+    """Log one line."""
 
     text: str
     level: Level = Level.INFO
 
 
 @dataclasses.dataclass(frozen=True)
-class Show:
+class Show(Effect):
     """Show the run's status, weights to sample from, or an answer, to the user of this process."""
 
-    message: Status | Weights | Unbanned
+    message: Status | messages.Weights | messages.Unbanned
 
 
 @dataclasses.dataclass(frozen=True)
-class Append:
-    """Add to the journal: weights `step` came into being, the step before it had this loss."""
+class Append(Effect):
+    """Add to the journal: weights `step`, and the loss of the step that made them."""
 
     step: int
     loss: float
@@ -85,22 +81,22 @@ class Append:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Record(Effect):
     """Add these figures to the run's metrics."""
 
     status: Status
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputeFingerprint:
-    """Pin the numerics that the run wants, compute the fingerprint, and come back with `proved`."""
+class ComputeFingerprint(Effect):
+    """Pin the run's numerics, compute the fingerprint: FingerprintComputed follows."""
 
-    welcome: Welcome
+    welcome: messages.Welcome
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compute:
-    """Compute one unit, and come back with `computed`."""
+class Compute(Effect):
+    """Compute one unit: Computed follows."""
 
     shard: int
     step: int
@@ -112,7 +108,7 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class FingerprintResult:
-    """What came of Prove; `slowest` is the longest piece of work in seconds."""
+    """Result of ComputeFingerprint; `slowest` is the longest piece of work in seconds."""
 
     fingerprint: str
     libraries: Mapping[str, str]
@@ -121,7 +117,7 @@ class FingerprintResult:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of Compute: `seconds` in all, `slowest` its longest piece of work in seconds."""
+    """Result of Compute: it took `seconds`, and its longest piece of work `slowest` seconds."""
 
     loss: float
     gradient: Frame
@@ -131,8 +127,8 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResumeBefore:
-    """Note durably to resume before the state of `step`, and who is banned and why; then restart.
+class ResumeBefore(Effect):
+    """Write durably `banned` (name to reason) and that the run resumes before `step`; restart.
 
     The next server takes the newest checkpoint below `step`.
     """
@@ -142,37 +138,20 @@ class ResumeBefore:
 
 
 @dataclasses.dataclass(frozen=True)
-class Remember:
+class Remember(Effect):
     """Write to config.json's facts that the run is `mixed`, or the `banned` names with reasons."""
 
     changes: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finish:
+class Finish(Effect):
     """End this process with the exit code; the reason is printed, so it is never empty."""
 
     code: int
     reason: str
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an end without a reason: a fault of ours."""
+        """Raise ValueError for an end without a reason."""
         if not self.reason:
             raise ValueError(f"an end with code {self.code} has no reason")
-
-
-Effect = (
-    Send
-    | Save
-    | Validate
-    | KeepBest
-    | Log
-    | Show
-    | Append
-    | Record
-    | ComputeFingerprint
-    | Compute
-    | ResumeBefore
-    | Remember
-    | Finish
-)

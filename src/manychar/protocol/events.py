@@ -1,19 +1,28 @@
-"""What happens to a machine: facts. `handle(event, now)` of a machine returns what is to be done.
-
-Each machine's table says which events it takes in which state; another one is a ProtocolError.
-"""
+"""The machines' mechanism: events are facts, and a table names what each does in which state."""
 
 import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import FingerprintResult, Result
+from manychar.protocol.effects import FingerprintResult, ProtocolError, Result
 from manychar.protocol.messages import Message, Owner, Peer
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happened. `handle(event, now)` of a machine returns the effects to carry out.
+
+    An event that the machine's table does not name for its state is a ProtocolError.
+    """
+
 
 # To every machine.
 
 
 @dataclasses.dataclass(frozen=True)
-class Received:
+class Received(Event):
     """A message arrived. To a server: from `peer`, with the key of `owner` where there are keys."""
 
     message: Message
@@ -22,7 +31,7 @@ class Received:
 
 
 @dataclasses.dataclass(frozen=True)
-class Computed:
+class Computed(Event):
     """The effect Compute was carried out."""
 
     shard: int
@@ -31,18 +40,18 @@ class Computed:
 
 
 @dataclasses.dataclass(frozen=True)
-class MailboxEmpty:
+class MailboxEmpty(Event):
     """Every message that has arrived was handled."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DeadlinePassed:
+class DeadlinePassed(Event):
     """The machine's deadline has come."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Suspended:
-    """The process was stopped for so many seconds: what was silent then need not be lost."""
+class Suspended(Event):
+    """The process was stopped for so many seconds: silence in that time does not count."""
 
     seconds: float
 
@@ -51,19 +60,19 @@ class Suspended:
 
 
 @dataclasses.dataclass(frozen=True)
-class FingerprintComputed:
+class FingerprintComputed(Event):
     """The effect ComputeFingerprint was carried out."""
 
     result: FingerprintResult
 
 
 @dataclasses.dataclass(frozen=True)
-class HeartbeatDue:
+class HeartbeatDue(Event):
     """A computation goes on, and it is time for a heartbeat."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LeaveRequested:
+class LeaveRequested(Event):
     """The process is to end in good order, with this exit code."""
 
     code: int
@@ -74,12 +83,12 @@ class LeaveRequested:
 
 
 @dataclasses.dataclass(frozen=True)
-class Started:
+class Started(Event):
     """The server listens."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Malformed:
+class Malformed(Event):
     """A message of this peer was refused by the codec, or by the table of peers."""
 
     peer: Peer
@@ -88,28 +97,28 @@ class Malformed:
 
 
 @dataclasses.dataclass(frozen=True)
-class PeerLost:
+class PeerLost(Event):
     """There is no connection to this peer any more."""
 
     peer: Peer
 
 
 @dataclasses.dataclass(frozen=True)
-class KeyRevoked:
+class KeyRevoked(Event):
     """The key of this peer is no longer valid."""
 
     peer: Peer
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointSaved:
+class CheckpointSaved(Event):
     """The checkpoint of this step is on disk."""
 
     step: int
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointFailed:
+class CheckpointFailed(Event):
     """The checkpoint of this step could not be written."""
 
     step: int
@@ -117,7 +126,7 @@ class CheckpointFailed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Validated:
+class Validated(Event):
     """The validation loss of a checkpoint is known, in nats a character."""
 
     step: int
@@ -125,7 +134,7 @@ class Validated:
 
 
 @dataclasses.dataclass(frozen=True)
-class NotValidated:
+class NotValidated(Event):
     """A checkpoint cannot be validated: it is no longer there."""
 
     step: int
@@ -133,14 +142,14 @@ class NotValidated:
 
 
 @dataclasses.dataclass(frozen=True)
-class ValidationFailed:
+class ValidationFailed(Event):
     """No checkpoint will be validated any more."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
-class StopRequested:
+class StopRequested(Event):
     """The run is to end with its step, or at time `by` without it, and with this exit code."""
 
     code: int
@@ -149,8 +158,8 @@ class StopRequested:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropped:
-    """The shell dropped something: `counter` counts it; a reason is told to everyone."""
+class Dropped(Event):
+    """The shell dropped something: `counter` counts it; a reason is logged, too."""
 
     counter: Counter
     count: int = 1
@@ -158,38 +167,35 @@ class Dropped:
 
 
 @dataclasses.dataclass(frozen=True)
-class Warned:
-    """The shell has a warning for everyone."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class DiskWaited:
+class DiskWaited(Event):
     """The next checkpoint has no room before earlier ones are written: the loop waits."""
 
 
-CheckpointOutcome = CheckpointFailed | Validated | NotValidated | ValidationFailed
-Event = (
-    Received
-    | Computed
-    | MailboxEmpty
-    | DeadlinePassed
-    | Suspended
-    | FingerprintComputed
-    | HeartbeatDue
-    | LeaveRequested
-    | Started
-    | Malformed
-    | PeerLost
-    | KeyRevoked
-    | CheckpointSaved
-    | CheckpointFailed
-    | Validated
-    | NotValidated
-    | ValidationFailed
-    | StopRequested
-    | Dropped
-    | Warned
-    | DiskWaited
-)
+# Transition tables.
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What handles an event, and all states that may follow; none are: the state stays."""
+
+    handler: Callable[..., Any]
+    next_states: tuple[enum.Enum, ...]
+
+    def check(self, fact: object, *, before: enum.Enum, after: enum.Enum) -> None:
+        """Raise ProtocolError where an event led to a state that the row does not name."""
+        if after not in (self.next_states or (before,)):
+            transition = f"from {before.value} to {after.value}"
+            raise ProtocolError(f"{type(fact).__name__} led {transition}: not in the table")
+
+
+Table = dict[tuple[enum.Enum, type[Any]], Row]
+
+
+def rows(
+    states: tuple[enum.Enum, ...],
+    kinds: tuple[type[Any], ...],
+    handler: Callable[..., Any],
+    *next_states: enum.Enum,
+) -> Table:
+    """Return the rows of a table that have the same handler: each state with each kind."""
+    return {(state, kind): Row(handler, next_states) for state in states for kind in kinds}

@@ -1,31 +1,26 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
-from manychar.protocol.aggregation import Aggregation, as_frame
+from manychar.protocol.aggregation import as_frame
 from manychar.protocol.counters import Counter
-from manychar.protocol.membership import Lease, Membership
+from manychar.protocol.membership import Lease
 from manychar.protocol.messages import Grant, Peer, Revoke, Unit, Weights
-from manychar.protocol.outbox import Outbox
+from manychar.protocol.server_part import ServerPart
 
 
-class LeaseGrants:
+class LeaseGrants(ServerPart):
     """Gives shards to workers and follows each until its gradient is there."""
-
-    def __init__(self, aggregation: Aggregation, membership: Membership, outbox: Outbox) -> None:
-        self._aggregation = aggregation
-        self._membership = membership
-        self._outbox = outbox
 
     def rebalance(self, now: float) -> None:
         """Spread the shards over the workers that are here, and grant what has moved."""
-        busy = {lease.peer for lease in self._membership.leases.values()}
-        change = self._membership.rebalance()
-        for peer in {lease.peer for lease in change.given} - busy:
+        busy = self._membership.holders()
+        revoked, given = self._membership.rebalance()
+        for peer in {lease.peer for lease in given} - busy:
             self._membership.members[peer].tally.waits_until(now)
-        for lease in change.revoked:
+        for lease in revoked:
             if lease.peer in self._membership.members:
-                revoke = Revoke(run=self._outbox.run, term=self._outbox.term, lease=lease.number)
+                revoke = Revoke(run=self._run.run, term=self._run.term, lease=lease.number)
                 self._outbox.send(lease.peer, revoke)
-        for lease in change.given:
+        for lease in given:
             self.grant(lease, now)
 
     def renew(self, shard: int, now: float) -> None:
@@ -44,8 +39,8 @@ class LeaseGrants:
         lease.ask(step, now)
         batch = self._aggregation.batch(lease.shard)
         grant = Grant(
-            run=self._outbox.run,
-            term=self._outbox.term,
+            run=self._run.run,
+            term=self._run.term,
             lease=lease.number,
             shard=lease.shard,
             step=step,
@@ -56,14 +51,12 @@ class LeaseGrants:
         )
         self._outbox.send(lease.peer, grant)
 
-    def counted(self, shard: int, peer: Peer) -> None:
-        """Note that a gradient counts; a holder whose step it takes lacks the next hidden state."""
-        lease = self._membership.leases.get(shard)
-        if lease is None:
-            return
-        lease.renewed = 0
-        if lease.peer != peer:
-            lease.begun = False  # begins again, with the server's hidden state, at the next step
+    def accepted(self, shard: int, peer: Peer) -> None:
+        """Note an accepted gradient; a holder whose step it takes lacks the next hidden state."""
+        if (lease := self._membership.leases.get(shard)) is not None:
+            lease.renewed = 0
+            if lease.peer != peer:
+                lease.begun = False  # a Grant with the server's hidden state begins the next step
 
     def broadcast(self, now: float) -> None:
         """Send new weights with the step they open, and begin leases that could not begin."""
@@ -84,19 +77,17 @@ class LeaseGrants:
                 continue
             if lease.asked_step != step:
                 lease.ask(step, now)
-            if now >= lease.asked_at + lease.patience:
-                self._ask_again(lease, step, now)
-
-    def _ask_again(self, lease: Lease, step: int, now: float) -> None:
-        holder = self._membership.members[lease.peer]
-        if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
-            lease.asked_at = now
-        else:
-            self._outbox.count(Counter.GRANTS_RESENT)
-            self.grant(lease, now)
+            if now < lease.asked_at + lease.patience:
+                continue
+            holder = self._membership.members[lease.peer]
+            if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
+                lease.asked_at = now
+            else:
+                self._outbox.count(Counter.GRANTS_RESENT)
+                self.grant(lease, now)
 
     def late(self) -> list[str]:
-        """Return whom the run's step is waiting for."""
+        """Return the workers and shards that the open step is waiting for."""
         return [
             f"{self._membership.members[lease.peer].name} (shard {shard})"
             for shard, lease in self._membership.leases.items()
@@ -108,8 +99,8 @@ class LeaseGrants:
         step = self._aggregation.state.step
         batches = [self._aggregation.batch(lease.shard) for lease in leases]
         return Weights(
-            run=self._outbox.run,
-            term=self._outbox.term,
+            run=self._run.run,
+            term=self._run.term,
             version=step,
             weights=self._aggregation.weights,
             units=tuple(

@@ -2,40 +2,27 @@
 
 TRAINING ──the last step, or early stopping──▶ SAVING ──saved, validated──▶ FINISHED
 TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
-any ──a failure, a way back, a newer server──▶ FINISHED
+any ──a failure, a wrong result in the weights, a newer server──▶ FINISHED
 """
 
-import dataclasses
 import enum
 import math
 
-from manychar.protocol.aggregation import Aggregation, as_frame
+from manychar.protocol import effects, events
+from manychar.protocol.aggregation import as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
-from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import (
-    RUN_FAILED,
-    Append,
-    Finish,
-    KeepBest,
-    Record,
-    ResumeBefore,
-    Save,
-    Validate,
-)
+from manychar.protocol.effects import RUN_FAILED, Finish
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Done, Level, Reset, one_line
-from manychar.protocol.outbox import Outbox
-from manychar.protocol.run_spec import RunSpec
-from manychar.protocol.stall_report import StallReport
+from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.status_report import StatusReport
 
 RECORD_EVERY_STEPS = 100
 
 
 class RunPhase(enum.Enum):
-    """Where the run stands."""
+    """The phase of the run."""
 
     STARTING = "starting"
     TRAINING = "training"
@@ -44,44 +31,45 @@ class RunPhase(enum.Enum):
     FINISHED = "finished"
 
 
-@dataclasses.dataclass(kw_only=True)
-class Lifecycle:
+# 22 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+class Lifecycle(ServerPart):
     """The run's phase, what each step leads to, and what is still awaited.
 
-    Times are seconds of any steady clock. `asked` is what a stop asked for. Most attributes are the
-    parts of the server that a phase depends on.
+    `asked` is what a stop asked for.
     """
 
-    run: RunSpec
-    aggregation: Aggregation
-    membership: Membership
-    lease_grants: LeaseGrants
-    conflicting_results: ConflictingResults
-    early_stopping: EarlyStopping
-    waiting: StallReport
-    status_report: StatusReport
-    outbox: Outbox
-    phase: RunPhase = RunPhase.STARTING
-    asked: Finish | None = None
-    _finish: Finish | None = None
-    _saved_step: int = -1
-    _stop_by: float = math.inf
+    def __init__(
+        self,
+        shared: Shared,
+        lease_grants: LeaseGrants,
+        conflicting_results: ConflictingResults,
+        status_report: StatusReport,
+    ) -> None:
+        super().__init__(shared)
+        self.phase = RunPhase.STARTING
+        self.asked: Finish | None = None
+        self._lease_grants = lease_grants
+        self._conflicting_results = conflicting_results
+        self._status_report = status_report
+        self._finish: Finish | None = None
+        self._saved_step = -1
+        self._stop_by = math.inf
 
     @property
-    def _finish_code(self) -> int:
-        return self._finish.code if self._finish else 0
+    def _failed(self) -> bool:
+        return self._finish is not None and self._finish.code != 0
 
     @property
     def _step(self) -> int:
-        return self.aggregation.state.step
+        return self._aggregation.state.step
 
     def begin(self, now: float) -> None:
-        """Start with what is not validated yet; a run that is through already ends at once."""
+        """Start with the checkpoints that are not validated; a finished run ends at once."""
         self.phase = RunPhase.TRAINING
-        for step in self.run.unvalidated:
-            self.early_stopping.expect(step)
+        for step in self._run.unvalidated:
+            self._early_stopping.expect(step)
             self._have_validated(step)
-        if self.aggregation.closed:
+        if self._aggregation.closed:
             self.save(now)
         else:
             self._stop_where_no_better(now)
@@ -91,41 +79,37 @@ class Lifecycle:
     def apply_complete_steps(self, now: float) -> None:
         """Apply every step whose gradients are all there, up to one that awaits a validation."""
         while (
-            self.aggregation.complete
+            self._aggregation.complete
             and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
-            and not self.early_stopping.waits(self._step)
+            and not self._early_stopping.waits(self._step)
         ):
-            self.aggregation.apply()
-            self.waiting.applied(now)
+            self._aggregation.apply()
+            self._status_report.applied(now)
             self._after_step(now)
 
     def _after_step(self, now: float) -> None:
         """Do what the new weights call for."""
-        step, operation = self._step, self.run.operation
-        ends = (
-            self.early_stopping.is_over(step)
-            or self.aggregation.closed
-            or self.phase is RunPhase.STOPPING
-        )
+        step, state, operation = self._step, self._aggregation.state, self._run.operation
+        stops = self.phase is RunPhase.STOPPING or self._early_stopping.is_over(step)
+        ends = stops or self._aggregation.closed
         if not ends:
-            self.status_report.broadcasts(now)
-            self.lease_grants.broadcast(now)  # before all else: workers are waiting for it
-        self.outbox.add(
-            Append(step, self.aggregation.loss, as_frame(self.aggregation.state.parameters.flat))
-        )
+            self._status_report.broadcasts(now)
+            self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
+        loss, weights = self._aggregation.loss, as_frame(state.parameters.flat)
+        self._outbox.add(effects.Append(step, loss, weights))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self.outbox.add(Record(self.status_report.figures(now)))
+            self._outbox.add(effects.Record(self._status_report.figures(now)))
         self._stop_where_no_better(now)
         if ends:
             if self.phase is not RunPhase.SAVING:
                 self.save(now)
             return
         if _is_due(step, operation.checkpoint_every):
-            self.early_stopping.expect(step)
-            self.outbox.add(Save(self.aggregation.state))
+            self._early_stopping.expect(step)
+            self._outbox.add(effects.Save(state))
         if _is_due(step, operation.sample_every):
-            self.status_report.show(now)
-            self.outbox.show(self.status_report.weights())
+            self._status_report.show(now)
+            self._outbox.show(self._status_report.weights())
 
     def go_on(self, now: float) -> None:
         """Do what an awaited validation, or the failure of one, makes possible."""
@@ -133,7 +117,7 @@ class Lifecycle:
         self.apply_complete_steps(now)
         self.settle()
 
-    # Asked to.
+    # Stopping.
 
     def stop(self, finish: Finish, *, now: float, by: float) -> None:
         """End with the step that is being computed, at time `by` without it."""
@@ -144,131 +128,121 @@ class Lifecycle:
             self.phase = RunPhase.STOPPING
             self._finish = finish
             self._stop_by = by
-            if not self.membership.workers() or self.early_stopping.waits(self._step):
+            if not self._membership.workers() or self._early_stopping.waits(self._step):
                 self.save(now)
 
     def tick(self, now: float) -> None:
         """Stop without the step's end where it will not come."""
-        in_vain = now >= self._stop_by or not self.membership.workers()
+        in_vain = now >= self._stop_by or not self._membership.workers()
         if self.phase is RunPhase.STOPPING and in_vain:
-            self.save(now)
-
-    # Over.
-
-    def save(self, now: float) -> None:
-        """Apply nothing more, and write the last checkpoint."""
-        self.phase = RunPhase.SAVING
-        self.aggregation.close()
-        self.waiting.for_disk = True
-        self.status_report.show_pages(now)
-        self.outbox.show(self.status_report.weights())
-        if self._finish_code == 0 and self.asked is None:
-            self.early_stopping.expect(self._step)
-        self.outbox.add(Save(self.aggregation.state))
-
-    def settle(self) -> None:
-        """Finish if all is done: saved, validated, and no conflict open."""
-        saved = self._saved_step == self._step
-        validated = (
-            self.asked is not None or self._finish_code != 0 or not self.early_stopping.awaited
-        )
-        if (
-            self.phase is RunPhase.SAVING
-            and saved
-            and validated
-            and not self.conflicting_results.open
-        ):
-            reason = self._finish.reason if self._finish else f"finished at step {self._step:,}"
-            summary = "" if self._finish_code else self.early_stopping.summary
-            self.finish(self._finish_code, "; ".join(filter(None, (reason, summary))))
-
-    def finish(self, code: int, reason: str) -> None:
-        """Finish now, and tell every peer. Nothing follows."""
-        run, term = self.outbox.run, self.outbox.term
-        self._tell_everyone(Done(run=run, term=term, code=code, reason=one_line(reason)))
-        self.outbox.add(Finish(code, reason))
-        self._end()
-
-    def resume_before(self, effect: ResumeBefore) -> None:
-        """End this term, and have every peer join the next one. Nothing follows.
-
-        Peers are told once what has to be remembered is on disk.
-        """
-        self.outbox.add(effect)
-        self._tell_everyone(Reset(run=self.outbox.run, term=self.outbox.term))
-        self._end()
-
-    def _tell_everyone(self, message: Done | Reset) -> None:
-        for peer in self.membership.members:
-            self.outbox.send(peer, message)
-
-    def _end(self) -> None:
-        self.phase = RunPhase.FINISHED
-        self.outbox.close()
-
-    # The disk.
-
-    def saved(self, step: int, now: float) -> None:
-        """Take note that the checkpoint of `step` is on disk."""
-        self.status_report.saved(step, now)
-        self._have_validated(step)
-        self._saved_step = max(self._saved_step, step)
-        self.waiting.for_disk &= step != self._step
-        self.settle()
-
-    def save_failed(self, step: int, reason: str, now: float) -> None:
-        """Take note that it is not: end the run, or go on without it."""
-        awaited = step in self.early_stopping.awaited
-        self.early_stopping.pass_over(step)
-        what = f"the checkpoint of step {step} could not be written: {reason}"
-        last = self.phase is RunPhase.SAVING and step == self._step
-        if last or self.run.operation.on_disk_error == "stop":
-            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
-            return
-        self.outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
-        self.outbox.warn(f"{what}; going on")
-        if awaited and self.early_stopping.depends_on(step):
-            self.validation_failed(what, now)
-
-    # Validation.
-
-    def _have_validated(self, step: int) -> None:
-        if self.early_stopping.is_to_be_asked(step):
-            self.outbox.add(Validate(step))
-
-    def validated(self, step: int, nats: float, now: float) -> None:
-        """Take the validation loss of a checkpoint, in nats a character."""
-        if self.early_stopping.take(step, nats):
-            self.outbox.add(KeepBest(step))
-        self.status_report.show(now)
-
-    def not_validated(self, step: int, reason: str, now: float) -> None:
-        """Take note that a checkpoint cannot be validated: it is no longer there."""
-        if self.early_stopping.depends_on(step):
-            self.validation_failed(f"the checkpoint of step {step}: {reason}", now)
-            return
-        self.early_stopping.pass_over(step)
-        self.outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
-        self.outbox.warn(f"the checkpoint of step {step} is not validated: {reason}")
-
-    def validation_failed(self, reason: str, now: float) -> None:
-        """Take note that no checkpoint is validated any more; a run that depends on it ends."""
-        text = f"checkpoints are not validated any more: {reason}"
-        self.outbox.notice(text, Level.ERROR)
-        decided = self.early_stopping.decides
-        self.early_stopping.give_up()
-        if decided and self.phase is RunPhase.TRAINING:
-            self._finish = Finish(RUN_FAILED, f"where this run ends cannot be told: {reason}")
             self.save(now)
 
     def _stop_where_no_better(self, now: float) -> None:
         """End here if the decision on the checkpoint before this one was to stop."""
-        if self.phase is RunPhase.TRAINING and self.early_stopping.is_over(self._step):
-            patience = self.run.operation.stop_when_no_better
-            last = self._step - self.run.operation.checkpoint_every
+        if self.phase is RunPhase.TRAINING and self._early_stopping.is_over(self._step):
+            patience = self._run.operation.stop_when_no_better
+            last = self._step - self._run.operation.checkpoint_every
             plural = "s" if patience > 1 else ""
             reason = f"no better for {patience} checkpoint{plural} up to step {last:,}"
             self._finish = Finish(0, reason)
+            self.save(now)
+
+    # The end.
+
+    def save(self, now: float) -> None:
+        """Apply nothing more, and write the last checkpoint."""
+        self.phase = RunPhase.SAVING
+        self._aggregation.close()
+        self._status_report.waits_for_disk = True
+        self._status_report.show(now, pages=True)
+        self._outbox.show(self._status_report.weights())
+        if not self._failed and self.asked is None:
+            self._early_stopping.expect(self._step)
+        self._outbox.add(effects.Save(self._aggregation.state))
+
+    def settle(self) -> None:
+        """Finish if all is done: saved, validated, and no conflict open."""
+        validated = self.asked or self._failed or not self._early_stopping.awaited
+        saved = self.phase is RunPhase.SAVING and self._saved_step == self._step
+        if saved and validated and not self._conflicting_results.open:
+            end = self._finish or Finish(0, f"finished at step {self._step:,}")
+            summary = "" if end.code else self._early_stopping.summary
+            self.finish(end.code, "; ".join(filter(None, (end.reason, summary))))
+
+    def finish(self, code: int, reason: str) -> None:
+        """Finish now, and tell every peer. Nothing follows."""
+        run, term = self._run.run, self._run.term
+        self._outbox.send_to_all(Done(run=run, term=term, code=code, reason=one_line(reason)))
+        self._outbox.add(Finish(code, reason))
+        self._end()
+
+    def resume_before(self, effect: effects.ResumeBefore) -> None:
+        """End this term, and have every peer join the next one. Nothing follows.
+
+        Peers are told once what has to be remembered is on disk.
+        """
+        self._outbox.add(effect)
+        self._outbox.send_to_all(Reset(run=self._run.run, term=self._run.term))
+        self._end()
+
+    def _end(self) -> None:
+        self.phase = RunPhase.FINISHED
+        self._outbox.close()
+
+    # Checkpoints.
+
+    def _have_validated(self, step: int) -> None:
+        if self._early_stopping.is_to_be_asked(step):
+            self._outbox.add(effects.Validate(step))
+
+    def saved(self, event: events.CheckpointSaved, now: float) -> None:
+        """Have the checkpoint validated."""
+        self._status_report.saved(event.step, now)
+        self._have_validated(event.step)
+        self._saved_step = max(self._saved_step, event.step)
+        self._status_report.waits_for_disk &= event.step != self._step
+
+    def save_failed(self, event: events.CheckpointFailed, now: float) -> None:
+        """End the run, or go on without the checkpoint."""
+        step = event.step
+        awaited = step in self._early_stopping.awaited
+        self._early_stopping.pass_over(step)
+        what = f"the checkpoint of step {step} could not be written: {event.reason}"
+        last = self.phase is RunPhase.SAVING and step == self._step
+        if last or self._run.operation.on_disk_error == "stop":
+            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
+            return
+        self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
+        self._outbox.warn(f"{what}; going on")
+        if awaited and self._early_stopping.depends_on(step):
+            self._without_validation(what, now)
+
+    def validated(self, event: events.Validated, now: float) -> None:
+        """Take the validation loss of a checkpoint."""
+        if self._early_stopping.take(event.step, event.nats):
+            self._outbox.add(effects.KeepBest(event.step))
+        self._status_report.show(now)
+
+    def not_validated(self, event: events.NotValidated, now: float) -> None:
+        """Go on without this validation loss, unless the end of the run depends on it."""
+        if self._early_stopping.depends_on(event.step):
+            self._without_validation(f"the checkpoint of step {event.step}: {event.reason}", now)
+            return
+        self._early_stopping.pass_over(event.step)
+        self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
+        text = f"the checkpoint of step {event.step} is not validated: {event.reason}"
+        self._outbox.warn(text)
+
+    def validation_failed(self, event: events.ValidationFailed, now: float) -> None:
+        """Go on without validation, unless the end of the run depends on it."""
+        self._without_validation(event.reason, now)
+
+    def _without_validation(self, reason: str, now: float) -> None:
+        self._outbox.notice(f"checkpoints are not validated any more: {reason}", Level.ERROR)
+        decided = self._early_stopping.decides
+        self._early_stopping.give_up()
+        if decided and self.phase is RunPhase.TRAINING:
+            self._finish = Finish(RUN_FAILED, f"where this run ends cannot be told: {reason}")
             self.save(now)
 
 

@@ -1,7 +1,7 @@
 """The peers that are connected, and the leases of the workers.
 
-A peer is one connection. A lease is the server's word that a worker computes a shard from now on;
-leases are spread evenly over the workers, and a change moves as few of them as it can.
+A peer is one connection. A lease assigns a shard to a worker until it is revoked; leases are spread
+evenly over the workers, and a change moves as few of them as it can.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ HOST_LENGTH = 64
 
 
 class PeerState(enum.Enum):
-    """Where a connection stands with the server."""
+    """The state of a connection, as the server sees it."""
 
     UNKNOWN = "unknown"
     ADMITTED = "admitted"
@@ -32,31 +32,31 @@ class PeerState(enum.Enum):
 
 @dataclasses.dataclass
 class Tally:
-    """What one worker has done since `since`, a time.
+    """What one worker has done since the time `since`.
 
-    `counted` and `dropped` are of its messages; `computing` is seconds by its own word, `said_at` a
-    time, and `busy` the share of the time before that; `waited` are seconds in which nothing was
-    asked of it, up to its last gradient that counted, which came at `delivered_at`.
+    `accepted` counts gradients, `dropped` messages. `computing` is in seconds, as the worker
+    reported at `reported_at`, and `busy` its share of the time before that. `waited` is the time
+    without anything to compute, up to the last accepted gradient at `delivered_at`.
     """
 
     since: float = 0.0
-    counted: int = 0
+    accepted: int = 0
     dropped: int = 0
     computing: float = 0.0
-    said_at: float = 0.0
+    reported_at: float = 0.0
     busy: float = 0.0
     waited: float = 0.0
     delivered_at: float = 0.0
 
-    def says(self, computing: float, now: float) -> None:
-        """Note how long it has computed by its own word."""
-        passed = now - self.said_at
+    def reports(self, computing: float, now: float) -> None:
+        """Note how long it has computed, as it reports."""
+        passed = now - self.reported_at
         self.busy = min(max((computing - self.computing) / passed, 0.0), 1.0) if passed else 0.0
-        self.computing, self.said_at = computing, now
+        self.computing, self.reported_at = computing, now
 
     def computing_by(self, now: float) -> float:
-        """Return how long it has computed by now: since its last word as much as before it."""
-        return self.computing + self.busy * min(now - self.said_at, LONGEST_GUESS)
+        """Return how long it has computed by now: since its last report as much as before it."""
+        return self.computing + self.busy * min(now - self.reported_at, LONGEST_GUESS)
 
     def waits_until(self, now: float) -> None:
         """Note that nothing was asked of it since its last gradient, and something is now."""
@@ -68,10 +68,8 @@ class Tally:
 class Member:
     """What the server knows of one peer. `joined` orders the members; `heard_at` is a time.
 
-    `owner` is whose key it has, None where there are no keys.
-
-    `slowest` is its longest piece of work lately, in seconds; `units` what its last heartbeat, at
-    `units_at`, said it was doing.
+    `owner` is the owner of its key, None where there are no keys. `slowest` is its longest recent
+    piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`.
     """
 
     peer: Peer
@@ -90,11 +88,11 @@ class Member:
 
     @property
     def names(self) -> Names:
-        """Its name, and its key's."""
+        """Its name, and that of its key."""
         return self.name, self.owner.name if self.owner else self.name
 
     def is_busy(self, lease: int, step: int) -> bool:
-        """Whether its last heartbeat says that it will come to this unit, or is at another.
+        """Whether its last heartbeat lists this unit as queued, or another as being computed.
 
         A worker that computes reads no messages: it may not know of a unit that was granted since.
         """
@@ -109,9 +107,9 @@ class Member:
 class Lease:
     """One shard at one worker. `begun` once a Grant has gone out.
 
-    `asked_step` was asked for at `asked_at`, and is asked for again after `patience` seconds: at
-    first `first_patience`, time for two heartbeats, then twice as long each time. `renewed` is how
-    often it was begun anew in a row, because what came was computed from another state.
+    `asked_step` was granted at `asked_at`, and is granted again after `patience` seconds: at first
+    `first_patience`, time for two heartbeats, then twice as long each time. `renewed` is how often
+    in a row the lease was renewed because a gradient was computed from another state.
     """
 
     number: int
@@ -130,14 +128,6 @@ class Lease:
         longer = max(self.first_patience, min(2 * self.patience, LONGEST_PATIENCE))
         self.patience = longer if again else self.first_patience
         self.asked_step, self.asked_at = step, now
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What a new spread of the shards comes to: leases taken back, and leases given."""
-
-    revoked: list[Lease]
-    given: list[Lease]
 
 
 class Membership:
@@ -170,7 +160,7 @@ class Membership:
         return member
 
     def state_of(self, peer: Peer) -> PeerState:
-        """Return where a connection stands."""
+        """Return the state of a connection."""
         member = self.members.get(peer)
         return member.state if member else PeerState.UNKNOWN
 
@@ -189,11 +179,11 @@ class Membership:
         ]
 
     def forget(self, member: Member) -> None:
-        """Let a member go; its leases move at the next `rebalance`."""
+        """Remove a member; its leases move at the next `rebalance`."""
         del self.members[member.peer]
 
     def workers(self) -> list[Member]:
-        """Return those who can compute, in the order in which they joined."""
+        """Return the members that can compute, in the order in which they joined."""
         working = [m for m in self.members.values() if m.state is PeerState.WORKING]
         return sorted(working, key=lambda member: member.joined)
 
@@ -201,12 +191,16 @@ class Membership:
         """Return the observers."""
         return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
 
+    def holders(self) -> set[Peer]:
+        """Return the peers that hold a lease."""
+        return {lease.peer for lease in self.leases.values()}
+
     def leases_of(self, peer: Peer) -> list[Lease]:
         """Return what a peer holds."""
         return [lease for lease in self.leases.values() if lease.peer == peer]
 
-    def rebalance(self) -> Change:
-        """Spread the shards over the workers that are here now."""
+    def rebalance(self) -> tuple[list[Lease], list[Lease]]:
+        """Spread the shards over the workers that are here now; return leases revoked and given."""
         holders = {shard: lease.peer for shard, lease in self.leases.items()}
         wanted = spread(self._shards, holders, [member.peer for member in self.workers()])
         revoked = [le for shard, le in self.leases.items() if wanted.get(shard) != le.peer]
@@ -215,22 +209,14 @@ class Membership:
             former = self.members.get(lease.peer)
             silent = former is not None and former.state is PeerState.SILENT
             self._takeovers[lease.shard] += silent
-        given = [
-            self.lease(shard, peer)
-            for shard, peer in sorted(wanted.items())
-            if shard not in self.leases
-        ]
-        return Change(revoked, given)
+        missing = [item for item in sorted(wanted.items()) if item[0] not in self.leases]
+        return revoked, [self.lease(shard, peer) for shard, peer in missing]
 
     def lease(self, shard: int, peer: Peer) -> Lease:
         """Give a shard to a peer under a new number."""
         self._numbers += 1
-        lease = self.leases[shard] = Lease(
-            number=self._numbers,
-            shard=shard,
-            peer=peer,
-            first_patience=max(FIRST_PATIENCE, self._silence / 2),
-        )
+        patience = max(FIRST_PATIENCE, self._silence / 2)
+        lease = self.leases[shard] = Lease(self._numbers, shard, peer, first_patience=patience)
         return lease
 
     def progressed(self, shard: int) -> None:
@@ -244,9 +230,8 @@ class Membership:
         lost connection. The limit doubles with each takeover of what it holds, so that no unit can
         be too long for every worker.
         """
-        takeovers = max(
-            (self._takeovers[lease.shard] for lease in self.leases_of(member.peer)), default=0
-        )
+        held = [self._takeovers[lease.shard] for lease in self.leases_of(member.peer)]
+        takeovers = max(held, default=0)
         longest = max(self._silence, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
@@ -263,8 +248,8 @@ class Membership:
 def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) -> dict[int, Peer]:
     """Return the holder of each shard: evenly, and as much as possible as before.
 
-    `holders` maps shards to their present holders; `workers` are in the order they joined.
-    Each keeps its lowest shards, because a worker computes those first. Empty without workers.
+    `holders` maps shards to their present holders; `workers` are in the order in which they
+    joined. Each keeps its lowest shards, because it computes those first. Empty without workers.
     """
     if not workers:
         return {}

@@ -11,22 +11,11 @@ What was sent before the last Hello, or to it again, arrives while it is connect
 
 import enum
 
+from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientSession
 from manychar.protocol.effects import Effect, Finish, Log, Show
-from manychar.protocol.events import DeadlinePassed, LeaveRequested, Suspended
-from manychar.protocol.messages import (
-    Alive,
-    Done,
-    Hello,
-    Notice,
-    Refused,
-    Reset,
-    Status,
-    Unbanned,
-    Weights,
-    Welcome,
-)
-from manychar.protocol.transitions import rows
+from manychar.protocol.events import rows
+from manychar.protocol.messages import Hello, Reset, Status, Welcome
 
 
 class ObserverPhase(enum.Enum):
@@ -54,33 +43,37 @@ class Observer(ClientMachine[ObserverPhase]):
             self.state = ObserverPhase.OBSERVING
         return []
 
-    def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
+    def _show(
+        self, message: Status | messages.Weights | messages.Unbanned, now: float
+    ) -> list[Effect]:
         self.session.awaits_status &= not isinstance(message, Status)
         return [Show(message)]
 
-    def _say(self, notice: Notice, now: float) -> list[Effect]:
+    def _say(self, notice: messages.Notice, now: float) -> list[Effect]:
         return [Log(notice.text, notice.level)]
 
-    def _done(self, done: Done, now: float) -> list[Effect]:
+    def _done(self, done: messages.Done, now: float) -> list[Effect]:
         self.state = ObserverPhase.ENDED
         return [Finish(done.code, done.reason or "the run has ended")]
 
 
 _EITHER = (_CONNECTING, _OBSERVING)
-_EARLY = (Status, Weights, Unbanned, Notice, Alive, Reset)
+_EARLY = (Status, messages.Weights, messages.Unbanned, messages.Notice, messages.Alive, Reset)
 
 Observer.table = {
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _OBSERVING),
     **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),
-    **rows((_OBSERVING,), (Status, Weights, Unbanned), Observer._show),
-    **rows((_OBSERVING,), (Notice,), Observer._say),
-    **rows((_OBSERVING,), (Alive,), Observer._ignore),
+    **rows((_OBSERVING,), (Status, messages.Weights, messages.Unbanned), Observer._show),
+    **rows((_OBSERVING,), (messages.Notice,), Observer._say),
+    **rows((_OBSERVING,), (messages.Alive,), Observer._ignore),
     **rows((_OBSERVING,), (Reset,), Observer._reset, _OBSERVING, _CONNECTING),
-    **rows(_EITHER, (Refused,), Observer._refused, _ENDED),
-    **rows(_EITHER, (Done,), Observer._done, _ENDED),
-    **rows(_EITHER, (LeaveRequested,), Observer._leave, _ENDED),
-    **rows(_EITHER, (Suspended,), Observer._suspended),
-    **rows((_CONNECTING,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED),
-    **rows((_OBSERVING,), (DeadlinePassed,), Observer._deadline_passed, *ObserverPhase),
+    **rows(_EITHER, (messages.Refused,), Observer._refused, _ENDED),
+    **rows(_EITHER, (messages.Done,), Observer._done, _ENDED),
+    **rows(_EITHER, (events.LeaveRequested,), Observer._leave, _ENDED),
+    **rows(_EITHER, (events.Suspended,), Observer._suspended),
+    **rows(
+        (_CONNECTING,), (events.DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED
+    ),
+    **rows((_OBSERVING,), (events.DeadlinePassed,), Observer._deadline_passed, *ObserverPhase),
 }

@@ -6,18 +6,18 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Log, Send, Show
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Level, Message, Notice, Peer, Status, Weights, one_line
+from manychar.protocol.run_spec import RunSpec
 
 COUNTS_KEPT = 100
 
 
 class Outbox:
-    """Collects the effects of an event. `run` and `term` name the sender of its messages."""
+    """Collects the effects of an event; `counts` are by Counter, and by COUNTER:SENDER."""
 
-    def __init__(self, run: str, term: int, membership: Membership) -> None:
-        self.run = run
-        self.term = term
-        self._membership = membership
+    def __init__(self, run: RunSpec, membership: Membership) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
+        self._run = run
+        self._membership = membership
         self._effects: list[Effect] = []
         self._closed = False
 
@@ -26,7 +26,7 @@ class Outbox:
         self.counts[counter] += number
 
     def count_against(self, sender: str, counter: Counter) -> None:
-        """Count it in all and by sender, as COUNTER:SENDER, for at most COUNTS_KEPT entries."""
+        """Count it in total and by sender, for at most COUNTS_KEPT entries."""
         self.count(counter)
         theirs = f"{counter}:{sender}"
         if theirs in self.counts or len(self.counts) < COUNTS_KEPT:
@@ -45,24 +45,29 @@ class Outbox:
         """Send to one peer."""
         self.add(Send(message, peer))
 
-    def tell(self, message: Message) -> None:
-        """Send to every observer."""
-        for observer in self._membership.observers():
-            self.send(observer.peer, message)
+    def send_to_all(self, message: Message) -> None:
+        """Send to every peer."""
+        for peer in self._membership.members:
+            self.send(peer, message)
 
     def notice(self, text: str, level: Level = Level.INFO) -> None:
-        """Say one line, here and to every observer."""
+        """Log one line, here and at every observer."""
         self.add(Log(text, level))
-        self.tell(Notice(run=self.run, term=self.term, level=level, text=one_line(text)))
+        run, term = self._run.run, self._run.term
+        self._send_to_observers(Notice(run=run, term=term, level=level, text=one_line(text)))
 
     def warn(self, text: str) -> None:
-        """Say one line that somebody may want to do something about."""
+        """Log a warning, here and at every observer."""
         self.notice(text, Level.WARNING)
 
     def show(self, message: Status | Weights) -> None:
-        """Show it, here and to every observer."""
+        """Show it, here and at every observer."""
         self.add(Show(message))
-        self.tell(message)
+        self._send_to_observers(message)
+
+    def _send_to_observers(self, message: Message) -> None:
+        for observer in self._membership.observers():
+            self.send(observer.peer, message)
 
     def collect(self) -> list[Effect]:
         """Return the effects, and begin anew."""

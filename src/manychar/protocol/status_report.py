@@ -1,4 +1,4 @@
-"""The run's status as observers see it: its figures, each worker's statistics, newest weights.
+"""The run's status as observers see it: figures, worker statistics, and what a late step awaits.
 
 A worker reports its own computing time. It waits from the moment its last gradient is accepted
 until the weights of a step that it can compute are sent; the rest of its time is the exchange.
@@ -6,86 +6,79 @@ until the weights of a step that it can compute are sent; the rest of its time i
 
 import dataclasses
 
-from manychar.protocol.aggregation import Aggregation, as_frame
-from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.membership import Member, Membership, PeerState
+from manychar.protocol.aggregation import as_frame
+from manychar.protocol.lease_grants import LeaseGrants
+from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
-from manychar.protocol.outbox import Outbox
-from manychar.protocol.run_spec import RunSpec
-from manychar.protocol.stall_report import StallReport
+from manychar.protocol.server_part import ServerPart, Shared
 
 FIGURES_EVERY = 0.2
 PAGES_EVERY = 1.0
 COUNTS_SHOWN = 24  # with the longest names they fit into a header
+FIRST_STALL_AFTER = 1.0
+LONG_STEP = 4  # usual steps
+STALL_EVERY = 10.0
+NAMES_SHOWN = 5
 
 
-class StatusReport:
-    """Makes Status messages, and sends them when it is time. Times are of any steady clock."""
+class StatusReport(ServerPart):
+    """Makes Status messages, and sends them when it is time; warns of a step that is late."""
 
-    def __init__(
-        self,
-        run: RunSpec,
-        aggregation: Aggregation,
-        membership: Membership,
-        early_stopping: EarlyStopping,
-        stall_report: StallReport,
-        outbox: Outbox,
-        *,
-        now: float,
-    ) -> None:
-        self._run = run
-        self._aggregation = aggregation
-        self._membership = membership
-        self._early_stopping = early_stopping
-        self._stall_report = stall_report
-        self._outbox = outbox
-        self._began_at = now - run.seconds_before
-        self._figures_at = self._pages_at = now
+    def __init__(self, shared: Shared, lease_grants: LeaseGrants, *, now: float) -> None:
+        super().__init__(shared)
+        self.waits_for_disk = False
+        self._lease_grants = lease_grants
+        self._began_at = now - self._run.seconds_before
+        self._figures_at = self._pages_at = self._applied_at = now
         self._shown_step = -1
-        self._checkpoint, self._saved_at = run.state.step, now
+        self._checkpoint, self._saved_at = self._run.state.step, now
+        self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
     def saved(self, step: int, now: float) -> None:
         """Note that a checkpoint is on disk."""
         self._checkpoint, self._saved_at = max(self._checkpoint, step), now
 
-    def delivers(self, member: Member, now: float) -> None:
-        """Note an accepted gradient."""
-        member.tally.counted += 1
-        member.tally.delivered_at = now
+    def applied(self, now: float) -> None:
+        """Note that a step was applied: the next one may take several times as long."""
+        usual = LONG_STEP * (now - self._applied_at)
+        self._applied_at = now
+        self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
+        self._stall_at = self._late_from
 
     def broadcasts(self, now: float) -> None:
         """Note, before new weights are sent, which workers have waited for them."""
-        for peer in {lease.peer for lease in self._membership.leases.values()}:
+        for peer in self._membership.holders():
             self._membership.members[peer].tally.waits_until(now)
 
     def tick(self, now: float) -> None:
         """Show all pages once a second, and the figures alone when a step was applied."""
         if now >= self._pages_at:
-            self.show_pages(now)
+            self.show(now, pages=True)
         elif now >= self._figures_at and self._aggregation.state.step != self._shown_step:
             self.show(now)
 
-    def show(self, now: float) -> None:
-        """Show the run's figures."""
-        self._figures_at = now + FIGURES_EVERY
-        self._shown_step = self._aggregation.state.step
-        self._outbox.show(self.figures(now))
+    def report_stall(self, now: float) -> None:
+        """Warn of what the run is waiting for, every STALL_EVERY seconds of a late step."""
+        if now >= self._stall_at:
+            self._stall_at = now + STALL_EVERY
+            step, waited = self._aggregation.state.step, now - self._applied_at
+            self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._awaited()}")
 
-    def show_pages(self, now: float) -> None:
-        """Show the run's figures and all workers."""
-        self._pages_at = now + PAGES_EVERY
+    def show(self, now: float, *, pages: bool = False) -> None:
+        """Show the run's figures, and all workers as well where `pages`."""
         self._figures_at = now + FIGURES_EVERY
         self._shown_step = self._aggregation.state.step
-        for page in self.pages(now):
-            self._outbox.show(page)
+        if pages:
+            self._pages_at = now + PAGES_EVERY
+        for status in self.pages(now) if pages else [self.figures(now)]:
+            self._outbox.show(status)
 
     def figures(self, now: float) -> Status:
         """Return the run's figures, with an empty page behind the last worker."""
-        state = self._aggregation.state
-        validated = self._early_stopping.newest
-        losses = self._early_stopping.validation_losses
-        holding = {lease.peer for lease in self._membership.leases.values()}
-        workers = self._membership.workers()
+        state, losses = self._aggregation.state, self._early_stopping.validation_losses
+        validated = max(losses, default=None)
+        late = self.waits_for_disk or now >= self._late_from
+        holders = self._membership.holders()
         total = len(self._listed())
         return Status(
             run=self._run.run,
@@ -101,8 +94,8 @@ class StatusReport:
             validated=validated,
             validation=None if validated is None else losses[validated],
             best=self._early_stopping.best,
-            idle_workers=sum(member.peer not in holding for member in workers),
-            waiting_for=one_line(self._stall_report.waiting_for(now)),
+            idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
+            waiting_for=one_line(self._awaited()) if late else "",
             counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
             first=total,
             total=total,
@@ -127,12 +120,9 @@ class StatusReport:
         """Return the workers, and those that fell silent and have not come back, by age."""
         workers = self._membership.workers()
         here = {member.name for member in workers}
-        workers += [
-            member
-            for member in self._membership.members.values()
-            if member.state is PeerState.SILENT and member.name not in here
-        ]
-        return sorted(workers, key=lambda member: member.joined)
+        members = self._membership.members.values()
+        silent = [m for m in members if m.state is PeerState.SILENT and m.name not in here]
+        return sorted(workers + silent, key=lambda member: member.joined)
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
@@ -143,22 +133,28 @@ class StatusReport:
             host=member.host,
             state=state,
             leases=len(shards),
-            units=tally.counted,
+            units=tally.accepted,
             dropped=tally.dropped,
             present=now - tally.since,
             computing=tally.computing_by(now),
             waiting=tally.waited + (0.0 if awaited else now - tally.delivered_at),
-            late=now - self._stall_report.since if awaited else 0.0,
+            late=now - self._applied_at if awaited else 0.0,
         )
 
     def weights(self) -> Weights:
         """Return the newest weights, from which an observer draws samples."""
         state = self._aggregation.state
-        return Weights(
-            run=self._run.run,
-            term=self._run.term,
-            version=state.step,
-            weights=as_frame(state.parameters.flat),
-            units=(),
-            ids=(),
-        )
+        run, term, weights = self._run.run, self._run.term, as_frame(state.parameters.flat)
+        return Weights(run=run, term=term, version=state.step, weights=weights, units=(), ids=())
+
+    def _awaited(self) -> str:
+        """Return what the run is waiting for, in words."""
+        step = self._aggregation.state.step
+        if self.waits_for_disk:
+            return f"the disk: the checkpoint of step {step} is being written"
+        if self._aggregation.closed or self._early_stopping.waits(step):
+            awaited = ", ".join(map(str, self._early_stopping.awaited_before(step) or [step]))
+            return f"the validation loss of step {awaited}"
+        late = self._lease_grants.late()
+        more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
+        return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker: none is here"

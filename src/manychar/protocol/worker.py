@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import enum
 
+from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientSession
 from manychar.protocol.effects import (
     STOPPED,
@@ -30,33 +31,8 @@ from manychar.protocol.effects import (
     ProtocolError,
     Send,
 )
-from manychar.protocol.events import (
-    Computed,
-    DeadlinePassed,
-    FingerprintComputed,
-    HeartbeatDue,
-    LeaveRequested,
-    MailboxEmpty,
-    Suspended,
-)
-from manychar.protocol.messages import (
-    Alive,
-    Done,
-    Frame,
-    Gradient,
-    Grant,
-    Hello,
-    Ready,
-    Refused,
-    Reset,
-    Revoke,
-    Unit,
-    UnitState,
-    Weights,
-    Welcome,
-    digest,
-)
-from manychar.protocol.transitions import rows
+from manychar.protocol.events import rows
+from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
 UNITS_REMEMBERED = 16
 
@@ -119,14 +95,16 @@ class Worker(ClientMachine[WorkerPhase]):
         """
         return max(self._pieces, default=0.0)
 
-    def _heartbeat(self, event: DeadlinePassed | HeartbeatDue, now: float) -> list[Effect]:
+    def _heartbeat(
+        self, event: events.DeadlinePassed | events.HeartbeatDue, now: float
+    ) -> list[Effect]:
         if now < self.session.next_heartbeat:
             return []  # before the units are listed
         return self.session.heartbeat(
             now, units=self._units(), slowest=self.slowest, computing=self.computing
         )
 
-    def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
+    def _fingerprint_computed(self, event: events.FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprints_due -= 1
         if self._fingerprints_due:
             return []  # asked again since, for another run
@@ -134,7 +112,7 @@ class Worker(ClientMachine[WorkerPhase]):
         self._pieces.append(event.result.slowest)
         return self._ready()
 
-    def _mailbox_empty(self, event: MailboxEmpty, now: float) -> list[Effect]:
+    def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
         """Compute the lowest (step, shard) that can be computed."""
         if self._in_hand is not None:
             return []
@@ -161,7 +139,7 @@ class Worker(ClientMachine[WorkerPhase]):
         )
         return self._computing
 
-    def _computed(self, event: Computed, now: float) -> list[Effect]:
+    def _computed(self, event: events.Computed, now: float) -> list[Effect]:
         """Send the result, even if the lease has gone meanwhile."""
         unit, result = self._computing, event.result
         if (
@@ -213,7 +191,7 @@ class Worker(ClientMachine[WorkerPhase]):
             raise ProtocolError("ready without a welcome or a fingerprint")
         self.state = WorkerPhase.WORKING
         self.computing = 0.0
-        ready = Ready(
+        ready = messages.Ready(
             run=welcome.run,
             term=welcome.term,
             fingerprint=fingerprint.fingerprint,
@@ -222,7 +200,7 @@ class Worker(ClientMachine[WorkerPhase]):
         )
         return [Send(ready)]
 
-    def _grant(self, grant: Grant, now: float) -> list[Effect]:
+    def _grant(self, grant: messages.Grant, now: float) -> list[Effect]:
         if not self._take(grant.step, grant.weights):
             return []
         lease = self._leases.get(grant.lease)
@@ -238,7 +216,7 @@ class Worker(ClientMachine[WorkerPhase]):
         lease.hidden = grant.hidden
         return self._queue(lease, _Queued(grant.fresh, grant.ids))
 
-    def _weights(self, weights: Weights, now: float) -> list[Effect]:
+    def _weights(self, weights: messages.Weights, now: float) -> list[Effect]:
         if not self._take(weights.version, weights.weights):
             return []
         effects: list[Effect] = []
@@ -263,16 +241,16 @@ class Worker(ClientMachine[WorkerPhase]):
             lease.queued = queued
         return []
 
-    def _revoke(self, revoke: Revoke, now: float) -> list[Effect]:
+    def _revoke(self, revoke: messages.Revoke, now: float) -> list[Effect]:
         self._leases.pop(revoke.lease, None)
         return []
 
-    def _reset(self, message: Reset, now: float) -> list[Effect]:
+    def _reset(self, message: messages.Reset, now: float) -> list[Effect]:
         if not self.session.is_past(message):
             self._forget_everything()
         return super()._reset(message, now)
 
-    def _done(self, done: Done, now: float) -> list[Effect]:
+    def _done(self, done: messages.Done, now: float) -> list[Effect]:
         self.state = WorkerPhase.ENDED
         reason = done.reason or "the run has ended"
         return [Finish(STOPPED if done.code else 0, reason)]  # it may go on: then come again
@@ -314,28 +292,38 @@ Worker.table = {
     **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _WORKING),
     **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
     **rows((_WORKING,), (Welcome,), Worker._welcome, _WORKING, _FINGERPRINTING),
-    **rows(_NOT_WORKING, (Grant, Weights, Revoke, Alive, Reset), Worker._ignore),
-    **rows((_WORKING,), (Grant,), Worker._grant),
-    **rows((_WORKING,), (Weights,), Worker._weights),
-    **rows((_WORKING,), (Revoke,), Worker._revoke),
-    **rows((_WORKING,), (Alive,), Worker._ignore),
-    **rows((_WORKING,), (Reset,), Worker._reset, _WORKING, _CONNECTING),
-    **rows(_ANY, (Refused,), Worker._refused, _ENDED),
-    **rows(_ANY, (Done,), Worker._done, _ENDED),
-    **rows(_ANY, (LeaveRequested,), Worker._leave, _ENDED),
-    **rows(_ANY, (HeartbeatDue,), Worker._heartbeat),
-    **rows(_ANY, (Suspended,), Worker._suspended),
-    **rows(_ANY, (Computed,), Worker._computed),
-    **rows(_NOT_WORKING, (MailboxEmpty,), Worker._ignore),
-    **rows((_WORKING,), (MailboxEmpty,), Worker._mailbox_empty),
+    **rows(
+        _NOT_WORKING,
+        (messages.Grant, messages.Weights, messages.Revoke, messages.Alive, messages.Reset),
+        Worker._ignore,
+    ),
+    **rows((_WORKING,), (messages.Grant,), Worker._grant),
+    **rows((_WORKING,), (messages.Weights,), Worker._weights),
+    **rows((_WORKING,), (messages.Revoke,), Worker._revoke),
+    **rows((_WORKING,), (messages.Alive,), Worker._ignore),
+    **rows((_WORKING,), (messages.Reset,), Worker._reset, _WORKING, _CONNECTING),
+    **rows(_ANY, (messages.Refused,), Worker._refused, _ENDED),
+    **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
+    **rows(_ANY, (events.LeaveRequested,), Worker._leave, _ENDED),
+    **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
+    **rows(_ANY, (events.Suspended,), Worker._suspended),
+    **rows(_ANY, (events.Computed,), Worker._computed),
+    **rows(_NOT_WORKING, (events.MailboxEmpty,), Worker._ignore),
+    **rows((_WORKING,), (events.MailboxEmpty,), Worker._mailbox_empty),
     **rows(
         (_FINGERPRINTING,),
-        (FingerprintComputed,),
+        (events.FingerprintComputed,),
         Worker._fingerprint_computed,
         _FINGERPRINTING,
         _WORKING,
     ),
-    **rows((_CONNECTING,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
-    **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
-    **rows((_WORKING,), (DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
+    **rows((_CONNECTING,), (events.DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
+    **rows(
+        (_FINGERPRINTING,),
+        (events.DeadlinePassed,),
+        Worker._deadline_passed,
+        _FINGERPRINTING,
+        _ENDED,
+    ),
+    **rows((_WORKING,), (events.DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
 }
