@@ -36,12 +36,12 @@ if "worker" in sys.orig_argv:
     manychar.protocol.messages.WIRE_VERSION = 99
 """
 LOGGING = [
-    *("protocol/server", "lifecycle", "stall_report", "admission", "conflicting_results"),
+    *("protocol/server", "lifecycle", "status_report", "admission", "conflicting_results"),
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
     *("recovery", "authenticator", "connection_limit"),
 ]
 SAID_BY = {"warn", "warning", "error", "finish", "bar", "_loses", "Finish"}
-NO_TROUBLE = {"", "stopped by", "no better for", "to a client that is"}
+NO_TROUBLE = {"", "stopped by", "finished at step", "no better for", "to a client that is"}
 EDGES = " :;,()"
 
 
