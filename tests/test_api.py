@@ -255,5 +255,5 @@ def test_a_run_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:
         run.checkpoints()
     assert run.metrics() == []
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(api.UserError, match=r"metrics.jsonl: not a regular file$"):
+    with pytest.raises(api.UserError, match=r"metrics.jsonl: is a directory$"):
         run.metrics()

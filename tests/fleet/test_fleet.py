@@ -44,6 +44,18 @@ if role in sys.orig_argv:
 """
 
 
+SERVER_CRASHES_ONCE = """
+import pathlib, sys
+crashed = pathlib.Path(__file__).with_name("crashed")
+def crash(event, arguments):
+    if event == "os.link" and not crashed.exists():  # the best checkpoint gets its name
+        crashed.touch()
+        raise RuntimeError("planted")
+if "server" in sys.orig_argv:
+    sys.addaudithook(crash)
+"""
+
+
 LAST_WORDS = """
 import atexit, os, pathlib, signal, sys, time
 server = pathlib.Path(__file__).with_name("server")
@@ -474,6 +486,20 @@ class TestKilling:
         assert done.code == 0, done.err
         assert "RuntimeError: planted" in done.err
         assert "worker-1 ended with exit code 70: starting it again" in done.err
+        assert expect_same_bits(run, text) == 60
+
+    def test_a_server_that_crashes_by_an_exception_is_started_again(
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(SERVER_CRASHES_ONCE)
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
+            *("--validation", "0.1", "--checkpoint-every", "20"),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 0, done.err
+        assert "RuntimeError: planted" in done.err
+        assert "the server ended with exit code 70: starting it again" in done.err
         assert expect_same_bits(run, text) == 60
 
     def test_refuses_arithmetic_that_is_not_finite(

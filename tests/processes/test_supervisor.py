@@ -10,7 +10,7 @@ import pytest
 
 from manychar.network.event_loop import EventLoop
 from manychar.processes import child_process, supervisor
-from manychar.processes.child_process import spawn
+from manychar.processes.child_process import ChildProcess
 from manychar.processes.supervisor import ProcessSlot, Supervisor
 
 READY = "print('ready', flush=True)\n"
@@ -130,10 +130,10 @@ def test_a_process_that_does_not_end_is_read_meanwhile_and_killed(
 
 def test_a_process_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c"))
-    child = spawn([ENDS_WITH_PARENT + SLEEPS])
+    child = ChildProcess([ENDS_WITH_PARENT + SLEEPS])
     os.close(child.parent_pipe)  # what the operating system does when the parent ends
-    assert child.process.wait(60.0) == -signal.SIGTERM
-    child.process.communicate()
+    assert child.wait(60.0) == -signal.SIGTERM
+    child.communicate()
 
 
 def test_a_process_that_ignores_sigterm_ends_with_its_parent(
@@ -141,7 +141,7 @@ def test_a_process_that_ignores_sigterm_ends_with_its_parent(
 ) -> None:
     monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c"))
     short = "from manychar.processes import parent_death; parent_death.GRACE = 0.1\n"
-    child = spawn([short + IGNORES_SIGTERM + ENDS_WITH_PARENT + SLEEPS])
+    child = ChildProcess([short + IGNORES_SIGTERM + ENDS_WITH_PARENT + SLEEPS])
     os.close(child.parent_pipe)
-    assert child.process.wait(60.0) == 128 + signal.SIGTERM
-    child.process.communicate()
+    assert child.wait(60.0) == 128 + signal.SIGTERM
+    child.communicate()

@@ -1,7 +1,6 @@
 """A child process of this program, and the lines that it writes."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Callable, Mapping
 from manychar.processes import parent_death
 
 PIECE_BYTES = 65_536
-LONGEST_LINE = 1_048_576
 PROGRAM = (sys.executable, "-P", "-m", "manychar")
 
 
@@ -33,63 +31,52 @@ class Lines:
             return False
         self.ended = not piece
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        if self._rest and (self.ended or len(self._rest) > LONGEST_LINE):
-            lines, self._rest = [*lines, self._rest], b""
+        if self.ended and self._rest:
+            lines, self._rest = [self._rest], b""
         for line in lines:
             self._take(line.decode(errors="replace"))
         return not self.ended
 
-    def read_to_end(self) -> None:
-        """Hand over all that has been written by now."""
-        while self.read():
-            pass
 
-
-@dataclasses.dataclass(frozen=True)
-class ChildProcess:
-    """A running child, and the end of the pipe whose closing tells it that its parent is gone."""
-
-    process: subprocess.Popen[bytes]
-    parent_pipe: int
-
-    def close(self) -> None:
-        """Close every pipe to it."""
-        os.close(self.parent_pipe)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def spawn(
-    arguments: list[str],
-    *,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.DEVNULL,
-    env: Mapping[str, str] | None = None,
-) -> ChildProcess:
-    """Start this program with these arguments, and read its standard error through a pipe.
+class ChildProcess(subprocess.Popen[bytes]):
+    """A child that runs this program, its standard error in a pipe; it ends with its parent.
 
     The child has a session of its own, so Ctrl-C on a terminal reaches the parent alone. `env` is
     added to the environment.
     """
-    theirs, ours = os.pipe()
-    try:
-        process = subprocess.Popen(  # noqa: S603 - this program, with arguments of its own
-            [*PROGRAM, *arguments],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {}), parent_death.VARIABLE: str(theirs)},
-            pass_fds=(theirs,),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(ours)
-        raise
-    finally:
-        os.close(theirs)
-    return ChildProcess(process, ours)
+
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        theirs, self.parent_pipe = os.pipe()
+        try:
+            super().__init__(
+                [*PROGRAM, *arguments],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **(env or {}), parent_death.VARIABLE: str(theirs)},
+                pass_fds=(theirs,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self.parent_pipe)
+            raise
+        finally:
+            os.close(theirs)
+
+    def close(self) -> None:
+        """Close every pipe to it."""
+        os.close(self.parent_pipe)
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 def how_it_ended(code: int) -> str:

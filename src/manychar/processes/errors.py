@@ -1,20 +1,9 @@
-"""What goes wrong by a user's hand: one line that says what, where, and what to do."""
+"""Errors that a user can cause, and exit codes."""
 
-from manychar.protocol.effects import RUN_FAILED, STOPPED
-
-__all__ = [
-    "BAD_INPUT",
-    "CRASHED",
-    "INTERRUPTED",
-    "REFUSED_FOR_SAFETY",
-    "RUN_FAILED",
-    "STOPPED",
-    "STOPPING",
-    "UserError",
-    "because",
-]
+from manychar.protocol import effects
 
 BAD_INPUT = 2
+RUN_FAILED, STOPPED = effects.RUN_FAILED, effects.STOPPED
 CRASHED = 70  # by an exception that is a fault of this program: a supervisor starts it again
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
@@ -23,7 +12,7 @@ STOPPING = "stopping: the step is ended and a checkpoint written; once more ends
 
 
 class UserError(Exception):
-    """An error that ends the program with its one line on stderr and its exit code."""
+    """Ends the program with one line on stderr (what, where, what to do) and an exit code."""
 
     def __init__(self, message: str, *, code: int = BAD_INPUT) -> None:
         super().__init__(message)

@@ -1,7 +1,6 @@
-"""Log records on standard error: text, or JSON objects one a line, as the environment says.
+"""Log records on standard error: text, or a JSON object a line, as the environment says.
 
-The environment, because children inherit it: a run's children write JSON to their
-parent, which logs each record again in the form that it was told itself.
+Children inherit the environment: they write JSON to their parent, which logs each record again.
 """
 
 import contextlib
@@ -20,7 +19,6 @@ LEVEL_VARIABLE = "MANYCHAR_LOG_LEVEL"
 FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
 NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
-"""The number that the standard library has for each level."""
 
 _LOGGER = logging.getLogger("manychar")
 
@@ -38,17 +36,13 @@ class Formatter(logging.Formatter):
         if not is_json():
             return text
         now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        values = {
-            "time": now.isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "text": text,
-            **getattr(record, "values", {}),
-        }
-        return to_json(values)
+        time, level = now.isoformat(timespec="milliseconds"), record.levelname.lower()
+        values = getattr(record, "values", {})
+        return to_json({"time": time, "level": level, "text": text, **values})
 
 
 class StderrHandler(logging.Handler):
-    """Writes each line to standard error. A reader that is gone ends nothing."""
+    """Writes each line to standard error, also where nothing reads it any more."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -58,17 +52,15 @@ class StderrHandler(logging.Handler):
 
 def configure(prefix: str = "") -> None:
     """Log to standard error, at the level and in the form that the environment says."""
-    handler = StderrHandler()
-    handler.setFormatter(Formatter(prefix))
-    _LOGGER.handlers = [handler]
-    _LOGGER.propagate = False
+    _LOGGER.handlers, _LOGGER.propagate = [StderrHandler()], False
+    _LOGGER.handlers[0].setFormatter(Formatter(prefix))
     least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
     _LOGGER.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
 
 
 @contextlib.contextmanager
 def handled_by(handler: logging.Handler) -> Iterator[None]:
-    """Have another handler write the lines for a while."""
+    """Log by another handler inside this."""
     before, _LOGGER.handlers = _LOGGER.handlers, [handler]
     handler.setFormatter(Formatter())
     try:
@@ -83,7 +75,7 @@ def is_json() -> bool:
 
 
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Return JSON that every reader takes: an infinite number or NaN is null."""
+    """Return JSON in which a number that is not finite is null."""
     return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=indent)
 
 

@@ -1,4 +1,4 @@
-"""What computes here: the names that stand beside a numerics fingerprint."""
+"""The libraries and kernels that compute here, as named beside a numerics fingerprint."""
 
 import ctypes
 import platform
@@ -20,18 +20,12 @@ def libraries() -> dict[str, str]:
 
 
 def kernels() -> dict[str, str]:
-    """Return which kernels numpy and its OpenBLAS have chosen for this CPU, where they tell."""
+    """Return which kernels numpy and its OpenBLAS have chosen for this CPU."""
     simd = np.show_config(mode="dicts").get("SIMD Extensions", {})
-    found = " ".join(simd.get("found", [])) or "baseline"
-    return {"numpy kernels": found, "blas kernels": _openblas_core()}
-
-
-def _openblas_core() -> str:
-    """Ask the OpenBLAS that is loaded already; it has a prefix and a suffix of numpy's own."""
-    folder = Path(np.__file__).parent.parent / "numpy.libs"
-    for path in folder.glob("*openblas*"):
+    found = {"numpy kernels": " ".join(simd.get("found", [])) or "baseline"}
+    for path in (Path(np.__file__).parent.parent / "numpy.libs").glob("*openblas*"):
         core = getattr(ctypes.CDLL(str(path)), "scipy_openblas_get_corename64_", None)
         if core is not None:
             core.restype = ctypes.c_char_p
-            return str(core().decode())
-    return "not told"
+            return {**found, "blas kernels": core().decode()}
+    return {**found, "blas kernels": "unknown"}

@@ -1,9 +1,8 @@
 """Pins the arithmetic of this process, before numpy is imported.
 
-BLAS and numpy choose their kernels by CPU and by environment variables that they read once, when
-they are loaded. One thread always; `portable` also holds x86-64 to one instruction set that all
-current servers have, so that different machines come to the same bits. `native` leaves the choice
-of kernels to the machine and to the user's environment.
+BLAS and numpy choose their kernels by CPU and by environment variables when they are loaded. One
+thread always; `portable` also holds x86-64 to one instruction set that all current servers have, so
+that different machines compute the same bits. `native` leaves the choice to CPU and environment.
 """
 
 import os
@@ -28,7 +27,7 @@ _pinned: list[str] = []
 def pin(numerics: str) -> None:
     """Pin this process and its children to `portable` or `native` numerics.
 
-    Raises RuntimeError where numpy is here already with other settings: it is too late then.
+    Raises RuntimeError where numpy has been imported with other settings.
     """
     if numerics in _pinned:
         return

@@ -1,4 +1,4 @@
-"""What comes with an extra only: where it is missing, one line says what to install."""
+"""Imports of optional dependencies: where one is missing, one line says what to install."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ def require(module: str, extra: str, what: str) -> None:
 
 @contextlib.contextmanager
 def needing(extra: str, what: str) -> Iterator[None]:
-    """Import what `manychar[extra]` brings inside this. Raises UserError where it is missing."""
+    """Raise UserError for an import inside this that needs `manychar[extra]`."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """Ends a child process when its parent has ended, however that happened.
 
-`spawn` gives each child the reading end of a pipe, and names it in the environment. Nothing is ever
-written to it: end of file means that the operating system has closed the parent's end.
+Each ChildProcess has the reading end of a pipe, named in the environment. Nothing is written to it:
+end of file means that the operating system has closed the parent's end.
 """
 
 import logging

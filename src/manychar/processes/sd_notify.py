@@ -1,7 +1,6 @@
-"""Tells systemd how this process does: ready, alive, stopping, and a line of status.
+"""Reports to systemd by the datagrams of sd_notify(3), where a service manager listens.
 
-The datagrams of sd_notify(3). Where no service manager listens nothing is sent. "Alive" comes from
-the loop that thinks, so that one which hangs is restarted.
+"Alive" comes from the event loop, so that a process whose loop hangs is restarted.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ STATUS_EVERY = 1.0
 class Notifier:
     """The connection to a service manager, if there is one; children of this process get none.
 
-    `variables` were taken out of the environment; who executes this process anew puts them back.
+    `variables` were taken out of the environment; an exec of this process needs them there again.
     """
 
     def __init__(self) -> None:
@@ -27,26 +26,25 @@ class Notifier:
         microseconds = self.variables.get(WATCHDOG, "")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._alive_every = int(microseconds) / 2e6 if watched and microseconds.isdecimal() else 0.0
-        self._alive_at = 0.0
-        self._status_at = 0.0
+        self._alive_at = self._status_at = 0.0
 
     def ready(self, status: str) -> None:
-        """Say that this process does its work from now on."""
+        """Report that this process does its work from now on."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def stopping(self) -> None:
-        """Say that it ends in good order."""
+        """Report that it ends in good order."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Say so, if it is time."""
+        """Report that it is alive, if it is time."""
         now = time.monotonic()
         if self._alive_every and now >= self._alive_at:
             self._alive_at = now + self._alive_every
             self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """Say how it stands, about every second."""
+        """Report its status, at most once a second."""
         now = time.monotonic()
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY
@@ -55,10 +53,7 @@ class Notifier:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        # A manager that does not hear it finds out: it waits for READY, or for a sign of life.
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ear,
-        ):
-            ear.settimeout(0)
-            ear.sendto(text.encode(), self._address)
+        # What is lost here is noticed by the manager: it waits for READY and for signs of life.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.settimeout(0)
+            to.sendto(text.encode(), self._address)

@@ -12,7 +12,6 @@ from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = "\x1b[?25h"
 
-
 early: list[int] = []
 """Signals that arrived before there was a loop: delivered to the first one that catches them."""
 
@@ -45,10 +44,9 @@ class SelfPipe:
 
     @contextlib.contextmanager
     def catching(self, *signals: int) -> Iterator["SelfPipe"]:
-        """Catch these signals; a second SIGINT or SIGTERM ends the process at once.
+        """Catch these signals; a second SIGINT or SIGTERM ends a process without parent at once.
 
-        Not a child's: an engine may signal a whole group, so that each of its processes is told
-        twice, by the engine and by its parent, and its parent kills it if it does not end.
+        A child may get both from its parent and from a container engine that signals a whole group.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self

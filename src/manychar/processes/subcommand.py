@@ -4,19 +4,15 @@ import codecs
 import contextlib
 import logging
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import IO
 
 from manychar.processes import log
-from manychar.processes.child_process import PIECE_BYTES, Lines, how_it_ended, spawn
+from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_ended
 from manychar.processes.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class Command:
@@ -32,25 +28,21 @@ class Command:
         self._name = arguments[0]
         self._accepted = accepted
         self._error = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
+        env = {log.FORMAT_VARIABLE: "json"}
         try:
-            self._child = spawn(
-                list(arguments),
-                stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={log.FORMAT_VARIABLE: "json"},
+            self._process = ChildProcess(
+                list(arguments), stdin=stdin, stdout=subprocess.PIPE, env=env
             )
         except (OSError, ValueError) as error:  # ValueError: no process takes such an argument
             raise UserError(f"manychar {arguments[0]}: {error}") from None
-        self._process = self._child.process
-        self._pipes = selectors.DefaultSelector()
-        if self._process.stdout is not None and self._process.stderr is not None:
-            self._pipes.register(self._process.stdout, selectors.EVENT_READ)
-            lines = Lines(self._process.stderr.fileno(), self._print)
-            self._pipes.register(self._process.stderr, selectors.EVENT_READ, lines)
-        if given is not None and self._process.stdin is not None:
-            arguments_of_thread = (self._process.stdin, given)
-            threading.Thread(target=_feed, args=arguments_of_thread, daemon=True).start()
+        self._descriptor = self._process.stdout.fileno() if self._process.stdout else -1
+        self._threads = [
+            threading.Thread(target=self._read_errors, daemon=True),
+            threading.Thread(target=self._feed, args=(given,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def output(self) -> Iterator[str]:
         """Yield its standard output as it comes, to its end.
@@ -58,52 +50,39 @@ class Command:
         Raises UserError with its own line where it fails. Closing or interrupting this iterator
         interrupts the command, which ends in good order; what it still writes is read.
         """
+        process = self._process
         try:
-            yield from self._read()
-            self.code = self._process.wait()
+            pieces = iter(lambda: os.read(self._descriptor, PIECE_BYTES), b"")
+            yield from codecs.iterdecode(pieces, "utf-8", "replace")
+            self.code = process.wait()
         except BaseException:
-            self._process.send_signal(signal.SIGINT)
-            for _ in self._read():
+            process.send_signal(signal.SIGINT)
+            while os.read(self._descriptor, PIECE_BYTES):
                 pass
-            self._process.wait()
+            process.wait()
             raise
         finally:
-            self._close()
+            process.kill()  # without effect unless interrupted again
+            process.wait()
+            for thread in self._threads:
+                thread.join()
+            process.close()
         if self.code not in self._accepted:
             reason = self._error or f"manychar {self._name} ended {how_it_ended(self.code)}"
             raise UserError(reason.removeprefix("manychar: "), code=self.code)
 
-    def _read(self) -> Iterator[str]:
-        while self._pipes.get_map():
-            for key, _ in self._pipes.select():
-                if isinstance(key.data, Lines):
-                    key.data.read()
-                    ended = key.data.ended
-                else:
-                    piece = os.read(key.fd, PIECE_BYTES)
-                    ended = not piece
-                    if text := self._decoder.decode(piece, final=ended):
-                        yield text
-                if ended:
-                    self._pipes.unregister(key.fileobj)
+    def _read_errors(self) -> None:
+        """Print the lines of its standard error, but keep the one that says why it failed."""
+        for written in self._process.stderr or ():
+            line = written.decode(errors="replace").rstrip("\n")
+            text, level = log.read(line)
+            if level == logging.ERROR and text.startswith("manychar"):
+                self._error = text
+            else:
+                print(line if log.is_json() else text, file=sys.stderr, flush=True)
 
-    def _print(self, line: str) -> None:
-        """Print a line of its standard error, but keep the one that says why it failed."""
-        text, level = log.read(line)
-        if level == logging.ERROR and text.startswith("manychar"):
-            self._error = text
-        else:
-            print(line if log.is_json() else text, file=sys.stderr, flush=True)
-
-    def _close(self) -> None:
-        if self._process.poll() is None:  # interrupted again
-            self._process.kill()
-            self._process.wait()
-        self._pipes.close()
-        self._child.close()
-
-
-def _feed(pipe: IO[bytes], given: bytes) -> None:
-    """Write it all, in a thread: the command may write before it has read to the end."""
-    with contextlib.suppress(BrokenPipeError), pipe:
-        pipe.write(given)
+    def _feed(self, given: bytes | None) -> None:
+        """Write its standard input, in a thread: it may write before it has read to the end."""
+        if given is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
+                pipe.write(given)

@@ -8,23 +8,21 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import select
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from manychar.processes import log
-from manychar.processes.child_process import ChildProcess, Lines, how_it_ended, spawn
+from manychar.processes.child_process import ChildProcess, Lines, how_it_ended
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SETTLED_AFTER = 10.0
 QUICK_DEATHS = 5
-LOOK_EVERY = 0.05  # seconds between two looks at a process that has closed its pipes
+LOOK_EVERY = 0.02  # seconds between two looks at processes that are ending
 
 logger = logging.getLogger(__name__)
-
 
 Due = Callable[[], float | None]
 
@@ -40,10 +38,9 @@ class Loop(Protocol):
 
 @dataclasses.dataclass(kw_only=True)
 class ProcessSlot:
-    """One process of a fleet: its command, and the process that runs it now. Times are monotonic.
+    """A command, and the process that runs it now. Times are monotonic.
 
-    `on_line` is called with each line of its standard output; without it there is none. `on_start`
-    is called when a process has been started.
+    `on_line` is called with each line of standard output, `on_start` after each start.
     """
 
     name: str
@@ -51,21 +48,16 @@ class ProcessSlot:
     on_line: Callable[[str], object] | None = None
     on_start: Callable[[], object] | None = None
     has_stdin: bool = False
-    child: ChildProcess | None = None
+    process: ChildProcess | None = None
     pipes: list[Lines] = dataclasses.field(default_factory=list)
     started_at: float = 0.0
     restart_at: float | None = None
     quick_deaths: int = 0
 
     @property
-    def process(self) -> subprocess.Popen[bytes] | None:
-        """The process that runs in it now."""
-        return None if self.child is None else self.child.process
-
-    @property
     def is_empty(self) -> bool:
         """Whether nothing runs in it, and nothing is going to."""
-        return self.child is None and self.restart_at is None
+        return self.process is None and self.restart_at is None
 
     @property
     def pause(self) -> float:
@@ -74,8 +66,7 @@ class ProcessSlot:
 
     def plan_restart(self, code: int, now: float) -> str:
         """Plan the next start after a pause; return why there is none, if so."""
-        settled = now - self.started_at >= SETTLED_AFTER
-        self.quick_deaths = 0 if settled else self.quick_deaths + 1
+        self.quick_deaths = 0 if now - self.started_at >= SETTLED_AFTER else self.quick_deaths + 1
         if self.quick_deaths >= QUICK_DEATHS:
             return (
                 f"gave up: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
@@ -98,7 +89,7 @@ class ProcessSlot:
 
 
 def log_again(slot: ProcessSlot, line: str) -> None:
-    """Log a child's record again; what is no record, as a traceback, gets the child's name."""
+    """Log a child's record again; a line that is no record, as of a traceback, gets its name."""
     text, level = log.read(line)
     logger.log(level, f"{slot.name}: {line}" if text is line else text)
 
@@ -106,8 +97,8 @@ def log_again(slot: ProcessSlot, line: str) -> None:
 class Supervisor:
     """The child processes of one parent.
 
-    `on_end` is called with a slot and an exit code when its process has ended and all that it wrote
-    has been read; it decides whether `restart` is called. `on_log` takes lines of standard error.
+    `on_end` is called with a slot and an exit code when its process has ended and its output has
+    been read; it may call `restart`. `on_log` takes lines of standard error.
     """
 
     def __init__(
@@ -129,22 +120,20 @@ class Supervisor:
 
     def start(self, slot: ProcessSlot) -> None:
         """Start a slot's command."""
-        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        slot.child = spawn(
-            slot.arguments,
-            stdin=pipe if slot.has_stdin else nothing,
-            stdout=pipe if slot.on_line else nothing,
-            env=self._env,
+        stdin, stdout = (
+            subprocess.PIPE if wanted else subprocess.DEVNULL
+            for wanted in (slot.has_stdin, slot.on_line)
         )
-        slot.started_at, slot.restart_at = time.monotonic(), None
+        process = ChildProcess(slot.arguments, stdin=stdin, stdout=stdout, env=self._env)
+        slot.process, slot.started_at, slot.restart_at = process, time.monotonic(), None
         if slot not in self.slots:
             self.slots.append(slot)
-        process = slot.child.process
-        taken: list[tuple[Any, Callable[[str], object]]]
-        taken = [(process.stderr, lambda line: self._on_log(slot, line))]
-        if slot.on_line is not None:
-            taken.append((process.stdout, slot.on_line))
-        slot.pipes = [Lines(stream.fileno(), take) for stream, take in taken]
+        slot.pipes = []
+        if process.stderr is not None:
+            on_log = functools.partial(self._on_log, slot)
+            slot.pipes.append(Lines(process.stderr.fileno(), on_log))
+        if process.stdout is not None and slot.on_line is not None:
+            slot.pipes.append(Lines(process.stdout.fileno(), slot.on_line))
         for lines in slot.pipes:
             self._loop.on_readable(lines.descriptor, functools.partial(self._read, lines))
         if slot.on_start is not None:
@@ -157,10 +146,8 @@ class Supervisor:
 
     def restart(self, slot: ProcessSlot, code: int) -> str:
         """Start a slot again after a pause; return why it is given up, if so."""
-        if self.is_stopping:
-            return ""
-        given_up = slot.plan_restart(code, time.monotonic())
-        if not given_up:
+        given_up = "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
+        if slot.restart_at is not None:
             how = how_it_ended(code)
             logger.warning(f"{slot.name} ended {how}: starting it again in {slot.pause:g} s")
         return given_up
@@ -176,38 +163,36 @@ class Supervisor:
                 self.start(slot)
 
     def reap(self) -> None:
-        """Look which processes have ended, and read what they wrote to its end."""
+        """Report the processes that have ended, after their last lines."""
         for slot in self.slots:
-            if slot.child is None or slot.child.process.poll() is None:
+            process = slot.process
+            if process is None or process.poll() is None:
                 continue
             for lines in slot.pipes:
-                lines.read_to_end()
+                while lines.read():
+                    pass
                 self._loop.remove(lines.descriptor)
-            code = slot.child.process.returncode
-            slot.child.close()
-            slot.child, slot.pipes = None, []
-            self._on_end(slot, code)
+            process.close()
+            slot.process, slot.pipes = None, []
+            self._on_end(slot, process.returncode)
 
     def stop(self, within: float) -> None:
         """End all processes: SIGTERM, then SIGKILL after `within` seconds; none is started again.
 
-        What they write meanwhile is read, so none of them blocks. The loop takes no part in this.
+        Their output is read meanwhile, so that none of them blocks. The loop is not used.
         """
         self.is_stopping = True
         deadline = time.monotonic() + within
         for slot in self.slots:
             slot.restart_at = None
             slot.signal(signal.SIGTERM)
-        while self._running() and (left := deadline - time.monotonic()) > 0:
-            pipes = [lines for slot in self.slots for lines in slot.pipes if not lines.ended]
-            poll = select.poll()
-            for lines in pipes:
-                poll.register(lines.descriptor, select.POLLIN)
-            poll.poll(1000 * min(left, LOOK_EVERY))
-            for lines in pipes:
-                lines.read()
+        while (running := self._running()) and time.monotonic() < deadline:
+            for slot in running:
+                for lines in slot.pipes:
+                    lines.read()
             self.reap()
-        for slot in self._running():
+            time.sleep(LOOK_EVERY)
+        for slot in running:
             logger.warning(f"{slot.name} did not end within {within:g} s: killed")
         self.kill()
 
@@ -216,11 +201,10 @@ class Supervisor:
         self.is_stopping = True
         for slot in self.slots:
             slot.restart_at = None
-            slot.signal(signal.SIGKILL)
-        for slot in self._running():
             if slot.process is not None:
+                slot.process.kill()
                 slot.process.wait()
         self.reap()
 
     def _running(self) -> list[ProcessSlot]:
-        return [slot for slot in self.slots if slot.child is not None]
+        return [slot for slot in self.slots if slot.process is not None]

@@ -1,8 +1,7 @@
-"""Has a thread that computes make way at once for those that pass messages.
+"""Lets threads that pass messages run before one that computes.
 
-Linux (from 6.12 on) lets a thread that wakes run before one whose slices of time are longer than
-its own. A computing thread asks for the longest there are: it gets no less time for that, but a
-message does not wait for it. Elsewhere nothing is asked, and nothing is different but the speed.
+Linux (from 6.12 on) lets a thread that wakes run before one whose time slices are longer than its
+own. A computing thread asks for the longest: it gets no less time, but no message waits for it.
 """
 
 import ctypes
@@ -18,12 +17,10 @@ _ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # struct sched_attr of sched_setattr(2
 
 
 def make_way() -> None:
-    """Ask for this thread's slices to be long. What the system does not know, it passes over."""
+    """Ask for the longest slices for this thread, where the system has them."""
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return
     nice = os.getpriority(os.PRIO_PROCESS, 0)  # as it was: `nice` and `chrt` are the user's
-    attributes = _ATTRIBUTES.pack(
-        _ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, LONGEST_SLICE_NS, 0, 0
-    )
-    ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+    values = (_ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, LONGEST_SLICE_NS, 0, 0)
+    ctypes.CDLL(None).syscall(number, 0, _ATTRIBUTES.pack(*values), 0)
