@@ -22,8 +22,8 @@ FOLDERS = (  # from the lowest to the highest: a module imports from its own fol
     "observability",
     "fleet",
     "verification",
-    "cli",
     "api",
+    "cli",
 )
 MODULES = sorted(SOURCE.rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")

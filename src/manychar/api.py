@@ -16,9 +16,9 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
-from manychar.cli import options
+from manychar.fleet.launch_options import Beside, Export, Logging, Sampling
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
@@ -35,14 +35,14 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeOptions(options.Logging, options.Export, Operation):
+class ResumeOptions(Logging, Export, Operation):
     """The arguments of `Run.resume`."""
 
     log_format: None = dataclasses.field(init=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(options.Beside, ResumeOptions, Definition):
+class TrainOptions(Beside, ResumeOptions, Definition):
     """The arguments of `train`."""
 
     text: Text = dataclasses.field(default=None, kw_only=False)
@@ -50,35 +50,28 @@ class TrainOptions(options.Beside, ResumeOptions, Definition):
     resume: None = dataclasses.field(init=False)
 
 
-def _takes(declared: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a function the arguments of another callable, and the help texts of its options."""
-    return functools.partial(_documented, declared, inspect.signature(declared))
+def _takes(options: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """Give a function the fields of a dataclass of options as arguments, and their help texts."""
+    return functools.partial(_documented, options, inspect.signature(options))
 
 
 def _method_takes(
-    declared: Callable[P, object],
+    options: Callable[P, object],
 ) -> Callable[[Callable[..., T]], Callable[Concatenate[Any, P], T]]:
-    """Give a method these options as arguments; what is not given is as before."""
-    own = [p.replace(default=None) for p in inspect.signature(declared).parameters.values()]
+    """Do the same for a method."""
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return functools.partial(_documented, declared, inspect.Signature([this, *own]))
+    own = inspect.signature(options).parameters.values()
+    return functools.partial(_documented, options, inspect.Signature([this, *own]))
 
 
-def _documented(declared: Any, signature: inspect.Signature, function: Any) -> Any:
+def _documented(options: Any, signature: inspect.Signature, function: Any) -> Any:
     @functools.wraps(function)
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        signature.bind(*arguments, **named)  # TypeError for a name that is no argument
-        return function(*arguments, **named)
+    def wrapped(*arguments: Any, **named: Any) -> Any:  # TypeError for a name that is no argument
+        return function(**signature.bind(*arguments, **named).arguments)
 
-    fields = options_of(declared) if dataclasses.is_dataclass(declared) else {}
-    parameters, lines = [], []
-    for name, parameter in signature.parameters.items():
-        metadata = getattr(parameter.annotation, "__metadata__", None)
-        if metadata or name in fields:
-            lines.append(f"\n{name}: {(metadata or fields[name][1:])[0].help}")
-        plain = get_args(parameter.annotation)[0] if metadata else parameter.annotation
-        parameters.append(parameter.replace(annotation=plain))
-    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    known = options_of(options)
+    lines = [f"\n{name}: {known[name][1].help}" for name in signature.parameters if name in known]
+    wrapped.__signature__ = signature  # type: ignore[attr-defined]
     wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
     return wrapped
 
@@ -104,54 +97,42 @@ class Model:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r})"
 
-    def stream(
-        self,
-        length: options.Length = 2000,
-        *,
-        prime: options.Prime = "",
-        prime_file: options.PrimeFile = None,
-        temperature: options.Temperature = 1.0,
-        top_k: options.TopK = 0,
-        seed: options.SampleSeed = None,
-        connect_timeout: options.ConnectTimeout = 10.0,
-    ) -> Iterator[str]:
+    @_method_takes(Sampling)
+    def stream(self, **named: Any) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
-        flags = as_flags({name: value for name, value in locals().items() if name != "self"})
         last = ""  # held back: after the last character comes a newline that is not the model's
-        for piece in Command("sample", self.source, *self._key, *flags).output():
+        command = Command("sample", self.source, *self._key, *as_flags(named))
+        for piece in command.output():
             text = last + piece
             last = text[-1]
             if text[:-1]:
                 yield text[:-1]
 
-    @_takes(stream)
-    def sample(self, *length: int, **named: Any) -> str:
+    @_method_takes(Sampling)
+    def sample(self, **named: Any) -> str:
         """Return the prime and `length` characters that the model writes after it.
 
         A random seed is logged. Raises UserError.
         """
-        return "".join(self.stream(*length, **named))
-
-    stream = _takes(stream)(stream)
+        return "".join(self.stream(**named))
 
     def evaluate(
         self,
         text: Text = None,
         *,
-        unknown: options.Unknown = "refuse",
-        connect_timeout: options.ConnectTimeout = 10.0,
+        unknown: Literal["refuse", "skip"] = "refuse",
+        connect_timeout: float = 10.0,
     ) -> Evaluation:
         """Return the model's loss on a text; without one, on the run's validation text.
 
-        Raises UserError.
+        Characters that the model does not know are refused, or skipped; `connect_timeout` is in
+        seconds. Raises UserError.
         """
         words, given = _arguments(text)
         flags = as_flags({"unknown": unknown, "connect_timeout": connect_timeout})
         flags += [*words, *self._key, "--json"]
         command = Command("evaluate", self.source, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
-
-    evaluate = _takes(evaluate)(evaluate)
 
 
 class Run(Model):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manychar.cli.options import RUN_OPTIONS
+from manychar.fleet.launch_options import RUN_OPTIONS
 from manychar.numerics.option import flag, options_of
 from tests.cli.test_cli import COMMANDS
 from tests.commands import SMALL, Commands
@@ -74,6 +74,7 @@ def test_every_command_prints_its_flags(manychar: Commands, command: str) -> Non
     needed = dict.fromkeys(("verify", "sample", "evaluate", "dashboard"), run)
     needed |= dict.fromkeys(("worker", "status", "stop", "health", "follow"), endpoint)
     needed |= {name: [*run, "-o", "FILE"] for name in ("export", "plot")}
+    needed["unban"] = [*run, "worker-1"]
     done = manychar.run(command, *needed.get(command, []), "--print-config")
     assert done.code == 0, done.err
     assert all(" =" in line for line in done.out.splitlines())

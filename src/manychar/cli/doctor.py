@@ -1,6 +1,7 @@
 """The command `doctor`."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from manychar.cli.console import write
@@ -12,18 +13,13 @@ def doctor(as_json: AsJson = False) -> None:
     from manychar.verification.doctor import examine
 
     found = examine()
-    if as_json:
-        write(json.dumps(found, indent=2) + "\n")
-        return
-    for name, value in _flat(found):
-        write(f"{name:<44}{value}\n")
+    write(json.dumps(found, indent=2) + "\n" if as_json else "".join(_lines(found)))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows = []
+def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name} ")
+            yield from _lines(value, f"{prefix}{name} ")
         else:
-            rows.append((prefix + name, ", ".join(value) if isinstance(value, list) else value))
-    return rows
+            text = ", ".join(value) if isinstance(value, list) else value
+            yield f"{prefix + name:<44}{text}\n"

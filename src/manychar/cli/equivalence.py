@@ -3,22 +3,28 @@
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import Interval, TextFiles, TrialSteps
+from manychar.cli.options import TextFiles
 from manychar.cli.train import define, operation_of
+from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 
 logger = logging.getLogger(__name__)
 
+STEPS = Option("Steps of each trial.", least=3)
+EVERY = Option("Steps between comparisons.", least=1)
+Killed = Literal["worker", "server"] | None
+FLEETS: tuple[tuple[int, Killed], ...] = ((1, None), (2, "worker"), (4, "server"))
+
 
 def equivalence(
     text: TextFiles = None,
-    steps: TrialSteps = 600,
-    checkpoint_every: Interval = 150,
+    steps: Annotated[int, STEPS] = 600,
+    checkpoint_every: Annotated[int, EVERY] = 150,
     **flags: Any,
 ) -> None:
     """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
@@ -26,17 +32,14 @@ def equivalence(
     from manychar.verification.equivalence import Equivalence, difference_between, table
 
     definition, corpus = define(text, flags)
-    trial = {"steps": steps, "checkpoint_every": checkpoint_every, "workers": 1}
-    operation = operation_of(
-        {**trial, "sample_every": 0, "keep_checkpoints": 0}, shards=definition.shards
-    )
+    trial = {"steps": steps, "checkpoint_every": checkpoint_every, "keep_checkpoints": 0}
+    trial |= {"sample_every": 0, "sample_length": 0, "workers": 1}
+    operation = operation_of(trial, shards=definition.shards)
     with TemporaryDirectory(prefix="manychar-") as scratch:
-        trials = Equivalence(definition, corpus, operation, parent=Path(scratch))
+        trials = Equivalence(definition, corpus, operation, Path(scratch))
         logger.info(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps a trial")
         done = [trials.alone()]
-        ways: list[tuple[int, Literal["worker", "server"] | None]]
-        ways = [(1, None), (2, "worker"), (4, "server")]
-        for count, kill in ways:
+        for count, kill in FLEETS:
             logger.info(f"server and {count} worker{'s' if count > 1 else ''}")
             done.append(trials.fleet(count, kill=kill))
         write(table(done))

@@ -4,13 +4,14 @@ import collections
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from manychar.cli.console import write
-from manychar.cli.options import AsJson, ConnectTimeout, Evaluated, Key, Source, Unknown
+from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
 from manychar.cli.sample import weights_of
 from manychar.cli.train import numerics_of
 from manychar.network.endpoints import is_endpoint
+from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TEXT = argument("TEXT", f"{FILES} the run's validation text (--validation).")
+UNKNOWN = Option("What to do with characters that the model does not know.")
 NAMED = 5
 
 
 def evaluate(
     source: Source,
-    text: Evaluated = None,
-    unknown: Unknown = "refuse",
+    text: Annotated[list[Path] | None, TEXT] = None,
+    unknown: Annotated[Literal["refuse", "skip"], UNKNOWN] = "refuse",
     as_json: AsJson = False,
     connect_timeout: ConnectTimeout = 10.0,
     key: Key = None,
@@ -35,7 +38,7 @@ def evaluate(
     from manychar.numerics.evaluation import evaluate as loss_of
 
     parameters, vocabulary = weights_of(source, key, connect_timeout)
-    ids = _encode(text, vocabulary, unknown) if text else _validation_ids(source)
+    ids = _encode(text, vocabulary, unknown) if text else _validation_ids(Path(source))
     if len(ids) < 2:
         raise UserError(f"{len(ids)} characters: a loss needs at least 2")
     found = loss_of(parameters, ids)
@@ -47,15 +50,15 @@ def evaluate(
         write(f"{found.characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
 
 
-def _validation_ids(source: str) -> "NDArray[Any]":
+def _validation_ids(path: Path) -> "NDArray[Any]":
     from manychar.storage.corpus_file import check_corpus
     from manychar.storage.run_directory import open_run
 
-    if not Path(source).is_dir():
-        raise UserError(f"{source}: give a TEXT; only a run directory has a validation text")
-    directory = open_run(Path(source))
+    if not path.is_dir():
+        raise UserError(f"{path}: give a TEXT; only a run directory has a validation text")
+    directory = open_run(path)
     if not directory.definition.validation:
-        raise UserError(f"{source}: give a TEXT; this run has no validation text (--validation)")
+        raise UserError(f"{path}: give a TEXT; this run has no validation text (--validation)")
     check_corpus(directory.path, directory.definition.corpus_sha256)
     return directory.streams()[1].validation_ids
 

@@ -3,49 +3,41 @@
 import json
 import logging
 from pathlib import Path
+from typing import Annotated
 
 from manychar.cli.console import write
-from manychar.cli.options import AsJson, KeyDirectory, KeyName, Role
+from manychar.cli.options import AsJson, argument
+from manychar.network import keys
+from manychar.numerics.option import Option
 from manychar.protocol.messages import KeyRole
 
 logger = logging.getLogger(__name__)
 
+KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.")]
+Name = Annotated[str, argument("NAME", "The client's name in the run.")]
+Role = Annotated[KeyRole, Option("An observer watches; an operator may also stop the run.")]
+
 
 def create(directory: KeyDirectory) -> None:
     """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
-    from manychar.network.keys import create as make
-
-    _explain(make(directory), KeyRole.WORKER)
+    _explain(keys.create(directory), KeyRole.WORKER)
     logger.info(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
 
 
-def add(
-    directory: KeyDirectory,
-    name: KeyName,
-    role: Role = KeyRole.WORKER,
-) -> None:
+def add(directory: KeyDirectory, name: Name, role: Role = KeyRole.WORKER) -> None:
     """Make a key for another client: DIR/NAME.key. A running server admits it at once."""
-    from manychar.network.keys import add as add_key
-
-    _explain(add_key(directory, name, role), role)
+    _explain(keys.add(directory, name, role), role)
 
 
-def revoke(directory: KeyDirectory, name: KeyName) -> None:
+def revoke(directory: KeyDirectory, name: Name) -> None:
     """Revoke a client's key; a running server disconnects it."""
-    from manychar.network.keys import revoke as revoke_key
-
-    revoke_key(directory, name)
+    keys.revoke(directory, name)
     logger.info(f"{name}: its key is revoked")
 
 
-def show(
-    directory: KeyDirectory,
-    as_json: AsJson = False,
-) -> None:
+def show(directory: KeyDirectory, as_json: AsJson = False) -> None:
     """List the clients with their roles and public keys."""
-    from manychar.network.keys import read_clients
-
-    clients = read_clients(directory)
+    clients = keys.read_clients(directory)
     if as_json:
         write(json.dumps([vars(client) for client in clients], indent=2) + "\n")
         return

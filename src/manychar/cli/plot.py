@@ -1,11 +1,21 @@
 """The command `plot`."""
 
-from manychar.cli.options import Output, PlotAxis, Runs
+from pathlib import Path
+from typing import Annotated, Literal
+
+from manychar.cli.options import Output, argument
+from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.optional_dependencies import needing
 
+AXIS = "Horizontal axis; characters where the batches of the runs differ."
 
-def plot(runs: Runs, output: Output, by: PlotAxis = "steps") -> None:
+
+def plot(
+    runs: Annotated[list[Path], argument("RUN", "Run directories.")],
+    output: Output,
+    by: Annotated[Literal["steps", "characters"], Option(AXIS)] = "steps",
+) -> None:
     """Plot the loss curves of one or more runs to a .png or .svg file."""
     pin("portable")
     with needing("plot", "manychar plot"):

@@ -4,29 +4,17 @@ import contextlib
 import logging
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from manychar.cli.console import write
-from manychar.cli.options import (
-    Change,
-    ConnectTimeout,
-    Follow,
-    Key,
-    Length,
-    Prime,
-    PrimeFile,
-    SampleSeed,
-    Source,
-    Temperature,
-    TopK,
-)
+from manychar.cli.options import Key, Source
+from manychar.fleet.launch_options import Sampling
 from manychar.network.endpoints import is_endpoint
+from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from manychar.numerics.model import Parameters
 
 logger = logging.getLogger(__name__)
@@ -34,43 +22,62 @@ logger = logging.getLogger(__name__)
 
 def sample(
     source: Source,
-    length: Length = 2000,
-    prime: Prime = "",
-    prime_file: PrimeFile = None,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 0,
-    seed: SampleSeed = None,
-    follow: Follow = False,
-    change: Change = 0.05,
-    connect_timeout: ConnectTimeout = 10.0,
+    follow: Annotated[bool, Option("Sample again each time a server's weights changed.")] = False,
+    change: Annotated[float, Option("With --follow: relative change that counts.", least=0)] = 0.05,
     key: Key = None,
+    **flags: Any,
 ) -> None:
     """Sample text from a model, character by character."""
     pin("portable")
     import numpy as np
 
+    from manychar.network.client_identity import find_key
     from manychar.observability.model_source import draw, for_reading
+    from manychar.observability.observer_client import models
 
-    prime = _prime(prime, prime_file)
-    chosen = secrets.randbelow(2**32) if seed is None else seed
-    models = _models(source, key, connect_timeout, change=change if follow else None)
-    with contextlib.closing(models):
-        for heading, parameters, vocabulary in models:
-            drawn = draw(
-                parameters,
-                vocabulary,
-                np.random.default_rng([chosen, 2]),
-                length=length,
-                prime=prime,
-                temperature=temperature,
-                top_k=top_k,
-            )
-            write(heading + for_reading(prime))
-            for character in drawn:
-                write(for_reading(character))
-            write("\n")
-    if seed is None:
-        logger.info(f"--seed {chosen}")
+    options = Sampling(**flags)
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    prime = _prime(options)
+
+    def show(parameters: "Parameters", vocabulary: str) -> None:
+        drawn = draw(
+            parameters,
+            vocabulary,
+            np.random.default_rng([seed, 2]),
+            length=options.length,
+            prime=prime,
+            temperature=options.temperature,
+            top_k=options.top_k,
+        )
+        write(for_reading(prime))
+        for character in drawn:
+            write(for_reading(character))
+        write("\n")
+
+    if not follow:
+        show(*weights_of(source, key, options.connect_timeout))
+    elif not is_endpoint(source):
+        raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
+    else:
+        timeout = options.connect_timeout
+        found = models(source, find_key(key), connect_timeout=timeout, change=change)
+        with contextlib.closing(found):
+            for step, model in found:
+                write(f"--- step {step:,} ---\n")
+                show(*model)
+    if options.seed is None:
+        logger.info(f"--seed {seed}")
+
+
+def _prime(options: Sampling) -> str:
+    """Return the text to continue. Raises UserError."""
+    if options.prime_file is None:
+        return options.prime
+    if options.prime:
+        raise UserError("--prime and --prime-file: give one of them")
+    from manychar.storage.corpus_file import read_text
+
+    return read_text(Path(options.prime_file)).decode()
 
 
 def weights_of(source: str, key: Path | None, connect_timeout: float) -> "tuple[Parameters, str]":
@@ -83,32 +90,3 @@ def weights_of(source: str, key: Path | None, connect_timeout: float) -> "tuple[
         found = models(source, find_key(key), connect_timeout=connect_timeout)
         return first(found, source)[1]
     return load(Path(source))
-
-
-def _prime(text: str, file: Path | None) -> str:
-    """Return the text to continue. Raises UserError."""
-    if text and file is not None:
-        raise UserError("--prime and --prime-file: give one of them")
-    if file is None:
-        return text
-    from manychar.storage.corpus_file import read_text
-
-    return read_text(file).decode()
-
-
-def _models(
-    source: str, key: Path | None, connect_timeout: float, *, change: float | None
-) -> "Generator[tuple[str, Parameters, str], None, None]":
-    """Yield (heading, parameters, vocabulary): once, or of a server after each `change`."""
-    if change is None:
-        yield "", *weights_of(source, key, connect_timeout)
-        return
-    from manychar.network.client_identity import find_key
-    from manychar.observability.observer_client import models
-
-    if not is_endpoint(source):
-        raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
-    found = models(source, find_key(key), connect_timeout=connect_timeout, change=change)
-    with contextlib.closing(found):
-        for step, (parameters, vocabulary) in found:
-            yield f"--- step {step:,} ---\n", parameters, vocabulary

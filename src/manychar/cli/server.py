@@ -1,34 +1,35 @@
-"""The command `server`."""
+"""The command `server`, and the hidden one of its validation."""
 
+import contextlib
 import json
 import logging
 import shlex
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import typer
 
-from manychar.cli.console import nothing
-from manychar.cli.options import Bind, Child, Insecure, Keys, Run, TextFiles
-from manychar.cli.train import display, exit_with, numerics_of, run_of
+from manychar.cli.console import nothing, write
+from manychar.cli.options import Child, Insecure, Run, TextFiles
+from manychar.cli.train import exit_with, numerics_of, run_of
+from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import check_endpoint, require_safe
+from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
-if TYPE_CHECKING:
-    from manychar.observability.progress import ProgressDisplay
-
 logger = logging.getLogger(__name__)
 
+KEYS = "Admit only clients with a key in this directory."
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
 
 
 def server(
     text: TextFiles = None,
-    bind: Bind = DEFAULT_BIND,
-    keys: Keys = None,
+    bind: Annotated[str, Option("Endpoint to listen on.", metavar="ENDPOINT")] = DEFAULT_BIND,
+    keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
     child: Child = False,
     **flags: Any,
@@ -46,14 +47,25 @@ def server(
     if "resume" not in flags:
         check_free(bind, keys)  # before a run directory is made for nothing
     directory = run_of(text, flags)
+    from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
+    from manychar.observability.progress import display_of
+
+    def bound(endpoint: str) -> None:
+        if child:  # the parent reads it
+            write(json.dumps({"endpoint": endpoint}) + "\n")
+        else:
+            joins = f"manychar worker {_reachable(endpoint)}{' --key FILE' if keys else ''}"
+            logger.info(f"listening; a worker joins with: {joins}")
 
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
+    again = [*access, "--child"] if child else access
+    with contextlib.nullcontext() if child else display_of(directory) as display:
+        status, weights = (display.status, display.weights) if display else (nothing, nothing)
+        screen = Screen(status=status, weights=weights, bound=bound)
+        finish = serve(directory, bind, screen, keys, flags=again)
     if child:
-        finish = serve(directory, bind, _child_screen(), keys, flags=[*access, "--child"])
         raise typer.Exit(finish.code)
-    with display(directory) as screen:
-        finish = serve(directory, bind, _screen(screen, keys), keys, flags=access)
     again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]
     exit_with(finish, directory, again=shlex.join(again))
 
@@ -64,26 +76,6 @@ def validate(run_dir: Run) -> None:
     from manychar.fleet.validation_process import validate
 
     validate(run_dir)
-
-
-def _screen(display: "ProgressDisplay", keys: Path | None) -> Any:
-    from manychar.fleet.server_loop import Screen
-
-    def bound(endpoint: str) -> None:
-        key = "" if keys is None else " --key FILE"
-        logger.info(f"listening; a worker joins with: manychar worker {_reachable(endpoint)}{key}")
-
-    return Screen(status=display.status, weights=display.weights, bound=bound)
-
-
-def _child_screen() -> Any:
-    """Return the screen of a supervised server: it prints the endpoint for its parent."""
-    from manychar.fleet.server_loop import Screen
-
-    def bound(endpoint: str) -> None:
-        print(json.dumps({"endpoint": endpoint}), flush=True)
-
-    return Screen(status=nothing, weights=nothing, bound=bound)
 
 
 def _reachable(endpoint: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manychar.cli.console import program
-from manychar.cli.options import Export, TextFiles
+from manychar.cli.options import TextFiles
+from manychar.fleet.launch_options import Export
 from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.observability.exporters import check as check_exporters
@@ -20,7 +21,6 @@ from manychar.processes.numerics_pinning import pin
 from manychar.protocol.operation import Operation
 
 if TYPE_CHECKING:
-    from manychar.observability.progress import ProgressDisplay
     from manychar.protocol.effects import Finish
     from manychar.storage.corpus_file import Corpus
     from manychar.storage.run_directory import RunDirectory
@@ -30,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
-    wanted = {name: flags[name] for name in options_of(Export) if name in flags}
+    wanted = given(Export, flags)
     check_exporters(**wanted)
     directory = run_of(text, flags)
-    exit_if_finished(directory)
+    _exit_if_finished(directory)
     from manychar.fleet.local_fleet import LocalFleet
     from manychar.observability.exporters import exporters
+    from manychar.observability.progress import display_of
 
     workers, shards = directory.operation.workers, directory.definition.shards
     if workers > shards:
@@ -43,36 +44,39 @@ def train(text: TextFiles = None, **flags: Any) -> None:
             f"{workers} workers for {shards} shards: the others stand by;"
             f" --shards {workers} would give each of them work"
         )
-    with display(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
+    with display_of(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
         finish = LocalFleet(directory, screen, exporters=beside).run()
     exit_with(finish, directory, again="train")
 
 
+def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the flags that are options of a dataclass."""
+    return {name: flags[name] for name in options_of(options) if name in flags}
+
+
 def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     """Make the run directory of these flags, or open an existing one; pins the numerics."""
-    resume = flags.get("resume")
     if flags.get("or_resume") and _exists(flags):
         return _resume_if_same(text, flags)
-    if resume is None:
-        pin(flags.get("numerics", "portable"))
-        from manychar.storage.run_directory import create_run
+    if "resume" in flags:
+        defining = sorted((options_of(Definition).keys() | {"run_dir"}) & flags.keys())
+        if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
+            raise UserError(
+                f"{', '.join(words)}: a resumed run keeps its definition;"
+                " leave it out beside --resume"
+            )
+        return _open(flags["resume"], flags)
+    pin(flags.get("numerics", "portable"))
+    from manychar.storage.run_directory import create_run
 
-        definition, corpus = define(text, flags)
-        operation = operation_of(flags, shards=definition.shards)
-        directory = create_run(flags.get("run_dir"), definition, corpus, operation)
-        logger.info(
-            f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
-        )
-        logger.info(f"run directory: {directory.path}")
-        return directory
-    pin(numerics_of(resume))
-    defining = options_of(Definition).keys() | {"run_dir"}
-    given = ["TEXT"] * bool(text) + [flag(name) for name in sorted(defining & flags.keys())]
-    if given:
-        raise UserError(
-            f"{', '.join(given)}: a resumed run keeps its definition; leave it out beside --resume"
-        )
-    return _open(resume, flags)
+    definition, corpus = define(text, flags)
+    operation = operation_of(flags, shards=definition.shards)
+    directory = create_run(flags.get("run_dir"), definition, corpus, operation)
+    logger.info(
+        f"{corpus.source}: {len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
+    )
+    logger.info(f"run directory: {directory.path}")
+    return directory
 
 
 def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
@@ -80,10 +84,10 @@ def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition,
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
-    given = {name: flags[name] for name in options_of(Definition) if name in flags}
-    Definition(corpus_sha256="0" * 64, **given)  # before a long text is read
+    values = given(Definition, flags)
+    Definition(corpus_sha256="0" * 64, **values)  # before a long text is read
     corpus = read_corpus(text or [])
-    definition = Definition(corpus_sha256=corpus.sha256, **given)
+    definition = Definition(corpus_sha256=corpus.sha256, **values)
     streams_of(definition, corpus.ids)
     return definition, corpus
 
@@ -97,10 +101,9 @@ def numerics_of(path: Path) -> str:
     """Return a run's numerics, before numpy is imported to read the rest."""
     try:
         config = json.loads((path / "config.json").read_bytes())
-        numerics = config["definition"]["numerics"]
+        return "native" if config["definition"]["numerics"] == "native" else "portable"
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # opening the run reports what is wrong with it
-    return "native" if numerics == "native" else "portable"
 
 
 def usable_cores() -> int:
@@ -110,57 +113,37 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def display(directory: "RunDirectory") -> "ProgressDisplay":
-    """Return the progress display of a run."""
-    from manychar.observability.progress import ProgressDisplay
-    from manychar.protocol.run_spec import dimensions_of
-
-    vocabulary, _ = directory.streams()
-    return ProgressDisplay(
-        vocabulary=vocabulary,
-        dimensions=dimensions_of(directory.definition, len(vocabulary)),
-        seed=directory.definition.seed,
-        sample_length=directory.operation.sample_length,
-    )
-
-
-def exit_if_finished(directory: "RunDirectory") -> None:
-    """Exit where a resumed run has all its steps already, or early stopping has ended it."""
+def _exit_if_finished(directory: "RunDirectory") -> None:
+    """Exit where a resumed run is finished: its server would end before it could say so."""
     from manychar.storage.validation_log import is_over, read_validation_losses
 
-    steps = directory.operation.steps
     try:
         checkpoint, damaged = directory.newest_checkpoint()
     except UserError:
         return  # the server reports what is wrong
-    newest = checkpoint.state.step
+    step, steps = checkpoint.state.step, directory.operation.steps
     if damaged or directory.facts.resume_before is not None:
         return
-    validates = directory.definition.validation > 0
-    if validates and newest not in read_validation_losses(directory):
+    if directory.definition.validation and step not in read_validation_losses(directory):
         return
-    if 0 < steps <= newest:
-        logger.info(f"already at step {newest:,} of {steps:,}; --steps N continues")
-        raise typer.Exit
-    if is_over(directory, newest):
-        logger.info(
-            f"finished at step {newest:,}: no better checkpoint; --stop-when-no-better 0 continues"
-        )
+    if 0 < steps <= step or is_over(directory, step):
+        logger.info(f"finished at step {step:,}; --steps N or --stop-when-no-better 0 continues")
         raise typer.Exit
 
 
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Log how the run ended, how to resume it and how to sample; exit with its code."""
-    path = shlex.quote(str(directory.path))
-    if finish.reason:
-        level = logging.ERROR if finish.code else logging.INFO
-        logger.log(level, f"manychar: {finish.reason}" if finish.code else finish.reason)
-    if finish.code or directory.operation.steps == 0:
-        logger.info(f"resume: {program()} {again} --resume {path}")
     from manychar.storage.validation_log import BEST_NAME
 
-    best = directory.checkpoints / BEST_NAME
+    path = shlex.quote(str(directory.path))
+    if finish.code:
+        logger.error(f"manychar: {finish.reason}")
+    else:
+        logger.info(finish.reason)
+    if finish.code or directory.operation.steps == 0:
+        logger.info(f"resume: {program()} {again} --resume {path}")
     logger.info(f"sample from it: {program()} sample {path}")
+    best = directory.checkpoints / BEST_NAME
     if best.exists():
         logger.info(f"or from the best: {program()} sample {shlex.quote(str(best))}")
     raise typer.Exit(finish.code)
@@ -168,11 +151,11 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
 
 def _open(path: Path, flags: dict[str, Any]) -> "RunDirectory":
     """Return the run in a directory, with its operation changed by these flags."""
+    pin(numerics_of(path))
     from manychar.storage.run_directory import open_run
 
     directory = open_run(path)
-    changed = {name: flags[name] for name in options_of(Operation) if name in flags}
-    operation = dataclasses.replace(directory.operation, **changed)
+    operation = dataclasses.replace(directory.operation, **given(Operation, flags))
     return dataclasses.replace(directory, operation=operation)
 
 
@@ -189,10 +172,9 @@ def _exists(flags: dict[str, Any]) -> bool:
 def _resume_if_same(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     """Open the run in --run-dir, after a check that these flags define it."""
     path = flags["run_dir"]
-    pin(numerics_of(path))
+    directory = _open(path, flags)
     from manychar.storage.corpus_file import read_corpus
 
-    directory = _open(path, flags)
     for name, value in dataclasses.asdict(directory.definition).items():
         if flags.get(name, value) != value:
             raise UserError(

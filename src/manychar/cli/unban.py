@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Annotated
 
-from manychar.cli.options import BannedName, ConnectTimeout, Key, Watched
+from manychar.cli.options import ConnectTimeout, Key, Watched, argument
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError, because
 from manychar.processes.numerics_pinning import pin
@@ -14,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def unban(
-    source: Watched, name: BannedName, connect_timeout: ConnectTimeout = 10.0, key: Key = None
+    source: Watched,
+    name: Annotated[str, argument("NAME", "The banned worker's name, or its key's.")],
+    connect_timeout: ConnectTimeout = 10.0,
+    key: Key = None,
 ) -> None:
     """Lift the ban of a worker that computed wrongly, for example after a repair."""
     pin("portable")

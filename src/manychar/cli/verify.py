@@ -1,24 +1,30 @@
-"""The command `verify`."""
+"""The command `verify`, and its hidden share of the work."""
 
 import json
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import Cores, FirstStep, LastStep, Run
+from manychar.cli.options import Run
 from manychar.cli.train import numerics_of, usable_cores
+from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 
 logger = logging.getLogger(__name__)
 
+FIRST = Option("First step to compute again.", names=("--from",), least=0)
+LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")
+CORES = Option("Processes that compute.", least=1, without="cores")
+
 
 def verify(
     run_dir: Run,
-    begin: FirstStep = 0,
-    end: LastStep = None,
-    processes: Cores = None,
+    begin: Annotated[int, FIRST] = 0,
+    end: Annotated[int | None, LAST] = None,
+    processes: Annotated[int | None, CORES] = None,
 ) -> None:
     """Train a run again on this machine and compare every checkpoint bit by bit."""
     pin(numerics_of(run_dir))

@@ -87,10 +87,7 @@ class _Reader:
         return h
 
     def loss(
-        self,
-        states: NDArray[Any],
-        targets: NDArray[np.unsignedinteger],
-        counted: NDArray[np.bool_],
+        self, states: NDArray[Any], targets: NDArray[np.unsignedinteger], counted: NDArray[np.bool_]
     ) -> float:
         """Return the nats of n targets after n hidden states (n, H), of those that count."""
         y = states @ self._output + self._bias

@@ -1,8 +1,9 @@
 """Sum, mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
 
-The pure functions of `gradient` and `adagrad` are the specification: a test holds this form to the
-same bits. Element by element it does the same operations in the same order. Where there are very
-many, two threads share the blocks: numpy's loops need no lock of the interpreter.
+Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+Optimization", JMLR 12 (2011), in the form and the order of operations of min-char-rnn. A test holds
+this form to the bits of one whole array after the other. Where there are very many weights, two
+threads share the blocks: numpy's loops need no lock of the interpreter.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.adagrad import EPSILON
-
+EPSILON = 1e-8
 BLOCK_BYTES = 524_288
 SHARED_FROM = 2**20  # weights: starting a thread takes as long as a twentieth of their update
 

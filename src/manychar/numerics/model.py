@@ -45,31 +45,6 @@ class Parameters:
         if self.flat.shape != (size,):
             raise ValueError(f"parameters have shape {self.flat.shape}, expected ({size},)")
 
-    @property
-    def Wxh(self) -> NDArray[Any]:  # noqa: N802
-        """Character to hidden, (H, V)."""
-        return self.named()["Wxh"]
-
-    @property
-    def Whh(self) -> NDArray[Any]:  # noqa: N802
-        """Hidden to hidden, (H, H)."""
-        return self.named()["Whh"]
-
-    @property
-    def Why(self) -> NDArray[Any]:  # noqa: N802
-        """Hidden to character, (V, H)."""
-        return self.named()["Why"]
-
-    @property
-    def bh(self) -> NDArray[Any]:
-        """Bias of the hidden units, (H,)."""
-        return self.named()["bh"]
-
-    @property
-    def by(self) -> NDArray[Any]:
-        """Bias of the characters, (V,)."""
-        return self.named()["by"]
-
     def named(self) -> dict[str, NDArray[Any]]:
         """Return the five views by name, in their order."""
         views, start = {}, 0
@@ -114,9 +89,7 @@ def sample(
     Raises ValueError for an empty prime, a negative temperature or a negative k.
     """
     if len(prime) == 0 or not temperature >= 0 or top_k < 0:
-        raise ValueError(
-            "sampling needs a prime, a temperature of at least 0 and a k of at least 0"
-        )
+        raise ValueError("sampling needs a prime, and temperature and k of at least 0")
     weights = {name: view.astype(np.float64) for name, view in parameters.named().items()}
     h = np.zeros(parameters.hidden_size)
     for character in prime[:-1]:
@@ -127,6 +100,18 @@ def sample(
         y = weights["Why"] @ h + weights["by"]
         character = _draw(y, generator, temperature=temperature, top_k=top_k)
         yield character
+
+
+def activations(parameters: Parameters, ids: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the hidden state after each of the N characters, (N, H), from a zero state on.
+
+    `ids`, shape (N,), are below V. These are the states from which a sample was drawn.
+    """
+    weights = {name: view.astype(np.float64) for name, view in parameters.named().items()}
+    states, h = np.empty((len(ids), parameters.hidden_size)), np.zeros(parameters.hidden_size)
+    for t, character in enumerate(ids):
+        states[t] = h = _next_state(weights, h, int(character))
+    return states
 
 
 def _next_state(

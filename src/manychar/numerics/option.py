@@ -89,14 +89,13 @@ def option(default: Any, text: str, *, roles: tuple[str, ...], **known: Any) -> 
     return dataclasses.field(default=default, metadata={KEY: Option(text, roles=roles, **known)})
 
 
-def options_of(*classes: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
-    """Return the fields of dataclasses that are options, by name."""
-    return {
-        field.name: (field, field.metadata[KEY])
-        for each in classes
-        for field in dataclasses.fields(each)
-        if KEY in field.metadata
-    }
+def options_of(
+    *classes: Any, role: str | None = None
+) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Return the fields of dataclasses that are options, by name: all, or those of a role."""
+    fields = (field for each in classes for field in dataclasses.fields(each))
+    found = ((field, field.metadata[KEY]) for field in fields if KEY in field.metadata)
+    return {field.name: (field, option) for field, option in found if role in (None, *option.roles)}
 
 
 def resolve(cls: Any, given: Mapping[str, Any], **beside: Any) -> dict[str, Any]:

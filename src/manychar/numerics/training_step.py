@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import adagrad, fused_update
+from manychar.numerics import fused_update
 from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.kernel import Kernel, nothing
 from manychar.numerics.model import Parameters, initialize
@@ -46,7 +46,7 @@ def start(definition: Definition, vocabulary_size: int) -> TrainingState:
     return TrainingState(
         step=0,
         parameters=parameters,
-        memory=adagrad.init(parameters.flat),
+        memory=np.zeros_like(parameters.flat),
         hidden=np.zeros(shape, dtype=definition.dtype),
         smooth_loss=definition.seq_length * math.log(vocabulary_size),
     )
@@ -64,10 +64,7 @@ def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
 
 
 def compute_shard(
-    kernel: Kernel,
-    batch: Batch,
-    hidden: NDArray[Any],
-    progress: Callable[[], None] = nothing,
+    kernel: Kernel, batch: Batch, hidden: NDArray[Any], progress: Callable[[], None] = nothing
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
 

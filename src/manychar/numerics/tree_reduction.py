@@ -1,14 +1,12 @@
-"""Gradients of the shards -> one mean gradient: a sum in a fixed tree, a division, a clip.
+"""Gradients of the shards -> their sum, in a fixed tree.
 
 Floating-point addition is not associative, so the order of a sum is part of its result. Here it is
 a binary tree over the shard numbers, whatever the order of arrival: adjacent pairs, level by level,
 an odd last one carried up unchanged, and no zero to start from (it would turn -0.0 into 0.0).
 """
 
-from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 Summand = TypeVar("Summand", float, NDArray[Any])
@@ -57,32 +55,3 @@ class TreeSum(Generic[Summand]):
         """Return the sum; ValueError while a summand is missing."""
         first, *second = self.halves()
         return first + second[0] if second else first
-
-
-def tree_sum(values: Sequence[Summand]) -> Summand:
-    """Return the sum of at least one value in the tree's order."""
-    tree = TreeSum[Summand](len(values))
-    for index, value in enumerate(values):
-        tree.add(index, value)
-    return tree.result()
-
-
-def average(gradients: Sequence[NDArray[Any]], streams: int) -> NDArray[Any]:
-    """Return the mean over all streams of the shards' sums, in shard order.
-
-    `gradients` are S arrays of shape (P,), each the sum over its shard's streams; `streams` is
-    S * B. One division at the end, not a product with the reciprocal.
-    """
-    return mean(tree_sum(gradients), streams)
-
-
-def mean(total: NDArray[Any], streams: int) -> NDArray[Any]:
-    """Return the mean from the tree's sum over all streams, shape (P,)."""
-    quotient: NDArray[Any] = total / streams
-    return quotient
-
-
-def clip(gradient: NDArray[Any], bound: float) -> NDArray[Any]:
-    """Return the gradient with each element limited to [-bound, bound]."""
-    clipped: NDArray[Any] = np.clip(gradient, -bound, bound)
-    return clipped

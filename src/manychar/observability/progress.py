@@ -29,6 +29,8 @@ from manychar.processes import log
 from manychar.processes.errors import because
 from manychar.processes.text_format import duration
 from manychar.protocol.messages import Dimensions, Weights
+from manychar.protocol.run_spec import dimensions_of
+from manychar.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -230,3 +232,14 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
             console.print(f"{done:,} of {total:,} {what}")
 
     yield add
+
+
+def display_of(directory: RunDirectory) -> ProgressDisplay:
+    """Return the progress display of a run."""
+    definition, (vocabulary, _) = directory.definition, directory.streams()
+    return ProgressDisplay(
+        vocabulary=vocabulary,
+        dimensions=dimensions_of(definition, len(vocabulary)),
+        seed=definition.seed,
+        sample_length=directory.operation.sample_length,
+    )

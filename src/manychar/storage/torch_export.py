@@ -6,10 +6,8 @@ has the vocabulary (a character's id is its position in it) and the dimensions.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manychar.numerics.model import Parameters
 from manychar.processes.errors import UserError, because
@@ -22,13 +20,14 @@ def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
 
     Raises UserError where it cannot be written.
     """
-    named: dict[str, NDArray[Any]] = {
-        "rnn.weight_ih_l0": parameters.Wxh,
-        "rnn.weight_hh_l0": parameters.Whh,
-        "rnn.bias_ih_l0": parameters.bh,
-        "rnn.bias_hh_l0": np.zeros_like(parameters.bh),
-        "linear.weight": parameters.Why,
-        "linear.bias": parameters.by,
+    view = parameters.named()
+    named = {
+        "rnn.weight_ih_l0": view["Wxh"],
+        "rnn.weight_hh_l0": view["Whh"],
+        "rnn.bias_ih_l0": view["bh"],
+        "rnn.bias_hh_l0": np.zeros_like(view["bh"]),
+        "linear.weight": view["Why"],
+        "linear.bias": view["by"],
     }
     metadata = {
         "format": "pt",

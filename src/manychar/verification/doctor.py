@@ -1,4 +1,4 @@
-"""What this machine is for a fleet: the things that decide its bits, its speed and its limits."""
+"""Whether this machine can join a fleet: what decides its bits, its speed and its limits."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import zmq
 
 from manychar import __version__
 
+DTYPES = "float32", "float64"
+
 
 def examine() -> dict[str, Any]:
-    """Return what this machine is, by topic. Each numerics setting is asked of a new process."""
+    """Return the facts by topic; those of each numerics setting come from a new process."""
     return {
         "manychar": __version__,
         "python": platform.python_version(),
@@ -25,7 +26,6 @@ def examine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "clock": _clock(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "pyzmq": zmq.__version__,
@@ -38,9 +38,9 @@ def examine() -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     """Return the CPU's name and the instruction sets that decide which kernels are chosen."""
     name, flags = platform.processor() or platform.machine(), set[str]()
-    with_proc = Path("/proc/cpuinfo")
-    if with_proc.exists():
-        for line in with_proc.read_text(encoding="utf-8", errors="replace").splitlines():
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 name = value.strip()
@@ -48,11 +48,6 @@ def _cpu() -> dict[str, Any]:
                 flags = set(value.split())
     wanted = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
     return {"name": name, "instructions": [flag for flag in wanted if flag in flags]}
-
-
-def _clock() -> dict[str, Any]:
-    info = time.get_clock_info("monotonic")
-    return {"monotonic_resolution_s": info.resolution, "implementation": info.implementation}
 
 
 def _numerics(setting: str) -> dict[str, Any]:
@@ -76,18 +71,11 @@ def fingerprints() -> dict[str, Any]:
     from manychar.processes.numeric_libraries import kernels, libraries  # noqa: PLC0415
 
     names = libraries()
-    return {
-        "libraries": names,
-        "kernels": kernels(),
-        "fingerprints": {
-            dtype: fingerprint(
-                vocabulary_size=65,
-                hidden_size=100,
-                seq_length=25,
-                streams=16,
-                dtype=dtype,
-                libraries=names,
-            )
-            for dtype in ("float32", "float64")
-        },
+    shape: dict[str, Any] = {
+        "vocabulary_size": 65,
+        "hidden_size": 100,
+        "seq_length": 25,
+        "streams": 16,
     }
+    found = {each: fingerprint(**shape, dtype=each, libraries=names) for each in DTYPES}
+    return {"libraries": names, "kernels": kernels(), "fingerprints": found}

@@ -6,10 +6,9 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manychar.fleet.local_fleet import LocalFleet
 from manychar.numerics import min_char_rnn
@@ -17,18 +16,16 @@ from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.exporters import Exporter
-from manychar.observability.progress import ProgressDisplay
+from manychar.observability.progress import display_of
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.operation import Operation
-from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.run_directory import RunDirectory, create_run
 from manychar.verification.replay import first_difference, replay
 
 logger = logging.getLogger(__name__)
-
 
 HASH_SHOWN = 16
 
@@ -42,73 +39,46 @@ class Trial:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Equivalence:
     """Runs one definition in every way, in a directory of its own for each."""
 
-    def __init__(
-        self,
-        definition: Definition,
-        corpus: Corpus,
-        operation: Operation,
-        *,
-        parent: Path,
-    ) -> None:
-        self.definition = definition
-        self.corpus = corpus
-        self.operation = operation
-        self._parent = parent
+    definition: Definition
+    corpus: Corpus
+    operation: Operation
+    parent: Path
 
     def alone(self) -> Trial:
         """Train in this process."""
-        directory = self._directory("one-process", workers=1)
-        every = self.operation.checkpoint_every
-        last = self.operation.steps
-        states = {
-            state.step: state
-            for state in replay(directory, last)
-            if state.step % every == 0 or state.step == last
-        }
-        return Trial("one process", states)
+        every, last = self.operation.checkpoint_every, self.operation.steps
+        done = replay(self._directory("one-process", workers=1), last)
+        kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
+        return Trial("one process", kept)
 
     def fleet(self, workers: int, *, kill: Literal["worker", "server"] | None) -> Trial:
         """Train with a real server and real workers; kill a process on the way if told to."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
-        killer = _Killer(kill, at_step=self.operation.steps // 4) if kill else None
-        with self._display(directory) as display:
-            fleet = LocalFleet(directory, display, [killer] if killer else [])
-            if killer is not None:
-                killer.fleet = fleet
-            finish = fleet.run()
+        killer = _Killer(kill, at_step=self.operation.steps // 4)
+        with display_of(directory) as display:
+            killer.fleet = LocalFleet(directory, display, [killer])
+            finish = killer.fleet.run()
         if finish.code:
-            raise UserError(f"{name}: {finish.reason or 'stopped'}", code=finish.code)
-        if killer is not None and not killer.killed:
-            raise UserError(
-                f"{name}: over before a {kill} could be killed: give more --steps",
-                code=RUN_FAILED,
-            )
-        states = {
-            step: read_checkpoint(path).state
-            for step, path in list_checkpoints(directory.checkpoints)
-        }
+            raise UserError(f"{name}: {finish.reason}", code=finish.code)
+        if kill and not killer.killed:
+            early = f"{name}: finished before a {kill} could be killed: give more --steps"
+            raise UserError(early, code=RUN_FAILED)
+        saved = list_checkpoints(directory.checkpoints)
+        states = {step: read_checkpoint(path).state for step, path in saved}
         return Trial(name, states, note=f"{kill} killed" if kill else "")
-
-    def _directory(self, name: str, *, workers: int) -> RunDirectory:
-        operation = dataclasses.replace(self.operation, workers=workers)
-        return create_run(self._parent / name, self.definition, self.corpus, operation)
-
-    def _display(self, directory: RunDirectory) -> ProgressDisplay:
-        vocabulary, _ = directory.streams()
-        return ProgressDisplay(
-            vocabulary=vocabulary,
-            dimensions=dimensions_of(self.definition, len(vocabulary)),
-            seed=self.definition.seed,
-            sample_length=0,
-        )
 
     def against_plain(self) -> "AgainstPlain":
         """Compare with min-char-rnn's plain form. One shard of one stream only."""
         return against_plain(self._directory("plain", workers=1), self.operation.steps)
+
+    def _directory(self, name: str, *, workers: int) -> RunDirectory:
+        operation = dataclasses.replace(self.operation, workers=workers)
+        return create_run(self.parent / name, self.definition, self.corpus, operation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +107,10 @@ def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
             own, own_smooth = before, before.smooth_loss
         batch = streams.batch_at(0, step)
         _, stepped = _plain_step(before, definition, batch)
-        one_step = max(
-            one_step,
-            *(
-                _relative(after.parameters.named()[name], view)
-                for name, view in stepped.parameters.named().items()
-            ),
-        )
+        fast = after.parameters.named()
+        for name, plain in stepped.parameters.named().items():
+            largest = max(float(np.abs(plain).max()), 1e-300)
+            one_step = max(one_step, float(np.abs(fast[name] - plain).max()) / largest)
         loss, own = _plain_step(own, definition, batch)
         own_smooth = 0.999 * own_smooth + 0.001 * loss
         smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
@@ -159,28 +126,17 @@ def _plain_step(
     hidden = state.hidden[0, 0].astype(np.float64)
     if batch.fresh:
         hidden = np.zeros_like(hidden)
-    loss, gradient, hidden = min_char_rnn.loss_and_gradient(
-        parameters.named(), batch.ids[0], hidden
-    )
-    min_char_rnn.adagrad(
-        parameters.named(),
-        memory.named(),
-        gradient,
-        clip=definition.clip,
-        learning_rate=definition.learning_rate,
-    )
-    after = dataclasses.replace(
-        state,
+    named = parameters.named()
+    loss, gradient, hidden = min_char_rnn.loss_and_gradient(named, batch.ids[0], hidden)
+    rate, bound = definition.learning_rate, definition.clip
+    min_char_rnn.adagrad(named, memory.named(), gradient, clip=bound, learning_rate=rate)
+    return loss, TrainingState(
         step=state.step + 1,
         parameters=parameters,
         memory=memory.flat,
         hidden=hidden[None, None],
+        smooth_loss=state.smooth_loss,
     )
-    return loss, after
-
-
-def _relative(array: NDArray[Any], reference: NDArray[np.float64]) -> float:
-    return float(np.abs(array - reference).max() / max(np.abs(reference).max(), 1e-300))
 
 
 class _Killer(Exporter):
@@ -188,7 +144,7 @@ class _Killer(Exporter):
 
     fleet: LocalFleet
 
-    def __init__(self, role: str, *, at_step: int) -> None:
+    def __init__(self, role: str | None, *, at_step: int) -> None:
         self.killed = False
         self._role = role
         self._at_step = at_step
@@ -196,7 +152,7 @@ class _Killer(Exporter):
     def status(self, snapshot: Snapshot) -> None:
         """Look at a snapshot."""
         report = snapshot.status
-        if self.killed or report.step < self._at_step:
+        if self.killed or self._role is None or report.step < self._at_step:
             return
         wanted = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (self.fleet.server, *self.fleet.workers):

@@ -1,8 +1,8 @@
-"""verify: does a run again in this one place, and compares every checkpoint bit for bit.
+"""verify: trains a run again on this machine, and compares every checkpoint bit for bit.
 
 The run falls into pieces, each from one checkpoint to the next. A piece starts from what its
 checkpoint holds (checkpoint 0 is compared with the definition's own beginning), so if every piece
-comes to the checkpoint at its end, the whole run does; and pieces can be done side by side.
+comes to the checkpoint at its end, the whole run does; and pieces can be computed side by side.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be done again: pieces, the checkpoints that will have been compared, remarks."""
+    """What is to be computed again: pieces, the checkpoints that are compared, remarks."""
 
     pieces: list[Piece]
     checkpoints: int
@@ -68,9 +68,8 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     Raises UserError for a damaged or altered file, and for a run of mixed arithmetic.
     """
     if directory.facts.mixed:
-        raise UserError(
-            f"{directory.path}: other arithmetic was let in: not reproducible bit for bit"
-        )
+        mixed = "workers with other numerics were admitted: not reproducible bit for bit"
+        raise UserError(f"{directory.path}: {mixed}")
     check_corpus(directory.path, directory.definition.corpus_sha256)
     saved = [step for step, _ in list_checkpoints(directory.checkpoints)]
     if not saved or saved[0] != 0:
@@ -86,12 +85,10 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     first = max(step for step in saved if step <= begin)
     edges = sorted({first, end, *(step for step in saved if first < step < end)})
     edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
-    pieces = [
-        Piece(
-            directory.path, a, b, {k: living[k].digest for k in range(a + 1, b + 1) if k in living}
-        )
-        for a, b in itertools.pairwise(edges)
-    ]
+    pieces = []
+    for a, b in itertools.pairwise(edges):
+        digests = {step: living[step].digest for step in range(a + 1, b + 1) if step in living}
+        pieces.append(Piece(directory.path, a, b, digests))
     compared = [step for step in saved if first < step <= end or step == first == 0]
     return Plan(pieces, len(compared), remark)
 
@@ -112,20 +109,16 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     for step, begin in beginnings.items():
         checkpoint = checkpoint_path(directory.checkpoints, step)
         if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != begin.sha256:
-            raise UserError(
-                f"{checkpoint}: not the checkpoint that the journal says term"
-                f" {begin.term} began from"
-            )
+            known = f"not the checkpoint that term {begin.term} began from, by the journal"
+            raise UserError(f"{checkpoint}: {known}")
     remarks = []
     if lost:
         remarks.append(
-            f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, torn off before a"
-            " server began again: their checkpoints alone are compared"
+            f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, lost in a crash of"
+            " the server: only their checkpoints are compared"
         )
     if reading.extent.fault:
-        remarks.append(
-            f"{reading.extent.fault}: a torn tail after the newest checkpoint, not looked at"
-        )
+        remarks.append(f"{reading.extent.fault}: an incomplete end, after the newest checkpoint")
     return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
 
 
@@ -140,7 +133,7 @@ def _lost(missing: set[int], beginnings: Iterable[int]) -> set[int]:
 
 
 def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
-    """Do one piece again, and return the first difference. Raises UserError for a damaged file."""
+    """Compute one piece again; return the first difference. Raises UserError for a damaged file."""
     directory = open_run(piece.path)
     definition = directory.definition
     vocabulary, streams = directory.streams()
@@ -166,7 +159,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
 
 
 def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
-    """Do every piece again, `processes` side by side, and return the first difference.
+    """Compute every piece again, `processes` side by side, and return the first difference.
 
     `progress` is called with the steps that were done since its last call. Raises UserError for a
     damaged file, and where a process ended before it was through.
@@ -180,7 +173,7 @@ def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Fi
 
 
 class _Verification:
-    """Child processes that each do a share of the pieces again."""
+    """Child processes that each compute a share of the pieces again."""
 
     def __init__(self, loop: EventLoop, progress: Callable[[int], None]) -> None:
         self._loop = loop
@@ -230,7 +223,7 @@ class _Verification:
 
 
 def check_share(path: Path, pieces: list[Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Do some pieces again, in a child; tell the parent how far it is, and what it finds first."""
+    """Compute some pieces again, in a child; report progress and the first finding."""
     for begin, end, digests in pieces:
         try:
             piece = Piece(path, begin, end, dict(digests))

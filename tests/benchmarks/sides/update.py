@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import adagrad, fused_update
+from manychar.numerics import fused_update
 from manychar.numerics.model import count_parameters
-from manychar.numerics.tree_reduction import TreeSum, average, clip
+from manychar.numerics.tree_reduction import TreeSum
 from tests.benchmarks.pace import per_second
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task
+from tests.numerics import specification
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 STREAMS, BOUND, RATE = 32, 5.0, 0.1
@@ -29,8 +30,8 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
 
 def plain_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -> Arrays:
     """Do the same with whole arrays."""
-    gradient = clip(average(gradients, STREAMS), BOUND)
-    return adagrad.update(weights, memory, gradient, RATE)
+    gradient = specification.mean_and_clip(gradients[0] + gradients[1], STREAMS, BOUND)
+    return specification.adagrad(weights, memory, gradient, RATE)
 
 
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
@@ -39,7 +40,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
     size = count_parameters(V, task.hidden)
     draw = np.random.default_rng(0).standard_normal
     weights = draw(size).astype(task.dtype)
-    memory = adagrad.init(weights)
+    memory = np.zeros_like(weights)
     gradients = (draw(size).astype(task.dtype), draw(size).astype(task.dtype))
     form = {"fused": fused_form, "plain": plain_form}[task.form]
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
-from manychar.numerics.activations import activations
-from manychar.numerics.model import Parameters
+from manychar.numerics.model import Parameters, activations
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
 from manychar.observability.model_source import training_sample
