@@ -24,7 +24,7 @@ def load(source: Path) -> tuple[Parameters, str]:
     """
     if source.is_dir():
         checkpoint, damaged = open_run(source).newest_checkpoint()
-        for complaint in damaged:
+        for complaint in damaged.values():
             logger.warning(f"{complaint}; taking an earlier checkpoint")
     else:
         checkpoint = read_checkpoint(source)

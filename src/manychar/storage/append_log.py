@@ -74,12 +74,11 @@ def _tail(crc: int) -> bytes:
 class AppendLog:
     """A log that is written to: records are flushed in groups, and synced on request.
 
-    What a flush could not write is kept, and written by the next one: a disk that was full for a
-    while leaves no gap.
+    What a flush could not write is written by the next one: a full disk leaves no gap.
     """
 
     def __init__(self, path: Path, extent: Extent) -> None:
-        """Continue after what a reader could trust; the rest is cut off. Raises OSError."""
+        """Continue at a reader's extent; the rest is cut off. Raises OSError."""
         if extent.fault:
             logger.warning(f"{path.name}: {extent.fault}: cut off there, and not trusted")
         self.path = path

@@ -1,6 +1,5 @@
 """Writes checkpoints in a thread beside the loop, and reports each."""
 
-import collections
 import contextlib
 import errno
 import queue
@@ -18,6 +17,7 @@ from manychar.storage.run_directory import RunDirectory
 MOST_PENDING = 2
 TRIES_FOR_A_FILE = 15
 REPORT_EVERY = 2.0  # seconds, while a caller waits
+_Work = tuple[TrainingState, frozenset[int], str]  # spared steps; why it cannot be written
 
 
 class Writer:
@@ -30,10 +30,7 @@ class Writer:
         self._vocabulary = beginning.checkpoint.vocabulary
         self._journal = beginning.journal
         self._wake = wake
-        self._pending: collections.deque[tuple[TrainingState, str]] = collections.deque()
-        self._spared: frozenset[int] = frozenset()
-        self._ended = False
-        self._changed = threading.Condition()
+        self._pending: queue.Queue[_Work | None] = queue.Queue(MOST_PENDING)
         self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoints")
 
@@ -44,9 +41,7 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         """Wait until everything is written."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._pending.put(None)
         self._thread.join()
 
     def write(
@@ -62,14 +57,12 @@ class Writer:
             self._journal.flush()
         except OSError as error:
             failure = f"its journal: {because(error)}"
-        with self._changed:
-            while not self._changed.wait_for(
-                lambda: len(self._pending) < MOST_PENDING, timeout=REPORT_EVERY
-            ):
+        while True:
+            try:
+                self._pending.put((state, frozenset(spare), failure), timeout=REPORT_EVERY)
+                return
+            except queue.Full:
                 waiting()
-            self._spared = frozenset(spare)
-            self._pending.append((state, failure))
-            self._changed.notify_all()
 
     def news(self) -> list[tuple[int, str]]:
         """Return (step, failure) of what was tried since the last call; no failure is ''."""
@@ -79,11 +72,11 @@ class Writer:
         return news
 
     def _work(self) -> None:
-        while (work := self._next()) is not None:
-            state, failure = work
+        while (work := self._pending.get()) is not None:
+            state, spare, failure = work
             try:
                 if not failure:
-                    self._write_with_retries(state)
+                    self._write_with_retries(state, spare)
             except OSError as error:
                 failure = because(error)
             except UserError as error:
@@ -93,25 +86,18 @@ class Writer:
             self._news.put((state.step, failure))
             self._wake()
 
-    def _write_with_retries(self, state: TrainingState) -> None:
+    def _write_with_retries(self, state: TrainingState, spare: frozenset[int]) -> None:
         """Write a state; at the limit of open files, wait a while for connections to end."""
         for tries_left in reversed(range(TRIES_FOR_A_FILE)):
             try:
-                self._write(state)
+                self._write(state, spare)
                 return
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not tries_left:
                     raise
             time.sleep(1.0)
 
-    def _next(self) -> tuple[TrainingState, str] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._ended)
-            work = self._pending.popleft() if self._pending else None
-            self._changed.notify_all()
-            return work
-
-    def _write(self, state: TrainingState) -> None:
+    def _write(self, state: TrainingState, spare: frozenset[int]) -> None:
         directory = self._directory
         path = checkpoint_path(directory.checkpoints, state.step)
         self._journal.sync()
@@ -120,6 +106,6 @@ class Writer:
         kept = directory.operation.keep_checkpoints
         old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
         for step, path in old[:-kept] if kept else []:
-            if step not in self._spared:
+            if step not in spare:
                 with contextlib.suppress(OSError):  # the next call tries again
                     path.unlink()

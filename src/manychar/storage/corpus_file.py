@@ -1,4 +1,4 @@
-"""Text files -> one text; the encoded corpus in the run directory, memory-mapped from there."""
+"""Reads text files as one text; writes the encoded corpus and maps it into memory."""
 
 import dataclasses
 import hashlib
@@ -35,13 +35,8 @@ def read_corpus(paths: list[Path]) -> Corpus:
 
     Raises UserError for a file that cannot be read, is empty, or is not UTF-8.
     """
-    if paths:
-        parts = [read_text(path) for path in paths]
-        source = ", ".join(map(str, paths))
-    else:
-        parts = [default_text().encode()]
-        source = "Python's language reference (pydoc_data.topics)"
-    data = b"".join(parts)
+    source = ", ".join(map(str, paths)) or "Python's language reference (pydoc_data.topics)"
+    data = b"".join(map(read_text, paths)) if paths else default_text().encode()
     if not data:
         raise UserError(f"{source}: the text is empty; give a text with some characters in it")
     vocabulary, ids = encode(data.decode())
@@ -98,7 +93,7 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
 
 
 def check_corpus(directory: Path, sha256: str) -> None:
-    """Hold the encoded corpus against the hash of the text. Raises UserError if it was altered."""
+    """Compare the encoded corpus with the text's SHA-256. Raises UserError if it was altered."""
     vocabulary, ids = map_corpus(directory)
     if len(ids) and int(ids.max()) >= len(vocabulary):
         raise UserError(f"{directory / CORPUS_NAME}: altered: an id that is in no vocabulary")

@@ -1,4 +1,4 @@
-"""metrics.jsonl: how a run has gone, an append-only log with a record every 100 steps."""
+"""metrics.jsonl: an append-only log of losses and speed with a record every 100 steps."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run directory, oldest first, as far as they can be trusted.
 
     Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
-    `workers`; a run that has made no 100 steps has none. Raises UserError where it cannot be read.
+    `workers`. Raises UserError where the file cannot be read.
     """
     return list(LogReader(run / METRICS_NAME))
 

@@ -5,9 +5,7 @@ Checkpoints that are damaged, or not to be resumed from, are renamed.
 
 import dataclasses
 import logging
-from pathlib import Path
 
-from manychar.processes.errors import UserError
 from manychar.storage.append_log import AppendLog
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint, list_checkpoints
@@ -39,14 +37,13 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
 
     Raises UserError where no checkpoint is whole, OSError where a file cannot be written.
     """
-    reading = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
+    path = directory.path / JOURNAL_NAME
+    reading = read_journal(path, directory.run, with_steps=False)
     checkpoint = _choose(directory, term)
     step = checkpoint.state.step
     if reading.newest < step:
-        logger.warning(
-            f"{JOURNAL_NAME}: it has no record of some steps up to {step}: verify will say so"
-        )
-    journal = continue_journal(directory.path / JOURNAL_NAME, directory.run, reading)
+        logger.warning(f"{JOURNAL_NAME}: no record of some steps up to {step}: verify will say so")
+    journal = continue_journal(path, directory.run, reading)
     journal.append([Begin(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()
@@ -57,20 +54,12 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
 
 def _choose(directory: RunDirectory, term: int) -> Checkpoint:
     before = directory.facts.resume_before
-    damaged: list[tuple[Path, str]] = []
-    for step, path in reversed(list_checkpoints(directory.checkpoints)):
+    for step, path in list_checkpoints(directory.checkpoints):
         if before is not None and step >= before:
             rename(path, path.with_name(f"{path.name}.before-term-{term}"))
-            continue
-        try:
-            checkpoint = directory.read(path)
-        except UserError as error:
-            damaged.append((path, str(error)))
-            continue
-        for bad, why in damaged:
-            aside = bad.with_name(f"{bad.name}.damaged-{term}")
-            logger.warning(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
-            rename(bad, aside)
-        return checkpoint
-    newest = f"the newest: {damaged[0][1]}" if damaged else "there is none"
-    raise UserError(f"{directory.checkpoints}: no whole checkpoint to resume from; {newest}")
+    checkpoint, damaged = directory.newest_checkpoint()
+    for path, why in damaged.items():
+        aside = path.with_name(f"{path.name}.damaged-{term}")
+        logger.warning(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
+        rename(path, aside)
+    return checkpoint

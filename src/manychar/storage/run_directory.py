@@ -1,4 +1,4 @@
-"""The run directory: what defines the run, its corpus and checkpoints; which server holds it."""
+"""The run directory: creates, opens and locks it."""
 
 import contextlib
 import dataclasses
@@ -57,9 +57,9 @@ UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
 class RunFacts:
     """What a run learns while it runs, config.json's `facts`.
 
-    `fingerprint` and `libraries` are those of the numerics that the run began with; `mixed` says
-    that a worker with another fingerprint was admitted since; `banned` gives the reason for the ban
-    by worker's name. The next server resumes from before step `resume_before`, None for anywhere.
+    `fingerprint` and `libraries` are those of the numerics that the run began with. `mixed`: a
+    worker with another fingerprint was admitted since. `banned`: the reason by worker's name. The
+    next server resumes from before step `resume_before`; None: from anywhere.
     """
 
     fingerprint: str = ""
@@ -80,7 +80,7 @@ class RunDirectory:
     facts: RunFacts = RunFacts()
 
     def __post_init__(self) -> None:
-        """Refuse, with a UserError, what its definition does not allow."""
+        """Raise UserError where the operation needs what the definition does not have."""
         validated = self.definition.validation > 0 and self.operation.checkpoint_every > 0
         if self.operation.stop_when_no_better and not validated:
             raise UserError(
@@ -110,18 +110,19 @@ class RunDirectory:
             raise UserError(f"{path}: it is a checkpoint of another run")
         return checkpoint
 
-    def newest_checkpoint(self) -> tuple[Checkpoint, list[str]]:
-        """Return the newest checkpoint that is whole, and a line for each newer one that is not.
+    def newest_checkpoint(self) -> tuple[Checkpoint, dict[Path, str]]:
+        """Return the newest whole checkpoint, and what is wrong with newer ones, by path.
 
         Raises UserError if there is none.
         """
-        complaints: list[str] = []
+        damaged: dict[Path, str] = {}
         for _, path in reversed(list_checkpoints(self.checkpoints)):
             try:
-                return self.read(path), complaints
+                return self.read(path), damaged
             except UserError as error:
-                complaints.append(str(error))
-        raise UserError("; ".join(complaints) or f"{self.checkpoints}: no checkpoint is there")
+                damaged[path] = str(error)
+        newest = f"the newest: {next(iter(damaged.values()))}" if damaged else "there is none"
+        raise UserError(f"{self.checkpoints}: no whole checkpoint; {newest}")
 
     def with_facts(self, **changes: Any) -> "RunDirectory":
         """Return this run with other facts; `write_config` makes them durable."""
@@ -143,8 +144,8 @@ class RunDirectory:
 
 def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
     """Return a corpus as the definition's streams. Raises CorpusError where it is too short."""
-    of = definition
-    return Streams(ids, of.shards, of.streams, of.seq_length, of.validation)
+    sizes = (definition.shards, definition.streams, definition.seq_length)
+    return Streams(ids, *sizes, definition.validation)
 
 
 def create_run(

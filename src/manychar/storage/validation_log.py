@@ -1,7 +1,7 @@
 """validation.jsonl: step, sha256 and validation loss of every checkpoint that was validated.
 
-The validation process appends to it; no other file holds a validation loss. What follows from the
-losses is here, too: which checkpoint is the best, and whether early stopping has ended the run.
+The validation process appends to it. What follows from the losses is here, too: which checkpoint is
+the best, and whether early stopping has ended the run.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class ValidationResults:
     def read(self) -> dict[int, float]:
         """Return the new losses by step, in nats a character, infinite where one overflowed.
 
-        A result of another file than the checkpoint of that step is passed over. Raises UserError.
+        A result of another checkpoint than the present one is ignored. Raises UserError.
         """
         losses: dict[int, float] = {}
         for record in self._reader:
@@ -72,10 +72,7 @@ def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Itera
 
 
 def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
-    """Add a checkpoint's loss, and make it durable: where the run ends may depend on it.
-
-    Raises OSError; the record is then written with the next one.
-    """
+    """Add a checkpoint's loss durably: where the run ends may depend on it. Raises OSError."""
     log.append([{"step": step, "sha256": sha256, "nats": nats if math.isfinite(nats) else None}])
     log.flush()
     log.sync()
