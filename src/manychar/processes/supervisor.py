@@ -120,20 +120,15 @@ class Supervisor:
 
     def start(self, slot: ProcessSlot) -> None:
         """Start a slot's command."""
-        stdin, stdout = (
-            subprocess.PIPE if wanted else subprocess.DEVNULL
-            for wanted in (slot.has_stdin, slot.on_line)
-        )
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        stdin, stdout = pipe if slot.has_stdin else null, pipe if slot.on_line else null
         process = ChildProcess(slot.arguments, stdin=stdin, stdout=stdout, env=self._env)
         slot.process, slot.started_at, slot.restart_at = process, time.monotonic(), None
         if slot not in self.slots:
             self.slots.append(slot)
-        slot.pipes = []
-        if process.stderr is not None:
-            on_log = functools.partial(self._on_log, slot)
-            slot.pipes.append(Lines(process.stderr.fileno(), on_log))
-        if process.stdout is not None and slot.on_line is not None:
-            slot.pipes.append(Lines(process.stdout.fileno(), slot.on_line))
+        on_log = functools.partial(self._on_log, slot)
+        streams = ((process.stderr, on_log), (process.stdout, slot.on_line))
+        slot.pipes = [Lines(stream.fileno(), take) for stream, take in streams if stream and take]
         for lines in slot.pipes:
             self._loop.on_readable(lines.descriptor, functools.partial(self._read, lines))
         if slot.on_start is not None:

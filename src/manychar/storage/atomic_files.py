@@ -44,10 +44,9 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def replace_where_told(path: Path, data: bytes) -> None:
     """Replace a file that a user named; follow a link, replace no device. Raises OSError."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    replace_file(target, data)
+    replace_file(Path(os.path.realpath(path)), data)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Safetensors files whose bytes are a function of what they hold: equal contents, equal files."""
+"""Safetensors files whose bytes are a function of their content."""
 
 import json
 from collections.abc import Mapping

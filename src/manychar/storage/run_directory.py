@@ -153,8 +153,8 @@ def create_run(
 ) -> RunDirectory:
     """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
 
-    An empty directory is filled in place, so it keeps its owner and mode; so is one that a killed
-    process left unfinished. Raises UserError where it cannot be written, or another thing is there.
+    An empty directory, or one that a killed process left unfinished, is filled in place. Raises
+    UserError where it cannot be written, or where something else is there.
     """
     run = definition.run_id(secrets.token_hex(4))
     path = path or Path("runs") / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
@@ -265,25 +265,18 @@ def raise_term(directory: RunDirectory) -> int:
 
     Raises UserError where the old one is damaged, or the new one cannot be written.
     """
-    term = _read_term(directory) + 1
-    try:
-        replace_file(directory.path / TERM_NAME, f"{term}\n".encode())
-    except OSError as error:
-        raise UserError(f"{directory.path / TERM_NAME}: {because(error)}") from None
-    return term
-
-
-def _read_term(directory: RunDirectory) -> int:
     path = directory.path / TERM_NAME
     try:
-        term = int(path.read_bytes())
-        if 0 <= term < MAX_INTEGER:
-            return term
-        raise ValueError
-    except FileNotFoundError:
-        journal = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
-        return max((record.term for record in journal.records), default=0)
+        if path.exists():
+            term = int(path.read_bytes())
+        else:
+            journal = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
+            term = max((record.term for record in journal.records), default=0)
+        if not 0 <= term < MAX_INTEGER:
+            raise ValueError
+        replace_file(path, f"{term + 1}\n".encode())
     except ValueError:
         raise UserError(f"{path}: damaged: not a whole number; remove the file") from None
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
+    return term + 1
