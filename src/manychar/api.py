@@ -30,6 +30,8 @@ from manychar.storage.metrics import read_metrics
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
 
+Unknown = Literal["refuse", "skip"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -117,11 +119,7 @@ class Model:
         return "".join(self.stream(**named))
 
     def evaluate(
-        self,
-        text: Text = None,
-        *,
-        unknown: Literal["refuse", "skip"] = "refuse",
-        connect_timeout: float = 10.0,
+        self, text: Text = None, *, unknown: Unknown = "refuse", connect_timeout: float = 10.0
     ) -> Evaluation:
         """Return the model's loss on a text; without one, on the run's validation text.
 
@@ -129,9 +127,8 @@ class Model:
         seconds. Raises UserError.
         """
         words, given = _arguments(text)
-        flags = as_flags({"unknown": unknown, "connect_timeout": connect_timeout})
-        flags += [*words, *self._key, "--json"]
-        command = Command("evaluate", self.source, *flags, given=given)
+        flags = as_flags({"unknown": unknown, "connect_timeout": connect_timeout, "json": True})
+        command = Command("evaluate", self.source, *words, *self._key, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
 
 

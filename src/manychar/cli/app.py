@@ -4,6 +4,7 @@ Data goes to standard output, everything else to standard error. numpy is import
 after they have pinned the numerics.
 """
 
+import importlib
 import io
 import logging
 import os
@@ -13,30 +14,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from manychar import __version__
-from manychar.cli import (
-    dashboard,
-    doctor,
-    equivalence,
-    evaluate,
-    export,
-    follow,
-    keys,
-    plot,
-    sample,
-    server,
-    status,
-    stop,
-    train,
-    unban,
-    verify,
-    worker,
-)
+from manychar.cli import server, verify
 from manychar.cli.config_file import RENAMED, configurable, from_file
 from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
@@ -62,36 +45,35 @@ _keys = typer.Typer(
     help="Manage the keys of a server that other machines can reach.",
     epilog="Example: manychar keys create KEYS",
 )
-EXAMPLES: dict[Callable[..., None], str] = {
-    train.train: "book.txt --hidden 256 --workers 4 --steps 20000",
-    server.server: "book.txt --bind tcp://server.lan:5577 --keys KEYS",
-    worker.worker: "tcp://server.lan:5577 --key worker.key --processes 4",
-    sample.sample: "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
-    evaluate.evaluate: "runs/RUN other.txt --unknown skip",
-    verify.verify: "runs/RUN --from 1000 --to 2000",
-    equivalence.equivalence: "book.txt --hidden 64 --shards 8",
-    status.status: "tcp://127.0.0.1:5577 --watch",
-    status.health: "tcp://127.0.0.1:5577 --key probe.key",
-    dashboard.dashboard: "tcp://127.0.0.1:5577",
-    export.export: "runs/RUN -o model.safetensors",
-    plot.plot: "runs/ONE runs/OTHER -o losses.svg",
-    follow.follow: "tcp://127.0.0.1:5577 --tensorboard logs",
-    stop.stop: "tcp://127.0.0.1:5577",
-    unban.unban: "runs/RUN worker-2",
-    doctor.doctor: "--json",
+EXAMPLES = {
+    "train.train": "book.txt --hidden 256 --workers 4 --steps 20000",
+    "server.server": "book.txt --bind tcp://server.lan:5577 --keys KEYS",
+    "worker.worker": "tcp://server.lan:5577 --key worker.key --processes 4",
+    "sample.sample": "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
+    "evaluate.evaluate": "runs/RUN other.txt --unknown skip",
+    "verify.verify": "runs/RUN --from 1000 --to 2000",
+    "equivalence.equivalence": "book.txt --hidden 64 --shards 8",
+    "status.status": "tcp://127.0.0.1:5577 --watch",
+    "status.health": "tcp://127.0.0.1:5577 --key probe.key",
+    "dashboard.dashboard": "tcp://127.0.0.1:5577",
+    "export.export": "runs/RUN -o model.safetensors",
+    "plot.plot": "runs/ONE runs/OTHER -o losses.svg",
+    "follow.follow": "tcp://127.0.0.1:5577 --tensorboard logs",
+    "stop.stop": "tcp://127.0.0.1:5577",
+    "unban.unban": "runs/RUN worker-2",
+    "doctor.doctor": "--json",
+    "keys.create": "KEYS",
+    "keys.add": "KEYS olga --role observer",
+    "keys.revoke": "KEYS olga",
+    "keys.show": "KEYS --json",
 }
-EXAMPLES_OF_KEYS: dict[Callable[..., None], str] = {
-    keys.create: "KEYS",
-    keys.add: "KEYS olga --role observer",
-    keys.revoke: "KEYS olga",
-    keys.show: "KEYS --json",
-}
-for _group, _path, _examples in ((app, "", EXAMPLES), (_keys, "keys ", EXAMPLES_OF_KEYS)):
-    for _command, _example in _examples.items():
-        _name = "list" if _command is keys.show else _command.__name__
-        _group.command(_name, epilog=f"Example: manychar {_path}{_name} {_example}")(
-            configurable(_command)
-        )
+"""An example of each command, by MODULE.FUNCTION."""
+for _path, _example in EXAMPLES.items():
+    _module, _function = _path.split(".")
+    _command = configurable(getattr(importlib.import_module(f"manychar.cli.{_module}"), _function))
+    _name = "list" if _path == "keys.show" else _function
+    _group, _words = (_keys, f"keys {_name}") if _module == "keys" else (app, _name)
+    _group.command(_name, epilog=f"Example: manychar {_words} {_example}")(_command)
 app.add_typer(_keys, name="keys")
 for _command in (server.validate, verify.verify_share):
     app.command(hidden=True)(_command)

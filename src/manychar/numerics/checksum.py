@@ -20,8 +20,6 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
     total = int.from_bytes(data[len(words) * WORD :], "little")
     for start in range(0, len(words), PIECE):
         piece = words[start : start + PIECE]
-        mixed = piece ^ (
-            piece >> np.uint64(29)
-        )  # else flipped signs, the top bits, cancel in pairs
+        mixed = piece ^ (piece >> np.uint64(29))  # flipped signs must not cancel in pairs
         total = (total * DIGIT + int(np.dot(mixed, _numbers[: len(piece)]))) % 2**64
     return total

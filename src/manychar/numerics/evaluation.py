@@ -30,7 +30,7 @@ class Evaluation:
 
     @property
     def nats_a_character(self) -> float:
-        """The mean."""
+        """The mean in nats."""
         return self.nats / self.characters
 
     @property

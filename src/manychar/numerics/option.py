@@ -70,13 +70,10 @@ class Option:
         number += f" of {self.unit}" if self.unit else ""
         if self.least > -math.inf and self.most < math.inf:
             return f"{number} {self.least:,} … {self.most:,}"
-        bounds = (
-            ("at least", self.least),
-            ("above", self.above),
-            ("at most", self.most),
-            ("below", self.below),
-        )
-        said = " and ".join(f"{word} {bound:,}" for word, bound in bounds if math.isfinite(bound))
+        bounds = {"at least": self.least, "above": self.above}
+        bounds |= {"at most": self.most, "below": self.below}
+        words = (f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
+        said = " and ".join(words)
         return f"{number} {said}".rstrip()
 
     def allows(self, value: float) -> bool:

@@ -1,8 +1,6 @@
-"""What a result is a function of: the run's definition.
+"""A run's definition: everything that can change a bit of the weights, and nothing else.
 
-Everything that can change a bit of the weights stands here, and nothing else does. It is written
-to `config.json` and to every checkpoint; `operation` (how many workers, how often a checkpoint)
-is kept apart because it cannot change the result.
+It is written to `config.json` and to every checkpoint; `operation` cannot change the result.
 """
 
 import dataclasses
