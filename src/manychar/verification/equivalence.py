@@ -39,6 +39,20 @@ class Trial:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class AgainstPlain:
+    """Relative differences from the plain form, each the largest over all steps.
+
+    `one_step` is that of the weights after one step from the same state, relative to the largest
+    weight of the array; `smooth_loss` that of the two trajectories from the same first weights.
+    Their weights drift apart, as those of any two orders of summation do: training amplifies a
+    difference in the last bit.
+    """
+
+    one_step: float
+    smooth_loss: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equivalence:
     """Runs one definition in every way, in a directory of its own for each."""
@@ -72,49 +86,31 @@ class Equivalence:
         states = {step: read_checkpoint(path).state for step, path in saved}
         return Trial(name, states, note=f"{kill} killed" if kill else "")
 
-    def against_plain(self) -> "AgainstPlain":
-        """Compare with min-char-rnn's plain form. One shard of one stream only."""
-        return against_plain(self._directory("plain", workers=1), self.operation.steps)
+    def against_plain(self) -> AgainstPlain:
+        """Compare a run of one stream with the plain form: step by step, and on its own."""
+        directory, definition = self._directory("plain", workers=1), self.definition
+        _, streams = directory.streams()
+        done = itertools.pairwise(replay(directory, self.operation.steps))
+        one_step = smooth_loss = 0.0
+        own: TrainingState | None = None
+        own_smooth = 0.0
+        for step, (before, after) in enumerate(done):
+            if own is None:
+                own, own_smooth = before, before.smooth_loss
+            batch = streams.batch_at(0, step)
+            _, stepped = _plain_step(before, definition, batch)
+            fast = after.parameters.named()
+            for name, plain in stepped.parameters.named().items():
+                largest = max(float(np.abs(plain).max()), 1e-300)
+                one_step = max(one_step, float(np.abs(fast[name] - plain).max()) / largest)
+            loss, own = _plain_step(own, definition, batch)
+            own_smooth = 0.999 * own_smooth + 0.001 * loss
+            smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
+        return AgainstPlain(one_step, smooth_loss)
 
     def _directory(self, name: str, *, workers: int) -> RunDirectory:
         operation = dataclasses.replace(self.operation, workers=workers)
         return create_run(self.parent / name, self.definition, self.corpus, operation)
-
-
-@dataclasses.dataclass(frozen=True)
-class AgainstPlain:
-    """Relative differences from the plain form, each the largest over all steps.
-
-    `one_step` is that of the weights after one step from the same state, relative to the largest
-    weight of the array; `smooth_loss` that of the two trajectories from the same first weights.
-    Their weights drift apart, as those of any two orders of summation do: training amplifies a
-    difference in the last bit.
-    """
-
-    one_step: float
-    smooth_loss: float
-
-
-def against_plain(directory: RunDirectory, steps: int) -> AgainstPlain:
-    """Follow a run of one stream, and the plain form beside it: step by step, and on its own."""
-    definition = directory.definition
-    _, streams = directory.streams()
-    one_step = smooth_loss = 0.0
-    own: TrainingState | None = None
-    own_smooth = 0.0
-    for step, (before, after) in enumerate(itertools.pairwise(replay(directory, steps))):
-        if own is None:
-            own, own_smooth = before, before.smooth_loss
-        batch = streams.batch_at(0, step)
-        _, stepped = _plain_step(before, definition, batch)
-        fast = after.parameters.named()
-        for name, plain in stepped.parameters.named().items():
-            largest = max(float(np.abs(plain).max()), 1e-300)
-            one_step = max(one_step, float(np.abs(fast[name] - plain).max()) / largest)
-        loss, own = _plain_step(own, definition, batch)
-        own_smooth = 0.999 * own_smooth + 0.001 * loss
-        smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
-    return AgainstPlain(one_step, smooth_loss)
 
 
 def _plain_step(
