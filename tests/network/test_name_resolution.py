@@ -12,7 +12,8 @@ import pytest
 from manychar.network import dealer as dealer_module
 from manychar.network import name_resolution
 from manychar.network.dealer import Dealer
-from manychar.network.name_resolution import NameResolver, is_name
+from manychar.network.endpoints import name_in
+from manychar.network.name_resolution import NameResolver
 from manychar.network.router import Router
 from tests.commands import until
 
@@ -41,13 +42,13 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answers]:
         ("localhost", True),
         ("server.lan", True),
         ("127.0.0.1", False),
-        ("::1", False),
-        ("fe80::1%eth0", False),
+        ("[::1]", False),
+        ("[fe80::1%eth0]", False),
         ("*", False),
     ],
 )
-def test_what_has_to_be_looked_up(host: str, name: object) -> None:
-    assert is_name(host) == name
+def test_what_has_to_be_looked_up(host: str, *, name: bool) -> None:
+    assert name_in(f"tcp://{host}:1") == ((host, "1") if name else None)
 
 
 def test_a_name_gives_its_addresses_round_and_round(

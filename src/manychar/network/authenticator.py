@@ -23,8 +23,8 @@ ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"manychar"
 READ_LIST_EVERY = 0.05
 ANSWERS_A_TURN = 100  # some 5 ms
-_VERSION, _MECHANISM = b"1.0", b"CURVE"
-_REQUEST_FRAMES = 7  # version, request, domain, address, identity, mechanism, the public key
+REFUSED = [b"400", b"no accepted key", b""]
+_VERSION = b"1.0"
 
 
 class Authenticator:
@@ -55,11 +55,7 @@ class Authenticator:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def answer(self) -> int:
-        """Answer handshakes that wait for it; return how many were refused.
-
-        At most ANSWERS_A_TURN, so that the server's loop gets to its messages in between however
-        many ask.
-        """
+        """Answer at most ANSWERS_A_TURN handshakes (the loop goes on); return the refusals."""
         refused = 0
         for _ in range(ANSWERS_A_TURN):
             try:
@@ -68,37 +64,36 @@ class Authenticator:
                 break
             owner = self._owner_asking(request)
             refused += owner is None
-            status = [b"200", b""] if owner else [b"400", b"no accepted key"]
-            user = z85.encode(request[6]) if owner else b""
+            answer = [b"200", b"", z85.encode(request[6])] if owner else REFUSED
             number = request[1] if len(request) > 1 else b""
-            self.socket.send_multipart([_VERSION, number, *status, user, b""])
+            self.socket.send_multipart([_VERSION, number, *answer, b""])
         return refused
 
     def _owner_asking(self, request: list[bytes]) -> Owner | None:
-        if len(request) != _REQUEST_FRAMES or request[0] != _VERSION:
-            return None
-        if request[2] != DOMAIN or request[5] != _MECHANISM or len(request[6]) != 32:
-            return None
-        self._read_list()
-        return None if self._is_closed else self._owners.get(z85.encode(request[6]).decode())
+        match request:  # version, number, domain, address, identity, mechanism, public key
+            case [version, _, domain, _, _, mechanism, public] if len(public) == 32:
+                self._read_list()
+                if (version, domain, mechanism) == (_VERSION, DOMAIN, b"CURVE"):
+                    return (
+                        None if self._is_closed else self._owners.get(z85.encode(public).decode())
+                    )
+        return None
 
     def owner_of(self, public: str) -> Owner | None:
         """Return whose key a message came with, if it was valid READ_LIST_EVERY seconds ago."""
-        self._read_list_if_due()
+        self._read_list(max_age=READ_LIST_EVERY)
         return self._owners.get(public)
 
     def still_owns(self, owner: Owner) -> bool:
         """Whether a key of this name and role is still valid."""
-        self._read_list_if_due()
+        self._read_list(max_age=READ_LIST_EVERY)
         return owner in self._current
 
-    def _read_list_if_due(self) -> None:
-        if time.monotonic() >= self._read_at:
-            self._read_list()
-
-    def _read_list(self) -> None:
+    def _read_list(self, max_age: float = 0.0) -> None:
         """Read the list again where it has changed; accept nobody while it cannot be read."""
-        self._read_at = time.monotonic() + READ_LIST_EVERY
+        if time.monotonic() < self._read_at + max_age:
+            return
+        self._read_at = time.monotonic()
         try:
             folder, status = self._keys.stat(), (self._keys / CLIENTS_NAME).stat()
             times = status.st_mtime_ns, status.st_ctime_ns  # the latter of who may read or write it
@@ -115,9 +110,6 @@ class Authenticator:
             logger.warning("the list of clients can be read again: connections are accepted")
         self._is_closed, self._version = False, version
         revoked = {client.public for client in clients if client.revoked}
-        self._owners = {
-            client.public: Owner(client.name, client.role)
-            for client in clients
-            if client.public not in revoked
-        }
+        valid = [client for client in clients if client.public not in revoked]
+        self._owners = {client.public: Owner(client.name, client.role) for client in valid}
         self._current = frozenset(self._owners.values())

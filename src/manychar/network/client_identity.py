@@ -20,10 +20,7 @@ WITHOUT_KEYS = dict.fromkeys((KEY_VARIABLE, KEY_FILE_VARIABLE, KEYS_VARIABLE), "
 
 
 def find_key(path: Path | None) -> ClientKey | None:
-    """Return the key in a file, or in the environment, or None where there is neither.
-
-    Raises UserError for one that cannot be used.
-    """
+    """Return the key in a file, or in the environment, or None where there is neither."""
     if path is not None:
         if str(path).lstrip().startswith("{"):  # not to be repeated
             raise UserError(
@@ -32,15 +29,12 @@ def find_key(path: Path | None) -> ClientKey | None:
             )
         return read_client_key(path)
     if text := os.environ.get(KEY_VARIABLE):
-        return client_key_from_text(text, f"${KEY_VARIABLE}")
+        return client_key_from_text(os.fsencode(text), f"${KEY_VARIABLE}")
     return None
 
 
 def hello(role: Role, name: str | None = None) -> Hello:
-    """Return the Hello of this process; its name is host:process unless given.
-
-    Raises UserError for a name that the wire does not carry.
-    """
+    """Return the Hello of this process; its name is host:process unless given."""
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name is {name!r}: it takes {NAME_RULE}")

@@ -19,10 +19,9 @@ _OPEN = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/
 
 def raise_limit() -> None:
     """Allow this process as many open files as this user may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class ConnectionLimit:
@@ -31,32 +30,30 @@ class ConnectionLimit:
     def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
         self._socket, self._endpoint = socket, endpoint
         self._is_reached = False
-        self._failure = ""
+        self._logged = ""
 
     def enforce(self) -> None:
         """Stop listening, or listen again, by how many files are open now."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         kept_free = min(KEPT_FREE, most // 4) * (2 if self._is_reached else 1)
-        is_reached = _open_files(most) > most - kept_free
+        try:
+            is_reached = sum(1 for _ in _OPEN.iterdir()) > most - kept_free
+        except OSError:  # not even this one can be opened
+            is_reached = True
         if is_reached == self._is_reached:
             return
         try:
             (self._socket.unbind if is_reached else self._socket.bind)(self._endpoint)
         except zmq.ZMQError as error:
-            failure = f"{self._endpoint}: {str(error).lower()}: trying again"
-            if failure != self._failure:
-                logger.warning(failure)
-            self._failure = failure
+            self._log(f"{self._endpoint}: {str(error).lower()}: trying again")
             return
-        self._is_reached, self._failure = is_reached, ""
+        self._is_reached = is_reached
         if is_reached:
-            logger.warning(f"too many connections for {most:,} open files: no more are accepted")
+            self._log(f"too many connections for {most:,} open files: no more are accepted")
         else:
-            logger.warning("there is room for connections again: they are accepted")
+            self._log("there is room for connections again: they are accepted")
 
-
-def _open_files(most: int) -> int:
-    try:
-        return sum(1 for _ in _OPEN.iterdir())
-    except OSError:  # not even this one can be opened
-        return most
+    def _log(self, line: str) -> None:
+        if line != self._logged:
+            logger.warning(line)
+        self._logged = line

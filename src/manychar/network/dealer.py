@@ -23,9 +23,8 @@ CONNECT_AGAIN_AFTER = 1.0
 WITH_KEY = "it does not accept this key, or has another key itself, or none"
 WITHOUT_KEY = "it asks for a key: --key FILE"
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | HANDSHAKE_FAILED
-_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _REFUSED
-)
+_CONNECTED, _RETRIED = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_CONNECT_RETRIED
+_EVENTS = _CONNECTED | zmq.EVENT_DISCONNECTED | _RETRIED | _REFUSED
 
 
 class Dealer:
@@ -52,8 +51,7 @@ class Dealer:
         self._is_connected = False
         self._connect_again_at = self._try_next_at = -math.inf
         self._endpoint = ""
-        name = name_in(endpoint)
-        self._names = NameResolver(*name) if name else None
+        self._names = NameResolver(*name) if (name := name_in(endpoint)) else None
         try:
             if self._names is None:
                 self._connect(endpoint)
@@ -64,10 +62,9 @@ class Dealer:
     def receive(self) -> list[Frame] | None:
         """Return the next message, or None if there is none."""
         try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
         except zmq.Again:
             return None
-        return [frame.buffer for frame in frames]
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Send; False if there is no connection, or its queue is full."""
@@ -91,8 +88,8 @@ class Dealer:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
-                self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                if event == zmq.EVENT_CONNECT_RETRIED and self._names and self._names.several:
+                self._is_connected = event == _CONNECTED
+                if event == _RETRIED and self._names and self._names.several:
                     self._try_next_at = -math.inf
                 if event & _REFUSED:
                     self._note_refusal()

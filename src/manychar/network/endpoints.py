@@ -5,7 +5,6 @@ import re
 import socket
 from pathlib import Path
 
-from manychar.network.name_resolution import is_name
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
 IPC_PATH_LENGTH = 107
@@ -18,21 +17,19 @@ def is_endpoint(source: str) -> bool:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raise UserError for what is no address of ours."""
+    """Raise UserError for what is no endpoint."""
+    if endpoint.startswith("ipc://@"):  # Linux's abstract names
+        raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
     if endpoint.startswith("ipc://"):
-        if endpoint.startswith("ipc://@"):  # Linux's abstract names
-            raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
         if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
             raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
         return
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
-        hint = (
-            "; of a run directory there are dashboard and plot" if Path(endpoint).is_dir() else ""
-        )
-        raise UserError(
-            f"{endpoint}: not an endpoint: write it as tcp://HOST:PORT or ipc://PATH{hint}"
-        )
+        is_run = Path(endpoint).is_dir()
+        hint = "; of a run directory there are dashboard and plot" if is_run else ""
+        form = "write it as tcp://HOST:PORT or ipc://PATH"
+        raise UserError(f"{endpoint}: not an endpoint: {form}{hint}")
 
 
 def is_local(endpoint: str) -> bool:
@@ -40,11 +37,8 @@ def is_local(endpoint: str) -> bool:
     match = _TCP.fullmatch(endpoint)
     if match is None:
         return endpoint.startswith("ipc://")
-    host = match["six"] or match["host"]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _address(match["six"] or match["host"])
+    return match["host"] == "localhost" if address is None else address.is_loopback
 
 
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
@@ -69,15 +63,22 @@ def is_six(endpoint: str) -> int:
 def name_in(endpoint: str) -> tuple[str, str] | None:
     """Return the name and the port in an endpoint; None where it has an address."""
     match = _TCP.fullmatch(endpoint)
-    if match is None or match["six"] or not is_name(match["host"]):
+    if match is None or match["host"] in (None, "*") or _address(match["host"]) is not None:
         return None
     return match["host"], match["port"]
 
 
 def is_served(endpoint: str) -> bool:
-    """Whether somebody listens on an ipc endpoint's file."""
+    """Whether a process listens on an ipc endpoint's file."""
     path = endpoint.removeprefix("ipc://")
     if path == endpoint or not Path(path).exists():
         return False
     with socket.socket(socket.AF_UNIX) as visitor:
         return visitor.connect_ex(path) == 0
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

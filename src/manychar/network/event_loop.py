@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import zmq
 
@@ -20,13 +20,16 @@ Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor
 Deadline = Callable[[], float | None]
 
 
-class EventLoop:
-    """Waits for everything at once, on the thread that made it. Times are monotonic."""
+class EventLoop(contextlib.ExitStack):
+    """Waits for everything at once, on the thread that made it. Times are monotonic.
+
+    To leave it restores the signals' handlers and closes the self-pipe; the sources stay open.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self._pipe = SelfPipe()
-        self._stack = contextlib.ExitStack()
-        self._stack.callback(self._pipe.close)
+        self.callback(self._pipe.close)
         self._poller = zmq.Poller()
         self._poller.register(self._pipe.fileno(), zmq.POLLIN)
         self._readable: dict[Any, Callable[[], object]] = {}
@@ -34,12 +37,6 @@ class EventLoop:
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: list[Callable[[], object]] = []
         self._suspended: list[Callable[[float], object]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
         """Call back while the socket or descriptor can be read."""
@@ -52,7 +49,7 @@ class EventLoop:
         A second SIGINT or SIGTERM ends the process at once. Without effect beside the main thread.
         """
         self._signals |= dict.fromkeys(numbers, callback)
-        self._stack.enter_context(self._pipe.catching(*numbers))
+        self.enter_context(self._pipe.catching(*numbers))
 
     def on_deadline(self, deadline: Deadline, callback: Callable[[], object]) -> None:
         """Call back in each turn in which `deadline()` has passed; None is never."""
@@ -96,7 +93,3 @@ class EventLoop:
         for deadline, passed in self._deadlines:
             if (due := deadline()) is not None and time.monotonic() >= due:
                 passed()
-
-    def close(self) -> None:
-        """Restore the signals' handlers and close the self-pipe. The sources stay open."""
-        self._stack.close()

@@ -31,6 +31,7 @@ FORMAT = 1
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+_FIELDS = {"name": _NAME, "role": _NAME, "public": _KEY, "secret": _KEY, "server": _KEY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ClientKey:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """One who may connect, or may not any more."""
+    """An entry of the list: a client that may connect, or may not any more."""
 
     name: str
     role: KeyRole
@@ -63,16 +64,13 @@ class Client:
 
 
 def create(directory: Path) -> Path:
-    """Create the directory with the server's key and a first worker's; return the worker's file.
-
-    Raises UserError where there are keys already.
-    """
+    """Create the directory with the server's key and a first worker's; return the worker's file."""
     create_server(directory)
     return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
 def create_server(directory: Path) -> None:
-    """Create the directory with the server's key alone. Raises UserError as `create` does."""
+    """Create the directory with the server's key alone; UserError where there are keys already."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -80,16 +78,13 @@ def create_server(directory: Path) -> None:
     with _locked(directory):
         if (directory / CLIENTS_NAME).exists():
             raise UserError(f"{directory}: there are keys in it already; choose another directory")
-        public, secret = _new_pair()
+        public, secret = (half.decode() for half in zmq.curve_keypair())
         _write(directory / SERVER_NAME, {"public": public, "secret": secret}, mode=0o600)
-        _write_clients(directory, [])  # last: with it, the directory is complete
+        _write(directory / CLIENTS_NAME, {"clients": []}, mode=0o644)  # last: it is complete
 
 
 def add(directory: Path, name: str, role: KeyRole) -> Path:
-    """Create a client's key; return its file. A revoked name may be used again.
-
-    Raises UserError for a name that is taken or not allowed.
-    """
+    """Create a client's key; return its file. A revoked name may be used again."""
     if f"{name}{SUFFIX}" == SERVER_NAME:
         raise UserError(f"{name} is the server's own name here; choose another")
     if not _NAME.fullmatch(name):
@@ -99,11 +94,9 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
         if name in taken:
             raise UserError(f"{directory}: {name} has a key already; revoke it first")
         if alike := [other for other in taken if _may_be_called(other, name)]:
-            raise UserError(
-                f"{directory}: {name} and {alike[0]} could call themselves by one name;"
-                " choose another"
-            )
-        public, secret = _new_pair()
+            both = f"{name} and {alike[0]} could call themselves by one name"
+            raise UserError(f"{directory}: {both}; choose another")
+        public, secret = (half.decode() for half in zmq.curve_keypair())
         path = directory / f"{name}{SUFFIX}"
         key = ClientKey(name, role, public, secret, read_server_key(directory).public)
         _write(path, dataclasses.asdict(key), mode=0o600)
@@ -118,49 +111,43 @@ def _may_be_called(one: str, other: str) -> bool:
 
 
 def revoke(directory: Path, name: str) -> None:
-    """Revoke a client's key; a running server notices. Raises UserError where it is unknown."""
+    """Revoke a client's key; a running server notices."""
     with _changed_clients(directory) as clients:
-        for place, client in enumerate(clients):
-            if client.name == name and not client.revoked:
-                clients[place] = dataclasses.replace(client, revoked=True)
-                break
-        else:
+        valid = [client for client in clients if client.name == name and not client.revoked]
+        if not valid:
             raise UserError(f"{directory}: no client {name} with a key: see `keys list`")
+        clients[clients.index(valid[0])] = dataclasses.replace(valid[0], revoked=True)
     (directory / f"{name}{SUFFIX}").unlink(missing_ok=True)
 
 
 def read_clients(directory: Path) -> list[Client]:
-    """Return the clients, revoked ones too. Raises UserError for a damaged or missing list."""
+    """Return the clients, revoked ones too. Raises UserError as all that reads here does."""
     path = directory / CLIENTS_NAME
     _require_own(directory)
     with _reading(path):
-        return [
-            Client(**_checked(client), revoked=bool(client["revoked"]))
-            for client in _parsed(_read(path))["clients"]
-        ]
+        listed = _parsed(_read(path))["clients"]
+        return [Client(**_checked(each), revoked=bool(each["revoked"])) for each in listed]
 
 
 def read_server_key(directory: Path) -> ServerKey:
-    """Return the server's key. Raises UserError where it is missing, or others can read it."""
+    """Return the server's key; UserError where it is missing, damaged, or others can read it."""
     path = directory / SERVER_NAME
     with _reading(path):
-        values = _parsed(_read(path, secret=True))
-        key = ServerKey(**_checked(values))
+        key = ServerKey(**_checked(_parsed(_read(path, secret=True))))
         if zmq.curve_public(key.secret.encode()).decode() != key.public:
             raise ValueError("a secret that does not go with its public key")
         return key
 
 
 def read_client_key(path: Path) -> ClientKey:
-    """Return a client's key from its file. Raises UserError as `read_server_key` does."""
-    with _reading(path):
-        return ClientKey(**_checked(_parsed(_read(path, secret=True))))
+    """Return a client's key from its file."""
+    return client_key_from_text(_read(path, secret=True), path)
 
 
-def client_key_from_text(text: str, source: str) -> ClientKey:
-    """Return a client's key from the content of such a file. Raises UserError."""
+def client_key_from_text(text: bytes, source: Path | str) -> ClientKey:
+    """Return a client's key from the content of such a file."""
     with _reading(source):
-        return ClientKey(**_checked(_parsed(text.encode())))
+        return ClientKey(**_checked(_parsed(text)))
 
 
 @contextlib.contextmanager
@@ -180,17 +167,12 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the names, roles and keys among the values. Raises ValueError and its like."""
-    checked: dict[str, Any] = {}
-    for field in ("name", "role", "public", "secret", "server"):
-        if field not in values:
-            continue  # whoever needs it raises TypeError
-        value = values[field]
-        pattern = {"name": _NAME, "role": _NAME}.get(field, _KEY)
-        if type(value) is not str or not pattern.fullmatch(value):
+    """Return the names, roles and keys among the values; a missing one is a TypeError later."""
+    checked = {field: values[field] for field in _FIELDS if field in values}
+    for field, value in checked.items():
+        if type(value) is not str or not _FIELDS[field].fullmatch(value):
             raise ValueError(field)
-        checked[field] = KeyRole(value) if field == "role" else value
-    return checked
+    return checked | ({"role": KeyRole(checked["role"])} if "role" in checked else {})
 
 
 @contextlib.contextmanager
@@ -199,7 +181,8 @@ def _changed_clients(directory: Path) -> Iterator[list[Client]]:
     with _locked(directory):
         clients = read_clients(directory)
         yield clients
-        _write_clients(directory, clients)
+        listed = [dataclasses.asdict(client) for client in clients]
+        _write(directory / CLIENTS_NAME, {"clients": listed}, mode=0o644)
 
 
 @contextlib.contextmanager
@@ -215,24 +198,11 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _new_pair() -> tuple[str, str]:
-    public, secret = zmq.curve_keypair()
-    return public.decode(), secret.decode()
-
-
-def _write_clients(directory: Path, clients: list[Client]) -> None:
-    values = {"clients": [dataclasses.asdict(client) for client in clients]}
-    _write(directory / CLIENTS_NAME, values, mode=0o644)
-
-
 def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
-    """Write a file that has its mode from its first byte on.
-
-    Raises UserError where it cannot be written; then nothing is left of it.
-    """
+    """Write a file, whole or not at all, that has its mode from its first byte on."""
+    content = json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
     try:
-        content = json.dumps({"format": FORMAT, **values}, indent=1)
-        replace_file(path, content.encode() + b"\n", mode)
+        replace_file(path, content.encode(), mode)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None
 
@@ -251,11 +221,16 @@ def _require_own(directory: Path) -> None:
 
 
 def _read(path: Path, *, secret: bool = False) -> bytes:
-    """Read a small file. Raises UserError where it is none, or others can read a secret."""
+    """Read a small file. Raises UserError where it is none, or others can read a secret.
+
+    systemd gives a service's credentials to that service alone, but may say that the group can
+    read them: that is the mask of an access list with the service's user in it.
+    """
+    credentials = os.environ.get(CREDENTIALS)
     try:
+        is_credential = credentials and path.resolve().parent == Path(credentials).resolve()
         mode = path.stat().st_mode
-        others = 0o037 if _is_credential(path) else 0o077
-        if secret and stat.S_ISREG(mode) and mode & others:
+        if secret and stat.S_ISREG(mode) and mode & (0o037 if is_credential else 0o077):
             raise UserError(
                 f"{path}: others can read this secret: chmod 600 it, and better make a new key",
                 code=REFUSED_FOR_SAFETY,
@@ -263,12 +238,3 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None
-
-
-def _is_credential(path: Path) -> bool:
-    """Whether systemd gave the file to this service alone; its group may be said to read it.
-
-    What it says there is the mask of an access list with this service's user in it.
-    """
-    directory = os.environ.get(CREDENTIALS)
-    return directory is not None and path.resolve().parent == Path(directory).resolve()

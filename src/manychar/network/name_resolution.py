@@ -4,7 +4,6 @@ libzmq looks a name up once, blocks while it does, and takes one address of one 
 given addresses only.
 """
 
-import ipaddress
 import logging
 import math
 import socket
@@ -17,28 +16,18 @@ LOOK_UP_AGAIN_AFTER = 2.0
 TRY_FOR = 5.0  # as long as a server lets a handshake take: the network may be slow
 
 
-def is_name(host: str) -> bool:
-    """Whether a host has to be looked up."""
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host != "*"
-    return False
-
-
 class NameResolver:
     """The endpoints that a name stands for, again and again, each round looked up anew.
 
     getaddrinfo(3) can block for half a minute where no name server answers, and a signal does not
-    end it. So each look-up has a short-lived thread: Ctrl-C, a time limit and what the process that
-    started this one asks for are heard meanwhile.
+    end it. So each look-up has a thread: Ctrl-C and time limits take effect meanwhile.
     """
 
     def __init__(self, host: str, port: str) -> None:
         self.several = False
         self._host, self._port = host, port
         self._untried: list[str] = []
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()
         self._look_up_at = -math.inf
         self._logged: set[str] = set()
 
@@ -48,8 +37,7 @@ class NameResolver:
             endpoint = self._untried.pop(0)
             self._log(f"{self._host} is looked for at {endpoint}")
             return endpoint
-        idle = self._thread is None or not self._thread.is_alive()
-        if idle and not self._untried and time.monotonic() >= self._look_up_at:
+        if not self._thread.is_alive() and time.monotonic() >= self._look_up_at:
             self._look_up_at = time.monotonic() + LOOK_UP_AGAIN_AFTER
             self._thread = threading.Thread(target=self._look_up, name="look-up", daemon=True)
             self._thread.start()
@@ -64,10 +52,8 @@ class NameResolver:
             return
         hosts = dict.fromkeys(str(address[0]) for *_, address in found)
         self.several = len(hosts) > 1
-        self._untried = [
-            f"tcp://[{host}]:{self._port}" if ":" in host else f"tcp://{host}:{self._port}"
-            for host in hosts
-        ]
+        bracketed = (f"[{host}]" if ":" in host else host for host in hosts)
+        self._untried = [f"tcp://{host}:{self._port}" for host in bracketed]
 
     def _log(self, line: str) -> None:
         if line not in self._logged:

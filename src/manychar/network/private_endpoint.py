@@ -1,19 +1,18 @@
 """Where the server of `train` listens: other users of the machine can neither connect nor read."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import SUFFIX, add, create_server
 from manychar.protocol.messages import KeyRole
 
 
-@dataclasses.dataclass(frozen=True)
-class PrivateEndpoint:
+class PrivateEndpoint(NamedTuple):
     """What the server is to bind to, and the directory of its keys, where it needs any."""
 
     bind: str
@@ -26,7 +25,7 @@ class PrivateEndpoint:
 
 @contextlib.contextmanager
 def private_endpoint(workers: Iterable[str], observer: str) -> Iterator[PrivateEndpoint]:
-    """Make an endpoint for these workers and an observer who may stop the run; remove it after.
+    """Make an endpoint for these workers and an observer that may stop the run; remove it after.
 
     It is an ipc file in a fresh directory of mode 0700. Where its path is too long for a socket (a
     long $TMPDIR), it is loopback TCP, with keys that are made for this run in such a directory.

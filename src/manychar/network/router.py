@@ -10,33 +10,31 @@ from typing import NamedTuple
 
 import zmq
 
+from manychar.network import sockets
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import ConnectionLimit
 from manychar.network.endpoints import check_endpoint, is_served
-from manychar.network.sockets import (
-    HANDSHAKE_FAILED,
-    HIGH_WATER_MARK,
-    LINGER_MS,
-    events_of,
-    new_context,
-    new_socket,
-)
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
 
 CURVE_BYTES = 64  # more than encryption adds to a frame
 QUEUED_BYTES = 64 * 2**20
-KEEPALIVE = {  # seconds, but for the last one: milliseconds until what was sent has to be there
+OPTIONS = {
+    zmq.ROUTER_MANDATORY: 1,
+    # libzmq ends the process where its timer of heartbeats finds a peer gone whose messages are
+    # unread: the server sends none, and TCP's keepalive detects machines that are gone.
+    zmq.HEARTBEAT_IVL: 0,
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 5,
     zmq.TCP_KEEPALIVE_INTVL: 5,
     zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 20_000,
+    zmq.TCP_MAXRT: 20_000,  # milliseconds until what was sent has to be there
+    zmq.HANDSHAKE_IVL: 5000,
 }
-HANDSHAKE_MS = 5000
 SHARED_FROM_BYTES = 65_536
 FAILURES_A_READ = 1000
+CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -58,45 +56,32 @@ class Router:
     def __init__(
         self, endpoint: str, dimensions: Dimensions | None, keys: Path | None = None
     ) -> None:
-        """Listen; `dimensions` bound what is received, `keys` say who may connect.
-
-        Raises UserError where that cannot be.
-        """
+        """Listen; `dimensions` bound what is received, `keys` say who may connect."""
         check_endpoint(endpoint)
         if is_served(endpoint):  # libzmq would take the file over
-            raise _cannot_bind(endpoint, "another program uses it")
-        self._context = new_context()
-        self.socket = new_socket(self._context, zmq.ROUTER, endpoint)
-        self._set_limits(dimensions)
-        self._failures = events_of(self._context, self.socket, HANDSHAKE_FAILED)
+            raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
         self.authenticator: Authenticator | None = None
+        self._shared: tuple[Frame, zmq.Frame] | None = None
+        self._context = sockets.new_context()
+        self.socket = sockets.new_socket(self._context, zmq.ROUTER, endpoint)
+        self._failures = sockets.events_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
+        for option, value in OPTIONS.items():
+            self.socket.setsockopt(option, value)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(dimensions) + CURVE_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
         try:
             if keys is not None:
                 self.authenticator = Authenticator(self._context, keys)
                 self.authenticator.secure(self.socket)
             self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UserError) as error:
             self._close(0)
+            if isinstance(error, UserError):
+                raise
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
-            raise _cannot_bind(endpoint, why) from None
-        except UserError:
-            self._close(0)
-            raise
+            raise UserError(CANNOT_BIND.format(endpoint, why)) from None
         self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
-        self._shared: tuple[Frame, zmq.Frame] | None = None
-
-    def _set_limits(self, dimensions: Dimensions | None) -> None:
-        set_option = self.socket.setsockopt
-        set_option(zmq.ROUTER_MANDATORY, 1)
-        # libzmq ends the process where its timer of heartbeats finds a peer gone whose messages are
-        # unread: the server sends none, and TCP's keepalive detects machines that are gone.
-        set_option(zmq.HEARTBEAT_IVL, 0)
-        for option, value in KEEPALIVE.items():
-            set_option(option, value)
-        set_option(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        set_option(zmq.MAXMSGSIZE, _largest_frame(dimensions) + CURVE_BYTES)
-        set_option(zmq.SNDHWM, messages_queued(dimensions))
 
     def receive(self) -> Received | None:
         """Return the next message, or None if there is none."""
@@ -116,10 +101,7 @@ class Router:
         return Received(peer, frames, owner, revoked)
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
-        """Send to a peer; False if its queue is full.
-
-        Raises Unreachable where its connection is gone.
-        """
+        """Send to a peer; False if its queue is full, Unreachable if its connection is gone."""
         parts = [self._copied(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]
         try:
             self.socket.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
@@ -156,8 +138,8 @@ class Router:
         return FAILURES_A_READ
 
     def close(self) -> None:
-        """Send what is queued, for LINGER_MS at most, and close."""
-        self._close(LINGER_MS)
+        """Send what is queued, for sockets.LINGER_MS at most, and close."""
+        self._close(sockets.LINGER_MS)
         if self.endpoint.startswith("ipc://"):
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
@@ -175,20 +157,12 @@ def check_free(endpoint: str, keys: Path | None) -> None:
     Router(endpoint, None, keys).close()
 
 
-def _cannot_bind(endpoint: str, why: str) -> UserError:
-    return UserError(f"cannot bind to {endpoint}: {why}; choose another --bind")
-
-
 def messages_queued(dimensions: Dimensions | None) -> int:
-    """Return how many messages may wait for one peer: QUEUED_BYTES, or what all shards need.
-
-    A peer that does not read costs no more; what finds no room is dropped, and sent again later.
-    """
+    """Return how many messages may wait for one peer: QUEUED_BYTES, or what all shards need."""
     if dimensions is None:
-        return HIGH_WATER_MARK
-    needed = 16 + 4 * dimensions.shards
-    by_size = min(HIGH_WATER_MARK, QUEUED_BYTES // dimensions.parameters_bytes)
-    return max(needed, by_size)
+        return sockets.HIGH_WATER_MARK
+    by_size = QUEUED_BYTES // dimensions.parameters_bytes
+    return max(16 + 4 * dimensions.shards, min(sockets.HIGH_WATER_MARK, by_size))
 
 
 def _largest_frame(dimensions: Dimensions | None) -> int:

@@ -1,8 +1,5 @@
 """What the sockets of server and clients have in common: versions, limits, times."""
 
-from typing import Any
-
-import msgpack
 import zmq
 
 from manychar.network.endpoints import is_six
@@ -11,7 +8,7 @@ from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-OLDEST_LIBZMQ, OLDEST_MSGPACK = (4, 3, 3), (1, 2, 1)
+OLDEST_LIBZMQ = (4, 3, 3)  # pyzmq may have been built with the system's
 HIGH_WATER_MARK = 1000
 LINGER_MS = 2000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 500, 1500
@@ -20,8 +17,12 @@ _EVENTS_AT = "inproc://events"
 
 
 def new_context() -> Context:
-    """Return a context of its own. Raises UserError where a library is too old to be safe."""
-    check_libraries()
+    """Return a context of its own. Raises UserError where libzmq is too old to be safe."""
+    if zmq.zmq_version_info() < OLDEST_LIBZMQ:
+        raise UserError(
+            f"libzmq {zmq.zmq_version()} has known faults: install 4.3.3 or newer",
+            code=REFUSED_FOR_SAFETY,
+        )
     return zmq.Context()
 
 
@@ -48,18 +49,3 @@ def events_of(context: Context, socket: Socket, events: int) -> Socket:
     receiver.setsockopt(zmq.RCVHWM, 0)
     receiver.connect(_EVENTS_AT)
     return receiver
-
-
-def check_libraries() -> None:
-    """Raise UserError where libzmq or msgpack is too old to be safe."""
-    versions: list[tuple[str, Any, tuple[int, ...]]] = [
-        ("libzmq", zmq.zmq_version_info(), OLDEST_LIBZMQ),
-        ("msgpack", msgpack.version, OLDEST_MSGPACK),
-    ]
-    for name, found, oldest in versions:
-        if tuple(found) < oldest:
-            known, wanted = (".".join(map(str, version)) for version in (found, oldest))
-            raise UserError(
-                f"{name} {known} has known faults: install {wanted} or newer",
-                code=REFUSED_FOR_SAFETY,
-            )
