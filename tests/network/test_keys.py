@@ -190,7 +190,7 @@ def test_a_damaged_file_is_one_line(folder: Path, content: bytes) -> None:
 
 def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
     folder.chmod(0o755)
-    with pytest.raises(UserError, match="not a regular file"):
+    with pytest.raises(UserError, match="is a directory"):
         keys.read_client_key(folder)
 
 
