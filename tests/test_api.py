@@ -161,7 +161,7 @@ except manychar.UserError as error:
     assert done.out.count("\n") == 1
 
 
-def test_a_notebook_is_offered_the_names() -> None:
+def test_dir_lists_the_names() -> None:
     assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(api))
 
 
@@ -222,7 +222,7 @@ print(list(run.checkpoints())[-1] - step)
     assert done.out.splitlines()[-1] == "5"
 
 
-def test_whoever_is_killed_leaves_nobody(manychar: Commands) -> None:
+def test_a_killed_process_leaves_no_children(manychar: Commands) -> None:
     script = f"manychar.train(text, {SMALL}, steps=0, run_dir='run')"
     running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))
     running.wait_for("worker-1 has joined")
@@ -231,7 +231,7 @@ def test_whoever_is_killed_leaves_nobody(manychar: Commands) -> None:
     assert manychar.run("verify", "run").code == 0
 
 
-def test_who_has_enough_of_a_sample_ends_it(manychar: Commands, trained: Path) -> None:
+def test_closing_a_stream_ends_its_command(manychar: Commands, trained: Path) -> None:
     script = """
 pieces = manychar.load("run").stream(10**9, seed=1)
 print(len(next(pieces)) > 0)

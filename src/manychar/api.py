@@ -1,8 +1,7 @@
 """The Python API, for notebooks: the command line's commands and flags as functions and arguments.
 
-Whatever computes is a child process, as on the command line, so that its arithmetic is pinned
-before numpy is imported, whatever this process has imported already. A child's log goes to
-`sys.stderr`; where it fails, its error message is that of the UserError.
+Each call runs a command in a child process, so that its arithmetic is pinned before numpy is
+imported. A child's log goes to `sys.stderr`; where it fails, its message is that of the UserError.
 """
 
 import dataclasses

@@ -17,11 +17,11 @@ def program() -> str:
 
 
 def nothing(_: object) -> None:
-    """Stand for a screen that nobody watches."""
+    """Do nothing: what a server without a display shows."""
 
 
 def write(text: str) -> None:
-    """Write text on standard output, at once; end where the reader is gone.
+    """Write text on standard output at once; exit where its reader has closed it.
 
     Raises UserError where it cannot be written.
     """
@@ -29,7 +29,7 @@ def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         raise UserError(f"standard output: {because(error)}") from None

@@ -21,7 +21,7 @@ TRANSPOSED_AT_ONCE = 128
 
 
 def nothing() -> None:
-    """Stand for progress that nobody watches."""
+    """Do nothing: the progress callback of a caller without one."""
 
 
 class Kernel:
