@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manychar.fleet.resume_earlier import PENDING_STOP, execute_anew
+from manychar.fleet.server_process import PENDING_STOP, execute_anew
 from manychar.processes.errors import CRASHED
 from manychar.protocol.effects import Finish
 from tests.commands import SMALL, Commands

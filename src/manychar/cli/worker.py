@@ -29,20 +29,22 @@ def worker(
     **_logging: Any,
 ) -> None:
     """Compute gradients for a server. Needs no text."""
-    from manychar.fleet.worker_pool import work_together
+    from manychar.fleet.worker_pool import WorkerPool
     from manychar.fleet.worker_process import work
 
     check_endpoint(endpoint)
     mine = find_key(key)
     me = hello(Role.WORKER, name or (mine.name if mine else None))
-    wait = {"connect_timeout": connect_timeout}
     if processes > 1:
-        pool = work_together(endpoint, me.name, processes=processes, key_file=key, **wait)
-        raise typer.Exit(pool)
+        flags = ["--connect-timeout", str(connect_timeout), "--child"]
+        flags += [] if key is None else ["--key", str(key)]
+        names = [f"{me.name}-{i + 1}" for i in range(processes)]
+        commands = {each: ["worker", endpoint, "--name", each, *flags] for each in names}
+        raise typer.Exit(WorkerPool(commands).run())
     if not child:
         logger.info(f"{me.name} works for {endpoint}; Ctrl-C ends it")
     log.configure(prefix=f"{me.name}: ")
-    finish = work(endpoint, me, key=mine, **wait)
+    finish = work(endpoint, me, key=mine, connect_timeout=connect_timeout)
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
     logger.log(logging.INFO if in_order else logging.ERROR, finish.reason or "the run has ended")
     raise typer.Exit(finish.code)

@@ -145,7 +145,7 @@ class LocalFleet:
         text, level = log.read(line)
         if slot is self.server and not self._endpoint and level == logging.ERROR:
             self._complaint = text
-        elif slot is self.server or level > logging.INFO:  # the server logs who joined and left
+        elif slot is self.server or level > logging.INFO:  # the server logs joining and leaving
             log_again(slot, line)
 
     def _signalled(self, number: int) -> None:

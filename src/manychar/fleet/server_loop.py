@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 
 from manychar.fleet.engine import Engine
-from manychar.fleet.resume_earlier import note_resume_before
 from manychar.fleet.validation_process import ValidationProcess, ValidationResult
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router, Unreachable
 from manychar.numerics.checksum import checksum
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
-from manychar.processes.errors import INTERRUPTED, STOPPED, STOPPING, UserError, because
+from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError, because
 from manychar.processes.parent_death import has_parent
 from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
@@ -48,8 +47,7 @@ class Screen:
     bound: Callable[[str], None]
 
 
-# Methods: one for each source of events and each effect of more than a line; attributes: their
-# sources and targets.
+# More methods and attributes than elsewhere: one for each source of events and target of effects.
 @dataclasses.dataclass(kw_only=True)
 class ServerLoop:
     """Hands events to the machine and carries out its effects, for one term."""
@@ -202,7 +200,7 @@ class ServerLoop:
                 self.directory = self.directory.with_facts(**changes)
                 self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
             case effects.ResumeBefore():
-                self.directory = note_resume_before(self.directory, effect)
+                self.directory = _note_resume_before(self.directory, effect)
                 self.outcome = effect
             case effects.Finish():
                 self.outcome = effect
@@ -243,3 +241,21 @@ class ServerLoop:
             first = not self.machine.counts[counter]
             reason = f"{counter}: {because(error)}" if first else ""
             self._handle(events.Dropped(counter, reason=reason))
+
+
+def _note_resume_before(directory: RunDirectory, effect: effects.ResumeBefore) -> RunDirectory:
+    """Note durably where the next server resumes, and the bans.
+
+    Raises UserError where the disk will not have it: without the note, the next server would
+    resume from a checkpoint that is not to be trusted.
+    """
+    directory = directory.with_facts(resume_before=effect.step, banned=dict(effect.banned))
+    try:
+        directory.write_config()
+    except OSError as error:
+        raise UserError(
+            f"{directory.path}: {because(error)}: could not note that checkpoints of step"
+            f" {effect.step} and later are wrong; remove them, then resume the run",
+            code=RUN_FAILED,
+        ) from None
+    return directory

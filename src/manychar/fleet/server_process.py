@@ -5,19 +5,21 @@ checkpoint before it.
 """
 
 import contextlib
+import json
 import logging
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manychar.fleet.engine import Engine
-from manychar.fleet.resume_earlier import execute_anew, pending_stop
 from manychar.fleet.server_loop import Screen, ServerLoop
 from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router
-from manychar.processes.errors import RUN_FAILED, UserError, because
+from manychar.processes.child_process import PROGRAM
+from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because
 from manychar.protocol.admission import as_words
 from manychar.protocol.effects import Finish
 from manychar.protocol.run_spec import RunSpec, dimensions_of
@@ -26,6 +28,8 @@ from manychar.storage.append_log import AppendLog
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
 from manychar.storage.validation_log import unvalidated
+
+PENDING_STOP = "MANYCHAR_PENDING_STOP"
 
 logger = logging.getLogger(__name__)
 
@@ -137,3 +141,27 @@ def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
             code=RUN_FAILED,
         )
     return directory.with_facts(mixed=True)
+
+
+def execute_anew(
+    arguments: Sequence[str], *, environment: Mapping[str, str], asked: Finish | None
+) -> Finish:
+    """Replace this process by a new server, which resumes earlier; return only where that fails.
+
+    A stop that was asked for is handed on: the new server first sets aside the checkpoints that
+    are wrong.
+    """
+    logger.info("this server executes itself anew")
+    pending = {} if asked is None else {PENDING_STOP: json.dumps([asked.code, asked.reason])}
+    command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
+    try:
+        os.execve(command[0], command, variables)  # noqa: S606 - this program itself
+    except OSError as error:
+        reason = f"the server could not execute itself anew: {because(error)}; resume the run"
+        return Finish(CRASHED, reason)
+
+
+def pending_stop() -> Finish | None:
+    """Return the stop that this process was asked for before it executed itself anew."""
+    text = os.environ.pop(PENDING_STOP, "")
+    return Finish(*json.loads(text)) if text else None

@@ -73,13 +73,12 @@ class ValidationProcess:
         self._waiting: collections.deque[int] = collections.deque()
         self._tries = 0
         self._silent_at: float | None = None
-        self._has_failed = False
         loop.on_deadline(lambda: self._silent_at, self._end_silent)
 
     def ask(self, step: int) -> None:
         """Have a checkpoint that is on disk validated; the process starts at the first one."""
-        if self._has_failed:
-            return
+        if self._supervisor.is_stopping:
+            return  # it has failed
         self._waiting.append(step)
         if self.slot.is_empty:
             self._supervisor.start(self.slot)
@@ -98,7 +97,7 @@ class ValidationProcess:
             self.slot.write(f"{self._waiting[0]}\n")
 
     def _take(self, line: str) -> None:
-        if not line:  # it is alive
+        if not line:  # a sign of life
             self._silent_at = time.monotonic() + SILENT_FOR
             return
         result = ValidationResult(*json.loads(line))
@@ -123,7 +122,6 @@ class ValidationProcess:
             step = self._waiting[0]
             failure = f"its process ended {TRIES} times over the checkpoint of step {step}"
         if failure:
-            self._has_failed = True
             self.close()
             self._on_failure(failure)
 
@@ -137,13 +135,13 @@ def validate(path: Path) -> None:
     validation_ids = directory.streams()[1].validation_ids
     with validation_log(directory) as results:
         for line in sys.stdin:
-            with _saying_that_it_is_alive():
+            with _signs_of_life():
                 fault = _validate(directory, results, validation_ids, int(line))
             print(json.dumps(ValidationResult(int(line), fault)), flush=True)
 
 
 @contextlib.contextmanager
-def _saying_that_it_is_alive() -> Iterator[None]:
+def _signs_of_life() -> Iterator[None]:
     """Write an empty line again and again, from a thread."""
     done = threading.Event()
 

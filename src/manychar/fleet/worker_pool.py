@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from pathlib import Path
 
 from manychar.network.event_loop import EventLoop
 from manychar.processes import log
@@ -16,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Restarts workers that crash, until all have ended."""
+    """Runs a command for each worker's name; a worker that crashes is started again."""
 
     def __init__(self, commands: dict[str, list[str]]) -> None:
         self._slots = [ProcessSlot(name=name, arguments=words) for name, words in commands.items()]
@@ -24,7 +23,7 @@ class WorkerPool:
         self._stopped = False
 
     def run(self) -> int:
-        """Run each worker's command until all have ended, and return the largest exit code."""
+        """Run the workers until all have ended, and return the largest exit code."""
         with EventLoop() as loop:
             loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
             self._supervisor = Supervisor(loop, on_end=self._ended, env=log.FOR_A_PARENT)
@@ -51,13 +50,3 @@ class WorkerPool:
         elif given_up := self._supervisor.restart(slot, code):
             logger.error(given_up)
             self._code = max(self._code, RUN_FAILED)
-
-
-def work_together(
-    endpoint: str, name: str, *, processes: int, connect_timeout: float, key_file: Path | None
-) -> int:
-    """Run `processes` workers until all have ended, and return the largest exit code."""
-    key = [] if key_file is None else ["--key", str(key_file)]
-    flags = ["--connect-timeout", str(connect_timeout), *key, "--child"]
-    names = [f"{name}-{i + 1}" for i in range(processes)]
-    return WorkerPool({each: ["worker", endpoint, "--name", each, *flags] for each in names}).run()
