@@ -24,16 +24,7 @@ from manychar.protocol.effects import (
     Send,
 )
 from manychar.protocol.events import Received, Table
-from manychar.protocol.messages import (
-    Dimensions,
-    Hello,
-    Level,
-    Message,
-    Reset,
-    Unit,
-    Welcome,
-    one_line,
-)
+from manychar.protocol.messages import Dimensions, Hello, Level, Message, Reset, Welcome, one_line
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0
@@ -57,12 +48,7 @@ class ClientSession:
         self._next_hello = now
         self._next_report = now + FIRST_REPORT_AFTER
         self.next_heartbeat = now
-        self._heard_at = now
-
-    @property
-    def dimensions(self) -> Dimensions | None:
-        """The run's dimensions, once they are known: what the codec needs."""
-        return self.welcome.dimensions if self.welcome else None
+        self.heard_at = now
 
     def belongs(self, run: str, term: int) -> bool:
         """Whether a message of this run and term concerns this session as it stands."""
@@ -81,12 +67,8 @@ class ClientSession:
 
     def suspended(self, seconds: float, now: float) -> None:
         """Do not count the time in which this process was stopped as silence of the server."""
-        self._heard_at = now
+        self.heard_at = now
         self._connecting_since += seconds
-
-    def heard(self, now: float) -> None:
-        """Note that the server sent something."""
-        self._heard_at = now
 
     def enter(self, welcome: Welcome, now: float) -> bool:
         """Be connected; return whether this is another run or term than the one before."""
@@ -115,7 +97,7 @@ class ClientSession:
         if self.connecting:
             return self._tick_connecting(now, waited)
         silence = self._welcomed().silence * SERVER_SILENCES
-        if now < self._heard_at + silence:
+        if now < self.heard_at + silence:
             return []
         self.connect(now)
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
@@ -137,7 +119,7 @@ class ClientSession:
         self,
         now: float,
         *,
-        units: tuple[Unit, ...] = (),
+        units: tuple[messages.Unit, ...] = (),
         slowest: float = 0.0,
         computing: float = 0.0,
     ) -> list[Effect]:
@@ -155,7 +137,7 @@ class ClientSession:
         """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
-        silent_at = self._heard_at + self._welcomed().silence * SERVER_SILENCES
+        silent_at = self.heard_at + self._welcomed().silence * SERVER_SILENCES
         given_up_at = self._connecting_since + self._connect_timeout
         return min(self.next_heartbeat, silent_at, given_up_at if self.awaits_status else math.inf)
 
@@ -175,10 +157,7 @@ Phase = TypeVar("Phase", bound=enum.Enum)
 
 
 class ClientMachine(abc.ABC, Generic[Phase]):
-    """A machine that is a client of the server. `state` is where it stands.
-
-    `phases` are those without a connection, with one in use, and at the end.
-    """
+    """A client of the server; `phases` are those without a connection, with one, at the end."""
 
     table: ClassVar[Table]
 
@@ -194,8 +173,8 @@ class ClientMachine(abc.ABC, Generic[Phase]):
 
     @property
     def dimensions(self) -> Dimensions | None:
-        """The run's dimensions, once they are known."""
-        return self.session.dimensions
+        """The run's dimensions, once they are known: what the codec needs."""
+        return self.session.welcome.dimensions if self.session.welcome else None
 
     def deadline(self) -> float | None:
         """When DeadlinePassed is due."""
@@ -211,7 +190,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
             what = f"{type(fact).__name__} to a client that is {self.state.value}"
             raise PeerError(what) if isinstance(event, Received) else ProtocolError(what)
         if isinstance(event, Received):
-            self.session.heard(now)
+            self.session.heard_at = now
             if not self.session.concerns(event.message):
                 return []
         before = self.state

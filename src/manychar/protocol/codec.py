@@ -1,4 +1,4 @@
-"""Message <-> frames, derived from the fields' types in `messages.py`. Nothing is believed.
+"""Message <-> frames, derived from the fields' types in `messages.py`.
 
 The first frame is a header: a msgpack map of at most 8 KiB with the message's type and its small
 fields, each of a stated kind and range. Tensors follow as raw frames; their number and lengths
@@ -133,7 +133,12 @@ def encode(message: Message) -> list[Frame]:
     packed = msgpack.packb({"type": kind, **fields}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
         raise ValueError(f"a {kind} header of {len(packed)} bytes")
-    return [packed, *(rule.pack(values[name]) for name, rule in layout.frames.items())]
+    return [packed, *(_packed(rule, values[name]) for name, rule in layout.frames.items())]
+
+
+def _packed(rule: FrameRule, value: Any) -> Frame:
+    packed: Frame = value if isinstance(rule, field.Tensor | field.Blob) else rule.pack(value)
+    return packed
 
 
 def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:

@@ -16,10 +16,10 @@ MOST_WAITING = 3
 
 
 class EarlyStopping:
-    """What is known of the checkpoints: `validation_losses` are nats a character by step.
+    """The known `validation_losses`, in nats a character by step, and the awaited ones.
 
-    `every` is the interval of checkpoints in steps, `patience` how many of them may be no better
-    than the best before them until the run ends, 0 for any number.
+    `every` is the interval of checkpoints in steps; the run ends after `patience` of them that are
+    no better than the best before them, 0 for never.
     """
 
     def __init__(
@@ -70,11 +70,6 @@ class EarlyStopping:
             (nats, step) for step, nats in self.validation_losses.items() if math.isfinite(nats)
         ]
         return min(finite)[1] if finite else None
-
-    @property
-    def newest(self) -> int | None:
-        """The newest step that is validated."""
-        return max(self.validation_losses, default=None)
 
     def depends_on(self, step: int) -> bool:
         """Whether where the run ends may depend on the validation loss of this checkpoint."""

@@ -1,7 +1,6 @@
-"""The types that a message's fields may have, each with the limit that the wire holds it to.
+"""The types of messages' fields, each with its limit on the wire.
 
-`messages.py` declares its fields with them, and `codec.py` derives every layout from there. A
-field of any other type is a TypeError at import: nothing travels without a limit.
+A field of any other type is a TypeError at import.
 """
 
 import math
@@ -25,14 +24,14 @@ MAX_INTEGER = 2**53
 
 
 class WireError(ValueError):
-    """Bytes that are no message. The text says what is wrong with them; the sender is to blame."""
+    """Bytes that are no message; the text says why."""
 
 
 # Values of the header.
 
 
 class Only(NamedTuple):
-    """What a value has to be, and what is said of one that is not."""
+    """A condition on a value, and the error's text."""
 
     right: Callable[[Any], bool]
     wrong: str
@@ -83,10 +82,6 @@ class Tensor(NamedTuple):
 
     length: Callable[[Any], int]
 
-    def pack(self, value: Frame) -> Frame:
-        """Return the frame."""
-        return value
-
     def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> Frame:
         """Return the value, or raise WireError."""
         return _exactly(self.length(size), frame)
@@ -136,10 +131,6 @@ class Blob(NamedTuple):
     """A frame of at most so many bytes."""
 
     most: int
-
-    def pack(self, value: Frame) -> Frame:
-        """Return the frame."""
-        return value
 
     def unpack(self, frame: Frame, _size: Any, _: Mapping[str, Any]) -> Frame:
         """Return the value, or raise WireError."""

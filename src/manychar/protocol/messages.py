@@ -1,8 +1,7 @@
-"""The messages, one paragraph each: adding a message or a field is a change here alone.
+"""The messages: adding one, or a field, is a change here alone (`codec.py` derives the bytes).
 
-A field's type (`field_types.py`) is its limit on the wire; `codec.py` derives the bytes from it.
-A run is named by `run`; `term` rises each time its server starts. A step's identity is
-(run, term, step, shard). Tensors are raw, little-endian, in the shapes that `Dimensions` says.
+`term` rises each time the server of a run starts. The identity of a unit is (run, term, step,
+shard). Tensors are raw and little-endian, in the shapes that `Dimensions` gives.
 """
 
 import dataclasses
@@ -18,11 +17,10 @@ WIRE_VERSION = 1
 
 Frame = field.Frame
 Peer = bytes
-"""How the transport calls one connection."""
+"""The transport's identity of one connection."""
 
 PAGE_LENGTH = 7
 """Workers in one Status: with the longest names and all counts they fit into a header."""
-
 
 DIGEST_BYTES = 4
 Digest = Annotated[
@@ -42,14 +40,14 @@ def digest(frame: Frame) -> bytes:
 
 
 class Role(enum.StrEnum):
-    """What a peer is there for."""
+    """The role of a peer."""
 
     WORKER = "worker"
     OBSERVER = "observer"
 
 
 class Level(enum.StrEnum):
-    """How much a line matters to whoever watches, from the least on."""
+    """The level of a log line."""
 
     INFO = "info"
     WARNING = "warning"
@@ -57,7 +55,7 @@ class Level(enum.StrEnum):
 
 
 class KeyRole(enum.StrEnum):
-    """What a key is for: a worker may send gradients, an observer only look, an operator stop."""
+    """What a key allows: to send gradients, only to observe, or to stop the run as well."""
 
     WORKER = "worker"
     OBSERVER = "observer"
@@ -65,18 +63,18 @@ class KeyRole(enum.StrEnum):
 
 
 class Owner(NamedTuple):
-    """Whose key a connection was made with. The transport has proved it."""
+    """The owner of the key that a connection was made with, as the transport has verified."""
 
     name: str
     role: KeyRole
 
 
 Names = tuple[str, str]
-"""What a worker is called, and whose key it has: its own name again where there are no keys."""
+"""A worker's name and its key's: its own name again where there are no keys."""
 
 
 class UnitState(enum.IntEnum):
-    """How far a worker is with one unit of its leases."""
+    """The progress of a worker with one unit."""
 
     QUEUED = 0
     COMPUTING = 1
@@ -94,7 +92,7 @@ class Unit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dimensions:
-    """The run's sizes: all that is needed to know the exact length of every tensor frame."""
+    """The run's sizes, from which the exact length of every tensor frame follows."""
 
     vocabulary_size: field.Positive
     hidden: field.Positive
@@ -140,7 +138,7 @@ Vocabulary = Annotated[Frame, field.Blob(4 * 0x110000)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _InRun:
-    """What every message of a run's member or server carries."""
+    """The fields of every message of a run's member or server."""
 
     run: field.Name
     term: field.Integer
@@ -148,7 +146,7 @@ class _InRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Leased(_InRun):
-    """What names one piece of work."""
+    """The fields that name one unit under a lease."""
 
     lease: field.Integer
     shard: field.Integer
@@ -157,7 +155,7 @@ class _Leased(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hello:
-    """A peer knocks. `instance` tells two lives of one name apart; `machine` describes the host."""
+    """A client asks to be admitted. `instance` names its process, `machine` describes the host."""
 
     wire: field.Integer
     role: field.Name
@@ -170,8 +168,8 @@ class Hello:
 class Welcome(_InRun):
     """The server's answer: the run, its term and sizes, and the numerics to pin before computing.
 
-    `silence` is how long, in seconds, either side may say nothing before it is taken for lost.
-    Observers are given the vocabulary (UTF-8) and the seed as well, to draw samples from.
+    `silence` is the time limit, in seconds, after which a silent side counts as lost. Observers
+    get the vocabulary (UTF-8) and the seed as well, to draw samples with.
     """
 
     steps: field.Integer
@@ -184,10 +182,7 @@ class Welcome(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ready(_InRun):
-    """A worker can compute: the fingerprint of its arithmetic, and what computed it.
-
-    `slowest` is the longest time, in seconds, between two pieces of the probe's work.
-    """
+    """A worker can compute: fingerprint, libraries, slowest piece of work in seconds."""
 
     fingerprint: field.Name
     libraries: field.Texts
@@ -196,7 +191,7 @@ class Ready(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused:
-    """The server will not have this peer, and says why. It need not come again."""
+    """The server refuses this peer for good."""
 
     reason: field.Text
 
@@ -208,10 +203,7 @@ class Reset(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grant(_Leased):
-    """A lease on a shard, from step `step` on: with its hidden state, ids and weights to begin.
-
-    Sent again, it elicits the same gradient again.
-    """
+    """A lease on a shard, and the inputs of its first unit. The same gradient answers a copy."""
 
     fresh: field.Flag
     weights: ParametersFrame
@@ -234,7 +226,7 @@ class Weights(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Revoke(_InRun):
-    """The lease has gone to another worker. What is being computed under it may still be sent."""
+    """The lease has moved to another worker. The unit in hand may still be sent."""
 
     lease: field.Integer
 
@@ -243,7 +235,7 @@ class Revoke(_InRun):
 class Gradient(_Leased):
     """One shard's loss and gradient at one step, sums over its streams, and its next hidden state.
 
-    Step k is computed on weights k; `hidden_digest` names the hidden state it was computed from.
+    `hidden_digest` is the digest of the hidden state that it was computed from.
     """
 
     hidden_digest: Digest
@@ -254,10 +246,7 @@ class Gradient(_Leased):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heartbeat(_InRun):
-    """A peer lives: how far it is with each unit.
-
-    `slowest` is its longest piece of work so far, `computing` all of its computing, in seconds.
-    """
+    """A peer's progress: seconds of its slowest piece of work and of all computing, its units."""
 
     slowest: field.Number
     computing: field.Number
@@ -271,7 +260,7 @@ class Alive(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goodbye(_InRun):
-    """A peer leaves in good order; a worker hands back its leases with it."""
+    """A peer leaves in good order; a worker returns its leases."""
 
     reason: field.Text
 
@@ -358,7 +347,7 @@ class Status(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Notice(_InRun):
-    """One line for whoever watches: something that happened, or for whom the run is waiting."""
+    """One log line for the observers."""
 
     level: Level
     text: field.Text
@@ -366,10 +355,7 @@ class Notice(_InRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Done(_InRun):
-    """The run has ended, or pauses in good order; `code` is the server's exit code.
-
-    A worker ends with 0 where it is 0, else with 75: the run is not through and may go on.
-    """
+    """The server has ended the run, with this exit code: not 0 where the run may be resumed."""
 
     code: field.Integer
     reason: field.Text

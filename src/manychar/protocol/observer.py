@@ -19,7 +19,7 @@ from manychar.protocol.messages import Hello, Reset, Status, Welcome
 
 
 class ObserverPhase(enum.Enum):
-    """Where the observer stands."""
+    """The phase of an observer."""
 
     CONNECTING = "connecting"
     OBSERVING = "observing"
@@ -49,7 +49,7 @@ class Observer(ClientMachine[ObserverPhase]):
         self.session.awaits_status &= not isinstance(message, Status)
         return [Show(message)]
 
-    def _say(self, notice: messages.Notice, now: float) -> list[Effect]:
+    def _log(self, notice: messages.Notice, now: float) -> list[Effect]:
         return [Log(notice.text, notice.level)]
 
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
@@ -65,7 +65,7 @@ Observer.table = {
     **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_OBSERVING,), (Welcome,), Observer._welcome, _OBSERVING),
     **rows((_OBSERVING,), (Status, messages.Weights, messages.Unbanned), Observer._show),
-    **rows((_OBSERVING,), (messages.Notice,), Observer._say),
+    **rows((_OBSERVING,), (messages.Notice,), Observer._log),
     **rows((_OBSERVING,), (messages.Alive,), Observer._ignore),
     **rows((_OBSERVING,), (Reset,), Observer._reset, _OBSERVING, _CONNECTING),
     **rows(_EITHER, (messages.Refused,), Observer._refused, _ENDED),

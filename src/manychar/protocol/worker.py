@@ -34,11 +34,11 @@ from manychar.protocol.effects import (
 from manychar.protocol.events import rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
-UNITS_REMEMBERED = 16
+UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
 
 
 class WorkerPhase(enum.Enum):
-    """Where the worker stands."""
+    """The phase of a worker."""
 
     CONNECTING = "connecting"
     FINGERPRINTING = "fingerprinting"
@@ -87,21 +87,14 @@ class Worker(ClientMachine[WorkerPhase]):
         self._newest: Frame = b""
         self._forget_everything()
 
-    @property
-    def slowest(self) -> float:
-        """The longest piece of work of the last few units, in seconds.
-
-        A pause of the whole machine counts as one, and is to be forgotten.
-        """
-        return max(self._pieces, default=0.0)
-
     def _heartbeat(
         self, event: events.DeadlinePassed | events.HeartbeatDue, now: float
     ) -> list[Effect]:
         if now < self.session.next_heartbeat:
             return []  # before the units are listed
+        slowest = max(self._pieces, default=0.0)
         return self.session.heartbeat(
-            now, units=self._units(), slowest=self.slowest, computing=self.computing
+            now, units=self._units(), slowest=slowest, computing=self.computing
         )
 
     def _fingerprint_computed(self, event: events.FingerprintComputed, now: float) -> list[Effect]:
@@ -117,9 +110,7 @@ class Worker(ClientMachine[WorkerPhase]):
         if self._in_hand is not None:
             return []
         able = [
-            lease
-            for lease in self._leases.values()
-            if lease.queued is not None and lease.hidden is not None
+            lease for lease in self._leases.values() if lease.queued and lease.hidden is not None
         ]
         return [self._take_in_hand(min(able, key=lambda lease: lease.shard))] if able else []
 
@@ -142,11 +133,8 @@ class Worker(ClientMachine[WorkerPhase]):
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
         """Send the result, even if the lease has gone meanwhile."""
         unit, result = self._computing, event.result
-        if (
-            self._in_hand is None
-            or unit is None
-            or (event.shard, event.step) != (unit.shard, unit.step)
-        ):
+        asked = None if unit is None else (unit.shard, unit.step)
+        if self._in_hand is None or unit is None or (event.shard, event.step) != asked:
             raise ProtocolError("computed without having been asked")
         (run, term), number, hidden_digest = self._in_hand
         self._in_hand = self._computing = None
@@ -205,10 +193,8 @@ class Worker(ClientMachine[WorkerPhase]):
             return []
         lease = self._leases.get(grant.lease)
         if lease is None:
-            newest = max(
-                (held.number for held in self._leases.values() if held.shard == grant.shard),
-                default=-1,
-            )
+            held = [each.number for each in self._leases.values() if each.shard == grant.shard]
+            newest = max(held, default=-1)
             if grant.lease < newest:
                 return []
             self._leases.pop(newest, None)
@@ -271,7 +257,7 @@ class Worker(ClientMachine[WorkerPhase]):
         return (self._in_hand[1], unit.step) == (lease.number, self._step)
 
     def _units(self) -> tuple[Unit, ...]:
-        """How far it is with each unit it holds."""
+        """Return the progress with each unit that it holds."""
         units = []
         if (unit := self._computing) is not None and self._in_hand is not None:
             number = self._in_hand[1]
@@ -280,7 +266,7 @@ class Worker(ClientMachine[WorkerPhase]):
         for lease in self._leases.values():
             if lease.finished is not None:
                 units.append(Unit(lease.number, lease.shard, self._step, UnitState.SENT))
-            elif lease.queued is not None and lease.hidden is not None:
+            elif lease.queued and lease.hidden is not None:
                 units.append(Unit(lease.number, lease.shard, self._step, UnitState.QUEUED))
         return tuple(units)
 
