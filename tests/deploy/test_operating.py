@@ -13,8 +13,8 @@ from manychar.observability.status import COUNTER_SENTENCES
 from manychar.protocol.codec import MAX_INTEGER, encode
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Send
+from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.messages import (
-    DIGEST_BYTES,
     WIRE_VERSION,
     Dimensions,
     Gradient,

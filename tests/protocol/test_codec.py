@@ -35,7 +35,7 @@ ANY: dict[Any, st.SearchStrategy[Any]] = {
     field.Text: st.text(max_size=40).filter(str.isprintable),
     field.Name: st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True),
     field.Dtype: st.sampled_from(["float32", "float64"]),
-    messages.Digest: frame(4),
+    field.Digest: frame(4),
 }
 """What a field of each simple type may hold; `any_of` makes the others from them."""
 

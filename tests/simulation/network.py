@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from manychar.protocol import codec
-from manychar.protocol.messages import DIGEST_BYTES, Dimensions, Frame, Gradient, Message, Peer
+from manychar.protocol.field_types import DIGEST_BYTES
+from manychar.protocol.messages import Dimensions, Frame, Gradient, Message, Peer
 from tests.simulation.reference import Piece
 from tests.simulation.violation import Violation
 

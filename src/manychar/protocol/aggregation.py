@@ -1,9 +1,9 @@
 """The run's state and its open step: which gradients are wanted, accepted, summed and applied.
 
 With s steps applied, step s is open: it is computed on weights s. The first gradient of a (step,
-shard) counts, whoever sent it, if it names the hidden state that the server itself holds for that
-step. Gradients are summed in the tree as they come, and hidden states are committed when the step
-is applied. No peer is known here.
+shard) counts, from any sender, if it names the hidden state that the server itself holds for that
+step. Gradients are summed in the tree as they come; hidden states are committed when the step is
+applied.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ Digest = tuple[int, str, int]
 
 
 class Assessment(enum.Enum):
-    """What a gradient is to the run as it stands; the value is what it is counted as."""
+    """What a gradient is to the run; the value is its counter."""
 
     WANTED = "accepted"
     REPEAT = Counter.GRADIENTS_REPEATED.value
@@ -46,10 +46,9 @@ class Assessment(enum.Enum):
 
 
 class Accepted:
-    """What is remembered of an accepted gradient: its digest and its sender.
+    """The digest and the sender of an accepted gradient.
 
-    The gradient is held until the digest is first asked for: few gradients are ever repeated, and
-    new weights do not wait for it.
+    The digest is computed when it is first asked for, so that new weights do not wait for it.
     """
 
     def __init__(self, gradient: Gradient, sender: Names) -> None:
@@ -123,11 +122,11 @@ class Aggregation:
         return as_frame(self.state.hidden[shard])
 
     def batch(self, shard: int) -> Batch:
-        """Return what the shard reads at the open step."""
+        """Return the shard's batch at the open step."""
         return self.streams.batch_at(shard, self.state.step)
 
     def assess(self, gradient: Gradient) -> Assessment:
-        """Say what this gradient of an existing shard is. Nothing is changed by it."""
+        """Return what this gradient of an existing shard is. Changes nothing."""
         accepted = self._accepted.get(gradient.step, {}).get(gradient.shard)
         if gradient.step < self.state.step or accepted is not None:
             return self._assess_repeat(accepted, gradient)
@@ -166,12 +165,12 @@ class Aggregation:
         if not self._holds_all:
             self._undigested.append(accepted)
         if len(self._undigested) > self.definition.shards:
-            self.digest_accepted()  # a mailbox that never runs empty is to hold no more than that
+            self.digest_accepted()  # the limit where a mailbox never runs empty
         self._gradients.add(gradient.shard, self._array(gradient.gradient))
         self._losses.add(gradient.shard, gradient.loss)
 
     def digest_accepted(self) -> None:
-        """Take the digests of what is too much to be held, and let the gradients go."""
+        """Compute the digests of gradients that are too large to be held, and release them."""
         for accepted in self._undigested:
             _ = accepted.digest
         self._undigested.clear()
@@ -225,17 +224,17 @@ class Aggregation:
 
 
 def as_frame(array: NDArray[Any]) -> memoryview:
-    """Return the little-endian bytes of a contiguous array that nobody will write to; no copy."""
+    """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return little.data.cast("B")
 
 
 def _all_finite(array: NDArray[Any]) -> bool:
-    """Whether all is finite: it is where the sum of squares is; else each one is looked at."""
+    """Whether all values are finite; fast where the sum of their squares is."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
 def digest_of(result: Gradient | Result) -> Digest:
-    """Return what stands for a result: two of one identity must have the same."""
+    """Return a result's digest: two results of one unit must have the same."""
     return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

@@ -23,8 +23,8 @@ from manychar.protocol.effects import (
     ProtocolError,
     Send,
 )
-from manychar.protocol.events import Received, Table
-from manychar.protocol.messages import Dimensions, Hello, Level, Message, Reset, Welcome, one_line
+from manychar.protocol.events import DeadlinePassed, Received, Table
+from manychar.protocol.messages import Dimensions, Hello, Message, Reset, Welcome
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0
@@ -101,7 +101,7 @@ class ClientSession:
             return []
         self.connect(now)
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
-        return [Log(text, Level.WARNING)]
+        return [Log(text, messages.Level.WARNING)]
 
     def _tick_connecting(self, now: float, waited: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -112,7 +112,7 @@ class ClientSession:
             self._next_report = now + REPORT_EVERY
             left = self._connect_timeout - waited
             text = f"waiting for a server at {self.server}, up to {left:.0f} s"
-            effects.append(Log(text, Level.WARNING))
+            effects.append(Log(text, messages.Level.WARNING))
         return effects
 
     def heartbeat(
@@ -145,7 +145,13 @@ class ClientSession:
         """Tell the server that this client leaves, if it has been welcomed."""
         if (welcome := self.welcome) is None:
             return []
-        return [Send(messages.Goodbye(run=welcome.run, term=welcome.term, reason=one_line(reason)))]
+        return [
+            Send(
+                messages.Goodbye(
+                    run=welcome.run, term=welcome.term, reason=messages.one_line(reason)
+                )
+            )
+        ]
 
     def _welcomed(self) -> Welcome:
         if self.welcome is None:
@@ -198,7 +204,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         row.check(fact, before=before, after=self.state)
         return effects
 
-    def _deadline_passed(self, event: events.DeadlinePassed, now: float) -> list[Effect]:
+    def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
         if self.session.connecting and self.state is self._connected:
             self.state = self._connecting
@@ -206,9 +212,7 @@ class ClientMachine(abc.ABC, Generic[Phase]):
             self.state = self._ended
         return effects + self._heartbeat(event, now)
 
-    def _heartbeat(
-        self, event: events.DeadlinePassed | events.HeartbeatDue, now: float
-    ) -> list[Effect]:
+    def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
         return self.session.heartbeat(now)
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:

@@ -18,6 +18,7 @@ TEXT_LENGTH = 500
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
 
+DIGEST_BYTES = 4
 MAX_ITEMS = 32
 MAX_ENTRIES = 24
 MAX_INTEGER = 2**53
@@ -59,6 +60,10 @@ def _is_name(value: Any) -> bool:
     return type(value) is str and NAME.fullmatch(value) is not None
 
 
+def _is_digest(value: Any) -> bool:
+    return type(value) is bytes and len(value) == DIGEST_BYTES
+
+
 Integer = Annotated[int, Only(_is_integer, "not a whole number in range")]
 Positive = Annotated[int, Only(lambda v: _is_integer(v) and v > 0, "not a whole number from 1 on")]
 Number = Annotated[float, Only(_is_number, "not a finite number")]
@@ -68,6 +73,7 @@ Flag = Annotated[bool, Only(lambda value: type(value) is bool, "not true or fals
 Text = Annotated[str, Only(_is_text, "not a short printable text")]
 Name = Annotated[str, Only(_is_name, f"not a name: {NAME_RULE}")]
 Dtype = Annotated[str, Only(lambda v: v in ("float32", "float64"), "neither float32 nor float64")]
+Digest = Annotated[bytes, Only(_is_digest, "not a digest of 4 bytes")]
 Names = Annotated[tuple[Name, ...], AtMost(MAX_ITEMS)]
 Texts = Annotated[Mapping[Text, Text], AtMost(MAX_ENTRIES)]
 Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]

@@ -12,21 +12,11 @@ from typing import Annotated, NamedTuple
 
 from manychar.protocol import field_types as field
 
-WIRE_VERSION = 1
-"""Rises with every release that changes the messages; two sides that differ refuse each other."""
+WIRE_VERSION = 1  # rises with every release that changes the messages
 
 Frame = field.Frame
-Peer = bytes
-"""The transport's identity of one connection."""
-
-PAGE_LENGTH = 7
-"""Workers in one Status: with the longest names and all counts they fit into a header."""
-
-DIGEST_BYTES = 4
-Digest = Annotated[
-    bytes,
-    field.Only(lambda v: type(v) is bytes and len(v) == DIGEST_BYTES, "not a digest of 4 bytes"),
-]
+Peer = bytes  # the transport's identity of one connection
+PAGE_LENGTH = 7  # workers in one Status: with the longest names and all counts they fit its header
 
 
 def one_line(text: str) -> str:
@@ -36,7 +26,7 @@ def one_line(text: str) -> str:
 
 def digest(frame: Frame) -> bytes:
     """Return a CRC-32: whether two sides hold the same bytes, against faults, not malice."""
-    return zlib.crc32(frame).to_bytes(DIGEST_BYTES, "little")
+    return zlib.crc32(frame).to_bytes(field.DIGEST_BYTES, "little")
 
 
 class Role(enum.StrEnum):
@@ -145,15 +135,6 @@ class _InRun:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Leased(_InRun):
-    """The fields that name one unit under a lease."""
-
-    lease: field.Integer
-    shard: field.Integer
-    step: field.Integer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Hello:
     """A client asks to be admitted. `instance` names its process, `machine` describes the host."""
 
@@ -166,10 +147,9 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Welcome(_InRun):
-    """The server's answer: the run, its term and sizes, and the numerics to pin before computing.
+    """The run, its term and sizes, and the numerics to pin; after `silence` s a side is lost.
 
-    `silence` is the time limit, in seconds, after which a silent side counts as lost. Observers
-    get the vocabulary (UTF-8) and the seed as well, to draw samples with.
+    Observers get the vocabulary (UTF-8) as well, to draw samples with.
     """
 
     steps: field.Integer
@@ -202,9 +182,12 @@ class Reset(_InRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grant(_Leased):
+class Grant(_InRun):
     """A lease on a shard, and the inputs of its first unit. The same gradient answers a copy."""
 
+    lease: field.Integer
+    shard: field.Integer
+    step: field.Integer
     fresh: field.Flag
     weights: ParametersFrame
     hidden: HiddenFrame
@@ -213,10 +196,7 @@ class Grant(_Leased):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights(_InRun):
-    """Weights after `version` updates, and a worker's units of that step, each with its ids.
-
-    They acknowledge every gradient of a step below `version`. An observer gets them without units.
-    """
+    """Weights after `version` updates: they acknowledge all steps below, and list units."""
 
     version: field.Integer
     weights: ParametersFrame
@@ -232,13 +212,13 @@ class Revoke(_InRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gradient(_Leased):
-    """One shard's loss and gradient at one step, sums over its streams, and its next hidden state.
+class Gradient(_InRun):
+    """One shard's loss and gradient, summed over its streams, and the next hidden state."""
 
-    `hidden_digest` is the digest of the hidden state that it was computed from.
-    """
-
-    hidden_digest: Digest
+    lease: field.Integer
+    shard: field.Integer
+    step: field.Integer
+    hidden_digest: field.Digest
     loss: field.AnyNumber
     gradient: ParametersFrame
     hidden: HiddenFrame
@@ -290,11 +270,10 @@ class Unbanned(_InRun):
 
 
 class WorkerStats(NamedTuple):
-    """How one worker has spent its time since it joined, in seconds: `present` in all.
+    """One worker's use of time since it joined, in seconds: `present` is the total.
 
-    `computing` is as the worker reports it, `waiting` while it had nothing to compute; the rest is
-    the exchange. The run's step has waited for it for `late` seconds, 0 if it does not. `units` is
-    the number of its accepted gradients, `dropped` that of its dropped messages.
+    `computing` is as the worker reports it, `waiting` without anything to compute, `late` the time
+    that the step has waited for it. `units` counts accepted gradients, `dropped` messages.
     """
 
     name: field.Name
@@ -318,12 +297,11 @@ class WorkerStats(NamedTuple):
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.
 
-    Losses are nats a stream, `seconds` the training time of the run. `checkpoint` is the newest one
-    on disk, for `checkpoint_age` seconds. `validated` is the newest one with a validation loss,
-    `validation` nats a character, and `best` the one with the lowest; None where there is none yet.
-    `waiting_for` is what the run is waiting for, empty while a step takes less than four usual
-    ones. `counts` is by Counter, and by COUNTER:SENDER. The page begins with the worker numbered
-    `first`; it is empty, with `first` = `total`, where only the figures are sent.
+    Losses are nats a stream, `seconds` the training time of the run, `checkpoint` the step of the
+    newest one on disk. `validated` is the newest one with a validation loss (`validation`, nats a
+    character), `best` the one with the lowest; None before there is one. `waiting_for` is what the
+    run is waiting for, empty while no step is late. `counts` is by Counter, and by COUNTER:SENDER.
+    The page begins with worker `first`; `first` = `total` where only the figures are sent.
     """
 
     step: field.Integer

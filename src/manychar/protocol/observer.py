@@ -14,7 +14,7 @@ import enum
 from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientSession
 from manychar.protocol.effects import Effect, Finish, Log, Show
-from manychar.protocol.events import rows
+from manychar.protocol.events import DeadlinePassed, rows
 from manychar.protocol.messages import Hello, Reset, Status, Welcome
 
 
@@ -72,8 +72,6 @@ Observer.table = {
     **rows(_EITHER, (messages.Done,), Observer._done, _ENDED),
     **rows(_EITHER, (events.LeaveRequested,), Observer._leave, _ENDED),
     **rows(_EITHER, (events.Suspended,), Observer._suspended),
-    **rows(
-        (_CONNECTING,), (events.DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED
-    ),
-    **rows((_OBSERVING,), (events.DeadlinePassed,), Observer._deadline_passed, *ObserverPhase),
+    **rows((_CONNECTING,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED),
+    **rows((_OBSERVING,), (DeadlinePassed,), Observer._deadline_passed, *ObserverPhase),
 }

@@ -31,7 +31,7 @@ from manychar.protocol.effects import (
     ProtocolError,
     Send,
 )
-from manychar.protocol.events import rows
+from manychar.protocol.events import DeadlinePassed, FingerprintComputed, rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
@@ -87,9 +87,7 @@ class Worker(ClientMachine[WorkerPhase]):
         self._newest: Frame = b""
         self._forget_everything()
 
-    def _heartbeat(
-        self, event: events.DeadlinePassed | events.HeartbeatDue, now: float
-    ) -> list[Effect]:
+    def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
         if now < self.session.next_heartbeat:
             return []  # before the units are listed
         slowest = max(self._pieces, default=0.0)
@@ -97,7 +95,7 @@ class Worker(ClientMachine[WorkerPhase]):
             now, units=self._units(), slowest=slowest, computing=self.computing
         )
 
-    def _fingerprint_computed(self, event: events.FingerprintComputed, now: float) -> list[Effect]:
+    def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprints_due -= 1
         if self._fingerprints_due:
             return []  # asked again since, for another run
@@ -298,18 +296,12 @@ Worker.table = {
     **rows((_WORKING,), (events.MailboxEmpty,), Worker._mailbox_empty),
     **rows(
         (_FINGERPRINTING,),
-        (events.FingerprintComputed,),
+        (FingerprintComputed,),
         Worker._fingerprint_computed,
         _FINGERPRINTING,
         _WORKING,
     ),
-    **rows((_CONNECTING,), (events.DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
-    **rows(
-        (_FINGERPRINTING,),
-        (events.DeadlinePassed,),
-        Worker._deadline_passed,
-        _FINGERPRINTING,
-        _ENDED,
-    ),
-    **rows((_WORKING,), (events.DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
+    **rows((_CONNECTING,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
+    **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
+    **rows((_WORKING,), (DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
 }

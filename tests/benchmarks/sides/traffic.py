@@ -5,6 +5,7 @@ from collections.abc import Callable
 from manychar.numerics.run_definition import Definition
 from manychar.protocol import messages
 from manychar.protocol.codec import encode
+from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.run_spec import dimensions_of
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task
@@ -23,7 +24,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, int]]]:
         lease=1,
         shard=0,
         step=STEP,
-        hidden_digest=b"0" * messages.DIGEST_BYTES,
+        hidden_digest=bytes(DIGEST_BYTES),
         loss=1.0,
         gradient=bytes(size.parameters_bytes),
         hidden=bytes(size.hidden_bytes),
