@@ -18,7 +18,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
-    """Cut off records after `step`; return the log, and the seconds that the run had taken.
+    """Cut off records after `step`; return the log, and the seconds of training until then.
 
     Raises OSError and UserError.
     """

@@ -16,10 +16,7 @@ from manychar.storage.canonical_safetensors import as_safetensors
 
 
 def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
-    """Write the state dict in the place of `target`, whole or not at all.
-
-    Raises UserError where it cannot be written.
-    """
+    """Write the state dict to `target`, whole or not at all. Raises UserError."""
     view = parameters.named()
     named = {
         "rnn.weight_ih_l0": view["Wxh"],

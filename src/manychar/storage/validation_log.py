@@ -54,7 +54,7 @@ def read_validation_losses(directory: RunDirectory) -> dict[int, float]:
 
 @contextlib.contextmanager
 def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Iterator[AppendLog]:
-    """Hold the log, for one process, to append to it; records of steps above `up_to` are cut off.
+    """Hold the log, to append to it; records of steps above `up_to` are cut off.
 
     Raises UserError where another process holds it or it cannot be read, and OSError.
     """
@@ -81,10 +81,7 @@ def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
 def resume_validation(
     directory: RunDirectory, step: int
 ) -> tuple[ValidationResults, dict[int, float]]:
-    """Cut off results of checkpoints after `step`, and a best one after it; return the rest.
-
-    Raises UserError and OSError.
-    """
+    """Cut off results after `step`, and a later best checkpoint. Raises UserError and OSError."""
     if (directory.path / VALIDATION_NAME).exists():
         with validation_log(directory, up_to=step):
             pass
