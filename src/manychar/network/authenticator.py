@@ -1,7 +1,7 @@
 """Decides who may connect: libzmq asks for each handshake (ZAP, ZeroMQ RFC 27), and this answers.
 
-A connection that was accepted carries its public key as the `User-Id` of every message, so that a
-key that is revoked later is noticed at its next message. While the list of clients cannot be read,
+Every message of an accepted connection carries its public key as `User-Id`, so that a key that is
+revoked later is noticed at its next message. While the list of clients cannot be read,
 no new connection is accepted, and those that are there stay.
 """
 
@@ -28,10 +28,7 @@ _VERSION = b"1.0"
 
 
 class Authenticator:
-    """The server's side of CURVE: `secure` a socket before it is bound, `answer` when asked.
-
-    It answers in the server's own loop: one more socket to poll, no thread, no library between.
-    """
+    """The server's side of CURVE: `secure` a socket before it is bound, `answer` in the loop."""
 
     def __init__(self, context: Context, keys: Path) -> None:
         """Read the server's key; UserError where it cannot be read, or others can read it."""

@@ -42,10 +42,7 @@ def is_local(endpoint: str) -> bool:
 
 
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
-    """Refuse to listen where strangers can reach it, unless there are keys, or told to.
-
-    `command` is what was asked for, to be shown as it would be right.
-    """
+    """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and nothing checks who comes:"

@@ -31,6 +31,7 @@ FORMAT = 1
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+_NUMBER = re.compile(r"-[0-9]+\Z")
 _FIELDS = {"name": _NAME, "role": _NAME, "public": _KEY, "secret": _KEY, "server": _KEY}
 
 
@@ -90,10 +91,11 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
     with _changed_clients(directory) as clients:
+        base = _NUMBER.sub("", name)  # several processes of a key are its name and a number
         taken = {client.name for client in clients if not client.revoked}
         if name in taken:
             raise UserError(f"{directory}: {name} has a key already; revoke it first")
-        if alike := [other for other in taken if _may_be_called(other, name)]:
+        if alike := [other for other in taken if name == _NUMBER.sub("", other) or other == base]:
             both = f"{name} and {alike[0]} could call themselves by one name"
             raise UserError(f"{directory}: {both}; choose another")
         public, secret = (half.decode() for half in zmq.curve_keypair())
@@ -102,12 +104,6 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
         _write(path, dataclasses.asdict(key), mode=0o600)
         clients.append(Client(name, role, public))
     return path
-
-
-def _may_be_called(one: str, other: str) -> bool:
-    """Whether one of two names is the other and a number, as several processes of a key are."""
-    shorter, longer = sorted((one, other), key=len)
-    return longer.startswith(f"{shorter}-") and longer[len(shorter) + 1 :].isdecimal()
 
 
 def revoke(directory: Path, name: str) -> None:
@@ -123,9 +119,14 @@ def revoke(directory: Path, name: str) -> None:
 def read_clients(directory: Path) -> list[Client]:
     """Return the clients, revoked ones too. Raises UserError as all that reads here does."""
     path = directory / CLIENTS_NAME
-    _require_own(directory)
+    content = _read(path)
+    if (directory.stat().st_mode | path.stat().st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(
+            f"{directory}: others can write in it, and add themselves: chmod -R go-w it",
+            code=REFUSED_FOR_SAFETY,
+        )
     with _reading(path):
-        listed = _parsed(_read(path))["clients"]
+        listed = _parsed(content)["clients"]
         return [Client(**_checked(each), revoked=bool(each["revoked"])) for each in listed]
 
 
@@ -207,19 +208,6 @@ def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
         raise UserError(f"{path}: {because(error)}") from None
 
 
-def _require_own(directory: Path) -> None:
-    """Raise UserError where others could add themselves to the list of clients."""
-    try:
-        modes = [path.stat().st_mode for path in (directory, directory / CLIENTS_NAME)]
-    except OSError:
-        return  # reading it says what is wrong
-    if any(mode & (stat.S_IWGRP | stat.S_IWOTH) for mode in modes):
-        raise UserError(
-            f"{directory}: others can write in it, and add themselves: chmod -R go-w it",
-            code=REFUSED_FOR_SAFETY,
-        )
-
-
 def _read(path: Path, *, secret: bool = False) -> bytes:
     """Read a small file. Raises UserError where it is none, or others can read a secret.
 
@@ -231,10 +219,8 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
         is_credential = credentials and path.resolve().parent == Path(credentials).resolve()
         mode = path.stat().st_mode
         if secret and stat.S_ISREG(mode) and mode & (0o037 if is_credential else 0o077):
-            raise UserError(
-                f"{path}: others can read this secret: chmod 600 it, and better make a new key",
-                code=REFUSED_FOR_SAFETY,
-            )
+            wrong = "others can read this secret: chmod 600 it, and better make a new key"
+            raise UserError(f"{path}: {wrong}", code=REFUSED_FOR_SAFETY)
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None

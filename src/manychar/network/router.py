@@ -60,6 +60,7 @@ class Router:
         check_endpoint(endpoint)
         if is_served(endpoint):  # libzmq would take the file over
             raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
+        self.endpoint = ""
         self.authenticator: Authenticator | None = None
         self._shared: tuple[Frame, zmq.Frame] | None = None
         self._context = sockets.new_context()
@@ -75,12 +76,12 @@ class Router:
                 self.authenticator.secure(self.socket)
             self.socket.bind(endpoint)
         except (zmq.ZMQError, UserError) as error:
-            self._close(0)
+            self.close(0)
             if isinstance(error, UserError):
                 raise
             why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
             raise UserError(CANNOT_BIND.format(endpoint, why)) from None
-        self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
 
     def receive(self) -> Received | None:
@@ -137,19 +138,16 @@ class Router:
                 return failed
         return FAILURES_A_READ
 
-    def close(self) -> None:
-        """Send what is queued, for sockets.LINGER_MS at most, and close."""
-        self._close(sockets.LINGER_MS)
-        if self.endpoint.startswith("ipc://"):
-            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
-
-    def _close(self, linger: int) -> None:
+    def close(self, linger: int = sockets.LINGER_MS) -> None:
+        """Send what is queued, for `linger` milliseconds at most, and close."""
         self.socket.disable_monitor()
         self._failures.close(0)
         self.socket.close(linger)
         if self.authenticator is not None:
             self.authenticator.socket.close(0)
         self._context.term()
+        if self.endpoint.startswith("ipc://"):
+            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def check_free(endpoint: str, keys: Path | None) -> None:
@@ -169,5 +167,5 @@ def _largest_frame(dimensions: Dimensions | None) -> int:
     """Return the length of the longest frame that a peer has reason to send."""
     if dimensions is None:
         return HEADER_BYTES
-    units = 64 * dimensions.shards
-    return max(HEADER_BYTES, dimensions.parameters_bytes, dimensions.hidden_bytes, units)
+    frames = dimensions.parameters_bytes, dimensions.hidden_bytes, 64 * dimensions.shards
+    return max(HEADER_BYTES, *frames)
