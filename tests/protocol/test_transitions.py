@@ -7,7 +7,8 @@ import pytest
 
 from manychar.protocol import events, server
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Effect, Finish, ProtocolError
+from manychar.protocol.effects import Effect, Finish
+from manychar.protocol.events import ProtocolError
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.messages import Goodbye, Gradient, Heartbeat, Hello, Stop, Welcome
 from manychar.protocol.server import ParameterServer

@@ -13,7 +13,6 @@ from manychar.protocol.effects import (
     Finish,
     Log,
     PeerError,
-    ProtocolError,
     Result,
 )
 from manychar.protocol.events import (
@@ -23,6 +22,7 @@ from manychar.protocol.events import (
     HeartbeatDue,
     LeaveRequested,
     MailboxEmpty,
+    ProtocolError,
     Received,
 )
 from manychar.protocol.messages import (

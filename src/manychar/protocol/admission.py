@@ -170,13 +170,13 @@ class Admission(ServerPart):
                 self.forget(member, now)
 
     def _loses(self, member: Member, why: str, now: float) -> None:
-        """Take a worker for lost; its next message brings it back."""
+        """Mark a worker as silent; its next message brings it back."""
         member.state = PeerState.SILENT
         self._outbox.warn(f"{member.name} is taken for lost: {why}")
         self._lease_grants.rebalance(now)
 
     def comes_back(self, member: Member, now: float) -> None:
-        """Give work again to a worker that was taken for lost."""
+        """Give work again to a silent worker."""
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} is back")
         self._lease_grants.rebalance(now)

@@ -14,16 +14,8 @@ import math
 from typing import ClassVar, Generic, TypeVar
 
 from manychar.protocol import events, messages
-from manychar.protocol.effects import (
-    RUN_FAILED,
-    Effect,
-    Finish,
-    Log,
-    PeerError,
-    ProtocolError,
-    Send,
-)
-from manychar.protocol.events import DeadlinePassed, Received, Table
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send
+from manychar.protocol.events import DeadlinePassed, ProtocolError, Received, Table
 from manychar.protocol.messages import Dimensions, Hello, Message, Reset, Welcome
 
 HELLO_EVERY = 0.2
@@ -51,7 +43,7 @@ class ClientSession:
         self.heard_at = now
 
     def belongs(self, run: str, term: int) -> bool:
-        """Whether a message of this run and term concerns this session as it stands."""
+        """Whether this is the session's run and term."""
         return self.welcome is not None and (self.welcome.run, self.welcome.term) == (run, term)
 
     def concerns(self, message: Message) -> bool:
@@ -145,13 +137,8 @@ class ClientSession:
         """Tell the server that this client leaves, if it has been welcomed."""
         if (welcome := self.welcome) is None:
             return []
-        return [
-            Send(
-                messages.Goodbye(
-                    run=welcome.run, term=welcome.term, reason=messages.one_line(reason)
-                )
-            )
-        ]
+        run, term, text = welcome.run, welcome.term, messages.one_line(reason)
+        return [Send(messages.Goodbye(run=run, term=term, reason=text))]
 
     def _welcomed(self) -> Welcome:
         if self.welcome is None:

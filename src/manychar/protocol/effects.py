@@ -19,10 +19,6 @@ class Effect:
     """Something to do; what comes of it is an event again."""
 
 
-class ProtocolError(RuntimeError):
-    """An event that this machine's table does not name: a bug, which ends the process."""
-
-
 class PeerError(RuntimeError):
     """A message that its sender may not send in its state: counted as malformed."""
 

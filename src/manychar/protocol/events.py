@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import FingerprintResult, ProtocolError, Result
+from manychar.protocol.effects import FingerprintResult, Result
 from manychar.protocol.messages import Message, Owner, Peer
 
 
@@ -172,6 +172,10 @@ class DiskWaited(Event):
 
 
 # Transition tables.
+
+
+class ProtocolError(RuntimeError):
+    """An event that a machine's table does not name: a bug, which ends the process."""
 
 
 @dataclasses.dataclass(frozen=True)

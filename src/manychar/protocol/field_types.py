@@ -68,7 +68,7 @@ Integer = Annotated[int, Only(_is_integer, "not a whole number in range")]
 Positive = Annotated[int, Only(lambda v: _is_integer(v) and v > 0, "not a whole number from 1 on")]
 Number = Annotated[float, Only(_is_number, "not a finite number")]
 AnyNumber = Annotated[float, Only(lambda value: type(value) is float, "not a number")]
-"""A loss: it may be infinite or NaN, and the receiver says whose it was."""
+"""A loss: it may be infinite or NaN, and the receiver names its sender."""
 Flag = Annotated[bool, Only(lambda value: type(value) is bool, "not true or false")]
 Text = Annotated[str, Only(_is_text, "not a short printable text")]
 Name = Annotated[str, Only(_is_name, f"not a name: {NAME_RULE}")]

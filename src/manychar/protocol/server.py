@@ -26,8 +26,8 @@ from manychar.protocol.aggregation import Aggregation, Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect, Finish, PeerError, ProtocolError
-from manychar.protocol.events import Table, rows
+from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect, Finish, PeerError
+from manychar.protocol.events import ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState

@@ -28,10 +28,9 @@ from manychar.protocol.effects import (
     Effect,
     FingerprintResult,
     Finish,
-    ProtocolError,
     Send,
 )
-from manychar.protocol.events import DeadlinePassed, FingerprintComputed, rows
+from manychar.protocol.events import DeadlinePassed, FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
@@ -49,20 +48,14 @@ class WorkerPhase(enum.Enum):
 _CONNECTING, _FINGERPRINTING, _WORKING, _ENDED = WorkerPhase
 
 
-@dataclasses.dataclass(frozen=True)
-class _Queued:
-    fresh: bool
-    ids: Frame
-
-
 @dataclasses.dataclass
 class _Lease:
-    """What the worker holds under one lease, for its step."""
+    """What the worker holds under one lease, for its step; `queued` are `fresh` and ids."""
 
     number: int
     shard: int
     hidden: Frame | None = None
-    queued: _Queued | None = None
+    queued: tuple[bool, Frame] | None = None
     finished: Gradient | None = None
 
     def advance(self, *, by: int) -> None:
@@ -113,18 +106,18 @@ class Worker(ClientMachine[WorkerPhase]):
         return [self._take_in_hand(min(able, key=lambda lease: lease.shard))] if able else []
 
     def _take_in_hand(self, lease: _Lease) -> Compute:
-        queued, hidden = lease.queued, lease.hidden
-        if queued is None or hidden is None:
+        hidden = lease.hidden
+        if lease.queued is None or hidden is None:
             raise ProtocolError("nothing to compute under this lease")
-        lease.queued = None
+        (fresh, ids), lease.queued = lease.queued, None
         self._in_hand = (self._identity(), lease.number, digest(hidden))
         self._computing = Compute(
             shard=lease.shard,
             step=self._step,
-            fresh=queued.fresh,
+            fresh=fresh,
             weights=self._newest,
             hidden=hidden,
-            ids=queued.ids,
+            ids=ids,
         )
         return self._computing
 
@@ -198,7 +191,7 @@ class Worker(ClientMachine[WorkerPhase]):
             self._leases.pop(newest, None)
             lease = self._leases[grant.lease] = _Lease(grant.lease, grant.shard)
         lease.hidden = grant.hidden
-        return self._queue(lease, _Queued(grant.fresh, grant.ids))
+        return self._queue(lease, (grant.fresh, grant.ids))
 
     def _weights(self, weights: messages.Weights, now: float) -> list[Effect]:
         if not self._take(weights.version, weights.weights):
@@ -206,7 +199,7 @@ class Worker(ClientMachine[WorkerPhase]):
         effects: list[Effect] = []
         for unit, ids in zip(weights.units, weights.ids, strict=True):
             if (lease := self._leases.get(unit.lease)) is not None:
-                effects += self._queue(lease, _Queued(bool(unit.flag), ids))
+                effects += self._queue(lease, (bool(unit.flag), ids))
         return effects
 
     def _take(self, step: int, weights: Frame) -> bool:
@@ -217,7 +210,7 @@ class Worker(ClientMachine[WorkerPhase]):
             self._step, self._newest = step, weights
         return step == self._step
 
-    def _queue(self, lease: _Lease, queued: _Queued) -> list[Effect]:
+    def _queue(self, lease: _Lease, queued: tuple[bool, Frame]) -> list[Effect]:
         """Queue the lease's unit, or send again what came of it."""
         if lease.finished is not None:
             return [Send(lease.finished)]
