@@ -22,7 +22,6 @@ from tests.commands import SMALL, Commands, Running, until
 from tests.conftest import Require
 from tests.fleet.test_fleet import expect_same_bits
 
-KILLS_OF_EACH = 13
 JOURNAL_BYTES_BETWEEN = 3_000
 
 
@@ -87,13 +86,16 @@ class ByHand:
         assert [worker.code for worker in ended] == [75, 75], "\n".join(w.err for w in ended)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("seed", "kills_of_each"),
+    [(1, 3), *(pytest.param(seed, 13, marks=pytest.mark.long) for seed in (1, 2))],
+)
 def test_kills_of_server_and_workers_change_no_bit(
-    manychar: Commands, text: Path, seed: int
+    manychar: Commands, text: Path, seed: int, kills_of_each: int
 ) -> None:
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     fleet = ByHand(manychar, text, steps=30_000)
-    kills = ["server", "worker"] * KILLS_OF_EACH
+    kills = ["server", "worker"] * kills_of_each
     chance.shuffle(kills)
     for victim in kills:
         fleet.further(chance.randrange(JOURNAL_BYTES_BETWEEN))
