@@ -16,12 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from manychar.observability.exporters import exporters
+from manychar.observability.exporters import LOOPBACK, exporters
 from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
 from tests.commands import SMALL, Commands, until
 from tests.logs import write_losses
-from tests.observability.test_observer_client import SIZE, snapshot
+from tests.observability.test_observer_client import snapshot
 
 
 def events(directory: Path) -> Iterator[Event]:
@@ -90,7 +90,7 @@ def test_tensorboard_of_a_fleet(manychar: Commands, text: Path) -> None:
 
 
 def test_a_point_a_second_and_the_last_one(tmp_path: Path) -> None:
-    with exporters(SIZE, tensorboard=tmp_path) as (files,):
+    with exporters(tensorboard=tmp_path) as (files,):
         for tenths in range(36):
             files.status(snapshot(tenths / 10))
     found = scalars(tmp_path)
@@ -101,9 +101,9 @@ def test_a_point_a_second_and_the_last_one(tmp_path: Path) -> None:
 def test_tensorboard_shows_no_step_twice(
     tmp_path: Path, require: Callable[[object, str], None]
 ) -> None:
-    """A server that was killed goes back to its checkpoint; a resumed run writes a second file."""
+    """A server that was killed resumes from its checkpoint; a resumed run writes a second file."""
     require(importlib.util.find_spec("tensorboard"), "needs TensorBoard: pip install tensorboard")
-    with exporters(SIZE, tensorboard=tmp_path) as (files,):
+    with exporters(tensorboard=tmp_path) as (files,):
         for second in (1, 2, 3):
             files.status(snapshot(second, validated=10, validation=2.0))
         files.status(snapshot(2, term=2, smooth_loss=19.0, validated=10, validation=2.0))
@@ -111,7 +111,7 @@ def test_tensorboard_shows_no_step_twice(
         files.sample(40, "the *cat*")
     (only,) = tmp_path.iterdir()
     only.rename(tmp_path / "events.out.tfevents.0000000001.before")
-    with exporters(SIZE, tensorboard=tmp_path) as (files,):
+    with exporters(tensorboard=tmp_path) as (files,):
         files.status(snapshot(4, term=3, smooth_loss=17.0, validated=40, validation=1.5))
     shown = tensorboard(tmp_path)
     points = {event.step: event.value for event in shown.Scalars("loss/smooth_nats")}
@@ -124,7 +124,7 @@ def test_tensorboard_shows_no_step_twice(
 
 def test_tensorboard_shows_samples(tmp_path: Path, require: Callable[[object, str], None]) -> None:
     require(importlib.util.find_spec("tensorboard"), "needs TensorBoard: pip install tensorboard")
-    with exporters(SIZE, tensorboard=tmp_path) as (files,):
+    with exporters(tensorboard=tmp_path) as (files,):
         files.sample(40, "the *cat*\nsat")
     (event,) = tensorboard(tmp_path).Tensors("sample/text_summary")
     assert event.step == 40
@@ -199,7 +199,7 @@ def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
 
 
 def test_figures_are_those_of_the_report() -> None:
-    metrics = Metrics(0, SIZE)
+    metrics = Metrics(LOOPBACK, 0)
     try:
         assert "manychar_step" not in scraped(metrics.port), "nothing is known yet"
         metrics.status(snapshot(8.0))
@@ -218,9 +218,9 @@ def test_figures_are_those_of_the_report() -> None:
         metrics.close()
 
 
-def test_going_back_is_no_reset_of_the_counter() -> None:
+def test_a_roll_back_is_no_reset_of_the_counter() -> None:
     """Prometheus takes a counter that falls for one that began anew, and adds all of it again."""
-    metrics = Metrics(0, SIZE)
+    metrics = Metrics(LOOPBACK, 0)
     try:
         for seconds in (8.0, 5.0, 9.0):
             metrics.status(snapshot(seconds))
@@ -232,20 +232,16 @@ def test_going_back_is_no_reset_of_the_counter() -> None:
 
 
 def test_it_listens_on_loopback_alone() -> None:
-    metrics = Metrics(0, SIZE)
-    try:
+    with exporters(metrics_port=0) as (metrics,):
+        assert isinstance(metrics, Metrics)
         assert metrics._server.server_address[0] == "127.0.0.1"
-    finally:
-        metrics.close()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("metrics_port", 70_000), ("tensorboard", None)])
-def test_what_cannot_be_is_one_line(flag: str, value: Any, tmp_path: Path) -> None:
+def test_a_file_is_no_directory_for_tensorboard(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    wanted: Any = {flag: value or tmp_path / "file"}
     with (
-        pytest.raises(UserError, match=f"--{flag.replace('_', '-')} "),
-        exporters(SIZE, **wanted),
+        pytest.raises(UserError, match=r"--tensorboard .*; choose another"),
+        exporters(tensorboard=tmp_path / "file"),
     ):
         pass
 
@@ -254,8 +250,9 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(UserError, match="choose another"),
+        exporters(metrics_port=taken.getsockname()[1]),
     ):
-        Metrics(taken.getsockname()[1], SIZE)
+        pass
 
 
 def test_a_finished_run_is_exported(manychar: Commands, trained: Path) -> None:
@@ -288,7 +285,7 @@ def test_a_finished_run_is_exported(manychar: Commands, trained: Path) -> None:
         (("young", "--tensorboard", "logs"), "young: no losses yet"),
     ],
 )
-def test_what_cannot_be_exported(
+def test_refused_exports(
     manychar: Commands, trained: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     young = copytree(trained, manychar.directory / "young")

@@ -1,4 +1,4 @@
-"""`manychar health`: one line and an exit code, for a probe; from real servers and a sham one."""
+"""`manychar health`: one line and an exit code, for a probe; from real servers and a fake one."""
 
 import contextlib
 import threading
@@ -41,40 +41,40 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
 @pytest.mark.parametrize(
     ("now", "when", "expected"),
     [
-        (snapshot(7, worker("a", late=1.0)), "early", None),
+        (snapshot(7, worker("a", late=1.0)), "time left", None),
         (
             snapshot(8, worker("a", late=1.0)),
-            "early",
+            "time left",
             Health("step 8 of 12,000: it advances, with 1 worker"),
         ),
         (
             snapshot(3, worker("a"), worker("b"), term=2),
-            "early",
+            "time left",
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
         (
             snapshot(7, worker("a", leases=0), waiting_for="a worker: none is here"),
-            "early",
+            "time left",
             Health("step 7 of 12,000: it waits for a worker: none is here"),
         ),
         (
             snapshot(7, worker("a", late=9.6), worker("b")),
-            "in vain",
+            "expired",
             Health("step 7 of 12,000: it has waited 10 s for a"),
         ),
         (
             snapshot(7, *(worker(name, late=8.0) for name in "abcdefg")),
-            "in vain",
+            "expired",
             Health("step 7 of 12,000: it has waited 8 s for a, b, c, d, e and 2 more"),
         ),
         (
             snapshot(7, worker("a"), waiting_for="the validation loss of step 6"),
-            "early",
+            "time left",
             Health("step 7 of 12,000: it waits for the validation loss of step 6"),
         ),
         (
             snapshot(7, worker("a")),
-            "in vain",
+            "expired",
             Health(
                 "step 7 of 12,000: it does not advance, and gives no reason",
                 healthy=False,
@@ -82,11 +82,11 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
         ),
     ],
 )
-def test_what_is_well(now: Snapshot, when: str, expected: Health | None) -> None:
-    assert health_of(snapshot(7, worker("a")), now, expired=when == "in vain") == expected
+def test_health_of_two_snapshots(now: Snapshot, when: str, expected: Health | None) -> None:
+    assert health_of(snapshot(7, worker("a")), now, expired=when == "expired") == expected
 
 
-def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) -> None:
+def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     keys.create(manychar.directory / "keys")
     probe = keys.add(manychar.directory / "keys", "probe", KeyRole.OBSERVER)
     server = manychar.start(
@@ -94,9 +94,9 @@ def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) 
         *("--bind", "tcp://127.0.0.1:0", "--steps", "0", "--sample-every", "0"),
     )
     endpoint = server.wait_for(r"manychar worker (tcp://\S+) --key FILE")[1]
-    lonely = manychar.run("health", endpoint, "--key", str(probe))
-    assert (lonely.code, lonely.err) == (0, "")
-    assert lonely.out == "step 0: it waits for a worker: none is here\n"
+    waiting = manychar.run("health", endpoint, "--key", str(probe))
+    assert (waiting.code, waiting.err) == (0, "")
+    assert waiting.out == "step 0: it waits for a worker: none is here\n"
 
     helper = manychar.start("worker", endpoint, "--key", "keys/worker.key")
     server.wait_for("worker has joined")
@@ -118,7 +118,7 @@ def test_a_live_run_with_keys_from_none_to_well(manychar: Commands, text: Path) 
     assert gone.err == f"manychar: gave up: no server at {endpoint} for 1 s (--connect-timeout)\n"
 
 
-class Sham(threading.Thread):
+class FakeServer(threading.Thread):
     """A server that answers, and does nothing else: one worker holds a lease, nobody is late."""
 
     def __init__(self) -> None:
@@ -133,16 +133,16 @@ class Sham(threading.Thread):
             while (received := self.router.receive()) is not None:
                 peers.add(received.peer)
                 try:
-                    knocks = isinstance(decode(received.frames, DIMENSIONS), Hello)
+                    is_hello = isinstance(decode(received.frames, DIMENSIONS), Hello)
                 except WireError:
                     continue
-                if knocks:
-                    self._greet(received.peer)
-            with contextlib.suppress(Unreachable):  # who has seen enough has gone
+                if is_hello:
+                    self._welcome(received.peer)
+            with contextlib.suppress(Unreachable):  # an observer that has left
                 for peer in peers:
                     self._show(peer)
 
-    def _greet(self, peer: bytes) -> None:
+    def _welcome(self, peer: bytes) -> None:
         welcome = Welcome(
             run="run-1",
             term=1,
@@ -161,24 +161,26 @@ class Sham(threading.Thread):
 
 
 @pytest.fixture
-def sham() -> Iterator[Sham]:
-    sham = Sham()
-    sham.start()
+def fake() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    fake.start()
     try:
-        yield sham
+        yield fake
     finally:
-        sham.over.set()
-        sham.join()
-        sham.router.close()
+        fake.over.set()
+        fake.join()
+        fake.router.close()
 
 
-def test_a_server_that_answers_and_stands_still_is_not_well(manychar: Commands, sham: Sham) -> None:
-    found = manychar.run("health", sham.router.endpoint, "--connect-timeout", "1")
+def test_a_server_that_answers_and_does_not_advance_is_not_healthy(
+    manychar: Commands, fake: FakeServer
+) -> None:
+    found = manychar.run("health", fake.router.endpoint, "--connect-timeout", "1")
     assert found.code == 1, found.err
     assert found.out == "step 7 of 12,000: it does not advance, and gives no reason\n"
 
 
-def test_what_the_disk_did_not_take_is_said() -> None:
+def test_failed_writes_are_shown() -> None:
     counts = {"gradients_repeated": 2, "journal_not_written": 1, "checkpoints_not_written": 6}
     now = snapshot(8, worker("a"), counts=counts)
     found = health_of(snapshot(7, worker("a")), now, expired=False)
@@ -190,8 +192,8 @@ def test_what_the_disk_did_not_take_is_said() -> None:
 
 @pytest.mark.parametrize(("reason", "said"), [("", "the run has ended"), ("over", "over")])
 def test_stop_of_a_run_that_is_ending_says_how_it_ended(
-    manychar: Commands, sham: Sham, reason: str, said: str
+    manychar: Commands, fake: FakeServer, reason: str, said: str
 ) -> None:
-    sham.done = Done(run="run-1", term=1, code=0, reason=reason)
-    stopped = manychar.run("stop", sham.router.endpoint)
+    fake.done = Done(run="run-1", term=1, code=0, reason=reason)
+    stopped = manychar.run("stop", fake.router.endpoint)
     assert (stopped.code, stopped.out, stopped.err) == (0, "", f"{said}\n")

@@ -21,11 +21,11 @@ SEQ_LENGTH, PER_STEP = 5, 4 * 2 * 5  # of the small run
 @pytest.fixture
 def validated(trained: Path) -> Path:
     """The finished run, as if its checkpoints had been validated."""
-    write_losses(trained, dict(HELD_OUT))
+    write_losses(trained, dict(VALIDATION_LOSSES))
     return trained
 
 
-HELD_OUT = [(0, 2.7), (150, 2.5), (300, 2.25)]
+VALIDATION_LOSSES = [(0, 2.7), (150, 2.5), (300, 2.25)]
 
 
 def lines_of(run: Path) -> list[dict[str, float]]:
@@ -54,8 +54,8 @@ class TestCurve:
 
 def test_what_is_drawn(validated: Path) -> None:
     curve = Curve.of(validated, "steps")
-    never_judged = dataclasses.replace(curve, name="another", validation=([], []))
-    axes = draw([curve, never_judged], "steps").axes[0]
+    never_validated = dataclasses.replace(curve, name="another", validation=([], []))
+    axes = draw([curve, never_validated], "steps").axes[0]
     drawn = [tuple(np.asarray(line.get_data()).tolist()) for line in axes.lines]
     points = [curve.loss, curve.smooth_loss, curve.validation, curve.loss, curve.smooth_loss]
     assert drawn == points

@@ -7,7 +7,6 @@ from manychar.cli.options import ConnectTimeout, Key, Watched
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.optional_dependencies import needing
 
 
 def follow(
@@ -26,5 +25,4 @@ def follow(
         return
     if "metrics_port" in flags:
         raise UserError("--metrics-port needs a live run: give its server's endpoint")
-    with needing("tensorboard", "--tensorboard"):
-        export_history(Path(source), **flags)
+    export_history(Path(source), **flags)

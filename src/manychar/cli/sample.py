@@ -32,8 +32,7 @@ def sample(
     import numpy as np
 
     from manychar.network.client_identity import find_key
-    from manychar.observability.model_source import draw, for_reading
-    from manychar.observability.observer_client import models
+    from manychar.observability.model_source import draw, for_reading, models
 
     options = Sampling(**flags)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
@@ -83,8 +82,8 @@ def _prime(options: Sampling) -> str:
 def weights_of(source: str, key: Path | None, connect_timeout: float) -> "tuple[Parameters, str]":
     """Return (parameters, vocabulary) of a run directory, a checkpoint, or a live server."""
     from manychar.network.client_identity import find_key
-    from manychar.observability.model_source import load
-    from manychar.observability.observer_client import first, models
+    from manychar.observability.model_source import load, models
+    from manychar.observability.observer_client import first
 
     if is_endpoint(source):
         found = models(source, find_key(key), connect_timeout=connect_timeout)

@@ -1,11 +1,7 @@
 """The command `stop`."""
 
-import logging
-
 from manychar.cli.options import ConnectTimeout, Endpoint, Key
 from manychar.processes.numerics_pinning import pin
-
-logger = logging.getLogger(__name__)
 
 
 def stop(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
@@ -14,4 +10,4 @@ def stop(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = 
     from manychar.network.client_identity import find_key
     from manychar.observability.observer_client import stop as request_stop
 
-    logger.info(request_stop(endpoint, find_key(key), connect_timeout=connect_timeout))
+    request_stop(endpoint, find_key(key), connect_timeout=connect_timeout)

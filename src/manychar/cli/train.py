@@ -44,7 +44,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
             f"{workers} workers for {shards} shards: the others stand by;"
             f" --shards {workers} would give each of them work"
         )
-    with display_of(directory) as screen, exporters(screen.dimensions, **wanted) as beside:
+    with display_of(directory) as screen, exporters(**wanted) as beside:
         finish = LocalFleet(directory, screen, exporters=beside).run()
     exit_with(finish, directory, again="train")
 

@@ -36,8 +36,8 @@ def verify(
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
         logger.info(todo.remark)
-    with counting("steps", todo.steps) as progress:
-        finding = find_difference(todo, processes=processes or usable_cores(), progress=progress)
+    progress = counting("steps", todo.steps)
+    finding = find_difference(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)

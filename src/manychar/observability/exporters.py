@@ -1,17 +1,22 @@
-"""The programs that a live run can be exported to: TensorBoard and Prometheus."""
+"""The programs that a run can be exported to: TensorBoard and Prometheus."""
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
 from manychar.processes.optional_dependencies import needing, require
-from manychar.protocol.messages import Dimensions
+
+if TYPE_CHECKING:
+    from manychar.observability.tensorboard import EventFiles
 
 logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
 
 
 class Exporter(Protocol):
@@ -27,45 +32,51 @@ class Exporter(Protocol):
         """Export what is left, and end."""
 
 
+@contextlib.contextmanager
+def _usable(flag: str, value: Path | int, extra: str) -> Iterator[None]:
+    """Raise UserError for what is not installed, or cannot be written or listened at."""
+    try:
+        with needing(extra, flag):
+            yield
+    except OSError as error:
+        raise UserError(f"{flag} {value}: {because(error)}; choose another") from None
+
+
 def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -> None:
     """Raise UserError where `exporters` would: before a run is made, and without numpy."""
     if tensorboard is not None:
-        require("tensorboardX", "tensorboard", "--tensorboard")
-        try:
+        with _usable("--tensorboard", tensorboard, "tensorboard"):
+            require("tensorboardX", "tensorboard", "--tensorboard")
             tensorboard.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--tensorboard {tensorboard}: {because(error)}") from None
     if metrics_port is not None:
-        require("prometheus_client", "prometheus", "--metrics-port")
-        from manychar.observability.prometheus import require_free  # noqa: PLC0415 - an extra
+        with _usable("--metrics-port", metrics_port, "prometheus"):
+            require("prometheus_client", "prometheus", "--metrics-port")
+            socket.create_server((LOOPBACK, metrics_port)).close()
 
-        require_free(metrics_port)
+
+def open_event_files(directory: Path) -> "EventFiles":
+    """Begin a new event file for TensorBoard. Raises UserError."""
+    with _usable("--tensorboard", directory, "tensorboard"):
+        from manychar.observability.tensorboard import EventFiles  # noqa: PLC0415 - an extra
+
+        return EventFiles(directory)
 
 
 @contextlib.contextmanager
 def exporters(
-    dimensions: Dimensions,
-    *,
-    tensorboard: Path | None = None,
-    metrics_port: int | None = None,
+    *, tensorboard: Path | None = None, metrics_port: int | None = None
 ) -> Iterator[list[Exporter]]:
-    """Yield the exporters that are wanted; they are closed at the end.
-
-    Raises UserError for what is not installed, or cannot be written or listened at.
-    """
+    """Yield the exporters that are wanted; they are closed at the end. Raises UserError."""
     with contextlib.ExitStack() as stack:
         found: list[Exporter] = []
         if tensorboard is not None:
-            with needing("tensorboard", "--tensorboard"):
-                from manychar.observability.tensorboard import EventFiles  # noqa: PLC0415 - an extra
-
-            found.append(EventFiles(tensorboard))
+            found.append(open_event_files(tensorboard))
             stack.callback(found[-1].close)
         if metrics_port is not None:
-            with needing("prometheus", "--metrics-port"):
-                from manychar.observability.prometheus import LOOPBACK, Metrics  # noqa: PLC0415 - an extra
+            with _usable("--metrics-port", metrics_port, "prometheus"):
+                from manychar.observability.prometheus import Metrics  # noqa: PLC0415 - an extra
 
-            metrics = Metrics(metrics_port, dimensions)
+                metrics = Metrics(LOOPBACK, metrics_port)
             found.append(metrics)
             stack.callback(metrics.close)
             logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
@@ -13,8 +13,7 @@ from manychar.storage.validation_log import read_validation_losses
 SPEEDS = 150
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
+class Point(NamedTuple):
     """A run after a step. Losses are nats a character, `seconds` is the training time."""
 
     step: int
@@ -38,30 +37,18 @@ class History:
 
 def point_of(snapshot: Snapshot) -> Point:
     """Return a live run's newest point."""
-    status, characters = snapshot.status, snapshot.dimensions.seq_length
-    return Point(
-        step=status.step,
-        characters=status.characters,
-        seconds=status.seconds,
-        loss=status.loss / characters,
-        smooth_loss=status.smooth_loss / characters,
-    )
+    status, nats = snapshot.status, snapshot.status.loss / snapshot.dimensions.seq_length
+    return Point(status.step, status.characters, status.seconds, nats, snapshot.nats)
 
 
 def read_history(directory: RunDirectory) -> History:
     """Read what a run has logged so far. Raises UserError for a log that cannot be read."""
-    characters = directory.definition.seq_length
-    points = tuple(
-        Point(
-            step=int(line["step"]),
-            characters=int(line["characters"]),
-            seconds=float(line.get("seconds", 0.0)),
-            loss=line["loss"] / characters,
-            smooth_loss=line["smooth_loss"] / characters,
-        )
-        for line in read_metrics(directory.path)
-    )
-    return History(points, tuple(sorted(read_validation_losses(directory).items())))
+    size, points = directory.definition.seq_length, []
+    for line in read_metrics(directory.path):
+        step, characters, seconds = line["step"], line["characters"], line.get("seconds", 0.0)
+        losses = line["loss"] / size, line["smooth_loss"] / size
+        points.append(Point(int(step), int(characters), float(seconds), *losses))
+    return History(tuple(points), tuple(sorted(read_validation_losses(directory).items())))
 
 
 def require_points(history: History, directory: RunDirectory) -> None:

@@ -1,24 +1,32 @@
-"""Sampling: from a run directory, a checkpoint alone, or a live server, on any machine."""
+"""Models to sample from: of a run directory, a checkpoint alone, or a live server."""
 
+import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from manychar.network.keys import ClientKey
 from manychar.numerics.model import Parameters, sample
+from manychar.observability.observer_client import ObserverClient, events_of
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.processes.text_format import printable
+from manychar.protocol.messages import Dimensions, Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
-from manychar.storage.run_directory import open_run
+from manychar.storage.run_directory import RunDirectory, open_run
 
 logger = logging.getLogger(__name__)
 
+Model = tuple[Parameters, str]
+"""Parameters and vocabulary."""
 
-def load(source: Path) -> tuple[Parameters, str]:
-    """Return (parameters, vocabulary) of a checkpoint file, or of a run's newest whole checkpoint.
+
+def load(source: Path) -> Model:
+    """Return the model of a checkpoint file, or of a run's newest whole checkpoint.
 
     Raises UserError where there is none, or the file is damaged.
     """
@@ -29,6 +37,54 @@ def load(source: Path) -> tuple[Parameters, str]:
     else:
         checkpoint = read_checkpoint(source)
     return checkpoint.state.parameters, checkpoint.vocabulary
+
+
+def load_of_run(directory: RunDirectory, path: Path) -> Model | None:
+    """Return the model of a run's checkpoint; None, and a warning, where it cannot be read."""
+    try:
+        checkpoint = directory.read(path)
+    except UserError as error:
+        logger.warning(str(error))
+        return None
+    return checkpoint.state.parameters, checkpoint.vocabulary
+
+
+def models(
+    endpoint: str, key: ClientKey | None, *, connect_timeout: float, change: float = 0.0
+) -> Generator[tuple[int, Model]]:
+    """Yield (step, model) of a live run, again when the weights have changed.
+
+    `change` is relative: the norm of the difference by the norm of those yielded before. Raises
+    UserError as `events_of` does.
+    """
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    shown, before = -1, None
+    with contextlib.closing(events_of(client)) as events:
+        for event in events:
+            if isinstance(event, Snapshot) and event.status.step > shown:
+                client.request(WeightsRequest)
+            if not isinstance(event, Weights) or client.welcome is None:
+                continue
+            model = model_of(client.welcome, event)
+            if before is None or _difference(before, model[0]) >= change:
+                shown, before = event.version, model[0]
+                yield shown, model
+
+
+def _difference(before: Parameters, now: Parameters) -> float:
+    norm = float(np.linalg.norm(before.flat))
+    return float(np.linalg.norm(now.flat - before.flat)) / max(norm, 1e-30)
+
+
+def model_of(welcome: Welcome, weights: Weights) -> Model:
+    """Return the model of a server's weights."""
+    return parameters_of(welcome.dimensions, weights), bytes(welcome.vocabulary).decode()
+
+
+def parameters_of(size: Dimensions, weights: Weights) -> Parameters:
+    """Return a copy of the parameters in a message."""
+    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
+    return Parameters(flat, size.vocabulary_size, size.hidden)
 
 
 def draw(

@@ -1,48 +1,31 @@
-"""The one client of all programs that watch a live run: status, weights, and a request to stop."""
+"""The one client of all programs that watch a live run: status, weights, requests to the server."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
-
-import numpy as np
 
 from manychar.network.client_identity import hello
 from manychar.network.dealer import Dealer
 from manychar.network.keys import ClientKey
-from manychar.numerics.model import Parameters
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.processes.log import NUMBERS
+from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
-from manychar.protocol.messages import (
-    Message,
-    Notice,
-    Role,
-    Status,
-    Stop,
-    Unban,
-    Unbanned,
-    Weights,
-    WeightsRequest,
-    Welcome,
-)
 from manychar.protocol.observer import Observer
 
 logger = logging.getLogger(__name__)
 
-TURN_SECONDS = 0.1
+TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
-Event = Snapshot | Weights | Log
+Event = Snapshot | messages.Weights | messages.Unbanned | Log
 """What a turn brings; a Log has been logged already."""
-
-Model = tuple[Parameters, str]
-"""Parameters and vocabulary."""
 
 T = TypeVar("T")
 
@@ -64,10 +47,9 @@ class ObserverClient:
         self.endpoint = endpoint
         self._notices = notices
         self._dealer = Dealer(endpoint, key)
-        self._hello = hello(Role.OBSERVER, key.name if key else None)
+        self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots: Snapshots | None = None
         self._next_request = 0.0
-        self.answer = ""
         self.socket = self._dealer.socket
         self.connect(connect_timeout)
 
@@ -80,12 +62,7 @@ class ObserverClient:
         self.end: Finish | None = None
 
     @property
-    def refusal(self) -> str:
-        """Why the server refuses the connection, if that is known."""
-        return self._dealer.refusal
-
-    @property
-    def welcome(self) -> Welcome | None:
+    def welcome(self) -> messages.Welcome | None:
         """The server's welcome, once it has admitted this observer."""
         return self._machine.session.welcome
 
@@ -108,7 +85,7 @@ class ObserverClient:
             while (frames := self._dealer.receive()) is not None:
                 message = decode(frames, self._machine.dimensions)
                 received = self._machine.handle(Received(message), time.monotonic())
-                if self._notices or not isinstance(message, Notice):
+                if self._notices or not isinstance(message, messages.Notice):
                     effects += received
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
@@ -120,78 +97,58 @@ class ObserverClient:
         for effect in effects:
             match effect:
                 case Send(message):
-                    self._send(message)
+                    self._dealer.send(encode(message))
                 case Log(text, level):
                     logger.log(NUMBERS[level], text)
                     events.append(effect)
-                case Show(Status() as status):
+                case Show(messages.Status() as status):
                     if (snapshot := self._snapshot(status)) is not None:
                         events.append(snapshot)
-                case Show(Unbanned(text=text)):
-                    self.answer = text
-                case Show(Weights() as weights):
-                    events = [event for event in events if not isinstance(event, Weights)]
+                case Show(messages.Weights() as weights):
+                    events = [event for event in events if not isinstance(event, messages.Weights)]
                     events.append(weights)
-                case Finish():
-                    self.end = effect
+                case Show(messages.Unbanned() as answer):
+                    events.append(answer)
+                case Finish(code, reason):
+                    refusal = self._dealer.refusal if self.connecting else ""
+                    self.end = Finish(code, f"{reason}: {refusal}" if refusal else reason)
         return events
 
-    def _snapshot(self, status: Status) -> Snapshot | None:
-        welcome = self._machine.session.welcome
-        if self._snapshots is None and welcome is not None:
-            self._snapshots = Snapshots(welcome.dimensions)
+    def _snapshot(self, status: messages.Status) -> Snapshot | None:
+        if self._snapshots is None and self.welcome is not None:
+            self._snapshots = Snapshots(self.welcome.dimensions)
         return self._snapshots.add(status) if self._snapshots is not None else None
 
-    def request_weights(self) -> None:
-        """Ask for the newest weights; a request within a second of the last one is not sent."""
-        if (welcome := self._may_ask()) is not None:
-            self._send(WeightsRequest(run=welcome.run, term=welcome.term))
-
-    def request_stop(self) -> None:
-        """Ask the server to stop; a request within a second of the last one is not sent."""
-        if (welcome := self._may_ask()) is not None:
-            self._send(Stop(run=welcome.run, term=welcome.term))
-
-    def request_unban(self, name: str) -> None:
-        """Ask the server to lift a ban; a request within a second of the last one is not sent."""
-        if (welcome := self._may_ask()) is not None:
-            self._send(Unban(run=welcome.run, term=welcome.term, name=name))
-
-    def _may_ask(self) -> Welcome | None:
-        now = time.monotonic()
-        if self.connecting or now < self._next_request:
-            return None
-        self._next_request = now + ASK_AGAIN_AFTER
-        return self.welcome
-
-    def _send(self, message: Message) -> None:
-        self._dealer.send(encode(message))
+    def request(self, kind: Callable[..., messages.Message], **fields: str) -> None:
+        """Send a WeightsRequest, Stop or Unban; nothing within a second of the last request."""
+        now, welcome = time.monotonic(), self.welcome
+        if welcome is not None and not self.connecting and now >= self._next_request:
+            self._next_request = now + ASK_AGAIN_AFTER
+            self._dealer.send(encode(kind(run=welcome.run, term=welcome.term, **fields)))
 
     def close(self) -> None:
-        """Say goodbye and close."""
+        """Tell the server that this observer leaves, and close."""
         left = LeaveRequested(0, "the observer ends")
         self._events(self._machine.handle(left, time.monotonic()))
         self._dealer.close()
 
 
-def events_of(client: ObserverClient) -> Generator[Event]:
+def events_of(
+    client: ObserverClient, request: Callable[[], None] = lambda: None
+) -> Generator[Event]:
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
-    Raises UserError where no server answers within the connect timeout, it refuses, or it fails.
+    `request` is called before each turn. Raises UserError where no server answers within the
+    connect timeout, it refuses, or the run fails.
     """
     with contextlib.closing(client):
         while (end := client.end) is None:
-            client.socket.poll(int(1000 * TURN_SECONDS))
+            request()
+            client.socket.poll(TURN_MS)
             yield from client.turn()
-        logger.info(ending_of(client, end))
-
-
-def ending_of(client: ObserverClient, end: Finish) -> str:
-    """Return how a run ended that ended well. Raises UserError for another end."""
-    if end.code in ENDED_WELL and client.welcome is not None:
-        return end.reason
-    refusal = f": {client.refusal}" if client.connecting and client.refusal else ""
-    raise UserError(f"{end.reason}{refusal}", code=end.code or RUN_FAILED)
+        if end.code not in ENDED_WELL or client.welcome is None:
+            raise UserError(end.reason, code=end.code or RUN_FAILED)
+        logger.info(end.reason)
 
 
 def snapshots(
@@ -206,47 +163,6 @@ def snapshots(
         yield from (event for event in events if isinstance(event, Snapshot))
 
 
-def models(
-    endpoint: str,
-    key: ClientKey | None,
-    *,
-    connect_timeout: float,
-    change: float | None = None,
-) -> Generator[tuple[int, Model]]:
-    """Yield (step, model) of a live run, again when the weights have changed.
-
-    `change` is relative: the norm of the difference by the norm of those yielded before; None
-    yields once. Raises UserError as `events_of` does.
-    """
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
-    shown, before = -1, None
-    with contextlib.closing(events_of(client)) as events:
-        for event in events:
-            if isinstance(event, Snapshot) and event.status.step > shown:
-                client.request_weights()
-            if not isinstance(event, Weights) or client.welcome is None:
-                continue
-            model = model_of(client.welcome, event)
-            if before is None or _difference(before, model[0]) >= (change or 0.0):
-                shown, before = event.version, model[0]
-                yield shown, model
-            if change is None:
-                return
-
-
-def _difference(before: Parameters, now: Parameters) -> float:
-    norm = float(np.linalg.norm(before.flat))
-    return float(np.linalg.norm(now.flat - before.flat)) / max(norm, 1e-30)
-
-
-def model_of(welcome: Welcome, weights: Weights) -> Model:
-    """Return the model that a message with weights carries."""
-    size = welcome.dimensions
-    flat = np.frombuffer(weights.weights, np.dtype(size.dtype).newbyteorder("<")).copy()
-    parameters = Parameters(flat, size.vocabulary_size, size.hidden)
-    return parameters, bytes(welcome.vocabulary).decode()
-
-
 def first(found: Generator[T], endpoint: str) -> T:
     """Return the first of what is found, and close it. Raises UserError where there is none."""
     with contextlib.closing(found):
@@ -255,28 +171,20 @@ def first(found: Generator[T], endpoint: str) -> T:
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
-def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> str:
-    """Have a server end its step, write a checkpoint and finish; return how the run ended.
+def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
+    """Have a server end its step, write a checkpoint and finish; how the run ended is logged.
 
-    Raises UserError where no server answers, it refuses, or the run fails.
+    Raises UserError as `events_of` does.
     """
     client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
-    with contextlib.closing(client):
-        while client.end is None:
-            client.request_stop()
-            client.socket.poll(int(1000 * TURN_SECONDS))
-            client.turn()
-        return ending_of(client, client.end)
+    for _ in events_of(client, lambda: client.request(messages.Stop)):
+        pass
 
 
 def unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
     client = ObserverClient(endpoint, key, connect_timeout=connect_timeout, notices=False)
-    with contextlib.closing(client):
-        while client.end is None:
-            client.request_unban(name)
-            client.socket.poll(int(1000 * TURN_SECONDS))
-            client.turn()
-            if client.answer:
-                return client.answer
-        raise UserError(ending_of(client, client.end), code=RUN_FAILED)
+    events = events_of(client, lambda: client.request(messages.Unban, name=name))
+    with contextlib.closing(events):
+        answers = (event.text for event in events if isinstance(event, messages.Unbanned))
+        return first(answers, endpoint)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,10 +17,12 @@ from manychar.storage.run_directory import open_run
 
 By = Literal["steps", "characters"]
 Points = tuple[list[float], list[float]]
+"""(where, nats a character)."""
+
 SUFFIXES = (".png", ".svg")
 UNITS: Any = (bits_of, nats_of)
 SETTINGS: Any = {
-    "svg.fonttype": "none",  # text stays text, for whoever searches or reads it aloud
+    "svg.fonttype": "none",  # text stays text, for searching and for screen readers
     "svg.hashsalt": "manychar",  # the same figures, the same file
     "axes.spines.top": False,
 }
@@ -29,7 +30,7 @@ SETTINGS: Any = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One run's losses in nats a character, each as (where, how much)."""
+    """One run's losses."""
 
     name: str
     loss: Points
@@ -43,13 +44,13 @@ class Curve:
         history = read_history(directory)
         require_points(history, directory)
         points, losses = history.points, history.validation_losses
-        per_step = 1 if by == "steps" else directory.definition.characters_per_step
-        x = [float(point.step * per_step) for point in points]
+        scale = 1.0 if by == "steps" else float(directory.definition.characters_per_step)
+        x = [point.step * scale for point in points]
         return cls(
-            str(run),
+            name=str(run),
             loss=(x, [point.loss for point in points]),
             smooth_loss=(x, [point.smooth_loss for point in points]),
-            validation=([float(step * per_step) for step, _ in losses], [n for _, n in losses]),
+            validation=([step * scale for step, _ in losses], [nats for _, nats in losses]),
         )
 
 
@@ -75,7 +76,12 @@ def draw(curves: list[Curve], by: By) -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for number, curve in enumerate(curves):
-            _draw(axes, curve, f"C{number % 10}")
+            colour, name = f"C{number % 10}", curve.name
+            axes.plot(*curve.loss, color=colour, alpha=0.4, linewidth=0.8)
+            axes.plot(*curve.smooth_loss, color=colour, label=f"{name}: smooth loss")
+            if curve.validation[0]:
+                label = f"{name}: validation loss"
+                axes.plot(*curve.validation, "o--", color=colour, markersize=4, label=label)
         axes.set_xlabel(by)
         axes.set_ylabel("nats a character")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
@@ -83,11 +89,3 @@ def draw(curves: list[Curve], by: By) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return figure
-
-
-def _draw(axes: Axes, curve: Curve, colour: str) -> None:
-    axes.plot(*curve.loss, color=colour, alpha=0.4, linewidth=0.8)
-    axes.plot(*curve.smooth_loss, color=colour, label=f"{curve.name}: smooth loss")
-    if curve.validation[0]:
-        label = f"{curve.name}: validation loss"
-        axes.plot(*curve.validation, "o--", color=colour, markersize=4, label=label)

@@ -4,17 +4,14 @@ A worker's figures are those since it joined, or, where an earlier snapshot is g
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from manychar.network.keys import ClientKey
 from manychar.observability.observer_client import snapshots
@@ -23,24 +20,15 @@ from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.text_format import duration
 from manychar.protocol.counters import Counter
-from manychar.protocol.messages import Dimensions, WorkerStats
+from manychar.protocol.messages import Dimensions, Status, WorkerStats
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160
 NAMES_SHOWN = 5
 NOT_WRITTEN = "_not_written"
-COLUMNS = (
-    "worker",
-    "host",
-    "state",
-    "shards",
-    "chars/s",
-    "compute",
-    "exchange",
-    "wait",
-    "late",
-    "dropped",
-)
+TEXT_COLUMNS = ("worker", "host", "state")
+NUMBER_COLUMNS = ("shards", "chars/s", "compute", "exchange", "wait", "late", "dropped")
+COLUMNS = TEXT_COLUMNS + NUMBER_COLUMNS
 
 COUNTER_SENTENCES = {
     Counter.GRADIENTS_REPEATED: "gradients that came twice, with the same bytes",
@@ -73,29 +61,7 @@ COUNTER_SENTENCES = {
 def render(snapshot: Snapshot, before: Snapshot | None = None) -> RenderableType:
     """Return the status of a run; `before` is an earlier snapshot."""
     lines = [escape(line) for line in lines_of(snapshot, before)]
-    return Group(*lines, _Workers(rows_of(snapshot, before))) if snapshot.workers else Group(*lines)
-
-
-class _Workers:
-    """The table of the workers; on a narrow terminal each worker is a block of its own."""
-
-    def __init__(self, rows: list[list[str]]) -> None:
-        self._rows = rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = _table(self._rows)
-        wide = options.update(max_width=PLAIN_WIDTH)
-        if console.measure(table, options=wide).minimum <= options.max_width:
-            yield table
-            return
-        for name, *cells in self._rows:
-            shown = [
-                f"{heading}\N{NO-BREAK SPACE}{cell}"
-                for heading, cell in zip(COLUMNS[1:], cells, strict=True)
-                if cell
-            ]
-            yield Text(name)
-            yield Padding(Text("  ".join(shown)), (0, 0, 0, 2))
+    return Group(*lines, _table(rows_of(snapshot, before))) if snapshot.workers else Group(*lines)
 
 
 def _table(rows: list[list[str]]) -> Table:
@@ -103,8 +69,8 @@ def _table(rows: list[list[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = [each for each in zip(COLUMNS, *rows, strict=True) if any(each[1:])]
     for heading, *_ in columns:
-        text = heading in COLUMNS[:3]
-        table.add_column(heading, justify="left" if text else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if heading in TEXT_COLUMNS else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
     for row in zip(*(cells for _, *cells in columns), strict=True):
         table.add_row(*map(escape, row))
     return table
@@ -123,11 +89,10 @@ def show(snapshot: Snapshot, before: Snapshot | None = None) -> str:
 def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
     """Return the lines above the table."""
     status = snapshot.status
-    total = f" of {status.steps:,}" if status.steps else ""
+    loss = f"smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character)"
+    speed = _speed(snapshot, before)
     lines = [
-        f"run {status.run}, term {status.term}: step {status.step:,}{total},"
-        f" smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character),"
-        f" {_speed(snapshot, before)}",
+        f"run {status.run}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
     ]
     if status.validation is not None:
@@ -138,6 +103,10 @@ def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
     return lines + [_count(name, n) for name, n in sorted(status.counts.items()) if n]
+
+
+def _step_of(status: Status) -> str:
+    return f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
 
 
 def _count(name: str, n: int) -> str:
@@ -151,24 +120,18 @@ def _count(name: str, n: int) -> str:
 def rows_of(snapshot: Snapshot, before: Snapshot | None) -> list[list[str]]:
     """Return the rows of the table of workers."""
     earlier = {worker.name: worker for worker in before.workers} if before else {}
-    return [
-        _row(worker, earlier.get(worker.name), snapshot.dimensions) for worker in snapshot.workers
-    ]
+    size = snapshot.dimensions
+    return [_row(each, earlier.get(each.name), size) for each in snapshot.workers]
 
 
 def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> list[str]:
     share = since(worker, before)
     seconds = max(share.present, 1e-9)
-    per_unit = size.streams * size.seq_length
+    parts = (share.computing, share.exchanging, share.waiting)
     return [
-        worker.name,
-        worker.host,
-        worker.state,
-        str(worker.leases),
-        f"{share.units * per_unit / seconds:,.0f}",
-        f"{100 * share.computing / seconds:.0f} %",
-        f"{100 * share.exchanging / seconds:.0f} %",
-        f"{100 * share.waiting / seconds:.0f} %",
+        *(worker.name, worker.host, worker.state, str(worker.leases)),
+        f"{share.units * size.streams * size.seq_length / seconds:,.0f}",
+        *(f"{100 * part / seconds:.0f} %" for part in parts),
         f"{worker.late:.1f} s" if worker.late >= LATE_FROM else "",
         f"{worker.dropped:,}" if worker.dropped else "",
     ]
@@ -194,8 +157,7 @@ def _speed(snapshot: Snapshot, before: Snapshot | None) -> str:
     return f"{characters / (status.seconds - before.status.seconds):,.0f} characters/s"
 
 
-@dataclasses.dataclass(frozen=True)
-class Health:
+class Health(NamedTuple):
     """Whether a run is healthy, and the line that says why, or why not."""
 
     line: str
@@ -209,35 +171,23 @@ def examine(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> 
     """
     found = snapshots(endpoint, key, connect_timeout=connect_timeout)
     with log.handled_by(logging.NullHandler()), contextlib.closing(found):
-        if (health := _examine(found, connect_timeout=connect_timeout)) is None:
-            raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
-    return health
-
-
-def _examine(found: Iterable[Snapshot], *, connect_timeout: float) -> Health | None:
-    first: Snapshot | None = None
-    give_up_at = 0.0
-    for snapshot in found:
-        if first is None:
-            first, give_up_at = snapshot, time.monotonic() + connect_timeout
-        expired = time.monotonic() >= give_up_at
-        if (health := health_of(first, snapshot, expired=expired)) is not None:
-            return health
-    return None
+        for before in found:
+            give_up_at = time.monotonic() + connect_timeout
+            for now in found:
+                health = health_of(before, now, expired=time.monotonic() >= give_up_at)
+                if health is not None:
+                    return health
+    raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
 def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None:
-    """Return a run's health from two snapshots; None if it is too early to tell.
-
-    `expired` is whether there is no more time.
-    """
+    """Return a run's health from two snapshots; None if it is too early and time is left."""
     status = now.status
-    at = f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
+    at = _step_of(status)
     if (status.term, status.step) > (first.status.term, first.status.step):
         lost = [f"{name}: {n}" for name, n in status.counts.items() if name.endswith(NOT_WRITTEN)]
-        plural = "s" if len(now.working) != 1 else ""
-        advances = f"it advances, with {len(now.working)} worker{plural}"
-        return Health(f"{at}: {'; '.join([advances, *lost])}")
+        workers = f"{len(now.working)} worker{'s' if len(now.working) != 1 else ''}"
+        return Health("; ".join([f"{at}: it advances, with {workers}", *lost]))
     if status.waiting_for:
         return Health(f"{at}: it waits for {status.waiting_for}")
     if not expired:

@@ -1,7 +1,7 @@
 """TensorBoard's event files of a run: losses, speed, validation loss, samples.
 
 tensorboardX's SummaryWriter writes in a thread behind a queue of ten: on a full disk the thread
-ends, and whoever calls it then waits for ever. So its parts are used here, one after the other.
+ends, and the next call blocks forever. So its parts are used here, one after the other.
 """
 
 import contextlib
@@ -20,10 +20,9 @@ from tensorboardX.summary import scalar, text
 from manychar.numerics.loss_units import bits_of
 from manychar.observability.history import Point, point_of
 from manychar.observability.snapshot import Snapshot
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import because
 
 logger = logging.getLogger(__name__)
-
 
 POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
 
@@ -31,37 +30,34 @@ POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
 class EventFiles:
     """An exporter: writes a point a second, and the last one, against the step.
 
-    When the disk takes no more it says so, once, and writes no more.
+    A write that fails is logged, and is the last one.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Begin a new event file in the directory. Raises UserError."""
+        """Begin a new event file in the directory. Raises OSError."""
         self._directory = directory
         self._newest: Point | None = None
         self._written: Point | None = None
         self._term: int | None = None
-        self._workers: int | None = None
         self._validated: int | None = None
         self._flush_at = 0.0
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._writer: Any = EventsWriter(str(directory / "events"), f".{os.getpid()}")
-            self._writer.flush()
-        except OSError as error:
-            raise UserError(f"--tensorboard {directory}: {because(error)}") from None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer: Any = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        self._writer.flush()
 
     def status(self, snapshot: Snapshot) -> None:
-        """Write the losses, in nats and bits a character, and the speed since the last point."""
+        """Write the losses, the speed since the last point, and the number of workers."""
         status = snapshot.status
-        if status.term != self._term:  # a server that was started again
-            self._begin_at(status.step)
-            self._term = status.term
+        if status.term != self._term:  # after a restart, TensorBoard drops this step and later ones
+            self._term, self._flush_at = status.term, 0.0
+            self._written = self._validated = None
+            self._write(status.step, session_log=SessionLog(status=SessionLog.START))
         if status.validated is not None and status.validation is not None:
             self.validation(status.validated, status.validation)
-        point = point_of(snapshot)
-        self._newest, self._workers = point, len(snapshot.workers)
-        if self._written is None or point.seconds >= self._written.seconds + POINT_EVERY:
-            self.point(point)
+        self._newest = point_of(snapshot)
+        if self._written is None or status.seconds >= self._written.seconds + POINT_EVERY:
+            self._scalar("workers", float(len(snapshot.workers)), status.step)
+            self.point(self._newest)
 
     def validation(self, step: int, nats: float) -> None:
         """Write the validation loss of a checkpoint, once."""
@@ -69,35 +65,27 @@ class EventFiles:
             self._validated = step
             self._loss("validation", nats, step)
 
-    def _begin_at(self, step: int) -> None:
-        """Say that what was written of this step and later ones, before a restart, is past."""
-        self._written = self._validated = None
-        self._flush_at = 0.0
-        self._write(step, session_log=SessionLog(status=SessionLog.START))
-
-    def point(self, report: Point) -> None:
+    def point(self, point: Point) -> None:
         """Write the losses and the speed at one step."""
-        before, self._written = self._written, report
-        if math.isfinite(report.loss):
-            self._loss("step", report.loss, report.step)
-        self._loss("smooth", report.smooth_loss, report.step)
-        if self._workers is not None:
-            self._scalar("workers", float(self._workers), report.step)
-        if before is not None and report.seconds > before.seconds:
-            speed = (report.characters - before.characters) / (report.seconds - before.seconds)
-            self._scalar("characters_per_second", speed, report.step)
-        if report.seconds >= self._flush_at:
-            self._flush_at = report.seconds + FLUSH_EVERY
+        before, self._written = self._written, point
+        if math.isfinite(point.loss):
+            self._loss("step", point.loss, point.step)
+        self._loss("smooth", point.smooth_loss, point.step)
+        if before is not None and point.seconds > before.seconds:
+            speed = (point.characters - before.characters) / (point.seconds - before.seconds)
+            self._scalar("characters_per_second", speed, point.step)
+        if point.seconds >= self._flush_at:
+            self._flush_at = point.seconds + FLUSH_EVERY
             self._attempt(lambda writer: writer.flush())
+
+    def sample(self, step: int, words: str) -> None:
+        """Write a sample, indented: as it is, not as Markdown."""
+        indented = "\n".join(f"    {line}" for line in words.splitlines())
+        self._write(step, summary=text("sample", indented))
 
     def _loss(self, which: str, nats: float, step: int) -> None:
         self._scalar(f"loss/{which}_nats", nats, step)
         self._scalar(f"loss/{which}_bits", bits_of(nats), step)
-
-    def sample(self, step: int, words: str) -> None:
-        """Write a sample, as it is: indented, so that it is no Markdown."""
-        indented = "\n".join(f"    {line}" for line in words.splitlines())
-        self._write(step, summary=text("sample", indented))
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         self._write(step, summary=scalar(name, value))

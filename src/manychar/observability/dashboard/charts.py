@@ -11,6 +11,7 @@ from manychar.observability.dashboard.view import View
 from manychar.observability.history import speeds
 
 Options = dict[str, Any]
+Data = Sequence[tuple[float, float]]
 
 
 class Chart(NamedTuple):
@@ -32,10 +33,8 @@ def loss_chart(view: View) -> Chart:
     words = "Loss: no step has been reported yet"
     if points:
         first, last = points[0], points[-1]
-        words = (
-            f"Loss: smooth, from {first.smooth_loss:.3f} nats a character at step {first.step:,}"
-            f" to {last.smooth_loss:.3f} at step {last.step:,}"
-        )
+        start = f"{first.smooth_loss:.3f} nats a character at step {first.step:,}"
+        words = f"Loss: smooth, from {start} to {last.smooth_loss:.3f} at step {last.step:,}"
     if validation_losses:
         step, nats = validation_losses[-1]
         words += f"; validation {nats:.3f} at step {step:,}"
@@ -49,12 +48,10 @@ def speed_chart(view: View) -> Chart:
     found = speeds(view.history.points)
     line = _line("characters a second", [(p.seconds, speed) for p, speed in found], "--first")
     words = "Characters a second: not known yet."
-    if found:
-        values = [speed for _, speed in found]
-        words = (
-            f"Characters a second: {values[-1]:,.0f} now, between {min(values):,.0f} and"
-            f" {max(values):,.0f} in {found[-1][0].seconds:,.0f} s."
-        )
+    if values := [speed for _, speed in found]:
+        span = f"between {min(values):,.0f} and {max(values):,.0f}"
+        seconds = found[-1][0].seconds
+        words = f"Characters a second: {values[-1]:,.0f} now, {span} in {seconds:,.0f} s."
     return Chart(_plane([line], x="seconds"), words)
 
 
@@ -70,14 +67,7 @@ def _plane(series: list[Options], *, x: str) -> Options:
     }
 
 
-def _line(
-    name: str,
-    data: Sequence[tuple[float, float]],
-    colour: str,
-    *,
-    width: int = 2,
-    dashed: bool = False,
-) -> Options:
+def _line(name: str, data: Data, colour: str, width: int = 2, *, dashed: bool = False) -> Options:
     return {
         "type": "line",
         "name": name,

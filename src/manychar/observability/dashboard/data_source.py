@@ -1,34 +1,31 @@
 """Where the page's view comes from: a live server, or a run directory.
 
-A live server is observed as by `status`. A run directory is read again and again, so the run may
-be finished or still training. All of it happens in the web server's own thread, in short turns.
+A run directory is read again and again, so the run may be finished or still training. All of it
+happens in the web server's own thread, in short turns.
 """
 
-import dataclasses
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
 from manychar.numerics.model import Parameters, activations
+from manychar.numerics.run_definition import Definition
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
-from manychar.observability.model_source import training_sample
-from manychar.observability.observer_client import ENDED_WELL, ObserverClient, model_of
+from manychar.observability.model_source import load_of_run, model_of, training_sample
+from manychar.observability.observer_client import ENDED_WELL, TURN_MS, ObserverClient
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.messages import Weights
+from manychar.protocol.messages import Dimensions, Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import is_served, open_run
 from manychar.storage.validation_log import is_over
 
 SAMPLE_LENGTH = 300
-TURN_MS = 100
 RECONNECT_TIMEOUT = 600.0
 FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
 
@@ -44,7 +41,7 @@ class DataSource:
         self.view = View(source=source)
 
     def turn(self) -> None:
-        """Take what is new. A fault is shown, too, and is the last turn of a live run."""
+        """Update the view. A fault is shown, too, and is the last turn of a live run."""
         try:
             self.update()
         except Exception as error:
@@ -52,7 +49,7 @@ class DataSource:
             raise
 
     def update(self) -> None:
-        """Take what is new."""
+        """Update the view with what is new."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -90,7 +87,7 @@ class LiveServer(DataSource):
             self.view = self.view.but(live=False, state=state)
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Leave the server."""
         self._client.close()
 
     def _receive(self) -> None:
@@ -103,13 +100,13 @@ class LiveServer(DataSource):
                 self.view = self.view.with_sample(sample)
 
     def _show(self, snapshot: Snapshot) -> None:
-        status, size = snapshot.status, snapshot.dimensions
+        status = snapshot.status
         if status.run != self.view.run:
-            self._client.request_weights()
+            self._client.request(WeightsRequest)
         validation = None
         if status.validated is not None and status.validation is not None:
             validation = status.validated, status.validation
-        view = self.view.of_run(status.run, _facts(dataclasses.asdict(size)))
+        view = self.view.of_run(status.run, _facts(snapshot.dimensions))
         if status.first < status.total:
             view = view.with_workers(snapshot.workers)
         waiting_for = status.waiting_for or ("" if snapshot.working else "a worker: none is here")
@@ -132,8 +129,7 @@ class StoredRun(DataSource):
         super().__init__(str(path))
         self._directory = open_run(path)
         self._seen: set[int] = set()
-        facts = _facts(dataclasses.asdict(self._directory.definition))
-        self.view = self.view.of_run(self._directory.run, facts)
+        self.view = self.view.of_run(self._directory.run, _facts(self._directory.definition))
         self._read_logs()
 
     def update(self) -> None:
@@ -145,21 +141,18 @@ class StoredRun(DataSource):
                 logger.warning("%s", error)
             self.view = self.view.but(state=str(error))
         checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
-        new = [(step, path) for step, path in checkpoints if step not in self._seen]
-        for step, path in new[-1:]:
+        for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
             self._seen.add(step)
-            try:
-                self._read_sample(path)
-            except UserError as error:
-                logger.warning("%s", error)
+            if (model := load_of_run(self._directory, path)) is not None:
+                seed = self._directory.definition.seed
+                self.view = self.view.with_sample(sample_of(*model, seed=seed, step=step))
 
     def _read_logs(self) -> None:
         directory, live = self._directory, is_served(self._directory.path)
         history, steps = read_history(directory), directory.operation.steps
-        last = history.points[-1].step if history.points else 0
+        losses, last = history.validation_losses, history.points[-1].step if history.points else 0
         finished = 0 < steps <= last or is_over(directory, last)
         state = "on disk up to" if live else "finished at" if finished else "stopped after"
-        losses = history.validation_losses
         view = self.view.but(
             history=history.thinned(MOST_POINTS),
             steps=steps,
@@ -172,11 +165,6 @@ class StoredRun(DataSource):
         if view != self.view:
             self.view = view
 
-    def _read_sample(self, path: Path) -> None:
-        checkpoint, seed = self._directory.read(path), self._directory.definition.seed
-        model = checkpoint.state.parameters, checkpoint.vocabulary
-        self.view = self.view.with_sample(sample_of(*model, seed=seed, step=checkpoint.state.step))
-
 
 def sample_of(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Sample:
     """Return the sample that the run itself shows of a step, longer, with its hidden states."""
@@ -186,8 +174,8 @@ def sample_of(parameters: Parameters, vocabulary: str, *, seed: int, step: int) 
     return Sample(step, text, activations(parameters, ids)[1:].astype(np.float32))
 
 
-def _facts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(values[name]) for name in FACTS}
+def _facts(of: Definition | Dimensions) -> dict[str, str]:
+    return {name: str(getattr(of, name)) for name in FACTS}
 
 
 def open_source(source: str, key: ClientKey | None, *, connect_timeout: float) -> DataSource:

@@ -25,10 +25,8 @@ below zero. The units that follow a feature of the text come first."""
 
 def figures(view: View) -> str:
     """Return the run's figures: a list of terms and values."""
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in _figures(view).items()
-    )
+    pairs = ((escape(name), escape(value)) for name, value in _figures(view).items())
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)
 
 
 def _figures(view: View) -> dict[str, str]:
@@ -87,9 +85,8 @@ def workers(view: View) -> str:
 
 def _worker(view: View, worker: WorkerStats) -> str:
     present = max(worker.present, 1e-9)
-    exchanging = worker.present - worker.computing - worker.waiting
-    seconds = (worker.computing, exchanging, worker.waiting)
-    shares = [f"{max(each, 0.0) / present:.0%}" for each in seconds]
+    seconds = (worker.computing, worker.exchanging, worker.waiting)
+    shares = [f"{each / present:.0%}" for each in seconds]
     words = ", ".join(f"{name} {share}" for name, share in zip(ACTIVITIES, shares, strict=False))
     late = f"{worker.late:.1f} s" if worker.late >= LATE else "–"
     counts = (worker.leases, worker.units, worker.dropped)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,8 +12,6 @@ from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
 from manychar.observability.dashboard.request_guard import RequestGuard, is_loopback
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
-
-SECONDS_TO_END = 1
 
 
 def check_host(host: str, *, insecure: bool) -> None:
@@ -29,16 +28,11 @@ def check_host(host: str, *, insecure: bool) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises UserError where that cannot be."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {because(error)}; choose another --port"
-        ) from None
-    return listening
+        why = because(error)
+        raise UserError(f"cannot listen on {host}:{port}: {why}; choose another --port") from None
 
 
 def url_of(listening: socket.socket) -> str:
@@ -55,24 +49,12 @@ def serve(source: DataSource, listening: socket.socket, *, ready: Callable[[], N
     """Serve the page until a signal ends it, which is then raised again."""
     web = FastAPI(openapi_url=None)
     register(lambda: source.view)
-    ui.run_with(
-        web,
-        title="manychar",
-        dark=None,
-        language="en-US",
-        tailwind=False,
-        show_welcome_message=False,
-    )
-    any_host = not is_loopback(_bracketed(listening.getsockname()[0]))
-    config = uvicorn.Config(
-        RequestGuard(web, any_host=any_host),
-        log_level="error",
-        server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_END,
-    )
+    ui.run_with(web, dark=None, tailwind=False, show_welcome_message=False)
+    guard = RequestGuard(web, any_host=not is_loopback(_bracketed(listening.getsockname()[0])))
+    options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
     app.timer(source.interval, source.turn)
     ready()
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(guard, **options)).run(sockets=[listening])
     finally:
         source.close()

@@ -42,9 +42,8 @@ def register(current: Callable[[], View]) -> None:
 
         def draw() -> None:
             view = current()
-            if drawn == [view] and not view.live:
-                return
-            figures.set_content(html.figures(view))
+            if view.live or drawn != [view]:  # the figures tell the time, too
+                figures.set_content(html.figures(view))
             if drawn == [view]:
                 return
             drawn[:] = [view]
@@ -62,7 +61,7 @@ def register(current: Callable[[], View]) -> None:
 
 
 class _Drawing:
-    """A chart with its sentence, which is its name for those who do not see it."""
+    """A chart and its sentence, which is its name for screen readers."""
 
     def __init__(self, title: str) -> None:
         self._chart: Chart | None = None
@@ -97,9 +96,9 @@ class _HiddenUnits:
         if not view.samples or view.samples[-1] is self._sample:
             return
         self._sample = view.samples[-1]
-        names = followings(self._sample)
-        names = {**{unit: f"{unit}" for unit in range(self._sample.states.shape[1])}, **names}
-        options = dict(sorted(names.items(), key=lambda item: (item[1].isdigit(), item[0])))
+        options = followings(self._sample)
+        for unit in range(self._sample.states.shape[1]):
+            options.setdefault(unit, f"{unit}")
         value = self._unit.value if self._unit.value in options else next(iter(options))
         self._unit.set_options(options, value=value)
         self._colour()

@@ -1,8 +1,8 @@
-"""Which requests are answered: those of a browser that opened this page, none of another page.
+"""Answers the requests of a browser that opened this page, and refuses those of other pages.
 
-A stranger's page can have a browser request any address, this one too (DNS rebinding even lets a
-stranger's name lead here). So the Host has to be this machine's loopback, and an Origin has to be
-this page's own. What is sent may load nothing from elsewhere.
+A page of another site can have a browser request any address, this one too (with DNS rebinding
+even under a name of that site). So the Host has to be this machine's loopback, and an Origin has
+to be this page's own. What is sent may load nothing from elsewhere.
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ HEADERS = {
 
 
 class RequestGuard:
-    """Stands before an ASGI application. `any_host`: the machine may be called by any name."""
+    """Wraps an ASGI application. With `any_host`, every Host header is accepted."""
 
     def __init__(self, application: ASGIApp, *, any_host: bool) -> None:
         self._application = application

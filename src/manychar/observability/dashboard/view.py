@@ -33,6 +33,7 @@ class Sample:
     states: NDArray[np.float32]
 
 
+# One field more than elsewhere: all that the page shows is replaced as one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
     """A run as it is known now.
@@ -81,7 +82,7 @@ class View:
         return self.but(samples=thinned(ordered, MOST_SAMPLES))
 
     def with_workers(self, workers: Sequence[WorkerStats]) -> Self:
-        """Take the workers' statistics: the difference from the last ones is an interval."""
+        """Set the workers' statistics: the difference from the last ones is an interval."""
         before = {worker.name: worker for worker in self.workers}
         both = [(before[worker.name], worker) for worker in workers if worker.name in before]
         interval = {now.name: shares for old, now in both if (shares := shares_of(old, now))}
@@ -104,7 +105,6 @@ def shares_of(before: WorkerStats, after: WorkerStats) -> tuple[float, ...]:
         return ()
     if after.state == "silent":
         return 0.0, 0.0, 0.0, 1.0
-    computing = min(max(after.computing - before.computing, 0.0), present)
-    waiting = min(max(after.waiting - before.waiting, 0.0), present - computing)
-    exchanging = present - computing - waiting
-    return computing / present, exchanging / present, waiting / present, 0.0
+    computing = min(max((after.computing - before.computing) / present, 0.0), 1.0)
+    waiting = min(max((after.waiting - before.waiting) / present, 0.0), 1.0 - computing)
+    return computing, 1.0 - computing - waiting, waiting, 0.0
