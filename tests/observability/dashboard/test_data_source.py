@@ -130,7 +130,7 @@ def test_a_lost_server_is_waited_for_and_found_again(
         source.turn()
         return source.view
 
-    until(lambda: view().intervals, "what a worker did")
+    until(lambda: view().workers, "what a worker did")
     until(lambda: (known := view().checkpoint) and known[0] >= 50, "a checkpoint")
     server.send(9)
     server.end()

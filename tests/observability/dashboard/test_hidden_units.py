@@ -5,7 +5,7 @@ import numpy as np
 from manychar.observability.dashboard import html
 from manychar.observability.dashboard.hidden_units import followings, in_words
 from manychar.observability.dashboard.view import Sample, View
-from manychar.protocol.messages import WorkerStats
+from manychar.observability.status import COLUMNS
 
 TEXT = 'He said "the cat sat" and "a dog ran" at\nhome again, on the mat, with nobody\nto see it.'
 
@@ -61,8 +61,7 @@ def test_in_words_it_says_where_the_extremes_are() -> None:
 def test_whatever_comes_from_a_run_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>"
     view = View(source=bad, run=bad, facts={bad: bad}, state=bad, counts={bad: 1})
-    worker = WorkerStats(bad, bad, bad, 1, 1, 0, 1.0, 0.5, 0.1, 0.0)
-    view = view.with_workers([worker])
+    view = view.but(workers=[[bad] * len(COLUMNS)])
     sample = Sample(1, bad, np.zeros((len(bad), 1), np.float32))
     shown = [
         html.title(view),

@@ -1,6 +1,4 @@
-"""What is known of a run: bounds, steps that are done again, how workers spend their time."""
-
-from typing import Any
+"""What the page shows of a run: bounds, steps that are done again, charts, workers."""
 
 import numpy as np
 import pytest
@@ -8,9 +6,10 @@ import pytest
 from manychar.observability.dashboard import html
 from manychar.observability.dashboard import view as module
 from manychar.observability.dashboard.charts import loss_chart, speed_chart
-from manychar.observability.dashboard.view import ACTIVITIES, Sample, View, shares_of
+from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import Point, speeds
-from manychar.protocol.messages import WorkerStats
+from manychar.observability.status import COLUMNS, rows_of
+from tests.observability.test_observer_client import snapshot_of
 
 
 def point(step: int, *, seconds: float | None = None) -> Point:
@@ -20,22 +19,6 @@ def point(step: int, *, seconds: float | None = None) -> Point:
 
 def sample(step: int) -> Sample:
     return Sample(step, "ab", np.zeros((2, 3), np.float32))
-
-
-def worker(name: str = "left", **values: Any) -> WorkerStats:
-    known = WorkerStats(
-        name=name,
-        host="here",
-        state="working",
-        leases=2,
-        units=5,
-        dropped=0,
-        present=10.0,
-        computing=6.0,
-        waiting=1.0,
-        late=0.0,
-    )
-    return known._replace(**values)
 
 
 def view_at(*steps: int) -> View:
@@ -74,28 +57,6 @@ def test_another_run_begins_with_nothing() -> None:
     assert (two.source, two.run, two.history.points) == ("tcp://server", "two", ())
 
 
-def test_an_interval_is_the_difference_of_two_snapshots() -> None:
-    view = View(source="run").with_workers([worker()])
-    later = [worker(present=12.0, computing=7.0, waiting=1.5), worker("right")]
-    assert view.with_workers(later).intervals == ({"left": (0.5, 0.25, 0.25, 0.0)},)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"present": 1.0}, ()),
-        ({"present": 12.0, "state": "silent"}, (0, 0, 0, 1)),
-        ({"present": 11.0, "computing": 9.0, "waiting": 3.0}, (1, 0, 0, 0)),
-        ({"present": 11.0, "computing": 2.0, "waiting": 1.0}, (0, 1, 0, 0)),
-    ],
-    ids=["it joined anew", "silent", "more than there was time for", "less than before"],
-)
-def test_shares_are_fractions_whatever_a_worker_reports(
-    values: dict[str, Any], expected: tuple[float, ...]
-) -> None:
-    assert shares_of(worker(), worker(**values)) == expected
-
-
 def test_reports_in_a_burst_make_no_peak() -> None:
     reports = [point(0), point(100), point(101, seconds=10.001), point(200)]
     assert [round(speed) for _, speed in speeds(reports)] == [1000, 1000]
@@ -117,15 +78,13 @@ def test_every_chart_has_its_sentence() -> None:
     assert speed_chart(view).summary.startswith("Characters a second: 1,000 now")
 
 
-def test_a_worker_has_its_timeline_and_its_figures() -> None:
+def test_the_table_of_workers() -> None:
     assert html.workers(View(source="run")) == "<p>No worker.</p>"
-    view = View(source="run").with_workers([worker()])
-    view = view.with_workers([worker(present=12.0, computing=6.0, waiting=3.0, late=3.0)])
-    shown = html.workers(view)
-    assert 'aria-label="computing 50%, exchanging 25%, waiting 25%"' in shown
-    assert "<td>50%</td><td>25%</td><td>25%</td><td>3.0 s</td>" in shown
-    assert '<path class="waiting" d="M59 0h1v100h-1z"/>' in shown
-    assert all(f'<path class="{activity}"' in shown for activity in ACTIVITIES)
+    rows = rows_of(snapshot_of(10.0, late=3.0), None)
+    shown = html.workers(View(source="run", workers=rows))
+    assert shown.count("<th scope") == len(COLUMNS) + 1
+    assert '<tr><th scope="row">ann</th><td>here</td><td>working</td><td>1</td>' in shown
+    assert "<td>3.0 s</td>" in shown
 
 
 def test_no_line_is_told_by_its_colour_alone() -> None:

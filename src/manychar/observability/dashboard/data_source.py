@@ -6,6 +6,7 @@ happens in the web server's own thread, in short turns.
 
 import logging
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from manychar.observability.history import point_of, read_history
 from manychar.observability.model_source import load_of_run, model_of, training_sample
 from manychar.observability.observer_client import ENDED_WELL, TURN_MS, ObserverClient
 from manychar.observability.snapshot import Snapshot
+from manychar.observability.status import rows_of
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Dimensions, Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
@@ -26,6 +28,7 @@ from manychar.storage.run_directory import is_served, open_run
 from manychar.storage.validation_log import is_over
 
 SAMPLE_LENGTH = 300
+SNAPSHOTS = 60  # the workers' figures are those of the last minute
 RECONNECT_TIMEOUT = 600.0
 FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
 
@@ -63,6 +66,7 @@ class LiveServer(DataSource):
 
     def __init__(self, endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
         super().__init__(endpoint)
+        self._past: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
         self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
         while not self.view.run:
             self._client.socket.poll(TURN_MS)
@@ -106,15 +110,17 @@ class LiveServer(DataSource):
         validation = None
         if status.validated is not None and status.validation is not None:
             validation = status.validated, status.validation
+            self._past.clear()
+        if not self._past or self._past[-1].workers is not snapshot.workers:
+            self._past.append(snapshot)
         view = self.view.of_run(status.run, _facts(snapshot.dimensions))
-        if status.first < status.total:
-            view = view.with_workers(snapshot.workers)
         waiting_for = status.waiting_for or ("" if snapshot.working else "a worker: none is here")
         self.view = view.with_point(point_of(snapshot), validation).but(
             live=True,
             state=f"waiting for {waiting_for}" if waiting_for else "training",
             steps=status.steps,
             best=status.best,
+            workers=rows_of(snapshot, self._past[0]),
             counts=dict(status.counts),
             checkpoint=(status.checkpoint, time.time() - status.checkpoint_age),
         )

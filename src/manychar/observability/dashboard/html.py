@@ -9,14 +9,12 @@ from html import escape
 
 from manychar.numerics.loss_units import bits_of
 from manychar.observability.dashboard.hidden_units import signed
-from manychar.observability.dashboard.view import ACTIVITIES, MOST_INTERVALS, Sample, View
+from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import speeds
+from manychar.observability.status import COLUMNS
 from manychar.processes.text_format import duration, printable
-from manychar.protocol.messages import WorkerStats
 
 RECENT = 5
-LATE = 0.5
-"""Seconds from which on the page says that the step waits for a worker."""
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
 <span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
 <span class="high" style="--a:.5">0.5</span> <span class="high" style="--a:1">1</span>, underlined
@@ -69,47 +67,17 @@ def state(view: View) -> str:
 
 
 def workers(view: View) -> str:
-    """Return the workers' statistics, each with a picture of its last minute."""
+    """Return the table of the workers' statistics."""
     if not view.workers:
         return "<p>No worker.</p>"
-    figures = ("late", "shards", "gradients", "dropped", "state", "host")
-    head = ("worker", "last minute", *ACTIVITIES[:3], *figures)
-    rows = "".join(_worker(view, worker) for worker in view.workers)
-    cells = "".join(f'<th scope="col">{name}</th>' for name in head)
-    colours = " ".join(f'<span class="{name}">{name}</span>' for name in ACTIVITIES)
-    return (
-        f'<p class="colours">{colours}</p>'
-        f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
-    )
-
-
-def _worker(view: View, worker: WorkerStats) -> str:
-    present = max(worker.present, 1e-9)
-    seconds = (worker.computing, worker.exchanging, worker.waiting)
-    shares = [f"{each / present:.0%}" for each in seconds]
-    words = ", ".join(f"{name} {share}" for name, share in zip(ACTIVITIES, shares, strict=False))
-    late = f"{worker.late:.1f} s" if worker.late >= LATE else "–"
-    counts = (worker.leases, worker.units, worker.dropped)
-    cells = (*shares, late, *(f"{count:,}" for count in counts), worker.state, worker.host)
-    return (
-        f'<tr><th scope="row">{escape(worker.name)}</th><td>'
-        f'<svg role="img" aria-label="{words}" viewBox="0 0 {MOST_INTERVALS} 100"'
-        f' preserveAspectRatio="none">{_timeline(view, worker.name)}</svg></td>'
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in COLUMNS)
+    rows = (
+        f'<tr><th scope="row">{escape(name)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
+        for name, *cells in view.workers
     )
-
-
-def _timeline(view: View, name: str) -> str:
-    """Return a path for each activity: a bar an interval, stacked, the newest at the right."""
-    paths = dict.fromkeys(ACTIVITIES, "")
-    for x, interval in enumerate(view.intervals, MOST_INTERVALS - len(view.intervals)):
-        y = 100.0
-        for activity, share in zip(ACTIVITIES, interval.get(name, ()), strict=False):
-            height = round(100 * share)
-            y -= height
-            paths[activity] += f"M{x} {y:.0f}h1v{height}h-1z" if height else ""
-    return "".join(f'<path class="{activity}" d="{path}"/>' for activity, path in paths.items())
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def samples(found: Sequence[Sample]) -> str:

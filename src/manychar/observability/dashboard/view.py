@@ -12,16 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.observability.history import History, Point, thinned
-from manychar.protocol.messages import WorkerStats
 
 MOST_POINTS = 600
 MOST_SAMPLES = 12
-MOST_INTERVALS = 60
 RECENT_POINTS = 12
 NOTHING = History()
-Interval = Mapping[str, tuple[float, ...]]
-"""For each worker's name its shares, of ACTIVITIES, of the time between two snapshots."""
-ACTIVITIES = ("computing", "exchanging", "waiting", "silent")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,13 +28,13 @@ class Sample:
     states: NDArray[np.float32]
 
 
-# One field more than elsewhere: all that the page shows is replaced as one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
     """A run as it is known now.
 
     `live` says whether more is to come, `state` in words what the run does; `facts` are names and
-    values of the run's definition; `checkpoint` is (step, seconds since the epoch) of the newest.
+    values of the run's definition; `workers` are the rows of the table of workers; `checkpoint` is
+    (step, seconds since the epoch) of the newest.
     """
 
     source: str
@@ -50,8 +45,7 @@ class View:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: History = NOTHING
     best: int | None = None
-    workers: tuple[WorkerStats, ...] = ()
-    intervals: tuple[Interval, ...] = ()
+    workers: Sequence[Sequence[str]] = ()
     samples: tuple[Sample, ...] = ()
     checkpoint: tuple[int, float] | None = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -81,14 +75,6 @@ class View:
         ordered = sorted([*others, sample], key=lambda each: each.step)
         return self.but(samples=thinned(ordered, MOST_SAMPLES))
 
-    def with_workers(self, workers: Sequence[WorkerStats]) -> Self:
-        """Set the workers' statistics: the difference from the last ones is an interval."""
-        before = {worker.name: worker for worker in self.workers}
-        both = [(before[worker.name], worker) for worker in workers if worker.name in before]
-        interval = {now.name: shares for old, now in both if (shares := shares_of(old, now))}
-        intervals = (*self.intervals, *([interval] if interval else []))[-MOST_INTERVALS:]
-        return self.but(workers=tuple(workers), intervals=intervals)
-
     def seconds_left(self) -> float | None:
         """Return the seconds to the last step at the recent speed; None where it is not known."""
         recent = self.history.points[-RECENT_POINTS:]
@@ -96,15 +82,3 @@ class View:
             return None
         steps, seconds = recent[-1].step - recent[0].step, recent[-1].seconds - recent[0].seconds
         return max(self.steps - recent[-1].step, 0) * seconds / steps if seconds > 0 else None
-
-
-def shares_of(before: WorkerStats, after: WorkerStats) -> tuple[float, ...]:
-    """Return a worker's shares of the time in between; () if it joined since."""
-    present = after.present - before.present
-    if present <= 0:
-        return ()
-    if after.state == "silent":
-        return 0.0, 0.0, 0.0, 1.0
-    computing = min(max((after.computing - before.computing) / present, 0.0), 1.0)
-    waiting = min(max((after.waiting - before.waiting) / present, 0.0), 1.0 - computing)
-    return computing, 1.0 - computing - waiting, waiting, 0.0
