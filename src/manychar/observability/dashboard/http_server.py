@@ -49,7 +49,8 @@ def serve(source: DataSource, listening: socket.socket, *, ready: Callable[[], N
     """Serve the page until a signal ends it, which is then raised again."""
     web = FastAPI(openapi_url=None)
     register(lambda: source.view)
-    ui.run_with(web, dark=None, tailwind=False, show_welcome_message=False)
+    flags: Any = {"dark": None, "tailwind": False, "show_welcome_message": False}
+    ui.run_with(web, language="en-US", **flags)
     guard = RequestGuard(web, any_host=not is_loopback(_bracketed(listening.getsockname()[0])))
     options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
     app.timer(source.interval, source.turn)
