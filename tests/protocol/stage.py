@@ -36,7 +36,7 @@ Kind = TypeVar("Kind")
 class Stage:
     """A server of a tiny run; keyword arguments go into its Operation.
 
-    Its checkpoints are judged if `verdicts` are given, be it none yet.
+    Its checkpoints are validated if `validation_losses` are given, even none.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Stage:
         return self.server.handle(Received(message, name.encode()), self.now)
 
     def hello(self, name: str, role: str = "worker") -> list[Effect]:
-        """Let a peer knock."""
+        """Let a peer say hello."""
         return self.tell(name, hello(name, role))
 
     def ready(self, name: str, **changes: Any) -> list[Effect]:
@@ -102,7 +102,7 @@ class Stage:
             effects = self.ready(name)
         return effects
 
-    def beat(
+    def heartbeat(
         self, name: str, *units: Unit, slowest: float = 0.01, computing: float = 0.0
     ) -> list[Effect]:
         """Let a peer say that it lives."""
@@ -149,7 +149,7 @@ class Stage:
         while self.now < end - 1e-9:
             self.now = min(self.now + 0.1, end)
             for name in beating:
-                self.beat(name)
+                self.heartbeat(name)
             effects += self.server.handle(DeadlinePassed(), self.now)
         return effects
 

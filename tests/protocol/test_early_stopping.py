@@ -1,4 +1,4 @@
-"""Checkpoints are judged, and where the run ends does not depend on how fast."""
+"""Checkpoints are validated, and where the run ends does not depend on how fast."""
 
 import math
 from typing import Any
@@ -20,14 +20,14 @@ from tests.protocol.stage import Stage, only, said, sent
 
 
 def validated(**operation: Any) -> Stage:
-    """Return a server that judges a checkpoint every 2 steps; the first is judged already."""
+    """Return a server that validates a checkpoint every 2 steps; the first is validated already."""
     stage = Stage(validation_losses={0: 3.0}, checkpoint_every=2, **operation)
     stage.join("ann")
     stage.hello("olga", "observer")
     return stage
 
 
-def test_a_checkpoint_is_judged_when_it_is_on_disk() -> None:
+def test_a_checkpoint_is_validated_when_it_is_on_disk() -> None:
     stage = validated()
     effects = stage.advance_to(2, "ann")
     assert only(effects, Save).state.step == 2
@@ -50,7 +50,7 @@ def test_a_worse_one_is_not_kept() -> None:
     assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
 
 
-def test_without_a_held_out_text_nothing_is_judged() -> None:
+def test_without_a_validation_text_nothing_is_validated() -> None:
     stage = Stage(checkpoint_every=2)
     stage.join("ann")
     stage.advance_to(2, "ann")
@@ -109,7 +109,7 @@ def test_a_late_decision_ends_the_run_where_a_quick_one_does() -> None:
     assert "best checkpoint is that of step 0" in finish.reason
 
 
-def test_the_last_checkpoint_is_judged_before_the_end() -> None:
+def test_the_last_checkpoint_is_validated_before_the_end() -> None:
     stage = Stage(validation_losses={0: 3.0}, checkpoint_every=0, steps=1)
     stage.join("ann")
     stage.advance_to(1, "ann")
@@ -118,7 +118,7 @@ def test_the_last_checkpoint_is_judged_before_the_end() -> None:
     assert only(stage.server.handle(Validated(1, 2.0), stage.now), Finish).code == 0
 
 
-def test_who_is_stopped_does_not_wait_for_a_verdict() -> None:
+def test_who_is_stopped_does_not_wait_for_a_validation_loss() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(4, "ann")
     stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
@@ -154,7 +154,7 @@ def test_a_run_that_was_over_is_over() -> None:
 
 
 def held(**operation: Any) -> Stage:
-    """Return a server at step 4, with step 4 complete, that waits for the verdict on step 2."""
+    """Return a server at step 4, complete, that awaits the validation loss of step 2."""
     stage = validated(stop_when_no_better=1, **operation)
     stage.advance_to(4, "ann")
     for shard in range(2):
@@ -163,7 +163,7 @@ def held(**operation: Any) -> Stage:
     return stage
 
 
-def test_a_judge_that_is_gone_ends_only_a_run_that_needs_it() -> None:
+def test_a_validation_process_that_is_gone_ends_only_a_run_that_needs_it() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
     effects = stage.server.handle(ValidationFailed("it died"), stage.now)
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
     assert only(stage.server.handle(CheckpointSaved(4), stage.now), Finish).code == 3
 
 
-def test_who_is_stopped_at_the_end_does_not_wait_for_a_verdict_either() -> None:
+def test_who_is_stopped_at_the_end_does_not_wait_for_a_validation_loss_either() -> None:
     stage = validated(steps=2)
     stage.advance_to(2, "ann")
     stage.server.handle(CheckpointSaved(2), stage.now)

@@ -13,7 +13,7 @@ def test_faults_now_and_then_are_forgiven() -> None:
         assert not fault_limiter.fault(b"ann", i * FORGIVEN_AFTER / FAULTS_ALLOWED)
 
 
-def test_one_too_many_in_a_row_cuts_off_for_a_while() -> None:
+def test_one_too_many_in_a_row_blocks_for_a_while() -> None:
     fault_limiter = FaultLimiter()
     assert not any(fault_limiter.fault(b"ann", 1.0) for _ in range(FAULTS_ALLOWED))
     assert fault_limiter.fault(b"ann", 1.0)

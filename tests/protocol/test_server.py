@@ -156,7 +156,7 @@ def test_what_a_worker_is_busy_with_is_not_asked_for_again() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     for _ in range(100):
-        stage.beat("ann", Unit(1, 0, 0, UnitState.COMPUTING))
+        stage.heartbeat("ann", Unit(1, 0, 0, UnitState.COMPUTING))
         assert not sent(stage.wait(0.2), Grant)
     assert stage.server.counts["grants_resent"] == 0
 
@@ -173,7 +173,7 @@ def test_a_namesake_takes_over_and_the_former_one_may_come_back() -> None:
     stage.join("ann")
     effects = stage.tell("ann2", dataclasses.replace(hello("ann"), instance="another"))
     assert "ann is taken for lost: another ann has come" in said(effects)
-    effects = stage.beat("ann")
+    effects = stage.heartbeat("ann")
     assert "ann is back" in said(effects)
 
 
@@ -190,7 +190,7 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
 
 def test_an_unknown_peer_is_told_to_start_afresh() -> None:
     stage = Stage()
-    for effects in (stage.beat("ann"), stage.deliver("ann", 0, 0)):
+    for effects in (stage.heartbeat("ann"), stage.deliver("ann", 0, 0)):
         assert only(effects, Reset) == Reset(run=RUN, term=TERM)
     assert stage.server.counts["messages_from_stale_session"] == 2
 
@@ -360,7 +360,7 @@ def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
     assert stage.server.counts["messages_from_revoked_key"] == 2
 
 
-def test_who_is_barred_is_barred_by_its_key_too() -> None:
+def test_who_is_banned_is_banned_by_its_key_too() -> None:
     stage = Stage()
     stage.server.handle(Received(hello("gpu-1"), b"p1", owner("gpu")), 0.0)
     stage.server.admission.ban(("gpu-1", "gpu"), "it computed wrongly", 0.0)
@@ -413,7 +413,7 @@ def test_one_wrong_gradient_begins_its_lease_anew_once() -> None:
     assert stage.server.membership.leases[0].number == 2
 
 
-def test_who_computes_from_another_state_again_and_again_is_barred() -> None:
+def test_who_computes_from_another_state_again_and_again_is_banned() -> None:
     stage = Stage(shards=1)
     stage.join("ann", "bob")
 
@@ -436,7 +436,7 @@ def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.Mon
     monkeypatch.setattr(membership, "LONGEST_UNIT", 20.0)
     stage = Stage(shards=1)
     stage.join("ann", "bob")
-    stage.beat("ann", slowest=1e300)
+    stage.heartbeat("ann", slowest=1e300)
     stage.wait(19.0, "bob")
     assert stage.shards_of("ann") == [0]
     stage.wait(2.0, "bob")
@@ -471,7 +471,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_unit() -> None:
 # Disputes.
 
 
-def test_who_repeats_other_bytes_is_barred_if_the_server_finds_them_wrong() -> None:
+def test_who_repeats_other_bytes_is_banned_if_the_server_finds_them_wrong() -> None:
     stage = Stage()
     stage.join("ann", "bob")
     right = stage.gradient(0, 0)
@@ -534,7 +534,7 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     )
 
 
-def test_who_is_barred_by_name_and_key_had_its_key_when_it_computed() -> None:
+def test_who_is_banned_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage = Stage(shards=1)
     stage.server.handle(Received(hello("ann-2"), b"ann-2", owner("ann")), 0.0)
     stage.ready("ann-2")
@@ -550,9 +550,9 @@ def test_a_pause_of_the_machine_is_forgotten() -> None:
     stage = Stage()
     stage.join("ann")
     usual = stage.server.membership.limit(stage.member("ann"))
-    stage.beat("ann", slowest=600.0)
+    stage.heartbeat("ann", slowest=600.0)
     assert stage.server.membership.limit(stage.member("ann")) > 600.0
-    stage.beat("ann", slowest=0.1)
+    stage.heartbeat("ann", slowest=0.1)
     assert stage.server.membership.limit(stage.member("ann")) == usual
 
 
@@ -588,7 +588,7 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     assert not stage.server.status_report.waits_for_disk
 
 
-def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_barred() -> None:
+def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_banned() -> None:
     stage = Stage(allow_mixed_numerics=True)
     stage.hello("ann")
     stage.ready("ann", fingerprint="x")

@@ -19,7 +19,7 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     stage.join("ann", "bob")
     for shard in stage.shards_of("ann"):
         stage.deliver("ann", shard, 0)
-    stage.beat("ann", computing=0.25)
+    stage.heartbeat("ann", computing=0.25)
     stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)

@@ -130,7 +130,7 @@ class Bench:
         )
 
 
-def test_it_knocks_proves_and_says_ready() -> None:
+def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     bench = Bench()
     assert only(bench.worker.handle(DeadlinePassed(), 0.0), Hello).name == "ann"
     assert bench.worker.handle(DeadlinePassed(), 0.1) == []
@@ -254,7 +254,7 @@ def test_another_terms_messages_are_passed_over() -> None:
     assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
-def test_start_afresh_drops_everything_and_knocks() -> None:
+def test_a_reset_drops_everything_and_connects_again() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()

@@ -38,18 +38,18 @@ class Disk:
         self._free_at = 0.0
 
     def unvalidated(self) -> tuple[int, ...]:
-        """Return the checkpoints that are there, at the interval, and have no verdict yet."""
+        """Return the checkpoints on disk, at the interval, without a validation loss."""
         every = self.world.plan.checkpoint_every
         return tuple(
             step for step in self.saved if step % every == 0 and step not in self.validation_losses
         )
 
-    def judge(self, shell: "ServerShell", step: int) -> None:
-        """Have a checkpoint judged, beside the loop; a crash of the server loses it."""
-        seconds = self.world.plan.judge_seconds * self.world.chance.random()
-        self.world.after(seconds, functools.partial(self._judged, shell, step))
+    def validate(self, shell: "ServerShell", step: int) -> None:
+        """Have a checkpoint validated, beside the loop; a crash of the server loses it."""
+        seconds = self.world.plan.validation_seconds * self.world.chance.random()
+        self.world.after(seconds, functools.partial(self._validated, shell, step))
 
-    def _judged(self, shell: "ServerShell", step: int) -> None:
+    def _validated(self, shell: "ServerShell", step: int) -> None:
         if self.world.server is shell and not self.world.over:
             assert step in self.saved
             self.validation_losses[step] = self.world.loss_at(step)

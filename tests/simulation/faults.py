@@ -46,8 +46,8 @@ class Plan:
 
     Of a broken worker, one result is wrong, of a step from `wrong_from` on; another worker's right
     one comes `truth_after` steps later. `attentive` workers hear of leases while they compute.
-    The run stops after `patience` checkpoints without a better one; a judge takes up to
-    `judge_seconds` for each.
+    The run stops after `patience` checkpoints without a better one; validation takes up to
+    `validation_seconds` for each.
     """
 
     faults: frozenset[str]
@@ -73,7 +73,7 @@ class Plan:
     truth_after: int
     attentive: bool
     patience: int
-    judge_seconds: float
+    validation_seconds: float
 
     @property
     def disorder(self) -> bool:
@@ -123,7 +123,7 @@ def draw(schedule: Schedule) -> Plan:
         truth_after=chance.randint(0, 5),
         attentive=chance.random() < 0.5,
         patience=chance.choice((0, 0, 0, 1, 2)),
-        judge_seconds=chance.choice((0.0, 0.2, 2.0)),
+        validation_seconds=chance.choice((0.0, 0.2, 2.0)),
     )
 
 

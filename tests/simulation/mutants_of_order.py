@@ -202,7 +202,7 @@ def the_end_does_not_wait_for_the_last_checkpoint(patch: pytest.MonkeyPatch) -> 
 
 
 @mutant("end", "none", "end", "step")
-def no_step_waits_for_a_verdict(patch: pytest.MonkeyPatch) -> None:
+def no_step_waits_for_a_validation_loss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EarlyStopping, "waits", lambda *_: False)
 
 
@@ -213,7 +213,7 @@ def a_decision_takes_effect_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("end", "server-crash", "end", "step", "best")
-def verdicts_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
+def validation_losses_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
     started = ParameterServer._started
 
     def forgetful(self: ParameterServer, event: Started, now: float) -> None:

@@ -4,7 +4,7 @@ It keeps a model of its own of what the server must have accepted, and knows eve
 be counted, sent, granted or saved. The machines are read, never changed.
 
 Where a broken worker's wrong gradient was the first of its identity and counts, the term is
-tainted: its bytes are nobody's until the server resumes earlier, and the next term is judged again.
+tainted: its bytes are not checked until the server resumes earlier.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ LONGEST_SILENCE = 12.0
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """What the server's next move is judged by: how it stood, and what the message is to it."""
+    """What the server's next move is checked against: its state, and what the message is to it."""
 
     assessment: Assessment | None
     stranger: bool
@@ -50,7 +50,7 @@ class Before:
 
 
 class Oracle:
-    """The judge of one world's server."""
+    """The oracle of one world's server."""
 
     def __init__(self, world: "World") -> None:
         self.reference = world.reference
@@ -231,7 +231,7 @@ class Oracle:
             self.check_state(machine.state, "state")
 
     def server_is_stopped(self, machine: ParameterServer) -> None:
-        """A server that waits for a verdict ends as it is; another one ends its step."""
+        """A server that waits for a validation loss ends as it is; another one ends its step."""
         self._ends_as_it_is |= self._held(machine.state.step)
 
     def _held(self, step: int) -> bool:
@@ -250,7 +250,7 @@ class Oracle:
             if lease.shard != shard or lease.peer not in machine.membership.members:
                 raise Violation("lease", f"of shard {shard} at {lease.peer!r}")
 
-    def check_barred(self, machine: ParameterServer, before: Before) -> None:
+    def check_banned(self, machine: ParameterServer, before: Before) -> None:
         """Who sent other bytes than the right ones is banned by name, and nobody else is."""
         banned = set(machine.admission.banned)
         if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in banned:
@@ -318,7 +318,7 @@ class Oracle:
             raise Violation("lease", f"number {number} for shard {shard} at {peer!r} is not live")
 
     def keeps_best(self, step: int) -> None:
-        """The best checkpoint is the one with the least loss of all that are judged."""
+        """The best checkpoint is the one with the least loss of all that are validated."""
         validation_losses = self._world.disk.validation_losses
         if step != min(validation_losses, key=validation_losses.__getitem__):
             raise Violation("best", f"step {step} of {validation_losses}")

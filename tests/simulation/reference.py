@@ -67,7 +67,7 @@ def reference(shards: int, streams: int, length: int) -> Reference:
         seq_length=SEQ_LENGTH,
         shards=shards,
         streams=streams,
-        validation=1e-9,  # judged, by the world's own judge, and nothing is held out of the streams
+        validation=1e-9,  # validated by the world itself; the streams are the whole text
     )
     cut = Streams(ids, shards, streams, SEQ_LENGTH)
     states = [start(definition, len(vocabulary))]

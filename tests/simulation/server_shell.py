@@ -97,7 +97,7 @@ class ServerShell:
             self.receive(peer, decoded(frames, self.machine.dimensions))
 
     def receive(self, peer: Peer, message: Message) -> None:
-        """Give the machine a message, and let the oracle judge what it makes of it."""
+        """Give the machine a message, and let the oracle check the effects."""
         machine, world = self.machine, self.world
         world.log(lambda: f"  {peer.decode()} -> server: {brief(message)}")
         before = world.oracle.before_server(machine, peer, message)
@@ -112,7 +112,7 @@ class ServerShell:
         world.oracle.after_server(machine, peer, message, before, effects)
         self.carry_out(effects)
         if self.is_alive():
-            world.oracle.check_barred(machine, before)
+            world.oracle.check_banned(machine, before)
             world.tell_the_truth()
 
     def _tick(self) -> None:
@@ -161,7 +161,7 @@ class ServerShell:
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
         elif isinstance(effect, Validate):
-            world.disk.judge(self, effect.step)
+            world.disk.validate(self, effect.step)
         elif isinstance(effect, KeepBest):
             world.oracle.keeps_best(effect.step)
         elif isinstance(effect, Log):

@@ -33,7 +33,7 @@ class WorkerBefore:
 
 
 class WorkerOracle:
-    """The judge of all workers of one run. In a tainted term any bytes may come."""
+    """The oracle of all workers of one run. In a tainted term any bytes may come."""
 
     def __init__(self, oracle: Oracle, *, disorder: bool) -> None:
         self.oracle = oracle

@@ -79,7 +79,7 @@ class World:
         self._names = 0
 
     def loss_at(self, step: int) -> float:
-        """Return what the judge says of a checkpoint."""
+        """Return the validation loss of a checkpoint."""
         return random.Random(f"loss {self.schedule} {step}").random()  # noqa: S311
 
     def _where_it_ends(self) -> int:
