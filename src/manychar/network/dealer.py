@@ -92,16 +92,13 @@ class Dealer:
                 if event == _RETRIED and self._names and self._names.several:
                     self._try_next_at = -math.inf
                 if event & _REFUSED:
-                    self._note_refusal()
+                    refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
+                    if refusal != self.refusal:
+                        logger.warning(refusal)
+                    self.refusal = refusal
+                    self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
         if not self._is_connected and not self.socket.poll(0):
             self._try_to_connect(time.monotonic())  # it drops what is unread: a server's last words
-
-    def _note_refusal(self) -> None:
-        refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
-        if refusal != self.refusal:
-            logger.warning(refusal)
-        self.refusal = refusal
-        self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
 
     def _try_to_connect(self, now: float) -> None:
         """Connect again where libzmq does not: after a refusal, and to a name's next address."""

@@ -21,10 +21,7 @@ Deadline = Callable[[], float | None]
 
 
 class EventLoop(contextlib.ExitStack):
-    """Waits for everything at once, on the thread that made it. Times are monotonic.
-
-    To leave it restores the signals' handlers and closes the self-pipe; the sources stay open.
-    """
+    """Waits for everything at once; its end restores signal handlers and leaves sources open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,10 +41,7 @@ class EventLoop(contextlib.ExitStack):
         self._poller.register(source, zmq.POLLIN)
 
     def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
-        """Call back with the number of each of these signals that arrives.
-
-        A second SIGINT or SIGTERM ends the process at once. Without effect beside the main thread.
-        """
+        """Call back with the number of each of these signals that comes to the main thread."""
         self._signals |= dict.fromkeys(numbers, callback)
         self.enter_context(self._pipe.catching(*numbers))
 
