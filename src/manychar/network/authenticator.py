@@ -32,8 +32,7 @@ class Authenticator:
 
     def __init__(self, context: Context, keys: Path) -> None:
         """Read the server's key; UserError where it cannot be read, or others can read it."""
-        self._key = read_server_key(keys)
-        self._keys = keys
+        self._key, self._keys = read_server_key(keys), keys
         self._owners: dict[str, Owner] = {}
         self._current: frozenset[Owner] = frozenset()
         self._version: tuple[int, ...] = ()
