@@ -63,6 +63,7 @@ class Accepted:
         return digest
 
 
+# 20 methods, 14 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 

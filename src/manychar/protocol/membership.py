@@ -64,6 +64,7 @@ class Tally:
         self.delivered_at = now
 
 
+# 13 fields: all that is known of one connection.
 @dataclasses.dataclass
 class Member:
     """What the server knows of one peer. `joined` orders the members; `heard_at` is a time.
@@ -130,6 +131,7 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
+# 16 methods: small questions about members and leases.
 class Membership:
     """The members by peer, and the leases by shard. `silence` is the lease timeout in seconds."""
 

@@ -293,6 +293,7 @@ class WorkerStats(NamedTuple):
         return max(0.0, self.present - self.computing - self.waiting)
 
 
+# 17 fields: one figure each.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.

@@ -10,6 +10,7 @@ from manychar.protocol.messages import Dimensions
 from manychar.protocol.operation import Operation
 
 
+# 13 fields: all that a server is started with, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """A run as one server takes it up. `banned` gives the reason for the ban by worker's name.

@@ -41,7 +41,7 @@ TICK = 0.1
 STOP_WITHIN = 5.0
 
 
-# 20 methods: handlers of the tables; what they share is in the parts.
+# 22 methods: handlers of the tables; what they share is in the parts.
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 

@@ -64,6 +64,7 @@ class _Lease:
         self.queued = self.finished = None
 
 
+# 19 methods: one for each message and event of the table.
 class Worker(ClientMachine[WorkerPhase]):
     """The machine of one worker."""
 
