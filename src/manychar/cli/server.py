@@ -35,7 +35,7 @@ def server(
     **flags: Any,
 ) -> None:
     """Serve a run to workers that are started separately, here or on other machines."""
-    from manychar.network.router import check_free
+    from manychar.network.router import Router
 
     check_endpoint(bind)
     command = shlex.join(sys.argv[1:])
@@ -45,7 +45,7 @@ def server(
     if insecure:
         logger.info(f"--insecure: anyone who can reach {bind} can join this run and read its text")
     if "resume" not in flags:
-        check_free(bind, keys)  # before a run directory is made for nothing
+        Router(bind, None, keys).close()  # before a run directory is made for nothing
     directory = run_of(text, flags)
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve

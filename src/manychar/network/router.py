@@ -150,11 +150,6 @@ class Router:
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
-def check_free(endpoint: str, keys: Path | None) -> None:
-    """Raise UserError where a server could not listen at this endpoint, with these keys, now."""
-    Router(endpoint, None, keys).close()
-
-
 def messages_queued(dimensions: Dimensions | None) -> int:
     """Return how many messages may wait for one peer: QUEUED_BYTES, or what all shards need."""
     if dimensions is None:
