@@ -45,10 +45,8 @@ def serve(
     """Serve a run until it ends, and return how it ended. `keys` say which clients are admitted.
 
     Where the run has to resume earlier, this process executes itself anew; `flags` are what its
-    command line has besides --resume and --bind.
-
-    Raises UserError where the directory is damaged or held by another, the endpoint is taken, or
-    this machine's arithmetic is not the run's.
+    command line has besides --resume and --bind. Raises UserError where the directory is damaged or
+    locked, the endpoint is in use, or this machine's numerics are not the run's.
     """
     raise_limit()
     with contextlib.ExitStack() as stack:

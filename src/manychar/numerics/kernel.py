@@ -24,6 +24,7 @@ def nothing() -> None:
     """Do nothing: the progress callback of a caller without one."""
 
 
+# More attributes than elsewhere: every buffer is allocated once, and has a name.
 class Kernel:
     """Computes gradients of one shape and dtype: `load` the weights, then `compute` on them."""
 

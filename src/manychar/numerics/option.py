@@ -36,6 +36,7 @@ class Formula:
         return self.function(**{name: fields[name] for name in names})
 
 
+# A field for each fact of an option: more fields than elsewhere, so that one declaration is enough.
 @dataclasses.dataclass(frozen=True)
 class Option:
     """What is known of an option beside its type and default.
