@@ -261,10 +261,7 @@ class TestRunDirectories:
         self, manychar: Commands, text: Path
     ) -> None:
         name = "r" * 120
-        done = manychar.run(
-            *("train", str(text), *SMALL, "--steps", "3"),
-            *("--run-dir", name),
-        )
+        done = manychar.run(*("train", str(text), *SMALL, "--steps", "3"), *("--run-dir", name))
         assert done.code == 0, done
 
     @pytest.mark.parametrize("command", ["train", "server"])

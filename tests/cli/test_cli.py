@@ -190,7 +190,7 @@ class TestCtrlC:
         self, manychar: Commands, text: Path, number: int
     ) -> None:
         running = manychar.start(
-            *("train", str(text), "--hidden", "1500", "--steps", "1", "--run-dir", "run"),
+            *("train", str(text), "--hidden", "1500", "--steps", "1", "--run-dir", "run")
         )
         until(lambda: list(manychar.directory.iterdir()), "the draft of a run directory")
         running.send(number)

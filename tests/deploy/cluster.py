@@ -78,9 +78,7 @@ class Cluster:
             for i, node in enumerate(NODES)
         ]
         configuration = _CONFIGURATION.format(
-            host=host,
-            scratch=self._scratch,
-            nodes="\n".join(nodes),
+            host=host, scratch=self._scratch, nodes="\n".join(nodes)
         )
         self._configuration.write_text(configuration)
         self._start_munge()

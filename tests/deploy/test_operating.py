@@ -14,14 +14,7 @@ from manychar.protocol.codec import MAX_INTEGER, encode
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Send
 from manychar.protocol.field_types import DIGEST_BYTES
-from manychar.protocol.messages import (
-    WIRE_VERSION,
-    Dimensions,
-    Gradient,
-    Message,
-    Unit,
-    Weights,
-)
+from manychar.protocol.messages import WIRE_VERSION, Dimensions, Gradient, Message, Unit, Weights
 from tests.commands import SMALL, Commands
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT

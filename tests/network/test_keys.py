@@ -10,12 +10,7 @@ import pytest
 import zmq
 
 from manychar.network import keys
-from manychar.network.authenticator import (
-    ANSWERS_A_TURN,
-    DOMAIN,
-    ENDPOINT,
-    Authenticator,
-)
+from manychar.network.authenticator import ANSWERS_A_TURN, DOMAIN, ENDPOINT, Authenticator
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.protocol.messages import KeyRole
 from tests.commands import SMALL, Commands, until

@@ -143,10 +143,7 @@ class TestMessages:
 
 @pytest.mark.parametrize(
     "said",
-    [
-        b"\x01\x00\x02\x00x",
-        b"\xff" + b"\0" * 8 + b"\x7f\x01\x05\x00\x00\x00\x01x",
-    ],
+    [b"\x01\x00\x02\x00x", b"\xff" + b"\0" * 8 + b"\x7f\x01\x05\x00\x00\x00\x01x"],
     ids=["ZMTP 1.0", "ZMTP 2.0"],
 )
 def test_a_peer_of_an_old_kind_is_heard_like_any_other(router: Router, said: bytes) -> None:

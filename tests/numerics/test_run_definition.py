@@ -85,8 +85,7 @@ def test_a_bad_value_is_refused_by_the_name_of_its_flag(name: str, value: Any) -
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("hidden", 1), ("hidden", 65_536), ("validation", 0), ("clip", 1)],
+    ("name", "value"), [("hidden", 1), ("hidden", 65_536), ("validation", 0), ("clip", 1)]
 )
 def test_values_at_the_limits_are_taken(name: str, value: Any) -> None:
     assert getattr(dataclasses.replace(USUAL, **{name: value}), name) == value

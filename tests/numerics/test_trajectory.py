@@ -126,11 +126,7 @@ def plain_weights(definition: Definition, text: str, steps: int) -> list[referen
                 mean[name] += gradient[name] / definition.total_streams
         weights = reference.double(versions[-1])
         reference.adagrad(
-            weights,
-            memory,
-            mean,
-            learning_rate=definition.learning_rate,
-            clip=definition.clip,
+            weights, memory, mean, learning_rate=definition.learning_rate, clip=definition.clip
         )
         versions.append(weights)
     return versions

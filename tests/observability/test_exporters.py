@@ -323,12 +323,7 @@ sys.meta_path.insert(0, Missing())
     ],
 )
 def test_what_is_not_installed_is_named_before_a_run_begins(
-    manychar: Commands,
-    text: Path,
-    tmp_path: Path,
-    flags: tuple[str, str],
-    module: str,
-    extra: str,
+    manychar: Commands, text: Path, tmp_path: Path, flags: tuple[str, str], module: str, extra: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(MISSING.format(module=module))
     done = manychar.run("train", str(text), *SMALL, *flags, env={"PYTHONPATH": str(tmp_path)})

@@ -13,14 +13,7 @@ from manychar.network.router import Router, Unreachable
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import Health, health_of
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.messages import (
-    Dimensions,
-    Done,
-    Hello,
-    KeyRole,
-    Welcome,
-    WorkerStats,
-)
+from manychar.protocol.messages import Dimensions, Done, Hello, KeyRole, Welcome, WorkerStats
 from tests.commands import SMALL, Commands
 from tests.protocol.stage import status
 
@@ -75,10 +68,7 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
         (
             snapshot(7, worker("a")),
             "expired",
-            Health(
-                "step 7 of 12,000: it does not advance, and gives no reason",
-                healthy=False,
-            ),
+            Health("step 7 of 12,000: it does not advance, and gives no reason", healthy=False),
         ),
     ],
 )

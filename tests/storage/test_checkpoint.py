@@ -31,12 +31,7 @@ DTYPES: list[Literal["float32", "float64"]] = ["float32", "float64"]
 
 def a_definition(dtype: Literal["float32", "float64"] = "float32") -> Definition:
     return Definition(
-        corpus_sha256="0" * 64,
-        hidden=3,
-        seq_length=2,
-        shards=2,
-        streams=1,
-        dtype=dtype,
+        corpus_sha256="0" * 64, hidden=3, seq_length=2, shards=2, streams=1, dtype=dtype
     )
 
 

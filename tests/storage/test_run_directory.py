@@ -19,13 +19,7 @@ from manychar.protocol.operation import Operation
 from manychar.storage import atomic_files, corpus_file, run_directory
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
-from manychar.storage.run_directory import (
-    RunDirectory,
-    create_run,
-    locked,
-    open_run,
-    raise_term,
-)
+from manychar.storage.run_directory import RunDirectory, create_run, locked, open_run, raise_term
 from tests.single_process import bits_of
 from tests.texts import small_text
 
@@ -133,11 +127,7 @@ class TestMaking:
     @pytest.mark.parametrize("failing", ["write_corpus", "write_checkpoint", "replace_file"])
     @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
     def test_is_all_or_nothing(
-        self,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        failing: str,
-        error: BaseException,
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
     ) -> None:
         def fails(*_: object) -> None:
             raise error
@@ -282,8 +272,7 @@ class TestTerm:
 
 class TestOpening:
     @pytest.mark.parametrize(
-        "content",
-        [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"run": "x", "definition": {}}'],
+        "content", [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"run": "x", "definition": {}}']
     )
     def test_a_damaged_config(self, run: RunDirectory, content: bytes) -> None:
         (run.path / "config.json").write_bytes(content)

@@ -33,11 +33,7 @@ def run(plan: Plan) -> Iterator[str]:
         sides: dict[str, Measured] = {what: fleet, PLAIN: plain}
         found = interleave(sides, plan.seeds)
     row = Comparison(
-        what=what,
-        ours=found[what],
-        against=PLAIN,
-        theirs=found[PLAIN],
-        less_is_better=True,
+        what=what, ours=found[what], against=PLAIN, theirs=found[PLAIN], less_is_better=True
     )
     yield f"Seconds to a loss, H 100, server and 2 workers at the defaults, {plan.seeds} seeds:\n"
     yield comparisons([row])

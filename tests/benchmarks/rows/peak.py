@@ -22,13 +22,7 @@ def run(plan: Plan) -> Iterator[str]:
     flops = int(notes[PRODUCTS])
     found[STEP] = found[STEP].times(1e-9 * flops)
     rows = [
-        Comparison(
-            what=what,
-            ours=found[what],
-            against=PEAK,
-            theirs=found[PEAK],
-            percent=True,
-        )
+        Comparison(what=what, ours=found[what], against=PEAK, theirs=found[PEAK], percent=True)
         for what in (STEP, PRODUCTS)
     ]
     yield f"One process, GFLOP/s ({flops:,} a character: 6 (H² + H V)):\n"

@@ -30,11 +30,7 @@ def run(plan: Plan) -> Iterator[str]:
     }
     found = interleave(sides, plan.rounds)
     row = Comparison(
-        what=VALIDATED,
-        ours=found[VALIDATED],
-        against=NOT,
-        theirs=found[NOT],
-        percent=True,
+        what=VALIDATED, ours=found[VALIDATED], against=NOT, theirs=found[NOT], percent=True
     )
     yield "The price of validation, server and 2 workers, defaults, characters a second in all:\n"
     yield comparisons([row])
