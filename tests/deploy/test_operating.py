@@ -170,7 +170,7 @@ def test_another_wire_version_is_refused_and_both_are_named(
     server.wait_for(f"newer was refused: {reason}")
     server.send(15)
     assert server.end().code == 75
-    assert "it speaks wire version 2, this server speaks 1" in PAGE
+    assert "it speaks wire version 1, this server speaks 2" in PAGE
 
 
 def said(path: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from manychar.protocol import field_types as field
 
-WIRE_VERSION = 1  # rises with every release that changes the messages
+WIRE_VERSION = 2  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection

@@ -106,9 +106,10 @@ def stated_sha256(path: Path) -> str | None:
     """Return the sha256 that a checkpoint's header states; None where no header can be read."""
     try:
         with path.open("rb") as file:
-            length = file.read(8)
-            return _metadata_of(length + file.read(int.from_bytes(length, "little"))).get("sha256")
-    except (OSError, ValueError, OverflowError):
+            start = file.read(8)
+            length = min(int.from_bytes(start, "little"), path.stat().st_size)  # it may be damaged
+            return _metadata_of(start + file.read(length)).get("sha256")
+    except (OSError, ValueError, AttributeError):
         return None
 
 
