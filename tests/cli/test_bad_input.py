@@ -257,6 +257,7 @@ class TestRunDirectories:
         done = manychar.run("train", str(text), *SMALL, "--run-dir", str(kept / "run"))
         expect_one_line(done, str(kept / "run"))
 
+    @pytest.mark.long
     def test_a_path_too_long_for_a_socket_is_none_for_a_run(
         self, manychar: Commands, text: Path
     ) -> None:
@@ -280,6 +281,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 class TestResuming:
+    @pytest.mark.long
     def test_changes_the_operation_only(
         self, manychar: Commands, text: Path, trained: Path
     ) -> None:

@@ -172,6 +172,7 @@ class TestCtrlC:
     @pytest.mark.parametrize(
         "line", ["characters, ", "run directory", "step 0/", "worker-1 has joined"]
     )
+    @pytest.mark.long
     def test_when_it_has_said_something(self, manychar: Commands, text: Path, line: str) -> None:
         running = manychar.start(
             *("train", str(text), *SMALL, "--steps", "1000000", "--run-dir", "run")

@@ -11,6 +11,7 @@ from tests.fleet.test_fleet import expect_same_bits
 START = ("--run-dir", "run", "--or-resume", *SMALL, "--sample-every", "0", "--workers", "1")
 
 
+@pytest.mark.long
 def test_without_samples_on_the_way_there_is_one_at_the_end(manychar: Commands, text: Path) -> None:
     for steps in ("30", "60"):
         flags = ("--sample-length", "9", "--steps", steps)

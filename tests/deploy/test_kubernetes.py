@@ -258,6 +258,7 @@ def test_the_secret_is_made_by_the_command_in_the_readme(require: Require, tmp_p
     assert set(secret["data"]) == wanted
 
 
+@pytest.mark.long
 def test_the_pods_own_commands_train_are_stopped_and_go_on(
     manychar: Commands, places: dict[str, Path]
 ) -> None:

@@ -94,6 +94,7 @@ class Job:
         return expect_same_bits(self.run, self.slurm.here / "text.txt")
 
 
+@pytest.mark.long
 def test_a_job_trains_to_its_last_step_and_one_with_bad_flags_fails(slurm: Cluster) -> None:
     job = Job(slurm, "text.txt", *DEFINITION, "--steps", "60")
     mistaken = Job(slurm, "no-such-text.txt")

@@ -110,6 +110,7 @@ def test_kills_of_server_and_workers_change_no_bit(
     assert f"the same bits: {last:,} steps" in verified.out
 
 
+@pytest.mark.long
 def test_a_stopped_worker_is_taken_for_lost_and_comes_back(manychar: Commands, text: Path) -> None:
     fleet = ByHand(manychar, text, steps=0)
     fleet.server.wait_for("w0 has joined")  # the other one may be training before it has come
@@ -186,6 +187,7 @@ def small_run(manychar: Commands, text: Path) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_a_write_killed_at_every_system_call_loses_nothing(
     small_run: Path, tmp_path: Path, require: Require
 ) -> None:
@@ -251,6 +253,7 @@ def _expect_nothing_lost(run: Path) -> None:
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("policy", ["stop", "continue"])
+@pytest.mark.long
 def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
     manychar: Commands, text: Path, require: Require, error: str, policy: str
 ) -> None:
@@ -365,6 +368,7 @@ def _altered(run: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["journal.jsonl", "corpus.bin", "checkpoints/step-000000050.safetensors"]
 )
+@pytest.mark.long
 def test_verify_notices_an_altered_file(manychar: Commands, text: Path, name: str) -> None:
     done = manychar.run(
         *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),
@@ -380,6 +384,7 @@ def test_verify_notices_an_altered_file(manychar: Commands, text: Path, name: st
     assert len(verified.err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_run_whose_journal_was_torn_before_its_checkpoint_is_verified(
     manychar: Commands, text: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_server_that_does_not_stop_is_killed_and_the_run_goes_on_later(
     assert expect_same_bits(run, text) == last
 
 
+@pytest.mark.long
 def test_verify_says_that_one_of_its_processes_was_ended(manychar: Commands, text: Path) -> None:
     made = manychar.run(
         *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),

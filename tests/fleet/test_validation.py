@@ -79,6 +79,7 @@ def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, 
     assert manychar.run("verify", "run").code == 0
 
 
+@pytest.mark.long
 def test_validation_losses_are_the_same_however_many_workers(
     manychar: Commands, text: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None
     assert manychar.run("train", "--resume", "run", *more).code == 0
 
 
+@pytest.mark.long
 def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path) -> None:
     train(manychar, text, "calm", *STOPS)
     running = manychar.start("train", str(text), "--run-dir", "run", *VALIDATED, *STOPS)
@@ -132,6 +134,7 @@ def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path
     assert (state.step, bits_of(state)) == (end, bits_alone(text, run, end)[end])
 
 
+@pytest.mark.long
 def test_a_validation_loss_that_a_crash_at_the_end_took_comes_on_resume(
     manychar: Commands, text: Path
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     best = manychar.directory / "run" / "checkpoints" / BEST_NAME
@@ -195,6 +199,7 @@ def test_a_best_checkpoint_that_is_damaged_is_made_again(manychar: Commands, tex
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.long
 def test_the_best_is_what_the_losses_say_wherever_a_server_died(
     manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
 ) -> None:
@@ -307,6 +312,7 @@ def test_a_checkpoint_that_is_not_there_has_no_validation_loss(asked: Asked) -> 
     assert "step-000000007.safetensors" in result.fault
 
 
+@pytest.mark.long
 def test_a_torn_line_is_validated_again(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60")
     path = manychar.directory / "run" / VALIDATION_NAME
@@ -329,6 +335,7 @@ def test_a_result_of_another_checkpoint_is_passed_over(manychar: Commands, text:
     assert read_validation_losses(run)[20] == 0.125
 
 
+@pytest.mark.long
 def test_results_are_cut_off_after_the_checkpoint(manychar: Commands, text: Path) -> None:
     train(manychar, text, "run", "--steps", "60", "--workers", "1")
     run = open_run(manychar.directory / "run")

@@ -379,6 +379,7 @@ class TestConnections:
         assert "dropped" not in fleet.server.err, "a frame was delivered"
         fleet.end(text)
 
+    @pytest.mark.long
     def test_with_a_key_but_many_faults_are_blocked(
         self, manychar: Commands, text: Path, measured: None
     ) -> None:

@@ -158,6 +158,7 @@ def test_a_peer_of_an_old_kind_is_heard_like_any_other(router: Router, said: byt
         assert received(router)[1] == [b"x"]
 
 
+@pytest.mark.long
 def test_failed_handshakes_that_nobody_counts_do_not_stop_the_rest() -> None:
     """libzmq's thread waits where an event of its monitor has no room."""
     raise_limit()
@@ -344,6 +345,7 @@ class TestLimits:
             Router("tcp://127.0.0.1:*", SIZES)
         assert refusal.value.code == REFUSED_FOR_SAFETY
 
+    @pytest.mark.long
     def test_a_handshake_that_never_ends_is_ended(self) -> None:
         router = Router("tcp://127.0.0.1:*", SIZES)
         with socket.create_connection(("127.0.0.1", int(router.endpoint.rsplit(":")[-1]))) as half:

@@ -64,6 +64,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+@pytest.mark.long
 def test_tensorboard_of_a_fleet(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--steps", "300", "--sample-every", "100", "--checkpoint-every", "100")
     done = manychar.run(
@@ -147,6 +148,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_stops_neither_run_nor_observer(manychar: Commands, text: Path) -> None:
     running = manychar.start(
         *("train", str(text), *SMALL, "--steps", "0", "--sample-every", "50"),

@@ -76,6 +76,7 @@ def test_health_of_two_snapshots(now: Snapshot, when: str, expected: Health | No
     assert health_of(snapshot(7, worker("a")), now, expired=when == "expired") == expected
 
 
+@pytest.mark.long
 def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     keys.create(manychar.directory / "keys")
     probe = keys.add(manychar.directory / "keys", "probe", KeyRole.OBSERVER)

@@ -68,6 +68,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     assert watched.end().code == 0, "it ends with the run"
 
 
+@pytest.mark.long
 def test_status_names_a_stopped_worker(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text, "--lease-timeout", "60")
     pid = manychar.find("--name", "worker-1")
@@ -137,6 +138,7 @@ def test_a_childs_level_is_kept(manychar: Commands, text: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "server"])
+@pytest.mark.long
 def test_a_run_continues_when_its_output_is_closed(
     manychar: Commands, text: Path, command: str
 ) -> None:

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from tests.commands import SMALL, Commands
 
 # Breaks the arithmetic of the first worker that starts, which is alone with its server: from its
@@ -79,6 +81,7 @@ def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
     assert not list(manychar.directory.iterdir())
 
 
+@pytest.mark.long
 def test_one_stream_is_held_against_the_plain_form(manychar: Commands, text: Path) -> None:
     done = manychar.run(
         *("equivalence", str(text), "--hidden", "8", "--seq-length", "5"),
@@ -97,6 +100,7 @@ def test_one_stream_is_held_against_the_plain_form(manychar: Commands, text: Pat
     assert done.out.splitlines()[-1].startswith("the same bits")
 
 
+@pytest.mark.long
 def test_it_fails_when_one_worker_computes_wrong(
     manychar: Commands, text: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +140,7 @@ def test_ctrl_c_leaves_nothing(manychar: Commands, text: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("manychar-*")), "its scratch directory is left"
 
 
+@pytest.mark.long
 def test_ctrl_c_while_a_fleet_trains(manychar: Commands, text: Path, tmp_path: Path) -> None:
     running = manychar.start(
         *("equivalence", str(text), *SMALL, "--steps", "1500", "--checkpoint-every", "1500"),

@@ -115,6 +115,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     assert (source.view.live, source.view.state) == (False, "finished at step 300")
 
 
+@pytest.mark.long
 def test_a_lost_server_is_waited_for_and_found_again(
     manychar: Commands, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

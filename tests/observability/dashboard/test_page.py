@@ -141,6 +141,7 @@ def _contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.long
 def test_a_live_run_is_followed_to_its_end(
     manychar: Commands, text: Path, browser: Browser
 ) -> None:
