@@ -96,6 +96,9 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "'portabel' is not one of 'portable', 'native'" in wrong
     renamed = manychar.run("status", "tcp://127.0.0.1:1", "--patience", "3").err
     assert "No such option: --patience. Its name is now --connect-timeout" in renamed
+    never_had_it = manychar.run("train", "--patience", "3").err
+    assert "No such option: --patience" in never_had_it
+    assert "connect-timeout" not in never_had_it
     assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
 
 

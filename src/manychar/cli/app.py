@@ -170,7 +170,9 @@ def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
-    if (match := _UNKNOWN_FLAG.search(message)) and match["name"] in RENAMED:
-        message += f". Its name is now {flag(RENAMED[match['name']])}"
+    match = _UNKNOWN_FLAG.search(message)
+    name = RENAMED.get(match["name"]) if match else None
+    if name and context and any(name == each.name for each in context.command.params):
+        message += f". Its name is now {flag(name)}"
     where = from_file(context, getattr(error, "param", None))
     return f"{path}: {where}{message}; see {path} --help"
