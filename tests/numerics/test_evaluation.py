@@ -1,4 +1,4 @@
-"""The loss of a text: against the plain reference, and against itself read in other pieces."""
+"""The loss of a text: against the plain reference, and against itself read in other segments."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manychar.numerics import evaluation as module
-from manychar.numerics.evaluation import SHORTEST_PIECE, Evaluation, evaluate
+from manychar.numerics.evaluation import SHORTEST_SEGMENT, Evaluation, evaluate
 from manychar.numerics.model import Parameters, count_parameters
 from tests.numerics.reference import double, loss_fun
 
@@ -22,8 +22,8 @@ def ids(length: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, V, length).astype(np.uint8)
 
 
-@pytest.mark.parametrize("length", [2, 3, 60, SHORTEST_PIECE + 1])
-def test_one_piece_is_the_reference(length: int) -> None:
+@pytest.mark.parametrize("length", [2, 3, 60, SHORTEST_SEGMENT + 1])
+def test_one_segment_is_the_reference(length: int) -> None:
     text = ids(length)
     loss, _, _ = loss_fun(
         double(parameters().named()), text[:-1].tolist(), text[1:].tolist(), np.zeros(H)
@@ -33,18 +33,20 @@ def test_one_piece_is_the_reference(length: int) -> None:
     assert found.nats == pytest.approx(loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("length", [5 * SHORTEST_PIECE + 3, 40 * SHORTEST_PIECE])
-def test_many_pieces_come_to_the_same_as_one(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [5 * SHORTEST_SEGMENT + 3, 40 * SHORTEST_SEGMENT])
+def test_many_segments_come_to_the_same_as_one(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = ids(length)
     many = evaluate(parameters(), text)
-    monkeypatch.setattr(module, "LANES", 1)
+    monkeypatch.setattr(module, "COLUMNS", 1)
     one = evaluate(parameters(), text)
     assert many.characters == one.characters == length - 1
     assert many.nats == pytest.approx(one.nats, rel=1e-9), "100 characters are enough to warm up"
 
 
-def test_without_a_warm_up_the_pieces_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = ids(5 * SHORTEST_PIECE)
+def test_without_a_warm_up_the_segments_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ids(5 * SHORTEST_SEGMENT)
     exact = evaluate(parameters(), text).nats
     monkeypatch.setattr(module, "WARM_UP", 0)
     assert evaluate(parameters(), text).nats != pytest.approx(exact, rel=1e-6)
@@ -72,6 +74,13 @@ def test_weights_of_zero_know_nothing() -> None:
 def test_a_text_without_a_next_character_is_an_error(length: int) -> None:
     with pytest.raises(ValueError, match="less than two characters"):
         evaluate(parameters(), ids(length))
+
+
+@pytest.mark.parametrize("length", [60, 5 * SHORTEST_SEGMENT])
+def test_progress_is_called_at_least_once_a_time_step(length: int) -> None:
+    calls: list[None] = []
+    evaluate(parameters(), ids(length), lambda: calls.append(None))
+    assert len(calls) >= math.ceil((length - 1) / max(1, (length - 1) // SHORTEST_SEGMENT))
 
 
 def test_means_are_by_character() -> None:

@@ -1,24 +1,26 @@
-"""How well the model predicts a text: its loss, forward only.
+"""The loss of the model on a text, forward only.
 
-The text is read in up to LANES pieces side by side, because one after the other would take as many
-times as long. Each piece but the first begins WARM_UP characters early, with a hidden state that is
-zero there, and those are not counted: every character but the text's first counts once.
+The text is read in up to COLUMNS segments side by side, because one after the other would take as
+many times as long. Each segment but the first starts WARM_UP characters early, from a zero hidden
+state; those characters are not counted: every character but the text's first counts once.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.kernel import nothing
 from manychar.numerics.loss_units import bits_of
 from manychar.numerics.model import Parameters
 
-LANES = 32
+COLUMNS = 32
 WARM_UP = 100
-SHORTEST_PIECE = 4 * WARM_UP
-CHARACTERS_AT_ONCE = 2048
+SHORTEST_SEGMENT = 4 * WARM_UP
+CHUNK = 2048  # characters whose losses are one matrix product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,46 +41,56 @@ class Evaluation:
         return bits_of(self.nats_a_character)
 
 
-def evaluate(parameters: Parameters, ids: NDArray[np.unsignedinteger]) -> Evaluation:
-    """Return the loss of a text, ids of shape (N,). Raises ValueError below two characters."""
+def evaluate(
+    parameters: Parameters, ids: NDArray[np.unsignedinteger], progress: Callable[[], None] = nothing
+) -> Evaluation:
+    """Return the loss of a text, ids of shape (N,). Raises ValueError below two characters.
+
+    `progress` is called between the pieces of the work, at least once a time step.
+    """
     predicted = len(ids) - 1
     if predicted < 1:
         raise ValueError("a text of less than two characters predicts nothing")
-    lanes = max(1, min(LANES, predicted // SHORTEST_PIECE))
-    length = math.ceil(predicted / lanes)
-    model, nats = _Reader(parameters, lanes), 0.0
-    begins = np.arange(lanes) * length
-    if lanes > 1:
+    columns = max(1, min(COLUMNS, predicted // SHORTEST_SEGMENT))
+    length = math.ceil(predicted / columns)
+    reader, nats = _Reader(parameters, columns), 0.0
+    starts = np.arange(columns) * length
+    if columns > 1:
         for t in range(-WARM_UP, 0):
-            places = begins + t
-            model.read(ids[np.maximum(places, 0)], fresh=places < 0)
-    at_once = max(1, CHARACTERS_AT_ONCE // lanes)
-    for first in range(0, length, at_once):
+            positions = starts + t
+            reader.read(ids[np.maximum(positions, 0)], fresh=positions < 0)
+            progress()
+    chunk = max(1, CHUNK // columns)
+    for first in range(0, length, chunk):
         states, targets, counted = [], [], []
-        for t in range(first, min(first + at_once, length)):
-            places = begins + t
-            counted.append(places < predicted)
-            places = np.minimum(places, predicted - 1)
-            states.append(model.read(ids[places]))
-            targets.append(ids[places + 1])
-        nats += model.loss(np.concatenate(states), np.concatenate(targets), np.concatenate(counted))
+        for t in range(first, min(first + chunk, length)):
+            positions = starts + t
+            counted.append(positions < predicted)
+            positions = np.minimum(positions, predicted - 1)
+            states.append(reader.read(ids[positions]))
+            targets.append(ids[positions + 1])
+            progress()
+        nats += reader.loss(
+            np.concatenate(states), np.concatenate(targets), np.concatenate(counted)
+        )
+        progress()
     return Evaluation(nats, predicted)
 
 
 class _Reader:
-    """Reads several pieces of text side by side, one character of each at a time."""
+    """Reads several segments of text side by side, one character of each at a time."""
 
-    def __init__(self, parameters: Parameters, lanes: int) -> None:
+    def __init__(self, parameters: Parameters, columns: int) -> None:
         arrays = parameters.named()
         self._input = np.ascontiguousarray(arrays["Wxh"].T) + arrays["bh"]  # (V, H)
         self._recurrent = np.ascontiguousarray(arrays["Whh"].T)  # (H, H)
         self._output, self._bias = np.ascontiguousarray(arrays["Why"].T), arrays["by"]  # (H, V)
-        self._h = np.zeros((lanes, parameters.hidden_size), parameters.flat.dtype)
+        self._h = np.zeros((columns, parameters.hidden_size), parameters.flat.dtype)
 
     def read(
         self, characters: NDArray[np.unsignedinteger], *, fresh: NDArray[np.bool_] | None = None
     ) -> NDArray[Any]:
-        """Return the hidden states (lanes, H) after one character each; where `fresh`, zero."""
+        """Return the hidden states (columns, H) after one character each; where `fresh`, zero."""
         h: NDArray[Any] = self._h @ self._recurrent
         h += self._input[characters]
         self._h = np.tanh(h, out=h)
