@@ -9,7 +9,7 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import TextFiles
-from manychar.cli.train import define, operation_of
+from manychar.cli.run_setup import define, operation_of
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 

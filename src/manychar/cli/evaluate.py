@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
+from manychar.cli.run_setup import numerics_of
 from manychar.cli.sample import weights_of
-from manychar.cli.train import numerics_of
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError

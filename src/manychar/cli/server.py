@@ -13,7 +13,7 @@ import typer
 
 from manychar.cli.console import nothing, write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
-from manychar.cli.train import exit_with, numerics_of, run_of
+from manychar.cli.run_setup import exit_with, numerics_of, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option

@@ -1,0 +1,144 @@
+"""From a command's flags to a run directory, and from the end of a run to an exit code."""
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from manychar.cli.console import program
+from manychar.numerics.option import flag, options_of, resolve
+from manychar.numerics.run_definition import Definition
+from manychar.processes.errors import UserError
+from manychar.processes.numerics_pinning import pin
+from manychar.protocol.operation import Operation
+
+if TYPE_CHECKING:
+    from manychar.protocol.effects import Finish
+    from manychar.storage.corpus_file import Corpus
+    from manychar.storage.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the flags that are options of a dataclass."""
+    return {name: flags[name] for name in options_of(options) if name in flags}
+
+
+def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
+    """Open the run that these flags resume, or make a new one; pins the numerics.
+
+    Raises UserError and OptionError.
+    """
+    path = _resumed(text, flags)
+    pin(numerics_of(path) if path else flags.get("numerics", "portable"))
+    from manychar.storage.run_directory import create_run, open_run
+
+    if path is None:
+        definition, corpus = define(text, flags)
+        operation = operation_of(flags, shards=definition.shards)
+        directory = create_run(flags.get("run_dir"), definition, corpus, operation)
+        characters, distinct = len(corpus.ids), len(corpus.vocabulary)
+        logger.info(f"{corpus.source}: {characters:,} characters, {distinct} distinct")
+        logger.info(f"run directory: {directory.path}")
+        return directory
+    directory = open_run(path)
+    if flags.get("or_resume"):
+        _check_definition(directory, text, flags)
+        logger.info(f"resuming the run in {path}")
+    operation = dataclasses.replace(directory.operation, **given(Operation, flags))
+    return dataclasses.replace(directory, operation=operation)
+
+
+def _resumed(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
+    """Return the run directory to resume, if any. Raises UserError for flags that contradict."""
+    resume: Path | None = flags.get("resume")
+    if flags.get("or_resume"):
+        if resume is not None:
+            raise UserError("--resume and --or-resume: give one of them")
+        if "run_dir" not in flags:
+            raise UserError("--or-resume: needs --run-dir, the same one at every start")
+        path: Path = flags["run_dir"]
+        return path if (path / "config.json").exists() else None
+    if resume is not None:
+        defining = sorted((options_of(Definition).keys() | {"run_dir"}) & flags.keys())
+        if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
+            raise UserError(
+                f"{', '.join(words)}: a resumed run keeps its definition;"
+                " leave it out beside --resume"
+            )
+    return resume
+
+
+def _check_definition(
+    directory: "RunDirectory", text: list[Path] | None, flags: dict[str, Any]
+) -> None:
+    """Raise UserError where these flags define another run."""
+    from manychar.storage.corpus_file import read_corpus
+
+    path = directory.path
+    for name, value in dataclasses.asdict(directory.definition).items():
+        if flags.get(name, value) != value:
+            raise UserError(
+                f"{flag(name)} {flags[name]}: the run in {path} has {flag(name)} {value};"
+                " leave it out, or choose another --run-dir"
+            )
+    if text and read_corpus(text).sha256 != directory.definition.corpus_sha256:
+        raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
+
+
+def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
+    """Read the text and return (definition, corpus). Raises UserError and OptionError."""
+    from manychar.storage.corpus_file import read_corpus
+    from manychar.storage.run_directory import streams_of
+
+    values = given(Definition, flags)
+    Definition(corpus_sha256="0" * 64, **values)  # before a long text is read
+    corpus = read_corpus(text or [])
+    definition = Definition(corpus_sha256=corpus.sha256, **values)
+    streams_of(definition, corpus.ids)
+    return definition, corpus
+
+
+def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
+    """Return the operation of a new run. Raises OptionError."""
+    return Operation(**resolve(Operation, flags, shards=shards, cores=usable_cores()))
+
+
+def numerics_of(path: Path) -> str:
+    """Return a run's numerics, before numpy is imported to read the rest."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        return "native" if config["definition"]["numerics"] == "native" else "portable"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "portable"  # opening the run reports what is wrong with it
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
+    """Log how the run ended, how to resume it and how to sample; exit with its code."""
+    from manychar.storage.validation_log import BEST_NAME
+
+    path = shlex.quote(str(directory.path))
+    if finish.code:
+        logger.error(f"manychar: {finish.reason}")
+    else:
+        logger.info(finish.reason)
+    if finish.code or directory.operation.steps == 0:
+        logger.info(f"resume: {program()} {again} --resume {path}")
+    logger.info(f"sample from it: {program()} sample {path}")
+    best = directory.checkpoints / BEST_NAME
+    if best.exists():
+        logger.info(f"or from the best: {program()} sample {shlex.quote(str(best))}")
+    raise typer.Exit(finish.code)
