@@ -518,6 +518,20 @@ class TestKilling:
         assert expect_same_bits(run, text) == 0
         expect_nothing_half_written(run)
 
+    def test_refuses_to_resume_a_run_that_began_with_other_numerics(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        options = ("--workers", "1", "--run-dir", "run", *SMALL, "--steps", "2")
+        assert manychar.run("train", str(text), *options).code == 0
+        config = json.loads((run / "config.json").read_text())
+        config["facts"] |= {"fingerprint": "0" * 64, "libraries": {"blas": "MKL"}}
+        (run / "config.json").write_text(json.dumps(config))
+        done = manychar.run("train", "--resume", "run", "--steps", "4")
+        assert done.code == 3, done.err
+        assert "this machine's arithmetic gives other bits than the run's: here " in done.err
+        assert "the run began with blas MKL; serve it on such a machine" in done.err
+        assert expect_same_bits(run, text) == 2
+
     @pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc here")
     def test_what_a_worker_writes_after_the_server_has_ended_is_read(
         self, manychar: Commands, text: Path, tmp_path: Path

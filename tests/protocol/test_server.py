@@ -220,15 +220,6 @@ def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
     assert not stage.server.membership.members
 
 
-def test_other_arithmetic_can_be_admitted_and_marks_the_run() -> None:
-    stage = Stage(allow_mixed_numerics=True)
-    stage.hello("ann")
-    effects = stage.ready("ann", fingerprint="x")
-    assert only(effects, Remember)
-    assert "not reproducible bit for bit" in said(effects)
-    assert sent(effects, Grant, "ann")
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -586,17 +577,6 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     assert "step 0 waits for the disk: earlier checkpoints are being written" in said(effects)
     assert only(effects, Status).waiting_for.startswith("the disk")
     assert not stage.server.status_report.waits_for_disk
-
-
-def test_with_mixed_arithmetic_a_difference_is_counted_and_nobody_banned() -> None:
-    stage = Stage(allow_mixed_numerics=True)
-    stage.hello("ann")
-    stage.ready("ann", fingerprint="x")
-    stage.join("bob")
-    stage.deliver("ann", 0, 0)
-    effects = stage.deliver("bob", 0, 0, loss=1.0)
-    assert not [effect for effect in effects if isinstance(effect, Compute)]
-    assert stage.server.counts["gradients_conflicting"] == 1
 
 
 def test_the_end_waits_for_a_dispute() -> None:

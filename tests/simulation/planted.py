@@ -5,8 +5,8 @@ rule that is left out, by its number in manychar.protocol (a word stands for a p
 rules), the kind of schedule in which it is looked for, and the invariants that may find it.
 
 Left to other tests: rule 11 is a definition; the lock, the term file and checkpoint 0 of rule 13,
-the mailbox of rule 16 and the probe of rule 17 belong to the shells; a newer server's term (12) and
-mixed numerics (10) are stories in tests/protocol.
+the mailbox of rule 16 and the probe of rule 17 belong to the shells; a newer server's term (12) is
+a story in tests/protocol.
 """
 
 import dataclasses

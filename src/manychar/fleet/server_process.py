@@ -121,7 +121,7 @@ def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[Ru
 def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
     """Compare this machine's numerics with the run's, or note them where the run is new.
 
-    Raises UserError where they differ and that was not allowed. The journal says by now from which
+    Raises UserError where they differ. The journal says by now from which
     checkpoint this term began, so the mark to resume earlier has done its work.
     """
     facts = directory.facts
@@ -129,16 +129,14 @@ def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
     if not facts.fingerprint:
         libraries = dict(run.libraries)
         return directory.with_facts(fingerprint=run.fingerprint, libraries=libraries)
-    if facts.fingerprint == run.fingerprint:
-        return directory
-    if not directory.operation.allow_mixed_numerics:
+    if facts.fingerprint != run.fingerprint:
         raise UserError(
             f"this machine's arithmetic gives other bits than the run's: here"
             f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
-            " serve it on such a machine, or add --allow-mixed-numerics",
+            " serve it on such a machine",
             code=RUN_FAILED,
         )
-    return directory.with_facts(mixed=True)
+    return directory
 
 
 def execute_anew(

@@ -18,15 +18,11 @@ RENEWALS = 2
 
 # 24 methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
-    """Admits peers. `banned` gives the reason for each ban by name.
-
-    `mixed` is whether a worker with another fingerprint than the run's was admitted.
-    """
+    """Admits peers. `banned` gives the reason for each ban by name."""
 
     def __init__(self, shared: Shared, lease_grants: LeaseGrants) -> None:
         super().__init__(shared)
         self.banned = dict(self._run.banned)
-        self.mixed = False
         self._lease_grants = lease_grants
         self._fault_limiter = FaultLimiter()
         self._next_warning = -math.inf
@@ -88,17 +84,9 @@ class Admission(ServerPart):
         """Let a worker with the run's arithmetic begin."""
         member.tally = Tally(since=now, reported_at=now, delivered_at=now)
         member.slowest = ready.slowest
-        other = ready.fingerprint != self._run.fingerprint
-        if other and not self._run.operation.allow_mixed_numerics:
+        if ready.fingerprint != self._run.fingerprint:
             self._refuse_arithmetic(member, ready, now)
-            return
-        if other and not self.mixed:
-            self.mixed = True
-            self._outbox.add(Remember({"mixed": True}))
-            self._outbox.warn(
-                f"{member.name} has other arithmetic: this run is not reproducible bit for bit"
-            )
-        if member.state is PeerState.ADMITTED:
+        elif member.state is PeerState.ADMITTED:
             self._begins(member, now)
 
     def _begins(self, member: Member, now: float) -> None:

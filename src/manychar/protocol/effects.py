@@ -135,7 +135,7 @@ class ResumeBefore(Effect):
 
 @dataclasses.dataclass(frozen=True)
 class Remember(Effect):
-    """Write to config.json's facts that the run is `mixed`, or the `banned` names with reasons."""
+    """Write to config.json's facts the `banned` names with reasons."""
 
     changes: Mapping[str, Any]
 

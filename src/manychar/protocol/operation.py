@@ -1,8 +1,6 @@
 """How a run is carried out: config.json's `operation`. No bit of the weights depends on it.
 
-The exception is `allow_mixed_numerics`: where a worker with another fingerprint is admitted, the
-run is marked as mixed. `stop_when_no_better` decides how many steps are done, not what a step
-computes.
+`stop_when_no_better` decides how many steps are done, not what a step computes.
 """
 
 import dataclasses
@@ -48,10 +46,6 @@ class Operation:
     )
     stop_when_no_better: int = _count(
         0, "Stop after N checkpoints without a lower validation loss; 0: never."
-    )
-    allow_mixed_numerics: bool = _option(
-        default=False,
-        text="Admit workers whose arithmetic gives other bits; the run is marked as mixed.",
     )
 
     def __post_init__(self) -> None:

@@ -57,14 +57,13 @@ UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
 class RunFacts:
     """What a run learns while it runs, config.json's `facts`.
 
-    `fingerprint` and `libraries` are those of the numerics that the run began with. `mixed`: a
-    worker with another fingerprint was admitted since. `banned`: the reason by worker's name. The
-    next server resumes from before step `resume_before`; None: from anywhere.
+    `fingerprint` and `libraries` are those of the numerics that the run began with. `banned`: the
+    reason by worker's name. The next server resumes from before step `resume_before`; None: from
+    anywhere.
     """
 
     fingerprint: str = ""
     libraries: dict[str, str] = dataclasses.field(default_factory=dict)
-    mixed: bool = False
     banned: dict[str, str] = dataclasses.field(default_factory=dict)
     resume_before: int | None = None
 
