@@ -1,20 +1,17 @@
 """The entry: from the first line on, Ctrl-C ends without a traceback."""
 
-import os
 import signal
 import sys
-from types import FrameType
 
-
-def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    os._exit(130)
+from manychar.processes.signals import STOPS, end_at_once
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     if sys.platform == "win32":
         sys.exit("manychar runs on Linux and macOS; on Windows, use it inside WSL: wsl --install")
-    signal.signal(signal.SIGINT, _interrupted)
+    for number in STOPS:
+        signal.signal(number, end_at_once)
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
 
     sys.exit(run(sys.argv[1:]))

@@ -10,9 +10,7 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import traceback
 from typing import Annotated, Any
 
@@ -23,9 +21,8 @@ from manychar.cli import server, verify
 from manychar.cli.config_file import RENAMED, configurable, from_file
 from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
-from manychar.processes.errors import BAD_INPUT, CRASHED, INTERRUPTED, STOPPED, UserError, because
+from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
 from manychar.processes.parent_death import end_with_parent
-from manychar.processes.signals import early
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +105,6 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
-    sys.unraisablehook = _send_again
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGTERM, _end)
     try:
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except (UserError, OptionError) as error:
@@ -129,41 +123,7 @@ def _run(arguments: list[str]) -> int:
         if error.format_message():  # without arguments the help has been printed instead
             logger.error(_usage_line(error))
         return BAD_INPUT
-    except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
     return code if isinstance(code, int) else 0
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C, by another name.
-
-    Where a KeyboardInterrupt itself has passed an `exec` of a string (every dataclass is one),
-    CPython 3.11 ends the process by SIGINT at its exit, though it was caught and a code was given.
-    """
-
-    number = signal.SIGINT
-
-
-class _Stopped(SystemExit):
-    """SIGTERM, likewise."""
-
-    number = signal.SIGTERM
-
-
-def _end(number: int, _frame: object) -> None:
-    """End and clean up everything that was begun; a loop handles what Python swallowed."""
-    early.append(number)
-    raise _Interrupted if number == signal.SIGINT else _Stopped(STOPPED)
-
-
-def _send_again(ignored: Any) -> None:
-    """Send a signal again whose exception Python could not raise: it came within a callback."""
-    if not issubclass(ignored.exc_type, _Interrupted | _Stopped):
-        sys.__unraisablehook__(ignored)
-        return
-    again = threading.Timer(SOON, os.kill, (os.getpid(), ignored.exc_type.number))
-    again.daemon = True
-    again.start()
 
 
 def _usage_line(error: Any) -> str:

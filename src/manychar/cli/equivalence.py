@@ -1,6 +1,7 @@
 """The command `equivalence`."""
 
 import logging
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import define, operation_of
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.signals import STOPS, end_by_exception
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ def equivalence(
     trial = {"steps": steps, "checkpoint_every": checkpoint_every, "keep_checkpoints": 0}
     trial |= {"sample_every": 0, "sample_length": 0, "workers": 1}
     operation = operation_of(trial, shards=definition.shards)
+    for number in STOPS:
+        signal.signal(number, end_by_exception)  # so that the scratch directory is removed
     with TemporaryDirectory(prefix="manychar-") as scratch:
         trials = Equivalence(definition, corpus, operation, Path(scratch))
         logger.info(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps a trial")

@@ -77,7 +77,7 @@ class EventLoop(contextlib.ExitStack):
             for suspended in self._suspended:
                 suspended(late)
         if ready.pop(self._pipe.fileno(), None):
-            for number in self._pipe.take():
+            for number in self._pipe.pop_signals():
                 self._signals[number](number)
             for woken in self._woken:
                 woken()

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from manychar.network.client_identity import hello
 from manychar.network.dealer import Dealer
+from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.processes.log import NUMBERS
+from manychar.processes.signals import STOPS, end_by_exception
 from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
@@ -139,12 +141,14 @@ def events_of(
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
     `request` is called before each turn. Raises UserError where no server answers within the
-    connect timeout, it refuses, or the run fails.
+    connect timeout, it refuses, or the run fails, and SystemExit at Ctrl-C and SIGTERM.
     """
-    with contextlib.closing(client):
+    with contextlib.closing(client), EventLoop() as loop:
+        loop.on_signal(end_by_exception, *STOPS)
+        loop.on_readable(client.socket, lambda: None)
         while (end := client.end) is None:
             request()
-            client.socket.poll(TURN_MS)
+            loop.turn(TURN_MS / 1000)
             yield from client.turn()
         if end.code not in ENDED_WELL or client.welcome is None:
             raise UserError(end.reason, code=end.code or RUN_FAILED)

@@ -1,19 +1,33 @@
-"""Self-pipe: wakes the poll loop for signals, exited children and thread results."""
+"""Self-pipe: wakes the poll loop for signals, exited children and thread results.
+
+Until there is a loop, SIGINT and SIGTERM end the process at once: nothing needs to be undone then.
+Children end with their parent, and a run directory that is half made is filled later.
+"""
 
 import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 
 from manychar.processes.parent_death import has_parent
 
-SHOW_CURSOR = "\x1b[?25h"
+SHOW_CURSOR = b"\x1b[?25h"
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 75}
+"""The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED."""
 
-early: list[int] = []
-"""Signals that arrived before there was a loop: delivered to the first one that catches them."""
+
+def end_at_once(number: int, _frame: object) -> None:
+    """End this process, whatever it is doing: the signal handler before there is a loop."""
+    if os.isatty(2):
+        os.write(2, SHOW_CURSOR)
+    os._exit(STOPS[signal.Signals(number)])
+
+
+def end_by_exception(number: int, _frame: object = None) -> None:
+    """End this process by SystemExit: the handler where something has to be undone."""
+    raise SystemExit(STOPS[signal.Signals(number)])
 
 
 class SelfPipe:
@@ -34,13 +48,13 @@ class SelfPipe:
         with contextlib.suppress(BlockingIOError):
             self._write.send(b"\0")
 
-    def take(self) -> list[int]:
+    def pop_signals(self) -> list[int]:
         """Return the signals since the last call, and be ready to sleep again."""
         with contextlib.suppress(BlockingIOError):
             while self._read.recv(4096):
                 pass
-        taken, self._signals = self._signals, []
-        return taken
+        popped, self._signals = self._signals, []
+        return popped
 
     @contextlib.contextmanager
     def catching(self, *signals: int) -> Iterator["SelfPipe"]:
@@ -53,9 +67,6 @@ class SelfPipe:
             return
         before = {number: signal.signal(number, self._caught) for number in signals}
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._signals += [number for number in early if number in signals]
-        early[:] = [number for number in early if number not in signals]
-        self.wake()
         try:
             yield self
         finally:
@@ -65,15 +76,9 @@ class SelfPipe:
 
     def _caught(self, number: int, _frame: object) -> None:
         self._signals.append(number)
-        if number in (signal.SIGINT, signal.SIGTERM) and not has_parent():
-            for again in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(again, self._end_at_once)
-
-    def _end_at_once(self, number: int, _frame: object) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(SHOW_CURSOR)
-            sys.stderr.flush()
-        os._exit(128 + number)
+        if number in STOPS and not has_parent():
+            for again in STOPS:
+                signal.signal(again, end_at_once)
 
     def close(self) -> None:
         """Give the descriptors back."""
