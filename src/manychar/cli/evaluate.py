@@ -14,6 +14,7 @@ from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.text_format import bits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,19 +36,19 @@ def evaluate(
 ) -> None:
     """Print a model's loss on a text, in nats and bits a character."""
     pin("portable" if is_endpoint(source) else numerics_of(Path(source)))
-    from manychar.numerics.evaluation import evaluate as loss_of
+    from manychar.numerics.evaluation import loss_of
 
     parameters, vocabulary = weights_of(source, key, connect_timeout)
     ids = _encode(text, vocabulary, unknown) if text else _validation_ids(Path(source))
     if len(ids) < 2:
         raise UserError(f"{len(ids)} characters: a loss needs at least 2")
-    found = loss_of(parameters, ids)
-    nats, bits = found.nats_a_character, found.bits_a_character
+    nats, characters = loss_of(parameters, ids), len(ids) - 1
+    bits = bits_of(nats)
     if as_json:
-        values = {"characters": found.characters, "nats": nats, "bits": bits}
+        values = {"characters": characters, "nats": nats, "bits": bits}
         write(json.dumps(values) + "\n")
     else:
-        write(f"{found.characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
+        write(f"{characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
 
 
 def _validation_ids(path: Path) -> "NDArray[Any]":

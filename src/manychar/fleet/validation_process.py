@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from manychar.network.event_loop import EventLoop
-from manychar.numerics.evaluation import evaluate
+from manychar.numerics.evaluation import loss_of
 from manychar.processes import log
 from manychar.processes.errors import UserError, because
 from manychar.processes.supervisor import ProcessSlot, Supervisor
@@ -164,7 +164,7 @@ def _validate(
     """Append a checkpoint's validation loss to the log; return why that was not possible."""
     try:
         checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
-        nats = evaluate(checkpoint.state.parameters, validation_ids).nats_a_character
+        nats = loss_of(checkpoint.state.parameters, validation_ids)
         append_result(results, step, checkpoint.sha256, nats)
     except UserError as error:
         return str(error)

@@ -5,7 +5,6 @@ many times as long. Each segment but the first starts WARM_UP characters early, 
 state; those characters are not counted: every character but the text's first counts once.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manychar.numerics.kernel import nothing
-from manychar.numerics.loss_units import bits_of
 from manychar.numerics.model import Parameters
 
 COLUMNS = 32
@@ -23,30 +21,13 @@ SHORTEST_SEGMENT = 4 * WARM_UP
 CHUNK = 2048  # characters whose losses are one matrix product
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A text's loss: `nats` in all, over the `characters` that were predicted."""
-
-    nats: float
-    characters: int
-
-    @property
-    def nats_a_character(self) -> float:
-        """The mean in nats."""
-        return self.nats / self.characters
-
-    @property
-    def bits_a_character(self) -> float:
-        """The mean in bits."""
-        return bits_of(self.nats_a_character)
-
-
-def evaluate(
+def loss_of(
     parameters: Parameters, ids: NDArray[np.unsignedinteger], progress: Callable[[], None] = nothing
-) -> Evaluation:
-    """Return the loss of a text, ids of shape (N,). Raises ValueError below two characters.
+) -> float:
+    """Return the mean loss, in nats a character, of the N - 1 characters after the first.
 
-    `progress` is called between the pieces of the work, at least once a time step.
+    `ids` has shape (N,); ValueError where N is below 2. `progress` is called between the pieces of
+    the work, at least once a time step.
     """
     predicted = len(ids) - 1
     if predicted < 1:
@@ -74,7 +55,7 @@ def evaluate(
             np.concatenate(states), np.concatenate(targets), np.concatenate(counted)
         )
         progress()
-    return Evaluation(nats, predicted)
+    return nats / predicted
 
 
 class _Reader:

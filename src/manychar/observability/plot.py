@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,9 +10,9 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from manychar.numerics.loss_units import bits_of, nats_of
 from manychar.observability.history import read_history, require_points
 from manychar.processes.errors import UserError, because
+from manychar.processes.text_format import bits_of
 from manychar.storage.atomic_files import replace_where_told
 from manychar.storage.run_directory import open_run
 
@@ -20,7 +21,7 @@ Points = tuple[list[float], list[float]]
 """(where, nats a character)."""
 
 SUFFIXES = (".png", ".svg")
-UNITS: Any = (bits_of, nats_of)
+UNITS: Any = (bits_of, lambda bits: bits * math.log(2))
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text, for searching and for screen readers
     "svg.hashsalt": "manychar",  # the same figures, the same file

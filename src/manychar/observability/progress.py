@@ -20,12 +20,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from manychar.numerics.loss_units import bits_of
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.errors import because
-from manychar.processes.text_format import duration
+from manychar.processes.text_format import bits_of, duration
 from manychar.protocol.messages import Dimensions, Weights
 from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.run_directory import RunDirectory

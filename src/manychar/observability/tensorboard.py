@@ -17,10 +17,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
-from manychar.numerics.loss_units import bits_of
 from manychar.observability.history import Point, point_of
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import because
+from manychar.processes.text_format import bits_of
 
 logger = logging.getLogger(__name__)
 

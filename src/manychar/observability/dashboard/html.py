@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from html import escape
 
-from manychar.numerics.loss_units import bits_of
 from manychar.observability.dashboard.hidden_units import signed
 from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import speeds
 from manychar.observability.status import COLUMNS
-from manychar.processes.text_format import duration, printable
+from manychar.processes.text_format import bits_of, duration, printable
 
 RECENT = 5
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
