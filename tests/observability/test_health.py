@@ -137,7 +137,6 @@ class FakeServer(threading.Thread):
         welcome = Welcome(
             run="run-1",
             term=1,
-            steps=12_000,
             dimensions=DIMENSIONS,
             numerics="portable",
             seed=0,

@@ -179,7 +179,6 @@ GRADIENT = messages.Gradient(
 WELCOME = messages.Welcome(
     run="run-1",
     term=1,
-    steps=1,
     dimensions=SIZE,
     numerics="portable",
     seed=0,

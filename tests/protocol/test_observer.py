@@ -30,7 +30,6 @@ KNOWN = reference(2, 1, 11)
 WELCOME = Welcome(
     run=RUN,
     term=TERM,
-    steps=12,
     dimensions=dimensions_of(KNOWN.definition, len(KNOWN.vocabulary)),
     numerics="portable",
     seed=0,

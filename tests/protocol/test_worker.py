@@ -68,7 +68,6 @@ class Bench:
         message = Welcome(
             run=RUN,
             term=TERM,
-            steps=12,
             dimensions=dimensions_of(self.known.definition, len(self.known.vocabulary)),
             numerics="portable",
             seed=0,

@@ -8,7 +8,7 @@ tainted: its bytes are not checked until the server resumes earlier.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manychar.numerics.training_step import TrainingState
@@ -259,15 +259,15 @@ class Oracle:
         if not banned <= self.broken or banned & names:
             raise Violation("banned", f"{banned}; broken are {self.broken}, here are {names}")
 
-    def resumes(self, effect: ResumeBefore) -> None:
+    def resumes(self, effect: ResumeBefore, banned: Mapping[str, str]) -> None:
         """The run resumes before the wrong gradient was applied, and its sender is banned.
 
         Another conflict may still be open: it is lost with the term.
         """
         if self.wrong is not None and effect.step > self.wrong.step + 1:
             raise Violation("resume", f"before {effect.step} for {self.wrong.step}")
-        if not effect.banned or not effect.banned.keys() <= self.broken:
-            raise Violation("banned", f"{set(effect.banned)}; broken are {self.broken}")
+        if not banned or not banned.keys() <= self.broken:
+            raise Violation("banned", f"{set(banned)}; broken are {self.broken}")
 
     def server_sends(self, peer: Peer, message: Message) -> None:
         """Check what a lease, and weights, may say."""

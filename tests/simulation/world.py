@@ -294,12 +294,12 @@ class World:
     def server_resumes(self, effect: ResumeBefore) -> None:
         """Let the server remember what it was told and end; the next one resumes earlier."""
         self.log(lambda: f"server executes itself anew: {effect}")
-        self.oracle.resumes(effect)
+        self.oracle.resumes(effect, self.disk.banned)
         self.times_resumed += 1
-        self.disk.banned, self.disk.resume_before = dict(effect.banned), effect.step
+        self.disk.resume_before = effect.step
         self.server_crashed()
         self.after(self.chance.choice((0.0, 0.3, 3.0)), self.start_server)
-        for name in effect.banned:
+        for name in self.disk.banned:
             self.after(1.0, functools.partial(self.join, name))
 
     # Ends.

@@ -199,8 +199,9 @@ class ServerLoop:
             case effects.Remember(changes):
                 self.directory = self.directory.with_facts(**changes)
                 self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
-            case effects.ResumeBefore():
-                self.directory = _note_resume_before(self.directory, effect)
+            case effects.ResumeBefore(step):
+                self.directory = self.directory.with_facts(resume_before=step)
+                _write_resume_before(self.directory)
                 self.outcome = effect
             case effects.Finish():
                 self.outcome = effect
@@ -243,19 +244,14 @@ class ServerLoop:
             self._handle(events.Dropped(counter, reason=reason))
 
 
-def _note_resume_before(directory: RunDirectory, effect: effects.ResumeBefore) -> RunDirectory:
-    """Note durably where the next server resumes, and the bans.
-
-    Raises UserError where the disk will not have it: without the note, the next server would
-    resume from a checkpoint that is not to be trusted.
-    """
-    directory = directory.with_facts(resume_before=effect.step, banned=dict(effect.banned))
+def _write_resume_before(directory: RunDirectory) -> None:
+    """Write the config. Raises UserError: the next server would resume from a wrong checkpoint."""
     try:
         directory.write_config()
     except OSError as error:
         raise UserError(
             f"{directory.path}: {because(error)}: could not note that checkpoints of step"
-            f" {effect.step} and later are wrong; remove them, then resume the run",
+            f" {directory.facts.resume_before} and later are wrong; remove them, then resume the"
+            " run",
             code=RUN_FAILED,
         ) from None
-    return directory

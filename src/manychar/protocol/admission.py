@@ -66,7 +66,6 @@ class Admission(ServerPart):
         welcome = messages.Welcome(
             run=self._run.run,
             term=self._run.term,
-            steps=self._run.operation.steps,
             dimensions=self._run.dimensions,
             numerics=self._run.definition.numerics,
             seed=self._run.definition.seed,

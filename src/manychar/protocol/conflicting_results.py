@@ -54,4 +54,4 @@ class ConflictingResults(ServerPart):
             " first that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)
-        return ResumeBefore(int(first) + 1, dict(self._admission.banned))
+        return ResumeBefore(int(first) + 1)

@@ -124,13 +124,9 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeBefore(Effect):
-    """Write durably `banned` (name to reason) and that the run resumes before `step`; restart.
-
-    The next server takes the newest checkpoint below `step`.
-    """
+    """Note durably that the run resumes from the newest checkpoint below `step`, and restart."""
 
     step: int
-    banned: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,7 +152,6 @@ class Welcome(_InRun):
     Observers get the vocabulary (UTF-8) as well, to draw samples with.
     """
 
-    steps: field.Integer
     dimensions: Dimensions
     numerics: field.Name
     seed: field.Integer
