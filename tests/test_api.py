@@ -41,8 +41,8 @@ def python(manychar: Commands, script: str) -> Ended:
     [
         (api.train, "train", {"resume"}),
         (api.Run.resume, "train", {"resume", "run_dir", "or_resume", "text", *DEFINING}),
-        (api.Model.sample, "sample", {"source", "follow", "change"}),
-        (api.Model.stream, "sample", {"source", "follow", "change"}),
+        (api.Model.sample, "sample", {"source", "follow"}),
+        (api.Model.stream, "sample", {"source", "follow"}),
         (api.Model.evaluate, "evaluate", {"source"}),
         (api.Run.verify, "verify", {"run_dir"}),
     ],

@@ -431,7 +431,7 @@ class TestSampling:
         (directory / "latin").write_bytes(b"caf\xe9")
         (directory / "prime").write_text("the", encoding="utf-8")
         sample = ("sample", "run", "--length", "5")
-        expect_one_line(manychar.run(*sample, "--prime", "théâtre"), "'é'", "U+00E9", "3")
+        expect_one_line(manychar.run(*sample, "--prime", "théâtre"), "the prime: 'é' (U+00E9), 'â'")
         expect_one_line(manychar.run(*sample, "--prime-file", "nowhere"), "nowhere")
         expect_one_line(manychar.run(*sample, "--prime-file", "latin"), "latin", "offset 3")
         both = manychar.run(*sample, "--prime", "the", "--prime-file", "prime")

@@ -391,10 +391,11 @@ def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Pa
     strange.write_text("the cät sat on ☃", encoding="utf-8")
     refused = manychar.run("evaluate", "run", str(strange))
     assert refused.code == 2
-    assert "2 characters, 'ä' (U+00E4), '☃' (U+2603): the model does not know" in refused.err
+    unknown = "the model does not know 2 characters of the text"
+    assert f"{unknown} (--unknown skip leaves them out): 'ä' (U+00E4), '☃' (U+2603)" in refused.err
     skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
     assert skipped.code == 0
-    assert "unknown to the model, left out" in skipped.err
+    assert f"{unknown}: 'ä' (U+00E4), '☃' (U+2603); skipped" in skipped.err
     assert skipped.out.startswith("13 characters: ")
     given = manychar.run("evaluate", "run", "-", given=b"the cat")
     assert given.out.startswith("6 characters: ")

@@ -85,9 +85,7 @@ def test_status_names_a_stopped_worker(manychar: Commands, text: Path) -> None:
 
 def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text)
-    following = manychar.start(
-        "sample", endpoint, "--follow", "--change", "0.01", "--length", "40", "--seed", "1"
-    )
+    following = manychar.start("sample", endpoint, "--follow", "--length", "40", "--seed", "1")
     following.wait_for(r"(?s)(--- step [\d,]+ ---\n.*){3}", "out")
     end(running)
     done = following.end()

@@ -4,7 +4,6 @@ Data goes to standard output, everything else to standard error. numpy is import
 after they have pinned the numerics.
 """
 
-import importlib
 import io
 import logging
 import os
@@ -12,12 +11,30 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from manychar import __version__
-from manychar.cli import server, verify
+from manychar.cli import (
+    dashboard,
+    doctor,
+    equivalence,
+    evaluate,
+    export,
+    follow,
+    keys,
+    plot,
+    sample,
+    server,
+    status,
+    stop,
+    train,
+    unban,
+    verify,
+    worker,
+)
 from manychar.cli.config_file import RENAMED, configurable, from_file
 from manychar.numerics.option import OptionError, flag
 from manychar.processes import log
@@ -42,38 +59,47 @@ _keys = typer.Typer(
     help="Manage the keys of a server that other machines can reach.",
     epilog="Example: manychar keys create KEYS",
 )
-EXAMPLES = {
-    "train.train": "book.txt --hidden 256 --workers 4 --steps 20000",
-    "server.server": "book.txt --bind tcp://server.lan:5577 --keys KEYS",
-    "worker.worker": "tcp://server.lan:5577 --key worker.key --processes 4",
-    "sample.sample": "runs/RUN --prime 'Once ' --temperature 0.8 --length 500",
-    "evaluate.evaluate": "runs/RUN other.txt --unknown skip",
-    "verify.verify": "runs/RUN --from 1000 --to 2000",
-    "equivalence.equivalence": "book.txt --hidden 64 --shards 8",
-    "status.status": "tcp://127.0.0.1:5577 --watch",
-    "status.health": "tcp://127.0.0.1:5577 --key probe.key",
-    "dashboard.dashboard": "tcp://127.0.0.1:5577",
-    "export.export": "runs/RUN -o model.safetensors",
-    "plot.plot": "runs/ONE runs/OTHER -o losses.svg",
-    "follow.follow": "tcp://127.0.0.1:5577 --tensorboard logs",
-    "stop.stop": "tcp://127.0.0.1:5577",
-    "unban.unban": "runs/RUN worker-2",
-    "doctor.doctor": "--json",
-    "keys.create": "KEYS",
-    "keys.add": "KEYS olga --role observer",
-    "keys.revoke": "KEYS olga",
-    "keys.show": "KEYS --json",
-}
-"""An example of each command, by MODULE.FUNCTION."""
-for _path, _example in EXAMPLES.items():
-    _module, _function = _path.split(".")
-    _command = configurable(getattr(importlib.import_module(f"manychar.cli.{_module}"), _function))
-    _name = "list" if _path == "keys.show" else _function
-    _group, _words = (_keys, f"keys {_name}") if _module == "keys" else (app, _name)
-    _group.command(_name, epilog=f"Example: manychar {_words} {_example}")(_command)
+
+
+def _add(
+    command: Callable[..., None],
+    example: str,
+    *,
+    group: typer.Typer = app,
+    name: str | None = None,
+    numerics: str | None = None,
+) -> None:
+    """Add a command to the program; without `numerics`, it pins its own where it computes."""
+    words = "manychar keys" if group is _keys else "manychar"
+    name = name or command.__name__
+    epilog = f"Example: {words} {name} {example}"
+    group.command(name, epilog=epilog)(configurable(command, numerics=numerics))
+
+
+_add(train.train, "book.txt --hidden 256 --workers 4 --steps 20000")
+_add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS")
+_add(worker.worker, "tcp://server.lan:5577 --key worker.key --processes 4")
+SAMPLE = "runs/RUN --prime 'Once ' --temperature 0.8 --length 500"
+_add(sample.sample, SAMPLE, numerics="portable")
+_add(evaluate.evaluate, "runs/RUN other.txt --unknown skip")
+_add(verify.verify, "runs/RUN --from 1000 --to 2000")
+_add(equivalence.equivalence, "book.txt --hidden 64 --shards 8")
+_add(status.status, "tcp://127.0.0.1:5577 --watch", numerics="portable")
+_add(status.health, "tcp://127.0.0.1:5577 --key probe.key", numerics="portable")
+_add(dashboard.dashboard, "tcp://127.0.0.1:5577", numerics="portable")
+_add(export.export, "runs/RUN -o model.safetensors", numerics="portable")
+_add(plot.plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
+_add(follow.follow, "tcp://127.0.0.1:5577 --tensorboard logs", numerics="portable")
+_add(stop.stop, "tcp://127.0.0.1:5577", numerics="portable")
+_add(unban.unban, "runs/RUN worker-2", numerics="portable")
+_add(doctor.doctor, "--json")
+_add(keys.create, "KEYS", group=_keys)
+_add(keys.add, "KEYS olga --role observer", group=_keys)
+_add(keys.revoke, "KEYS olga", group=_keys)
+_add(keys.show, "KEYS --json", group=_keys, name="list")
 app.add_typer(_keys, name="keys")
-for _command in (server.validate, verify.verify_share):
-    app.command(hidden=True)(_command)
+app.command(hidden=True)(server.validate)
+app.command(hidden=True)(verify.verify_share)
 
 
 @app.callback(invoke_without_command=True)

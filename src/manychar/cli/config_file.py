@@ -18,8 +18,10 @@ import typer
 from manychar.cli.console import write
 from manychar.cli.options import command_parameters
 from manychar.fleet.launch_options import RUN_OPTIONS
+from manychar.network.client_identity import find_key
 from manychar.numerics.option import Formula, options_of
 from manychar.processes.errors import UserError, because
+from manychar.processes.numerics_pinning import pin
 
 NO_KEYS = ("config", "print_config", "help")
 RENAMED = {"patience": "connect_timeout"}
@@ -73,8 +75,11 @@ def _key(parameter: Any) -> str:
     return str(max(parameter.opts, key=len).lstrip("-").replace("-", "_"))
 
 
-def configurable(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command as typer takes it: with its options, --config and --print-config."""
+def configurable(command: Callable[..., None], *, numerics: str | None) -> Callable[..., None]:
+    """Return a command as typer takes it: with its options, --config and --print-config.
+
+    Before it is called, these numerics are pinned, and the key in its key file is read.
+    """
     own = command_parameters(command)
     of_run = {p.name for p in own} - inspect.signature(command).parameters.keys()
 
@@ -82,9 +87,13 @@ def configurable(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(context: typer.Context, *, print_config: bool, **values: Any) -> None:
         if print_config:
             write(_as_toml(context, command.__name__))
-        else:
-            del values["config"]
-            command(**{k: v for k, v in values.items() if v is not None or k not in of_run})
+            return
+        if numerics is not None:
+            pin(numerics)
+        if "key" in values:
+            values["key"] = find_key(values["key"])
+        del values["config"]
+        command(**{k: v for k, v in values.items() if v is not None or k not in of_run})
 
     text = "TOML file that sets flags: hidden = 200."
     file = typer.Option(metavar="PATH", help=text, is_eager=True, callback=_read)

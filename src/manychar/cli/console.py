@@ -16,10 +16,6 @@ def program() -> str:
     return shlex.quote(str(called)) if by_path else "manychar"
 
 
-def nothing(_: object) -> None:
-    """Do nothing: what a server without a display shows."""
-
-
 def write(text: str) -> None:
     """Write text on standard output at once; exit where its reader has closed it.
 

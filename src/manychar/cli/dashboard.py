@@ -6,7 +6,6 @@ from typing import Annotated
 from manychar.cli.console import write
 from manychar.cli.options import ConnectTimeout, Insecure, Key, Watched
 from manychar.numerics.option import Option
-from manychar.processes.numerics_pinning import pin
 from manychar.processes.optional_dependencies import needing
 
 logger = logging.getLogger(__name__)
@@ -24,17 +23,15 @@ def dashboard(
     key: Key = None,
 ) -> None:
     """Serve a page that shows a run: losses, speed, workers, samples, hidden units."""
-    pin("portable")
     with needing("dashboard", "the page"):
         from manychar.observability.dashboard.http_server import check_host, listen, serve, url_of
-    from manychar.network.client_identity import find_key
     from manychar.observability.dashboard.data_source import open_source
 
     check_host(host, insecure=insecure)
     if insecure:
         logger.info(f"--insecure: everyone who can reach {host} sees this run and its samples")
     listening = listen(host, port)
-    page = open_source(source, find_key(key), connect_timeout=connect_timeout)
+    page = open_source(source, key, connect_timeout=connect_timeout)
 
     def ready() -> None:
         write(f"{url_of(listening)}\n")

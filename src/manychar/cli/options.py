@@ -15,6 +15,7 @@ import typer
 
 from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING, StrPath
 from manychar.network.client_identity import KEY_FILE_VARIABLE
+from manychar.network.keys import ClientKey
 from manychar.numerics.option import Formula, Option, checked, flag, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.processes import log
@@ -38,8 +39,13 @@ Source = Annotated[str, argument("SOURCE", "Run directory, checkpoint, or a serv
 Watched = Annotated[str, argument("SOURCE", "A server's endpoint, or a run directory.")]
 Run = Annotated[Path, argument("RUN", "Run directory.")]
 
-_KEY = Option("File with this machine's key ($MANYCHAR_KEY: the key).", variable=KEY_FILE_VARIABLE)
-Key = Annotated[Path | None, _KEY]
+_KEY = Option(
+    "File with this machine's key ($MANYCHAR_KEY: the key).",
+    names=("--key",),
+    variable=KEY_FILE_VARIABLE,
+)
+Key = Annotated[ClientKey | None, _KEY]
+KeyFile = Annotated[Path | None, _KEY]
 Insecure = Annotated[bool, Option("Listen where other machines can connect, without keys.")]
 Child = Annotated[bool, Option("This process has a supervisor.", hidden=True)]
 ConnectTimeout = Annotated[float, Option("Seconds to wait for the connection.", least=0)]
@@ -94,8 +100,8 @@ def _parameter(
 
 
 def _plain(kind: Any) -> Any:
-    """Return an option's type without None; a path is a Path."""
-    if kind == StrPath | None:
+    """Return an option's type without None, as it is given: paths, and a key by its file's."""
+    if kind in (StrPath | None, ClientKey | None):
         return Path
     if get_origin(kind) is Literal or isinstance(kind, type):
         return kind

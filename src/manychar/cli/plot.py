@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from manychar.cli.options import Output, argument
 from manychar.numerics.option import Option
-from manychar.processes.numerics_pinning import pin
 from manychar.processes.optional_dependencies import needing
 
 AXIS = "Horizontal axis; characters where the batches of the runs differ."
@@ -17,7 +16,6 @@ def plot(
     by: Annotated[Literal["steps", "characters"], Option(AXIS)] = "steps",
 ) -> None:
     """Plot the loss curves of one or more runs to a .png or .svg file."""
-    pin("portable")
     with needing("plot", "manychar plot"):
         from manychar.observability.plot import plot as draw
 

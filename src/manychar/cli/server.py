@@ -1,8 +1,8 @@
 """The command `server`, and the hidden one of its validation."""
 
-import contextlib
 import json
 import logging
+import re
 import shlex
 import socket
 import sys
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manychar.cli.console import nothing, write
+from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
 from manychar.cli.run_setup import exit_with, numerics_of, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 KEYS = "Admit only clients with a key in this directory."
 DEFAULT_BIND = "tcp://127.0.0.1:5577"
+EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
 def server(
@@ -55,17 +56,17 @@ def server(
         if child:  # the parent reads it
             write(json.dumps({"endpoint": endpoint}) + "\n")
         else:
-            joins = f"manychar worker {_reachable(endpoint)}{' --key FILE' if keys else ''}"
-            logger.info(f"listening; a worker joins with: {joins}")
+            key = " --key FILE" if keys else ""
+            reachable = EVERY_ADDRESS.sub(f"tcp://{socket.gethostname()}:", endpoint)
+            logger.info(f"listening; a worker joins with: manychar worker {reachable}{key}")
 
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
-    again = [*access, "--child"] if child else access
-    with contextlib.nullcontext() if child else display_of(directory) as display:
-        status, weights = (display.status, display.weights) if display else (nothing, nothing)
-        screen = Screen(status=status, weights=weights, bound=bound)
-        finish = serve(directory, bind, screen, keys, flags=again)
     if child:
+        finish = serve(directory, bind, Screen(bound), keys, flags=[*access, "--child"])
         raise typer.Exit(finish.code)
+    with display_of(directory) as display:
+        screen = Screen(bound, display.status, display.weights)
+        finish = serve(directory, bind, screen, keys, flags=access)
     again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]
     exit_with(finish, directory, again=shlex.join(again))
 
@@ -76,11 +77,3 @@ def validate(run_dir: Run) -> None:
     from manychar.fleet.validation_process import validate
 
     validate(run_dir)
-
-
-def _reachable(endpoint: str) -> str:
-    """Return an endpoint as another machine would write it."""
-    for anywhere in ("tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"):
-        if endpoint.startswith(anywhere):
-            return f"tcp://{socket.gethostname()}:{endpoint.removeprefix(anywhere)}"
-    return endpoint

@@ -11,7 +11,6 @@ from manychar.cli.console import write
 from manychar.cli.options import AsJson, ConnectTimeout, Endpoint, Key
 from manychar.numerics.option import Option
 from manychar.processes import log
-from manychar.processes.numerics_pinning import pin
 
 if TYPE_CHECKING:
     from manychar.observability.snapshot import Snapshot
@@ -28,12 +27,10 @@ def status(
     key: Key = None,
 ) -> None:
     """Print the status of a live run: step, loss, workers, what it waits for, what was dropped."""
-    pin("portable")
-    from manychar.network.client_identity import find_key
     from manychar.observability.observer_client import first, snapshots
     from manychar.observability.status import show
 
-    found = snapshots(endpoint, find_key(key), connect_timeout=connect_timeout)
+    found = snapshots(endpoint, key, connect_timeout=connect_timeout)
     before = None
     with contextlib.closing(found):
         for snapshot in found if watch else [first(found, endpoint)]:
@@ -56,10 +53,8 @@ def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
 
 def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
     """Check whether a live run advances; exit code 1 where it waits, with what it waits for."""
-    pin("portable")
-    from manychar.network.client_identity import find_key
     from manychar.observability.status import examine
 
-    found = examine(endpoint, find_key(key), connect_timeout=connect_timeout)
+    found = examine(endpoint, key, connect_timeout=connect_timeout)
     write(f"{found.line}\n")
     raise typer.Exit(0 if found.healthy else 1)

@@ -1,6 +1,5 @@
 """The command `unban`."""
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,6 @@ from typing import Annotated
 from manychar.cli.options import ConnectTimeout, Key, Watched, argument
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError, because
-from manychar.processes.numerics_pinning import pin
 from manychar.protocol.field_types import NAME, NAME_RULE
 
 logger = logging.getLogger(__name__)
@@ -21,14 +19,12 @@ def unban(
     key: Key = None,
 ) -> None:
     """Lift the ban of a worker that computed wrongly, for example after a repair."""
-    pin("portable")
     if not NAME.fullmatch(name):
         raise UserError(f"NAME {name}: a name is {NAME_RULE}")
     if is_endpoint(source):
-        from manychar.network.client_identity import find_key
         from manychar.observability.observer_client import unban as request_unban
 
-        logger.info(request_unban(source, name, find_key(key), connect_timeout=connect_timeout))
+        logger.info(request_unban(source, name, key, connect_timeout=connect_timeout))
     else:
         logger.info(_unban_in(Path(source), name))
 
@@ -41,9 +37,8 @@ def _unban_in(path: Path, name: str) -> str:
     with locked(open_run(path)):
         directory = open_run(path)
         banned, text = lift_ban(directory.facts.banned, name)
-        facts = dataclasses.replace(directory.facts, banned=banned)
         try:
-            dataclasses.replace(directory, facts=facts).write_config()
+            directory.with_facts(banned=banned).write_config()
         except OSError as error:
             raise UserError(f"{path}: {because(error)}") from None
     return text

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manychar.cli.options import Child, ConnectTimeout, Endpoint, Key
+from manychar.cli.options import Child, ConnectTimeout, Endpoint, KeyFile
 from manychar.network.client_identity import find_key, hello
 from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option
@@ -24,7 +24,7 @@ def worker(
     name: Annotated[str | None, NAME] = None,
     processes: Annotated[int, PROCESSES] = 1,
     connect_timeout: ConnectTimeout = 600.0,
-    key: Key = None,
+    key_file: KeyFile = None,
     child: Child = False,
     **_logging: Any,
 ) -> None:
@@ -33,18 +33,18 @@ def worker(
     from manychar.fleet.worker_process import work
 
     check_endpoint(endpoint)
-    mine = find_key(key)
-    me = hello(Role.WORKER, name or (mine.name if mine else None))
+    key = find_key(key_file)
+    identity = hello(Role.WORKER, name or (key.name if key else None))
     if processes > 1:
         flags = ["--connect-timeout", str(connect_timeout), "--child"]
-        flags += [] if key is None else ["--key", str(key)]
-        names = [f"{me.name}-{i + 1}" for i in range(processes)]
+        flags += [] if key_file is None else ["--key", str(key_file)]
+        names = [f"{identity.name}-{i + 1}" for i in range(processes)]
         commands = {each: ["worker", endpoint, "--name", each, *flags] for each in names}
         raise typer.Exit(WorkerPool(commands).run())
     if not child:
-        logger.info(f"{me.name} works for {endpoint}; Ctrl-C ends it")
-    log.configure(prefix=f"{me.name}: ")
-    finish = work(endpoint, me, key=mine, connect_timeout=connect_timeout)
+        logger.info(f"{identity.name} works for {endpoint}; Ctrl-C ends it")
+    log.configure(prefix=f"{identity.name}: ")
+    finish = work(endpoint, identity, key=key, connect_timeout=connect_timeout)
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
     logger.log(logging.INFO if in_order else logging.ERROR, finish.reason or "the run has ended")
     raise typer.Exit(finish.code)

@@ -40,11 +40,11 @@ MESSAGES_A_TURN = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Where the server shows its status, the weights to sample from, and its endpoint."""
+    """Where the server shows its endpoint, its status, and the weights to sample from."""
 
-    status: Callable[[Snapshot], None]
-    weights: Callable[[Weights], object]
     bound: Callable[[str], None]
+    status: Callable[[Snapshot], None] = lambda _: None
+    weights: Callable[[Weights], object] = lambda _: None
 
 
 # More methods and attributes than elsewhere: one for each source of events and target of effects.

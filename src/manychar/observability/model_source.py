@@ -6,12 +6,16 @@ import sys
 from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
+from manychar.numerics.corpus import encode_with
 from manychar.numerics.model import Parameters, sample
-from manychar.observability.observer_client import ObserverClient, events_of
+from manychar.observability.observer_client import ObserverClient, events_of, first
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.processes.text_format import printable
@@ -24,18 +28,22 @@ logger = logging.getLogger(__name__)
 Model = tuple[Parameters, str]
 """Parameters and vocabulary."""
 
+UNKNOWN_SHOWN = 5  # characters
 
-def load(source: Path) -> Model:
-    """Return the model of a checkpoint file, or of a run's newest whole checkpoint.
+
+def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model:
+    """Return the model of a live server, a checkpoint, or a run's newest whole checkpoint.
 
     Raises UserError where there is none, or the file is damaged.
     """
-    if source.is_dir():
-        checkpoint, damaged = open_run(source).newest_checkpoint()
+    if is_endpoint(source):
+        return first(models(source, key, connect_timeout=connect_timeout), source)[1]
+    if (path := Path(source)).is_dir():
+        checkpoint, damaged = open_run(path).newest_checkpoint()
         for complaint in damaged.values():
             logger.warning(f"{complaint}; taking an earlier checkpoint")
     else:
-        checkpoint = read_checkpoint(source)
+        checkpoint = read_checkpoint(path)
     return checkpoint.state.parameters, checkpoint.vocabulary
 
 
@@ -50,30 +58,21 @@ def load_of_run(directory: RunDirectory, path: Path) -> Model | None:
 
 
 def models(
-    endpoint: str, key: ClientKey | None, *, connect_timeout: float, change: float = 0.0
+    endpoint: str, key: ClientKey | None, *, connect_timeout: float
 ) -> Generator[tuple[int, Model]]:
     """Yield (step, model) of a live run, again when the weights have changed.
 
-    `change` is relative: the norm of the difference by the norm of those yielded before. Raises
-    UserError as `events_of` does.
+    Raises UserError as `events_of` does.
     """
     client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
-    shown, before = -1, None
+    shown = -1
     with contextlib.closing(events_of(client)) as events:
         for event in events:
             if isinstance(event, Snapshot) and event.status.step > shown:
                 client.request(WeightsRequest)
-            if not isinstance(event, Weights) or client.welcome is None:
-                continue
-            model = model_of(client.welcome, event)
-            if before is None or _difference(before, model[0]) >= change:
-                shown, before = event.version, model[0]
-                yield shown, model
-
-
-def _difference(before: Parameters, now: Parameters) -> float:
-    norm = float(np.linalg.norm(before.flat))
-    return float(np.linalg.norm(now.flat - before.flat)) / max(norm, 1e-30)
+            if isinstance(event, Weights) and client.welcome is not None:
+                shown = event.version
+                yield shown, model_of(client.welcome, event)
 
 
 def model_of(welcome: Welcome, weights: Weights) -> Model:
@@ -102,7 +101,7 @@ def draw(
     Raises UserError for a prime with a character that the model does not know.
     """
     start = max(vocabulary.find("\n"), 0)
-    ids = np.array([start, *_encode(prime, vocabulary)], dtype=np.intp)
+    ids = np.array([start, *known_ids(prime, vocabulary, "the prime")], dtype=np.intp)
     drawn = sample(parameters, generator, prime=ids, temperature=temperature, top_k=top_k)
     return (vocabulary[character] for character in islice(drawn, length))
 
@@ -120,12 +119,17 @@ def for_reading(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
-def _encode(text: str, vocabulary: str) -> list[int]:
-    id_of = {character: i for i, character in enumerate(vocabulary)}
-    for position, character in enumerate(text):
-        if character not in id_of:
-            raise UserError(
-                f"the model does not know {character!r} (U+{ord(character):04X}), character"
-                f" {position + 1} of the prime: it was not in the text that it was trained on"
-            )
-    return [id_of[character] for character in text]
+def known_ids(text: str, vocabulary: str, what: str, *, skip: bool = False) -> NDArray[Any]:
+    """Return the ids of a text; `what` is its name in messages.
+
+    Unknown characters are skipped, and logged; without `skip` they raise UserError.
+    """
+    ids, unknown = encode_with(vocabulary, text)
+    if unknown:
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in unknown.most_common(UNKNOWN_SHOWN))
+        more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""
+        found = f"the model does not know {unknown.total():,} characters of {what}: {shown}{more}"
+        if not skip:
+            raise UserError(found)
+        logger.info(f"{found}; skipped")
+    return ids
