@@ -42,7 +42,7 @@ class TestHelp:
                 assert getattr(parameter, "help", None), f"{command} {parameter.name}"
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 20), ("server", 19), ("equivalence", 10)])
+@pytest.mark.parametrize(("command", "count"), [("train", 19), ("server", 18), ("equivalence", 10)])
 def test_help_shows_the_declared_defaults(command: str, count: int) -> None:
     checked = 0
     for parameter in GROUP.commands[command].params:
