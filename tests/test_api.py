@@ -132,9 +132,9 @@ except manychar.UserError as error:
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        ("train(text, hidden=0)", "--hidden is 0: it takes a whole number"),
+        ("train(text, hidden=0)", "--hidden is 0; allowed: a whole number"),
         ("train('text.txt')", "is a file, and a str is the text"),
-        ("train('x' * 10**6, hidden=0)", "--hidden is 0: it takes a whole number"),
+        ("train('x' * 10**6, hidden=0)", "--hidden is 0; allowed: a whole number"),
         ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
         ("train([])", "no text: the list of files is empty"),
         ("load('nowhere')", "nowhere: no such file"),

@@ -52,7 +52,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
         ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: Invalid value for '--hidden'"),
         ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
         ("patience = 3", "patience is no flag of this command"),
-        ("hidden = 0", "--hidden is 0: it takes a whole number"),
+        ("hidden = 0", "--hidden is 0; allowed: a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
         (None, "no such file or directory; give the path of a TOML file"),
     ],

@@ -53,7 +53,10 @@ def test_help_reference_file_and_checks_follow_from_one_declaration(manychar: Co
     assert "pause_every = 7\n" in printed
     assert "# twice = 2 * hidden\n" in printed
     refused = manychar.run("train", "--pause-every", "10")
-    assert refused.err == "manychar: --pause-every is 10: it takes a whole number 1 … 9\n"
+    assert (
+        refused.err
+        == "manychar: --pause-every is 10; allowed: a whole number at least 1 and at most 9\n"
+    )
 
 
 def test_a_run_and_its_server_get_it(manychar: Commands, text: Path) -> None:

@@ -19,7 +19,7 @@ def lanes_of(width: int, cores: int) -> int:
 class Sizes:
     width: int = option(4, "Width.", roles=("train",), least=1, most=2_000)
     share: float = option(0.5, "Share.", roles=("train",), least=0, below=1)
-    wait: float = option(1.0, "Time limit.", roles=("train",), above=0, unit="seconds")
+    wait: float = option(1.0, "Time limit.", roles=("train",), above=0)
     mode: Literal["fast", "exact"] = option("exact", "Mode.", roles=("train",))
     loud: bool = option(default=False, text="Loud.", roles=("train",))
     area: int = option(Formula("width * width", square), "Area.", roles=("train",))
@@ -48,14 +48,14 @@ def test_a_formula_reads_what_is_known_beside_the_fields() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"width": 0}, "--width is 0: it takes a whole number 1 … 2,000"),
-        ({"width": True}, "--width is True: it takes a whole number 1 … 2,000"),
-        ({"width": 1.0}, "--width is 1.0: it takes a whole number 1 … 2,000"),
-        ({"share": 1}, "--share is 1.0: it takes a number at least 0 and below 1"),
-        ({"wait": math.inf}, "--wait is inf: it takes a number of seconds above 0"),
+        ({"width": 0}, "--width is 0; allowed: a whole number at least 1 and at most 2,000"),
+        ({"width": True}, "--width is True; allowed: a whole number at least 1 and at most 2,000"),
+        ({"width": 1.0}, "--width is 1.0; allowed: a whole number at least 1 and at most 2,000"),
+        ({"share": 1}, "--share is 1.0; allowed: a number at least 0 and below 1"),
+        ({"wait": math.inf}, "--wait is inf; allowed: a number above 0"),
         ({"wait": 10**400}, "--wait is too large a number"),
-        ({"mode": "slow"}, "--mode is 'slow': it takes fast or exact"),
-        ({"loud": 1}, "--loud is 1: it takes true or false"),
+        ({"mode": "slow"}, "--mode is 'slow'; allowed: fast or exact"),
+        ({"loud": 1}, "--loud is 1; allowed: true or false"),
     ],
 )
 def test_a_refusal_names_flag_value_and_what_it_takes(values: Any, message: str) -> None:

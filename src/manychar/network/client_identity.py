@@ -37,7 +37,7 @@ def hello(role: Role, name: str | None = None) -> Hello:
     """Return the Hello of this process; its name is host:process unless given."""
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
     if not NAME.fullmatch(name):
-        raise UserError(f"--name is {name!r}: it takes {NAME_RULE}")
+        raise UserError(f"--name is {name!r}; allowed: {NAME_RULE}")
     machine = {
         "host": socket.gethostname()[:64],
         "system": f"{platform.system()} {platform.machine()}",

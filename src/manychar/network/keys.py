@@ -89,7 +89,7 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
     if f"{name}{SUFFIX}" == SERVER_NAME:
         raise UserError(f"{name} is the server's own name here; choose another")
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is no client's name: it takes 1 to 48 of A-Z a-z 0-9 . _ -")
+        raise UserError(f"{name!r} is no client's name; allowed: 1 to 48 of A-Z a-z 0-9 . _ -")
     with _changed_clients(directory) as clients:
         base = _NUMBER.sub("", name)  # several processes of a key are its name and a number
         taken = {client.name for client in clients if not client.revoked}

@@ -1,7 +1,8 @@
-"""One declaration of an option: type, default, bounds, choices, help text, unit and roles.
+"""One declaration of an option: type, default, bounds, choices, help text and roles.
 
 It is the metadata of a dataclass's field. Checks and their messages, command line, TOML file,
-Python API, reference and the flags of child processes follow from it.
+Python API, reference and the flags of child processes follow from it. It stands in this folder
+because the definition of a run, which the numerics read, is declared with it.
 """
 
 import dataclasses
@@ -14,10 +15,7 @@ KEY = "option"
 
 
 class OptionError(ValueError):
-    """A value that an option does not take; the message names both and says what it takes.
-
-    The command line prints it as it prints a UserError.
-    """
+    """A value that is not allowed; the command line prints the message like a UserError's."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,11 +28,6 @@ class Formula:
     def __repr__(self) -> str:
         return self.text
 
-    def value(self, fields: Mapping[str, Any]) -> Any:
-        """Return the default beside these values of the other fields."""
-        names = inspect.signature(self.function).parameters
-        return self.function(**{name: fields[name] for name in names})
-
 
 # A field for each fact of an option: more fields than elsewhere, so that one declaration is enough.
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +35,12 @@ class Option:
     """What is known of an option beside its type and default.
 
     `least` and `most` are allowed values, `above` and `below` are not. `roles` are the commands
-    that take the option as one of a run's. On the command line, `names` are its flags (else the
-    field's name), `variable` is an environment variable that can give it, and `without` says what
-    holds without it.
+    that have it as an option of a run. On the command line, `names` are its flags (else the
+    field's name), `variable` is an environment variable that can give it, and `without` is shown
+    instead of the default.
     """
 
     help: str
-    _: dataclasses.KW_ONLY
-    unit: str = ""
     least: float = -math.inf
     most: float = math.inf
     above: float = -math.inf
@@ -61,21 +52,17 @@ class Option:
     without: str = ""
     hidden: bool = False
 
-    def takes(self, kind: Any) -> str:
+    def allowed_text(self, kind: Any) -> str:
         """Return in words which values of a type are allowed."""
         if get_origin(kind) is Literal:
             return " or ".join(get_args(kind))
         if kind is bool:
             return "true or false"
         number = "a whole number" if kind is int else "a number"
-        number += f" of {self.unit}" if self.unit else ""
-        if self.least > -math.inf and self.most < math.inf:
-            return f"{number} {self.least:,} … {self.most:,}"
         bounds = {"at least": self.least, "above": self.above}
         bounds |= {"at most": self.most, "below": self.below}
         words = (f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
-        said = " and ".join(words)
-        return f"{number} {said}".rstrip()
+        return f"{number} {' and '.join(words)}".rstrip()
 
     def allows(self, value: float) -> bool:
         """Whether a number is within the bounds."""
@@ -99,17 +86,18 @@ def options_of(
 def resolve(cls: Any, given: Mapping[str, Any], **beside: Any) -> dict[str, Any]:
     """Return the value of each option of a dataclass: the given one, or its default.
 
-    A formula reads fields of the class, and what the caller knows `beside` them; an explicit value
-    overrides it. Raises OptionError where the caller does not know enough.
+    A formula reads fields of the class, and the values `beside` them. Raises OptionError where
+    there is no value for one of its parameters.
     """
     defaults = {name: field.default for name, (field, _) in options_of(cls).items()}
     values = {**defaults, **{name: given[name] for name in defaults if name in given}}
     for name, value in values.items():
         if isinstance(value, Formula):
-            try:
-                values[name] = value.value({**beside, **values})
-            except KeyError:
-                raise OptionError(f"{flag(name)}: give it; its default is {value.text}") from None
+            known = {**beside, **values}
+            parameters = inspect.signature(value.function).parameters
+            if not parameters.keys() <= known.keys():
+                raise OptionError(f"{flag(name)}: give it; its default is {value.text}")
+            values[name] = value.function(**{each: known[each] for each in parameters})
     return values
 
 
@@ -130,7 +118,7 @@ def checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     fits = value in choices if choices else type(value) is kind
     if not fits or (type(value) in (int, float) and not option.allows(value)):
-        raise OptionError(f"{flag(name)} is {value!r}: it takes {option.takes(kind)}")
+        raise OptionError(f"{flag(name)} is {value!r}; allowed: {option.allowed_text(kind)}")
     return value
 
 

@@ -39,7 +39,6 @@ class Operation:
         "Seconds without a heartbeat or progress after which a worker's shards are reassigned.",
         least=0.1,
         most=86_400,
-        unit="seconds",
     )
     on_disk_error: Literal["stop", "continue"] = _option(
         "stop", "What to do when a checkpoint cannot be written."
