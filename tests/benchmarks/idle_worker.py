@@ -4,6 +4,7 @@ Its loop, its messages and its proof are the program's own; each unit's result i
 repeat is the same bytes. What is left is the exchange.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from unittest.mock import patch
@@ -23,7 +24,8 @@ def main(endpoint: str, name: str) -> int:
 
     from manychar.fleet import engine  # noqa: PLC0415
     from manychar.protocol.aggregation import as_frame  # noqa: PLC0415
-    from manychar.protocol.effects import Compute, Result  # noqa: PLC0415
+    from manychar.protocol.effects import Compute  # noqa: PLC0415
+    from manychar.protocol.events import Computed  # noqa: PLC0415
     from manychar.protocol.messages import Dimensions  # noqa: PLC0415
 
     class Idle(engine.Engine):
@@ -31,7 +33,9 @@ def main(endpoint: str, name: str) -> int:
             super().__init__(dimensions)
             gradient = np.full(dimensions.parameters_bytes // dimensions.value_bytes, SMALL)
             hidden = np.full(dimensions.hidden_bytes // dimensions.value_bytes, SMALL)
-            self._result = Result(
+            self._result = Computed(
+                shard=0,
+                step=0,
                 loss=1.0,
                 gradient=as_frame(gradient.astype(dimensions.dtype)),
                 hidden=as_frame(hidden.astype(dimensions.dtype)),
@@ -41,8 +45,8 @@ def main(endpoint: str, name: str) -> int:
 
         def compute(
             self, unit: Compute, heartbeat: Callable[[], float] = engine.no_heartbeat
-        ) -> Result:
-            return self._result
+        ) -> Computed:
+            return dataclasses.replace(self._result, shard=unit.shard, step=unit.step)
 
     with patch.object(engine, "Engine", Idle):
         me = hello(Role.WORKER, name)

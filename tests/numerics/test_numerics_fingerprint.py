@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from manychar.numerics import numerics_fingerprint as module
-from manychar.numerics.kernel import loss_and_gradient
+from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.model import count_parameters
 
 LIBRARIES = {"numpy": "2.4.0", "blas": "OpenBLAS 0.3.30 Haswell"}
 
@@ -18,8 +19,11 @@ def fingerprint(**changed: Any) -> str:
         "streams": 3,
         "dtype": "float32",
         "libraries": LIBRARIES,
+        "progress": nothing,
     }
-    return module.fingerprint(**(usual | changed))
+    shape = usual | changed
+    libraries, progress = shape.pop("libraries"), shape.pop("progress")
+    return module.fingerprint(Kernel(**shape), libraries, progress)
 
 
 def test_the_same_in_gives_the_same_out() -> None:
@@ -50,8 +54,10 @@ def test_another_shape_dtype_or_library_gives_another_fingerprint(name: str, val
 
 @pytest.mark.parametrize("which", ["loss", "gradient", "hidden"])
 def test_one_last_bit_of_the_arithmetic_counts(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Kernel.compute
+
     def one_bit_off(*arguments: Any) -> Any:
-        loss, gradient, after = loss_and_gradient(*arguments)
+        loss, gradient, after = compute(*arguments)
         if which == "loss":
             loss = float(np.nextafter(loss, np.inf))
         else:
@@ -60,7 +66,7 @@ def test_one_last_bit_of_the_arithmetic_counts(which: str, monkeypatch: pytest.M
         return loss, gradient, after
 
     honest = fingerprint()
-    monkeypatch.setattr(module, "loss_and_gradient", one_bit_off)
+    monkeypatch.setattr(Kernel, "compute", one_bit_off)
     assert fingerprint() != honest
 
 
@@ -68,3 +74,10 @@ def test_the_probe_tells_of_its_progress_and_that_changes_no_bit() -> None:
     told: list[None] = []
     assert fingerprint(progress=lambda: told.append(None)) == fingerprint()
     assert len(told) >= 2 * 4
+
+
+def test_the_weights_that_a_kernel_held_before_do_not_matter() -> None:
+    kernel = Kernel(11, 6, seq_length=4, streams=3, dtype="float32")
+    first = module.fingerprint(kernel, LIBRARIES)
+    kernel.load(np.ones(count_parameters(11, 6)))
+    assert module.fingerprint(kernel, LIBRARIES) == first == fingerprint()

@@ -67,6 +67,12 @@ def computed(
     return compute_shard(kernel, batch, hidden)
 
 
+def test_an_id_beyond_the_vocabulary_is_refused() -> None:
+    batch = Batch(np.array([[0, 1, 6]], np.uint8), fresh=True)
+    with pytest.raises(IndexError, match=r"not in 0 … 5"):
+        computed(initialize(6, 3), batch, np.zeros((1, 3), np.float32))
+
+
 def assert_same_weights(state: TrainingState, weights: reference.Weights) -> None:
     for name, array in state.parameters.named().items():
         message = f"{name} of step {state.step}"

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from manychar.protocol.effects import Effect, Log, Result, Send
-from manychar.protocol.events import DeadlinePassed, Received, Started
+from manychar.protocol.effects import Effect, Log, Send
+from manychar.protocol.events import Computed, DeadlinePassed, Received, Started
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import (
     WIRE_VERSION,
@@ -137,10 +137,9 @@ class Stage:
                 effects = self.deliver(name, shard, each)
         return effects
 
-    def truth(self, shard: int, step: int) -> Result:
+    def truth(self, shard: int, step: int) -> Computed:
         """Return what the server itself computes for a unit."""
-        piece = self.known.pieces[shard, step]
-        return Result(piece.loss, piece.gradient, piece.hidden, 0.01, 0.01)
+        return self.known.pieces[shard, step].computed(shard, step, seconds=0.01)
 
     def wait(self, seconds: float, *beating: str) -> list[Effect]:
         """Let time pass, tick by tick; `beating` live meanwhile. Return what came of the ticks."""

@@ -22,7 +22,6 @@ from manychar.protocol.effects import (
 from manychar.protocol.events import (
     CheckpointFailed,
     CheckpointSaved,
-    Computed,
     DiskWaited,
     Event,
     KeyRevoked,
@@ -472,7 +471,7 @@ def test_who_repeats_other_bytes_is_banned_if_the_server_finds_them_wrong() -> N
     assert (unit.shard, unit.step, unit.fresh) == (0, 0, True)
     assert bytes(unit.weights) == stage.known.weights[0]
     assert "bob sent other bytes for step 0, shard 0 than ann did" in said(effects)
-    effects = stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)
+    effects = stage.server.handle(stage.truth(0, 0), stage.now)
     assert only(effects, Refused).reason == "banned: it computed step 0, shard 0 wrongly"
     assert stage.shards_of("ann") == [0, 1]
     assert only(stage.hello("bob"), Refused)
@@ -487,7 +486,7 @@ def test_a_run_resumes_before_a_wrong_gradient_that_was_applied() -> None:
     stage.deliver("bob", 1, 3)
     assert stage.server.state.step == 4
     stage.tell("bob", right)
-    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
+    effects = stage.server.handle(stage.truth(0, 3), stage.now)
     assert only(effects, Remember).changes == {
         "banned": {"ann": "it computed step 3, shard 0 wrongly"}
     }
@@ -508,7 +507,7 @@ def test_a_run_resumes_before_everything_that_the_banned_worker_had_a_part_in() 
     right = stage.gradient(0, 3)
     stage.deliver("ann", 0, 3, loss=right.loss + 1)
     stage.tell("bob", right)
-    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
+    effects = stage.server.handle(stage.truth(0, 3), stage.now)
     assert only(effects, ResumeBefore).step == 3
 
 
@@ -520,7 +519,7 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage.deliver("bob", 1, 2)
     stage.deliver("bob", 0, 3)
     stage.deliver("ann", 0, 3, loss=1.0)
-    effects = stage.server.handle(Computed(0, 3, stage.truth(0, 3)), stage.now)
+    effects = stage.server.handle(stage.truth(0, 3), stage.now)
     assert only(effects, Remember).changes == {
         "banned": {"ann": "it computed step 3, shard 0 wrongly"}
     }
@@ -535,7 +534,7 @@ def test_who_is_banned_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage.tell("ann-2", Goodbye(run=RUN, term=TERM, reason="done"))
     stage.join("bob")
     stage.tell("bob", stage.gradient(0, 0))
-    effects = stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now)
+    effects = stage.server.handle(stage.truth(0, 0), stage.now)
     assert only(effects, ResumeBefore).step == 1
     assert only(effects, Remember).changes["banned"].keys() == {"ann", "ann-2"}
 
@@ -589,7 +588,7 @@ def test_the_end_waits_for_a_dispute() -> None:
     stage.deliver("bob", 0, 0, loss=1.0)
     stage.deliver("ann", 1, 0)
     assert stage.server.handle(CheckpointSaved(1), stage.now) == []
-    end = finish(stage.server.handle(Computed(0, 0, stage.truth(0, 0)), stage.now))
+    end = finish(stage.server.handle(stage.truth(0, 0), stage.now))
     assert end == Finish(0, "finished at step 1")
 
 

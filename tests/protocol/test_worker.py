@@ -5,16 +5,7 @@ from typing import Any
 
 import pytest
 
-from manychar.protocol.effects import (
-    Compute,
-    ComputeFingerprint,
-    Effect,
-    FingerprintResult,
-    Finish,
-    Log,
-    PeerError,
-    Result,
-)
+from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Finish, Log, PeerError
 from manychar.protocol.events import (
     Computed,
     DeadlinePassed,
@@ -79,7 +70,7 @@ class Bench:
     def at_work(self) -> "Bench":
         """Be welcomed, and say Ready."""
         self.worker.handle(Received(self.welcome()), 0.0)
-        self.worker.handle(FingerprintComputed(FingerprintResult("bits", {}, 0.1)), 0.0)
+        self.worker.handle(FingerprintComputed("bits", {}, 0.1), 0.0)
         return self
 
     def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
@@ -121,12 +112,7 @@ class Bench:
         """Let it be through with a unit."""
         assert self.worker.dimensions
         piece = compute(unit, self.worker.dimensions)
-        return self.worker.handle(
-            Computed(
-                unit.shard, unit.step, Result(piece.loss, piece.gradient, piece.hidden, 0.2, 0.2)
-            ),
-            0.0,
-        )
+        return self.worker.handle(piece.computed(unit.shard, unit.step, seconds=0.2), 0.0)
 
 
 def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
@@ -136,12 +122,7 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert only(bench.worker.handle(DeadlinePassed(), 0.2), Hello)
     assert only(bench.worker.handle(Received(bench.welcome()), 0.3), ComputeFingerprint)
     assert bench.state() is WorkerPhase.FINGERPRINTING
-    ready = only(
-        bench.worker.handle(
-            FingerprintComputed(FingerprintResult("bits", {"blas": "x"}, 0.1)), 0.4
-        ),
-        Ready,
-    )
+    ready = only(bench.worker.handle(FingerprintComputed("bits", {"blas": "x"}, 0.1), 0.4), Ready)
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
     assert bench.state() is WorkerPhase.WORKING
 
@@ -341,9 +322,9 @@ def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
     with pytest.raises(ProtocolError, match="computed without having been asked"):
-        bench.worker.handle(Computed(0, 0, Result(0.0, b"", b"", 0.0, 0.0)), 0.0)
+        bench.worker.handle(Computed(0, 0, 0.0, b"", b"", 0.0, 0.0), 0.0)
     with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is working"):
-        bench.worker.handle(FingerprintComputed(FingerprintResult("bits", {}, 0.0)), 0.0)
+        bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a client that is working"):
         bench.worker.handle(
             Received(Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
@@ -357,11 +338,9 @@ def test_two_welcomes_while_proving_need_one_proof_each() -> None:
     assert only(
         bench.worker.handle(Received(bench.welcome(term=TERM + 1)), 0.0), ComputeFingerprint
     )
-    assert bench.worker.handle(FingerprintComputed(FingerprintResult("old", {}, 0.0)), 0.0) == []
+    assert bench.worker.handle(FingerprintComputed("old", {}, 0.0), 0.0) == []
     assert (
-        only(
-            bench.worker.handle(FingerprintComputed(FingerprintResult("new", {}, 0.0)), 0.0), Ready
-        ).fingerprint
+        only(bench.worker.handle(FingerprintComputed("new", {}, 0.0), 0.0), Ready).fingerprint
         == "new"
     )
 

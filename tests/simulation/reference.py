@@ -16,6 +16,7 @@ from manychar.numerics.kernel import Kernel
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, advance, compute_shard, kernel_of, start
 from manychar.protocol.effects import Compute
+from manychar.protocol.events import Computed
 from manychar.protocol.messages import Dimensions
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
@@ -29,6 +30,10 @@ class Piece:
     loss: float
     gradient: bytes
     hidden: bytes
+
+    def computed(self, shard: int, step: int, *, seconds: float = 0.0) -> Computed:
+        """Return the event by which a machine is told of it."""
+        return Computed(shard, step, self.loss, self.gradient, self.hidden, seconds, seconds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

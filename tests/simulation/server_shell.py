@@ -13,14 +13,12 @@ from manychar.protocol.effects import (
     Log,
     PeerError,
     Remember,
-    Result,
     ResumeBefore,
     Save,
     Send,
     Validate,
 )
 from manychar.protocol.events import (
-    Computed,
     DeadlinePassed,
     MailboxEmpty,
     Malformed,
@@ -154,10 +152,8 @@ class ServerShell:
             world.network.send_down(effect.to, effect.message)
         elif isinstance(effect, Compute):
             piece = compute(effect, self.machine.dimensions)
-            result = Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
-            self.carry_out(
-                self.machine.handle(Computed(effect.shard, effect.step, result), world.now)
-            )
+            computed = piece.computed(effect.shard, effect.step)
+            self.carry_out(self.machine.handle(computed, world.now))
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
         elif isinstance(effect, Validate):

@@ -13,11 +13,9 @@ from manychar.protocol.effects import (
     Compute,
     ComputeFingerprint,
     Effect,
-    FingerprintResult,
     Finish,
     Log,
     PeerError,
-    Result,
     Send,
 )
 from manychar.protocol.events import (
@@ -164,8 +162,8 @@ class WorkerShell:
 
     def _prove(self) -> Callable[[], list[Effect]]:
         fingerprint = FOREIGN_FINGERPRINT if self.foreign else FINGERPRINT
-        proof = FingerprintResult(fingerprint, {}, 0.0)
-        return lambda: self.machine.handle(FingerprintComputed(proof), self.world.now)
+        proof = FingerprintComputed(fingerprint, {}, 0.0)
+        return lambda: self.machine.handle(proof, self.world.now)
 
     def _compute(self, unit: Compute) -> None:
         world = self.world
@@ -180,21 +178,21 @@ class WorkerShell:
         delivers = world.worker_oracle.must_deliver(self.machine)
 
         def through() -> list[Effect]:
-            effects = self.machine.handle(Computed(unit.shard, unit.step, result), world.now)
+            effects = self.machine.handle(result, world.now)
             if delivers():
                 world.worker_oracle.delivered(effects, unit)
             return effects
 
         self._be_busy(seconds, through)
 
-    def _result(self, unit: Compute) -> Result:
+    def _result(self, unit: Compute) -> Computed:
         """Compute a unit, rightly or wrongly."""
         assert self.machine.dimensions is not None
         piece = compute(unit, self.machine.dimensions)
         if self.spoils(unit):
             self.world.log(lambda: f"    {self.name} computes it wrongly")
             piece = spoiled(piece, unit.step)
-        return Result(piece.loss, piece.gradient, piece.hidden, 0.0, 0.0)
+        return piece.computed(unit.shard, unit.step)
 
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
         """Compute: the thread sends heartbeats, and reads nothing until it is through."""

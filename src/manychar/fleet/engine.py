@@ -15,7 +15,8 @@ from manychar.numerics.numerics_fingerprint import fingerprint
 from manychar.numerics.training_step import compute_shard
 from manychar.processes.numeric_libraries import kernels, libraries
 from manychar.protocol.aggregation import as_frame
-from manychar.protocol.effects import Compute, FingerprintResult, Result
+from manychar.protocol.effects import Compute
+from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Dimensions, Frame
 
 
@@ -24,7 +25,7 @@ def no_heartbeat() -> float:
     return math.inf
 
 
-class Progress:
+class PieceTimer:
     """Called between the pieces of a computation: times them, and sends due heartbeats.
 
     `heartbeat` sends one, and returns when the next one is due.
@@ -61,33 +62,28 @@ class Engine:
         self._loaded: Frame | None = None
         self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
 
-    def compute_fingerprint(self) -> FingerprintResult:
+    def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype."""
-        size, names, progress = self.dimensions, libraries(), Progress(no_heartbeat)
-        found = fingerprint(
-            vocabulary_size=size.vocabulary_size,
-            hidden_size=size.hidden,
-            seq_length=size.seq_length,
-            streams=size.streams,
-            dtype=size.dtype,
-            libraries=names,
-            progress=progress,
-        )
-        return FingerprintResult(found, names | kernels(), progress.slowest)
+        names, timer = libraries(), PieceTimer(no_heartbeat)
+        found = fingerprint(self._kernel, names, timer)
+        self._loaded = None  # the kernel holds the weights of the probe
+        return FingerprintComputed(found, names | kernels(), timer.slowest)
 
-    def compute(self, unit: Compute, heartbeat: Callable[[], float] = no_heartbeat) -> Result:
+    def compute(self, unit: Compute, heartbeat: Callable[[], float] = no_heartbeat) -> Computed:
         """Return one shard's loss, gradient and next hidden state at one step."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
         self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
-        batch, progress, began = Batch(ids, unit.fresh), Progress(heartbeat), time.monotonic()
-        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, progress)
-        return Result(
+        batch, timer, began = Batch(ids, unit.fresh), PieceTimer(heartbeat), time.monotonic()
+        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, timer)
+        return Computed(
+            unit.shard,
+            unit.step,
             loss=loss,
             gradient=as_frame(gradient.flat),
             hidden=as_frame(after),
-            slowest=progress.slowest,
+            slowest=timer.slowest,
             seconds=time.monotonic() - began,
         )

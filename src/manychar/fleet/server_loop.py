@@ -194,8 +194,7 @@ class ServerLoop:
             case effects.Record(status):
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
-                result = self.engine.compute(effect)
-                self._handle(events.Computed(effect.shard, effect.step, result))
+                self._handle(self.engine.compute(effect))
             case effects.Remember(changes):
                 self.directory = self.directory.with_facts(**changes)
                 self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)

@@ -93,8 +93,7 @@ class _Loop:
             case effects.Send(message):
                 self.dealer.send(encode(message))
             case effects.Compute() if self.engine is not None:
-                result = self.engine.compute(effect, self._heartbeat)
-                self._handle(events.Computed(effect.shard, effect.step, result))
+                self._handle(self.engine.compute(effect, self._heartbeat))
             case effects.ComputeFingerprint(welcome):
                 self._compute_fingerprint(welcome)
             case effects.Log(text, level):
@@ -115,7 +114,7 @@ class _Loop:
 
         make_way()
         self.engine = Engine(welcome.dimensions)
-        self._handle(events.FingerprintComputed(self.engine.compute_fingerprint()))
+        self._handle(self.engine.compute_fingerprint())
         logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 

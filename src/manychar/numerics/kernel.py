@@ -33,7 +33,8 @@ class Kernel:
     ) -> None:
         V, H, T, B = vocabulary_size, hidden_size, seq_length, streams
         n = T * B
-        self.vocabulary_size = V
+        self.vocabulary_size, self.hidden_size = V, H
+        self.seq_length, self.streams, self.dtype = T, B, dtype
         self._weights = Parameters(np.empty(count_parameters(V, H), dtype), V, H)
         self._rows = np.empty((V, H), dtype)  # Wxh x + bh, for each character x
         self._WhhT = np.empty((H, H), dtype)
@@ -74,9 +75,12 @@ class Kernel:
         hidden: NDArray[Any],
         progress: Callable[[], None] = nothing,
     ) -> tuple[float, Parameters, NDArray[Any]]:
-        """Return (loss, gradient, next hidden state) as `loss_and_gradient` does, in new arrays.
+        """Return (loss, gradient, next hidden state) of T characters of B streams, as new arrays.
 
-        Shapes and dtype are the kernel's, and ids are below V: the caller has seen to that.
+        `inputs` and `targets` are ids below V, shape (B, T); `hidden`, shape (B, H), is the state
+        before the first character, in the kernel's dtype: the caller has checked that. Loss (nats)
+        and gradient are sums over time and streams; the gradient is not clipped. `progress` is
+        called between the pieces of the work, at least once a time step.
         """
         self._x[:], self._targets[:] = inputs.T, targets.T
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
@@ -165,31 +169,3 @@ class Kernel:
                 self._ones[:count].dot(block, self._rows_of_sums[character])
                 start += count
         return sums
-
-
-def loss_and_gradient(
-    parameters: Parameters,
-    inputs: NDArray[Any],
-    targets: NDArray[Any],
-    hidden: NDArray[Any],
-    progress: Callable[[], None] = nothing,
-) -> tuple[float, Parameters, NDArray[Any]]:
-    """Return (loss, gradient, next hidden state) of T characters of B streams.
-
-    `inputs` and `targets` are ids below V, shape (B, T); `hidden`, shape (B, H), is the state
-    before the first character, in the dtype of the parameters (float32 or float64), and the
-    returned one that after the last. Loss (nats) and gradient are sums over time and streams; the
-    gradient is not clipped. `progress` is called between the pieces of the work, at least once a
-    time step. A `Kernel` does the same again and again without allocating its buffers anew.
-    Raises ValueError where shapes or dtypes disagree, IndexError for an id not in 0 … V-1.
-    """
-    (B, T), V, H = inputs.shape, parameters.vocabulary_size, parameters.hidden_size
-    if targets.shape != (B, T) or hidden.shape != (B, H):
-        raise ValueError(f"targets {targets.shape}, hidden {hidden.shape} for inputs {(B, T)}")
-    if hidden.dtype != parameters.flat.dtype:
-        raise ValueError(f"a hidden state in {hidden.dtype} for {parameters.flat.dtype}")
-    if min(inputs.min(), targets.min()) < 0 or max(inputs.max(), targets.max()) >= V:
-        raise IndexError(f"an id that is not in 0 … {V - 1}")
-    kernel = Kernel(V, H, seq_length=T, streams=B, dtype=hidden.dtype.name)
-    kernel.load(parameters.flat)
-    return kernel.compute(inputs, targets, hidden, progress)

@@ -9,32 +9,25 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from manychar.numerics.kernel import loss_and_gradient, nothing
-from manychar.numerics.model import Parameters, count_parameters
+from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.model import count_parameters
 from manychar.numerics.run_definition import canonical_json
 
 
 def fingerprint(
-    *,
-    vocabulary_size: int,
-    hidden_size: int,
-    seq_length: int,
-    streams: int,
-    dtype: str,
-    libraries: Mapping[str, str],
-    progress: Callable[[], None] = nothing,
+    kernel: Kernel, libraries: Mapping[str, str], progress: Callable[[], None] = nothing
 ) -> str:
-    """Return 64 hexadecimal digits for these shapes, this dtype and these versions and builds.
+    """Return 64 hexadecimal digits for the kernel's shapes and dtype, and these libraries.
 
-    `progress` is called between the pieces of the probe's work, as in `loss_and_gradient`.
+    The kernel is left with the probe's weights; `progress` is as in `Kernel.compute`.
     """
     generator = np.random.default_rng(0)
-    size = count_parameters(vocabulary_size, hidden_size)
-    flat = (0.2 * (generator.random(size) - 0.5)).astype(dtype)
-    ids = generator.integers(vocabulary_size, size=(streams, seq_length + 1))
-    hidden = (generator.random((streams, hidden_size)) - 0.5).astype(dtype)
-    parameters = Parameters(flat, vocabulary_size, hidden_size)
-    loss, gradient, after = loss_and_gradient(parameters, ids[:, :-1], ids[:, 1:], hidden, progress)
+    size = count_parameters(kernel.vocabulary_size, kernel.hidden_size)
+    kernel.load((0.2 * (generator.random(size) - 0.5)).astype(kernel.dtype))
+    shape = (kernel.streams, kernel.seq_length + 1)
+    ids = generator.integers(kernel.vocabulary_size, size=shape)
+    hidden = (generator.random((kernel.streams, kernel.hidden_size)) - 0.5).astype(kernel.dtype)
+    loss, gradient, after = kernel.compute(ids[:, :-1], ids[:, 1:], hidden, progress)
     digest = hashlib.sha256(canonical_json(dict(libraries)).encode())
     digest.update(gradient.flat.tobytes() + after.tobytes() + loss.hex().encode())
     return digest.hexdigest()

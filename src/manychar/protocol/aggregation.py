@@ -22,7 +22,8 @@ from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
 from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Compute, Result
+from manychar.protocol.effects import Compute
+from manychar.protocol.events import Computed
 from manychar.protocol.messages import Frame, Gradient, Names, digest
 
 STEPS_COMPARED = 8
@@ -236,6 +237,6 @@ def _all_finite(array: NDArray[Any]) -> bool:
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
-def digest_of(result: Gradient | Result) -> Digest:
+def digest_of(result: Gradient | Computed) -> Digest:
     """Return a result's digest: two results of one unit must have the same."""
     return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

@@ -40,7 +40,7 @@ class ConflictingResults(ServerPart):
         """Ban the workers that were wrong; return where to resume if the weights depend on them."""
         shard, step = own.shard, own.step
         (_, accepted), *_ = results = self.open.pop((shard, step))
-        right = digest_of(own.result)
+        right = digest_of(own)
         wrong = sorted({names for names, digest in results if digest != right})
         for names in wrong:
             self._admission.ban(names, f"it computed step {step}, shard {shard} wrongly", now)

@@ -103,26 +103,6 @@ class Compute(Effect):
 
 
 @dataclasses.dataclass(frozen=True)
-class FingerprintResult:
-    """Result of ComputeFingerprint; `slowest` is the longest piece of work in seconds."""
-
-    fingerprint: str
-    libraries: Mapping[str, str]
-    slowest: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Result of Compute: it took `seconds`, and its longest piece of work `slowest` seconds."""
-
-    loss: float
-    gradient: Frame
-    hidden: Frame
-    slowest: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
 class ResumeBefore(Effect):
     """Note durably that the run resumes from the newest checkpoint below `step`, and restart."""
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import FingerprintResult, Result
-from manychar.protocol.messages import Message, Owner, Peer
+from manychar.protocol.messages import Frame, Message, Owner, Peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +31,15 @@ class Received(Event):
 
 @dataclasses.dataclass(frozen=True)
 class Computed(Event):
-    """The effect Compute was carried out."""
+    """A unit was computed in `seconds`; the longest piece of work took `slowest` seconds."""
 
     shard: int
     step: int
-    result: Result
+    loss: float
+    gradient: Frame
+    hidden: Frame
+    slowest: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +64,11 @@ class Suspended(Event):
 
 @dataclasses.dataclass(frozen=True)
 class FingerprintComputed(Event):
-    """The effect ComputeFingerprint was carried out."""
+    """The process's numerics are known; the longest piece of work took `slowest` seconds."""
 
-    result: FingerprintResult
+    fingerprint: str
+    libraries: Mapping[str, str]
+    slowest: float
 
 
 @dataclasses.dataclass(frozen=True)

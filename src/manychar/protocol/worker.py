@@ -21,15 +21,7 @@ import enum
 
 from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientSession
-from manychar.protocol.effects import (
-    STOPPED,
-    Compute,
-    ComputeFingerprint,
-    Effect,
-    FingerprintResult,
-    Finish,
-    Send,
-)
+from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import DeadlinePassed, FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
@@ -73,7 +65,7 @@ class Worker(ClientMachine[WorkerPhase]):
         super().__init__(session, (_CONNECTING, _WORKING, _ENDED))
         self.computing = 0.0
         self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
-        self._fingerprint: FingerprintResult | None = None
+        self._fingerprint: FingerprintComputed | None = None
         self._fingerprints_due = 0
         self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
         self._computing: Compute | None = None
@@ -93,8 +85,8 @@ class Worker(ClientMachine[WorkerPhase]):
         self._fingerprints_due -= 1
         if self._fingerprints_due:
             return []  # asked again since, for another run
-        self._fingerprint = event.result
-        self._pieces.append(event.result.slowest)
+        self._fingerprint = event
+        self._pieces.append(event.slowest)
         return self._ready()
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
@@ -124,14 +116,14 @@ class Worker(ClientMachine[WorkerPhase]):
 
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
         """Send the result, even if the lease has gone meanwhile."""
-        unit, result = self._computing, event.result
+        unit = self._computing
         asked = None if unit is None else (unit.shard, unit.step)
         if self._in_hand is None or unit is None or (event.shard, event.step) != asked:
             raise ProtocolError("computed without having been asked")
         (run, term), number, hidden_digest = self._in_hand
         self._in_hand = self._computing = None
-        self._pieces.append(result.slowest)
-        self.computing += result.seconds
+        self._pieces.append(event.slowest)
+        self.computing += event.seconds
         if self.state is not WorkerPhase.WORKING or (run, term) != self._identity():
             return []
         gradient = Gradient(
@@ -141,9 +133,9 @@ class Worker(ClientMachine[WorkerPhase]):
             shard=unit.shard,
             step=unit.step,
             hidden_digest=hidden_digest,
-            loss=result.loss,
-            gradient=result.gradient,
-            hidden=result.hidden,
+            loss=event.loss,
+            gradient=event.gradient,
+            hidden=event.hidden,
         )
         lease = self._leases.get(number)
         if lease is not None and unit.step == self._step:

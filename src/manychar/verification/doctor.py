@@ -67,15 +67,13 @@ def _numerics(setting: str) -> dict[str, Any]:
 
 def fingerprints() -> dict[str, Any]:
     """Return the libraries that compute in this process, and the fingerprints of a fixed probe."""
-    from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415 - numpy, pinned
+    from manychar.numerics.kernel import Kernel  # noqa: PLC0415 - numpy, pinned
+    from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415
     from manychar.processes.numeric_libraries import kernels, libraries  # noqa: PLC0415
 
     names = libraries()
-    shape: dict[str, Any] = {
-        "vocabulary_size": 65,
-        "hidden_size": 100,
-        "seq_length": 25,
-        "streams": 16,
-    }
-    found = {each: fingerprint(**shape, dtype=each, libraries=names) for each in DTYPES}
+    found = {}
+    for dtype in DTYPES:
+        kernel = Kernel(65, 100, seq_length=25, streams=16, dtype=dtype)
+        found[dtype] = fingerprint(kernel, names)
     return {"libraries": names, "kernels": kernels(), "fingerprints": found}
