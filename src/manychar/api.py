@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import os
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.operation import Operation
+from manychar.storage.file_format import CONFIG_NAME
 from manychar.storage.metrics import read_metrics
 
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
@@ -51,21 +51,24 @@ class TrainOptions(Beside, ResumeOptions, Definition):
     resume: None = dataclasses.field(init=False)
 
 
-def _takes(options: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+def _with_options(options: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """Give a function the fields of a dataclass of options as arguments, and their help texts."""
-    return functools.partial(_documented, options, inspect.signature(options))
+    return functools.partial(_documented, options)
 
 
-def _method_takes(
+def _method_with_options(
     options: Callable[P, object],
 ) -> Callable[[Callable[..., T]], Callable[Concatenate[Any, P], T]]:
     """Do the same for a method."""
-    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    own = inspect.signature(options).parameters.values()
-    return functools.partial(_documented, options, inspect.Signature([this, *own]))
+    return functools.partial(_documented, options)
 
 
-def _documented(options: Any, signature: inspect.Signature, function: Any) -> Any:
+def _documented(options: Any, function: Any) -> Any:
+    first = [
+        each for each in inspect.signature(function).parameters.values() if each.name == "self"
+    ]
+    signature = inspect.Signature([*first, *inspect.signature(options).parameters.values()])
+
     @functools.wraps(function)
     def wrapped(*arguments: Any, **named: Any) -> Any:  # TypeError for a name that is no argument
         return function(**signature.bind(*arguments, **named).arguments)
@@ -98,7 +101,7 @@ class Model:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r})"
 
-    @_method_takes(Sampling)
+    @_method_with_options(Sampling)
     def stream(self, **named: Any) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
         last = ""  # held back: after the last character comes a newline that is not the model's
@@ -109,7 +112,7 @@ class Model:
             if text[:-1]:
                 yield text[:-1]
 
-    @_method_takes(Sampling)
+    @_method_with_options(Sampling)
     def sample(self, **named: Any) -> str:
         """Return the prime and `length` characters that the model writes after it.
 
@@ -136,7 +139,7 @@ class Run(Model):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = _absolute(path)
-        if not os.path.isfile(self.path / "config.json"):  # noqa: PTH113 - raises nothing
+        if not os.path.isfile(self.path / CONFIG_NAME):  # noqa: PTH113 - raises nothing
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
 
@@ -149,14 +152,10 @@ class Run(Model):
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoint files by step, oldest first, for `load`. Raises UserError."""
-        directory = self.path / "checkpoints"
-        try:
-            paths = list(directory.iterdir())
-        except OSError as error:
-            raise UserError(f"{directory}: {because(error)}") from None
-        names = re.compile(r"step-(\d+)\.safetensors")
-        found = {int(match[1]): path for path in paths if (match := names.fullmatch(path.name))}
-        return dict(sorted(found.items()))
+        from manychar.storage.checkpoint import list_checkpoints  # noqa: PLC0415 - with numpy
+        from manychar.storage.run_directory import open_run  # noqa: PLC0415
+
+        return dict(list_checkpoints(open_run(self.path).checkpoints))
 
     def verify(
         self, *, from_: int = 0, to: int | None = None, processes: int | None = None
@@ -170,7 +169,7 @@ class Run(Model):
         print("".join(command.output()), end="", file=sys.stderr)
         return command.code == 0
 
-    @_method_takes(ResumeOptions)
+    @_method_with_options(ResumeOptions)
     def resume(self, **named: Any) -> "Run":
         """Resume from the newest checkpoint, as before but for these options; return the run.
 
@@ -193,7 +192,7 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
     return Model(name, None if key is None else Path(key))
 
 
-@_takes(TrainOptions)
+@_with_options(TrainOptions)
 def train(text: Text = None, **named: Any) -> Run:
     """Train on a text with a server and its workers on this machine, and return the run.
 
@@ -215,8 +214,7 @@ def _train(arguments: list[str], *, endless: bool, given: bytes | None = None) -
     """Run `manychar train` to its end; its samples go to standard output."""
     try:
         for piece in Command("train", *arguments, given=given).output():
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if not endless:  # otherwise it is the way to end
             raise

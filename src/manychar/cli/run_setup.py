@@ -16,6 +16,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 from manychar.protocol.operation import Operation
+from manychar.storage.file_format import CONFIG_NAME
 
 if TYPE_CHECKING:
     from manychar.protocol.effects import Finish
@@ -64,7 +65,7 @@ def _resumed(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
         if "run_dir" not in flags:
             raise UserError("--or-resume: needs --run-dir, the same one at every start")
         path: Path = flags["run_dir"]
-        return path if (path / "config.json").exists() else None
+        return path if (path / CONFIG_NAME).exists() else None
     if resume is not None:
         defining = sorted((options_of(Definition).keys() | {"run_dir"}) & flags.keys())
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
@@ -113,7 +114,7 @@ def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
 def numerics_of(path: Path) -> str:
     """Return a run's numerics, before numpy is imported to read the rest."""
     try:
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads((path / CONFIG_NAME).read_bytes())
         return "native" if config["definition"]["numerics"] == "native" else "portable"
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # opening the run reports what is wrong with it

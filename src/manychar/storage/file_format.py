@@ -1,9 +1,10 @@
-"""The version of everything on disk, checked before anything else that a file holds."""
+"""The format of a run directory: its version, checked before anything else that a file holds."""
 
 from pathlib import Path
 
 from manychar.processes.errors import UserError
 
+CONFIG_NAME = "config.json"
 FORMAT_VERSION = 2
 READERS = {1: "0.1.0"}  # which version of manychar reads an older format
 

@@ -42,10 +42,9 @@ from manychar.storage.corpus_file import (
     map_corpus,
     write_corpus,
 )
-from manychar.storage.file_format import FORMAT_VERSION, check_format
+from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
 from manychar.storage.journal import JOURNAL_NAME, read_journal
 
-CONFIG_NAME = "config.json"
 LOCK_NAME = "lock"
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 TERM_NAME = "term"
