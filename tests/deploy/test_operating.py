@@ -184,7 +184,7 @@ def said(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.Assign):
             target = node.targets[0]
             named = getattr(target, "attr", getattr(target, "id", ""))
-            if named in ("text", "reason", "what", "_complaint"):
+            if named in ("text", "reason", "what"):
                 yield fixed(node.value)
 
 

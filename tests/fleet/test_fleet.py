@@ -502,6 +502,34 @@ class TestKilling:
         assert "the server ended with exit code 70: starting it again" in done.err
         assert expect_same_bits(run, text) == 60
 
+    def test_a_server_that_crashes_before_it_listens_is_started_again(
+        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+    ) -> None:
+        planted = CRASHES_ONCE.format(role="server", module="manychar.fleet.server_process")
+        (tmp_path / "sitecustomize.py").write_text(planted)
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 0, done.err
+        assert "RuntimeError: planted" in done.err
+        assert "the server ended with exit code 70: starting it again" in done.err
+        assert expect_same_bits(run, text) == 60
+
+    @pytest.mark.long
+    def test_fails_where_its_server_always_crashes_before_it_listens(
+        self, manychar: Commands, text: Path, tmp_path: Path
+    ) -> None:
+        planted = CRASHES_ONCE.format(role="server", module="manychar.fleet.server_process")
+        (tmp_path / "sitecustomize.py").write_text(planted.replace("crashed.touch()", "pass"))
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.code == 3, done.err
+        assert done.err.count("starting it again") == 4
+        assert "the server ended within 10 s of its start 5 times" in done.err
+
     def test_refuses_arithmetic_that_is_not_finite(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:

@@ -1,5 +1,6 @@
 """The command `server`, and the hidden one of its validation."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+from manychar.protocol.effects import Finish
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,11 @@ def server(
 
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:
-        finish = serve(directory, bind, Screen(bound), keys, flags=[*access, "--child"])
+        try:
+            finish = serve(directory, bind, Screen(bound), keys, flags=[*access, "--child"])
+        except UserError as error:
+            finish = Finish(error.code, str(error))
+        write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
     with display_of(directory) as display:
         screen = Screen(bound, display.status, display.weights)

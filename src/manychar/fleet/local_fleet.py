@@ -31,7 +31,6 @@ from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0
 OBSERVER_CONNECT_TIMEOUT, WORKER_CONNECT_TIMEOUT = 60.0, 300.0
-LAST_MESSAGE_WITHIN = 2.0
 OBSERVER = "train"
 ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 
@@ -48,33 +47,33 @@ class LocalFleet:
         self.directory = directory
         self._display = display
         self._exporters = exporters
-        self.server = ProcessSlot(name="the server", arguments=[], on_line=self._take_endpoint)
+        self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
             for i in range(directory.operation.workers)
         ]
         self._endpoint = ""
         self._client: ObserverClient | None = None
-        self._wanted: Finish | None = None
+        self._stop: Finish | None = None
+        self._finish: Finish | None = None
         self._code: int | None = None
         self._kill_at: float | None = None
-        self._complaint = ""
 
     def run(self) -> Finish:
         """Train until the run ends or is stopped; every child is gone when it returns.
 
-        Raises UserError with the server's own line where it could not start.
+        Raises UserError with the server's reason where it could not start.
         """
         with contextlib.ExitStack() as stack:
+            self._loop = stack.enter_context(EventLoop())
+            self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
             names = [slot.name for slot in self.workers]
             self._private = stack.enter_context(private_endpoint(names, OBSERVER))
-            self._loop = stack.enter_context(EventLoop())
             self._connection = stack.enter_context(contextlib.ExitStack())
             self._supervisor = Supervisor(
                 self._loop, on_end=self._child_ended, on_log=self._forward, env=ENVIRONMENT
             )
             stack.callback(self._supervisor.stop, SECONDS_TO_END)
-            self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
             self._loop.on_deadline(lambda: self._kill_at, self._kill_server)
             self.server.arguments = self._server_arguments(self._private.bind)
             self._supervisor.start(self.server)
@@ -90,11 +89,16 @@ class LocalFleet:
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
         return [*resume, *keys, *as_flags(operation)]
 
-    def _take_endpoint(self, line: str) -> None:
-        """Take where the server listens, observe it, and start the workers."""
-        if self._endpoint:
-            return  # a server that was started again listens where the first one did
-        self._endpoint = json.loads(line)["endpoint"]
+    def _read_line(self, line: str) -> None:
+        """Read where the server listens, or how the run ended."""
+        values = json.loads(line)
+        if "code" in values:
+            self._finish = Finish(**values)
+        elif not self._endpoint:  # a server that was started again listens where the first one did
+            self._endpoint = values["endpoint"]
+            self._start_clients()
+
+    def _start_clients(self) -> None:
         logger.info(f"the server listens on {self._endpoint}")
         self.server.arguments = self._server_arguments(self._endpoint)
         path = self._private.client_key(OBSERVER)
@@ -112,11 +116,6 @@ class LocalFleet:
             flags += ["--key", str(path)] if path else []
             slot.arguments = ["worker", self._endpoint, "--name", slot.name, *flags]
             self._supervisor.start(slot)
-
-    @property
-    def _ended(self) -> Finish | None:
-        """How the run ended, as the server told it."""
-        return None if self._client is None or self._client.connecting else self._client.end
 
     def _observe(self) -> None:
         if self._client is None:
@@ -141,11 +140,8 @@ class LocalFleet:
             self.server.signal(signal.SIGKILL)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:
-        """Log again what a child logs; the last error of a server that does not start is kept."""
-        text, level = log.read(line)
-        if slot is self.server and not self._endpoint and level == logging.ERROR:
-            self._complaint = text
-        elif slot is self.server or level > logging.INFO:  # the server logs joining and leaving
+        _, level = log.read(line)
+        if slot is self.server or level > logging.INFO:  # the server logs joining and leaving
             log_again(slot, line)
 
     def _signalled(self, number: int) -> None:
@@ -154,9 +150,9 @@ class LocalFleet:
 
     def stop(self, code: int, reason: str = "stopped") -> None:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
-        if self._wanted is not None:
+        if self._stop is not None:
             return
-        self._wanted = Finish(code, reason)
+        self._stop = Finish(code, reason)
         if self.server.process is None:
             self._code = STOPPED
             return
@@ -172,38 +168,28 @@ class LocalFleet:
     def _child_ended(self, slot: ProcessSlot, code: int) -> None:
         if self._code is not None:
             return  # the run has ended
-        if slot is self.server:
-            self._read_last_messages(code)
-        elif code == STOPPED:
-            self._observe()  # was the run stopped? Then the server has told its observers, too
-        going_on = self._ended is None and self._wanted is None
         crashed = code < 0 or code == CRASHED
-        if slot is self.server and not (self._endpoint and going_on and crashed):
+        if slot is self.server and (self._stop or self._finish or not crashed):
+            self._observe()  # the last status
             self._code = code
-        elif going_on and code == RUN_FAILED:  # another start would end in the same way
+        elif self._stop or (slot is not self.server and (code == 0 or self._is_ended())):
+            return
+        elif code == RUN_FAILED:  # another start would end in the same way
             logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
             if all(worker.is_empty for worker in self.workers):
                 self.stop(RUN_FAILED, "no worker is left")
-        elif going_on and code != 0 and (given_up := self._supervisor.restart(slot, code)):
-            self.stop(RUN_FAILED, given_up)
+        elif failure := self._supervisor.restart(slot, code):
+            self.stop(RUN_FAILED, failure)
 
-    def _read_last_messages(self, code: int) -> None:
-        """Read what the server sent before it ended: its reason may still be on its way."""
-        self._observe()
-        deadline = time.monotonic() + LAST_MESSAGE_WITHIN
-        while code >= 0 and self._client is not None and self._ended is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._client.socket.poll(int(1000 * left)):
-                return
-            self._observe()
+    def _is_ended(self) -> bool:
+        """Whether the server has told its clients that the run has ended."""
+        return self._client is not None and not self._client.connecting and bool(self._client.end)
 
     def _result(self) -> Finish:
         code = self._code or 0
-        if self._wanted is not None and (code < 0 or code in (0, STOPPED)):
-            return self._wanted
-        if self._ended is not None and code == self._ended.code:
-            return self._ended
-        ended = f"the server ended {how_it_ended(code)}"
-        if not self._endpoint and code > 0:
-            raise UserError((self._complaint or ended).removeprefix("manychar: "), code=code)
-        return Finish(RUN_FAILED if code else 0, ended)
+        finish = self._finish or Finish(code, f"the server ended {how_it_ended(code)}")
+        if self._stop is not None and (finish.code < 0 or finish.code in (0, STOPPED)):
+            return self._stop
+        if finish.code and not self._endpoint:
+            raise UserError(finish.reason, code=finish.code)
+        return finish
