@@ -45,6 +45,7 @@ def test_a_pool_ends_with_the_run(manychar: Commands, text: Path) -> None:
     )
     pool = manychar.start("worker", "ipc://meet", *POOL)
     server.wait_for("pool-1 has joined")
+    server.wait_for("pool-2 has joined")
     server.interrupt()
     assert server.end().code == 0
     ended = pool.end()

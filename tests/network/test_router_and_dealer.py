@@ -185,7 +185,6 @@ def test_failed_handshakes_that_nobody_counts_do_not_stop_the_rest() -> None:
 PEER_GONE_WITH_MESSAGES_UNREAD = """
 import socket, time
 from manychar.network.router import Router
-from manychar.network.sockets import HEARTBEAT_MS
 from tests.network.test_hostile import handshake_without_keys
 router = Router("tcp://127.0.0.1:0", None)
 visitor = handshake_without_keys(int(router.endpoint.rsplit(":", 1)[1]))
@@ -195,7 +194,7 @@ while router.socket.poll(0) == 0:
 time.sleep(0.1)
 visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, 0, 0, 0)) + bytes(4))
 visitor.close()
-time.sleep(2 * HEARTBEAT_MS / 1000)
+time.sleep(1)
 while router.receive() is not None:
     pass
 router.close()
@@ -206,6 +205,14 @@ def test_a_peer_that_goes_with_messages_unread_ends_nobody() -> None:
     """libzmq would end the process at its next heartbeat, if the server sent any."""
     done = subprocess.run([sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD], check=False)
     assert done.returncode == 0
+
+
+def test_no_side_sends_zmtp_heartbeats(router: Router) -> None:
+    """One among the unread messages of a connection that is gone would end libzmq's process."""
+    dealer = Dealer(router.endpoint)
+    for socket_of_it in (router.socket, dealer.socket):
+        assert socket_of_it.getsockopt(zmq.HEARTBEAT_IVL) == 0
+    dealer.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of Linux")

@@ -20,18 +20,7 @@ from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
 
 CURVE_BYTES = 64  # more than encryption adds to a frame
 QUEUED_BYTES = 64 * 2**20
-OPTIONS = {
-    zmq.ROUTER_MANDATORY: 1,
-    # libzmq ends the process where its timer of heartbeats finds a peer gone whose messages are
-    # unread: the server sends none, and TCP's keepalive detects machines that are gone.
-    zmq.HEARTBEAT_IVL: 0,
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 5,
-    zmq.TCP_KEEPALIVE_INTVL: 5,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 20_000,  # milliseconds until what was sent has to be there
-    zmq.HANDSHAKE_IVL: 5000,
-}
+OPTIONS = {zmq.ROUTER_MANDATORY: 1, zmq.HANDSHAKE_IVL: 5000}
 SHARED_FROM_BYTES = 65_536
 FAILURES_A_READ = 1000
 CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
