@@ -14,9 +14,8 @@ def describe() -> str:
     found = _doctor()
     native = found["numerics"]["native"]
     names, kernels = native["libraries"], native["kernels"]
-    cores = found["usable_cores"] or found["cores"]
     parts = [
-        f"{found['cpu']['name']}, {cores} cores",
+        f"{found['cpu']['name']}, {found['usable_cores']} cores",
         f"Python {found['python']}",
         f"numpy {names['numpy']}",
         f"{names['blas']} ({kernels['blas kernels']} kernels)",

@@ -98,6 +98,7 @@ _add(keys.add, "KEYS olga --role observer", group=_keys)
 _add(keys.revoke, "KEYS olga", group=_keys)
 _add(keys.show, "KEYS --json", group=_keys, name="list")
 app.add_typer(_keys, name="keys")
+app.command(hidden=True)(doctor.fingerprints)
 app.command(hidden=True)(server.validate)
 app.command(hidden=True)(verify.verify_share)
 

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from manychar.cli.console import write
-from manychar.cli.options import AsJson
+from manychar.cli.options import AsJson, argument
+from manychar.processes.numerics_pinning import pin
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -14,6 +15,14 @@ def doctor(as_json: AsJson = False) -> None:
 
     found = examine()
     write(json.dumps(found, indent=2) + "\n" if as_json else "".join(_lines(found)))
+
+
+def fingerprints(numerics: Annotated[str, argument("NUMERICS", "portable or native")]) -> None:
+    """Print the libraries and fingerprints of this process as JSON, for `doctor`."""
+    pin(numerics)
+    from manychar.verification import doctor as facts
+
+    write(json.dumps(facts.fingerprints()))
 
 
 def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,10 +10,11 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import define, operation_of
+from manychar.cli.run_setup import define
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception
+from manychar.protocol.operation import Operation
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,8 @@ def equivalence(
     from manychar.verification.equivalence import Equivalence, difference_between, table
 
     definition, corpus = define(text, flags)
-    trial = {"steps": steps, "checkpoint_every": checkpoint_every, "keep_checkpoints": 0}
-    trial |= {"sample_every": 0, "sample_length": 0, "workers": 1}
-    operation = operation_of(trial, shards=definition.shards)
+    quiet: dict[str, Any] = {"keep_checkpoints": 0, "sample_every": 0, "sample_length": 0}
+    operation = Operation(steps=steps, checkpoint_every=checkpoint_every, workers=1, **quiet)
     for number in STOPS:
         signal.signal(number, end_by_exception)  # so that the scratch directory is removed
     with TemporaryDirectory(prefix="manychar-") as scratch:

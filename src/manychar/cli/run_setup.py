@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manychar.cli.console import program
+from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
@@ -42,7 +42,8 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
     if path is None:
         definition, corpus = define(text, flags)
-        operation = operation_of(flags, shards=definition.shards)
+        known = {"shards": definition.shards, "cores": usable_cores()}
+        operation = Operation(**resolve(Operation, flags, **known))
         directory = create_run(flags.get("run_dir"), definition, corpus, operation)
         characters, distinct = len(corpus.ids), len(corpus.vocabulary)
         logger.info(f"{corpus.source}: {characters:,} characters, {distinct} distinct")
@@ -106,11 +107,6 @@ def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition,
     return definition, corpus
 
 
-def operation_of(flags: dict[str, Any], *, shards: int) -> Operation:
-    """Return the operation of a new run. Raises OptionError."""
-    return Operation(**resolve(Operation, flags, shards=shards, cores=usable_cores()))
-
-
 def numerics_of(path: Path) -> str:
     """Return a run's numerics, before numpy is imported to read the rest."""
     try:
@@ -118,13 +114,6 @@ def numerics_of(path: Path) -> str:
         return "native" if config["definition"]["numerics"] == "native" else "portable"
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # opening the run reports what is wrong with it
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:

@@ -23,7 +23,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     workers, shards = directory.operation.workers, directory.definition.shards
     if workers > shards:
         logger.info(
-            f"{workers} workers for {shards} shards: the others stand by;"
+            f"{workers} workers for {shards} shards: the others are idle;"
             f" --shards {workers} would give each of them work"
         )
     with display_of(directory) as screen, exporters(**wanted) as beside:

@@ -9,7 +9,8 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import Run
-from manychar.cli.run_setup import numerics_of, usable_cores
+from manychar.cli.run_setup import numerics_of
+from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 

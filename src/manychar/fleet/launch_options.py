@@ -85,4 +85,11 @@ class Sampling:
     )
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 RUN_OPTIONS = (Definition, Operation, Beside, Export, Logging, Sampling)

@@ -5,14 +5,15 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import zmq
 
 from manychar import __version__
+from manychar.fleet.launch_options import usable_cores
+from manychar.processes.errors import UserError
+from manychar.processes.subcommand import Command
 
 DTYPES = "float32", "float64"
 
@@ -25,7 +26,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "usable_cores": usable_cores(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "pyzmq": zmq.__version__,
@@ -52,16 +53,10 @@ def _cpu() -> dict[str, Any]:
 
 def _numerics(setting: str) -> dict[str, Any]:
     """Return the libraries, kernels and fingerprint of a process with this setting."""
-    program = (
-        "import json, sys; from manychar.processes.numerics_pinning import pin; pin(sys.argv[1]);"
-        "from manychar.verification.doctor import fingerprints; print(json.dumps(fingerprints()))"
-    )
-    done = subprocess.run(  # noqa: S603 - this very program
-        [sys.executable, "-P", "-c", program, setting], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1:]}
-    found: dict[str, Any] = json.loads(done.stdout)
+    try:
+        found: dict[str, Any] = json.loads("".join(Command("fingerprints", setting).output()))
+    except UserError as error:
+        return {"error": str(error)}
     return found
 
 

@@ -1,7 +1,6 @@
 """The single-process equivalence test: the same run in one process and in fleets, bit for bit."""
 
 import dataclasses
-import itertools
 import logging
 import os
 import signal
@@ -90,22 +89,19 @@ class Equivalence:
         """Compare a run of one stream with the plain form: step by step, and on its own."""
         directory, definition = self._directory("plain", workers=1), self.definition
         _, streams = directory.streams()
-        done = itertools.pairwise(replay(directory, self.operation.steps))
+        states = replay(directory, self.operation.steps)
+        before = own = next(states)
         one_step = smooth_loss = 0.0
-        own: TrainingState | None = None
-        own_smooth = 0.0
-        for step, (before, after) in enumerate(done):
-            if own is None:
-                own, own_smooth = before, before.smooth_loss
+        for step, after in enumerate(states):
             batch = streams.batch_at(0, step)
-            _, stepped = _plain_step(before, definition, batch)
             fast = after.parameters.named()
-            for name, plain in stepped.parameters.named().items():
+            for name, plain in _plain_step(before, definition, batch).parameters.named().items():
                 largest = max(float(np.abs(plain).max()), 1e-300)
                 one_step = max(one_step, float(np.abs(fast[name] - plain).max()) / largest)
-            loss, own = _plain_step(own, definition, batch)
-            own_smooth = 0.999 * own_smooth + 0.001 * loss
-            smooth_loss = max(smooth_loss, abs(after.smooth_loss - own_smooth) / own_smooth)
+            own = _plain_step(own, definition, batch)
+            difference = abs(after.smooth_loss - own.smooth_loss) / own.smooth_loss
+            smooth_loss = max(smooth_loss, difference)
+            before = after
         return AgainstPlain(one_step, smooth_loss)
 
     def _directory(self, name: str, *, workers: int) -> RunDirectory:
@@ -113,10 +109,8 @@ class Equivalence:
         return create_run(self.parent / name, self.definition, self.corpus, operation)
 
 
-def _plain_step(
-    state: TrainingState, definition: Definition, batch: Batch
-) -> tuple[float, TrainingState]:
-    """Return (loss, state) after one step of the plain form, in float64, from a state."""
+def _plain_step(state: TrainingState, definition: Definition, batch: Batch) -> TrainingState:
+    """Return the state after one step of the plain form, in float64."""
     parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
     memory = state.parameters.like(state.memory.astype(np.float64))
     hidden = state.hidden[0, 0].astype(np.float64)
@@ -126,12 +120,12 @@ def _plain_step(
     loss, gradient, hidden = min_char_rnn.loss_and_gradient(named, batch.ids[0], hidden)
     rate, bound = definition.learning_rate, definition.clip
     min_char_rnn.adagrad(named, memory.named(), gradient, clip=bound, learning_rate=rate)
-    return loss, TrainingState(
+    return TrainingState(
         step=state.step + 1,
         parameters=parameters,
         memory=memory.flat,
         hidden=hidden[None, None],
-        smooth_loss=state.smooth_loss,
+        smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
     )
 
 
@@ -146,22 +140,22 @@ class _Killer(Exporter):
         self._at_step = at_step
 
     def status(self, snapshot: Snapshot) -> None:
-        """Look at a snapshot."""
-        report = snapshot.status
-        if self.killed or self._role is None or report.step < self._at_step:
+        """Kill the process, if the fleet has come so far."""
+        step = snapshot.status.step
+        if self.killed or self._role is None or step < self._at_step:
             return
         wanted = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (self.fleet.server, *self.fleet.workers):
             if slot.name in wanted and slot.process is not None:
                 self.killed = True
                 os.kill(slot.process.pid, signal.SIGKILL)
-                logger.info(f"{slot.name} killed with SIGKILL after step {report.step:,}")
+                logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
 
     def sample(self, step: int, text: str) -> None:
-        """Take no sample."""
+        """Ignore a sample."""
 
     def close(self) -> None:
-        """Have nothing to end."""
+        """Do nothing at the end."""
 
 
 def difference_between(trials: list[Trial]) -> str:
