@@ -106,7 +106,7 @@ def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     assert helper.end().code == 75
     gone = manychar.run("health", endpoint, "--key", str(probe), "--connect-timeout", "1")
     assert (gone.code, gone.out) == (3, "")
-    assert gone.err == f"manychar: gave up: no server at {endpoint} for 1 s (--connect-timeout)\n"
+    assert gone.err == f"manychar: no server at {endpoint} for 1 s (--connect-timeout)\n"
 
 
 class FakeServer(threading.Thread):

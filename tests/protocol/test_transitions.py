@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from manychar.protocol import events, server
+from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Finish
 from manychar.protocol.events import ProtocolError
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.messages import Goodbye, Gradient, Heartbeat, Hello, Stop, Welcome
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.worker import Worker, WorkerPhase
+from manychar.protocol.worker import Worker
 from tests.protocol.stage import RUN, TERM, Stage, hello, only, said
 from tests.simulation.planted import plant_handler
 
@@ -53,7 +54,7 @@ def test_a_clients_state_that_the_row_does_not_name_is_a_protocol_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def ends(self: Worker, event: events.HeartbeatDue, now: float) -> list[Effect]:
-        self.state = WorkerPhase.ENDED
+        self.phase = ClientPhase.ENDED
         return []
 
     plant_handler(monkeypatch, Worker, "_heartbeat", ends)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Finish, Log, PeerError
 from manychar.protocol.events import (
     Computed,
@@ -35,7 +36,7 @@ from manychar.protocol.messages import (
     digest,
 )
 from manychar.protocol.run_spec import dimensions_of
-from manychar.protocol.worker import Worker, WorkerPhase
+from manychar.protocol.worker import Worker
 from tests.protocol.stage import hello, only, said, sent, status
 from tests.simulation.reference import Reference, compute, reference
 
@@ -51,9 +52,9 @@ class Bench:
             hello("ann"), server="tcp://there", connect_timeout=connect_timeout, now=0.0
         )
 
-    def state(self) -> WorkerPhase:
-        """Where the worker stands."""
-        return self.worker.state
+    def phase(self) -> ClientPhase:
+        """Return its phase."""
+        return self.worker.phase
 
     def welcome(self, **changes: Any) -> Welcome:
         message = Welcome(
@@ -121,10 +122,10 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert bench.worker.handle(DeadlinePassed(), 0.1) == []
     assert only(bench.worker.handle(DeadlinePassed(), 0.2), Hello)
     assert only(bench.worker.handle(Received(bench.welcome()), 0.3), ComputeFingerprint)
-    assert bench.state() is WorkerPhase.FINGERPRINTING
+    assert bench.phase() is ClientPhase.FINGERPRINTING
     ready = only(bench.worker.handle(FingerprintComputed("bits", {"blas": "x"}, 0.1), 0.4), Ready)
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
-    assert bench.state() is WorkerPhase.WORKING
+    assert bench.phase() is ClientPhase.CONNECTED
 
 
 def test_it_computes_what_it_is_granted_and_names_what_it_used() -> None:
@@ -241,7 +242,7 @@ def test_a_reset_drops_everything_and_connects_again() -> None:
     effects = bench.worker.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.0)
     assert only(effects, Hello)
     assert bench.through(unit) == []
-    assert bench.worker.state is WorkerPhase.CONNECTING
+    assert bench.phase() is ClientPhase.CONNECTING
 
 
 def test_a_new_term_is_a_new_beginning() -> None:
@@ -273,7 +274,7 @@ def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
         "waiting for a server at tcp://there, up to 8 s"
     )
     finish = only(bench.worker.handle(DeadlinePassed(), 10.0), Finish)
-    assert finish == Finish(3, "gave up: no server at tcp://there for 10 s (--connect-timeout)")
+    assert finish == Finish(3, "no server at tcp://there for 10 s (--connect-timeout)")
     assert bench.worker.deadline() is None
     assert bench.worker.handle(DeadlinePassed(), 11.0) == []
 
@@ -323,9 +324,9 @@ def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
     with pytest.raises(ProtocolError, match="computed without having been asked"):
         bench.worker.handle(Computed(0, 0, 0.0, b"", b"", 0.0, 0.0), 0.0)
-    with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is working"):
+    with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is connected"):
         bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)
-    with pytest.raises(PeerError, match="Ready to a client that is working"):
+    with pytest.raises(PeerError, match="Ready to a client that is connected"):
         bench.worker.handle(
             Received(Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
         )

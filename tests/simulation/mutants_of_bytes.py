@@ -12,7 +12,7 @@ from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol import admission, aggregation, conflicting_results, worker
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
-from manychar.protocol.effects import Compute, Effect, Remember, ResumeBefore
+from manychar.protocol.effects import Effect, Remember, ResumeBefore
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.messages import Gradient, Names, digest
@@ -29,8 +29,8 @@ from tests.simulation.world import World
 def a_grant_again_elicits_nothing(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def deaf(self: Worker, lease: Any, queued: Any) -> list[Effect]:
-        return [] if lease.finished is not None else queue(self, lease, queued)
+    def deaf(self: Worker, lease: Any, ids: Any, *, fresh: bool) -> list[Effect]:
+        return [] if lease.finished is not None else queue(self, lease, ids, fresh=fresh)
 
     patch.setattr(Worker, "_queue", deaf)
 
@@ -145,12 +145,12 @@ def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("7", "none", "sent gradient")
 def nobody_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
-    take = Worker._take_in_hand
+    queue = Worker._queue
 
-    def stale(self: Worker, lease: Any) -> Compute:
-        return dataclasses.replace(take(self, lease), fresh=False)
+    def stale(self: Worker, lease: Any, ids: Any, *, fresh: bool) -> list[Effect]:
+        return queue(self, lease, ids, fresh=False)
 
-    patch.setattr(Worker, "_take_in_hand", stale)
+    patch.setattr(Worker, "_queue", stale)
 
 
 @mutant("8", "mixed", "weights", "unit", "checkpoint")

@@ -43,7 +43,7 @@ def a_worker_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("11", "mixed", "term")
 def a_worker_goes_back_to_an_older_term(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ClientSession, "is_past", lambda *_: False)
+    patch.setattr(ClientSession, "is_stale", lambda *_: False)
 
 
 @mutant("11", "server-crash", "another term")
@@ -103,7 +103,7 @@ def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
 
     def dropping(self: Worker, event: Computed, now: float) -> list[Effect]:
         assert self._in_hand is not None
-        held = self._in_hand[1] in self._leases
+        held = self._in_hand.lease in self._leases
         effects = computed(self, event, now)
         return effects if held else []
 

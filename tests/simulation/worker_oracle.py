@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Compute, Effect, Send
 from manychar.protocol.messages import (
     Gradient,
@@ -17,7 +18,7 @@ from manychar.protocol.messages import (
     Welcome,
     digest,
 )
-from manychar.protocol.worker import Worker, WorkerPhase
+from manychar.protocol.worker import Worker
 from tests.simulation.oracle import Oracle
 from tests.simulation.violation import Violation
 
@@ -103,7 +104,7 @@ class WorkerOracle:
         def still() -> bool:
             now_in = machine.session.welcome
             same = began_in is not None and now_in is not None and began_in.term == now_in.term
-            return same and machine.state is WorkerPhase.WORKING
+            return same and machine.phase is ClientPhase.CONNECTED
 
         return still
 
@@ -130,7 +131,7 @@ def _leases(machine: Worker) -> dict[int, int]:
 def _memory(machine: Worker) -> tuple[Any, ...]:
     units: tuple[Unit, ...] = machine._units()
     return (
-        machine.state,
+        machine.phase,
         frozenset(machine._leases),
         frozenset(units),
         machine._step,

@@ -3,15 +3,13 @@
     connecting ──Welcome──▶ connected ──Reset, or a silent server──▶ connecting
 
 A session keeps its (run, term) when the server falls silent, so that a server which only paused
-finds its client unchanged; a welcome to another run or term starts anew.
+finds its client unchanged; a welcome to another run or term is a new session.
 
 `ClientMachine` is what Worker and Observer have in common: `handle` by a table of transitions.
 """
 
-import abc
 import enum
-import math
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar
 
 from manychar.protocol import events, messages
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send
@@ -35,7 +33,6 @@ class ClientSession:
         self._connect_timeout = connect_timeout
         self.welcome: Welcome | None = None
         self.connecting = True
-        self.awaits_status = False
         self._connecting_since = now
         self._next_hello = now
         self._next_report = now + FIRST_REPORT_AFTER
@@ -52,7 +49,7 @@ class ClientSession:
             return True
         return self.belongs(message.run, message.term)
 
-    def is_past(self, message: Welcome | Reset) -> bool:
+    def is_stale(self, message: Welcome | Reset) -> bool:
         """Whether a message is from an earlier term of the run than this session has been in."""
         known = self.welcome
         return known is not None and message.run == known.run and message.term < known.term
@@ -74,21 +71,15 @@ class ClientSession:
         """Be disconnected, and send Hello at the next tick."""
         if not self.connecting:
             self.connecting = True
-            if not self.awaits_status:
-                self._connecting_since = now
+            self._connecting_since = now
             self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
     def tick(self, now: float) -> list[Effect]:
-        """Do what is due: send Hello, report the wait, give up, or notice a silent server."""
-        waited = now - self._connecting_since
-        if (self.connecting or self.awaits_status) and waited >= self._connect_timeout:
-            what = "no server at" if self.connecting else "no status from the server at"
-            reason = f"gave up: {what} {self.server} for {waited:.0f} s (--connect-timeout)"
-            return [Finish(RUN_FAILED, reason)]
+        """Do what is due: send Hello, report the wait, time out, or notice a silent server."""
         if self.connecting:
-            return self._tick_connecting(now, waited)
-        silence = self._welcomed().silence * SERVER_SILENCES
+            return self._tick_connecting(now, now - self._connecting_since)
+        silence = self.welcomed().silence * SERVER_SILENCES
         if now < self.heard_at + silence:
             return []
         self.connect(now)
@@ -96,6 +87,9 @@ class ClientSession:
         return [Log(text, messages.Level.WARNING)]
 
     def _tick_connecting(self, now: float, waited: float) -> list[Effect]:
+        if waited >= self._connect_timeout:
+            reason = f"no server at {self.server} for {waited:.0f} s (--connect-timeout)"
+            return [Finish(RUN_FAILED, reason)]
         effects: list[Effect] = []
         if now >= self._next_hello:
             self._next_hello = now + HELLO_EVERY
@@ -118,7 +112,7 @@ class ClientSession:
         """Send a heartbeat if one is due."""
         if self.connecting or now < self.next_heartbeat:
             return []
-        welcome = self._welcomed()
+        welcome = self.welcomed()
         self.next_heartbeat = now + min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
         heartbeat = messages.Heartbeat(
             run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
@@ -129,9 +123,8 @@ class ClientSession:
         """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
-        silent_at = self.heard_at + self._welcomed().silence * SERVER_SILENCES
-        given_up_at = self._connecting_since + self._connect_timeout
-        return min(self.next_heartbeat, silent_at, given_up_at if self.awaits_status else math.inf)
+        silent_at = self.heard_at + self.welcomed().silence * SERVER_SILENCES
+        return min(self.next_heartbeat, silent_at)
 
     def goodbye(self, reason: str) -> list[Effect]:
         """Tell the server that this client leaves, if it has been welcomed."""
@@ -140,29 +133,30 @@ class ClientSession:
         run, term, text = welcome.run, welcome.term, messages.one_line(reason)
         return [Send(messages.Goodbye(run=run, term=term, reason=text))]
 
-    def _welcomed(self) -> Welcome:
+    def welcomed(self) -> Welcome:
+        """Return the welcome, where there must be one."""
         if self.welcome is None:
             raise RuntimeError("connected without a welcome")
         return self.welcome
 
 
-Phase = TypeVar("Phase", bound=enum.Enum)
+class ClientPhase(enum.Enum):
+    """The phase of a client; an observer computes no fingerprint."""
+
+    CONNECTING = "connecting"
+    FINGERPRINTING = "fingerprinting"
+    CONNECTED = "connected"
+    ENDED = "ended"
 
 
-class ClientMachine(abc.ABC, Generic[Phase]):
-    """A client of the server; `phases` are those without a connection, with one, at the end."""
+class ClientMachine:
+    """A client of the server, by the table of its role."""
 
     table: ClassVar[Table]
 
-    def __init__(self, session: ClientSession, phases: tuple[Phase, Phase, Phase]) -> None:
-        self.session = session
-        self._connecting, self._connected, self._ended = phases
-        self.state: Phase = self._connecting
-
-    @property
-    def ended(self) -> bool:
-        """Whether this machine has nothing more to do."""
-        return self.state is self._ended
+    def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
+        self.session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
+        self.phase = ClientPhase.CONNECTING
 
     @property
     def dimensions(self) -> Dimensions | None:
@@ -171,39 +165,39 @@ class ClientMachine(abc.ABC, Generic[Phase]):
 
     def deadline(self) -> float | None:
         """When DeadlinePassed is due."""
-        return None if self.ended else self.session.deadline()
+        return None if self.phase is ClientPhase.ENDED else self.session.deadline()
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        """Take an event. PeerError is a message that the table does not name for this state."""
-        if self.ended:
+        """Return the effects; PeerError for a message that the table does not name."""
+        if self.phase is ClientPhase.ENDED:
             return []
         fact = event.message if isinstance(event, Received) else event
-        row = self.table.get((self.state, type(fact)))
+        row = self.table.get((self.phase, type(fact)))
         if row is None:
-            what = f"{type(fact).__name__} to a client that is {self.state.value}"
+            what = f"{type(fact).__name__} to a client that is {self.phase.value}"
             raise PeerError(what) if isinstance(event, Received) else ProtocolError(what)
         if isinstance(event, Received):
             self.session.heard_at = now
             if not self.session.concerns(event.message):
                 return []
-        before = self.state
+        before = self.phase
         effects: list[Effect] = row.handler(self, fact, now)
-        row.check(fact, before=before, after=self.state)
+        row.check(fact, before=before, after=self.phase)
         return effects
 
     def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
-        if self.session.connecting and self.state is self._connected:
-            self.state = self._connecting
+        if self.session.connecting and self.phase is ClientPhase.CONNECTED:
+            self.phase = ClientPhase.CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
-            self.state = self._ended
+            self.phase = ClientPhase.ENDED
         return effects + self._heartbeat(event, now)
 
     def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
         return self.session.heartbeat(now)
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
-        self.state = self._ended
+        self.phase = ClientPhase.ENDED
         return [*self.session.goodbye(event.reason), Finish(event.code, event.reason)]
 
     def _suspended(self, event: events.Suspended, now: float) -> list[Effect]:
@@ -211,14 +205,14 @@ class ClientMachine(abc.ABC, Generic[Phase]):
         return []
 
     def _reset(self, message: Reset, now: float) -> list[Effect]:
-        if self.session.is_past(message):
+        if self.session.is_stale(message):
             return []
-        self.state = self._connecting
+        self.phase = ClientPhase.CONNECTING
         self.session.connect(now)
         return self.session.tick(now)
 
     def _refused(self, refused: messages.Refused, now: float) -> list[Effect]:
-        self.state = self._ended
+        self.phase = ClientPhase.ENDED
         role = self.session.hello.role
         return [Finish(RUN_FAILED, f"the server refused this {role}: {refused.reason}")]
 

@@ -1,14 +1,14 @@
 """Worker: computes the gradients of the shards that it is leased.
 
-    CONNECTING ──Welcome to a new run or term──▶ FINGERPRINTING ──FingerprintComputed──▶ WORKING
-    CONNECTING ──Welcome to the same term──▶ WORKING ──Reset, or a silent server──▶ CONNECTING
+    CONNECTING ──Welcome to a new run or term──▶ FINGERPRINTING ──FingerprintComputed──▶ CONNECTED
+    CONNECTING ──Welcome to the same term──▶ CONNECTED ──Reset, or a silent server──▶ CONNECTING
     any ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
 
-While it works, Grant and Weights bring leases, hidden states and weights; MailboxEmpty makes it
-compute the lowest (step, shard) that it can, and Computed makes it send the gradient.
+While it is connected, Grant and Weights bring leases, hidden states and weights; MailboxEmpty makes
+it compute the lowest shard that it can, and Computed makes it send the gradient.
 
-What was sent before the last Hello, or to it again, arrives while it is connecting or computes its
-fingerprint: the welcome replaces it, so it is ignored.
+Messages from before the last Hello, and second answers to it, arrive while the worker is connecting
+or computes its fingerprint: the welcome replaces them, so they are ignored.
 
 The worker is at the step of the newest weights that it has. A gradient is kept until the weights
 of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
@@ -17,10 +17,9 @@ bytes again. The hidden state after step k is the input of step k + 1, from here
 
 import collections
 import dataclasses
-import enum
 
 from manychar.protocol import events, messages
-from manychar.protocol.client_session import ClientMachine, ClientSession
+from manychar.protocol.client_session import ClientMachine, ClientPhase
 from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import DeadlinePassed, FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
@@ -28,55 +27,52 @@ from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, 
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
 
 
-class WorkerPhase(enum.Enum):
-    """The phase of a worker."""
-
-    CONNECTING = "connecting"
-    FINGERPRINTING = "fingerprinting"
-    WORKING = "working"
-    ENDED = "ended"
-
-
-_CONNECTING, _FINGERPRINTING, _WORKING, _ENDED = WorkerPhase
-
-
 @dataclasses.dataclass
 class _Lease:
-    """What the worker holds under one lease, for its step; `queued` are `fresh` and ids."""
+    """What the worker holds under one lease, for its step."""
 
     number: int
     shard: int
     hidden: Frame | None = None
-    queued: tuple[bool, Frame] | None = None
+    queued: Compute | None = None
     finished: Gradient | None = None
 
     def advance(self, *, by: int) -> None:
-        """Go to a later step: what was finished leaves its hidden state to the step after it."""
+        """Go to a later step: a finished gradient leaves its hidden state to the step after it."""
         self.hidden = self.finished.hidden if self.finished and by == 1 else None
         self.queued = self.finished = None
 
 
-# 19 methods: one for each message and event of the table.
-class Worker(ClientMachine[WorkerPhase]):
+@dataclasses.dataclass(frozen=True)
+class _InHand:
+    """The unit that is being computed, and what its gradient will name."""
+
+    run: str
+    term: int
+    lease: int
+    hidden_digest: bytes
+    unit: Compute
+
+
+# 17 methods: one for each message and event of the table.
+class Worker(ClientMachine):
     """The machine of one worker."""
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
-        session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
-        super().__init__(session, (_CONNECTING, _WORKING, _ENDED))
+        super().__init__(hello, server=server, connect_timeout=connect_timeout, now=now)
         self.computing = 0.0
-        self._pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
+        self._slowest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
         self._fingerprints_due = 0
-        self._in_hand: tuple[tuple[str, int], int, bytes] | None = None
-        self._computing: Compute | None = None
+        self._in_hand: _InHand | None = None
+        self._leases: dict[int, _Lease] = {}
         self._step = -1
         self._newest: Frame = b""
-        self._forget_everything()
 
     def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
         if now < self.session.next_heartbeat:
             return []  # before the units are listed
-        slowest = max(self._pieces, default=0.0)
+        slowest = max(self._slowest_pieces, default=0.0)
         return self.session.heartbeat(
             now, units=self._units(), slowest=slowest, computing=self.computing
         )
@@ -84,84 +80,66 @@ class Worker(ClientMachine[WorkerPhase]):
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprints_due -= 1
         if self._fingerprints_due:
-            return []  # asked again since, for another run
+            return []  # another one is being computed, for another run
         self._fingerprint = event
-        self._pieces.append(event.slowest)
-        return self._ready()
+        self._slowest_pieces.append(event.slowest)
+        return self._ready(event)
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
-        """Compute the lowest (step, shard) that can be computed."""
-        if self._in_hand is not None:
+        """Compute the lowest shard that is queued; all are queued for one step."""
+        queued = [(lease, lease.queued) for lease in self._leases.values() if lease.queued]
+        if self._in_hand is not None or not queued:
             return []
-        able = [
-            lease for lease in self._leases.values() if lease.queued and lease.hidden is not None
-        ]
-        return [self._take_in_hand(min(able, key=lambda lease: lease.shard))] if able else []
-
-    def _take_in_hand(self, lease: _Lease) -> Compute:
-        hidden = lease.hidden
-        if lease.queued is None or hidden is None:
-            raise ProtocolError("nothing to compute under this lease")
-        (fresh, ids), lease.queued = lease.queued, None
-        self._in_hand = (self._identity(), lease.number, digest(hidden))
-        self._computing = Compute(
-            shard=lease.shard,
-            step=self._step,
-            fresh=fresh,
-            weights=self._newest,
-            hidden=hidden,
-            ids=ids,
-        )
-        return self._computing
+        lease, unit = min(queued, key=lambda pair: pair[0].shard)
+        lease.queued = None
+        welcome = self.session.welcomed()
+        self._in_hand = _InHand(welcome.run, welcome.term, lease.number, digest(unit.hidden), unit)
+        return [unit]
 
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
-        """Send the result, even if the lease has gone meanwhile."""
-        unit = self._computing
-        asked = None if unit is None else (unit.shard, unit.step)
-        if self._in_hand is None or unit is None or (event.shard, event.step) != asked:
+        """Send the gradient, even if its lease has been revoked meanwhile."""
+        in_hand, self._in_hand = self._in_hand, None
+        if in_hand is None or (event.shard, event.step) != (in_hand.unit.shard, in_hand.unit.step):
             raise ProtocolError("computed without having been asked")
-        (run, term), number, hidden_digest = self._in_hand
-        self._in_hand = self._computing = None
-        self._pieces.append(event.slowest)
+        self._slowest_pieces.append(event.slowest)
         self.computing += event.seconds
-        if self.state is not WorkerPhase.WORKING or (run, term) != self._identity():
+        same_term = self.session.belongs(in_hand.run, in_hand.term)
+        if self.phase is not ClientPhase.CONNECTED or not same_term:
             return []
         gradient = Gradient(
-            run=run,
-            term=term,
-            lease=number,
-            shard=unit.shard,
-            step=unit.step,
-            hidden_digest=hidden_digest,
+            run=in_hand.run,
+            term=in_hand.term,
+            lease=in_hand.lease,
+            shard=event.shard,
+            step=event.step,
+            hidden_digest=in_hand.hidden_digest,
             loss=event.loss,
             gradient=event.gradient,
             hidden=event.hidden,
         )
-        lease = self._leases.get(number)
-        if lease is not None and unit.step == self._step:
+        lease = self._leases.get(in_hand.lease)
+        if lease is not None and event.step == self._step:
             lease.finished = gradient
         return [Send(gradient)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
-        if self.session.is_past(welcome):
+        if self.session.is_stale(welcome):
             return []
         new = self.session.enter(welcome, now)
         if new:
             self._forget_everything()
             self._fingerprint = None
         if self._fingerprint is not None:
-            return self._ready()
-        if self.state is WorkerPhase.FINGERPRINTING and not new:
+            return self._ready(self._fingerprint)
+        if self.phase is ClientPhase.FINGERPRINTING and not new:
             return []
-        self.state = WorkerPhase.FINGERPRINTING
+        self.phase = ClientPhase.FINGERPRINTING
         self._fingerprints_due += 1
         return [ComputeFingerprint(welcome)]
 
-    def _ready(self) -> list[Effect]:
-        welcome, fingerprint = self.session.welcome, self._fingerprint
-        if welcome is None or fingerprint is None:
-            raise ProtocolError("ready without a welcome or a fingerprint")
-        self.state = WorkerPhase.WORKING
+    def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
+        welcome = self.session.welcomed()
+        self.phase = ClientPhase.CONNECTED
         self.computing = 0.0
         ready = messages.Ready(
             run=welcome.run,
@@ -173,7 +151,7 @@ class Worker(ClientMachine[WorkerPhase]):
         return [Send(ready)]
 
     def _grant(self, grant: messages.Grant, now: float) -> list[Effect]:
-        if not self._take(grant.step, grant.weights):
+        if not self._adopt_weights(grant.step, grant.weights):
             return []
         lease = self._leases.get(grant.lease)
         if lease is None:
@@ -184,31 +162,41 @@ class Worker(ClientMachine[WorkerPhase]):
             self._leases.pop(newest, None)
             lease = self._leases[grant.lease] = _Lease(grant.lease, grant.shard)
         lease.hidden = grant.hidden
-        return self._queue(lease, (grant.fresh, grant.ids))
+        return self._queue(lease, grant.ids, fresh=grant.fresh)
 
     def _weights(self, weights: messages.Weights, now: float) -> list[Effect]:
-        if not self._take(weights.version, weights.weights):
+        if not self._adopt_weights(weights.version, weights.weights):
             return []
         effects: list[Effect] = []
         for unit, ids in zip(weights.units, weights.ids, strict=True):
             if (lease := self._leases.get(unit.lease)) is not None:
-                effects += self._queue(lease, (bool(unit.flag), ids))
+                effects += self._queue(lease, ids, fresh=bool(unit.flag))
         return effects
 
-    def _take(self, step: int, weights: Frame) -> bool:
-        """Take the weights of a step, unless they are there; False where the step is over."""
+    def _adopt_weights(self, step: int, weights: Frame) -> bool:
+        """Be at the weights' step; return False where the worker is at a later one already."""
         if step > self._step:
             for lease in self._leases.values():
                 lease.advance(by=step - self._step)
             self._step, self._newest = step, weights
         return step == self._step
 
-    def _queue(self, lease: _Lease, queued: tuple[bool, Frame]) -> list[Effect]:
-        """Queue the lease's unit, or send again what came of it."""
+    def _queue(self, lease: _Lease, ids: Frame, *, fresh: bool) -> list[Effect]:
+        """Queue the lease's unit where its hidden state is here, or send its gradient again."""
         if lease.finished is not None:
             return [Send(lease.finished)]
-        if not self._is_in_hand(lease):
-            lease.queued = queued
+        in_hand = self._in_hand
+        if in_hand and (in_hand.lease, in_hand.unit.step) == (lease.number, self._step):
+            return []
+        if lease.hidden is not None:
+            lease.queued = Compute(
+                shard=lease.shard,
+                step=self._step,
+                fresh=fresh,
+                weights=self._newest,
+                hidden=lease.hidden,
+                ids=ids,
+            )
         return []
 
     def _revoke(self, revoke: messages.Revoke, now: float) -> list[Effect]:
@@ -216,78 +204,68 @@ class Worker(ClientMachine[WorkerPhase]):
         return []
 
     def _reset(self, message: messages.Reset, now: float) -> list[Effect]:
-        if not self.session.is_past(message):
+        if not self.session.is_stale(message):
             self._forget_everything()
         return super()._reset(message, now)
 
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
-        self.state = WorkerPhase.ENDED
+        self.phase = ClientPhase.ENDED
         reason = done.reason or "the run has ended"
-        return [Finish(STOPPED if done.code else 0, reason)]  # it may go on: then come again
+        return [Finish(STOPPED if done.code else 0, reason)]  # STOPPED: the run may be resumed
 
     def _forget_everything(self) -> None:
-        self._leases: dict[int, _Lease] = {}
-        self._newest = b""
+        self._leases = {}
         self._step = -1
-
-    def _identity(self) -> tuple[str, int]:
-        welcome = self.session.welcome
-        return (welcome.run, welcome.term) if welcome else ("", -1)
-
-    def _is_in_hand(self, lease: _Lease) -> bool:
-        unit = self._computing
-        if unit is None or self._in_hand is None:
-            return False
-        return (self._in_hand[1], unit.step) == (lease.number, self._step)
+        self._newest = b""
 
     def _units(self) -> tuple[Unit, ...]:
-        """Return the progress with each unit that it holds."""
+        """Return the progress with each unit under the leases."""
         units = []
-        if (unit := self._computing) is not None and self._in_hand is not None:
-            number = self._in_hand[1]
-            if number in self._leases:
-                units = [Unit(number, unit.shard, unit.step, UnitState.COMPUTING)]
+        if (in_hand := self._in_hand) is not None and in_hand.lease in self._leases:
+            unit = in_hand.unit
+            units = [Unit(in_hand.lease, unit.shard, unit.step, UnitState.COMPUTING)]
         for lease in self._leases.values():
             if lease.finished is not None:
                 units.append(Unit(lease.number, lease.shard, self._step, UnitState.SENT))
-            elif lease.queued and lease.hidden is not None:
+            elif lease.queued is not None:
                 units.append(Unit(lease.number, lease.shard, self._step, UnitState.QUEUED))
         return tuple(units)
 
 
-_NOT_WORKING = (_CONNECTING, _FINGERPRINTING)
-_ANY = (*_NOT_WORKING, _WORKING)
+_CONNECTING, _FINGERPRINTING, _CONNECTED, _ENDED = ClientPhase
+_EARLY = (_CONNECTING, _FINGERPRINTING)
+_ANY = (*_EARLY, _CONNECTED)
 
 Worker.table = {
-    **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _WORKING),
+    **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _CONNECTED),
     **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
-    **rows((_WORKING,), (Welcome,), Worker._welcome, _WORKING, _FINGERPRINTING),
+    **rows((_CONNECTED,), (Welcome,), Worker._welcome, _CONNECTED, _FINGERPRINTING),
     **rows(
-        _NOT_WORKING,
+        _EARLY,
         (messages.Grant, messages.Weights, messages.Revoke, messages.Alive, messages.Reset),
         Worker._ignore,
     ),
-    **rows((_WORKING,), (messages.Grant,), Worker._grant),
-    **rows((_WORKING,), (messages.Weights,), Worker._weights),
-    **rows((_WORKING,), (messages.Revoke,), Worker._revoke),
-    **rows((_WORKING,), (messages.Alive,), Worker._ignore),
-    **rows((_WORKING,), (messages.Reset,), Worker._reset, _WORKING, _CONNECTING),
+    **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
+    **rows((_CONNECTED,), (messages.Weights,), Worker._weights),
+    **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
+    **rows((_CONNECTED,), (messages.Alive,), Worker._ignore),
+    **rows((_CONNECTED,), (messages.Reset,), Worker._reset, _CONNECTED, _CONNECTING),
     **rows(_ANY, (messages.Refused,), Worker._refused, _ENDED),
     **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
     **rows(_ANY, (events.LeaveRequested,), Worker._leave, _ENDED),
     **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
     **rows(_ANY, (events.Suspended,), Worker._suspended),
     **rows(_ANY, (events.Computed,), Worker._computed),
-    **rows(_NOT_WORKING, (events.MailboxEmpty,), Worker._ignore),
-    **rows((_WORKING,), (events.MailboxEmpty,), Worker._mailbox_empty),
+    **rows(_EARLY, (events.MailboxEmpty,), Worker._ignore),
+    **rows((_CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
     **rows(
         (_FINGERPRINTING,),
         (FingerprintComputed,),
         Worker._fingerprint_computed,
         _FINGERPRINTING,
-        _WORKING,
+        _CONNECTED,
     ),
     **rows((_CONNECTING,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
     **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
-    **rows((_WORKING,), (DeadlinePassed,), Worker._deadline_passed, _WORKING, _CONNECTING),
+    **rows((_CONNECTED,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTED, _CONNECTING),
 }
