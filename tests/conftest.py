@@ -9,7 +9,7 @@ import pytest
 from tests.commands import SMALL, Commands
 from tests.texts import small_text
 
-SCHEDULES, LONG_SCHEDULES = 600, 2_400
+SCHEDULES, LONG_SCHEDULES = 300, 2_400
 HOSTILE = 1
 
 Require = Callable[[object, str], None]

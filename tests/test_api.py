@@ -203,6 +203,7 @@ print(list(run.checkpoints())[-1] > 0)
     assert "KeyboardInterrupt" not in done.err
 
 
+@pytest.mark.long
 def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on(manychar: Commands) -> None:
     script = f"""
 try:
@@ -222,6 +223,7 @@ print(list(run.checkpoints())[-1] - step)
     assert done.out.splitlines()[-1] == "5"
 
 
+@pytest.mark.long
 def test_a_killed_process_leaves_no_children(manychar: Commands) -> None:
     script = f"manychar.train(text, {SMALL}, steps=0, run_dir='run')"
     running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))

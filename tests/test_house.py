@@ -188,7 +188,11 @@ def test_nothing_else_stands_at_the_top_level() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]],
+    [
+        ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."],
+        pytest.param(["mypy"], marks=pytest.mark.long),
+    ],
     ids=["ruff format", "ruff check", "mypy"],
 )
 def test_the_style_holds(command: list[str]) -> None:

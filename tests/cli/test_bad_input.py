@@ -220,6 +220,7 @@ class TestFlags:
 
 
 class TestRunDirectories:
+    @pytest.mark.long
     def test_that_hold_another_run(self, manychar: Commands, text: Path) -> None:
         first = ("train", str(text), *SMALL, "--steps", "3", "--run-dir", "run", "--workers", "1")
         assert manychar.run(*first).code == 0
@@ -378,6 +379,7 @@ class TestResuming:
 
 
 class TestSampling:
+    @pytest.mark.long
     def test_sources_that_are_none(self, manychar: Commands) -> None:
         (manychar.directory / "empty").mkdir()
         (manychar.directory / "letter").write_text("dear", encoding="utf-8")
@@ -426,6 +428,7 @@ class TestSampling:
         done = manychar.run("sample", "run", f"{flag}={value}")
         expect_one_line(done, flag)
 
+    @pytest.mark.long
     def test_bad_primes(self, manychar: Commands, trained: Path) -> None:
         directory = manychar.directory
         (directory / "latin").write_bytes(b"caf\xe9")

@@ -4,6 +4,8 @@ import shutil
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.commands import SMALL, Commands
 from tests.texts import small_text
 
@@ -66,6 +68,7 @@ def test_of_nothing(manychar: Commands, trained: Path) -> None:
     assert sample(manychar, "run", "--length", "0", "--prime", "the") == "the\n"
 
 
+@pytest.mark.long
 def test_temperature_and_top_k(manychar: Commands, trained: Path) -> None:
     def drawn(*flags: str) -> str:
         return sample(manychar, "run", "--length", "120", *flags)
@@ -100,6 +103,7 @@ def test_a_reader_that_has_enough(manychar: Commands, trained: Path) -> None:
     assert done.err == ""
 
 
+@pytest.mark.long
 def test_a_text_in_any_language(manychar: Commands, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(("naïve Σίσυφος 日本語 🜁🜂\r\n\t'\"\\" * 60).encode())
@@ -134,6 +138,7 @@ class TestALiveServer:
         assert server.end().code == 0
         assert worker.end().code == 0
 
+    @pytest.mark.long
     def test_gives_the_weights_that_it_has_before_the_first_step(
         self, manychar: Commands, text: Path
     ) -> None:
@@ -146,6 +151,7 @@ class TestALiveServer:
         server.interrupt()
         assert server.end().code == 130
 
+    @pytest.mark.long
     def test_that_is_not_there(self, manychar: Commands) -> None:
         running = manychar.start("sample", "ipc://nobody", "--connect-timeout", "4")
         running.wait_for("waiting for a server at ipc://nobody")
@@ -154,6 +160,7 @@ class TestALiveServer:
         assert done.out == ""
         assert done.last_line.startswith("manychar: no server at ipc://nobody")
 
+    @pytest.mark.long
     def test_that_speaks_another_language(self, manychar: Commands) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]

@@ -86,6 +86,7 @@ def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Requ
     assert expect_the_bits_of_one_process(serves.directory / "run", text) > 0
 
 
+@pytest.mark.long
 def test_ipv6(manychar: Commands, text: Path, require: Require) -> None:
     require(can_be_made(), "network namespaces need root and iproute2")
     with network(manychar, "serves", "works") as (serves, works):

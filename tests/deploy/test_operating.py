@@ -123,7 +123,7 @@ def test_the_formulas_stand_in_the_page() -> None:
     ("hidden", "shards", "streams", "seq_length"),
     [
         pytest.param(512, 4, 4, 25, id="weights"),
-        pytest.param(100, 1, 1024, 25, id="unrolled"),
+        pytest.param(100, 1, 1024, 25, id="unrolled", marks=pytest.mark.long),
         pytest.param(100, 16, 1024, 5, id="hidden states", marks=pytest.mark.long),
     ],
 )
@@ -155,6 +155,7 @@ def peak(pid: int) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+@pytest.mark.long
 def test_another_wire_version_is_refused_and_both_are_named(
     manychar: Commands, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_its_memory_is_limited_and_it_is_restarted_beyond(unit: str) -> None:
     assert settings["Restart"] == "on-failure"
 
 
+@pytest.mark.long
 def test_it_runs_where_no_memory_can_be_written_and_run(
     manychar: Commands, text: Path, require: Require
 ) -> None:

@@ -139,6 +139,7 @@ def test_workers_find_a_server_that_starts_again(manychar: Commands, text: Path)
     expect_same_bits(fleet.run, text)
 
 
+@pytest.mark.long
 def test_a_second_server_on_the_same_run_is_refused(manychar: Commands, text: Path) -> None:
     fleet = ByHand(manychar, text, steps=0)
     second = manychar.run("server", "--resume", "run", "--bind", "tcp://127.0.0.1:0")

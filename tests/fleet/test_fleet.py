@@ -159,6 +159,7 @@ class TestARun:
         assert done.code == 0, done.err
         assert steps_of(run) == [0, 80, 90, 100]
 
+    @pytest.mark.long
     def test_says_where_its_default_directory_is(self, manychar: Commands, text: Path) -> None:
         done = manychar.run("train", str(text), *SMALL, "--steps", "5", "--workers", "1")
         assert done.code == 0, done.err
@@ -189,6 +190,7 @@ class TestARun:
         assert expect_same_bits(run, text) == 61
         assert done.out == ""
 
+    @pytest.mark.long
     def test_is_private_by_keys_where_a_path_is_too_long_for_a_socket(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path
     ) -> None:
@@ -223,6 +225,7 @@ class TestARun:
 
 
 class TestByHand:
+    @pytest.mark.long
     def test_workers_may_start_before_the_server(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:
@@ -456,7 +459,8 @@ class TestKilling:
         assert expect_same_bits(run, text) == reached + 35
         expect_nothing_half_written(run)
 
-    @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
+    @pytest.mark.long
+    @pytest.mark.parametrize("workers", [1, 2])
     def test_gives_up_on_a_worker_that_cannot_start(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path, workers: int
     ) -> None:
@@ -474,6 +478,7 @@ class TestKilling:
         assert again.code == 0, again.err
         assert expect_same_bits(run, text) == reached + 10
 
+    @pytest.mark.long
     def test_a_worker_that_crashes_by_an_exception_is_started_again(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path
     ) -> None:
@@ -488,6 +493,7 @@ class TestKilling:
         assert "worker-1 ended with exit code 70: starting it again" in done.err
         assert expect_same_bits(run, text) == 60
 
+    @pytest.mark.long
     def test_a_server_that_crashes_by_an_exception_is_started_again(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path
     ) -> None:
@@ -560,6 +566,7 @@ class TestKilling:
         assert "the run began with blas MKL; serve it on such a machine" in done.err
         assert expect_same_bits(run, text) == 2
 
+    @pytest.mark.long
     @pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc here")
     def test_what_a_worker_writes_after_the_server_has_ended_is_read(
         self, manychar: Commands, text: Path, tmp_path: Path
@@ -576,7 +583,8 @@ class TestKilling:
 
 
 class TestOneServerAtATime:
-    @pytest.mark.parametrize("command", ["train", pytest.param("server", marks=pytest.mark.long)])
+    @pytest.mark.long
+    @pytest.mark.parametrize("command", ["train", "server"])
     def test_a_second_one_is_refused(
         self, manychar: Commands, text: Path, run: Path, command: str
     ) -> None:

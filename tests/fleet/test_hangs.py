@@ -65,6 +65,7 @@ sys.exit(process.wait())
 """
 
 
+@pytest.mark.long
 def test_a_run_whose_samples_nobody_reads_goes_on(manychar: Commands, text: Path) -> None:
     done = manychar.run(
         *("train", str(text), "--run-dir", "run", *SMALL, "--workers", "1"),
@@ -83,6 +84,7 @@ with open("/dev/full", "w") as full:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_run_whose_samples_have_no_place_goes_on(manychar: Commands, text: Path) -> None:
     done = manychar.run(
@@ -133,6 +135,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     assert list(reading.living(Step)) == list(range(1, 61))
 
 
+@pytest.mark.long
 def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text: Path) -> None:
     made = manychar.run("train", str(text), "--run-dir", "run", *SMALL, "--steps", "5")
     assert made.code == 0, made.err
@@ -161,6 +164,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]
 
 
+@pytest.mark.long
 def test_a_disk_that_is_really_full_ends_the_run_and_room_lets_it_go_on(
     manychar: Commands, text: Path, require: Callable[[bool, str], None]
 ) -> None:

@@ -60,6 +60,7 @@ def expect_resumed(run: Path) -> None:
     assert {f"step-00000000{step}.safetensors.before-term-2" for step in (2, 4)} <= set_aside
 
 
+@pytest.mark.long
 def test_train_comes_to_the_same_bits(
     manychar: Commands, text: Path, spoiling: dict[str, str]
 ) -> None:

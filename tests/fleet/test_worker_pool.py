@@ -75,6 +75,7 @@ def test_a_pool_ends_by_signal(manychar: Commands, number: int, code: int) -> No
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 def test_a_pool_without_a_server_says_what_it_waits_for(manychar: Commands) -> None:
     done = manychar.run("worker", "ipc://nobody", *POOL, "--connect-timeout", "3")
     assert done.code == 3

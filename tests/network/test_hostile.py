@@ -405,6 +405,7 @@ class TestConnections:
         assert resident_mib(fleet.server.pid) - memory < GROWTH_MIB
         fleet.end(text)
 
+    @pytest.mark.long
     def test_of_a_worker_end_when_its_key_is_revoked(self, manychar: Commands, text: Path) -> None:
         fleet = Fleet(manychar, text)
         keys.add(fleet.keys, "w2", KeyRole.WORKER)
@@ -433,6 +434,7 @@ class TestConnections:
         dealer.close()
         fleet.end(text)
 
+    @pytest.mark.long
     def test_that_fail_are_counted_and_logged(self, manychar: Commands, text: Path) -> None:
         fleet = Fleet(manychar, text)
         expect_refusal(fleet.endpoint, None)

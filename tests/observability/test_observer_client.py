@@ -112,6 +112,7 @@ def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
     assert reports[-1]["smooth_loss"] > 0
 
 
+@pytest.mark.long
 def test_log_level(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--steps", "40", "--workers", "1", "--sample-length", "0")
     env = {"MANYCHAR_LOG_LEVEL": "warning"}

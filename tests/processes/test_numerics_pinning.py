@@ -108,6 +108,7 @@ def test_numpy_is_not_imported_by(manychar: Commands, module: str) -> None:
     assert done.out == "False\n", done.err
 
 
+@pytest.mark.long
 def test_every_command_pins_before_numpy(manychar: Commands, text: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -174,6 +175,7 @@ class TestOtherKernels:
             assert worker.end().code == 0
         assert expect_same_bits(manychar.directory / "run", text) >= 25
 
+    @pytest.mark.long
     def test_native_refuses_it_by_name(self, manychar: Commands, text: Path) -> None:
         self.need_other_bits(manychar)
         server = manychar.start(

@@ -81,6 +81,7 @@ def test_a_server_and_a_worker(manychar: Commands, text: Path, manager: Manager)
     assert server.end().code == 75
 
 
+@pytest.mark.long
 def test_a_server_whose_loop_stands_gives_no_sign_of_life(
     manychar: Commands, text: Path, manager: Manager
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_server_whose_loop_stands_gives_no_sign_of_life(
     server.end()
 
 
+@pytest.mark.long
 def test_the_watchdog_of_another_process_is_left_alone(
     manychar: Commands, text: Path, manager: Manager
 ) -> None:

@@ -52,6 +52,7 @@ def test_the_file_says_what_it_holds(manychar: Commands, trained: Path) -> None:
         np.testing.assert_array_equal(tensors[name], array)
 
 
+@pytest.mark.long
 def test_from_a_checkpoint_and_from_a_live_server(
     manychar: Commands, trained: Path, text: Path
 ) -> None:

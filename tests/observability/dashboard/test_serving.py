@@ -105,6 +105,7 @@ def test_the_guard_stands_before_page_and_websocket(address: tuple[str, int]) ->
     assert asked(address, LINE, **HANDSHAKE, Origin=here)[0] == 101
 
 
+@pytest.mark.long
 def test_it_listens_on_loopback_unless_told_otherwise(
     manychar: Commands, finished_run: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_port_that_is_taken_is_named(manychar: Commands, finished_run: Path) -
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_nothing_to_watch_is_said_in_one_line(manychar: Commands, tmp_path: Path) -> None:
     nowhere = manychar.run("dashboard", str(tmp_path / "none"), "--port", "0")
     assert (nowhere.code, nowhere.err.count("\n")) == (2, 1)
