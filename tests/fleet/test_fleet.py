@@ -48,7 +48,7 @@ SERVER_CRASHES_ONCE = """
 import pathlib, sys
 crashed = pathlib.Path(__file__).with_name("crashed")
 def crash(event, arguments):
-    if event == "os.link" and not crashed.exists():  # the best checkpoint gets its name
+    if event == "subprocess.Popen" and not crashed.exists():  # the validation process starts
         crashed.touch()
         raise RuntimeError("planted")
 if "server" in sys.orig_argv:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import Finish, KeepBest, Save, Validate
+from manychar.protocol.effects import Finish, Save, Validate
 from manychar.protocol.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -35,17 +35,15 @@ def test_a_checkpoint_is_validated_when_it_is_on_disk() -> None:
     assert only(stage.server.handle(CheckpointSaved(2), stage.now), Validate) == Validate(2)
 
     effects = stage.server.handle(Validated(2, 2.5), stage.now)
-    assert only(effects, KeepBest) == KeepBest(2)
     report = only(effects, Status)
     assert (report.validated, report.validation, report.best) == (2, 2.5, 2)
 
 
-def test_a_worse_one_is_not_kept() -> None:
+def test_a_worse_one_is_not_the_best() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
     stage.server.handle(CheckpointSaved(2), stage.now)
     effects = stage.server.handle(Validated(2, 3.5), stage.now)
-    assert not [effect for effect in effects if isinstance(effect, KeepBest)]
     report = only(effects, Status)
     assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
 
@@ -235,7 +233,7 @@ def test_where_it_ends(losses: list[float], patience: int, ends: int | None) -> 
     over = []
     for number, nats in enumerate(losses):
         over.append(early_stopping.is_over(10 * number))
-        early_stopping.take(10 * number, nats)
+        early_stopping.record(10 * number, nats)
     over.append(early_stopping.is_over(10 * len(losses)))
     assert [number for number, is_over in enumerate(over) if is_over][:1] == [ends][: ends or 0]
 
@@ -243,6 +241,6 @@ def test_where_it_ends(losses: list[float], patience: int, ends: int | None) -> 
 def test_checkpoints_between_the_intervals_do_not_count() -> None:
     early_stopping = EarlyStopping({0: 3.0, 7: 4.0, 9: 5.0}, on=True, every=10, patience=1)
     assert not early_stopping.is_over(10)
-    early_stopping.take(10, 3.5)
+    early_stopping.record(10, 3.5)
     assert early_stopping.is_over(20)
     assert not early_stopping.is_over(15)

@@ -317,12 +317,6 @@ class Oracle:
         if self._leases.get(number) != (shard, peer) or self._live[shard] != number:
             raise Violation("lease", f"number {number} for shard {shard} at {peer!r} is not live")
 
-    def keeps_best(self, step: int) -> None:
-        """The best checkpoint is the one with the least loss of all that are validated."""
-        validation_losses = self._world.disk.validation_losses
-        if step != min(validation_losses, key=validation_losses.__getitem__):
-            raise Violation("best", f"step {step} of {validation_losses}")
-
     def server_spoke(self, now: float) -> None:
         """A line for a person."""
         self._spoke_at = now
@@ -331,6 +325,7 @@ class Oracle:
         """While no step completes, somebody is told why."""
         self.check_step(machine)
         self._check_leases(machine)
+        self._check_best(machine)
         for member in machine.membership.workers():
             if now - member.heard_at >= machine.membership.limit(member):
                 raise Violation("lost", f"{member.name} is not: silent since {member.heard_at:.1f}")
@@ -340,6 +335,12 @@ class Oracle:
             RunPhase.STOPPING,
         ):
             raise Violation("silence", f"the server has said nothing for {quiet:.1f} s")
+
+    def _check_best(self, machine: ParameterServer) -> None:
+        """The best checkpoint is the one with the least loss of all that are validated."""
+        best, losses = machine.early_stopping.best, self._world.disk.validation_losses
+        if losses and best != min(losses, key=losses.__getitem__):
+            raise Violation("best", f"step {best} of {losses}")
 
 
 def _content(gradient: Gradient) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ from manychar.protocol.effects import (
     Compute,
     Effect,
     Finish,
-    KeepBest,
     Log,
     PeerError,
     Remember,
@@ -158,8 +157,6 @@ class ServerShell:
             world.disk.save(self, effect.state)
         elif isinstance(effect, Validate):
             world.disk.validate(self, effect.step)
-        elif isinstance(effect, KeepBest):
-            world.oracle.keeps_best(effect.step)
         elif isinstance(effect, Log):
             world.oracle.server_spoke(world.now)
             world.log(functools.partial(str, f"  server says: {effect.text}"))

@@ -118,7 +118,8 @@ def numerics_of(path: Path) -> str:
 
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Log how the run ended, how to resume it and how to sample; exit with its code."""
-    from manychar.storage.validation_log import BEST_NAME
+    from manychar.storage.checkpoint import checkpoint_path
+    from manychar.storage.validation_log import best_checkpoint, read_validation_losses
 
     path = shlex.quote(str(directory.path))
     if finish.code:
@@ -128,7 +129,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     if finish.code or directory.operation.steps == 0:
         logger.info(f"resume: {program()} {again} --resume {path}")
     logger.info(f"sample from it: {program()} sample {path}")
-    best = directory.checkpoints / BEST_NAME
-    if best.exists():
-        logger.info(f"or from the best: {program()} sample {shlex.quote(str(best))}")
+    if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
+        best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))
+        logger.info(f"or from the best: {program()} sample {best_path}")
     raise typer.Exit(finish.code)

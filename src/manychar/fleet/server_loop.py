@@ -29,7 +29,7 @@ from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Step
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
-from manychar.storage.validation_log import keep_best
+from manychar.storage.validation_log import best_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -179,12 +179,9 @@ class ServerLoop:
                 record = Step(self.machine.run.term, step, loss, checksum(weights))
                 self.beginning.journal.append([record])
             case effects.Save(state):
-                spare = self.machine.early_stopping.awaited
-                self.writer.write(state, self._wait_for_disk, spare=spare)
+                self.writer.write(state, self._wait_for_disk, spare=self._spared())
             case effects.Validate(step):
                 self.validation.ask(step)
-            case effects.KeepBest(step):
-                self._to_disk(Counter.BEST_NOT_WRITTEN, keep_best, self.directory, step)
             case effects.Log(text, level):
                 logger.log(log.NUMBERS[level], text)
             case effects.Show(Status() as status):
@@ -206,6 +203,12 @@ class ServerLoop:
                 self.outcome = effect
             case _:
                 raise RuntimeError(f"a server's shell cannot carry out {effect}")
+
+    def _spared(self) -> set[int]:
+        """Return the steps of the checkpoints that are kept, however old they are."""
+        early_stopping = self.machine.early_stopping
+        best = best_checkpoint(self.directory, early_stopping.validation_losses)
+        return early_stopping.awaited | ({best} if best is not None else set())
 
     def _wait_for_disk(self) -> None:
         self.notifier.alive()

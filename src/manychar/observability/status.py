@@ -53,7 +53,6 @@ COUNTER_SENTENCES = {
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",
     Counter.METRICS_NOT_WRITTEN: "failed writes of metrics.jsonl",
     Counter.CONFIG_NOT_WRITTEN: "failed writes of config.json",
-    Counter.BEST_NOT_WRITTEN: "failed writes of the best checkpoint",
 }
 """What each counter counts; deploy/README.md adds what to do about it."""
 

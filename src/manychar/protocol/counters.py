@@ -28,4 +28,3 @@ class Counter(enum.StrEnum):
     JOURNAL_NOT_WRITTEN = enum.auto()
     METRICS_NOT_WRITTEN = enum.auto()
     CONFIG_NOT_WRITTEN = enum.auto()
-    BEST_NOT_WRITTEN = enum.auto()

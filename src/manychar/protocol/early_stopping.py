@@ -43,11 +43,10 @@ class EarlyStopping:
         self._asked |= {step} if new else set()
         return new
 
-    def take(self, step: int, nats: float) -> bool:
-        """Take a validation loss; return whether this is the best checkpoint so far."""
+    def record(self, step: int, nats: float) -> None:
+        """Record the validation loss of a checkpoint."""
         self.awaited.discard(step)
         self.validation_losses[step] = nats
-        return self.best == step
 
     def give_up(self) -> None:
         """Await no validation loss any more."""

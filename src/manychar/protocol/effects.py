@@ -46,13 +46,6 @@ class Validate(Effect):
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepBest(Effect):
-    """Keep the checkpoint of `step` under a name of its own: it is the best so far."""
-
-    step: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Log(Effect):
     """Log one line."""
 

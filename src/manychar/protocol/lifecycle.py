@@ -218,9 +218,8 @@ class Lifecycle(ServerPart):
             self._without_validation(what, now)
 
     def validated(self, event: events.Validated, now: float) -> None:
-        """Take the validation loss of a checkpoint."""
-        if self._early_stopping.take(event.step, event.nats):
-            self._outbox.add(effects.KeepBest(event.step))
+        """Record the validation loss of a checkpoint."""
+        self._early_stopping.record(event.step, event.nats)
         self._status_report.show(now)
 
     def not_validated(self, event: events.NotValidated, now: float) -> None:

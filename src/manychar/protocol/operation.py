@@ -24,7 +24,7 @@ class Operation:
 
     steps: int = _count(8_000, "Total number of steps; 0: until Ctrl-C.")
     checkpoint_every: int = _count(1000, "Steps between checkpoints; 0: only the first and last.")
-    keep_checkpoints: int = _count(20, "Newest checkpoints to keep, beside step 0; 0: all.")
+    keep_checkpoints: int = _count(20, "Newest checkpoints to keep, beside 0 and the best; 0: all.")
     sample_every: int = _count(1000, "Steps between samples; 0: only at the end.")
     sample_length: int = _count(200, "Characters of a sample; 0: no samples.")
     workers: int = option(

@@ -6,23 +6,16 @@ the best, and whether early stopping has ended the run.
 
 import contextlib
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from manychar.processes.errors import UserError
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.storage.append_log import AppendLog, LogReader
-from manychar.storage.atomic_files import lock_file, rename, replace_file, temporary_name
-from manychar.storage.checkpoint import (
-    checkpoint_path,
-    list_checkpoints,
-    read_checkpoint,
-    stated_sha256,
-)
+from manychar.storage.atomic_files import lock_file
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, stated_sha256
 from manychar.storage.run_directory import RunDirectory
 
 VALIDATION_NAME = "validation.jsonl"
-BEST_NAME = "best.safetensors"
 LOCKED_WITHIN = 5.0  # seconds; the process of a server that was killed ends sooner
 
 
@@ -81,23 +74,12 @@ def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
 def resume_validation(
     directory: RunDirectory, step: int
 ) -> tuple[ValidationResults, dict[int, float]]:
-    """Cut off results after `step`, and a later best checkpoint. Raises UserError and OSError."""
+    """Remove the results after `step`; return the others. Raises UserError and OSError."""
     if (directory.path / VALIDATION_NAME).exists():
         with validation_log(directory, up_to=step):
             pass
     results = ValidationResults(directory)
-    losses = results.read()
-    best, held = directory.checkpoints / BEST_NAME, None
-    with contextlib.suppress(UserError):
-        held = read_checkpoint(best).state.step
-    if held is None or held > step:
-        best.unlink(missing_ok=True)
-    least = EarlyStopping(losses, on=True, every=0, patience=0).best
-    if least is not None and least != held:
-        with contextlib.suppress(UserError):  # removed, or damaged
-            read_checkpoint(checkpoint_path(directory.checkpoints, least))
-            keep_best(directory, least)
-    return results, losses
+    return results, results.read()
 
 
 def unvalidated(
@@ -126,16 +108,8 @@ def is_over(directory: RunDirectory, step: int) -> bool:
     return early_stopping.is_over(step)
 
 
-def keep_best(directory: RunDirectory, step: int) -> None:
-    """Give the checkpoint of `step` its second name. Raises OSError."""
-    best = directory.checkpoints / BEST_NAME
-    temporary = temporary_name(best)
-    temporary.unlink(missing_ok=True)
-    checkpoint = checkpoint_path(directory.checkpoints, step)
-    try:
-        os.link(checkpoint, temporary)
-    except OSError:  # not every file system has links
-        replace_file(best, checkpoint.read_bytes())
-        return
-    rename(temporary, best)
-    temporary.unlink(missing_ok=True)  # two links to one file: rename leaves both as they are
+def best_checkpoint(directory: RunDirectory, losses: Mapping[int, float]) -> int | None:
+    """Return the step of the checkpoint with the least of these losses, of those on disk."""
+    finite = {step: nats for step, nats in losses.items() if math.isfinite(nats)}
+    saved = [step for step, _ in list_checkpoints(directory.checkpoints) if step in finite]
+    return min(saved, key=finite.__getitem__, default=None)
