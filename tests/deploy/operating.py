@@ -53,7 +53,7 @@ def server_memory(size: Dimensions, workers: int) -> float:
 def worker_memory(size: Dimensions, held: int) -> float:
     """Return what to allow a worker that holds at most so many shards, in bytes."""
     parameters = (14 + 2 * held) * size.parameters_bytes
-    return 60 * MIB + parameters + 3 * held * size.hidden_bytes + 12 * unrolled(size)
+    return 60 * MIB + parameters + 3 * held * size.hidden_bytes + 6 * unrolled(size)
 
 
 def unrolled(size: Dimensions) -> int:
