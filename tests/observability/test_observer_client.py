@@ -12,11 +12,12 @@ from rich.console import Console
 
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.status import COLUMNS, lines_of, render, rows_of, since
+from manychar.observability.status import COLUMNS, lines_of, rows_of, show, since
 from manychar.processes import log
 from manychar.protocol.membership import Tally
 from manychar.protocol.messages import Dimensions, Status, WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
+from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, Running, until
 from tests.protocol.stage import status
 
@@ -191,10 +192,12 @@ def test_computing_time_between_reports_is_extrapolated() -> None:
     )  # it is late: no more than a second
 
 
-def test_one_long_wait_does_not_change_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_long_wait_does_not_change_the_time_left(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """20 reports at 100 steps a second, then one that a dead worker kept waiting for a minute."""
     log.configure()
-    display = ProgressDisplay(vocabulary="ab", dimensions=SIZE, seed=0, sample_length=0)
+    display = ProgressDisplay(open_run(trained))
     for i in range(21):
         seconds, step = 0.2 * i + 60.0 * (i == 20), 20 * i
         display.status(snapshot(seconds, steps=10_000, step=step, characters=step * 100))
@@ -216,22 +219,23 @@ def test_rates_are_those_between_two_snapshots() -> None:
     assert lines_of(now, None)[0].endswith(" characters/s on average")
 
 
+def terminal(width: int) -> Console:
+    return Console(width=width, force_terminal=True, color_system=None, highlight=False)
+
+
 @pytest.mark.parametrize("width", [100, 160])
 def test_nothing_is_cut_on_a_terminal(width: int) -> None:
-    console = Console(width=width, highlight=False)
-    with console.capture() as capture:
-        console.print(render(snapshot_of(10.0, name="worker-with-a-name", late=12.0, dropped=1234)))
-    shown = capture.get()
+    worker = snapshot_of(10.0, name="worker-with-a-name", late=12.0, dropped=1234)
+    shown = show(worker, console=terminal(width))
     for part in (*COLUMNS, "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= width
 
 
 def test_names_are_whole_on_a_narrow_terminal() -> None:
-    console = Console(width=60, highlight=False)
-    with console.capture() as capture:
-        console.print(render(snapshot_of(10.0, name="n" * 40, late=12.0, dropped=1234)))
-    cells = [line.split()[0] for line in capture.get().splitlines() if line.strip()]
+    worker = snapshot_of(10.0, name="n" * 40, late=12.0, dropped=1234)
+    shown = show(worker, console=terminal(60))
+    cells = [line.split()[0] for line in shown.splitlines() if line.strip()]
     assert "".join(cell for cell in cells if set(cell) == {"n"}) == "n" * 40
 
 

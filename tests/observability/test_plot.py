@@ -1,15 +1,16 @@
 """`manychar plot`: what the curves say, the two formats, and what it says where it cannot draw."""
 
-import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
-from manychar.observability.plot import Curve, draw
+from manychar.observability.plot import By, figure_of
 from tests.commands import Commands
 from tests.logs import write_losses
 
@@ -32,41 +33,46 @@ def lines_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-class TestCurve:
-    def test_is_in_nats_a_character(self, validated: Path) -> None:
-        curve, noted = Curve.of(validated, "steps"), lines_of(validated)
-        assert curve.loss[0] == [100, 200, 300]
-        assert curve.loss[1] == [line["loss"] / SEQ_LENGTH for line in noted]
-        assert curve.smooth_loss[1] == [line["smooth_loss"] / SEQ_LENGTH for line in noted]
-        assert curve.validation == ([0, 150, 300], [2.7, 2.5, 2.25])
-
-    def test_runs_along_characters(self, validated: Path) -> None:
-        curve = Curve.of(validated, "characters")
-        assert curve.smooth_loss[0] == [line["characters"] for line in lines_of(validated)]
-        assert curve.validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
-
-    def test_passes_over_a_torn_line(self, validated: Path) -> None:
-        whole = Curve.of(validated, "steps")
-        with (validated / "metrics.jsonl").open("a") as metrics:
-            metrics.write('{"step": 400, "loss": 12.5, "smoo')
-        assert Curve.of(validated, "steps") == whole
+def drawn(runs: list[Path], by: By = "steps") -> tuple[Axes, list[Any]]:
+    """Return a picture's axes, and (x, y) of each of its lines."""
+    axes = figure_of(runs, by).axes[0]
+    x_and_y = [np.asarray(line.get_data()).tolist() for line in axes.lines]
+    return axes, list(map(tuple, x_and_y))
 
 
-def test_what_is_drawn(validated: Path) -> None:
-    curve = Curve.of(validated, "steps")
-    never_validated = dataclasses.replace(curve, name="another", validation=([], []))
-    axes = draw([curve, never_validated], "steps").axes[0]
-    drawn = [tuple(np.asarray(line.get_data()).tolist()) for line in axes.lines]
-    points = [curve.loss, curve.smooth_loss, curve.validation, curve.loss, curve.smooth_loss]
-    assert drawn == points
-    colours = [line.get_color() for line in axes.lines]
-    assert colours == ["C0", "C0", "C0", "C1", "C1"]
+def test_losses_are_drawn_in_nats_a_character(validated: Path) -> None:
+    _, (loss, smooth_loss, validation) = drawn([validated])
+    noted = lines_of(validated)
+    assert loss == ([100, 200, 300], [line["loss"] / SEQ_LENGTH for line in noted])
+    assert smooth_loss == (loss[0], [line["smooth_loss"] / SEQ_LENGTH for line in noted])
+    assert validation == ([0, 150, 300], [2.7, 2.5, 2.25])
+
+
+def test_curves_along_characters(validated: Path) -> None:
+    _, (_, smooth_loss, validation) = drawn([validated], "characters")
+    assert smooth_loss[0] == [line["characters"] for line in lines_of(validated)]
+    assert validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
+
+
+def test_a_torn_line_is_passed_over(validated: Path) -> None:
+    _, whole = drawn([validated])
+    with (validated / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 400, "loss": 12.5, "smoo')
+    assert drawn([validated])[1] == whole
+
+
+def test_a_run_has_a_colour_and_its_name(validated: Path) -> None:
+    another = copytree(validated, validated.with_name("another"))
+    (another / "validation.jsonl").unlink()
+    axes, lines = drawn([validated, another])
+    assert lines[3:] == lines[:2]
+    assert [line.get_color() for line in axes.lines] == ["C0", "C0", "C0", "C1", "C1"]
     legend = axes.get_legend()
     assert legend
     assert [text.get_text() for text in legend.get_texts()] == [
         f"{validated}: smooth loss",
         f"{validated}: validation loss",
-        "another: smooth loss",
+        f"{another}: smooth loss",
     ]
 
 

@@ -32,9 +32,6 @@ def dashboard(
         logger.info(f"--insecure: everyone who can reach {host} sees this run and its samples")
     listening = listen(host, port)
     page = open_source(source, key, connect_timeout=connect_timeout)
-
-    def ready() -> None:
-        write(f"{url_of(listening)}\n")
-        logger.info("serving the page until Ctrl-C")
-
-    serve(page, listening, ready=ready)
+    write(f"{url_of(listening)}\n")
+    logger.info("serving the page until Ctrl-C")
+    serve(page, listening)

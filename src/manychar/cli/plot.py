@@ -17,6 +17,6 @@ def plot(
 ) -> None:
     """Plot the loss curves of one or more runs to a .png or .svg file."""
     with needing("plot", "manychar plot"):
-        from manychar.observability.plot import plot as draw
+        from manychar.observability.plot import draw_curves
 
-    draw(runs, output, by)
+    draw_curves(runs, output, by)

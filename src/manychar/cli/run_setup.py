@@ -36,8 +36,7 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
     Raises UserError and OptionError.
     """
-    path = _resumed(text, flags)
-    pin(numerics_of(path) if path else flags.get("numerics", "portable"))
+    path = pin_run(text, flags)
     from manychar.storage.run_directory import create_run, open_run
 
     if path is None:
@@ -55,6 +54,13 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
         logger.info(f"resuming the run in {path}")
     operation = dataclasses.replace(directory.operation, **given(Operation, flags))
     return dataclasses.replace(directory, operation=operation)
+
+
+def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
+    """Pin the numerics of the run; return the directory to resume, if any. Raises UserError."""
+    path = _resumed(text, flags)
+    pin(numerics_of(path) if path else flags.get("numerics", "portable"))
+    return path
 
 
 def _resumed(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:

@@ -52,7 +52,7 @@ def server(
     directory = run_of(text, flags)
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
-    from manychar.observability.progress import display_of
+    from manychar.observability.progress import ProgressDisplay
 
     def bound(endpoint: str) -> None:
         if child:  # the parent reads it
@@ -70,7 +70,7 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    with display_of(directory) as display:
+    with ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access)
     again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]

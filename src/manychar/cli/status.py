@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,8 +54,9 @@ def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
 
 def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
     """Check whether a live run advances; exit code 1 where it waits, with what it waits for."""
-    from manychar.observability.status import examine
+    from manychar.observability.status import check_health
 
-    found = examine(endpoint, key, connect_timeout=connect_timeout)
+    logging.disable(logging.WARNING)  # a probe's output is one line
+    found = check_health(endpoint, key, connect_timeout=connect_timeout)
     write(f"{found.line}\n")
     raise typer.Exit(0 if found.healthy else 1)

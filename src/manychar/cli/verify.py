@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 FIRST = Option("First step to compute again.", names=("--from",), least=0)
 LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")
 CORES = Option("Processes that compute.", least=1, without="cores")
+LINE_EVERY = 2.0  # seconds
 
 
 def verify(
@@ -29,7 +32,6 @@ def verify(
 ) -> None:
     """Train a run again on this machine and compare every checkpoint bit by bit."""
     pin(numerics_of(run_dir))
-    from manychar.observability.progress import counting
     from manychar.storage.run_directory import open_run
     from manychar.verification.verify import plan
     from manychar.verification.verify import verify as find_difference
@@ -37,13 +39,27 @@ def verify(
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
         logger.info(todo.remark)
-    progress = counting("steps", todo.steps)
+    progress = _counter(todo.steps)
     finding = find_difference(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
     plural = "s" if todo.checkpoints != 1 else ""
     write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
+
+
+def _counter(total: int) -> Callable[[int], None]:
+    """Return what counts the steps that are done, and logs the count every two seconds."""
+    done, next_line = 0, time.monotonic() + LINE_EVERY
+
+    def add(more: int) -> None:
+        nonlocal done, next_line
+        done += more
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + LINE_EVERY
+            logger.info(f"{done:,} of {total:,} steps")
+
+    return add
 
 
 def verify_share(run_dir: Run) -> None:

@@ -16,10 +16,9 @@ from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import private_endpoint
 from manychar.numerics.option import as_flags, options_of
-from manychar.observability.exporters import Exporter
 from manychar.observability.observer_client import ObserverClient
 from manychar.observability.progress import ProgressDisplay
-from manychar.observability.snapshot import Snapshot
+from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import CRASHED, INTERRUPTED, STOPPING, UserError

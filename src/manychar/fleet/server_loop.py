@@ -65,7 +65,7 @@ class ServerLoop:
     def __post_init__(self) -> None:
         self.notifier = Notifier()
         self.writer = Writer(self.directory, self.beginning, self.loop.wake)
-        self.snapshots = Snapshots(self.machine.dimensions)
+        self.snapshots = Snapshots()
         self.validation = ValidationProcess(
             self.directory,
             self.loop,
@@ -215,7 +215,7 @@ class ServerLoop:
         self._handle(events.DiskWaited())
 
     def _show(self, status: Status) -> None:
-        if (snapshot := self.snapshots.add(status)) is not None:
+        if (snapshot := self.snapshots.add(status, self.machine.dimensions)) is not None:
             self.screen.status(snapshot)
             self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 

@@ -1,15 +1,20 @@
-"""The programs that a run can be exported to: TensorBoard and Prometheus."""
+"""Exports runs to TensorBoard and Prometheus: a live run, or a run directory's history."""
 
 import contextlib
 import logging
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from manychar.observability.snapshot import Snapshot
+from manychar.network.keys import ClientKey
+from manychar.observability.history import open_history
+from manychar.observability.model_source import load_of_run, model_of, training_sample
+from manychar.observability.observer_client import ObserverClient, events_of
+from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes.errors import UserError, because
-from manychar.processes.optional_dependencies import needing, require
+from manychar.processes.optional_dependencies import needing
+from manychar.protocol.messages import Weights
+from manychar.storage.checkpoint import list_checkpoints
 
 if TYPE_CHECKING:
     from manychar.observability.tensorboard import EventFiles
@@ -17,19 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-
-
-class Exporter(Protocol):
-    """A program outside of manychar that a run is exported to."""
-
-    def status(self, snapshot: Snapshot) -> None:
-        """Export the run's figures."""
-
-    def sample(self, step: int, text: str) -> None:
-        """Export a sample of the weights of a step."""
-
-    def close(self) -> None:
-        """Export what is left, and end."""
+SAMPLE_LENGTH = 200
 
 
 @contextlib.contextmanager
@@ -40,18 +33,6 @@ def _usable(flag: str, value: Path | int, extra: str) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(f"{flag} {value}: {because(error)}; choose another") from None
-
-
-def check(*, tensorboard: Path | None = None, metrics_port: int | None = None) -> None:
-    """Raise UserError where `exporters` would: before a run is made, and without numpy."""
-    if tensorboard is not None:
-        with _usable("--tensorboard", tensorboard, "tensorboard"):
-            require("tensorboardX", "tensorboard", "--tensorboard")
-            tensorboard.mkdir(parents=True, exist_ok=True)
-    if metrics_port is not None:
-        with _usable("--metrics-port", metrics_port, "prometheus"):
-            require("prometheus_client", "prometheus", "--metrics-port")
-            socket.create_server((LOOPBACK, metrics_port)).close()
 
 
 def open_event_files(directory: Path) -> "EventFiles":
@@ -81,3 +62,40 @@ def exporters(
             stack.callback(metrics.close)
             logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
         yield found
+
+
+def export_live(
+    endpoint: str, key: ClientKey | None, targets: Iterable[Exporter], *, connect_timeout: float
+) -> None:
+    """Export a live run until it ends. A lost server has `connect_timeout` seconds to come back.
+
+    Raises UserError as `events_of` does.
+    """
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    with contextlib.closing(events_of(client)) as events:
+        for event in events:
+            if isinstance(event, Snapshot):
+                for target in targets:
+                    target.status(event)
+            elif isinstance(event, Weights) and event.version > 0 and client.welcome is not None:
+                model, seed = model_of(client.welcome, event), client.welcome.seed
+                text = training_sample(model, seed=seed, step=event.version, length=SAMPLE_LENGTH)
+                for target in targets:
+                    target.sample(event.version, text)
+
+
+def export_history(run: Path, *, tensorboard: Path) -> None:
+    """Export a run directory: its losses, and a sample of each checkpoint. Raises UserError."""
+    directory, history = open_history(run)
+    with contextlib.closing(open_event_files(tensorboard)) as files:
+        for point in history.points:
+            files.point(point)
+        for step, nats in history.validation_losses:
+            files.validation(step, nats)
+        for step, path in list_checkpoints(directory.checkpoints):
+            if step > 0 and (model := load_of_run(directory, path)) is not None:
+                seed = directory.definition.seed
+                text = training_sample(model, seed=seed, step=step, length=SAMPLE_LENGTH)
+                files.sample(step, text)
+    last = history.points[-1].step
+    logger.info(f"{run}: exported up to step {last:,}; for a live run, give its endpoint")

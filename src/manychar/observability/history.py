@@ -1,16 +1,19 @@
-"""A run's history, for plot, exporters and dashboard: its losses, and how fast it went."""
+"""A run's history, for all that show a run: its losses, its speed, and the time left."""
 
 import dataclasses
+import itertools
+import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.storage.metrics import read_metrics
-from manychar.storage.run_directory import RunDirectory
+from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import read_validation_losses
 
-SPEEDS = 150
+RECENT_POINTS = 26  # of a live run the last five seconds, or so many steps that take longer
 
 
 class Point(NamedTuple):
@@ -45,33 +48,40 @@ def read_history(directory: RunDirectory) -> History:
     """Read what a run has logged so far. Raises UserError for a log that cannot be read."""
     size, points = directory.definition.seq_length, []
     for line in read_metrics(directory.path):
-        step, characters, seconds = line["step"], line["characters"], line.get("seconds", 0.0)
         losses = line["loss"] / size, line["smooth_loss"] / size
-        points.append(Point(int(step), int(characters), float(seconds), *losses))
+        points.append(Point(line["step"], line["characters"], line["seconds"], *losses))
     return History(tuple(points), tuple(sorted(read_validation_losses(directory).items())))
 
 
-def require_points(history: History, directory: RunDirectory) -> None:
-    """Raise UserError for a run that has logged no losses yet."""
+def open_history(run: Path) -> tuple[RunDirectory, History]:
+    """Open a run directory. Raises UserError where it is none, or has no losses yet."""
+    directory = open_run(run)
+    history = read_history(directory)
     if not history.points:
-        raise UserError(f"{directory.path}: no losses yet: there is a line every 100 steps")
+        raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
+    return directory, history
 
 
-def speeds(points: Sequence[Point]) -> list[tuple[Point, float]]:
-    """Return (point, characters a second up to it), over at least a second and 1/150 of the time.
+def recent_speed(points: Sequence[Point]) -> float | None:
+    """Return characters a second; None before it is known.
 
-    Reports may come in a burst after a pause: from one to the next there is no speed.
+    It is the median from point to point: one long wait tells nothing of the time left.
     """
-    if len(points) < 2:
-        return []
-    least = max(1.0, (points[-1].seconds - points[0].seconds) / SPEEDS)
-    found, before = [], points[0]
-    for point in points[1:]:
-        seconds = point.seconds - before.seconds
-        if seconds >= least:
-            found.append((point, (point.characters - before.characters) / seconds))
-            before = point
-    return found
+    speeds = [
+        (now.characters - before.characters) / (now.seconds - before.seconds)
+        for before, now in itertools.pairwise(points[-RECENT_POINTS:])
+        if now.seconds > before.seconds
+    ]
+    return statistics.median(speeds) if speeds else None
+
+
+def seconds_left(points: Sequence[Point], steps: int) -> float | None:
+    """Return the seconds to the last of `steps`, 0 for no end; None where they are not known."""
+    speed = recent_speed(points)
+    if not steps or not speed:
+        return None
+    last = points[-1]
+    return max(steps - last.step, 0) * last.characters / max(last.step, 1) / speed
 
 
 def thinned(entries: Sequence[Any], most: int) -> tuple[Any, ...]:

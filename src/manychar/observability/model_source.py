@@ -106,12 +106,10 @@ def draw(
     return (vocabulary[character] for character in islice(drawn, length))
 
 
-def training_sample(
-    parameters: Parameters, vocabulary: str, *, seed: int, step: int, length: int
-) -> str:
+def training_sample(model: Model, *, seed: int, step: int, length: int) -> str:
     """Return the sample that belongs to a step of a run, wherever it is drawn."""
     generator = np.random.default_rng([seed, 1, step])
-    return "".join(draw(parameters, vocabulary, generator, length=length))
+    return "".join(draw(*model, generator, length=length))
 
 
 def for_reading(text: str) -> str:

@@ -26,8 +26,7 @@ TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
-Event = Snapshot | messages.Weights | messages.Unbanned | Log
-"""What a turn brings; a Log has been logged already."""
+Event = Snapshot | messages.Weights | messages.Unbanned
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ class ObserverClient:
         self._notices = notices
         self._dealer = Dealer(endpoint, key)
         self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
-        self._snapshots: Snapshots | None = None
+        self._snapshots = Snapshots()
         self._next_request = 0.0
         self.socket = self._dealer.socket
         self.connect(connect_timeout)
@@ -65,7 +64,6 @@ class ObserverClient:
 
     @property
     def welcome(self) -> messages.Welcome | None:
-        """The server's welcome, once it has admitted this observer."""
         return self._machine.session.welcome
 
     @property
@@ -102,10 +100,9 @@ class ObserverClient:
                     self._dealer.send(encode(message))
                 case Log(text, level):
                     logger.log(NUMBERS[level], text)
-                    events.append(effect)
-                case Show(messages.Status() as status):
-                    if (snapshot := self._snapshot(status)) is not None:
-                        events.append(snapshot)
+                case Show(messages.Status() as status) if self.welcome is not None:
+                    snapshot = self._snapshots.add(status, self.welcome.dimensions)
+                    events += [] if snapshot is None else [snapshot]
                 case Show(messages.Weights() as weights):
                     events = [event for event in events if not isinstance(event, messages.Weights)]
                     events.append(weights)
@@ -115,11 +112,6 @@ class ObserverClient:
                     refusal = self._dealer.refusal if self.connecting else ""
                     self.end = Finish(code, f"{reason}: {refusal}" if refusal else reason)
         return events
-
-    def _snapshot(self, status: messages.Status) -> Snapshot | None:
-        if self._snapshots is None and self.welcome is not None:
-            self._snapshots = Snapshots(self.welcome.dimensions)
-        return self._snapshots.add(status) if self._snapshots is not None else None
 
     def request(self, kind: Callable[..., messages.Message], **fields: str) -> None:
         """Send a WeightsRequest, Stop or Unban; nothing within a second of the last request."""

@@ -1,4 +1,4 @@
-"""A snapshot: all that observers know of a run at one moment, joined from the pages of Status."""
+"""A snapshot: all that observers know of a run at one moment; and what it can be exported to."""
 
 import dataclasses
 
@@ -27,12 +27,11 @@ class Snapshot:
 class Snapshots:
     """Makes snapshots of the Status messages as they come."""
 
-    def __init__(self, dimensions: Dimensions) -> None:
-        self._dimensions = dimensions
+    def __init__(self) -> None:
         self._page: list[WorkerStats] = []
         self._workers: tuple[WorkerStats, ...] | None = None
 
-    def add(self, status: Status) -> Snapshot | None:
+    def add(self, status: Status, dimensions: Dimensions) -> Snapshot | None:
         """Return a snapshot; None while pages are missing."""
         only_figures = status.first == status.total > 0
         if not only_figures:
@@ -42,4 +41,17 @@ class Snapshots:
             self._workers = tuple(self._page)
         if self._workers is None:
             return None
-        return Snapshot(self._dimensions, status, self._workers)
+        return Snapshot(dimensions, status, self._workers)
+
+
+class Exporter:
+    """A program outside of manychar that a run is exported to; here, nothing is exported."""
+
+    def status(self, snapshot: Snapshot) -> None:
+        """Export the run's figures."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Export a sample of the weights of a step."""
+
+    def close(self) -> None:
+        """Export what is left, and end."""

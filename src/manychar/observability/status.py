@@ -4,19 +4,18 @@ A worker's figures are those since it joined, or, where an earlier snapshot is g
 """
 
 import contextlib
-import logging
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from manychar.network.keys import ClientKey
+from manychar.observability.history import point_of, recent_speed
 from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
-from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.text_format import duration
 from manychar.protocol.counters import Counter
@@ -30,7 +29,7 @@ TEXT_COLUMNS = ("worker", "host", "state")
 NUMBER_COLUMNS = ("shards", "chars/s", "compute", "exchange", "wait", "late", "dropped")
 COLUMNS = TEXT_COLUMNS + NUMBER_COLUMNS
 
-COUNTER_SENTENCES = {
+COUNTER_SENTENCES: dict[str, str] = {
     Counter.GRADIENTS_REPEATED: "gradients that came twice, with the same bytes",
     Counter.GRADIENTS_CONFLICTING: "gradients that came twice, with other bytes",
     Counter.GRADIENTS_NOT_COMPARED: "gradients that came twice, too late to be compared",
@@ -57,31 +56,26 @@ COUNTER_SENTENCES = {
 """What each counter counts; deploy/README.md adds what to do about it."""
 
 
-def render(snapshot: Snapshot, before: Snapshot | None = None) -> RenderableType:
-    """Return the status of a run; `before` is an earlier snapshot."""
-    lines = [escape(line) for line in lines_of(snapshot, before)]
-    return Group(*lines, _table(rows_of(snapshot, before))) if snapshot.workers else Group(*lines)
+def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | None = None) -> str:
+    """Return the status as text, not wrapped where there is no terminal.
 
-
-def _table(rows: list[list[str]]) -> Table:
-    """Return the table of the workers without its empty columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = [each for each in zip(COLUMNS, *rows, strict=True) if any(each[1:])]
-    for heading, *_ in columns:
-        justify: Literal["left", "right"] = "left" if heading in TEXT_COLUMNS else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for row in zip(*(cells for _, *cells in columns), strict=True):
-        table.add_row(*map(escape, row))
-    return table
-
-
-def show(snapshot: Snapshot, before: Snapshot | None = None) -> str:
-    """Return the status as text, not wrapped where there is no terminal."""
-    console = Console(highlight=False)
+    `before` is an earlier snapshot.
+    """
+    console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width, console.soft_wrap = PLAIN_WIDTH, True
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in TEXT_COLUMNS:
+        table.add_column(heading, overflow="fold")
+    for heading in NUMBER_COLUMNS:
+        table.add_column(heading, overflow="fold", justify="right")
+    for row in rows_of(snapshot, before):
+        table.add_row(*map(escape, row))
     with console.capture() as capture:
-        console.print(render(snapshot, before))
+        for line in lines_of(snapshot, before):
+            console.print(escape(line))
+        if snapshot.workers:
+            console.print(table)
     return capture.get()
 
 
@@ -111,13 +105,12 @@ def _step_of(status: Status) -> str:
 def _count(name: str, n: int) -> str:
     """Return a count in words; `name` is COUNTER or COUNTER:SENDER."""
     counter, _, sender = name.partition(":")
-    sentence = COUNTER_SENTENCES.get(Counter(counter), "") if counter in tuple(Counter) else ""
     sender = f" from {sender}" if sender else ""
-    return f"{counter}: {n:,}{sender} ({sentence})"
+    return f"{counter}: {n:,}{sender} ({COUNTER_SENTENCES.get(counter, 'unknown')})"
 
 
 def rows_of(snapshot: Snapshot, before: Snapshot | None) -> list[list[str]]:
-    """Return the rows of the table of workers."""
+    """Return the rows of the table of workers, a cell for each of COLUMNS."""
     earlier = {worker.name: worker for worker in before.workers} if before else {}
     size = snapshot.dimensions
     return [_row(each, earlier.get(each.name), size) for each in snapshot.workers]
@@ -150,10 +143,10 @@ def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
 
 def _speed(snapshot: Snapshot, before: Snapshot | None) -> str:
     status = snapshot.status
-    if before is None or before.status.seconds >= status.seconds:
+    speed = recent_speed([point_of(before), point_of(snapshot)]) if before else None
+    if speed is None:
         return f"{status.characters / max(status.seconds, 1e-9):,.0f} characters/s on average"
-    characters = status.characters - before.status.characters
-    return f"{characters / (status.seconds - before.status.seconds):,.0f} characters/s"
+    return f"{speed:,.0f} characters/s"
 
 
 class Health(NamedTuple):
@@ -163,17 +156,17 @@ class Health(NamedTuple):
     healthy: bool = True
 
 
-def examine(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
+def check_health(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
     """Watch a live run until it advances, or for `connect_timeout` seconds; say what it waits for.
 
     Raises UserError where no server answers within as long, it refuses, or the run has ended.
     """
     found = snapshots(endpoint, key, connect_timeout=connect_timeout)
-    with log.handled_by(logging.NullHandler()), contextlib.closing(found):
+    with contextlib.closing(found):
         for before in found:
-            give_up_at = time.monotonic() + connect_timeout
+            deadline = time.monotonic() + connect_timeout
             for now in found:
-                health = health_of(before, now, expired=time.monotonic() >= give_up_at)
+                health = health_of(before, now, expired=time.monotonic() >= deadline)
                 if health is not None:
                     return health
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)

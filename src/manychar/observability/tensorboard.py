@@ -17,17 +17,16 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
-from manychar.observability.history import Point, point_of
-from manychar.observability.snapshot import Snapshot
+from manychar.observability.history import Point, point_of, recent_speed
+from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes.errors import because
-from manychar.processes.text_format import bits_of
 
 logger = logging.getLogger(__name__)
 
 POINT_EVERY, FLUSH_EVERY = 1.0, 5.0
 
 
-class EventFiles:
+class EventFiles(Exporter):
     """An exporter: writes a point a second, and the last one, against the step.
 
     A write that fails is logged, and is the last one.
@@ -63,16 +62,15 @@ class EventFiles:
         """Write the validation loss of a checkpoint, once."""
         if step != self._validated:
             self._validated = step
-            self._loss("validation", nats, step)
+            self._scalar("loss/validation_nats", nats, step)
 
     def point(self, point: Point) -> None:
         """Write the losses and the speed at one step."""
         before, self._written = self._written, point
         if math.isfinite(point.loss):
-            self._loss("step", point.loss, point.step)
-        self._loss("smooth", point.smooth_loss, point.step)
-        if before is not None and point.seconds > before.seconds:
-            speed = (point.characters - before.characters) / (point.seconds - before.seconds)
+            self._scalar("loss/step_nats", point.loss, point.step)
+        self._scalar("loss/smooth_nats", point.smooth_loss, point.step)
+        if before is not None and (speed := recent_speed([before, point])) is not None:
             self._scalar("characters_per_second", speed, point.step)
         if point.seconds >= self._flush_at:
             self._flush_at = point.seconds + FLUSH_EVERY
@@ -82,10 +80,6 @@ class EventFiles:
         """Write a sample, indented: as it is, not as Markdown."""
         indented = "\n".join(f"    {line}" for line in words.splitlines())
         self._write(step, summary=text("sample", indented))
-
-    def _loss(self, which: str, nats: float, step: int) -> None:
-        self._scalar(f"loss/{which}_nats", nats, step)
-        self._scalar(f"loss/{which}_bits", bits_of(nats), step)
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         self._write(step, summary=scalar(name, value))
@@ -107,7 +101,6 @@ class EventFiles:
             logger.warning(line)
 
     def close(self) -> None:
-        """Write what is left."""
         newest, written = self._newest, self._written
         if newest is not None and (written is None or newest.step > written.step):
             self.point(newest)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from manychar.protocol.messages import Level
@@ -56,17 +56,6 @@ def configure(prefix: str = "") -> None:
     _LOGGER.handlers[0].setFormatter(Formatter(prefix))
     least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
     _LOGGER.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
-
-
-@contextlib.contextmanager
-def handled_by(handler: logging.Handler) -> Iterator[None]:
-    """Log by another handler inside this."""
-    before, _LOGGER.handlers = _LOGGER.handlers, [handler]
-    handler.setFormatter(Formatter())
-    try:
-        yield
-    finally:
-        _LOGGER.handlers = before
 
 
 def is_json() -> bool:

@@ -30,10 +30,10 @@ Due = Callable[[], float | None]
 class Loop(Protocol):
     """What a supervisor needs of network.event_loop, which is in a folder above this one."""
 
-    def on_readable(self, source: int, callback: Callable[[], object]) -> None: ...  # noqa: D102
-    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None: ...  # noqa: D102
-    def on_deadline(self, deadline: Due, callback: Callable[[], object]) -> None: ...  # noqa: D102
-    def remove(self, source: int) -> None: ...  # noqa: D102
+    def on_readable(self, source: int, callback: Callable[[], object]) -> None: ...
+    def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None: ...
+    def on_deadline(self, deadline: Due, callback: Callable[[], object]) -> None: ...
+    def remove(self, source: int) -> None: ...
 
 
 @dataclasses.dataclass(kw_only=True)

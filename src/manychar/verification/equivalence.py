@@ -14,9 +14,8 @@ from manychar.numerics import min_char_rnn
 from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
-from manychar.observability.exporters import Exporter
-from manychar.observability.progress import display_of
-from manychar.observability.snapshot import Snapshot
+from manychar.observability.progress import ProgressDisplay
+from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
@@ -73,7 +72,7 @@ class Equivalence:
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
         killer = _Killer(kill, at_step=self.operation.steps // 4)
-        with display_of(directory) as display:
+        with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, [killer])
             finish = killer.fleet.run()
         if finish.code:
@@ -150,12 +149,6 @@ class _Killer(Exporter):
                 self.killed = True
                 os.kill(slot.process.pid, signal.SIGKILL)
                 logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
-
-    def sample(self, step: int, text: str) -> None:
-        """Ignore a sample."""
-
-    def close(self) -> None:
-        """Do nothing at the end."""
 
 
 def difference_between(trials: list[Trial]) -> str:

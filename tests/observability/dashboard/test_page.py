@@ -57,21 +57,21 @@ def test_nothing_is_fetched_from_elsewhere(page: str, browser: Browser) -> None:
 
 
 @pytest.mark.usefixtures("page")
-def test_a_unit_is_picked_by_keyboard_and_colours_the_text(browser: Browser) -> None:
+def test_a_hidden_unit_is_picked_by_keyboard_and_colours_the_text(browser: Browser) -> None:
     before, words = browser.script(_COLOURS), browser.text(".words")
     assert len(before) == 300
     _tab_to(browser, FIELD)
     assert browser.script(_OUTLINE) == "solid"
     keys = ActionChains(browser.driver)
     keys.send_keys(Keys.ENTER).perform()
-    until(lambda: browser.all('[role="option"]'), "the list of units")
+    until(lambda: browser.all('[role="option"]'), "the list of hidden units")
     keys.send_keys(Keys.ARROW_DOWN, Keys.ENTER).perform()
     after = until(
         lambda: browser.script(_COLOURS) != before and browser.script(_COLOURS),
-        "other colours for another unit",
+        "other colours for another hidden unit",
     )
     assert len(after) == 300
-    browser.wait_for(".words", lambda shown: shown.startswith("Unit ") and shown != words)
+    browser.wait_for(".words", lambda shown: shown.startswith("Hidden unit ") and shown != words)
 
 
 _HEADINGS = "return [...document.querySelectorAll('article h3')].map(e => e.textContent)"

@@ -1,13 +1,15 @@
 """What the page shows of a run: bounds, steps that are done again, charts, workers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from manychar.observability.dashboard import html
 from manychar.observability.dashboard import view as module
-from manychar.observability.dashboard.charts import loss_chart, speed_chart
+from manychar.observability.dashboard.charts import loss_chart, loss_summary
 from manychar.observability.dashboard.view import Sample, View
-from manychar.observability.history import Point, speeds
+from manychar.observability.history import Point, recent_speed, seconds_left
 from manychar.observability.status import COLUMNS, rows_of
 from tests.observability.test_observer_client import snapshot_of
 
@@ -57,25 +59,27 @@ def test_another_run_begins_with_nothing() -> None:
     assert (two.source, two.run, two.history.points) == ("tcp://server", "two", ())
 
 
-def test_reports_in_a_burst_make_no_peak() -> None:
+def test_neither_a_burst_nor_a_wait_changes_the_speed() -> None:
     reports = [point(0), point(100), point(101, seconds=10.001), point(200)]
-    assert [round(speed) for _, speed in speeds(reports)] == [1000, 1000]
+    assert recent_speed([*reports, point(300, seconds=99.0)]) == pytest.approx(1000, rel=0.02)
+    assert recent_speed(reports[:1]) is None
 
 
 def test_the_time_left_is_known_only_where_there_is_an_end() -> None:
     view = view_at(100, 200)
-    assert view.seconds_left() is None
-    assert view.but(steps=300).seconds_left() == pytest.approx(10.0)
-    assert view.but(steps=300, live=False).seconds_left() is None
+    assert seconds_left(view.history.points, 0) is None
+    assert seconds_left(view.history.points, 300) == pytest.approx(10.0)
+    view = dataclasses.replace(view, steps=300)
+    assert "<dt>time left</dt><dd>10 s</dd>" in html.figures(view)
+    assert "<dt>characters a second</dt><dd>1,000</dd>" in html.figures(view)
+    assert "time left" not in html.figures(dataclasses.replace(view, live=False))
 
 
-def test_every_chart_has_its_sentence() -> None:
-    view = View(source="run")
-    assert "no step" in loss_chart(view).summary
-    assert "not known" in speed_chart(view).summary
-    view = view_at(0, 100).with_point(point(200), (100, 2.5)).but(best=100)
-    assert "validation 2.500 at step 100, best at step 100" in loss_chart(view).summary
-    assert speed_chart(view).summary.startswith("Characters a second: 1,000 now")
+def test_the_chart_has_its_sentence() -> None:
+    assert "no step" in loss_summary(View(source="run"))
+    view = view_at(0, 100).with_point(point(200), (100, 2.5))
+    summary = loss_summary(dataclasses.replace(view, best=100))
+    assert "validation 2.500 at step 100, best at step 100" in summary
 
 
 def test_the_table_of_workers() -> None:
@@ -88,13 +92,13 @@ def test_the_table_of_workers() -> None:
 
 
 def test_no_line_is_told_by_its_colour_alone() -> None:
-    lines = loss_chart(View(source="run").with_point(point(100), (100, 2.5))).options["series"]
+    lines = loss_chart(View(source="run").with_point(point(100), (100, 2.5)))["series"]
     strokes = {(line["lineStyle"]["type"], line["lineStyle"]["width"]) for line in lines}
     assert len(strokes) == len(lines) == 3
 
 
 def test_a_view_does_not_change_under_its_reader() -> None:
     view = view_at(1)
-    changed = view.with_point(point(2), None).but(state="other")
+    changed = dataclasses.replace(view.with_point(point(2), None), state="other")
     assert ([one.step for one in view.history.points], view.state) == ([1], "connecting")
     assert changed != view

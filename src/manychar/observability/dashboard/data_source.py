@@ -4,24 +4,27 @@ A run directory is read again and again, so the run may be finished or still tra
 happens in the web server's own thread, in short turns.
 """
 
+import dataclasses
 import logging
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
-from manychar.numerics.model import Parameters, activations
+from manychar.numerics.model import activations
 from manychar.numerics.run_definition import Definition
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
-from manychar.observability.model_source import load_of_run, model_of, training_sample
+from manychar.observability.model_source import Model, load_of_run, model_of, training_sample
 from manychar.observability.observer_client import ENDED_WELL, TURN_MS, ObserverClient
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import rows_of
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.messages import Dimensions, Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import is_served, open_run
@@ -48,15 +51,17 @@ class DataSource:
         try:
             self.update()
         except Exception as error:
-            self.view = self.view.but(live=False, state=str(error) or repr(error))
+            self._set(live=False, state=str(error) or repr(error))
             raise
 
     def update(self) -> None:
-        """Update the view with what is new."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """End it."""
+        """End the connection to a server, if there is one."""
+
+    def _set(self, **values: Any) -> None:
+        self.view = dataclasses.replace(self.view, **values)
 
 
 class LiveServer(DataSource):
@@ -66,7 +71,7 @@ class LiveServer(DataSource):
 
     def __init__(self, endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
         super().__init__(endpoint)
-        self._past: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
+        self._recent: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
         self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
         while not self.view.run:
             self._client.socket.poll(TURN_MS)
@@ -81,17 +86,16 @@ class LiveServer(DataSource):
             return
         self._receive()
         if self._client.connecting:
-            self.view = self.view.but(state="waiting for the server")
+            self._set(state="waiting for the server")
         if (end := self._client.end) is None:
             return
         if self._client.connecting:
             self._client.connect(RECONNECT_TIMEOUT)
         else:
             state = end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
-            self.view = self.view.but(live=False, state=state)
+            self._set(live=False, state=state)
 
     def close(self) -> None:
-        """Leave the server."""
         self._client.close()
 
     def _receive(self) -> None:
@@ -100,27 +104,27 @@ class LiveServer(DataSource):
                 self._show(event)
             elif isinstance(event, Weights) and (welcome := self._client.welcome) is not None:
                 model = model_of(welcome, event)
-                sample = sample_of(*model, seed=welcome.seed, step=event.version)
+                sample = sample_of(model, seed=welcome.seed, step=event.version)
                 self.view = self.view.with_sample(sample)
 
     def _show(self, snapshot: Snapshot) -> None:
         status = snapshot.status
         if status.run != self.view.run:
             self._client.request(WeightsRequest)
+            self._recent.clear()
+        if not self._recent or self._recent[-1].workers is not snapshot.workers:
+            self._recent.append(snapshot)
         validation = None
         if status.validated is not None and status.validation is not None:
             validation = status.validated, status.validation
-            self._past.clear()
-        if not self._past or self._past[-1].workers is not snapshot.workers:
-            self._past.append(snapshot)
         view = self.view.of_run(status.run, _facts(snapshot.dimensions))
-        waiting_for = status.waiting_for or ("" if snapshot.working else "a worker: none is here")
-        self.view = view.with_point(point_of(snapshot), validation).but(
+        self.view = view.with_point(point_of(snapshot), validation)
+        self._set(
             live=True,
-            state=f"waiting for {waiting_for}" if waiting_for else "training",
+            state=f"waiting for {status.waiting_for}" if status.waiting_for else "training",
             steps=status.steps,
             best=status.best,
-            workers=rows_of(snapshot, self._past[0]),
+            workers=rows_of(snapshot, self._recent[0]),
             counts=dict(status.counts),
             checkpoint=(status.checkpoint, time.time() - status.checkpoint_age),
         )
@@ -145,36 +149,39 @@ class StoredRun(DataSource):
         except UserError as error:
             if self.view.state != str(error):
                 logger.warning("%s", error)
-            self.view = self.view.but(state=str(error))
+            self._set(state=str(error))
         checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
         for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
             self._seen.add(step)
             if (model := load_of_run(self._directory, path)) is not None:
                 seed = self._directory.definition.seed
-                self.view = self.view.with_sample(sample_of(*model, seed=seed, step=step))
+                self.view = self.view.with_sample(sample_of(model, seed=seed, step=step))
 
     def _read_logs(self) -> None:
         directory, live = self._directory, is_served(self._directory.path)
         history, steps = read_history(directory), directory.operation.steps
-        losses, last = history.validation_losses, history.points[-1].step if history.points else 0
+        last = history.points[-1].step if history.points else 0
         finished = 0 < steps <= last or is_over(directory, last)
         state = "on disk up to" if live else "finished at" if finished else "stopped after"
-        view = self.view.but(
+        losses = dict(history.validation_losses)
+        view = dataclasses.replace(
+            self.view,
             history=history.thinned(MOST_POINTS),
             steps=steps,
             live=live,
             state=f"{state} step {last:,}",
-            best=min(losses, key=lambda each: each[::-1])[0] if losses else None,
+            best=EarlyStopping(losses, on=True, every=0, patience=0).best,
         )
         for step, path in list_checkpoints(directory.checkpoints)[-1:]:
-            view = view.but(checkpoint=(step, path.stat().st_mtime))
+            view = dataclasses.replace(view, checkpoint=(step, path.stat().st_mtime))
         if view != self.view:
             self.view = view
 
 
-def sample_of(parameters: Parameters, vocabulary: str, *, seed: int, step: int) -> Sample:
+def sample_of(model: Model, *, seed: int, step: int) -> Sample:
     """Return the sample that the run itself shows of a step, longer, with its hidden states."""
-    text = training_sample(parameters, vocabulary, seed=seed, step=step, length=SAMPLE_LENGTH)
+    parameters, vocabulary = model
+    text = training_sample(model, seed=seed, step=step, length=SAMPLE_LENGTH)
     start = max(vocabulary.find("\n"), 0)  # the character that the sample follows
     ids = np.array([start, *map(vocabulary.index, text)], np.intp)
     return Sample(step, text, activations(parameters, ids)[1:].astype(np.float32))

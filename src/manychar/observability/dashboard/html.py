@@ -7,17 +7,15 @@ import time
 from collections.abc import Sequence
 from html import escape
 
-from manychar.observability.dashboard.hidden_units import signed
 from manychar.observability.dashboard.view import Sample, View
-from manychar.observability.history import speeds
+from manychar.observability.history import recent_speed, seconds_left
 from manychar.observability.status import COLUMNS
 from manychar.processes.text_format import bits_of, duration, printable
 
-RECENT = 5
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
 <span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
 <span class="high" style="--a:.5">0.5</span> <span class="high" style="--a:1">1</span>, underlined
-below zero. The units that follow a feature of the text come first."""
+below zero."""
 
 
 def figures(view: View) -> str:
@@ -37,9 +35,9 @@ def _figures(view: View) -> dict[str, str]:
         found["validation loss"] = f"{nats:.3f} nats at step {step:,}"
     if view.best is not None:
         found["best checkpoint"] = f"step {view.best:,}"
-    if recent := [speed for _, speed in speeds(points)[-RECENT:]]:
-        found["characters a second"] = f"{sum(recent) / len(recent):,.0f}"
-    if (left := view.seconds_left()) is not None:
+    if (speed := recent_speed(points)) is not None:
+        found["characters a second"] = f"{speed:,.0f}"
+    if view.live and (left := seconds_left(points, view.steps)) is not None:
         found["time left"] = duration(left)
     if points:
         found["trained for"] = duration(points[-1].seconds)
@@ -88,15 +86,38 @@ def samples(found: Sequence[Sample]) -> str:
     )
 
 
-def coloured(sample: Sample, unit: int) -> str:
+def coloured(sample: Sample, hidden_unit: int) -> str:
     """Return a text with each character on a colour that shows a hidden unit's value after it.
 
     Characters below zero are underlined, too.
     """
     spans = []
-    for character, value in zip(sample.text, sample.states[:, unit].tolist(), strict=True):
+    values = sample.states[:, hidden_unit].tolist()
+    for character, value in zip(sample.text, values, strict=True):
         sign = "high" if value >= 0 else "low"
         shown = {"\n": "↵\n", "\t": "⇥"}.get(character) or escape(printable(character))
-        style = f"--a:{abs(value):.2f}"
-        spans.append(f'<span class="{sign}" style="{style}" title="{signed(value)}">{shown}</span>')
+        alpha, title = f"--a:{abs(value):.2f}", _signed(value)
+        spans.append(f'<span class="{sign}" style="{alpha}" title="{title}">{shown}</span>')
     return "".join(spans)
+
+
+def summary_of(sample: Sample, hidden_unit: int) -> str:
+    """Return in a sentence what a hidden unit does over a text."""
+    values = sample.states[:, hidden_unit]
+    low, high = int(values.argmin()), int(values.argmax())
+    return escape(
+        f"Hidden unit {hidden_unit} over {len(sample.text)} characters of step {sample.step:,}:"
+        f" mean {_signed(values.mean())}, above zero after {float((values >= 0).mean()):.0%} of"
+        f" them; highest ({_signed(values[high])}) after “{_up_to(sample.text, high)}”, lowest"
+        f" ({_signed(values[low])}) after “{_up_to(sample.text, low)}”."
+    )
+
+
+def _signed(value: float) -> str:
+    """Return an activation with its sign."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _up_to(text: str, position: int, reach: int = 8) -> str:
+    before = text[max(0, position - reach + 1) : position + 1]
+    return printable(before).replace("\n", "↵").replace("\t", "⇥")

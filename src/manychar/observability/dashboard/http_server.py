@@ -1,7 +1,6 @@
 """Serves the page: a socket, the request guard, and the web server in the main thread."""
 
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -45,7 +44,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def serve(source: DataSource, listening: socket.socket, *, ready: Callable[[], None]) -> None:
+def serve(source: DataSource, listening: socket.socket) -> None:
     """Serve the page until a signal ends it, which is then raised again."""
     web = FastAPI(openapi_url=None)
     register(lambda: source.view)
@@ -54,7 +53,6 @@ def serve(source: DataSource, listening: socket.socket, *, ready: Callable[[], N
     guard = RequestGuard(web, any_host=not is_loopback(_bracketed(listening.getsockname()[0])))
     options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
     app.timer(source.interval, source.turn)
-    ready()
     try:
         uvicorn.Server(uvicorn.Config(guard, **options)).run(sockets=[listening])
     finally:

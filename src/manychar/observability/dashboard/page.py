@@ -8,8 +8,7 @@ from importlib.resources import files
 from nicegui import ui
 
 from manychar.observability.dashboard import html
-from manychar.observability.dashboard.charts import Chart, loss_chart, speed_chart
-from manychar.observability.dashboard.hidden_units import followings, in_words
+from manychar.observability.dashboard.charts import loss_chart, loss_summary
 from manychar.observability.dashboard.view import Sample, View
 
 EVERY = 1.0
@@ -31,53 +30,37 @@ def register(current: Callable[[], View]) -> None:
             with _section("Status"):
                 state = _html("p").props("role=status")
                 figures = _html("dl")
-            drawings = [_Drawing("Loss, nats a character"), _Drawing("Characters a second")]
+            with _section("Loss, nats a character"):
+                summary = _html("p").props("aria-hidden=true")
+                chart = ui.echart({}, renderer="svg", theme=_THEME).props("role=img")
             with _section("Workers") as section:  # scrolled by keyboard where it is too wide
                 workers = _html("div").classes("table").props("tabindex=0 role=group")
                 workers.props("aria-label=Statistics")
             with _section("Samples"):
                 samples = _html("div").classes("samples")
-            units = _HiddenUnits()
-        ui.skip_link("Skip to the charts", target=sections)
+            hidden_units = _HiddenUnits()
+        ui.skip_link("Skip to the run", target=sections)
 
         def draw() -> None:
             view = current()
-            if view.live or drawn != [view]:  # the figures tell the time, too
-                figures.set_content(html.figures(view))
+            figures.set_content(html.figures(view))  # they tell the time, too
             if drawn == [view]:
                 return
             drawn[:] = [view]
             title.set_content(html.title(view))
             state.set_content(html.state(view))
-            for drawing, chart in zip(drawings, (loss_chart(view), speed_chart(view)), strict=True):
-                drawing.draw(chart)
+            summary.set_content(escape(loss_summary(view)))
+            chart.props["aria-label"] = loss_summary(view)  # its name for screen readers
+            chart.options.clear()
+            chart.options.update(loss_chart(view))
+            chart.update()
             workers.set_content(html.workers(view))
             section.set_visibility(view.live or bool(view.workers))
             samples.set_content(html.samples(view.samples))
-            units.draw(view)
+            hidden_units.draw(view)
 
         draw()
         ui.timer(EVERY, draw)
-
-
-class _Drawing:
-    """A chart and its sentence, which is its name for screen readers."""
-
-    def __init__(self, title: str) -> None:
-        self._chart: Chart | None = None
-        with _section(title).classes("half"):
-            self._words = _html("p").props("aria-hidden=true")
-            self._drawing = ui.echart({}, renderer="svg", theme=_THEME).props("role=img")
-
-    def draw(self, chart: Chart) -> None:
-        if chart == self._chart:
-            return
-        self._chart = chart
-        self._words.set_content(escape(chart.summary))
-        self._drawing.props["aria-label"] = chart.summary
-        self._drawing.options.clear()
-        self._drawing.options.update(chart.options)
-        self._drawing.update()
 
 
 class _HiddenUnits:
@@ -87,28 +70,27 @@ class _HiddenUnits:
         self._sample: Sample | None = None
         with _section("Hidden units"):
             _html("p", html.HIDDEN_UNITS)
-            self._unit = ui.select({}, label="Hidden unit", on_change=self._colour)
+            self._select = ui.select([], label="Hidden unit", on_change=self._colour)
             self._text = _html("p").classes("text coloured").props("role=img")
             self._words = _html("p").classes("words")
 
     def draw(self, view: View) -> None:
-        """Show the newest sample, by the unit that was picked, else by the most telling one."""
+        """Show the newest sample, coloured by the hidden unit that was picked, else the first."""
         if not view.samples or view.samples[-1] is self._sample:
             return
         self._sample = view.samples[-1]
-        options = followings(self._sample)
-        for unit in range(self._sample.states.shape[1]):
-            options.setdefault(unit, f"{unit}")
-        value = self._unit.value if self._unit.value in options else next(iter(options))
-        self._unit.set_options(options, value=value)
+        hidden_units = list(range(self._sample.states.shape[1]))
+        picked = self._select.value if self._select.value in hidden_units else 0
+        self._select.set_options(hidden_units, value=picked)
         self._colour()
 
     def _colour(self) -> None:
-        if (sample := self._sample) is None or (unit := self._unit.value) is None:
+        sample, hidden_unit = self._sample, self._select.value
+        if sample is None or hidden_unit is None:
             return
-        self._text.set_content(html.coloured(sample, unit))
-        self._text.props["aria-label"] = f"The sample, coloured by unit {unit}"
-        self._words.set_content(escape(in_words(sample, unit)))
+        self._text.set_content(html.coloured(sample, hidden_unit))
+        self._text.props["aria-label"] = f"The sample, coloured by hidden unit {hidden_unit}"
+        self._words.set_content(html.summary_of(sample, hidden_unit))
 
 
 def _html(tag: str, content: str = "") -> ui.html:

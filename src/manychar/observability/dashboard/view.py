@@ -6,7 +6,7 @@ whole run stays visible, more coarsely.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,6 @@ from manychar.observability.history import History, Point, thinned
 
 MOST_POINTS = 600
 MOST_SAMPLES = 12
-RECENT_POINTS = 12
-NOTHING = History()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,16 +41,12 @@ class View:
     state: str = "connecting"
     steps: int = 0
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    history: History = NOTHING
+    history: History = dataclasses.field(default_factory=History)
     best: int | None = None
     workers: Sequence[Sequence[str]] = ()
     samples: tuple[Sample, ...] = ()
     checkpoint: tuple[int, float] | None = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def but(self, **changes: Any) -> Self:
-        """Return this view with other values."""
-        return dataclasses.replace(self, **changes)
 
     def of_run(self, run: str, facts: Mapping[str, str]) -> "View":
         """Return a view of this run: nothing of another run stays."""
@@ -67,18 +61,10 @@ class View:
             losses[validation[0]] = validation[1]
         history = History((*points, point), tuple(sorted(losses.items()))).thinned(MOST_POINTS)
         samples = tuple(sample for sample in self.samples if sample.step <= point.step)
-        return self.but(history=history, samples=samples)
+        return dataclasses.replace(self, history=history, samples=samples)
 
     def with_sample(self, sample: Sample) -> Self:
         """Add a sample, or replace that of its step."""
         others = [other for other in self.samples if other.step != sample.step]
         ordered = sorted([*others, sample], key=lambda each: each.step)
-        return self.but(samples=thinned(ordered, MOST_SAMPLES))
-
-    def seconds_left(self) -> float | None:
-        """Return the seconds to the last step at the recent speed; None where it is not known."""
-        recent = self.history.points[-RECENT_POINTS:]
-        if not self.live or not self.steps or len(recent) < 2:
-            return None
-        steps, seconds = recent[-1].step - recent[0].step, recent[-1].seconds - recent[0].seconds
-        return max(self.steps - recent[-1].step, 0) * seconds / steps if seconds > 0 else None
+        return dataclasses.replace(self, samples=thinned(ordered, MOST_SAMPLES))

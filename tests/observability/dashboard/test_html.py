@@ -1,9 +1,8 @@
-"""What a hidden unit is said to do, and that nothing of a text becomes markup."""
+"""What is said of a hidden unit, and that nothing of a text becomes markup."""
 
 import numpy as np
 
 from manychar.observability.dashboard import html
-from manychar.observability.dashboard.hidden_units import followings, in_words
 from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.status import COLUMNS
 
@@ -15,29 +14,6 @@ def sample_with(unit: np.ndarray, *, text: str = TEXT) -> Sample:
     noise = np.random.default_rng(0).uniform(-1, 1, len(text))
     states = np.stack([np.full(len(text), 0.5), noise, unit, -0.5 * unit + 0.3 * noise], axis=1)
     return Sample(7, text, states.astype(np.float32))
-
-
-def test_the_unit_that_counts_characters_in_the_line_is_found() -> None:
-    count, counts = 0, []
-    for character in TEXT:
-        count = 0 if character == "\n" else count + 1
-        counts.append(count / 50)
-    found = followings(sample_with(np.array(counts)))
-    assert next(iter(found.items())) == (2, "2: follows the position in the line (+1.00)")
-
-
-def test_the_unit_that_is_off_inside_quotes_is_found() -> None:
-    inside, states = False, []
-    for character in TEXT:
-        inside ^= character == '"'
-        states.append(-0.9 if inside else 0.9)
-    found = followings(sample_with(np.array(states)))
-    assert next(iter(found.items())) == (2, "2: follows being inside quotes (−1.00)")
-
-
-def test_nothing_is_said_of_what_hardly_occurs() -> None:
-    states = np.array([float(c == "H") for c in TEXT])
-    assert "capitals" not in str(followings(sample_with(states)))
 
 
 def test_characters_are_marked_below_zero_and_escaped() -> None:
@@ -53,15 +29,16 @@ def test_characters_are_marked_below_zero_and_escaped() -> None:
 def test_in_words_it_says_where_the_extremes_are() -> None:
     states = np.zeros(len(TEXT))
     states[TEXT.index("cat") + 2], states[TEXT.index("dog") + 2] = 0.9, -0.8
-    words = in_words(sample_with(states), 2)
-    assert 'highest (+0.90) after “"the cat”' in words
-    assert 'lowest (−0.80) after “d "a dog”' in words
+    words = html.summary_of(sample_with(states), 2)
+    assert words.startswith(f"Hidden unit 2 over {len(TEXT)} characters of step 7: ")
+    assert "highest (+0.90) after “&quot;the cat”" in words
+    assert "lowest (−0.80) after “d &quot;a dog”" in words
 
 
 def test_whatever_comes_from_a_run_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>"
-    view = View(source=bad, run=bad, facts={bad: bad}, state=bad, counts={bad: 1})
-    view = view.but(workers=[[bad] * len(COLUMNS)])
+    workers = [[bad] * len(COLUMNS)]
+    view = View(source=bad, run=bad, facts={bad: bad}, state=bad, counts={bad: 1}, workers=workers)
     sample = Sample(1, bad, np.zeros((len(bad), 1), np.float32))
     shown = [
         html.title(view),
@@ -70,5 +47,6 @@ def test_whatever_comes_from_a_run_is_escaped() -> None:
         html.workers(view),
         html.samples([sample]),
         html.coloured(sample, 0),
+        html.summary_of(sample, 0),
     ]
     assert all("<img" not in html for html in shown)
