@@ -24,7 +24,7 @@ from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
-from manychar.storage.metrics import read_metrics
+from manychar.storage.recovery import read_metrics
 
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""

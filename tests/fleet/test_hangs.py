@@ -15,8 +15,7 @@ import pytest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import Begin, Step, continue_journal, read_journal
-from manychar.storage.metrics import resume_metrics
-from manychar.storage.recovery import ResumePoint
+from manychar.storage.recovery import ResumePoint, resume_metrics
 from manychar.storage.run_directory import open_run
 from manychar.storage.validation_log import ValidationResults
 from tests.commands import SMALL, Commands, until

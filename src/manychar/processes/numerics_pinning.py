@@ -5,11 +5,11 @@ thread always; `portable` also holds x86-64 to one instruction set that all curr
 that different machines compute the same bits. `native` leaves the choice to CPU and environment.
 """
 
+import contextlib
+import ctypes
 import os
 import platform
 import sys
-
-from manychar.processes.malloc_tuning import keep_freed_memory
 
 _ONE_THREAD = (
     "OPENBLAS_NUM_THREADS",
@@ -21,6 +21,9 @@ _PORTABLE = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
+_TRIM_FROM_BYTES = 2**30
+_MMAP_FROM_BYTES = 2**25  # the most that mallopt takes on every 64-bit glibc
 _pinned: list[str] = []
 
 
@@ -36,10 +39,23 @@ def pin(numerics: str) -> None:
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     if numerics == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
         os.environ.update(_PORTABLE)
-    keep_freed_memory()
+    _keep_freed_memory()
     _pinned[:] = [numerics]
 
 
 def can_pin(numerics: str) -> bool:
     """Whether `pin` would still be in time."""
     return numerics in _pinned or "numpy" not in sys.modules
+
+
+def _keep_freed_memory() -> None:
+    """Take arrays of up to 32 MiB from one heap of all threads, which keeps up to a GiB.
+
+    glibc would otherwise map a large array at every step, and the kernel's filling of its pages
+    with zeros takes longer than the arithmetic.
+    """
+    with contextlib.suppress(AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES)

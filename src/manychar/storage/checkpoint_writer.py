@@ -1,10 +1,8 @@
 """Writes checkpoints in a thread beside the loop, and reports each."""
 
 import contextlib
-import errno
 import queue
 import threading
-import time
 from collections.abc import Callable, Collection
 from typing import Self
 
@@ -15,7 +13,6 @@ from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 
 MOST_PENDING = 2
-TRIES_FOR_A_FILE = 15
 REPORT_EVERY = 2.0  # seconds, while a caller waits
 _Work = tuple[TrainingState, frozenset[int], str]  # spared steps; why it cannot be written
 
@@ -76,7 +73,7 @@ class Writer:
             state, spare, failure = work
             try:
                 if not failure:
-                    self._write_with_retries(state, spare)
+                    self._write(state, spare)
             except OSError as error:
                 failure = because(error)
             except UserError as error:
@@ -85,17 +82,6 @@ class Writer:
                 failure = repr(error)
             self._news.put((state.step, failure))
             self._wake()
-
-    def _write_with_retries(self, state: TrainingState, spare: frozenset[int]) -> None:
-        """Write a state; at the limit of open files, wait a while for connections to end."""
-        for tries_left in reversed(range(TRIES_FOR_A_FILE)):
-            try:
-                self._write(state, spare)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not tries_left:
-                    raise
-            time.sleep(1.0)
 
     def _write(self, state: TrainingState, spare: frozenset[int]) -> None:
         directory = self._directory

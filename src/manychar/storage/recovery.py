@@ -5,14 +5,17 @@ Checkpoints that are damaged, or not to be resumed from, are renamed.
 
 import dataclasses
 import logging
+from pathlib import Path
+from typing import Any
 
-from manychar.storage.append_log import AppendLog
+from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint, list_checkpoints
 from manychar.storage.journal import JOURNAL_NAME, Begin, continue_journal, read_journal
-from manychar.storage.metrics import resume_metrics
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import ValidationResults, resume_validation
+
+METRICS_NAME = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -63,3 +66,24 @@ def _choose(directory: RunDirectory, term: int) -> Checkpoint:
         logger.warning(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
         rename(path, aside)
     return checkpoint
+
+
+def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
+    """Remove the records after `step`; return the log, and the seconds of training until then.
+
+    Raises OSError and UserError.
+    """
+    reader = LogReader(run / METRICS_NAME, up_to=step)
+    seconds = 0.0
+    for record in reader:
+        seconds = record["seconds"]
+    return AppendLog(reader.path, reader.extent), seconds
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, oldest first, as far as they can be trusted.
+
+    Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
+    `workers`. Raises UserError where the file cannot be read.
+    """
+    return list(LogReader(run / METRICS_NAME))
