@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
 from manychar.protocol import messages
 from manychar.protocol.messages import Frame, Level, Message, Peer, Status
@@ -14,16 +14,18 @@ RUN_FAILED = 3  # exit codes of a Finish
 STOPPED = 75
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass_transform(frozen_default=True)
 class Effect:
-    """Something to do; what comes of it is an event again."""
+    """Something to do; what comes of it is an event again. Every kind is a frozen dataclass."""
+
+    def __init_subclass__(cls, **options: bool) -> None:
+        dataclasses.dataclass(frozen=True, **options)(cls)
 
 
 class PeerError(RuntimeError):
     """A message that its sender may not send in its state: counted as malformed."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Send(Effect):
     """Send the message; `to` is None where there is only one other side."""
 
@@ -31,21 +33,18 @@ class Send(Effect):
     to: Peer | None = None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Save(Effect):
+class Save(Effect, eq=False):
     """Write a checkpoint in the background: CheckpointSaved or CheckpointFailed follows."""
 
     state: "TrainingState"
 
 
-@dataclasses.dataclass(frozen=True)
 class Validate(Effect):
     """Validate a checkpoint: Validated, NotValidated or ValidationFailed follows."""
 
     step: int
 
 
-@dataclasses.dataclass(frozen=True)
 class Log(Effect):
     """Log one line."""
 
@@ -53,14 +52,12 @@ class Log(Effect):
     level: Level = Level.INFO
 
 
-@dataclasses.dataclass(frozen=True)
 class Show(Effect):
     """Show the run's status, weights to sample from, or an answer, to the user of this process."""
 
     message: Status | messages.Weights | messages.Unbanned
 
 
-@dataclasses.dataclass(frozen=True)
 class Append(Effect):
     """Add to the journal: weights `step`, and the loss of the step that made them."""
 
@@ -69,22 +66,19 @@ class Append(Effect):
     weights: Frame
 
 
-@dataclasses.dataclass(frozen=True)
 class Record(Effect):
     """Add these figures to the run's metrics."""
 
     status: Status
 
 
-@dataclasses.dataclass(frozen=True)
 class ComputeFingerprint(Effect):
     """Pin the run's numerics, compute the fingerprint: FingerprintComputed follows."""
 
     welcome: messages.Welcome
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compute(Effect):
+class Compute(Effect, kw_only=True):
     """Compute one unit: Computed follows."""
 
     shard: int
@@ -95,21 +89,18 @@ class Compute(Effect):
     ids: Frame
 
 
-@dataclasses.dataclass(frozen=True)
 class ResumeBefore(Effect):
     """Note durably that the run resumes from the newest checkpoint below `step`, and restart."""
 
     step: int
 
 
-@dataclasses.dataclass(frozen=True)
 class Remember(Effect):
     """Write to config.json's facts the `banned` names with reasons."""
 
     changes: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
 class Finish(Effect):
     """End this process with the exit code; the reason is printed, so it is never empty."""
 

@@ -3,24 +3,27 @@
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, dataclass_transform
 
 from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Frame, Message, Owner, Peer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass_transform(frozen_default=True)
 class Event:
     """Something that happened. `handle(event, now)` of a machine returns the effects to carry out.
 
-    An event that the machine's table does not name for its state is a ProtocolError.
+    An event that the machine's table does not name for its state is a ProtocolError. Every kind of
+    event is a frozen dataclass.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
 
 
 # To every machine.
 
 
-@dataclasses.dataclass(frozen=True)
 class Received(Event):
     """A message arrived. To a server: from `peer`, with the key of `owner` where there are keys."""
 
@@ -29,7 +32,6 @@ class Received(Event):
     owner: Owner | None = None
 
 
-@dataclasses.dataclass(frozen=True)
 class Computed(Event):
     """A unit was computed in `seconds`; the longest piece of work took `slowest` seconds."""
 
@@ -42,17 +44,14 @@ class Computed(Event):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
 class MailboxEmpty(Event):
     """Every message that has arrived was handled."""
 
 
-@dataclasses.dataclass(frozen=True)
 class DeadlinePassed(Event):
     """The machine's deadline has come."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Suspended(Event):
     """The process was stopped for so many seconds: silence in that time does not count."""
 
@@ -62,7 +61,6 @@ class Suspended(Event):
 # To a worker or an observer.
 
 
-@dataclasses.dataclass(frozen=True)
 class FingerprintComputed(Event):
     """The process's numerics are known; the longest piece of work took `slowest` seconds."""
 
@@ -71,12 +69,10 @@ class FingerprintComputed(Event):
     slowest: float
 
 
-@dataclasses.dataclass(frozen=True)
 class HeartbeatDue(Event):
     """A computation goes on, and it is time for a heartbeat."""
 
 
-@dataclasses.dataclass(frozen=True)
 class LeaveRequested(Event):
     """The process is to end in good order, with this exit code."""
 
@@ -87,12 +83,10 @@ class LeaveRequested(Event):
 # To a server.
 
 
-@dataclasses.dataclass(frozen=True)
 class Started(Event):
     """The server listens."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Malformed(Event):
     """A message of this peer was refused by the codec, or by the table of peers."""
 
@@ -101,28 +95,24 @@ class Malformed(Event):
     owner: Owner | None = None
 
 
-@dataclasses.dataclass(frozen=True)
 class PeerLost(Event):
     """There is no connection to this peer any more."""
 
     peer: Peer
 
 
-@dataclasses.dataclass(frozen=True)
 class KeyRevoked(Event):
     """The key of this peer is no longer valid."""
 
     peer: Peer
 
 
-@dataclasses.dataclass(frozen=True)
 class CheckpointSaved(Event):
     """The checkpoint of this step is on disk."""
 
     step: int
 
 
-@dataclasses.dataclass(frozen=True)
 class CheckpointFailed(Event):
     """The checkpoint of this step could not be written."""
 
@@ -130,7 +120,6 @@ class CheckpointFailed(Event):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
 class Validated(Event):
     """The validation loss of a checkpoint is known, in nats a character."""
 
@@ -138,7 +127,6 @@ class Validated(Event):
     nats: float
 
 
-@dataclasses.dataclass(frozen=True)
 class NotValidated(Event):
     """A checkpoint cannot be validated: it is no longer there."""
 
@@ -146,14 +134,12 @@ class NotValidated(Event):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
 class ValidationFailed(Event):
     """No checkpoint will be validated any more."""
 
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
 class StopRequested(Event):
     """The run is to end with its step, or at time `by` without it, and with this exit code."""
 
@@ -162,7 +148,6 @@ class StopRequested(Event):
     by: float
 
 
-@dataclasses.dataclass(frozen=True)
 class Dropped(Event):
     """The shell dropped something: `counter` counts it; a reason is logged, too."""
 
@@ -171,7 +156,6 @@ class Dropped(Event):
     reason: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
 class DiskWaited(Event):
     """The next checkpoint has no room before earlier ones are written: the loop waits."""
 
