@@ -8,8 +8,7 @@ import pytest
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import Finish, Save, Validate
 from manychar.protocol.events import (
-    CheckpointFailed,
-    CheckpointSaved,
+    CheckpointWritten,
     NotValidated,
     StopRequested,
     Validated,
@@ -32,7 +31,7 @@ def test_a_checkpoint_is_validated_when_it_is_on_disk() -> None:
     effects = stage.advance_to(2, "ann")
     assert only(effects, Save).state.step == 2
     assert not [effect for effect in effects if isinstance(effect, Validate)]
-    assert only(stage.server.handle(CheckpointSaved(2), stage.now), Validate) == Validate(2)
+    assert only(stage.server.handle(CheckpointWritten(2), stage.now), Validate) == Validate(2)
 
     effects = stage.server.handle(Validated(2, 2.5), stage.now)
     report = only(effects, Status)
@@ -42,7 +41,7 @@ def test_a_checkpoint_is_validated_when_it_is_on_disk() -> None:
 def test_a_worse_one_is_not_the_best() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     effects = stage.server.handle(Validated(2, 3.5), stage.now)
     report = only(effects, Status)
     assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
@@ -52,18 +51,18 @@ def test_without_a_validation_text_nothing_is_validated() -> None:
     stage = Stage(checkpoint_every=2)
     stage.join("ann")
     stage.advance_to(2, "ann")
-    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
+    assert stage.server.handle(CheckpointWritten(2), stage.now) == []
 
 
 def test_the_decision_on_one_checkpoint_takes_effect_at_the_next() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(2, "ann")
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     assert not sent(stage.server.handle(Validated(2, 3.5), stage.now), Finish)
     effects = stage.advance_to(4, "ann")
     assert only(effects, Save).state.step == 4
     stage.server.handle(Validated(4, 1.0), stage.now)
-    finish = only(stage.server.handle(CheckpointSaved(4), stage.now), Finish)
+    finish = only(stage.server.handle(CheckpointWritten(4), stage.now), Finish)
     assert finish.code == 0
     assert finish.reason == (
         "no better for 1 checkpoint up to step 2;"
@@ -78,7 +77,7 @@ def test_no_step_is_applied_before_the_decision_is_known() -> None:
         stage.deliver("ann", shard, 4)
     assert stage.server.state.step == 4
     assert "waited 1 s for the validation loss of step 2" in said(stage.wait(3.0, "ann"))
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     stage.server.handle(Validated(2, 2.5), stage.now)
     assert stage.server.state.step == 5
 
@@ -98,11 +97,11 @@ def test_a_late_decision_ends_the_run_where_a_quick_one_does() -> None:
     stage.advance_to(4, "ann")
     for shard in range(2):
         stage.deliver("ann", shard, 4)
-    stage.server.handle(CheckpointSaved(2), stage.now)
-    stage.server.handle(CheckpointSaved(4), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
+    stage.server.handle(CheckpointWritten(4), stage.now)
     stage.server.handle(Validated(2, 3.5), stage.now)
     assert stage.server.state.step == 4
-    stage.server.handle(CheckpointSaved(4), stage.now)
+    stage.server.handle(CheckpointWritten(4), stage.now)
     finish = only(stage.server.handle(Validated(4, 9.0), stage.now), Finish)
     assert "best checkpoint is that of step 0" in finish.reason
 
@@ -111,7 +110,7 @@ def test_the_last_checkpoint_is_validated_before_the_end() -> None:
     stage = Stage(validation_losses={0: 3.0}, checkpoint_every=0, steps=1)
     stage.join("ann")
     stage.advance_to(1, "ann")
-    assert only(stage.server.handle(CheckpointSaved(1), stage.now), Validate) == Validate(1)
+    assert only(stage.server.handle(CheckpointWritten(1), stage.now), Validate) == Validate(1)
     assert "for the validation loss of step 1" in said(stage.wait(2.0, "ann"))
     assert only(stage.server.handle(Validated(1, 2.0), stage.now), Finish).code == 0
 
@@ -120,7 +119,9 @@ def test_who_is_stopped_does_not_wait_for_a_validation_loss() -> None:
     stage = validated(stop_when_no_better=1)
     stage.advance_to(4, "ann")
     stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
-    assert only(stage.server.handle(CheckpointSaved(4), stage.now), Finish) == Finish(75, "stopped")
+    assert only(stage.server.handle(CheckpointWritten(4), stage.now), Finish) == Finish(
+        75, "stopped"
+    )
 
 
 def test_what_a_former_server_did_not_hear_is_asked_again() -> None:
@@ -148,7 +149,7 @@ def test_a_run_that_was_over_is_over() -> None:
         stop_when_no_better=1,
     )
     only(stage.started, Save)
-    assert "no better" in only(stage.server.handle(CheckpointSaved(4), stage.now), Finish).reason
+    assert "no better" in only(stage.server.handle(CheckpointWritten(4), stage.now), Finish).reason
 
 
 def held(**operation: Any) -> Stage:
@@ -166,19 +167,19 @@ def test_a_validation_process_that_is_gone_ends_only_a_run_that_needs_it() -> No
     stage.advance_to(2, "ann")
     effects = stage.server.handle(ValidationFailed("it died"), stage.now)
     assert "not validated any more: it died" in said(effects)
-    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
+    assert stage.server.handle(CheckpointWritten(2), stage.now) == []
     needing = held()
     assert (
         only(needing.server.handle(ValidationFailed("it died"), needing.now), Save).state.step == 4
     )
-    finish = only(needing.server.handle(CheckpointSaved(4), needing.now), Finish)
+    finish = only(needing.server.handle(CheckpointWritten(4), needing.now), Finish)
     assert (finish.code, finish.reason) == (3, "where this run ends cannot be told: it died")
 
 
 def test_at_the_last_step_it_is_known_where_the_run_ends() -> None:
     stage = validated(stop_when_no_better=5, steps=2)
     stage.advance_to(2, "ann")
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     assert only(stage.server.handle(ValidationFailed("it died"), stage.now), Finish).code == 0
 
 
@@ -186,7 +187,7 @@ def test_at_the_last_step_it_is_known_where_the_run_ends() -> None:
 def test_a_checkpoint_that_is_not_there(decides: int) -> None:
     stage = validated(stop_when_no_better=decides)
     stage.advance_to(2, "ann")
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     effects = stage.server.handle(NotValidated(2, "it is gone"), stage.now)
     if decides:
         assert only(effects, Finish).code == 3
@@ -198,14 +199,14 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
 
 def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
     stage = held(on_disk_error="continue")
-    stage.server.handle(CheckpointFailed(2, "no space left"), stage.now)
-    assert only(stage.server.handle(CheckpointSaved(4), stage.now), Finish).code == 3
+    stage.server.handle(CheckpointWritten(2, "no space left"), stage.now)
+    assert only(stage.server.handle(CheckpointWritten(4), stage.now), Finish).code == 3
 
 
 def test_who_is_stopped_at_the_end_does_not_wait_for_a_validation_loss_either() -> None:
     stage = validated(steps=2)
     stage.advance_to(2, "ann")
-    stage.server.handle(CheckpointSaved(2), stage.now)
+    stage.server.handle(CheckpointWritten(2), stage.now)
     finish = stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
     assert only(finish, Finish).code == 0
     assert stage.server.state.step == 2
@@ -214,8 +215,8 @@ def test_who_is_stopped_at_the_end_does_not_wait_for_a_validation_loss_either() 
 def test_nobody_is_asked_twice() -> None:
     stage = validated()
     stage.advance_to(2, "ann")
-    assert stage.server.handle(CheckpointSaved(2), stage.now) == [Validate(2)]
-    assert stage.server.handle(CheckpointSaved(2), stage.now) == []
+    assert stage.server.handle(CheckpointWritten(2), stage.now) == [Validate(2)]
+    assert stage.server.handle(CheckpointWritten(2), stage.now) == []
 
 
 @pytest.mark.parametrize(

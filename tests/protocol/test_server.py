@@ -20,8 +20,7 @@ from manychar.protocol.effects import (
     Save,
 )
 from manychar.protocol.events import (
-    CheckpointFailed,
-    CheckpointSaved,
+    CheckpointWritten,
     DiskWaited,
     Event,
     KeyRevoked,
@@ -567,9 +566,9 @@ def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_w
     stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     stage.advance_to(2, "ann")
     assert stage.server.lifecycle.phase is RunPhase.SAVING
-    effects = stage.server.handle(CheckpointFailed(1, "no space left on device"), stage.now)
+    effects = stage.server.handle(CheckpointWritten(1, "no space left on device"), stage.now)
     assert not [effect for effect in effects if isinstance(effect, Finish)]
-    assert finish(stage.server.handle(CheckpointSaved(2), stage.now)).code == 75
+    assert finish(stage.server.handle(CheckpointWritten(2), stage.now)).code == 75
 
 
 def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
@@ -587,7 +586,7 @@ def test_the_end_waits_for_a_dispute() -> None:
     stage.deliver("ann", 0, 0)
     stage.deliver("bob", 0, 0, loss=1.0)
     stage.deliver("ann", 1, 0)
-    assert stage.server.handle(CheckpointSaved(1), stage.now) == []
+    assert stage.server.handle(CheckpointWritten(1), stage.now) == []
     end = finish(stage.server.handle(stage.truth(0, 0), stage.now))
     assert end == Finish(0, "finished at step 1")
 
@@ -607,14 +606,14 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     assert only(effects, Record).status.step == 2
     assert only(effects, Save).state.step == 2
     assert not sent(effects, Grant)
-    end = finish(stage.server.handle(CheckpointSaved(2), stage.now))
+    end = finish(stage.server.handle(CheckpointWritten(2), stage.now))
     assert end == Finish(0, "finished at step 2")
 
 
 def test_a_run_that_is_through_ends_at_once() -> None:
     stage = Stage(step=4, steps=4)
     assert only(stage.started, Save).state.step == 4
-    end = finish(stage.server.handle(CheckpointSaved(4), stage.now))
+    end = finish(stage.server.handle(CheckpointWritten(4), stage.now))
     assert end == Finish(0, "finished at step 4")
 
 
@@ -626,7 +625,7 @@ def test_stop_ends_the_step_and_saves() -> None:
     effects = stage.deliver("ann", 1, 0)
     assert only(effects, Save).state.step == 1
     assert not sent(effects, Weights)
-    effects = stage.server.handle(CheckpointSaved(1), stage.now)
+    effects = stage.server.handle(CheckpointWritten(1), stage.now)
     assert finish(effects) == Finish(75, "stopped by SIGTERM")
     assert sent(effects, Done, "ann")[0].code == 75
 
@@ -649,7 +648,7 @@ def test_an_observer_can_stop_the_run() -> None:
     assert only(effects, Status).step == 0
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
     stage.tell("olga", Stop(run=RUN, term=TERM))
-    assert finish(stage.server.handle(CheckpointSaved(0), stage.now)) == Finish(
+    assert finish(stage.server.handle(CheckpointWritten(0), stage.now)) == Finish(
         75, "stopped by olga"
     )
 
@@ -706,7 +705,7 @@ def test_an_observer_hears_every_notice() -> None:
 def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
     stage = Stage(on_disk_error="continue" if go_on else "stop")
     stage.join("ann")
-    effects = stage.server.handle(CheckpointFailed(2, "no space left on device"), stage.now)
+    effects = stage.server.handle(CheckpointWritten(2, "no space left on device"), stage.now)
     assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
     text = said(effects) or finish(effects).reason
     assert "the checkpoint of step 2 could not be written: no space left on device" in text
@@ -715,14 +714,14 @@ def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None
 def test_the_last_checkpoint_must_be_written() -> None:
     stage = Stage(on_disk_error="continue")
     stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
-    assert finish(stage.server.handle(CheckpointFailed(0, "I/O error"), stage.now)).code == 3
+    assert finish(stage.server.handle(CheckpointWritten(0, "I/O error"), stage.now)).code == 3
 
 
 @pytest.mark.parametrize(
     "later",
     [
-        CheckpointFailed(1, "I/O error"),
-        CheckpointSaved(0),
+        CheckpointWritten(1, "I/O error"),
+        CheckpointWritten(0),
         ValidationFailed("it crashed"),
         NotValidated(0, "it is gone"),
         StopRequested(130, "stopped by Ctrl-C", 2.0),
@@ -733,7 +732,7 @@ def test_the_last_checkpoint_must_be_written() -> None:
 def test_nothing_follows_the_end_of_a_run(later: Event) -> None:
     stage = Stage(validation_losses={}, unvalidated=(0,), checkpoint_every=1)
     stage.join("ann", "bob")
-    failed = CheckpointFailed(2, "no space left on device")
+    failed = CheckpointWritten(2, "no space left on device")
     assert finish(stage.server.handle(failed, stage.now)).code == 3
     assert stage.server.handle(later, stage.now) == []
     assert stage.server.lifecycle.phase is RunPhase.FINISHED

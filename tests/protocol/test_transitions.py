@@ -67,9 +67,9 @@ def test_once_a_server_has_finished_nothing_changes_how() -> None:
     stage = Stage(steps=1, shards=1)
     stage.join("ann")
     stage.deliver("ann", 0, 0)
-    only(stage.server.handle(events.CheckpointSaved(1), 0.0), Finish)
+    only(stage.server.handle(events.CheckpointWritten(1), 0.0), Finish)
     for event in (
-        events.CheckpointFailed(1, "no space left on device"),
+        events.CheckpointWritten(1, "no space left on device"),
         events.ValidationFailed("it died"),
         events.StopRequested(75, "stopped", 5.0),
         events.DeadlinePassed(),

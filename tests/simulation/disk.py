@@ -5,7 +5,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from manychar.numerics.training_step import TrainingState
-from manychar.protocol.events import CheckpointSaved, Validated
+from manychar.protocol.events import CheckpointWritten, Validated
 
 if TYPE_CHECKING:
     from tests.simulation.server_shell import ServerShell
@@ -74,7 +74,7 @@ class Disk:
         self.world.oracle.check_state(state, "checkpoint")
         self.saved[state.step] = copy_of(state)
         self.world.log(lambda: f"checkpoint {state.step} is on disk")
-        shell.carry_out(shell.machine.handle(CheckpointSaved(state.step), shell.world.now))
+        shell.carry_out(shell.machine.handle(CheckpointWritten(state.step), shell.world.now))
 
 
 def copy_of(state: TrainingState) -> TrainingState:

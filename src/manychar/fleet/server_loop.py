@@ -112,10 +112,7 @@ class ServerLoop:
 
     def _read_written_checkpoints(self) -> None:
         for step, failure in self.writer.news():
-            if failure:
-                self._handle(events.CheckpointFailed(step, failure))
-            else:
-                self._handle(events.CheckpointSaved(step))
+            self._handle(events.CheckpointWritten(step, failure))
 
     def _answer_handshakes(self) -> None:
         authenticator = self.router.authenticator

@@ -34,7 +34,7 @@ class Send(Effect):
 
 
 class Save(Effect, eq=False):
-    """Write a checkpoint in the background: CheckpointSaved or CheckpointFailed follows."""
+    """Write a checkpoint in the background: CheckpointWritten follows."""
 
     state: "TrainingState"
 

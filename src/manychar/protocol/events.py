@@ -107,17 +107,11 @@ class KeyRevoked(Event):
     peer: Peer
 
 
-class CheckpointSaved(Event):
-    """The checkpoint of this step is on disk."""
+class CheckpointWritten(Event):
+    """The checkpoint of this step is on disk; `failure` is the reason why it is not."""
 
     step: int
-
-
-class CheckpointFailed(Event):
-    """The checkpoint of this step could not be written."""
-
-    step: int
-    reason: str
+    failure: str = ""
 
 
 class Validated(Event):

@@ -195,19 +195,22 @@ class Lifecycle(ServerPart):
         if self._early_stopping.is_to_be_asked(step):
             self._outbox.add(effects.Validate(step))
 
-    def saved(self, event: events.CheckpointSaved, now: float) -> None:
+    def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
         """Have the checkpoint validated."""
+        if event.failure:
+            self._not_written(event, now)
+            return
         self._status_report.saved(event.step, now)
         self._have_validated(event.step)
         self._saved_step = max(self._saved_step, event.step)
         self._status_report.waits_for_disk &= event.step != self._step
 
-    def save_failed(self, event: events.CheckpointFailed, now: float) -> None:
+    def _not_written(self, event: events.CheckpointWritten, now: float) -> None:
         """End the run, or go on without the checkpoint."""
         step = event.step
         awaited = step in self._early_stopping.awaited
         self._early_stopping.pass_over(step)
-        what = f"the checkpoint of step {step} could not be written: {event.reason}"
+        what = f"the checkpoint of step {step} could not be written: {event.failure}"
         last = self.phase is RunPhase.SAVING and step == self._step
         if last or self._run.operation.on_disk_error == "stop":
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")

@@ -259,8 +259,7 @@ _S = ParameterServer
 _STARTING, _TRAINING, _STOPPING, _SAVING, _FINISHED = RunPhase
 _RUNNING = (_TRAINING, _STOPPING, _SAVING)
 _OUTCOMES: dict[type[events.Event], Handler] = {
-    events.CheckpointSaved: Lifecycle.saved,
-    events.CheckpointFailed: Lifecycle.save_failed,
+    events.CheckpointWritten: Lifecycle.checkpoint_written,
     events.Validated: Lifecycle.validated,
     events.NotValidated: Lifecycle.not_validated,
     events.ValidationFailed: Lifecycle.validation_failed,
