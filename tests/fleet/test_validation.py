@@ -91,6 +91,27 @@ def test_validation_losses_are_the_same_however_many_workers(
 STOPS = ("--steps", "5000", "--stop-when-no-better", "2", "--learning-rate", "2.0")
 
 
+HANGS_ONCE = """
+import pathlib, sys, time
+from manychar.processes.numerics_pinning import pin
+pin("portable")
+from manychar.fleet import validation_process
+run = pathlib.Path(sys.argv[2])
+hung, loss_of = run.with_name("hung"), validation_process.loss_of
+def replaced(parameters, ids, progress):
+    progress()
+    if not hung.exists():
+        hung.touch()
+        time.sleep(600)
+    for _ in range(10):
+        time.sleep(0.5)
+        progress()
+    return loss_of(parameters, ids, progress)
+validation_process.loss_of = replaced
+validation_process.validate(run)
+"""
+
+
 def where_it_ends(validation_losses: dict[int, float]) -> int:
     """Return the checkpoint after the one that the decision was made on, by the rule."""
     best = 0
@@ -283,6 +304,16 @@ def test_a_validation_process_that_hangs_is_started_again(
     assert results.read() == {20: first}
     assert "the validation process is silent over the checkpoint of step 20" in caplog.text
     assert "the validation process ended by SIGKILL: starting it again" in caplog.text
+    assert not asked.failures
+
+
+def test_a_validation_that_hangs_is_noticed_and_one_that_is_slow_goes_on(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", HANGS_ONCE))
+    monkeypatch.setattr(validation_process, "SILENT_FOR", 4.5)
+    assert asked.ask(20) == (20, "")
+    assert "the validation process is silent over the checkpoint of step 20" in caplog.text
     assert not asked.failures
 
 

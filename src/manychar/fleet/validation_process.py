@@ -1,8 +1,8 @@
 """The validation loss of every checkpoint, from a process of the lowest priority beside the server.
 
 The server writes steps to the process's standard input. The process appends each result to the
-validation log and then writes it to its standard output, and an empty line every second while it
-computes. One that crashes or falls silent is started again and asked again.
+validation log and then writes it to its standard output, and an empty line every second as long as
+its computation advances. One that crashes or falls silent is started again and asked again.
 """
 
 import collections
@@ -12,9 +12,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ TRIES = 4  # for one checkpoint
 LOWEST_PRIORITY = 19
 AUTOGROUP = Path("/proc/self/autogroup")
 ALIVE_EVERY = 1.0
-SILENT_FOR = 30.0  # at the lowest priority a sign of life may be late
+SILENT_FOR = 60.0  # at the lowest priority reading a large checkpoint may take that long
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class ValidationProcess:
         self.slot = ProcessSlot(
             name="the validation process",
             arguments=["validate", str(directory.path)],
-            on_line=self._take,
+            on_line=self._read_line,
             on_start=self._request,
             has_stdin=True,
         )
@@ -96,7 +95,7 @@ class ValidationProcess:
             self._silent_at = time.monotonic() + SILENT_FOR
             self.slot.write(f"{self._waiting[0]}\n")
 
-    def _take(self, line: str) -> None:
+    def _read_line(self, line: str) -> None:
         if not line:  # a sign of life
             self._silent_at = time.monotonic() + SILENT_FOR
             return
@@ -135,27 +134,20 @@ def validate(path: Path) -> None:
     validation_ids = directory.streams()[1].validation_ids
     with validation_log(directory) as results:
         for line in sys.stdin:
-            with _signs_of_life():
-                fault = _validate(directory, results, validation_ids, int(line))
+            fault = _validate(directory, results, validation_ids, int(line))
             print(json.dumps(ValidationResult(int(line), fault)), flush=True)
 
 
-@contextlib.contextmanager
-def _signs_of_life() -> Iterator[None]:
-    """Write an empty line again and again, from a thread."""
-    done = threading.Event()
+class _SignOfLife:
+    """Writes an empty line when it is called, at most once a second."""
 
-    def write() -> None:
-        while not done.wait(ALIVE_EVERY):
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + ALIVE_EVERY
             print(flush=True)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _validate(
@@ -164,7 +156,7 @@ def _validate(
     """Append a checkpoint's validation loss to the log; return why that was not possible."""
     try:
         checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
-        nats = loss_of(checkpoint.state.parameters, validation_ids)
+        nats = loss_of(checkpoint.state.parameters, validation_ids, _SignOfLife())
         append_result(results, step, checkpoint.sha256, nats)
     except UserError as error:
         return str(error)
