@@ -54,7 +54,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
         ("patience = 3", "patience is no flag of this command"),
         ("hidden = 0", "--hidden is 0; allowed: a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
-        (None, "no such file or directory; give the path of a TOML file"),
+        (None, "c.toml: no such file or directory"),
     ],
 )
 def test_a_bad_file_is_one_line(

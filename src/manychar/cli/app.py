@@ -7,7 +7,6 @@ after they have pinned the numerics.
 import io
 import logging
 import os
-import re
 import shutil
 import sys
 import traceback
@@ -35,8 +34,8 @@ from manychar.cli import (
     verify,
     worker,
 )
-from manychar.cli.config_file import RENAMED, configurable, from_file
-from manychar.numerics.option import OptionError, flag
+from manychar.cli.config_file import configurable, from_file
+from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
 from manychar.processes.parent_death import end_with_parent
@@ -44,8 +43,6 @@ from manychar.processes.parent_death import end_with_parent
 logger = logging.getLogger(__name__)
 
 WIDTH_OF_HELP = 80
-SOON = 0.02  # seconds
-_UNKNOWN_FLAG = re.compile(r"No such option: --(?P<name>[\w-]+)")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,17 +112,8 @@ def _top(
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
-    try:
-        return _run(arguments)
-    except Exception:  # a fault of this program: its traceback, and a code that says so
-        traceback.print_exc()
-        return CRASHED
-
-
-def _run(arguments: list[str]) -> int:
     log.configure()
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
-    command = typer.main.get_command(app)
     if sys.stdout is None:  # closed before this began
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -133,12 +121,13 @@ def _run(arguments: list[str]) -> int:
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
     try:
+        command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
     except (UserError, OptionError) as error:
         logger.error(f"manychar: {error}")
         return getattr(error, "code", BAD_INPUT)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
     except MemoryError as error:
@@ -150,16 +139,18 @@ def _run(arguments: list[str]) -> int:
         if error.format_message():  # without arguments the help has been printed instead
             logger.error(_usage_line(error))
         return BAD_INPUT
+    except Exception:  # a fault of this program: its traceback, and a code that says so
+        traceback.print_exc()
+        return CRASHED
     return code if isinstance(code, int) else 0
 
 
 def _usage_line(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
-    message = error.format_message().replace("Value error, ", "").rstrip(".").replace("\n", " ")
-    match = _UNKNOWN_FLAG.search(message)
-    name = RENAMED.get(match["name"]) if match else None
-    if name and context and any(name == each.name for each in context.command.params):
-        message += f". Its name is now {flag(name)}"
+    message = error.format_message().rstrip(".").replace("\n", " ")
+    flags = [each.name for each in context.command.params] if context is not None else []
+    if "No such option: --patience" in message and "connect_timeout" in flags:
+        message += ". Its name is now --connect-timeout"
     where = from_file(context, getattr(error, "param", None))
     return f"{path}: {where}{message}; see {path} --help"

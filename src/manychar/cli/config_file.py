@@ -16,15 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import command_parameters
+from manychar.cli.options import command_parameters, parameter_of
 from manychar.fleet.launch_options import RUN_OPTIONS
 from manychar.network.client_identity import find_key
-from manychar.numerics.option import Formula, options_of
-from manychar.processes.errors import UserError, because
+from manychar.numerics.option import Formula, Option, options_of
+from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
+PRINT_CONFIG = Option("Print the flags' values as such a file, and exit.")
 NO_KEYS = ("config", "print_config", "help")
-RENAMED = {"patience": "connect_timeout"}
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:
@@ -34,20 +34,24 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+_FILE = "TOML file that sets flags: hidden = 200."
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="PATH", help=_FILE, is_eager=True, callback=_read)
+]
+
+
 def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a file's values by the parameter's name. Raises UserError."""
+    """Return a file's values by the parameter's name. Raises UserError and OSError."""
     try:
         found = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}; give the path of a TOML file") from None
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     values = {}
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in flags:
-            near = [RENAMED.get(name), *difflib.get_close_matches(name, flags, 1)]
-            hint = next((f"; did you mean {each}?" for each in near if each in flags), "")
+            near = difflib.get_close_matches(name, flags, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{path}: {key} is no flag of this command{hint}")
         if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
             raise UserError(f"{path}: {key} = {_toml(value)}: this flag takes a value")
@@ -78,10 +82,9 @@ def _key(parameter: Any) -> str:
 def configurable(command: Callable[..., None], *, numerics: str | None) -> Callable[..., None]:
     """Return a command as typer takes it: with its options, --config and --print-config.
 
-    Before it is called, these numerics are pinned, and the key in its key file is read.
+    Before it is called, these numerics are pinned, and the key in its key file is read. A flag
+    without a value is not passed.
     """
-    own = command_parameters(command)
-    of_run = {p.name for p in own} - inspect.signature(command).parameters.keys()
 
     @functools.wraps(command)
     def wrapped(context: typer.Context, *, print_config: bool, **values: Any) -> None:
@@ -93,20 +96,14 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
         if "key" in values:
             values["key"] = find_key(values["key"])
         del values["config"]
-        command(**{k: v for k, v in values.items() if v is not None or k not in of_run})
+        command(**{name: value for name, value in values.items() if value is not None})
 
-    text = "TOML file that sets flags: hidden = 200."
-    file = typer.Option(metavar="PATH", help=text, is_eager=True, callback=_read)
-    text = "Print the flags' values as such a file, and exit."
-    shown = typer.Option("--print-config", metavar=" ", help=text, show_default=False)
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("context", keyword, annotation=typer.Context),
-        *own,
-        inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, file]),
-        inspect.Parameter(
-            "print_config", keyword, default=False, annotation=Annotated[bool, shown]
-        ),
+        *command_parameters(command),
+        inspect.Parameter("config", keyword, default=None, annotation=ConfigFile),
+        parameter_of("print_config", bool, PRINT_CONFIG, default=False, shown=False),
     ]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -16,7 +16,7 @@ import typer
 from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING, StrPath
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
-from manychar.numerics.option import Formula, Option, checked, flag, options_of
+from manychar.numerics.option import Option, checked, flag, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.processes import log
 
@@ -59,34 +59,30 @@ def command_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
     for parameter in inspect.signature(command).parameters.values():
         metadata = getattr(parameter.annotation, "__metadata__", (None,))[0]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            panel = OPERATING if command.__name__ in RUNNING else None
             for field, option in options_of(*RUN_OPTIONS, role=command.__name__).values():
-                found.append(_of_run(command.__name__, field, option))
+                where = DEFINING if field in dataclasses.fields(Definition) else panel
+                default = field.default
+                found.append(parameter_of(field.name, field.type, option, None, default, where))
         elif isinstance(metadata, Option):
-            kind = get_args(parameter.annotation)[0]
-            found.append(_parameter(parameter.name, kind, metadata, parameter.default))
+            kind, default = get_args(parameter.annotation)[0], parameter.default
+            found.append(parameter_of(parameter.name, kind, metadata, default, default))
         else:
             found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     return found
 
 
-def _of_run(command: str, field: dataclasses.Field[Any], option: Option) -> inspect.Parameter:
-    panel = OPERATING if command in RUNNING else None
-    if field in dataclasses.fields(Definition):
-        panel = DEFINING
-    return _parameter(field.name, field.type, option, None, shown=field.default, panel=panel)
-
-
-def _parameter(
-    name: str, kind: Any, option: Option, default: Any, *, shown: Any = None, panel: Any = None
+def parameter_of(
+    name: str, kind: Any, option: Option, default: Any, shown: Any, panel: str | None = None
 ) -> inspect.Parameter:
     """Return an option as typer reads it; every help text has the default in one form."""
     plain = _plain(kind)
-    words = option.without or _in_words(default if shown is None else shown)
-    words = "; ".join([words] * bool(words) + [f"${option.variable}"] * bool(option.variable))
-    annotation = typer.Option(
+    notes = [option.without or _in_words(shown), f"${option.variable}" if option.variable else ""]
+    words = "; ".join(filter(None, notes))
+    declaration = typer.Option(
         *(option.names or (flag(name),)),
         help=f"{option.help} \\[{words}]" if words else option.help,
-        metavar=option.metavar or METAVARS.get(plain) or _choices(plain),
+        metavar=option.metavar or METAVARS.get(plain) or "|".join(get_args(plain) or plain),
         show_default=False,
         envvar=option.variable,
         show_envvar=False,
@@ -94,9 +90,9 @@ def _parameter(
         hidden=option.hidden,
         callback=lambda value: _checked(name, value, plain, option),
     )
-    takes: Any = Annotated[plain | None if default is None else plain, annotation]
+    annotation: Any = Annotated[plain | None if default is None else plain, declaration]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, keyword, default=default, annotation=takes)
+    return inspect.Parameter(name, keyword, default=default, annotation=annotation)
 
 
 def _plain(kind: Any) -> Any:
@@ -108,14 +104,10 @@ def _plain(kind: Any) -> Any:
     return next(each for each in get_args(kind) if each is not type(None))
 
 
-def _choices(kind: Any) -> str:
-    return "|".join(get_args(kind) or [member.value for member in kind])
-
-
 def _in_words(default: Any) -> str:
-    if default is None or default is False or default in ("", inspect.Parameter.empty):
+    if default is None or default is False or default is inspect.Parameter.empty:
         return ""
-    return default.text if isinstance(default, Formula) else str(getattr(default, "value", default))
+    return str(default)
 
 
 def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
