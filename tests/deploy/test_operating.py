@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from manychar.observability.status import COUNTER_SENTENCES
-from manychar.protocol.codec import MAX_INTEGER, encode
+from manychar.protocol.codec import encode
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Send
-from manychar.protocol.field_types import DIGEST_BYTES
+from manychar.protocol.field_types import DIGEST_BYTES, MAX_INTEGER
 from manychar.protocol.messages import WIRE_VERSION, Dimensions, Gradient, Message, Unit, Weights
 from tests.commands import SMALL, Commands
 from tests.deploy import operating

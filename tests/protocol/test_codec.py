@@ -27,8 +27,8 @@ def frame(length: int) -> st.SearchStrategy[bytes]:
 
 
 ANY: dict[Any, st.SearchStrategy[Any]] = {
-    field.Integer: st.integers(0, codec.MAX_INTEGER),
-    field.Positive: st.integers(1, codec.MAX_INTEGER),
+    field.Integer: st.integers(0, field.MAX_INTEGER),
+    field.Positive: st.integers(1, field.MAX_INTEGER),
     field.Number: st.floats(allow_nan=False, allow_infinity=False),
     field.AnyNumber: st.floats(allow_nan=False),
     field.Flag: st.booleans(),
@@ -47,12 +47,10 @@ def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # n
     kind, limit = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     items = [any_of(item, before) for item in get_args(kind) if item not in (..., NoneType)]
     match limit:
-        case field.Tensor(length):
-            return frame(length(SIZE))
+        case field.Tensor(length, exact):
+            return frame(length(SIZE)) if exact else st.binary(max_size=60)
         case field.Tensors(length, per):
             return st.tuples(*[frame(length(SIZE))] * len(before[per]))
-        case field.Blob():
-            return st.binary(max_size=60)
         case field.AtMost() if len(items) == 2:
             return st.dictionaries(*items, max_size=8)
         case field.AtMost(most):
@@ -206,7 +204,7 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
     ("message", "field", "value", "reason"),
     [
         (NOTICE, "term", -1, "term: not a whole number in range"),
-        (NOTICE, "term", codec.MAX_INTEGER + 1, "term: not a whole number in range"),
+        (NOTICE, "term", field.MAX_INTEGER + 1, "term: not a whole number in range"),
         (NOTICE, "term", 1.0, "term: not a whole number in range"),
         (NOTICE, "term", True, "term: not a whole number in range"),
         (NOTICE, "run", "", "run: not a name"),
@@ -366,7 +364,7 @@ def test_a_header_that_is_no_msgpack_map_within_the_limits(header: Frame) -> Non
 
 
 @pytest.mark.parametrize("place", range(4))
-@pytest.mark.parametrize("value", [-1, codec.MAX_INTEGER + 1])
+@pytest.mark.parametrize("value", [-1, field.MAX_INTEGER + 1])
 def test_a_number_of_a_unit_out_of_range(place: int, value: int) -> None:
     header, _ = encode(HEARTBEAT)
     numbers = [0, 0, 0, 0]

@@ -17,12 +17,11 @@ from manychar.protocol.field_types import Frame
 from manychar.protocol.messages import Dimensions, Message
 
 WireError = field.WireError
-MAX_INTEGER = field.MAX_INTEGER
 HEADER_BYTES = 8192
 MAX_BINARY = 64
 
 Check = Callable[[Any], Any]
-FrameRule = field.Tensor | field.Tensors | field.Records | field.Blob
+FrameRule = field.Tensor | field.Tensors | field.Records
 
 
 class Layout(NamedTuple):
@@ -57,7 +56,7 @@ def _check_of(hint: Any) -> Check:
         return lambda value: layout.kind(**_checked(value, layout.header))
     if isinstance(hint, type) and issubclass(hint, enum.StrEnum):
         members = {str(member): member for member in hint}
-        known = _only(lambda value: type(value) is str and value in members, "not a known word")
+        known = _value_of(str, field.Only(members.__contains__, "not a known word"))
         return lambda value: members[known(value)]
     if isinstance(hint, type) and issubclass(hint, tuple):
         return _record_of(hint)
@@ -66,17 +65,19 @@ def _check_of(hint: Any) -> Check:
 
 def _check_within(hint: Any, limit: Any) -> Check:
     if isinstance(limit, field.Only):
-        return _only(*limit)
+        return _value_of(hint, limit)
     key, item = get_args(hint)
     if item is ...:
         return _list_of(_check_of(key), limit.most)
     return _map_of(_check_of(key), _check_of(item), limit.most)
 
 
-def _only(right: Callable[[Any], bool], wrong: str) -> Check:
+def _value_of(kind: type[Any], limit: field.Only) -> Check:
+    kinds = (kind, limit.also)
+
     def check(value: Any) -> Any:
-        if not right(value):
-            raise WireError(wrong)
+        if type(value) not in kinds or not limit.holds(value):
+            raise WireError(limit.wrong)
         return value
 
     return check
@@ -126,19 +127,14 @@ MAX_FRAMES = 1 + max(len(layout.frames) for layout in LAYOUTS.values())
 
 
 def encode(message: Message) -> list[Frame]:
-    """Return the frames of a message. ValueError if its header is too long: a fault of ours."""
+    """Return the frames of a message. ValueError if its header is too long."""
     kind = type(message).__name__
     layout, values = LAYOUTS[kind], vars(message)
     fields = {name: values[name] for name in layout.header}
     packed = msgpack.packb({"type": kind, **fields}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
         raise ValueError(f"a {kind} header of {len(packed)} bytes")
-    return [packed, *(_packed(rule, values[name]) for name, rule in layout.frames.items())]
-
-
-def _packed(rule: FrameRule, value: Any) -> Frame:
-    packed: Frame = value if isinstance(rule, field.Tensor | field.Blob) else rule.pack(value)
-    return packed
+    return [packed, *(rule.pack(values[name]) for name, rule in layout.frames.items())]
 
 
 def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:

@@ -32,10 +32,11 @@ class WireError(ValueError):
 
 
 class Only(NamedTuple):
-    """A condition on a value, and the error's text."""
+    """A condition on a value of the field's type (or of type `also`), and the error's text."""
 
-    right: Callable[[Any], bool]
+    holds: Callable[[Any], bool]
     wrong: str
+    also: type | None = None
 
 
 class AtMost(NamedTuple):
@@ -44,37 +45,18 @@ class AtMost(NamedTuple):
     most: int
 
 
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_INTEGER
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str and len(value) <= TEXT_LENGTH and value.isprintable()
-
-
-def _is_name(value: Any) -> bool:
-    return type(value) is str and NAME.fullmatch(value) is not None
-
-
-def _is_digest(value: Any) -> bool:
-    return type(value) is bytes and len(value) == DIGEST_BYTES
-
-
-Integer = Annotated[int, Only(_is_integer, "not a whole number in range")]
-Positive = Annotated[int, Only(lambda v: _is_integer(v) and v > 0, "not a whole number from 1 on")]
-Number = Annotated[float, Only(_is_number, "not a finite number")]
-AnyNumber = Annotated[float, Only(lambda value: type(value) is float, "not a number")]
+Integer = Annotated[int, Only(lambda v: 0 <= v <= MAX_INTEGER, "not a whole number in range")]
+Positive = Annotated[int, Only(lambda v: 1 <= v <= MAX_INTEGER, "not a whole number from 1 on")]
+Number = Annotated[float, Only(math.isfinite, "not a finite number", also=int)]
+AnyNumber = Annotated[float, Only(lambda _: True, "not a number")]
 """A loss: it may be infinite or NaN, and the receiver names its sender."""
-Flag = Annotated[bool, Only(lambda value: type(value) is bool, "not true or false")]
-Text = Annotated[str, Only(_is_text, "not a short printable text")]
-Name = Annotated[str, Only(_is_name, f"not a name: {NAME_RULE}")]
+Flag = Annotated[bool, Only(lambda _: True, "not true or false")]
+Text = Annotated[
+    str, Only(lambda v: len(v) <= TEXT_LENGTH and v.isprintable(), "not a short printable text")
+]
+Name = Annotated[str, Only(lambda v: NAME.fullmatch(v) is not None, f"not a name: {NAME_RULE}")]
 Dtype = Annotated[str, Only(lambda v: v in ("float32", "float64"), "neither float32 nor float64")]
-Digest = Annotated[bytes, Only(_is_digest, "not a digest of 4 bytes")]
-Names = Annotated[tuple[Name, ...], AtMost(MAX_ITEMS)]
+Digest = Annotated[bytes, Only(lambda v: len(v) == DIGEST_BYTES, "not a digest of 4 bytes")]
 Texts = Annotated[Mapping[Text, Text], AtMost(MAX_ENTRIES)]
 Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
 
@@ -84,13 +66,23 @@ Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
 
 
 class Tensor(NamedTuple):
-    """A frame of exactly so many bytes."""
+    """A frame of exactly so many bytes; of at most so many where it is not `exact`."""
 
     length: Callable[[Any], int]
+    exact: bool = True
+
+    def pack(self, value: Frame) -> Frame:
+        """Return the frame."""
+        return value
 
     def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> Frame:
         """Return the value, or raise WireError."""
-        return _exactly(self.length(size), frame)
+        length = self.length(size)
+        if self.exact:
+            return _exactly(length, frame)
+        if len(frame) > length:
+            raise WireError(f"{len(frame)} bytes, {length} allowed")
+        return frame
 
 
 class Tensors(NamedTuple):
@@ -131,18 +123,6 @@ class Records(NamedTuple):
         if count and not 0 <= min(numbers) <= max(numbers) <= MAX_INTEGER:
             raise WireError("not a whole number in range")
         return tuple(self.type(*numbers[i : i + width]) for i in range(0, len(numbers), width))
-
-
-class Blob(NamedTuple):
-    """A frame of at most so many bytes."""
-
-    most: int
-
-    def unpack(self, frame: Frame, _size: Any, _: Mapping[str, Any]) -> Frame:
-        """Return the value, or raise WireError."""
-        if len(frame) > self.most:
-            raise WireError(f"{len(frame)} bytes, {self.most} allowed")
-        return frame
 
 
 def _exactly(length: int, frame: Frame) -> Frame:

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import functools
 import zlib
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, dataclass_transform
 
 from manychar.protocol import field_types as field
 
@@ -80,8 +80,15 @@ class Unit(NamedTuple):
     flag: field.Integer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dimensions:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _Structure:
+    """The base of what has fields on the wire: frozen dataclasses, made by keywords."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Dimensions(_Structure):
     """The run's sizes, from which the exact length of every tensor frame follows."""
 
     vocabulary_size: field.Positive
@@ -123,19 +130,17 @@ HiddenFrame = Annotated[Frame, field.Tensor(lambda size: size.hidden_bytes)]
 IdsFrame = Annotated[Frame, field.Tensor(lambda size: size.ids_bytes)]
 IdsOfUnits = Annotated[tuple[Frame, ...], field.Tensors(lambda size: size.ids_bytes, per="units")]
 Units = Annotated[tuple[Unit, ...], field.Records(Unit, lambda size: 2 * size.shards)]
-Vocabulary = Annotated[Frame, field.Blob(4 * 0x110000)]
+Vocabulary = Annotated[Frame, field.Tensor(lambda _: 4 * 0x110000, exact=False)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _InRun:
+class _InRun(_Structure):
     """The fields of every message of a run's member or server."""
 
     run: field.Name
     term: field.Integer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hello:
+class Hello(_Structure):
     """A client asks to be admitted. `instance` names its process, `machine` describes the host."""
 
     wire: field.Integer
@@ -145,7 +150,6 @@ class Hello:
     machine: field.Texts
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Welcome(_InRun):
     """The run, its term and sizes, and the numerics to pin; after `silence` s a side is lost.
 
@@ -159,7 +163,6 @@ class Welcome(_InRun):
     vocabulary: Vocabulary
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ready(_InRun):
     """A worker can compute: fingerprint, libraries, slowest piece of work in seconds."""
 
@@ -168,19 +171,16 @@ class Ready(_InRun):
     slowest: field.Number
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refused:
+class Refused(_Structure):
     """The server refuses this peer for good."""
 
     reason: field.Text
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reset(_InRun):
     """The server does not know the peer, or not in that term: drop everything and say Hello."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Grant(_InRun):
     """A lease on a shard, and the inputs of its first unit. The same gradient answers a copy."""
 
@@ -193,7 +193,6 @@ class Grant(_InRun):
     ids: IdsFrame
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights(_InRun):
     """Weights after `version` updates: they acknowledge all steps below, and list units."""
 
@@ -203,14 +202,12 @@ class Weights(_InRun):
     ids: IdsOfUnits
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Revoke(_InRun):
     """The lease has moved to another worker. The unit in hand may still be sent."""
 
     lease: field.Integer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradient(_InRun):
     """One shard's loss and gradient, summed over its streams, and the next hidden state."""
 
@@ -223,7 +220,6 @@ class Gradient(_InRun):
     hidden: HiddenFrame
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Heartbeat(_InRun):
     """A peer's progress: seconds of its slowest piece of work and of all computing, its units."""
 
@@ -232,36 +228,30 @@ class Heartbeat(_InRun):
     units: Units
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Alive(_InRun):
     """The server's answer to a heartbeat."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Goodbye(_InRun):
     """A peer leaves in good order; a worker returns its leases."""
 
     reason: field.Text
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop(_InRun):
     """An observer asks the server to end its step, write a checkpoint and finish."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsRequest(_InRun):
     """An observer asks for the newest weights."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Unban(_InRun):
     """An observer asks the server to lift the ban of a worker's or key's name."""
 
     name: field.Name
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Unbanned(_InRun):
     """The server's answer to Unban: one line for the person that asked."""
 
@@ -293,7 +283,6 @@ class WorkerStats(NamedTuple):
 
 
 # 17 fields: one figure each.
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.
 
@@ -323,7 +312,6 @@ class Status(_InRun):
     workers: Annotated[tuple[WorkerStats, ...], field.AtMost(PAGE_LENGTH)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Notice(_InRun):
     """One log line for the observers."""
 
@@ -331,7 +319,6 @@ class Notice(_InRun):
     text: field.Text
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Done(_InRun):
     """The server has ended the run, with this exit code: not 0 where the run may be resumed."""
 

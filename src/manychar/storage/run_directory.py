@@ -19,7 +19,7 @@ from manychar.numerics.corpus import CorpusError, Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
-from manychar.protocol.codec import MAX_INTEGER
+from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.operation import Operation
 from manychar.storage.atomic_files import (
     lock_file,
