@@ -15,7 +15,7 @@ def describe() -> str:
     native = found["numerics"]["native"]
     names, kernels = native["libraries"], native["kernels"]
     parts = [
-        f"{found['cpu']['name']}, {found['usable_cores']} cores",
+        f"{found['cpu']}, {found['usable_cores']} cores",
         f"Python {found['python']}",
         f"numpy {names['numpy']}",
         f"{names['blas']} ({kernels['blas kernels']} kernels)",

@@ -4,7 +4,6 @@ A key is a flag's name, with - or _. The command line and the environment take p
 file, and the file over the defaults.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -50,9 +49,7 @@ def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in flags:
-            near = difflib.get_close_matches(name, flags, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{path}: {key} is no flag of this command{hint}")
+            raise UserError(f"{path}: {key} is no flag of this command")
         if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
             raise UserError(f"{path}: {key} = {_toml(value)}: this flag takes a value")
         values[flags[name].name] = value

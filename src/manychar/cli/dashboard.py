@@ -10,14 +10,11 @@ from manychar.processes.optional_dependencies import needing
 
 logger = logging.getLogger(__name__)
 
-PORT = "Port of the page; 0: any free port."
-HOST = "Address that the page is served on."
-
 
 def dashboard(
     source: Watched,
-    port: Annotated[int, Option(PORT, least=0, most=65_535)] = 8577,
-    host: Annotated[str, Option(HOST, metavar="HOST")] = "127.0.0.1",
+    port: Annotated[int, Option("Port of the page; 0: any.", least=0, most=65_535)] = 8577,
+    host: Annotated[str, Option("Address to serve the page on.", metavar="HOST")] = "127.0.0.1",
     insecure: Insecure = False,
     connect_timeout: ConnectTimeout = 10.0,
     key: Key = None,

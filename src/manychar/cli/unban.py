@@ -6,7 +6,7 @@ from typing import Annotated
 
 from manychar.cli.options import ConnectTimeout, Key, Watched, argument
 from manychar.network.endpoints import is_endpoint
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError
 from manychar.protocol.field_types import NAME, NAME_RULE
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,12 @@ def unban(
 
 
 def _unban_in(path: Path, name: str) -> str:
-    """Lift a ban in a run directory. Raises UserError where a server is running on it."""
+    """Lift a ban in a run directory; return the result. Raises UserError where a server runs it."""
     from manychar.protocol.admission import lift_ban
     from manychar.storage.run_directory import locked, open_run
 
     with locked(open_run(path)):
         directory = open_run(path)
         banned, text = lift_ban(directory.facts.banned, name)
-        try:
-            directory.with_facts(banned=banned).write_config()
-        except OSError as error:
-            raise UserError(f"{path}: {because(error)}") from None
+        directory.with_facts(banned=banned).write_config()
     return text

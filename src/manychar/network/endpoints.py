@@ -45,7 +45,7 @@ def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "s
     """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
-            f"{endpoint} can be reached from other machines, and nothing checks who comes:"
+            f"{endpoint} can be reached from other machines, and there are no keys:"
             f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,

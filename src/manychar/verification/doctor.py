@@ -36,19 +36,11 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _cpu() -> dict[str, Any]:
-    """Return the CPU's name and the instruction sets that decide which kernels are chosen."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
+def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-    wanted = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
-    return {"name": name, "instructions": [flag for flag in wanted if flag in flags]}
+    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _numerics(setting: str) -> dict[str, Any]:
