@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
-from manychar.fleet.launch_options import Beside, Export, Logging, Sampling
+from manychar.fleet.launch_options import Export, Logging, RunPlace, Sampling
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
@@ -43,7 +43,7 @@ class ResumeOptions(Logging, Export, Operation):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(Beside, ResumeOptions, Definition):
+class TrainOptions(RunPlace, ResumeOptions, Definition):
     """The arguments of `train`."""
 
     text: Text = dataclasses.field(default=None, kw_only=False)

@@ -32,10 +32,8 @@ PROVEN = """
 import json, sys
 from manychar.processes.numerics_pinning import pin
 pin(sys.argv[1])
-from manychar.verification.doctor import fingerprints
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.numerics_fingerprint import fingerprint
-from manychar.processes.numeric_libraries import libraries
 print(fingerprint(Kernel(13, 64, seq_length=5, streams=16, dtype="float32"), {}))
 """
 LARGER = ("--hidden", "64", "--seq-length", "5", "--streams", "16")

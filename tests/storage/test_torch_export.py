@@ -16,7 +16,7 @@ import safetensors.numpy
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.model import Parameters, initialize
 from manychar.storage.checkpoint import read_checkpoint
-from manychar.storage.torch_export import export
+from manychar.storage.torch_export import write_state_dict
 from tests.commands import SMALL, Commands
 
 V, H, T, B = 7, 5, 6, 3
@@ -98,7 +98,7 @@ def test_pytorch_computes_the_same_loss(
     parameters.flat[:] = generator.standard_normal(parameters.flat.shape)
     ids = generator.integers(V, size=(B, T + 1))
     before = np.tanh(generator.standard_normal((B, H))).astype(dtype)
-    export(parameters, LETTERS, tmp_path / "model")
+    write_state_dict(parameters, LETTERS, tmp_path / "model")
     loss, after = of_pytorch(tmp_path / "model", ids, before, dtype)
     own_loss, own_after = of_ours(parameters, ids, before, dtype)
     assert loss == pytest.approx(own_loss, rel=tolerance)

@@ -20,9 +20,9 @@ def doctor(as_json: AsJson = False) -> None:
 def fingerprints(numerics: Annotated[str, argument("NUMERICS", "portable or native")]) -> None:
     """Print the libraries and fingerprints of this process as JSON, for `doctor`."""
     pin(numerics)
-    from manychar.verification import doctor as facts
+    from manychar.verification.doctor import compute_fingerprints
 
-    write(json.dumps(facts.fingerprints()))
+    write(json.dumps(compute_fingerprints()))
 
 
 def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ def export(
 ) -> None:
     """Write the weights as a state dict that PyTorch's nn.RNN and nn.Linear load."""
     from manychar.observability.model_source import load
-    from manychar.storage.torch_export import export as write_state_dict
+    from manychar.storage.torch_export import write_state_dict
 
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
     write_state_dict(parameters, vocabulary, output)

@@ -5,6 +5,6 @@ from manychar.cli.options import ConnectTimeout, Endpoint, Key
 
 def stop(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
     """Stop a run: its server ends the step, writes a checkpoint and exits."""
-    from manychar.observability.observer_client import stop as request_stop
+    from manychar.observability.observer_client import send_stop
 
-    request_stop(endpoint, key, connect_timeout=connect_timeout)
+    send_stop(endpoint, key, connect_timeout=connect_timeout)

@@ -22,9 +22,9 @@ def unban(
     if not NAME.fullmatch(name):
         raise UserError(f"NAME {name}: a name is {NAME_RULE}")
     if is_endpoint(source):
-        from manychar.observability.observer_client import unban as request_unban
+        from manychar.observability.observer_client import send_unban
 
-        logger.info(request_unban(source, name, key, connect_timeout=connect_timeout))
+        logger.info(send_unban(source, name, key, connect_timeout=connect_timeout))
     else:
         logger.info(_unban_in(Path(source), name))
 

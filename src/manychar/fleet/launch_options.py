@@ -17,8 +17,8 @@ EXPORTING = ("train", "follow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Beside:
-    """The options of a run that are in neither definition nor operation."""
+class RunPlace:
+    """Where a run is made, or the run that is resumed."""
 
     run_dir: StrPath | None = option(
         None, "New directory for the run.", roles=RUNNING, without="runs/<time>-<run id>"
@@ -92,4 +92,4 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-RUN_OPTIONS = (Definition, Operation, Beside, Export, Logging, Sampling)
+RUN_OPTIONS = (Definition, Operation, RunPlace, Export, Logging, Sampling)

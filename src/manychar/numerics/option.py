@@ -83,17 +83,17 @@ def options_of(
     return {field.name: (field, option) for field, option in found if role in (None, *option.roles)}
 
 
-def resolve(cls: Any, given: Mapping[str, Any], **beside: Any) -> dict[str, Any]:
+def resolve(cls: Any, given: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     """Return the value of each option of a dataclass: the given one, or its default.
 
-    A formula reads fields of the class, and the values `beside` them. Raises OptionError where
+    A formula reads fields of the class, and the values of `others`. Raises OptionError where
     there is no value for one of its parameters.
     """
     defaults = {name: field.default for name, (field, _) in options_of(cls).items()}
     values = {**defaults, **{name: given[name] for name in defaults if name in given}}
     for name, value in values.items():
         if isinstance(value, Formula):
-            known = {**beside, **values}
+            known = {**others, **values}
             parameters = inspect.signature(value.function).parameters
             if not parameters.keys() <= known.keys():
                 raise OptionError(f"{flag(name)}: give it; its default is {value.text}")

@@ -167,7 +167,7 @@ def first(found: Generator[T], endpoint: str) -> T:
     raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
 
 
-def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
+def send_stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
     """Have a server end its step, write a checkpoint and finish; how the run ended is logged.
 
     Raises UserError as `events_of` does.
@@ -177,7 +177,7 @@ def stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> Non
         pass
 
 
-def unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
+def send_unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
     client = ObserverClient(endpoint, key, connect_timeout=connect_timeout, notices=False)
     events = events_of(client, lambda: client.request(messages.Unban, name=name))

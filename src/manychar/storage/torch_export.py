@@ -15,7 +15,7 @@ from manychar.storage.atomic_files import replace_where_told
 from manychar.storage.canonical_safetensors import as_safetensors
 
 
-def export(parameters: Parameters, vocabulary: str, target: Path) -> None:
+def write_state_dict(parameters: Parameters, vocabulary: str, target: Path) -> None:
     """Write the state dict to `target`, whole or not at all. Raises UserError."""
     view = parameters.named()
     named = {

@@ -52,7 +52,7 @@ def _numerics(setting: str) -> dict[str, Any]:
     return found
 
 
-def fingerprints() -> dict[str, Any]:
+def compute_fingerprints() -> dict[str, Any]:
     """Return the libraries that compute in this process, and the fingerprints of a fixed probe."""
     from manychar.numerics.kernel import Kernel  # noqa: PLC0415 - numpy, pinned
     from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415
