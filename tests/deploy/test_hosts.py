@@ -73,10 +73,10 @@ def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Requ
         near.link("down")
         cut_off = [f"worker-{number}" for number in (1, 2, 3, 4)]
         for name in cut_off:
-            server.wait_for(f"{name} (is taken for lost|has left)")
+            server.wait_for(f"{name} (are reassigned|has left)")
         near.link("up")
         for name in cut_off:
-            server.wait_for(rf"(?s){name} (is taken|has left).*{name} (is back|has joined)")
+            server.wait_for(rf"(?s){name} (are|has left).*{name} (answers again|has joined)")
         server.interrupt()
         assert server.end().code == 0
         assert late.end().code == 0

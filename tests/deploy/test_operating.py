@@ -33,7 +33,7 @@ LOGGING = [
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
     *("recovery", "authenticator", "connection_limit"),
 ]
-SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_loses", "Finish"}
+SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "_refuse", "Finish"}
 NO_TROUBLE = {"", "stopped by", "finished at step", "no better for", "to a client that is"}
 EDGES = " :;,()"
 

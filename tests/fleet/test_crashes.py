@@ -117,11 +117,11 @@ def test_a_stopped_worker_is_taken_for_lost_and_comes_back(manychar: Commands, t
     fleet.further(1000)
     fleet.workers[0].send(signal.SIGSTOP)
     # Its lease ends by the lease timeout, or its connection by the transport's own heartbeats.
-    lost = r"w0 (is taken for lost: it has sent nothing|has left: its connection is gone)"
+    lost = r"w0 (are reassigned: it has sent nothing|has left: its connection is gone)"
     fleet.server.wait_for(lost)
     fleet.further(1000)  # the other worker does it all
     fleet.workers[0].send(signal.SIGCONT)
-    fleet.server.wait_for(rf"(?s){lost}.*w0 (is back|has joined)")
+    fleet.server.wait_for(rf"(?s){lost}.*w0 (answers again|has joined)")
     fleet.further(1000)
     fleet.stop()
     expect_same_bits(fleet.run, text)

@@ -207,7 +207,7 @@ class TestARun:
 
     def test_says_when_workers_stand_by(self, manychar: Commands, text: Path, run: Path) -> None:
         running = endless(manychar, text, "--workers", "3", "--shards", "2")
-        running.wait_for(r"worker-\d stands by.*--shards")
+        running.wait_for(r"worker-\d is idle.*--shards")
         further(running)
         running.interrupt()
         done = running.end()
@@ -395,10 +395,10 @@ class TestKilling:
         running.wait_for("worker-2 has joined")
         worker = manychar.find("worker-2")
         os.kill(worker, signal.SIGSTOP)
-        running.wait_for("worker-2 .*taken for lost")
+        running.wait_for("worker-2 are reassigned")
         further(running)
         os.kill(worker, signal.SIGCONT)
-        running.wait_for("(?s)taken for lost.*worker-2 (is back|has joined)")
+        running.wait_for("(?s)worker-2 are reassigned.*worker-2 (answers again|has joined)")
         further(running)
         running.interrupt()
         done = running.end()

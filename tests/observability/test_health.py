@@ -46,9 +46,9 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
         (
-            snapshot(7, worker("a", leases=0), waiting_for="a worker: none is here"),
+            snapshot(7, worker("a", leases=0), waiting_for="a worker to connect"),
             "time left",
-            Health("step 7 of 12,000: it waits for a worker: none is here"),
+            Health("step 7 of 12,000: it waits for a worker to connect"),
         ),
         (
             snapshot(7, worker("a", late=9.6), worker("b")),
@@ -87,7 +87,7 @@ def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     endpoint = server.wait_for(r"manychar worker (tcp://\S+) --key FILE")[1]
     waiting = manychar.run("health", endpoint, "--key", str(probe))
     assert (waiting.code, waiting.err) == (0, "")
-    assert waiting.out == "step 0: it waits for a worker: none is here\n"
+    assert waiting.out == "step 0: it waits for a worker to connect\n"
 
     helper = manychar.start("worker", endpoint, "--key", "keys/worker.key")
     server.wait_for("worker has joined")

@@ -10,6 +10,7 @@ import pytest
 
 from manychar.protocol import aggregation
 from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation, Assessment, digest_of
+from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import Gradient, digest
 from manychar.protocol.run_spec import dimensions_of
 from tests.simulation.network import flip
@@ -100,14 +101,9 @@ def test_what_was_computed_from_another_state() -> None:
     assert case.aggregation.assess(wrong) is Assessment.FROM_ANOTHER_STATE
 
 
-@pytest.mark.parametrize("held_bytes", [0, 2**20])
-def test_a_repeat_differs_in_any_of_its_three_parts(
-    held_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
+def test_a_repeat_differs_in_any_of_its_three_parts() -> None:
     case = Case()
     case.accept((1, 0))
-    case.aggregation.digest_accepted()
     right = case.gradient(1, 0)
     for wrong in (
         dataclasses.replace(right, loss=math.nextafter(right.loss, 0)),
@@ -138,23 +134,25 @@ def test_fewer_steps_are_compared_where_their_inputs_are_large(
     assert case.aggregation.first_from({"ann"}, at_most=3) == 0, "senders are remembered for longer"
 
 
-@pytest.mark.parametrize("held_bytes", [0, 2**20])
-def test_gradients_are_held_as_long_as_they_are_compared_where_there_is_room(
-    held_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aggregation, "HELD_BYTES", held_bytes)
+def test_the_frames_of_an_accepted_gradient_are_held_until_the_mailbox_is_empty() -> None:
     case = Case()
-    case.accept((0, 0))
-    accepted = case.aggregation.accepted(0, 0)
-    assert "_gradient" in vars(accepted)
-    case.aggregation.digest_accepted()
-    assert ("_gradient" in vars(accepted)) == (held_bytes > 0)
-    kept = weakref.ref(accepted)
-    del accepted
+    gradient = case.gradient(0, 0)
+    received = np.frombuffer(gradient.gradient, np.uint8).copy()
+    kept = weakref.ref(received)
+    changed = dataclasses.replace(gradient, gradient=received.data)
+    case.aggregation.accept(changed, ("ann", "ann"))
+    del received, changed
     case.accept((1, 0), (2, 0))
     case.aggregation.apply()
-    case.advance_to(STEPS_COMPARED + 1)
+    assert kept() is not None
+    case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     assert kept() is None
+
+
+def test_no_more_frames_are_held_than_there_are_shards_where_the_mailbox_is_never_empty() -> None:
+    case = Case()
+    case.advance_to(3)
+    assert len(case.aggregation._undigested) <= SHARDS
 
 
 def test_what_was_applied_before_this_server_began_is_not_compared() -> None:
@@ -182,16 +180,16 @@ def test_a_unit_that_was_accepted_can_be_computed_again() -> None:
     case.accept((0, 6))
     size = dimensions_of(case.known.definition, len(case.known.vocabulary))
     for shard, step in [(0, 6), (1, 5), (2, 1)]:
-        unit = case.aggregation.unit(shard, step)
+        unit = case.aggregation.compute_again(shard, step)
         assert compute(unit, size) == case.known.pieces[shard, step]
-        assert case.aggregation.accepted(shard, step).sender == ("ann", "ann")
+        assert case.aggregation.accepted(shard, step)[0] == ("ann", "ann")
 
 
 def test_a_unit_that_is_too_old_is_gone() -> None:
     case = Case()
     case.advance_to(STEPS_COMPARED + 1)
     with pytest.raises(KeyError):
-        case.aggregation.unit(0, 0)
+        case.aggregation.compute_again(0, 0)
     with pytest.raises(KeyError):
         case.aggregation.accepted(0, 0)
 

@@ -173,7 +173,7 @@ def test_a_validation_process_that_is_gone_ends_only_a_run_that_needs_it() -> No
         only(needing.server.handle(ValidationFailed("it died"), needing.now), Save).state.step == 4
     )
     finish = only(needing.server.handle(CheckpointWritten(4), needing.now), Finish)
-    assert (finish.code, finish.reason) == (3, "where this run ends cannot be told: it died")
+    assert (finish.code, finish.reason) == (3, "early stopping cannot decide: it died")
 
 
 def test_at_the_last_step_it_is_known_where_the_run_ends() -> None:
@@ -233,15 +233,15 @@ def test_where_it_ends(losses: list[float], patience: int, ends: int | None) -> 
     early_stopping = EarlyStopping({}, on=True, every=10, patience=patience)
     over = []
     for number, nats in enumerate(losses):
-        over.append(early_stopping.is_over(10 * number))
+        over.append(early_stopping.ends_at(10 * number))
         early_stopping.record(10 * number, nats)
-    over.append(early_stopping.is_over(10 * len(losses)))
+    over.append(early_stopping.ends_at(10 * len(losses)))
     assert [number for number, is_over in enumerate(over) if is_over][:1] == [ends][: ends or 0]
 
 
 def test_checkpoints_between_the_intervals_do_not_count() -> None:
     early_stopping = EarlyStopping({0: 3.0, 7: 4.0, 9: 5.0}, on=True, every=10, patience=1)
-    assert not early_stopping.is_over(10)
+    assert not early_stopping.ends_at(10)
     early_stopping.record(10, 3.5)
-    assert early_stopping.is_over(20)
-    assert not early_stopping.is_over(15)
+    assert early_stopping.ends_at(20)
+    assert not early_stopping.ends_at(15)

@@ -78,8 +78,6 @@ def test_the_limit_follows_the_slowest_piece_of_work() -> None:
     assert membership.limit(ann) == 2.0
     ann.slowest = 1.5
     assert membership.limit(ann) == 6.0
-    assert not membership.is_lost(ann, 5.9)
-    assert membership.is_lost(ann, 6.0)
 
 
 def test_the_limit_doubles_with_each_takeover_of_the_same_step() -> None:
@@ -92,28 +90,19 @@ def test_the_limit_doubles_with_each_takeover_of_the_same_step() -> None:
         membership.rebalance()
         limits.append(membership.limit(next_one))
     assert limits == [2.0, 4.0, 8.0, 16.0]
-    membership.progressed(0)
+    membership.accepted(0, ann.peer)
     assert membership.limit(bob) == 2.0
 
 
-def test_who_has_long_been_silent_is_forgotten() -> None:
-    membership = Membership(1, silence=2.0)
-    ann = working(membership, "ann")
-    assert not membership.is_forgotten(ann, 59.9)
-    assert membership.is_forgotten(ann, 60.0)
-    ann.slowest = 100.0
-    assert not membership.is_forgotten(ann, 799.0)
-
-
-def test_patience_doubles_for_the_same_step_and_begins_anew_with_the_next() -> None:
+def test_the_time_to_the_next_grant_doubles_until_the_next_step() -> None:
     lease = Lease(number=1, shard=0, peer=b"a")
     waits = []
     for _ in range(8):
         lease.ask(3, 0.0)
-        waits.append(lease.patience)
+        waits.append(lease.resend_after)
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     lease.ask(4, 0.0)
-    assert lease.patience == 1.0
+    assert lease.resend_after == 1.0
 
 
 def test_busy_is_who_has_the_unit_and_has_not_sent_it() -> None:

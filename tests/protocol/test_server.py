@@ -21,6 +21,7 @@ from manychar.protocol.effects import (
 )
 from manychar.protocol.events import (
     CheckpointWritten,
+    DeadlinePassed,
     DiskWaited,
     Event,
     KeyRevoked,
@@ -122,7 +123,7 @@ def test_a_late_gradient_of_a_former_holder_counts() -> None:
     stage.join("bob")
     effects = stage.deliver("ann", 0, 0)
     assert stage.server.state.step == 1
-    assert "ann is back" in said(effects)
+    assert "ann answers again" in said(effects)
     stage.deliver("bob", 0, 0)
     assert stage.server.counts["gradients_repeated"] == 1
 
@@ -139,7 +140,7 @@ def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
     stage = Stage(shards=2, lease_timeout=2.0)
     stage.join("ann", "bob")
     effects = stage.wait(2.1, "bob")
-    assert "ann is taken for lost: it has sent nothing for 2.0 s" in said(effects)
+    assert "the shards of ann are reassigned: it has sent nothing for 2.0 s" in said(effects)
     assert stage.shards_of("bob") == [0, 1]
 
 
@@ -166,20 +167,35 @@ def test_what_no_answer_comes_to_is_asked_for_again_with_growing_pauses() -> Non
     assert times == [1, 3, 7, 15]
 
 
+def test_a_member_that_has_long_been_silent_is_removed() -> None:
+    stage = Stage()
+    stage.hello("olga", "observer")
+    stage.join("ann")
+    stage.heartbeat("ann", slowest=20.0)
+    for now, members in (
+        (59.9, {b"olga", b"ann"}),
+        (60.0, {b"ann"}),
+        (159.9, {b"ann"}),
+        (160.0, set()),
+    ):
+        stage.server.handle(DeadlinePassed(), now)
+        assert stage.server.membership.members.keys() == members
+
+
 def test_a_namesake_takes_over_and_the_former_one_may_come_back() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     effects = stage.tell("ann2", dataclasses.replace(hello("ann"), instance="another"))
-    assert "ann is taken for lost: another ann has come" in said(effects)
+    assert "the shards of ann are reassigned: another worker named ann connected" in said(effects)
     effects = stage.heartbeat("ann")
-    assert "ann is back" in said(effects)
+    assert "ann answers again" in said(effects)
 
 
 def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     effects = stage.join("bob")
-    assert "bob stands by: this run has 1 shards (--shards) and 2 workers" in said(effects)
+    assert "bob is idle: this run has 1 shards (--shards) and 2 workers" in said(effects)
     assert not sent(effects, Grant)
 
 
@@ -283,14 +299,14 @@ def test_who_keeps_at_it_is_blocked_for_a_while_and_its_shards_move() -> None:
     stage.join("ann", "bob")
     for _ in range(FAULTS_ALLOWED):
         stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
-    assert not stage.server.is_blocked(b"ann", 0.0)
+    assert not stage.server.admission.is_blocked(b"ann", None, 0.0)
     effects = stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
     assert "ann is blocked for 30 s" in said(effects)
-    assert "ann has left: its messages cannot be read" in said(effects)
+    assert "ann has left: too many invalid messages" in said(effects)
     assert sent(effects, Grant, "bob")
-    assert stage.server.is_blocked(b"ann", BLOCKED_FOR - 0.1)
-    assert not stage.server.is_blocked(b"bob", 0.0)
-    assert not stage.server.is_blocked(b"ann", BLOCKED_FOR)
+    assert stage.server.admission.is_blocked(b"ann", None, BLOCKED_FOR - 0.1)
+    assert not stage.server.admission.is_blocked(b"bob", None, 0.0)
+    assert not stage.server.admission.is_blocked(b"ann", None, BLOCKED_FOR)
 
 
 # Keys.
@@ -740,7 +756,7 @@ def test_nothing_follows_the_end_of_a_run(later: Event) -> None:
 
 def test_the_server_says_for_whom_it_waits() -> None:
     stage = Stage()
-    assert "step 0 has waited 1 s for a worker: none is here" in said(stage.wait(1.2))
+    assert "step 0 has waited 1 s for a worker to connect" in said(stage.wait(1.2))
     stage.join("ann")
     text = said(stage.wait(12.0, "ann"))
     assert "step 0 has waited 11 s for ann (shard 0), ann (shard 1)" in text
@@ -767,7 +783,7 @@ def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:
     lines = [
         said(stage.tell("old", old))
         for _ in range(30)
-        if not stage.server.is_blocked(b"old", stage.now)
+        if not stage.server.admission.is_blocked(b"old", None, stage.now)
     ]
     assert len([line for line in lines if "old was refused" in line]) == 21
     assert stage.server.counts["clients_refused"] == 21

@@ -10,7 +10,7 @@ from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
 def seen(stage: Stage) -> dict[str, WorkerStats]:
     """Return what a new observer is told of each worker."""
     pages = sent(stage.hello("olga", "observer"), Status)
-    stage.server.admission.forget(stage.member("olga"), stage.now)
+    stage.server.admission._remove(stage.member("olga"), stage.now)
     return {worker.name: worker for page in pages for worker in page.workers}
 
 
@@ -40,7 +40,7 @@ def test_a_status_says_what_the_run_waits_for_once_a_step_is_long() -> None:
 
     def waiting() -> set[str]:
         pages = sent(stage.hello("olga", "observer"), Status)
-        stage.server.admission.forget(stage.member("olga"), stage.now)
+        stage.server.admission._remove(stage.member("olga"), stage.now)
         return {page.waiting_for for page in pages}
 
     assert waiting() == {""}
@@ -59,7 +59,7 @@ def test_standing_by_is_waiting() -> None:
     stage.now += 3.0
     last = everyone[-1]
     assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("standby", 3.0)
-    stage.server.admission.forget(stage.member(everyone[0]), stage.now)
+    stage.server.admission._remove(stage.member(everyone[0]), stage.now)
     stage.now += 1.0
     assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("working", 3.0)
 
@@ -116,7 +116,7 @@ def test_time_without_a_lease_is_counted_once() -> None:
     stage.join(*everyone, "last")
     for _ in range(3):
         stage.now += 10.0
-        stage.server.admission.forget(stage.member(everyone[0]), stage.now)
+        stage.server.admission._remove(stage.member(everyone[0]), stage.now)
         stage.now += 10.0
         stage.join(everyone[0])
     last = seen(stage)["last"]

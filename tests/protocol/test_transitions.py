@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from manychar.protocol import events, server
+from manychar.protocol import events
 from manychar.protocol.client_session import ClientPhase
-from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Finish
 from manychar.protocol.events import ProtocolError
 from manychar.protocol.lifecycle import RunPhase
@@ -29,21 +28,21 @@ def test_an_event_that_the_table_does_not_name_is_a_protocol_error() -> None:
 def test_a_phase_that_the_row_does_not_name_is_a_protocol_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ends(self: ParameterServer, event: events.Dropped, now: float) -> None:
+    def ends(self: ParameterServer, event: events.DeadlinePassed, now: float) -> None:
         self.lifecycle.phase = RunPhase.FINISHED
 
-    plant_handler(monkeypatch, ParameterServer, "_dropped", ends)
-    with pytest.raises(ProtocolError, match="Dropped led from training to finished"):
-        Stage().server.handle(events.Dropped(Counter.SENDS_DROPPED), 0.0)
+    monkeypatch.setattr(ParameterServer, "_deadline_passed", ends)
+    with pytest.raises(ProtocolError, match="DeadlinePassed led from training to finished"):
+        Stage().server.handle(events.DeadlinePassed(), 0.0)
 
 
 def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forgets(self: ParameterServer, member: Any, message: Stop, now: float) -> None:
-        self.membership.forget(member)
+        del self.membership.members[member.peer]
 
-    plant_handler(monkeypatch, ParameterServer, "_stop_by_operator", forgets)
+    monkeypatch.setattr(ParameterServer, "_stop_by_operator", forgets)
     stage = Stage()
     stage.hello("olga", "observer")
     with pytest.raises(ProtocolError, match="Stop led from observing to unknown"):
@@ -82,8 +81,10 @@ def test_time_in_which_a_process_was_stopped_is_nobodys_silence() -> None:
     stage = Stage(lease_timeout=2.0)
     stage.join("ann")
     stage.server.handle(events.Suspended(60.0), 60.0)
-    assert "lost" not in said(stage.server.handle(events.DeadlinePassed(), 60.0))
-    assert "ann is taken for lost" in said(stage.server.handle(events.DeadlinePassed(), 62.1))
+    assert "reassigned" not in said(stage.server.handle(events.DeadlinePassed(), 60.0))
+    assert "the shards of ann are reassigned" in said(
+        stage.server.handle(events.DeadlinePassed(), 62.1)
+    )
 
 
 def test_time_in_which_a_client_was_stopped_is_no_silence_of_the_server() -> None:
@@ -94,10 +95,11 @@ def test_time_in_which_a_client_was_stopped_is_no_silence_of_the_server() -> Non
 
 
 def test_the_tables_name_every_event_and_every_message_of_a_member() -> None:
+    server = Stage().server
     for phase in RunPhase:
         if phase not in (RunPhase.STARTING, RunPhase.FINISHED):
-            assert (phase, events.Received) in server._EVENTS
-    named = {kind for _, kind in server._MESSAGES}
+            assert (phase, events.Received) in server._event_rows()
+    named = {kind for _, kind in server._message_rows()}
     assert {Gradient, Heartbeat, Goodbye, Stop} <= named
     assert Hello not in named
     assert {kind for _, kind in Worker.table} >= {Welcome, events.Computed}

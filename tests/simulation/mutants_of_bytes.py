@@ -1,7 +1,6 @@
 """Planted bugs in what is counted, granted, kept and summed: rules 1 to 10, and 19."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +11,10 @@ from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol import admission, aggregation, conflicting_results, worker
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
-from manychar.protocol.effects import Effect, Remember, ResumeBefore
+from manychar.protocol.effects import Effect, Remember
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.messages import Gradient, Names, digest
-from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk, copy_of
 from tests.simulation.planted import Plant, mutant, plant_handler
@@ -91,7 +89,7 @@ def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
 @mutant("3", "none", "grant", "asked again")
 def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
     def endless(self: Aggregation, shard: int) -> bool:
-        return shard not in self._accepted[self.state.step]
+        return shard not in self._senders[self.state.step]
 
     patch.setattr(Aggregation, "is_missing", endless)
 
@@ -203,38 +201,24 @@ def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("19", "differing-repeat", "banned", "refused")
 def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
-    def strict(self: ParameterServer, event: Computed, now: float) -> None:
-        said = self.conflicting_results.open.pop((event.shard, event.step))
-        for names in {names for names, _ in said} | _names(self):
-            self.admission.ban(names, "there was a dispute", now)
+    def strict(self: ConflictingResults, own: Computed, now: float) -> None:
+        sides = self.open.pop((own.shard, own.step))
+        workers = {member.names for member in self._membership.workers()}
+        for names in {names for names, _ in sides} | workers:
+            self._admission.ban(names, "there was a dispute", now)
 
-    plant_handler(patch, ParameterServer, "_computed", strict)
-
-
-def _names(machine: ParameterServer) -> set[Names]:
-    return {member.names for member in machine.membership.workers()}
-
-
-def _resuming(
-    patch: pytest.MonkeyPatch, instead: Callable[[ResumeBefore], ResumeBefore | None]
-) -> None:
-    resume_before = Lifecycle.resume_before
-
-    def otherwise(self: Lifecycle, effect: ResumeBefore) -> None:
-        if (changed := instead(effect)) is not None:
-            resume_before(self, changed)
-
-    patch.setattr(Lifecycle, "resume_before", otherwise)
+    patch.setattr(ConflictingResults, "settle", strict)
 
 
 @mutant("10", "broken", "result")
 def a_wrong_gradient_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
-    _resuming(patch, lambda _: None)
+    patch.setattr(Lifecycle, "resume_before", lambda *_: None)
 
 
 @mutant("10", "broken", "resume")
 def the_run_resumes_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
-    _resuming(patch, lambda effect: dataclasses.replace(effect, step=effect.step + 1))
+    resume_before = Lifecycle.resume_before
+    patch.setattr(Lifecycle, "resume_before", lambda self, step: resume_before(self, step + 1))
 
 
 @mutant("10", "broken", "resume", "resumed state")

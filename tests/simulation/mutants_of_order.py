@@ -14,7 +14,7 @@ from manychar.protocol.effects import Effect
 from manychar.protocol.events import Computed, Started
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle
-from manychar.protocol.membership import Lease, Member, Membership, PeerState
+from manychar.protocol.membership import Lease, Member, Membership
 from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.server import ParameterServer
@@ -165,21 +165,22 @@ def a_lease_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("lost", "worker-crash", "lost")
 def nobody_is_ever_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Membership, "is_lost", lambda *_: False)
+    patch.setattr(Admission, "check_silence", lambda *_: None)
 
 
 @mutant("lost", "hang", "peer error", "exception", "stuck")
 def who_comes_back_stays_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Admission, "comes_back", lambda *_: None)
+    patch.setattr(Admission, "end_silence", lambda *_: None)
 
 
 @mutant("numerics", "foreign", "accepted gradient", "banned")
 def other_arithmetic_is_let_in(patch: pytest.MonkeyPatch) -> None:
-    def polite(self: Admission, member: Member, ready: Ready, now: float) -> None:
-        if member.state is PeerState.ADMITTED:
-            self._begins(member, now)
+    right = Admission.ready
 
-    patch.setattr(Admission, "_refuse_arithmetic", polite)
+    def polite(self: Admission, member: Member, ready: Ready, now: float) -> None:
+        right(self, member, dataclasses.replace(ready, fingerprint=self._spec.fingerprint), now)
+
+    patch.setattr(Admission, "ready", polite)
 
 
 # What is said, and the end.
@@ -208,19 +209,19 @@ def no_step_waits_for_a_validation_loss(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("end", "none", "end", "step", "exception")
 def a_decision_takes_effect_at_once(patch: pytest.MonkeyPatch) -> None:
-    is_over = EarlyStopping.is_over
-    patch.setattr(EarlyStopping, "is_over", lambda self, step: is_over(self, step + self._every))
+    ends_at = EarlyStopping.ends_at
+    patch.setattr(EarlyStopping, "ends_at", lambda self, step: ends_at(self, step + self._every))
 
 
 @mutant("end", "server-crash", "end", "step", "best")
 def validation_losses_are_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
-    started = ParameterServer._started
+    started = Lifecycle.started
 
-    def forgetful(self: ParameterServer, event: Started, now: float) -> None:
-        self.early_stopping.validation_losses.clear()
+    def forgetful(self: Lifecycle, event: Started, now: float) -> None:
+        self._early_stopping.validation_losses.clear()
         started(self, event, now)
 
-    plant_handler(patch, ParameterServer, "_started", forgetful)
+    patch.setattr(Lifecycle, "started", forgetful)
 
 
 @mutant("end", "stop", "end", "step", "stuck")

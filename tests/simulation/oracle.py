@@ -158,7 +158,7 @@ class Oracle:
             self._check_wanted(message, before)
             self._next[message.shard] += 1
             self._accepted[message.shard, message.step] = _content(message)
-        step, accepted = machine.aggregation.state.step, machine.aggregation._accepted
+        step, accepted = machine.aggregation.state.step, machine.aggregation._senders
         actual = [step + (shard in accepted[step]) for shard in range(len(self._next))]
         if actual != self._next:
             what = before.assessment.value if before.assessment else "no gradient of ours"

@@ -142,7 +142,7 @@ class ServerLoop:
             peer, frames, owner, revoked = received
             if revoked:
                 self._handle(events.KeyRevoked(peer))
-            elif self.machine.is_blocked(peer, time.monotonic(), owner):
+            elif self.machine.admission.is_blocked(peer, owner, time.monotonic()):
                 self._handle(events.Dropped(Counter.MESSAGES_IGNORED))
             else:
                 try:

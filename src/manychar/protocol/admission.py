@@ -8,7 +8,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Remember
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import Member, PeerState, Tally
+from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, Tally
 from manychar.protocol.messages import KeyRole, Level, Names, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.server_part import ServerPart, Shared
 
@@ -16,13 +16,13 @@ WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-# 24 methods: one for each way in which a peer comes, stays or leaves.
+# 22 methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
     """Admits peers. `banned` gives the reason for each ban by name."""
 
     def __init__(self, shared: Shared, lease_grants: LeaseGrants) -> None:
         super().__init__(shared)
-        self.banned = dict(self._run.banned)
+        self.banned = dict(self._spec.banned)
         self._lease_grants = lease_grants
         self._fault_limiter = FaultLimiter()
         self._next_warning = -math.inf
@@ -31,147 +31,144 @@ class Admission(ServerPart):
         self, peer: Peer, hello: messages.Hello, owner: Owner | None, now: float
     ) -> Member | None:
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
-        if refusal := self._why_not(hello, owner):
-            self._outbox.send(peer, Refused(reason=refusal))
-            self._outbox.warn(f"{hello.name} was refused: {refusal}")
+        if reason := self._reason_to_refuse(hello, owner):
+            self._refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
             self._fault(peer, owner, hello.name, now)
             return None
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
-                self.forget(former, now)
+                self._remove(former, now)
             elif former.state is PeerState.WORKING:
-                self._loses(former, f"another {hello.name} has come", now)
+                self._mark_silent(former, f"another worker named {hello.name} connected", now)
         member = self._membership.admit(peer, hello, owner, now)
-        self.welcome(member)
+        self._welcome(member)
         return member
 
-    def _why_not(self, hello: messages.Hello, owner: Owner | None) -> str:
+    def _refuse(self, peer: Peer, name: str, reason: str) -> None:
+        self._outbox.send(peer, Refused(reason=one_line(reason)))
+        self._outbox.warn(f"{name} was refused: {reason}")
+
+    def _reason_to_refuse(self, hello: messages.Hello, owner: Owner | None) -> str:
         """Return the reason why a peer is refused, or nothing."""
         if hello.wire != messages.WIRE_VERSION:
             ours = messages.WIRE_VERSION
             return f"it speaks wire version {hello.wire}, this server speaks {ours}"
         if hello.role not in tuple(Role):
             return f"there is no role {hello.role}"
-        if owner is not None and (refusal := _not_by_this_key(hello, owner)):
-            return refusal
+        if owner is not None and (reason := _not_by_this_key(hello, owner)):
+            return reason
         for name in (hello.name, owner.name if owner else hello.name):
             if hello.role == Role.WORKER and name in self.banned:
                 return f"banned: {self.banned[name]}"
         return ""
 
-    def welcome(self, member: Member) -> None:
+    def _welcome(self, member: Member) -> None:
         """Send a peer the run's identity, dimensions and numerics."""
         observer = member.role is Role.OBSERVER
         welcome = messages.Welcome(
-            run=self._run.run,
-            term=self._run.term,
-            dimensions=self._run.dimensions,
-            numerics=self._run.definition.numerics,
-            seed=self._run.definition.seed,
-            silence=self._run.operation.lease_timeout,
-            vocabulary=self._run.vocabulary.encode() if observer else b"",
+            **self._spec.run_and_term,
+            dimensions=self._spec.dimensions,
+            numerics=self._spec.definition.numerics,
+            seed=self._spec.definition.seed,
+            silence=self._spec.operation.lease_timeout,
+            vocabulary=self._spec.vocabulary.encode() if observer else b"",
         )
         self._outbox.send(member.peer, welcome)
 
     def not_ready(self, member: Member, message: messages.Gradient, now: float) -> None:
         """Ignore the gradient of a worker that has not sent Ready again."""
         self._outbox.count(Counter.MESSAGES_BEFORE_READY)
-        self.welcome(member)
+        self._welcome(member)
 
     def ready(self, member: Member, ready: messages.Ready, now: float) -> None:
-        """Let a worker with the run's arithmetic begin."""
-        member.tally = Tally(since=now, reported_at=now, delivered_at=now)
+        """Start a worker with the run's numerics; refuse another one."""
+        member.tally = Tally(since=now, delivered_at=now)
         member.slowest = ready.slowest
-        if ready.fingerprint != self._run.fingerprint:
-            self._refuse_arithmetic(member, ready, now)
+        if ready.fingerprint != self._spec.fingerprint:
+            reason = (
+                f"its arithmetic gives other bits than the run's (--numerics"
+                f" {self._spec.definition.numerics}): it has {as_words(ready.libraries)};"
+                f" the run has {as_words(self._spec.libraries)}"
+            )
+            self._refuse(member.peer, member.name, reason)
+            self._remove(member, now)
         elif member.state is PeerState.ADMITTED:
-            self._begins(member, now)
+            self._start(member, now)
 
-    def _begins(self, member: Member, now: float) -> None:
+    def _start(self, member: Member, now: float) -> None:
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} has joined")
         self._lease_grants.rebalance(now)
         if not self._membership.leases_of(member.peer):
             self._outbox.notice(
-                f"{member.name} stands by: this run has {self._run.definition.shards} shards"
+                f"{member.name} is idle: this run has {self._spec.definition.shards} shards"
                 f" (--shards) and {len(self._membership.workers())} workers"
             )
-
-    def _refuse_arithmetic(self, member: Member, ready: messages.Ready, now: float) -> None:
-        reason = (
-            f"its arithmetic gives other bits than the run's (--numerics"
-            f" {self._run.definition.numerics}): it has {as_words(ready.libraries)};"
-            f" the run has {as_words(self._run.libraries)}"
-        )
-        self._outbox.send(member.peer, Refused(reason=one_line(reason)))
-        self._outbox.warn(f"{member.name} was refused: {reason}")
-        self.forget(member, now)
 
     def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
-        member.tally.reports(heartbeat.computing, now)
+        member.tally.computing = heartbeat.computing
         if member.state is PeerState.ADMITTED:
-            self.welcome(member)
-        self._outbox.send(member.peer, messages.Alive(run=self._run.run, term=self._run.term))
+            self._welcome(member)
+        self._outbox.send(member.peer, messages.Alive(**self._spec.run_and_term))
 
-    # Members that leave or are lost.
+    # Members that leave or fall silent.
 
     def goodbye(self, member: Member, goodbye: messages.Goodbye, now: float) -> None:
-        """Let a peer go that leaves in good order."""
-        self._leaves(member, goodbye.reason, now)
+        """Remove a peer that leaves in good order."""
+        self._leave(member, goodbye.reason, now)
 
     def peer_lost(self, event: events.PeerLost, now: float) -> None:
-        """Let a peer go whose connection is gone."""
+        """Remove a peer whose connection is gone."""
         if (member := self._membership.members.get(event.peer)) is not None:
-            self._leaves(member, "its connection is gone", now)
+            self._leave(member, "its connection is gone", now)
 
     def key_revoked(self, event: events.KeyRevoked, now: float) -> None:
-        """Let a peer go whose key is not valid any more."""
+        """Refuse a peer whose key is not valid any more."""
         self._outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self._membership.members.get(event.peer)) is not None:
-            self._outbox.send(member.peer, Refused(reason="its key was revoked"))
-            self._outbox.warn(f"{member.name} has to leave: its key was revoked")
-            self.forget(member, now)
+            self._refuse(member.peer, member.name, "its key was revoked")
+            self._remove(member, now)
 
-    def _leaves(self, member: Member, why: str, now: float) -> None:
+    def _leave(self, member: Member, why: str, now: float) -> None:
         if member.role is Role.WORKER:
             self._outbox.notice(f"{member.name} has left: {why}")
-        self.forget(member, now)
+        self._remove(member, now)
 
-    def forget(self, member: Member, now: float) -> None:
+    def _remove(self, member: Member, now: float) -> None:
         """Remove a member; its leases move."""
-        self._membership.forget(member)
+        del self._membership.members[member.peer]
         if self._membership.leases_of(member.peer):
             self._lease_grants.rebalance(now)
 
     def check_silence(self, now: float) -> None:
         """Take the leases of workers that have been silent for too long."""
         for member in list(self._membership.members.values()):
-            if self._membership.is_lost(member, now):
-                silent_for = now - member.heard_at
-                self._loses(member, f"it has sent nothing for {silent_for:.1f} s", now)
-            elif self._membership.is_forgotten(member, now):
-                self.forget(member, now)
+            silent_for, limit = now - member.heard_at, self._membership.limit(member)
+            if member.state is PeerState.WORKING and silent_for >= limit:
+                self._mark_silent(member, f"it has sent nothing for {silent_for:.1f} s", now)
+            elif silent_for >= max(FORGET_SILENT_AFTER, 2 * limit):
+                self._remove(member, now)
 
-    def _loses(self, member: Member, why: str, now: float) -> None:
-        """Mark a worker as silent; its next message brings it back."""
+    def _mark_silent(self, member: Member, why: str, now: float) -> None:
+        """Reassign the leases of a worker; its next message ends its silence."""
         member.state = PeerState.SILENT
-        self._outbox.warn(f"{member.name} is taken for lost: {why}")
+        self._outbox.warn(f"the shards of {member.name} are reassigned: {why}")
         self._lease_grants.rebalance(now)
 
-    def comes_back(self, member: Member, now: float) -> None:
-        """Give work again to a silent worker."""
+    def end_silence(self, member: Member, now: float) -> None:
+        """Give work again to a worker that was silent."""
         member.state = PeerState.WORKING
-        self._outbox.notice(f"{member.name} is back")
+        self._outbox.notice(f"{member.name} answers again")
         self._lease_grants.rebalance(now)
 
     # Faults.
 
     def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
-        """Whether messages of this sender are to be dropped unread."""
+        """Whether messages of this sender are dropped unread."""
         return self._fault_limiter.is_blocked(_sender(peer, owner), now)
 
     def malformed(self, event: events.Malformed, now: float) -> None:
@@ -194,12 +191,12 @@ class Admission(ServerPart):
         self._outbox.count(Counter.SENDERS_BLOCKED)
         self._outbox.warn(f"{name} is blocked for {BLOCKED_FOR:.0f} s")
         if (member := self._membership.members.get(peer)) is not None:
-            self._leaves(member, "its messages cannot be read", now)
+            self._leave(member, "too many invalid messages", now)
 
     def from_wrong_state(self, member: Member, gradient: messages.Gradient, now: float) -> None:
         """Renew the lease of a gradient that was computed from a wrong state, or ban its holder.
 
-        A worker that sends RENEWALS + 1 of them in a row would else block its shard forever.
+        A worker that sends RENEWALS + 1 of them in a row would otherwise block its shard forever.
         """
         self._outbox.warn(
             f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
@@ -222,7 +219,7 @@ class Admission(ServerPart):
         for member in list(self._membership.members.values()):
             if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
                 self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
-                self.forget(member, now)
+                self._remove(member, now)
 
     def unban(self, member: Member, message: messages.Unban, now: float) -> None:
         """Lift a ban; only an operator may."""
@@ -231,9 +228,8 @@ class Admission(ServerPart):
             self.banned, text = lift_ban(before, message.name)
             if self.banned != before:
                 self._outbox.add(Remember({"banned": dict(self.banned)}))
-                self._outbox.notice(f"{text}, says {member.name}")
-            run, term = self._run.run, self._run.term
-            answer = messages.Unbanned(run=run, term=term, text=one_line(text))
+                self._outbox.notice(f"{text} (requested by {member.name})")
+            answer = messages.Unbanned(**self._spec.run_and_term, text=one_line(text))
             self._outbox.send(member.peer, answer)
 
     def is_operator(self, member: Member, what: str) -> bool:

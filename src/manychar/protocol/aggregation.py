@@ -6,9 +6,7 @@ step. Gradients are summed in the tree as they come; hidden states are committed
 applied.
 """
 
-import dataclasses
 import enum
-import functools
 import math
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -23,15 +21,14 @@ from manychar.numerics.training_step import TrainingState, apply
 from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
-from manychar.protocol.events import Computed
+from manychar.protocol.events import Computed, MailboxEmpty
 from manychar.protocol.messages import Frame, Gradient, Names, digest
 
 STEPS_COMPARED = 8
-HELD_BYTES = 2**23  # gradients that are held, undigested, in case they are repeated
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
-Digest = tuple[int, str, int]
-"""A gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
+ResultDigest = tuple[int, str, int]
+"""The gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
 
 
 class Assessment(enum.Enum):
@@ -46,25 +43,7 @@ class Assessment(enum.Enum):
     NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
 
 
-class Accepted:
-    """The digest and the sender of an accepted gradient.
-
-    The digest is computed when it is first asked for, so that new weights do not wait for it.
-    """
-
-    def __init__(self, gradient: Gradient, sender: Names) -> None:
-        self.sender = sender
-        self._gradient = gradient
-
-    @functools.cached_property
-    def digest(self) -> Digest:
-        """The digest; the gradient is let go."""
-        digest = digest_of(self._gradient)
-        del self._gradient
-        return digest
-
-
-# 20 methods, 14 attributes: one state, whose parts change together when a step is applied.
+# 19 methods, 13 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
@@ -78,12 +57,11 @@ class Aggregation:
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
         self._inputs: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
-        self._accepted: dict[int, dict[int, Accepted]] = {}
-        self._undigested: list[Accepted] = []
-        weights, hidden = state.parameters.flat.nbytes, state.hidden.nbytes
-        held = (STEPS_COMPARED + 1) * (definition.shards * weights + hidden)
-        self._holds_all = held <= HELD_BYTES
-        self.steps_compared = min(STEPS_COMPARED, max(1, INPUT_BYTES // (weights + hidden)))
+        self._senders: dict[int, dict[int, Names]] = {}
+        self._digests: dict[int, dict[int, ResultDigest]] = {}
+        self._undigested: list[Gradient] = []
+        inputs = state.parameters.flat.nbytes + state.hidden.nbytes
+        self.steps_compared = min(STEPS_COMPARED, max(1, INPUT_BYTES // inputs))
         self._open()
 
     def _open(self) -> None:
@@ -95,15 +73,16 @@ class Aggregation:
         step = self.state.step
         self._inputs[step] = self.state.parameters.flat, self.state.hidden
         self._inputs.pop(step - self.steps_compared - 1, None)
-        self._accepted[step] = {}
-        self._accepted.pop(step - STEPS_COMPARED - 1, None)
+        for accepted in (self._senders, self._digests):
+            accepted[step] = {}
+            accepted.pop(step - STEPS_COMPARED - 1, None)
         self._next_hidden = np.empty_like(self.state.hidden)
         self._gradients: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
         self._losses: TreeSum[float] = TreeSum(self.definition.shards)
 
     def is_missing(self, shard: int) -> bool:
         """Whether the shard's gradient of the open step is still wanted."""
-        return not self.closed and shard not in self._accepted[self.state.step]
+        return not self.closed and shard not in self._senders[self.state.step]
 
     def close(self) -> None:
         """Want no more gradients: the run ends with the state as it is."""
@@ -129,52 +108,47 @@ class Aggregation:
 
     def assess(self, gradient: Gradient) -> Assessment:
         """Return what this gradient of an existing shard is. Changes nothing."""
-        accepted = self._accepted.get(gradient.step, {}).get(gradient.shard)
-        if gradient.step < self.state.step or accepted is not None:
-            return self._assess_repeat(accepted, gradient)
-        if gradient.step > self.state.step or self.closed:
-            return Assessment.NOT_OPEN
+        step, shard = gradient.step, gradient.shard
+        is_accepted = shard in self._senders.get(step, ())
+        if step not in self._inputs or not is_accepted:
+            if step < self.state.step:
+                return Assessment.REPEAT_TOO_OLD
+            if step > self.state.step or self.closed:
+                return Assessment.NOT_OPEN
         if not self._is_from_here(gradient):
             return Assessment.FROM_ANOTHER_STATE
-        return Assessment.WANTED if self._is_finite(gradient) else Assessment.NOT_FINITE
-
-    def _assess_repeat(self, accepted: "Accepted | None", gradient: Gradient) -> Assessment:
-        if accepted is None or gradient.step not in self._inputs:
-            return Assessment.REPEAT_TOO_OLD
-        if not self._is_from_here(gradient):
-            return Assessment.FROM_ANOTHER_STATE
-        same = accepted.digest == digest_of(gradient)
-        return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
+        if is_accepted:
+            _, accepted = self.accepted(shard, step)
+            same = accepted == digest_of(gradient)
+            return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
+        arrays = self._array(gradient.gradient), self._array(gradient.hidden)
+        finite = math.isfinite(gradient.loss) and all(map(_all_finite, arrays))
+        return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
     def _is_from_here(self, gradient: Gradient) -> bool:
         """Whether it was computed from the hidden state that is held here."""
         _, hidden = self._inputs[gradient.step]
         return gradient.hidden_digest == digest(as_frame(hidden[gradient.shard]))
 
-    def _is_finite(self, gradient: Gradient) -> bool:
-        return math.isfinite(gradient.loss) and all(
-            _all_finite(self._array(frame)) for frame in (gradient.gradient, gradient.hidden)
-        )
-
     def accept(self, gradient: Gradient, sender: Names) -> None:
-        """Take a gradient that was assessed as WANTED."""
-        hidden = self._next_hidden[gradient.shard]
-        hidden.reshape(-1)[:] = self._array(gradient.hidden)  # never a view of a received frame
-        if not self._holds_all:
-            gradient = dataclasses.replace(gradient, hidden=as_frame(hidden))
-        accepted = Accepted(gradient, sender)
-        self._accepted[gradient.step][gradient.shard] = accepted
-        if not self._holds_all:
-            self._undigested.append(accepted)
+        """Add a gradient that was assessed as WANTED."""
+        hidden = self._next_hidden[gradient.shard].reshape(-1)
+        hidden[:] = self._array(gradient.hidden)  # never a view of a received frame
+        self._senders[gradient.step][gradient.shard] = sender
+        self._undigested.append(gradient)
         if len(self._undigested) > self.definition.shards:
-            self.digest_accepted()  # the limit where a mailbox never runs empty
+            self._digest_accepted()  # the limit where a mailbox never runs empty
         self._gradients.add(gradient.shard, self._array(gradient.gradient))
         self._losses.add(gradient.shard, gradient.loss)
 
-    def digest_accepted(self) -> None:
-        """Compute the digests of gradients that are too large to be held, and release them."""
-        for accepted in self._undigested:
-            _ = accepted.digest
+    def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
+        """Compute the missing digests: some 30 us for 120 kB, for which no step has to wait."""
+        self._digest_accepted()
+
+    def _digest_accepted(self) -> None:
+        """Compute the missing digests, and release the gradients' frames."""
+        for gradient in self._undigested:
+            self._digests[gradient.step][gradient.shard] = digest_of(gradient)
         self._undigested.clear()
 
     @property
@@ -194,22 +168,23 @@ class Aggregation:
         self.loss = self._losses.result() / self.definition.total_streams
         self._open()
 
-    def accepted(self, shard: int, step: int) -> Accepted:
-        """Return what was accepted; KeyError where it is too old to compare."""
-        return self._accepted[step][shard]
+    def accepted(self, shard: int, step: int) -> tuple[Names, ResultDigest]:
+        """Return an accepted gradient's sender and digest; KeyError where it is too old."""
+        self._digest_accepted()
+        return self._senders[step][shard], self._digests[step][shard]
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
         steps = [
             step
-            for step, of_shards in self._accepted.items()
-            for accepted in of_shards.values()
-            if not senders.isdisjoint(accepted.sender)
+            for step, of_shards in self._senders.items()
+            for sender in of_shards.values()
+            if not senders.isdisjoint(sender)
         ]
         return min([at_most, *steps])
 
-    def unit(self, shard: int, step: int) -> Compute:
-        """Return a unit that was accepted, to be computed again; KeyError where it is too old."""
+    def compute_again(self, shard: int, step: int) -> Compute:
+        """Have a unit computed here that was accepted; KeyError where it is too old."""
         batch = self.streams.batch_at(shard, step)
         weights, hidden = self._inputs[step]
         return Compute(
@@ -237,6 +212,6 @@ def _all_finite(array: NDArray[Any]) -> bool:
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
-def digest_of(result: Gradient | Computed) -> Digest:
+def digest_of(result: Gradient | Computed) -> ResultDigest:
     """Return a result's digest: two results of one unit must have the same."""
     return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

@@ -7,8 +7,7 @@ that worker's result is part of the weights, the run resumes from a checkpoint b
 import math
 
 from manychar.protocol.admission import Admission
-from manychar.protocol.aggregation import Digest, digest_of
-from manychar.protocol.effects import ResumeBefore
+from manychar.protocol.aggregation import ResultDigest, digest_of
 from manychar.protocol.events import Computed
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import Gradient, Level, Names
@@ -20,24 +19,26 @@ class ConflictingResults(ServerPart):
 
     def __init__(self, shared: Shared, admission: Admission) -> None:
         super().__init__(shared)
-        self.open: dict[tuple[int, int], list[tuple[Names, Digest]]] = {}
+        self.open: dict[tuple[int, int], list[tuple[Names, ResultDigest]]] = {}
         self._admission = admission
 
     def begin(self, member: Member, gradient: Gradient) -> None:
         """Have this server compute the unit on which two results differ."""
         shard, step = gradient.shard, gradient.step
-        accepted = self._aggregation.accepted(shard, step)
+        sender, accepted = self._aggregation.accepted(shard, step)
         self._outbox.warn(
-            f"{member.name} sent other bytes for step {step}, shard {shard}"
-            f" than {accepted.sender[0]} did"
+            f"{member.name} sent other bytes for step {step}, shard {shard} than {sender[0]} did"
         )
         if (shard, step) not in self.open:
-            self.open[shard, step] = [(accepted.sender, accepted.digest)]
-            self._outbox.add(self._aggregation.unit(shard, step))
+            self.open[shard, step] = [(sender, accepted)]
+            self._outbox.add(self._aggregation.compute_again(shard, step))
         self.open[shard, step].append((member.names, digest_of(gradient)))
 
-    def settle(self, own: Computed, now: float) -> ResumeBefore | None:
-        """Ban the workers that were wrong; return where to resume if the weights depend on them."""
+    def settle(self, own: Computed, now: float) -> int | None:
+        """Ban the workers that were wrong.
+
+        Return the step before which the run must resume, if the weights depend on one of them.
+        """
         shard, step = own.shard, own.step
         (_, accepted), *_ = results = self.open.pop((shard, step))
         right = digest_of(own)
@@ -54,4 +55,4 @@ class ConflictingResults(ServerPart):
             " first that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)
-        return ResumeBefore(int(first) + 1)
+        return int(first) + 1

@@ -37,10 +37,10 @@ class EarlyStopping:
         if self._on and step not in self.validation_losses:
             self.awaited.add(step)
 
-    def is_to_be_asked(self, step: int) -> bool:
+    def must_ask(self, step: int) -> bool:
         """Whether this loss is awaited, and was not asked for before this call."""
         new = step in self.awaited and step not in self._asked
-        self._asked |= {step} if new else set()
+        self._asked |= {step} & self.awaited
         return new
 
     def record(self, step: int, nats: float) -> None:
@@ -48,14 +48,14 @@ class EarlyStopping:
         self.awaited.discard(step)
         self.validation_losses[step] = nats
 
-    def give_up(self) -> None:
+    def skip(self, step: int) -> None:
+        """Await no validation loss of a checkpoint that is not there."""
+        self.awaited.discard(step)
+
+    def end(self) -> None:
         """Await no validation loss any more."""
         self._on = False
         self.awaited.clear()
-
-    def pass_over(self, step: int) -> None:
-        """Await no validation loss of a checkpoint that is not there."""
-        self.awaited.discard(step)
 
     @property
     def decides(self) -> bool:
@@ -91,19 +91,24 @@ class EarlyStopping:
         nats = self.validation_losses[best]
         return f"the best checkpoint is that of step {best:,}: {nats:.4f} nats a character"
 
-    def is_over(self, step: int) -> bool:
+    def ends_at(self, step: int) -> bool:
         """Whether the run ends at this checkpoint, by the decision on the one before it."""
-        if not (self.decides and self._counts(step)) or self.waits(step):
+        if not self.depends_on(step) or self.waits(step):
             return False
-        validated = sorted(
-            each for each in self.validation_losses if each < step and self._counts(each)
-        )
-        best = min(validated, key=self._order, default=0)
-        return sum(each > best for each in validated) >= self._patience
+        losses = {
+            each: nats if math.isfinite(nats) else math.inf
+            for each, nats in sorted(self.validation_losses.items())
+            if each < step and self._counts(each)
+        }
+        best = min(losses, key=losses.__getitem__, default=0)
+        return sum(each > best for each in losses) >= self._patience
 
-    def _order(self, step: int) -> tuple[float, int]:
-        nats = self.validation_losses[step]
-        return (nats if math.isfinite(nats) else math.inf, step)
+    def reason(self, step: int) -> str:
+        """Return why the run ends at this checkpoint, in words."""
+        plural = "s" if self._patience > 1 else ""
+        return (
+            f"no better for {self._patience} checkpoint{plural} up to step {step - self._every:,}"
+        )
 
     def _counts(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0

@@ -18,7 +18,7 @@ class LeaseGrants(ServerPart):
             self._membership.members[peer].tally.waits_until(now)
         for lease in revoked:
             if lease.peer in self._membership.members:
-                revoke = Revoke(run=self._run.run, term=self._run.term, lease=lease.number)
+                revoke = Revoke(**self._spec.run_and_term, lease=lease.number)
                 self._outbox.send(lease.peer, revoke)
         for lease in given:
             self.grant(lease, now)
@@ -39,8 +39,7 @@ class LeaseGrants(ServerPart):
         lease.ask(step, now)
         batch = self._aggregation.batch(lease.shard)
         grant = Grant(
-            run=self._run.run,
-            term=self._run.term,
+            **self._spec.run_and_term,
             lease=lease.number,
             shard=lease.shard,
             step=step,
@@ -51,15 +50,10 @@ class LeaseGrants(ServerPart):
         )
         self._outbox.send(lease.peer, grant)
 
-    def accepted(self, shard: int, peer: Peer) -> None:
-        """Note an accepted gradient; a holder whose step it takes lacks the next hidden state."""
-        if (lease := self._membership.leases.get(shard)) is not None:
-            lease.renewed = 0
-            if lease.peer != peer:
-                lease.begun = False  # a Grant with the server's hidden state begins the next step
-
     def broadcast(self, now: float) -> None:
         """Send new weights with the step they open, and begin leases that could not begin."""
+        for peer in self._membership.holders():
+            self._membership.members[peer].tally.waits_until(now)
         begun: dict[Peer, list[Lease]] = {}
         for lease in self._membership.leases.values():
             if lease.begun:
@@ -77,7 +71,7 @@ class LeaseGrants(ServerPart):
                 continue
             if lease.asked_step != step:
                 lease.ask(step, now)
-            if now < lease.asked_at + lease.patience:
+            if now < lease.asked_at + lease.resend_after:
                 continue
             holder = self._membership.members[lease.peer]
             if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
@@ -99,8 +93,7 @@ class LeaseGrants(ServerPart):
         step = self._aggregation.state.step
         batches = [self._aggregation.batch(lease.shard) for lease in leases]
         return Weights(
-            run=self._run.run,
-            term=self._run.term,
+            **self._spec.run_and_term,
             version=step,
             weights=self._aggregation.weights,
             units=tuple(

@@ -1,7 +1,9 @@
-"""How a run ends: its phases, and what must be on disk and validated before it is finished.
+"""The phases of a run, what each step leads to, and what must be done before it is finished.
 
-TRAINING ──the last step, or early stopping──▶ SAVING ──saved, validated──▶ FINISHED
-TRAINING ──stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
+STARTING ──Started──▶ TRAINING (a run that is done already: SAVING)
+TRAINING ──the last step, or early stopping──▶ SAVING
+TRAINING ──a stop──▶ STOPPING ──the step is applied, or no time left──▶ SAVING
+SAVING ──the last checkpoint is saved and validated──▶ FINISHED
 any ──a failure, a wrong result in the weights, a newer server──▶ FINISHED
 """
 
@@ -31,12 +33,9 @@ class RunPhase(enum.Enum):
     FINISHED = "finished"
 
 
-# 22 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+# 19 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
 class Lifecycle(ServerPart):
-    """The run's phase, what each step leads to, and what is still awaited.
-
-    `asked` is what a stop asked for.
-    """
+    """The run's phase. `asked` is what a stop asked for."""
 
     def __init__(
         self,
@@ -63,46 +62,45 @@ class Lifecycle(ServerPart):
     def _step(self) -> int:
         return self._aggregation.state.step
 
-    def begin(self, now: float) -> None:
-        """Start with the checkpoints that are not validated; a finished run ends at once."""
+    def started(self, event: events.Started, now: float) -> None:
+        """Start with the checkpoints that are not validated; a run that is done is saved."""
         self.phase = RunPhase.TRAINING
-        for step in self._run.unvalidated:
+        for step in self._spec.unvalidated:
             self._early_stopping.expect(step)
-            self._have_validated(step)
+            self._validate(step)
         if self._aggregation.closed:
             self.save(now)
-        else:
-            self._stop_where_no_better(now)
 
-    # Steps.
-
-    def apply_complete_steps(self, now: float) -> None:
-        """Apply every step whose gradients are all there, up to one that awaits a validation."""
-        while (
+    def go_on(self, now: float) -> None:
+        """Do what the last event made possible: stop early, apply the open step, finish."""
+        if self.phase is RunPhase.TRAINING and self._early_stopping.ends_at(self._step):
+            self.save(now)
+        elif (
             self._aggregation.complete
             and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
             and not self._early_stopping.waits(self._step)
         ):
-            self._aggregation.apply()
-            self._status_report.applied(now)
-            self._after_step(now)
+            self._apply_step(now)
+        self._finish_if_done()
 
-    def _after_step(self, now: float) -> None:
-        """Do what the new weights call for."""
-        step, state, operation = self._step, self._aggregation.state, self._run.operation
-        stops = self.phase is RunPhase.STOPPING or self._early_stopping.is_over(step)
-        ends = stops or self._aggregation.closed
+    def _apply_step(self, now: float) -> None:
+        """Apply the open step, and do what the new weights call for."""
+        self._aggregation.apply()
+        self._status_report.applied(now)
+        step, state, operation = self._step, self._aggregation.state, self._spec.operation
+        ends = (
+            self.phase is RunPhase.STOPPING
+            or self._aggregation.closed
+            or self._early_stopping.ends_at(step)
+        )
         if not ends:
-            self._status_report.broadcasts(now)
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
         loss, weights = self._aggregation.loss, as_frame(state.parameters.flat)
         self._outbox.add(effects.Append(step, loss, weights))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self._outbox.add(effects.Record(self._status_report.figures(now)))
-        self._stop_where_no_better(now)
         if ends:
-            if self.phase is not RunPhase.SAVING:
-                self.save(now)
+            self.save(now)
             return
         if _is_due(step, operation.checkpoint_every):
             self._early_stopping.expect(step)
@@ -111,23 +109,16 @@ class Lifecycle(ServerPart):
             self._status_report.show(now)
             self._outbox.show(self._status_report.weights())
 
-    def go_on(self, now: float) -> None:
-        """Do what an awaited validation, or the failure of one, makes possible."""
-        self._stop_where_no_better(now)
-        self.apply_complete_steps(now)
-        self.settle()
+    # The end.
 
-    # Stopping.
-
-    def stop(self, finish: Finish, *, now: float, by: float) -> None:
-        """End with the step that is being computed, at time `by` without it."""
+    def stop(self, event: events.StopRequested, now: float) -> None:
+        """End with the step that is being computed, at time `event.by` without it."""
+        finish = Finish(event.code, event.reason)
         self.asked = self.asked or finish
-        if self.phase is RunPhase.SAVING:
-            self.settle()
-        elif self.phase is RunPhase.TRAINING:
+        if self.phase is RunPhase.TRAINING:
             self.phase = RunPhase.STOPPING
             self._finish = finish
-            self._stop_by = by
+            self._stop_by = event.by
             if not self._membership.workers() or self._early_stopping.waits(self._step):
                 self.save(now)
 
@@ -137,20 +128,10 @@ class Lifecycle(ServerPart):
         if self.phase is RunPhase.STOPPING and in_vain:
             self.save(now)
 
-    def _stop_where_no_better(self, now: float) -> None:
-        """End here if the decision on the checkpoint before this one was to stop."""
-        if self.phase is RunPhase.TRAINING and self._early_stopping.is_over(self._step):
-            patience = self._run.operation.stop_when_no_better
-            last = self._step - self._run.operation.checkpoint_every
-            plural = "s" if patience > 1 else ""
-            reason = f"no better for {patience} checkpoint{plural} up to step {last:,}"
-            self._finish = Finish(0, reason)
-            self.save(now)
-
-    # The end.
-
     def save(self, now: float) -> None:
         """Apply nothing more, and write the last checkpoint."""
+        if self._finish is None and self._early_stopping.ends_at(self._step):
+            self._finish = Finish(0, self._early_stopping.reason(self._step))
         self.phase = RunPhase.SAVING
         self._aggregation.close()
         self._status_report.waits_for_disk = True
@@ -160,7 +141,7 @@ class Lifecycle(ServerPart):
             self._early_stopping.expect(self._step)
         self._outbox.add(effects.Save(self._aggregation.state))
 
-    def settle(self) -> None:
+    def _finish_if_done(self) -> None:
         """Finish if all is done: saved, validated, and no conflict open."""
         validated = self.asked or self._failed or not self._early_stopping.awaited
         saved = self.phase is RunPhase.SAVING and self._saved_step == self._step
@@ -171,18 +152,23 @@ class Lifecycle(ServerPart):
 
     def finish(self, code: int, reason: str) -> None:
         """Finish now, and tell every peer. Nothing follows."""
-        run, term = self._run.run, self._run.term
-        self._outbox.send_to_all(Done(run=run, term=term, code=code, reason=one_line(reason)))
+        done = Done(**self._spec.run_and_term, code=code, reason=one_line(reason))
+        self._outbox.send_to_all(done)
         self._outbox.add(Finish(code, reason))
         self._end()
 
-    def resume_before(self, effect: effects.ResumeBefore) -> None:
+    def computed(self, event: events.Computed, now: float) -> None:
+        """Settle a conflict with this server's own result."""
+        if (step := self._conflicting_results.settle(event, now)) is not None:
+            self.resume_before(step)
+
+    def resume_before(self, step: int) -> None:
         """End this term, and have every peer join the next one. Nothing follows.
 
         Peers are told once what has to be remembered is on disk.
         """
-        self._outbox.add(effect)
-        self._outbox.send_to_all(Reset(run=self._run.run, term=self._run.term))
+        self._outbox.add(effects.ResumeBefore(step))
+        self._outbox.send_to_all(Reset(**self._spec.run_and_term))
         self._end()
 
     def _end(self) -> None:
@@ -191,28 +177,27 @@ class Lifecycle(ServerPart):
 
     # Checkpoints.
 
-    def _have_validated(self, step: int) -> None:
-        if self._early_stopping.is_to_be_asked(step):
-            self._outbox.add(effects.Validate(step))
-
     def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
         """Have the checkpoint validated."""
         if event.failure:
             self._not_written(event, now)
             return
         self._status_report.saved(event.step, now)
-        self._have_validated(event.step)
+        self._validate(event.step)
         self._saved_step = max(self._saved_step, event.step)
-        self._status_report.waits_for_disk &= event.step != self._step
+
+    def _validate(self, step: int) -> None:
+        if self._early_stopping.must_ask(step):
+            self._outbox.add(effects.Validate(step))
 
     def _not_written(self, event: events.CheckpointWritten, now: float) -> None:
         """End the run, or go on without the checkpoint."""
         step = event.step
         awaited = step in self._early_stopping.awaited
-        self._early_stopping.pass_over(step)
+        self._early_stopping.skip(step)
         what = f"the checkpoint of step {step} could not be written: {event.failure}"
         last = self.phase is RunPhase.SAVING and step == self._step
-        if last or self._run.operation.on_disk_error == "stop":
+        if last or self._spec.operation.on_disk_error == "stop":
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
         self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
@@ -227,13 +212,13 @@ class Lifecycle(ServerPart):
 
     def not_validated(self, event: events.NotValidated, now: float) -> None:
         """Go on without this validation loss, unless the end of the run depends on it."""
+        what = f"the checkpoint of step {event.step}"
         if self._early_stopping.depends_on(event.step):
-            self._without_validation(f"the checkpoint of step {event.step}: {event.reason}", now)
+            self._without_validation(f"{what}: {event.reason}", now)
             return
-        self._early_stopping.pass_over(event.step)
+        self._early_stopping.skip(event.step)
         self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
-        text = f"the checkpoint of step {event.step} is not validated: {event.reason}"
-        self._outbox.warn(text)
+        self._outbox.warn(f"{what} is not validated: {event.reason}")
 
     def validation_failed(self, event: events.ValidationFailed, now: float) -> None:
         """Go on without validation, unless the end of the run depends on it."""
@@ -242,9 +227,9 @@ class Lifecycle(ServerPart):
     def _without_validation(self, reason: str, now: float) -> None:
         self._outbox.notice(f"checkpoints are not validated any more: {reason}", Level.ERROR)
         decided = self._early_stopping.decides
-        self._early_stopping.give_up()
+        self._early_stopping.end()
         if decided and self.phase is RunPhase.TRAINING:
-            self._finish = Finish(RUN_FAILED, f"where this run ends cannot be told: {reason}")
+            self._finish = Finish(RUN_FAILED, f"early stopping cannot decide: {reason}")
             self.save(now)
 
 

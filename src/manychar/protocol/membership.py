@@ -8,14 +8,14 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 
+from manychar.protocol.events import Suspended
 from manychar.protocol.messages import Hello, Names, Owner, Peer, Role, Unit, UnitState, one_line
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
-FIRST_PATIENCE = 1.0
-LONGEST_PATIENCE = 30.0
+FIRST_RESEND_AFTER = 1.0
+LONGEST_RESEND_AFTER = 30.0
 LONGEST_UNIT = 3600.0
-LONGEST_GUESS = 1.0
 MAX_DOUBLINGS = 10
 HOST_LENGTH = 64
 
@@ -34,29 +34,17 @@ class PeerState(enum.Enum):
 class Tally:
     """What one worker has done since the time `since`.
 
-    `accepted` counts gradients, `dropped` messages. `computing` is in seconds, as the worker
-    reported at `reported_at`, and `busy` its share of the time before that. `waited` is the time
-    without anything to compute, up to the last accepted gradient at `delivered_at`.
+    `accepted` counts gradients, `dropped` messages. `computing` is in seconds, as the worker last
+    reported. `waited` is the time without anything to compute, up to the last accepted gradient at
+    `delivered_at`.
     """
 
     since: float = 0.0
     accepted: int = 0
     dropped: int = 0
     computing: float = 0.0
-    reported_at: float = 0.0
-    busy: float = 0.0
     waited: float = 0.0
     delivered_at: float = 0.0
-
-    def reports(self, computing: float, now: float) -> None:
-        """Note how long it has computed, as it reports."""
-        passed = now - self.reported_at
-        self.busy = min(max((computing - self.computing) / passed, 0.0), 1.0) if passed else 0.0
-        self.computing, self.reported_at = computing, now
-
-    def computing_by(self, now: float) -> float:
-        """Return how long it has computed by now: since its last report as much as before it."""
-        return self.computing + self.busy * min(now - self.reported_at, LONGEST_GUESS)
 
     def waits_until(self, now: float) -> None:
         """Note that nothing was asked of it since its last gradient, and something is now."""
@@ -108,9 +96,9 @@ class Member:
 class Lease:
     """One shard at one worker. `begun` once a Grant has gone out.
 
-    `asked_step` was granted at `asked_at`, and is granted again after `patience` seconds: at first
-    `first_patience`, time for two heartbeats, then twice as long each time. `renewed` is how often
-    in a row the lease was renewed because a gradient was computed from another state.
+    `asked_step` was granted at `asked_at`, and is granted again after `resend_after` seconds: at
+    first `first_resend_after`, time for two heartbeats, then twice as long each time. `renewed` is
+    how often in a row the lease was renewed because a gradient was computed from another state.
     """
 
     number: int
@@ -119,15 +107,15 @@ class Lease:
     begun: bool = False
     asked_step: int = -1
     asked_at: float = 0.0
-    first_patience: float = FIRST_PATIENCE
-    patience: float = FIRST_PATIENCE
+    first_resend_after: float = FIRST_RESEND_AFTER
+    resend_after: float = FIRST_RESEND_AFTER
     renewed: int = 0
 
     def ask(self, step: int, now: float) -> None:
         """Note that an answer to `step` is expected from now on."""
         again = self.asked_step == step
-        longer = max(self.first_patience, min(2 * self.patience, LONGEST_PATIENCE))
-        self.patience = longer if again else self.first_patience
+        longer = max(self.first_resend_after, min(2 * self.resend_after, LONGEST_RESEND_AFTER))
+        self.resend_after = longer if again else self.first_resend_after
         self.asked_step, self.asked_at = step, now
 
 
@@ -166,10 +154,10 @@ class Membership:
         member = self.members.get(peer)
         return member.state if member else PeerState.UNKNOWN
 
-    def suspended(self, seconds: float) -> None:
+    def suspended(self, event: Suspended, now: float) -> None:
         """Do not count the time in which the server was stopped as the members' silence."""
         for member in self.members.values():
-            member.heard_at += seconds
+            member.heard_at += event.seconds
 
     def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
         """Return the members whose place this Hello takes: its own earlier one, or a namesake."""
@@ -179,10 +167,6 @@ class Membership:
             if member.peer == peer
             or (hello.role == member.role == Role.WORKER and hello.name == member.name)
         ]
-
-    def forget(self, member: Member) -> None:
-        """Remove a member; its leases move at the next `rebalance`."""
-        del self.members[member.peer]
 
     def workers(self) -> list[Member]:
         """Return the members that can compute, in the order in which they joined."""
@@ -205,25 +189,28 @@ class Membership:
         """Spread the shards over the workers that are here now; return leases revoked and given."""
         holders = {shard: lease.peer for shard, lease in self.leases.items()}
         wanted = spread(self._shards, holders, [member.peer for member in self.workers()])
-        revoked = [le for shard, le in self.leases.items() if wanted.get(shard) != le.peer]
+        revoked = [each for each in self.leases.values() if wanted.get(each.shard) != each.peer]
         for lease in revoked:
             del self.leases[lease.shard]
-            former = self.members.get(lease.peer)
-            silent = former is not None and former.state is PeerState.SILENT
-            self._takeovers[lease.shard] += silent
+            if self.state_of(lease.peer) is PeerState.SILENT:
+                self._takeovers[lease.shard] += 1
         missing = [item for item in sorted(wanted.items()) if item[0] not in self.leases]
         return revoked, [self.lease(shard, peer) for shard, peer in missing]
 
     def lease(self, shard: int, peer: Peer) -> Lease:
         """Give a shard to a peer under a new number."""
         self._numbers += 1
-        patience = max(FIRST_PATIENCE, self._silence / 2)
-        lease = self.leases[shard] = Lease(self._numbers, shard, peer, first_patience=patience)
+        first = max(FIRST_RESEND_AFTER, self._silence / 2)
+        lease = self.leases[shard] = Lease(self._numbers, shard, peer, first_resend_after=first)
         return lease
 
-    def progressed(self, shard: int) -> None:
-        """Note that a gradient of the shard was accepted: what follows is a new identity."""
+    def accepted(self, shard: int, peer: Peer) -> None:
+        """Note that a gradient of the shard was accepted, from any peer: its counts start again."""
         self._takeovers[shard] = 0
+        if (lease := self.leases.get(shard)) is not None:
+            lease.renewed = 0
+            if lease.peer != peer:
+                lease.begun = False  # it lacks the next hidden state: a Grant brings it
 
     def limit(self, member: Member) -> float:
         """Return how long this member may be silent, in seconds.
@@ -236,15 +223,6 @@ class Membership:
         takeovers = max(held, default=0)
         longest = max(self._silence, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
-
-    def is_lost(self, member: Member, now: float) -> bool:
-        """Whether a worker has been silent for too long."""
-        silent_for = now - member.heard_at
-        return member.state is PeerState.WORKING and silent_for >= self.limit(member)
-
-    def is_forgotten(self, member: Member, now: float) -> bool:
-        """Whether a member has been silent for so long that it is not expected back."""
-        return now - member.heard_at >= max(FORGET_SILENT_AFTER, 2 * self.limit(member))
 
 
 def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) -> dict[int, Peer]:

@@ -1,9 +1,10 @@
-"""What one event has the server do: effects in order, and what all observers are told."""
+"""The effects of one event at the server, in order, and the copies that all observers get."""
 
 import collections
 
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, Log, Send, Show
+from manychar.protocol.events import Dropped
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Level, Message, Notice, Peer, Status, Weights, one_line
 from manychar.protocol.run_spec import RunSpec
@@ -16,7 +17,7 @@ class Outbox:
 
     def __init__(self, run: RunSpec, membership: Membership) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
-        self._run = run
+        self._spec = run
         self._membership = membership
         self._effects: list[Effect] = []
         self._closed = False
@@ -28,33 +29,37 @@ class Outbox:
     def count_against(self, sender: str, counter: Counter) -> None:
         """Count it in total and by sender, for at most COUNTS_KEPT entries."""
         self.count(counter)
-        theirs = f"{counter}:{sender}"
-        if theirs in self.counts or len(self.counts) < COUNTS_KEPT:
-            self.counts[theirs] += 1
+        of_sender = f"{counter}:{sender}"
+        if of_sender in self.counts or len(self.counts) < COUNTS_KEPT:
+            self.counts[of_sender] += 1
+
+    def dropped(self, event: Dropped, now: float) -> None:
+        """Count what the shell dropped."""
+        self.count(event.counter, event.count)
+        if event.reason:
+            self.warn(event.reason)
 
     def add(self, effect: Effect) -> None:
-        """Have the shell do this after what was added before; nothing, once closed."""
+        """Add an effect, which the shell carries out after those added before; none once closed."""
         if not self._closed:
             self._effects.append(effect)
 
     def close(self) -> None:
-        """Take no more effects: the last ones of this server were added."""
+        """Ignore further effects: the last ones of this server were added."""
         self._closed = True
 
     def send(self, peer: Peer, message: Message) -> None:
-        """Send to one peer."""
         self.add(Send(message, peer))
 
     def send_to_all(self, message: Message) -> None:
-        """Send to every peer."""
         for peer in self._membership.members:
             self.send(peer, message)
 
     def notice(self, text: str, level: Level = Level.INFO) -> None:
         """Log one line, here and at every observer."""
         self.add(Log(text, level))
-        run, term = self._run.run, self._run.term
-        self._send_to_observers(Notice(run=run, term=term, level=level, text=one_line(text)))
+        notice = Notice(**self._spec.run_and_term, level=level, text=one_line(text))
+        self._send_to_observers(notice)
 
     def warn(self, text: str) -> None:
         """Log a warning, here and at every observer."""
@@ -70,6 +75,6 @@ class Outbox:
             self.send(observer.peer, message)
 
     def collect(self) -> list[Effect]:
-        """Return the effects, and begin anew."""
+        """Return the effects of this event, and start with none for the next."""
         effects, self._effects = self._effects, []
         return effects

@@ -1,13 +1,22 @@
 """What a server is started with: which run, in which term, from which state, and how."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import TypedDict
 
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol.messages import Dimensions
 from manychar.protocol.operation import Operation
+
+
+class RunAndTerm(TypedDict):
+    """The fields that a server gives each of its messages."""
+
+    run: str
+    term: int
 
 
 # 13 fields: all that a server is started with, in one value.
@@ -34,10 +43,15 @@ class RunSpec:
     validation_losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     unvalidated: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def dimensions(self) -> Dimensions:
         """The run's sizes."""
         return dimensions_of(self.definition, len(self.vocabulary))
+
+    @functools.cached_property
+    def run_and_term(self) -> RunAndTerm:
+        """What a message is constructed with, beside its own fields."""
+        return {"run": self.run, "term": self.term}
 
 
 def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:

@@ -1,17 +1,15 @@
-"""ParameterServer: grants shards, takes gradients, averages, clips, applies Adagrad, broadcasts.
+"""ParameterServer: hands each event and message to the part of the server that handles it.
 
-The run (lifecycle):  STARTING ──Started──▶ TRAINING ──the last step, or no better──▶ SAVING
-                      TRAINING ──StopRequested, or Stop──▶ STOPPING ──the step's end──▶ SAVING
-                      SAVING ──saved and validated──▶ FINISHED; a failure leads there from anywhere
+`lifecycle` has the phases of the run. The states of a peer (membership):
 
-Each peer (membership):  UNKNOWN ──Hello──▶ ADMITTED ──Ready──▶ WORKING ⇄ SILENT
-                         UNKNOWN ──Hello of an observer──▶ OBSERVING
+    UNKNOWN ──Hello──▶ ADMITTED ──Ready──▶ WORKING ⇄ SILENT
+    UNKNOWN ──Hello of an observer──▶ OBSERVING
 
-`_EVENTS` at the end names what each event may do to the run, `_MESSAGES` which messages a peer may
-send in its state, and where they lead; another one is a PeerError. Hello is taken in each state: it
-is a new connection. A silent worker is working again before its message is handled. A message from
-an unknown peer, or of another term, is answered with Reset, so that a peer's memory of a former
-server can never be mistaken for this one's.
+`_event_rows` names what handles an event in each phase, `_message_rows` which messages a peer may
+send in its state; another one is a PeerError. Hello is allowed in each state: it is a new
+connection. A silent worker is working again before its message is handled. A message from an
+unknown peer, or of another term, is answered with Reset, so that a peer's memory of a former server
+can never be mistaken for this one's.
 
 Once FINISHED, nothing changes the outcome: every event is ignored.
 """
@@ -26,7 +24,7 @@ from manychar.protocol.aggregation import Aggregation, Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect, Finish, PeerError
+from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect, PeerError
 from manychar.protocol.events import ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
@@ -40,8 +38,13 @@ from manychar.protocol.status_report import StatusReport
 TICK = 0.1
 STOP_WITHIN = 5.0
 
+_UNKNOWN, _ADMITTED, _WORKING, _SILENT, _OBSERVING = PeerState
+_STARTING, _TRAINING, _STOPPING, _SAVING, _FINISHED = RunPhase
+_MEMBERS = (_ADMITTED, _WORKING, _OBSERVING)
+_RUNNING = (_TRAINING, _STOPPING, _SAVING)
 
-# 22 methods: handlers of the tables; what they share is in the parts.
+
+# 13 attributes: the parts, and what drives them.
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 
@@ -67,6 +70,7 @@ class ParameterServer:
         self.lifecycle = Lifecycle(
             shared, self.lease_grants, self.conflicting_results, self.status_report
         )
+        self._rows = self._event_rows() | self._message_rows()
         self._next_tick = now
 
     @property
@@ -81,28 +85,22 @@ class ParameterServer:
 
     def deadline(self) -> float | None:
         """When DeadlinePassed is due."""
-        return None if self.lifecycle.phase is RunPhase.FINISHED else self._next_tick
+        return None if self.lifecycle.phase is _FINISHED else self._next_tick
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        """Take an event. PeerError is a message that its sender may not send: then Malformed."""
+        """Handle an event. PeerError: its sender may not send this message; hand in Malformed."""
         phase = self.lifecycle.phase
-        if phase is RunPhase.FINISHED:
+        if phase is _FINISHED:
             return []
-        row = _EVENTS.get((phase, type(event)))
+        row = self._rows.get((phase, type(event)))
         if row is None:
             raise ProtocolError(f"{type(event).__name__} to a server that is {phase.value}")
-        row.handler(self, event, now)
+        row.handler(event, now)
+        self.lifecycle.go_on(now)
         row.check(event, before=phase, after=self.lifecycle.phase)
         return self.outbox.collect()
 
-    def is_blocked(self, peer: Peer, now: float, owner: Owner | None = None) -> bool:
-        """Whether messages of this sender are to be dropped unread."""
-        return self.admission.is_blocked(peer, owner, now)
-
-    # Events.
-
-    def _started(self, event: events.Started, now: float) -> None:
-        self.lifecycle.begin(now)
+    # Events that concern several parts.
 
     def _received(self, event: events.Received, now: float) -> None:
         message = event.message
@@ -125,7 +123,7 @@ class ParameterServer:
     def _connect(self, event: events.Received, hello: messages.Hello, now: float) -> None:
         known = event.peer in self.membership.members
         member = self.admission.connect(event.peer, hello, event.owner, now)
-        if member is not None and member.state is PeerState.OBSERVING:
+        if member is not None and member.state is _OBSERVING:
             # A hello that is repeated again and again does not fill this server's queue.
             report = self.status_report
             for status in [report.figures(now)] if known else report.pages(now):
@@ -136,32 +134,17 @@ class ParameterServer:
         if member is None or (message.run, message.term) != (self.run.run, self.run.term):
             if not isinstance(message, messages.Goodbye):  # nobody reads the answer to that
                 self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
-            self.outbox.send(peer, messages.Reset(run=self.run.run, term=self.run.term))
+            self.outbox.send(peer, messages.Reset(**self.run.run_and_term))
             return
         member.heard_at = now
-        if member.state is PeerState.SILENT:
-            self.admission.comes_back(member, now)
+        if member.state is _SILENT:
+            self.admission.end_silence(member, now)
         state = member.state
-        row = _MESSAGES.get((state, type(message)))
+        row = self._rows.get((state, type(message)))
         if row is None:
             raise PeerError(f"{type(message).__name__} from a peer that is {state.value}")
-        row.handler(self, member, message, now)
+        row.handler(member, message, now)
         row.check(message, before=state, after=self.membership.state_of(peer))
-
-    def _dropped(self, event: events.Dropped, now: float) -> None:
-        self.outbox.count(event.counter, event.count)
-        if event.reason:
-            self.outbox.warn(event.reason)
-
-    def _disk_waited(self, event: events.DiskWaited, now: float) -> None:
-        step, report = self.state.step, self.status_report
-        self.outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
-        before, report.waits_for_disk = report.waits_for_disk, True
-        report.show(now, pages=True)
-        report.waits_for_disk = before
-
-    def _stop_requested(self, event: events.StopRequested, now: float) -> None:
-        self.lifecycle.stop(Finish(event.code, event.reason), now=now, by=event.by)
 
     def _deadline_passed(self, event: events.DeadlinePassed, now: float) -> None:
         self._next_tick = now + TICK
@@ -171,28 +154,12 @@ class ParameterServer:
         self.lifecycle.tick(now)
         self.status_report.tick(now)
 
-    def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> None:
-        self.aggregation.digest_accepted()  # nothing waits for that
-
-    def _suspended(self, event: events.Suspended, now: float) -> None:
-        self.membership.suspended(event.seconds)
-
-    def _computed(self, event: events.Computed, now: float) -> None:
-        """Take this server's own result for a unit on which two workers differ."""
-        resume = self.conflicting_results.settle(event, now)
-        if resume is not None:
-            self.lifecycle.resume_before(resume)
-        self.lifecycle.settle()
-
-    # Messages.
+    # Messages that concern several parts.
 
     def _stop_by_operator(self, member: Member, message: Stop, now: float) -> None:
         if self.admission.is_operator(member, "stop a run"):
-            end = Finish(STOPPED, f"stopped by {member.name}")
-            self.lifecycle.stop(end, now=now, by=now + STOP_WITHIN)
-
-    def _send_weights(self, member: Member, message: messages.WeightsRequest, now: float) -> None:
-        self.outbox.send(member.peer, self.status_report.weights())
+            stop = events.StopRequested(STOPPED, f"stopped by {member.name}", now + STOP_WITHIN)
+            self.lifecycle.stop(stop, now)
 
     def _gradient(self, member: Member, gradient: Gradient, now: float) -> None:
         if gradient.shard >= self.dimensions.shards:
@@ -202,7 +169,7 @@ class ParameterServer:
             case Assessment.WANTED:
                 self._accept(member, gradient, now)
                 return
-            case Assessment.NOT_OPEN if self.lifecycle.phase is not RunPhase.SAVING:
+            case Assessment.NOT_OPEN if self.lifecycle.phase is not _SAVING:
                 raise PeerError(f"a gradient of {what}, which is not open yet")
             case Assessment.NOT_FINITE:
                 reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
@@ -215,78 +182,60 @@ class ParameterServer:
         self.outbox.count(Counter(assessment.value))
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
-        self.membership.progressed(gradient.shard)
         self.aggregation.accept(gradient, member.names)
         member.tally.accepted += 1
         member.tally.delivered_at = now
-        self.lease_grants.accepted(gradient.shard, member.peer)
-        self.lifecycle.apply_complete_steps(now)
+        self.membership.accepted(gradient.shard, member.peer)
+
+    # Tables of transitions: states, event or message, handler, the states that may follow.
+
+    def _event_rows(self) -> Table:
+        lifecycle, admission = self.lifecycle, self.admission
+        return {
+            **rows((_STARTING,), (events.Started,), lifecycle.started, _TRAINING, _SAVING),
+            **rows((_TRAINING,), (events.Received,), self._received, *_RUNNING, _FINISHED),
+            **rows((_STOPPING,), (events.Received,), self._received, _STOPPING, _SAVING, _FINISHED),
+            **rows((_SAVING,), (events.Received,), self._received, _SAVING, _FINISHED),
+            **rows((_TRAINING,), (events.StopRequested,), lifecycle.stop, _STOPPING, _SAVING),
+            **rows((_STOPPING,), (events.StopRequested,), lifecycle.stop),
+            **rows((_SAVING,), (events.StopRequested,), lifecycle.stop, _SAVING, _FINISHED),
+            **rows((_TRAINING, _SAVING), (events.DeadlinePassed,), self._deadline_passed),
+            **rows(
+                (_STOPPING,), (events.DeadlinePassed,), self._deadline_passed, _STOPPING, _SAVING
+            ),
+            **_may_end(events.Computed, lifecycle.computed),
+            **_may_end(events.CheckpointWritten, lifecycle.checkpoint_written),
+            **_may_end(events.Validated, lifecycle.validated),
+            **_may_end(events.NotValidated, lifecycle.not_validated),
+            **_may_end(events.ValidationFailed, lifecycle.validation_failed),
+            **rows(_RUNNING, (events.Malformed,), admission.malformed),
+            **rows(_RUNNING, (events.PeerLost,), admission.peer_lost),
+            **rows(_RUNNING, (events.KeyRevoked,), admission.key_revoked),
+            **rows(_RUNNING, (events.Dropped,), self.outbox.dropped),
+            **rows(_RUNNING, (events.DiskWaited,), self.status_report.disk_waited),
+            **rows(_RUNNING, (events.MailboxEmpty,), self.aggregation.mailbox_empty),
+            **rows(_RUNNING, (events.Suspended,), self.membership.suspended),
+        }
+
+    def _message_rows(self) -> Table:
+        admission = self.admission
+        return {
+            **rows((_ADMITTED,), (messages.Ready,), admission.ready, _WORKING, _UNKNOWN),
+            **rows((_ADMITTED,), (Gradient,), admission.not_ready),
+            **rows((_WORKING,), (messages.Ready,), admission.ready, _WORKING, _UNKNOWN),
+            **rows((_WORKING,), (Gradient,), self._gradient, _WORKING, _UNKNOWN),
+            **rows((_OBSERVING,), (Stop,), self._stop_by_operator),
+            **rows((_OBSERVING,), (messages.WeightsRequest,), self.status_report.send_weights),
+            **rows((_OBSERVING,), (messages.Unban,), admission.unban),
+            **rows(_MEMBERS, (messages.Heartbeat,), admission.heartbeat),
+            **rows(_MEMBERS, (messages.Goodbye,), admission.goodbye, _UNKNOWN),
+        }
 
 
-Handler = Callable[..., None]
-
-
-def _admission(handler: Handler) -> Handler:
-    return lambda server, *arguments: handler(server.admission, *arguments)
-
-
-def _outcome(handler: Handler) -> Handler:
-    """Return a handler of what became of a checkpoint: the run goes on with what waited for it."""
-
-    def handle(server: ParameterServer, event: events.Event, now: float) -> None:
-        handler(server.lifecycle, event, now)
-        server.lifecycle.go_on(now)
-
-    return handle
-
-
-_UNKNOWN, _ADMITTED, _WORKING, _SILENT, _OBSERVING = PeerState
-_MEMBERS = (_ADMITTED, _WORKING, _OBSERVING)
-
-_MESSAGES: Table = {
-    **rows((_ADMITTED,), (messages.Ready,), _admission(Admission.ready), _WORKING, _UNKNOWN),
-    **rows((_ADMITTED,), (Gradient,), _admission(Admission.not_ready)),
-    **rows((_WORKING,), (messages.Ready,), _admission(Admission.ready), _WORKING, _UNKNOWN),
-    **rows((_WORKING,), (Gradient,), ParameterServer._gradient, _WORKING, _UNKNOWN),
-    **rows((_OBSERVING,), (Stop,), ParameterServer._stop_by_operator),
-    **rows((_OBSERVING,), (messages.WeightsRequest,), ParameterServer._send_weights),
-    **rows((_OBSERVING,), (messages.Unban,), _admission(Admission.unban)),
-    **rows(_MEMBERS, (messages.Heartbeat,), _admission(Admission.heartbeat)),
-    **rows(_MEMBERS, (messages.Goodbye,), _admission(Admission.goodbye), _UNKNOWN),
-}
-
-_S = ParameterServer
-_STARTING, _TRAINING, _STOPPING, _SAVING, _FINISHED = RunPhase
-_RUNNING = (_TRAINING, _STOPPING, _SAVING)
-_OUTCOMES: dict[type[events.Event], Handler] = {
-    events.CheckpointWritten: Lifecycle.checkpoint_written,
-    events.Validated: Lifecycle.validated,
-    events.NotValidated: Lifecycle.not_validated,
-    events.ValidationFailed: Lifecycle.validation_failed,
-}
-
-_EVENTS: Table = {
-    **rows((_STARTING,), (events.Started,), _S._started, _TRAINING, _SAVING),
-    **rows((_TRAINING,), (events.Received,), _S._received, *_RUNNING, _FINISHED),
-    **rows((_STOPPING,), (events.Received,), _S._received, _STOPPING, _SAVING, _FINISHED),
-    **rows((_SAVING,), (events.Received,), _S._received, _SAVING, _FINISHED),
-    **rows((_TRAINING,), (events.StopRequested,), _S._stop_requested, _STOPPING, _SAVING),
-    **rows((_STOPPING,), (events.StopRequested,), _S._stop_requested),
-    **rows((_SAVING,), (events.StopRequested,), _S._stop_requested, _SAVING, _FINISHED),
-    **rows((_TRAINING,), (events.Computed,), _S._computed, _TRAINING, _FINISHED),
-    **rows((_STOPPING,), (events.Computed,), _S._computed, _STOPPING, _FINISHED),
-    **rows((_SAVING,), (events.Computed,), _S._computed, _SAVING, _FINISHED),
-    **rows((_STOPPING,), (events.DeadlinePassed,), _S._deadline_passed, _STOPPING, _SAVING),
-    **rows((_TRAINING, _SAVING), (events.DeadlinePassed,), _S._deadline_passed),
-    **rows(_RUNNING, (events.Malformed,), _admission(Admission.malformed)),
-    **rows(_RUNNING, (events.PeerLost,), _admission(Admission.peer_lost)),
-    **rows(_RUNNING, (events.KeyRevoked,), _admission(Admission.key_revoked)),
-    **rows(_RUNNING, (events.Dropped,), _S._dropped),
-    **rows(_RUNNING, (events.DiskWaited,), _S._disk_waited),
-    **rows(_RUNNING, (events.MailboxEmpty,), _S._mailbox_empty),
-    **rows(_RUNNING, (events.Suspended,), _S._suspended),
-}
-for _kind, _handler in _OUTCOMES.items():
-    _EVENTS |= rows((_TRAINING,), (_kind,), _outcome(_handler), _TRAINING, _SAVING, _FINISHED)
-    _EVENTS |= rows((_STOPPING,), (_kind,), _outcome(_handler), _STOPPING, _SAVING, _FINISHED)
-    _EVENTS |= rows((_SAVING,), (_kind,), _outcome(_handler), _SAVING, _FINISHED)
+def _may_end(event: type[events.Event], handler: Callable[..., None]) -> Table:
+    """Return the rows of an event that may end the run in each of its phases."""
+    return {
+        **rows((_TRAINING,), (event,), handler, _TRAINING, _SAVING, _FINISHED),
+        **rows((_STOPPING,), (event,), handler, _STOPPING, _SAVING, _FINISHED),
+        **rows((_SAVING,), (event,), handler, _SAVING, _FINISHED),
+    }

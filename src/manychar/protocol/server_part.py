@@ -24,7 +24,7 @@ class ServerPart:
     """Base class of the parts. Their times are seconds of any steady clock."""
 
     def __init__(self, shared: Shared) -> None:
-        self._run = shared.run
+        self._spec = shared.run
         self._aggregation = shared.aggregation
         self._membership = shared.membership
         self._early_stopping = shared.early_stopping

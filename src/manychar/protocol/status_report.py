@@ -7,9 +7,18 @@ until the weights of a step that it can compute are sent; the rest of its time i
 import dataclasses
 
 from manychar.protocol.aggregation import as_frame
+from manychar.protocol.events import DiskWaited
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Member, PeerState
-from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
+from manychar.protocol.messages import (
+    PAGE_LENGTH,
+    Peer,
+    Status,
+    Weights,
+    WeightsRequest,
+    WorkerStats,
+    one_line,
+)
 from manychar.protocol.server_part import ServerPart, Shared
 
 FIGURES_EVERY = 0.2
@@ -28,15 +37,24 @@ class StatusReport(ServerPart):
         super().__init__(shared)
         self.waits_for_disk = False
         self._lease_grants = lease_grants
-        self._began_at = now - self._run.seconds_before
+        self._began_at = now - self._spec.seconds_before
         self._figures_at = self._pages_at = self._applied_at = now
         self._shown_step = -1
-        self._checkpoint, self._saved_at = self._run.state.step, now
+        self._checkpoint, self._saved_at = self._spec.state.step, now
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
     def saved(self, step: int, now: float) -> None:
         """Note that a checkpoint is on disk."""
         self._checkpoint, self._saved_at = max(self._checkpoint, step), now
+        self.waits_for_disk &= step < self._aggregation.state.step
+
+    def disk_waited(self, event: DiskWaited, now: float) -> None:
+        """Show what this server's loop waits for, before it does."""
+        step = self._aggregation.state.step
+        self._outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
+        self.waits_for_disk = True
+        self.show(now, pages=True)
+        self.waits_for_disk = self._aggregation.closed  # then the last checkpoint is awaited
 
     def applied(self, now: float) -> None:
         """Note that a step was applied: the next one may take several times as long."""
@@ -44,11 +62,6 @@ class StatusReport(ServerPart):
         self._applied_at = now
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
         self._stall_at = self._late_from
-
-    def broadcasts(self, now: float) -> None:
-        """Note, before new weights are sent, which workers have waited for them."""
-        for peer in self._membership.holders():
-            self._membership.members[peer].tally.waits_until(now)
 
     def tick(self, now: float) -> None:
         """Show all pages once a second, and the figures alone when a step was applied."""
@@ -81,13 +94,12 @@ class StatusReport(ServerPart):
         holders = self._membership.holders()
         total = len(self._listed())
         return Status(
-            run=self._run.run,
-            term=self._run.term,
+            **self._spec.run_and_term,
             step=state.step,
-            steps=self._run.operation.steps,
+            steps=self._spec.operation.steps,
             loss=self._aggregation.loss,
             smooth_loss=state.smooth_loss,
-            characters=state.step * self._run.definition.characters_per_step,
+            characters=state.step * self._spec.definition.characters_per_step,
             seconds=now - self._began_at,
             checkpoint=self._checkpoint,
             checkpoint_age=now - self._saved_at,
@@ -136,7 +148,7 @@ class StatusReport(ServerPart):
             units=tally.accepted,
             dropped=tally.dropped,
             present=now - tally.since,
-            computing=tally.computing_by(now),
+            computing=tally.computing,
             waiting=tally.waited + (0.0 if awaited else now - tally.delivered_at),
             late=now - self._applied_at if awaited else 0.0,
         )
@@ -144,8 +156,13 @@ class StatusReport(ServerPart):
     def weights(self) -> Weights:
         """Return the newest weights, from which an observer draws samples."""
         state = self._aggregation.state
-        run, term, weights = self._run.run, self._run.term, as_frame(state.parameters.flat)
-        return Weights(run=run, term=term, version=state.step, weights=weights, units=(), ids=())
+        weights = as_frame(state.parameters.flat)
+        run_and_term = self._spec.run_and_term
+        return Weights(**run_and_term, version=state.step, weights=weights, units=(), ids=())
+
+    def send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
+        """Answer an observer that asks for the newest weights."""
+        self._outbox.send(member.peer, self.weights())
 
     def _awaited(self) -> str:
         """Return what the run is waiting for, in words."""
@@ -157,4 +174,4 @@ class StatusReport(ServerPart):
             return f"the validation loss of step {awaited}"
         late = self._lease_grants.late()
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
-        return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker: none is here"
+        return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker to connect"

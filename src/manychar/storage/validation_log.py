@@ -105,7 +105,7 @@ def is_over(directory: RunDirectory, step: int) -> bool:
     )
     for each in unvalidated(directory, validation_losses, step):
         early_stopping.expect(each)
-    return early_stopping.is_over(step)
+    return early_stopping.ends_at(step)
 
 
 def best_checkpoint(directory: RunDirectory, losses: Mapping[int, float]) -> int | None:
