@@ -21,13 +21,12 @@ def dashboard(
 ) -> None:
     """Serve a page that shows a run: losses, speed, workers, samples, hidden units."""
     with needing("dashboard", "the page"):
-        from manychar.observability.dashboard.http_server import check_host, listen, serve, url_of
+        from manychar.observability.dashboard.http_server import listen, serve, url_of
     from manychar.observability.dashboard.data_source import open_source
 
-    check_host(host, insecure=insecure)
+    listening = listen(host, port, insecure=insecure)
     if insecure:
         logger.info(f"--insecure: everyone who can reach {host} sees this run and its samples")
-    listening = listen(host, port)
     page = open_source(source, key, connect_timeout=connect_timeout)
     write(f"{url_of(listening)}\n")
     logger.info("serving the page until Ctrl-C")

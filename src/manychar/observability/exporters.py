@@ -49,19 +49,18 @@ def exporters(
 ) -> Iterator[list[Exporter]]:
     """Yield the exporters that are wanted; they are closed at the end. Raises UserError."""
     with contextlib.ExitStack() as stack:
-        found: list[Exporter] = []
+        targets: list[Exporter] = []
         if tensorboard is not None:
-            found.append(open_event_files(tensorboard))
-            stack.callback(found[-1].close)
+            files = open_event_files(tensorboard)
+            targets.append(stack.enter_context(contextlib.closing(files)))
         if metrics_port is not None:
             with _usable("--metrics-port", metrics_port, "prometheus"):
                 from manychar.observability.prometheus import Metrics  # noqa: PLC0415 - an extra
 
                 metrics = Metrics(LOOPBACK, metrics_port)
-            found.append(metrics)
-            stack.callback(metrics.close)
+            targets.append(stack.enter_context(contextlib.closing(metrics)))
             logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
-        yield found
+        yield targets
 
 
 def export_live(
@@ -97,5 +96,5 @@ def export_history(run: Path, *, tensorboard: Path) -> None:
                 seed = directory.definition.seed
                 text = training_sample(model, seed=seed, step=step, length=SAMPLE_LENGTH)
                 files.sample(step, text)
-    last = history.points[-1].step
-    logger.info(f"{run}: exported up to step {last:,}; for a live run, give its endpoint")
+    step = history.points[-1].step
+    logger.info(f"{run}: exported up to step {step:,}; for a live run, give its endpoint")

@@ -39,7 +39,7 @@ BAR_WIDTH = 10
 
 
 class ProgressDisplay:
-    """Shows a run's status and samples, below the lines that are logged. As a context, it ends."""
+    """Shows a run's status and samples. As a context, it shows the bar below what is logged."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._seed = directory.definition.seed

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from manychar.network.keys import ClientKey
-from manychar.observability.history import point_of, recent_speed
+from manychar.observability.history import Point, point_of, recent_speed
 from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
@@ -80,10 +80,12 @@ def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | 
 
 
 def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
-    """Return the lines above the table."""
+    """Return the lines above the table; the speed is that since `before`, or the average."""
     status = snapshot.status
     loss = f"smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character)"
-    speed = _speed(snapshot, before)
+    earlier = point_of(before) if before else Point(0, 0, 0.0, 0.0, 0.0)
+    speed = f"{recent_speed([earlier, point_of(snapshot)]) or 0:,.0f} characters/s"
+    speed += "" if before else " on average"
     lines = [
         f"run {status.run}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
@@ -139,14 +141,6 @@ def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
         computing=max(0.0, worker.computing - before.computing),
         waiting=max(0.0, worker.waiting - before.waiting),
     )
-
-
-def _speed(snapshot: Snapshot, before: Snapshot | None) -> str:
-    status = snapshot.status
-    speed = recent_speed([point_of(before), point_of(snapshot)]) if before else None
-    if speed is None:
-        return f"{status.characters / max(status.seconds, 1e-9):,.0f} characters/s on average"
-    return f"{speed:,.0f} characters/s"
 
 
 class Health(NamedTuple):

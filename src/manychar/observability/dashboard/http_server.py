@@ -13,8 +13,8 @@ from manychar.observability.dashboard.request_guard import RequestGuard, is_loop
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
 
 
-def check_host(host: str, *, insecure: bool) -> None:
-    """Refuse an address that other machines reach, unless it is allowed."""
+def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
+    """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
     if not is_loopback(_bracketed(host)) and not insecure:
         raise UserError(
             f"{host} can be reached from other machines, and the page has no authentication: leave"
@@ -22,10 +22,6 @@ def check_host(host: str, *, insecure: bool) -> None:
             " on the network)",
             code=REFUSED_FOR_SAFETY,
         )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises UserError where that cannot be."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
