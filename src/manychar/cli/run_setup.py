@@ -57,30 +57,27 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
 
 
 def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
-    """Pin the numerics of the run; return the directory to resume, if any. Raises UserError."""
-    path = _resumed(text, flags)
-    pin(numerics_of(path) if path else flags.get("numerics", "portable"))
-    return path
+    """Pin the numerics of the run; return the directory to resume, if any.
 
-
-def _resumed(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
-    """Return the run directory to resume, if any. Raises UserError for flags that contradict."""
-    resume: Path | None = flags.get("resume")
+    Raises UserError for flags that contradict each other.
+    """
+    path: Path | None = flags.get("resume")
     if flags.get("or_resume"):
-        if resume is not None:
+        if path is not None:
             raise UserError("--resume and --or-resume: give one of them")
         if "run_dir" not in flags:
             raise UserError("--or-resume: needs --run-dir, the same one at every start")
-        path: Path = flags["run_dir"]
-        return path if (path / CONFIG_NAME).exists() else None
-    if resume is not None:
+        if (flags["run_dir"] / CONFIG_NAME).exists():
+            path = flags["run_dir"]
+    elif path is not None:
         defining = sorted((options_of(Definition).keys() | {"run_dir"}) & flags.keys())
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
             raise UserError(
                 f"{', '.join(words)}: a resumed run keeps its definition;"
                 " leave it out beside --resume"
             )
-    return resume
+    pin(numerics_of(path) if path else flags.get("numerics", "portable"))
+    return path
 
 
 def _check_definition(
