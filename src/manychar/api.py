@@ -91,7 +91,7 @@ class Evaluation(NamedTuple):
 class Model:
     """Weights to sample from and to evaluate: a run directory, a checkpoint, or a live server.
 
-    Each call is a process of its own that reads them anew: a run that goes on gives its newest.
+    Each call is a process of its own that reads them again: a live run gives its newest.
     """
 
     def __init__(self, source: str, key: os.PathLike[str] | None = None) -> None:

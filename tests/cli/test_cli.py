@@ -1,6 +1,7 @@
 """The command line itself: help, version, defaults; Ctrl-C from the first moment on."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from tests.commands import GENEROUS, SMALL, Commands, until
 
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it
 COMMANDS = sorted(name for name, command in GROUP.commands.items() if not command.hidden)
+SENTENCE = re.compile(r"[A-Z].*\.( \\\[[^]]+\])?", re.DOTALL)
+METAVARS = {"N", "X", " ", "PATH", "TEXT", "NAME", "HOST", "DIR", "ENDPOINT", "SOURCE", "RUN"}
 DEFAULTS = {name: field.default for name, (field, _) in options_of(Definition, Operation).items()}
 
 
@@ -35,11 +38,13 @@ class TestHelp:
                 names = [*parameter.opts, parameter.metavar or parameter.name]
                 assert any(name.lower() in done.out.lower() for name in names), parameter.name
 
-    def test_of_each_flag(self, command: str) -> None:
+    def test_of_each_flag_is_a_sentence_and_the_default_in_brackets(self, command: str) -> None:
         assert GROUP.commands[command].help
         for parameter in GROUP.commands[command].params:
             if not getattr(parameter, "hidden", False):
-                assert getattr(parameter, "help", None), f"{command} {parameter.name}"
+                assert SENTENCE.fullmatch(parameter.help or ""), f"{command} {parameter.name}"
+                known = parameter.metavar in METAVARS or "|" in (parameter.metavar or "")
+                assert known or parameter.name == "help", f"{command} {parameter.metavar}"
 
 
 @pytest.mark.parametrize(("command", "count"), [("train", 19), ("server", 18), ("equivalence", 10)])

@@ -74,7 +74,7 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
             raise UserError(
                 f"{', '.join(words)}: a resumed run keeps its definition;"
-                " leave it out beside --resume"
+                " leave it out with --resume"
             )
     pin(numerics_of(path) if path else flags.get("numerics", "portable"))
     return path

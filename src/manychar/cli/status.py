@@ -16,7 +16,7 @@ from manychar.processes import log
 if TYPE_CHECKING:
     from manychar.observability.snapshot import Snapshot
 
-SHORTEST_LOOK = 0.5  # seconds; in less time no speed can be told
+SHORTEST_LOOK = 0.5  # seconds that a speed needs
 CLEAR = "\x1b[H\x1b[2J"
 
 

@@ -32,7 +32,7 @@ class Formula:
 # A field for each fact of an option: more fields than elsewhere, so that one declaration is enough.
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its type and default.
+    """The declaration of an option, apart from its type and default.
 
     `least` and `most` are allowed values, `above` and `below` are not. `roles` are the commands
     that have it as an option of a run. On the command line, `names` are its flags (else the
@@ -128,7 +128,7 @@ def flag(name: str) -> str:
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return values as words of a command line; what is None or False is left out."""
+    """Return values as words of a command line; None and False are left out."""
     return [
         flag(name) if value is True else f"{flag(name)}={value}"
         for name, value in values.items()

@@ -35,7 +35,7 @@ class Definition:
     dtype: Literal["float32", "float64"] = _option("float32", "Precision.")
     seed: int = _option(0, "Seed of the first weights and of samples.", least=0, most=2**53)
     numerics: Literal["portable", "native"] = _option(
-        "portable", "portable: the same bits on every x86-64 CPU; native: faster."
+        "portable", "Arithmetic; portable: the same bits on every x86-64 CPU; native: faster."
     )
     validation: float = _option(
         0.0, "Share of the text's end that is kept for validation.", least=0, below=1

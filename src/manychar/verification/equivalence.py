@@ -30,7 +30,7 @@ HASH_SHOWN = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """One way of doing the run: its name, and its states at the checkpoints, by step."""
+    """One training of the run: its name, and its states at the checkpoints, by step."""
 
     name: str
     states: dict[int, TrainingState]
@@ -53,7 +53,7 @@ class AgainstPlain:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equivalence:
-    """Runs one definition in every way, in a directory of its own for each."""
+    """Trains one definition in one process and in fleets, each in a run directory of its own."""
 
     definition: Definition
     corpus: Corpus
@@ -68,7 +68,7 @@ class Equivalence:
         return Trial("one process", kept)
 
     def fleet(self, workers: int, *, kill: Literal["worker", "server"] | None) -> Trial:
-        """Train with a real server and real workers; kill a process on the way if told to."""
+        """Train with a server and workers; after a quarter of the steps, `kill` is killed."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
         killer = _Killer(kill, at_step=self.operation.steps // 4)
@@ -143,9 +143,9 @@ class _Killer(Exporter):
         step = snapshot.status.step
         if self.killed or self._role is None or step < self._at_step:
             return
-        wanted = ["the server"] if self._role == "server" else snapshot.working[-1:]
+        targets = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (self.fleet.server, *self.fleet.workers):
-            if slot.name in wanted and slot.process is not None:
+            if slot.name in targets and slot.process is not None:
                 self.killed = True
                 os.kill(slot.process.pid, signal.SIGKILL)
                 logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
