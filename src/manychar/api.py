@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
-from manychar.fleet.launch_options import Export, Logging, RunPlace, Sampling
+from manychar.fleet.launch_options import Logging, RunPlace
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
+from manychar.observability.output_options import Export, Sampling
 from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
-from manychar.storage.recovery import read_metrics
+from manychar.storage.journal import read_metrics
 
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""

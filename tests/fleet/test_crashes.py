@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
-from manychar.storage.journal import Begin, Step, continue_journal, read_journal
+from manychar.storage.journal import AppliedStep, ServerStart, continue_journal, read_journal
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, Running, until
 from tests.conftest import Require
@@ -153,7 +153,8 @@ import ctypes, select, sys
 from pathlib import Path
 from manychar.storage.run_directory import open_run
 from manychar.storage.checkpoint import checkpoint_path, write_checkpoint, read_checkpoint
-from manychar.storage.journal import JOURNAL_NAME, Begin, Step, continue_journal, read_journal
+from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart
+from manychar.storage.journal import continue_journal, read_journal
 import dataclasses
 run = open_run(Path(sys.argv[1]))
 before = read_checkpoint(checkpoint_path(run.checkpoints, 0))
@@ -162,7 +163,8 @@ ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strac
 sys.stdout.write("begin"); sys.stdout.flush()
 select.select([sys.stdin], [], [])
 journal = continue_journal(run.path / JOURNAL_NAME, run.run, reading)
-journal.append([Begin(1, 0, before.sha256), *(Step(1, k, 1.5, k) for k in range(1, 51))])
+journal.append([ServerStart(1, 0, before.sha256)])
+journal.append(AppliedStep(1, k, 1.5, k) for k in range(1, 51))
 journal.flush()
 journal.sync()
 after = dataclasses.replace(before.state, step=50)
@@ -249,7 +251,7 @@ def _expect_nothing_lost(run: Path) -> None:
         assert read_checkpoint(path).state.step == step
     reading = read_journal(run / "journal.jsonl", open_run(run).run)
     if len(left) == 2:
-        assert reading.living(Step).keys() >= set(range(1, 51))
+        assert reading.living(AppliedStep).keys() >= set(range(1, 51))
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
@@ -285,8 +287,10 @@ def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
 
 def _journal(path: Path) -> bytes:
     journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
-    journal.append([Begin(1, 0, "ab" * 32), *(Step(1, k, 0.5 * k, 7 * k) for k in range(1, 6))])
-    journal.append([Begin(2, 3, "cd" * 32), Step(2, 4, 9.0, 99)])
+    journal.append(
+        [ServerStart(1, 0, "ab" * 32), *(AppliedStep(1, k, 0.5 * k, 7 * k) for k in range(1, 6))]
+    )
+    journal.append([ServerStart(2, 3, "cd" * 32), AppliedStep(2, 4, 9.0, 99)])
     journal.close()
     return path.read_bytes()
 
@@ -326,10 +330,10 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     path.write_bytes(data[:-3])
     reading = read_journal(path, "run-1")
     journal = continue_journal(path, "run-1", reading)
-    journal.append([Step(2, 4, 9.0, 99)])
+    journal.append([AppliedStep(2, 4, 9.0, 99)])
     journal.close()
     assert path.read_bytes() == data
-    living = read_journal(path, "run-1").living(Step)
+    living = read_journal(path, "run-1").living(AppliedStep)
     assert [(step, record.term) for step, record in living.items()] == [
         (1, 1),
         (2, 1),
@@ -342,13 +346,21 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     ("records", "newest"),
     [
         ([], 0),
-        ([Begin(1, 0, ""), *(Step(1, k, 0.0, 0) for k in (1, 2, 3))], 3),
-        ([Begin(1, 0, ""), Step(1, 1, 0.0, 0), Begin(2, 3, ""), Step(2, 4, 0.0, 0)], 4),
-        ([Step(1, k, 0.0, 0) for k in (1, 2, 3)] + [Begin(2, 1, "")], 1),
+        ([ServerStart(1, 0, ""), *(AppliedStep(1, k, 0.0, 0) for k in (1, 2, 3))], 3),
+        (
+            [
+                ServerStart(1, 0, ""),
+                AppliedStep(1, 1, 0.0, 0),
+                ServerStart(2, 3, ""),
+                AppliedStep(2, 4, 0.0, 0),
+            ],
+            4,
+        ),
+        ([AppliedStep(1, k, 0.0, 0) for k in (1, 2, 3)] + [ServerStart(2, 1, "")], 1),
     ],
 )
 def test_a_journal_knows_its_newest_step(
-    tmp_path: Path, records: list[Begin | Step], newest: int
+    tmp_path: Path, records: list[ServerStart | AppliedStep], newest: int
 ) -> None:
     path = tmp_path / "journal.jsonl"
     journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
@@ -356,7 +368,7 @@ def test_a_journal_knows_its_newest_step(
     journal.close()
     for with_steps in (True, False):
         assert read_journal(path, "run-1", with_steps=with_steps).newest == newest
-    assert max([0, *read_journal(path, "run-1").living(Step)]) == newest
+    assert max([0, *read_journal(path, "run-1").living(AppliedStep)]) == newest
 
 
 def _altered(run: Path, name: str) -> None:

@@ -260,7 +260,7 @@ class TestByHand:
         assert done.code == code, done.err
         assert "Traceback" not in done.err
 
-    def test_a_worker_gives_up_at_its_connect_timeout(self, manychar: Commands) -> None:
+    def test_a_worker_fails_at_its_connect_timeout(self, manychar: Commands) -> None:
         done = manychar.run("worker", "ipc://nobody", "--name", "a", "--connect-timeout", "0.5")
         assert done.code == 3
         assert done.last_line.startswith("a: no server at ipc://nobody")
@@ -433,24 +433,24 @@ class TestKilling:
         expect_nothing_half_written(run)
 
     @pytest.mark.long
-    def test_gives_up_on_a_server_that_dies_again_and_again(
+    def test_fails_on_a_server_that_dies_again_and_again(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:
         running = endless(manychar, text, "--checkpoint-every", "10")
         killed: set[int] = set()
 
-        def given_up() -> bool:
+        def ended() -> bool:
             for pid, words in manychar.family().items():
                 if "server" in words and pid not in killed:
                     killed.add(pid)
                     os.kill(pid, signal.SIGKILL)
             return running.process.poll() is not None
 
-        until(given_up, "the end")
+        until(ended, "the end")
         done = running.end()
         manychar.expect_nobody()
         assert done.code == 3, done.err
-        assert re.search("manychar: gave up: the server ended .* by SIGKILL", done.err)
+        assert re.search("manychar: failed: the server ended .* by SIGKILL", done.err)
         assert "resume: manychar train --resume run" in done.err
         assert "Traceback" not in done.err
         reached = steps_of(run)[-1]
@@ -461,7 +461,7 @@ class TestKilling:
 
     @pytest.mark.long
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_gives_up_on_a_worker_that_cannot_start(
+    def test_fails_on_a_worker_that_cannot_start(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path, workers: int
     ) -> None:
         (tmp_path / "sitecustomize.py").write_text(KNOWN_DEATH)
@@ -470,7 +470,7 @@ class TestKilling:
             env={"PYTHONPATH": str(tmp_path)},
         )
         assert done.code == 3, done.err
-        assert re.search(r"manychar: gave up: worker-1 ended .* with exit code 9", done.err)
+        assert re.search(r"manychar: failed: worker-1 ended .* with exit code 9", done.err)
         assert done.err.count("starting it again") == 4
         assert "resume: manychar train --resume run" in done.err
         reached = steps_of(run)[-1]

@@ -14,7 +14,7 @@ import pytest
 
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
-from manychar.storage.journal import Begin, Step, continue_journal, read_journal
+from manychar.storage.journal import AppliedStep, ServerStart, continue_journal, read_journal
 from manychar.storage.recovery import ResumePoint, resume_metrics
 from manychar.storage.run_directory import open_run
 from manychar.storage.validation_log import ValidationResults
@@ -113,14 +113,14 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def steps(first: int, last: int) -> list[Step]:
-    return [Step(1, k, 1.0, k) for k in range(first, last + 1)]
+def steps(first: int, last: int) -> list[AppliedStep]:
+    return [AppliedStep(1, k, 1.0, k) for k in range(first, last + 1)]
 
 
 def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
-    journal.append([Begin(1, 0, "ab")])
+    journal.append([ServerStart(1, 0, "ab")])
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     journal.append(steps(1, 50))
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     journal.close()
     reading = read_journal(path, "run-1")
     assert not reading.extent.fault
-    assert list(reading.living(Step)) == list(range(1, 61))
+    assert list(reading.living(AppliedStep)) == list(range(1, 61))
 
 
 @pytest.mark.long

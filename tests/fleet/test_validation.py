@@ -25,7 +25,7 @@ from manychar.storage.validation_log import (
     ValidationResults,
     append_result,
     best_checkpoint,
-    is_over,
+    is_finished,
     read_validation_losses,
     resume_validation,
     validation_log,
@@ -248,9 +248,9 @@ def test_a_run_is_not_over_while_a_checkpoint_waits_for_validation(
     path = run.path / VALIDATION_NAME
     path.unlink()
     append_losses(run, {step: losses[step] + 1.0 * step for step in (0, 40)})
-    assert not is_over(run, 60), "step 20 may be better"
+    assert not is_finished(run, 60), "step 20 may be better"
     append_losses(run, {20: 2.0})
-    assert is_over(run, 60)
+    assert is_finished(run, 60)
 
 
 class Asked:

@@ -28,7 +28,7 @@ class Family:
     def __init__(self, loop: EventLoop) -> None:
         self.loop = loop
         self.ends: list[int] = []
-        self.given_up = ""
+        self.failure = ""
         self.errors: list[str] = []
         self.output: list[str] = []
         self.restarts = True
@@ -54,7 +54,7 @@ class Family:
     def _ended(self, slot: ProcessSlot, code: int) -> None:
         self.ends.append(code)
         if self.restarts:
-            self.given_up = self.supervisor.restart(slot, code)
+            self.failure = self.supervisor.restart(slot, code)
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
             family.supervisor.kill()
 
 
-def test_a_process_that_crashes_is_started_again_and_given_up_in_the_end(family: Family) -> None:
+def test_a_process_that_crashes_is_started_again_and_fails_in_the_end(family: Family) -> None:
     slot = family.start("import sys; sys.exit(70)")
-    family.turn_until(lambda: family.given_up)
+    family.turn_until(lambda: family.failure)
     assert family.ends == [70] * supervisor.QUICK_DEATHS
-    assert family.given_up.startswith("gave up: a ended within 10 s of its start 5 times")
+    assert family.failure.startswith("failed: a ended within 10 s of its start 5 times")
     assert slot.is_empty
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from manychar.cli.console import write
 from manychar.cli.options import Key, Source
-from manychar.fleet.launch_options import Sampling
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
+from manychar.observability.output_options import Sampling
 from manychar.processes.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, given, pin_run, run_of
-from manychar.fleet.launch_options import Export
+from manychar.observability.output_options import Export
 
 logger = logging.getLogger(__name__)
 

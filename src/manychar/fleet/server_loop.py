@@ -26,7 +26,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
-from manychar.storage.journal import Step
+from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import best_checkpoint
@@ -55,7 +55,7 @@ class ServerLoop:
     machine: ParameterServer
     engine: Engine
     directory: RunDirectory
-    beginning: ResumePoint
+    resume_point: ResumePoint
     router: Router
     screen: Screen
     loop: EventLoop
@@ -64,7 +64,7 @@ class ServerLoop:
 
     def __post_init__(self) -> None:
         self.notifier = Notifier()
-        self.writer = Writer(self.directory, self.beginning, self.loop.wake)
+        self.writer = Writer(self.directory, self.resume_point, self.loop.wake)
         self.snapshots = Snapshots()
         self.validation = ValidationProcess(
             self.directory,
@@ -133,7 +133,7 @@ class ServerLoop:
             for peer, member in list(self.machine.membership.members.items()):
                 if member.owner is not None and not authenticator.still_owns(member.owner):
                     self._handle(events.KeyRevoked(peer))
-        self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.beginning.journal.flush)
+        self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
 
     def _read_mailbox(self) -> None:
         for _ in range(MESSAGES_A_TURN):
@@ -155,7 +155,7 @@ class ServerLoop:
         """Take the new validation losses; a fault says why the asked one is not in the log."""
         step, fault = result
         try:
-            losses = self.beginning.validation.read()
+            losses = self.resume_point.validation.read()
         except UserError as error:
             losses, fault = {}, str(error)
         for each, nats in losses.items():
@@ -173,8 +173,8 @@ class ServerLoop:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
             case effects.Append(step, loss, weights):
-                record = Step(self.machine.run.term, step, loss, checksum(weights))
-                self.beginning.journal.append([record])
+                record = AppliedStep(self.machine.run.term, step, loss, checksum(weights))
+                self.resume_point.journal.append([record])
             case effects.Save(state):
                 self.writer.write(state, self._wait_for_disk, spare=self._spared())
             case effects.Validate(step):
@@ -230,8 +230,8 @@ class ServerLoop:
             "seconds": round(status.seconds, 3),
             "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
         }
-        self.beginning.metrics.append([line])
-        self.beginning.metrics.flush()
+        self.resume_point.metrics.append([line])
+        self.resume_point.metrics.flush()
 
     def _to_disk(self, counter: Counter, write: Callable[..., None], *arguments: object) -> None:
         """Write what the run can go on without; count a failure, and log the first one."""

@@ -57,9 +57,9 @@ def serve(
         stack.enter_context(locked(directory))
         term = raise_term(directory)
         try:
-            beginning = recover(directory, term)
-            stack.callback(_close, beginning.journal, beginning.metrics)
-            run, engine = _run(directory, term, beginning)
+            resume_point = recover(directory, term)
+            stack.callback(_close, resume_point.journal, resume_point.metrics)
+            run, engine = _resumed_run(directory, term, resume_point)
             directory = _with_numerics(directory, run)
             directory.write_config()
         except OSError as error:
@@ -71,7 +71,7 @@ def serve(
             machine=machine,
             engine=engine,
             directory=directory,
-            beginning=beginning,
+            resume_point=resume_point,
             router=router,
             screen=screen,
             loop=loop,
@@ -94,10 +94,12 @@ def _close(*logs: AppendLog) -> None:
             logger.warning(f"{log.path.name}: {because(error)}")
 
 
-def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[RunSpec, Engine]:
+def _resumed_run(
+    directory: RunDirectory, term: int, resume_point: ResumePoint
+) -> tuple[RunSpec, Engine]:
     """Return the run as this term resumes it, and the engine of this process."""
     vocabulary, streams = directory.streams()
-    state, losses = beginning.checkpoint.state, beginning.validation_losses
+    state, losses = resume_point.checkpoint.state, resume_point.validation_losses
     engine = Engine(dimensions_of(directory.definition, len(vocabulary)))
     here = engine.compute_fingerprint()
     run = RunSpec(
@@ -111,7 +113,7 @@ def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[Ru
         fingerprint=here.fingerprint,
         libraries=here.libraries,
         banned=directory.facts.banned,
-        seconds_before=beginning.seconds,
+        seconds_before=resume_point.seconds,
         validation_losses=losses,
         unvalidated=unvalidated(directory, losses, state.step),
     )
@@ -121,22 +123,21 @@ def _run(directory: RunDirectory, term: int, beginning: ResumePoint) -> tuple[Ru
 def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
     """Compare this machine's numerics with the run's, or note them where the run is new.
 
-    Raises UserError where they differ. The journal says by now from which
-    checkpoint this term began, so the mark to resume earlier has done its work.
+    Raises UserError where they differ. The journal says by now from which checkpoint this term
+    began, so the mark to resume earlier has done its work.
     """
     facts = directory.facts
-    directory = directory.with_facts(resume_before=None)
-    if not facts.fingerprint:
-        libraries = dict(run.libraries)
-        return directory.with_facts(fingerprint=run.fingerprint, libraries=libraries)
-    if facts.fingerprint != run.fingerprint:
+    if facts.fingerprint not in ("", run.fingerprint):
         raise UserError(
             f"this machine's arithmetic gives other bits than the run's: here"
             f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
             " serve it on such a machine",
             code=RUN_FAILED,
         )
-    return directory
+    libraries = facts.libraries or dict(run.libraries)
+    return directory.with_facts(
+        resume_before=None, fingerprint=run.fingerprint, libraries=libraries
+    )
 
 
 def execute_anew(

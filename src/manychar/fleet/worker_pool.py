@@ -47,6 +47,6 @@ class WorkerPool:
             if code not in (0, STOPPED):
                 logger.warning(f"{slot.name} ended {how_it_ended(code)}")
             self._code = max(self._code, code)
-        elif given_up := self._supervisor.restart(slot, code):
-            logger.error(given_up)
+        elif failure := self._supervisor.restart(slot, code):
+            logger.error(failure)
             self._code = max(self._code, RUN_FAILED)

@@ -68,7 +68,7 @@ class Dealer:
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Send; False if there is no connection, or its queue is full."""
-        self._follow_events()
+        self._read_monitor()
         if not self._is_connected:
             return False
         try:
@@ -84,7 +84,7 @@ class Dealer:
         self.socket.close(LINGER_MS if self._is_connected else 0)
         self._context.term()
 
-    def _follow_events(self) -> None:
+    def _read_monitor(self) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]

@@ -65,7 +65,7 @@ def name_in(endpoint: str) -> tuple[str, str] | None:
     return match["host"], match["port"]
 
 
-def is_served(endpoint: str) -> bool:
+def is_listening(endpoint: str) -> bool:
     """Whether a process listens on an ipc endpoint's file."""
     path = endpoint.removeprefix("ipc://")
     if path == endpoint or not Path(path).exists():

@@ -13,7 +13,7 @@ import zmq
 from manychar.network import sockets
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import ConnectionLimit
-from manychar.network.endpoints import check_endpoint, is_served
+from manychar.network.endpoints import check_endpoint, is_listening
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
@@ -47,7 +47,7 @@ class Router:
     ) -> None:
         """Listen; `dimensions` bound what is received, `keys` say who may connect."""
         check_endpoint(endpoint)
-        if is_served(endpoint):  # libzmq would take the file over
+        if is_listening(endpoint):  # libzmq would take the file over
             raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
         self.endpoint = ""
         self.authenticator: Authenticator | None = None

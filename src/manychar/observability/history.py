@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
-from manychar.storage.recovery import read_metrics
+from manychar.storage.journal import read_metrics
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import read_validation_losses
 

@@ -16,11 +16,11 @@ PROGRAM = (sys.executable, "-P", "-m", "manychar")
 class Lines:
     """Reads a pipe without blocking, and hands over each whole line as it comes."""
 
-    def __init__(self, descriptor: int, take: Callable[[str], object]) -> None:
+    def __init__(self, descriptor: int, on_line: Callable[[str], object]) -> None:
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self.ended = False
-        self._take = take
+        self._on_line = on_line
         self._rest = b""
 
     def read(self) -> bool:
@@ -34,7 +34,7 @@ class Lines:
         if self.ended and self._rest:
             lines, self._rest = [self._rest], b""
         for line in lines:
-            self._take(line.decode(errors="replace"))
+            self._on_line(line.decode(errors="replace"))
         return not self.ended
 
 

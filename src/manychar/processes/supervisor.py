@@ -69,7 +69,7 @@ class ProcessSlot:
         self.quick_deaths = 0 if now - self.started_at >= SETTLED_AFTER else self.quick_deaths + 1
         if self.quick_deaths >= QUICK_DEATHS:
             return (
-                f"gave up: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
+                f"failed: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
                 f" {QUICK_DEATHS} times, the last time {how_it_ended(code)}"
             )
         self.restart_at = now + self.pause
@@ -140,12 +140,12 @@ class Supervisor:
             self._loop.remove(lines.descriptor)
 
     def restart(self, slot: ProcessSlot, code: int) -> str:
-        """Start a slot again after a pause; return why it is given up, if so."""
-        given_up = "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
+        """Start a slot again after a pause; return why it has failed, if so."""
+        failure = "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
         if slot.restart_at is not None:
             how = how_it_ended(code)
             logger.warning(f"{slot.name} ended {how}: starting it again in {slot.pause:g} s")
-        return given_up
+        return failure
 
     def deadline(self) -> float | None:
         """Return when the next slot is to be started again."""

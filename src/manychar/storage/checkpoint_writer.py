@@ -21,11 +21,11 @@ class Writer:
     """Writes states in order; a state is never written to again, so it can be shared as it is."""
 
     def __init__(
-        self, directory: RunDirectory, beginning: ResumePoint, wake: Callable[[], None]
+        self, directory: RunDirectory, resume_point: ResumePoint, wake: Callable[[], None]
     ) -> None:
         self._directory = directory
-        self._vocabulary = beginning.checkpoint.vocabulary
-        self._journal = beginning.journal
+        self._vocabulary = resume_point.checkpoint.vocabulary
+        self._journal = resume_point.journal
         self._wake = wake
         self._pending: queue.Queue[_Work | None] = queue.Queue(MOST_PENDING)
         self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()

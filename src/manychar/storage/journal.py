@@ -1,22 +1,22 @@
 """The journal: what was applied, in which order, and from which checkpoint each server started.
 
-An append-only log. The first record has the file's format and the run, each other is a Begin or a
-Step.
+An append-only log. The first record has the file's format and the run, each other is a ServerStart
+or an AppliedStep.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from manychar.processes.errors import UserError
 from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
-JOURNAL_NAME = "journal.jsonl"
+JOURNAL_NAME, METRICS_NAME = "journal.jsonl", "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Begin:
+class ServerStart:
     """A server started in `term` from checkpoint `step`; later steps of earlier terms are void."""
 
     term: int
@@ -25,7 +25,7 @@ class Begin:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class AppliedStep:
     """Weights `step` came into being; `digest` is `numerics.checksum` of their bytes."""
 
     term: int
@@ -34,7 +34,7 @@ class Step:
     digest: int
 
 
-Record = TypeVar("Record", Begin, Step)
+Record = TypeVar("Record", ServerStart, AppliedStep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Reading:
     `newest` is the last step of the history that survives.
     """
 
-    records: tuple[Begin | Step, ...]
+    records: tuple[ServerStart | AppliedStep, ...]
     extent: Extent
     newest: int
 
@@ -52,7 +52,7 @@ class Reading:
         """Return the records of one kind in the history that survives, by step."""
         living: dict[int, Record] = {}
         for record in self.records:
-            if isinstance(record, Begin):
+            if isinstance(record, ServerStart):
                 living = {step: each for step, each in living.items() if step <= record.step}
             if isinstance(record, kind):
                 living[record.step] = record
@@ -66,7 +66,7 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     Raises UserError where it cannot be read, or belongs to another run.
     """
     reader = LogReader(path)
-    records: list[Begin | Step] = []
+    records: list[ServerStart | AppliedStep] = []
     newest = 0
     for number, values in enumerate(reader):
         if number == 0:
@@ -76,9 +76,9 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
             continue
         newest = values["step"]
         if "sha256" in values:
-            records.append(Begin(**values))
+            records.append(ServerStart(**values))
         elif with_steps:
-            records.append(Step(**values))
+            records.append(AppliedStep(**values))
     return Reading(tuple(records), reader.extent, newest)
 
 
@@ -88,3 +88,12 @@ def continue_journal(path: Path, run: str, reading: Reading) -> AppendLog:
     if not reading.extent.length:
         journal.append([{"format": FORMAT_VERSION, "run": run}])
     return journal
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, oldest first, as far as they can be trusted.
+
+    Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
+    `workers`. Raises UserError where the file cannot be read.
+    """
+    return list(LogReader(run / METRICS_NAME))

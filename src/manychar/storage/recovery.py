@@ -6,16 +6,19 @@ Checkpoints that are damaged, or not to be resumed from, are renamed.
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint, list_checkpoints
-from manychar.storage.journal import JOURNAL_NAME, Begin, continue_journal, read_journal
+from manychar.storage.journal import (
+    JOURNAL_NAME,
+    METRICS_NAME,
+    ServerStart,
+    continue_journal,
+    read_journal,
+)
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import ValidationResults, resume_validation
-
-METRICS_NAME = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     if reading.newest < step:
         logger.warning(f"{JOURNAL_NAME}: no record of some steps up to {step}: verify will say so")
     journal = continue_journal(path, directory.run, reading)
-    journal.append([Begin(term, step, checkpoint.sha256)])
+    journal.append([ServerStart(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()
     metrics, seconds = resume_metrics(directory.path, step)
@@ -78,12 +81,3 @@ def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
     for record in reader:
         seconds = record["seconds"]
     return AppendLog(reader.path, reader.extent), seconds
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, oldest first, as far as they can be trusted.
-
-    Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
-    `workers`. Raises UserError where the file cannot be read.
-    """
-    return list(LogReader(run / METRICS_NAME))

@@ -47,7 +47,7 @@ def read_validation_losses(directory: RunDirectory) -> dict[int, float]:
 
 @contextlib.contextmanager
 def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Iterator[AppendLog]:
-    """Hold the log, to append to it; records of steps above `up_to` are cut off.
+    """Hold the log, to append to it; records of steps above `up_to` are removed.
 
     Raises UserError where another process holds it or it cannot be read, and OSError.
     """
@@ -93,7 +93,7 @@ def unvalidated(
     return tuple(step for step in saved if step % every == 0 and step not in validation_losses)
 
 
-def is_over(directory: RunDirectory, step: int) -> bool:
+def is_finished(directory: RunDirectory, step: int) -> bool:
     """Whether early stopping ended the run at the checkpoint of `step`."""
     operation = directory.operation
     validation_losses = read_validation_losses(directory)

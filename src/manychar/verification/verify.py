@@ -1,7 +1,7 @@
 """verify: trains a run again on this machine, and compares every checkpoint bit for bit.
 
 The run falls into pieces, each from one checkpoint to the next. A piece starts from what its
-checkpoint holds (checkpoint 0 is compared with the definition's own beginning), so if every piece
+checkpoint holds (checkpoint 0 is compared with the definition's first state), so if every piece
 comes to the checkpoint at its end, the whole run does; and pieces can be computed side by side.
 """
 
@@ -22,7 +22,7 @@ from manychar.processes.supervisor import ProcessSlot, Supervisor
 from manychar.protocol.aggregation import as_frame
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
-from manychar.storage.journal import JOURNAL_NAME, Begin, Step, read_journal
+from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference
 
@@ -90,23 +90,23 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     return Plan(pieces, len(compared), remark)
 
 
-def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, Step], str]:
+def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, AppliedStep], str]:
     """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
     reading = read_journal(path, directory.run)
-    living, beginnings = reading.living(Step), reading.living(Begin)
-    covered = newest_checkpoint in {0, *living, *beginnings}
+    living, starts = reading.living(AppliedStep), reading.living(ServerStart)
+    covered = newest_checkpoint in {0, *living, *starts}
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
     if reading.extent.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.extent.fault}")
     missing = set(range(1, newest_checkpoint + 1)) - living.keys()
-    lost = _lost(missing, beginnings)
+    lost = _lost(missing, starts)
     if unexplained := missing - lost:
         raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
-    for step, begin in beginnings.items():
+    for step, started in starts.items():
         checkpoint = checkpoint_path(directory.checkpoints, step)
-        if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != begin.sha256:
-            known = f"not the checkpoint that term {begin.term} began from, by the journal"
+        if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != started.sha256:
+            known = f"not the checkpoint that term {started.term} started from, by the journal"
             raise UserError(f"{checkpoint}: {known}")
     remarks = []
     if lost:
@@ -119,13 +119,13 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
 
 
-def _lost(missing: set[int], beginnings: Iterable[int]) -> set[int]:
-    """Return those of the steps without a record that lead without a break to a beginning."""
+def _lost(missing: set[int], starts: Iterable[int]) -> set[int]:
+    """Return those of the steps without a record that lead without a break to a start."""
     lost: set[int] = set()
-    for step in beginnings:
+    for step in starts:
         while step in missing:
             lost.add(step)
-            step -= 1  # noqa: PLW2901 - backwards from the beginning
+            step -= 1  # noqa: PLW2901 - backwards from the start
     return lost
 
 
