@@ -1,19 +1,24 @@
 """Where a view comes from: a run directory that may still grow, a live server that may be lost."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from manychar.observability.dashboard import data_source
 from manychar.observability.dashboard.data_source import DataSource, LiveServer, StoredRun
 from manychar.observability.dashboard.view import View
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import locked, open_run
 from tests.commands import SMALL, Commands, until
 from tests.logs import write_losses
+from tests.observability.test_observer_client import snapshot_of
 
 READ = ("--lease-timeout", "0.5", "--checkpoint-every", "50")
 
@@ -113,6 +118,39 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
         assert [sample.step for sample in source.view.samples] == [0, 150, 300]
     source.turn()
     assert (source.view.live, source.view.state) == (False, "finished at step 300")
+
+
+class ClientOf:
+    """An observer client that brings the given snapshots, one a turn."""
+
+    end, connecting = None, False
+
+    def __init__(self, *snapshots: Snapshot) -> None:
+        self.socket = SimpleNamespace(poll=lambda _: 0)
+        self._snapshots = list(snapshots)
+
+    def turn(self) -> list[Snapshot]:
+        return [self._snapshots.pop(0)]
+
+    def request(self, kind: object) -> None:
+        pass
+
+
+def validated(snapshot: Snapshot) -> Snapshot:
+    status = dataclasses.replace(snapshot.status, validated=10, validation=2.0)
+    return dataclasses.replace(snapshot, status=status)
+
+
+def test_a_workers_figures_are_recent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a run with validation."""
+    client = ClientOf(
+        validated(snapshot_of(10.0)), validated(snapshot_of(12.0, computing=6.8, waiting=1.0))
+    )
+    monkeypatch.setattr(data_source, "ObserverClient", lambda *_, **__: client)
+    source = LiveServer("tcp://server:1", None, connect_timeout=1.0)
+    source.turn()
+    assert source.view.history.validation_losses == ((10, 2.0),)
+    assert source.view.workers[0][4:8] == ["200", "90 %", "10 %", "0 %"]
 
 
 @pytest.mark.long
