@@ -112,17 +112,16 @@ def _as_toml(context: typer.Context, command: str) -> str:
 
     A run that is resumed has its own values: the defaults of a new one are not shown.
     """
-    resumed = context.params.get("resume") is not None
-    options = {} if resumed else options_of(*RUN_OPTIONS, role=command)
+    options = options_of(*RUN_OPTIONS, role=command)
+    if context.params.get("resume") is not None:
+        options = {}
     lines = []
     for name, parameter in _keys(context).items():
         value = context.params.get(parameter.name)
         if value is None and parameter.name in options:
             value = options[parameter.name][0].default
-        if isinstance(value, Formula):
-            lines.append(f"# {name} = {value.text}\n")
-        else:
-            lines.append(f"# {name} =\n" if value in (None, []) else f"{name} = {_toml(value)}\n")
+        is_set = value not in (None, []) and not isinstance(value, Formula)
+        lines.append(f"{name} = {_toml(value)}\n" if is_set else f"# {name} = {value or ''}\n")
     return "".join(lines)
 
 

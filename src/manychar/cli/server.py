@@ -25,13 +25,14 @@ from manychar.protocol.effects import Finish
 logger = logging.getLogger(__name__)
 
 KEYS = "Admit only clients with a key in this directory."
-DEFAULT_BIND = "tcp://127.0.0.1:5577"
 EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
 def server(
     text: TextFiles = None,
-    bind: Annotated[str, Option("Endpoint to listen on.", metavar="ENDPOINT")] = DEFAULT_BIND,
+    bind: Annotated[
+        str, Option("Endpoint to listen on.", metavar="ENDPOINT")
+    ] = "tcp://127.0.0.1:5577",
     keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
     child: Child = False,
@@ -73,8 +74,7 @@ def server(
     with ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access)
-    again = ["server", *(["--bind", bind] if bind != DEFAULT_BIND else []), *access]
-    exit_with(finish, directory, again=shlex.join(again))
+    exit_with(finish, directory, again=shlex.join(["server", "--bind", bind, *access]))
 
 
 def validate(run_dir: Run) -> None:

@@ -24,18 +24,14 @@ def unban(
     if is_endpoint(source):
         from manychar.observability.observer_client import send_unban
 
-        logger.info(send_unban(source, name, key, connect_timeout=connect_timeout))
+        result = send_unban(source, name, key, connect_timeout=connect_timeout)
     else:
-        logger.info(_unban_in(Path(source), name))
+        from manychar.protocol.admission import lift_ban
+        from manychar.storage.run_directory import locked, open_run
 
-
-def _unban_in(path: Path, name: str) -> str:
-    """Lift a ban in a run directory; return the result. Raises UserError where a server runs it."""
-    from manychar.protocol.admission import lift_ban
-    from manychar.storage.run_directory import locked, open_run
-
-    with locked(open_run(path)):
-        directory = open_run(path)
-        banned, text = lift_ban(directory.facts.banned, name)
-        directory.with_facts(banned=banned).write_config()
-    return text
+        path = Path(source)
+        with locked(open_run(path)):
+            directory = open_run(path)
+            banned, result = lift_ban(directory.facts.banned, name)
+            directory.with_facts(banned=banned).write_config()
+    logger.info(result)
