@@ -395,7 +395,7 @@ def test_an_altered_corpus_is_not_validated_with(manychar: Commands, text: Path)
     ("flags", "complaint"),
     [
         (["--stop-when-no-better", "3"], "it needs a --validation above 0"),
-        (["--validation", "0.0001"], "takes at least 2"),
+        (["--validation", "0.0001"], "at least 2 are needed"),
         (["--validation", "1.0"], "--validation is 1.0"),
         (
             ["--validation", "0.1", "--stop-when-no-better", "3", "--checkpoint-every", "0"],

@@ -13,7 +13,7 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 def adagrad(weights: NDArray[Any], memory: NDArray[Any], gradient: NDArray[Any]) -> Arrays:
     """Return (weights, memory) after an update whose mean and clip change nothing."""
     return fused_update.update(
-        weights, memory, (gradient,), streams=1, clip=np.inf, learning_rate=0.1
+        weights, memory, (gradient,), total_streams=1, clip=np.inf, learning_rate=0.1
     )
 
 

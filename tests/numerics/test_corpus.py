@@ -139,7 +139,7 @@ def test_the_validation_split_is_held_out_at_the_end(validation: float, kept: in
 
 @pytest.mark.parametrize("validation", [0.0004, 0.001])
 def test_one_character_is_nothing_to_judge_by(validation: float) -> None:
-    with pytest.raises(CorpusError, match="takes at least 2"):
+    with pytest.raises(CorpusError, match="at least 2 are needed"):
         Streams(numbered(1000), 2, 5, 1, validation)
 
 

@@ -26,7 +26,7 @@ def test_the_same_bits_as_the_pure_functions(
         parts = (total, other)[:halves]
         total = sum(parts[1:], start=parts[0])
         weights, memory = fused_update.update(
-            weights, memory, parts, streams=48, clip=0.5, learning_rate=0.1
+            weights, memory, parts, total_streams=48, clip=0.5, learning_rate=0.1
         )
         gradient = specification.mean_and_clip(total, 48, 0.5)
         pure_weights, pure_memory = specification.adagrad(pure_weights, pure_memory, gradient, 0.1)
@@ -39,14 +39,16 @@ def test_what_is_passed_in_is_not_modified() -> None:
     for array in (weights, memory, total):
         array.flags.writeable = False
     new = fused_update.update(
-        weights, memory, (total, total), streams=2, clip=5.0, learning_rate=0.1
+        weights, memory, (total, total), total_streams=2, clip=5.0, learning_rate=0.1
     )
     assert not any(np.shares_memory(array, old) for array in new for old in (weights, memory))
 
 
 def test_the_mean_is_a_division_and_no_product_with_the_reciprocal() -> None:
     total, zeros = np.arange(1, 100, dtype="float32") ** 2, np.zeros(99, "float32")
-    squares = fused_update.update(zeros, zeros, (total,), streams=49, clip=1e9, learning_rate=0.1)
+    squares = fused_update.update(
+        zeros, zeros, (total,), total_streams=49, clip=1e9, learning_rate=0.1
+    )
     quotient, product = total / np.float32(49), total * np.float32(1 / 49)
     assert squares[1].tobytes() == (quotient * quotient).tobytes()
     assert squares[1].tobytes() != (product * product).tobytes()
@@ -55,6 +57,8 @@ def test_the_mean_is_a_division_and_no_product_with_the_reciprocal() -> None:
 def test_clip_limits_each_element_and_does_not_hide_what_is_not_a_number() -> None:
     gradient = np.array([-7.0, -5.0, -4.9, -0.0, 4.9, np.inf, -np.inf, np.nan])
     zeros = np.zeros(len(gradient))
-    squares = fused_update.update(zeros, zeros, (gradient,), streams=1, clip=5, learning_rate=0.1)
+    squares = fused_update.update(
+        zeros, zeros, (gradient,), total_streams=1, clip=5, learning_rate=0.1
+    )
     expected = np.array([5.0, 5.0, 4.9, 0.0, 4.9, 5.0, 5.0, np.nan])
     np.testing.assert_array_equal(squares[1], expected * expected)

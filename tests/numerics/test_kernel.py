@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import Parameters, count_parameters
 from tests.numerics import reference
 
@@ -33,7 +33,7 @@ def loss_and_gradient(
     inputs: NDArray[Any],
     targets: NDArray[Any],
     hidden: NDArray[Any],
-    progress: Callable[[], None] = nothing,
+    progress: Callable[[], None] = no_progress,
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Compute in a kernel of its own."""
     streams, seq_length = inputs.shape

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from manychar.numerics import numerics_fingerprint as module
-from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import count_parameters
 
 LIBRARIES = {"numpy": "2.4.0", "blas": "OpenBLAS 0.3.30 Haswell"}
@@ -19,7 +19,7 @@ def fingerprint(**changed: Any) -> str:
         "streams": 3,
         "dtype": "float32",
         "libraries": LIBRARIES,
-        "progress": nothing,
+        "progress": no_progress,
     }
     shape = usual | changed
     libraries, progress = shape.pop("libraries"), shape.pop("progress")

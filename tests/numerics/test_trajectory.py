@@ -18,6 +18,7 @@ from manychar.numerics.training_step import (
     TrainingState,
     advance,
     compute_shard,
+    kernel_of,
     start,
     weights_sha256,
 )
@@ -47,9 +48,9 @@ def begin(definition: Definition, text: str) -> tuple[TrainingState, Streams]:
 def run(definition: Definition, text: str, steps: int) -> list[TrainingState]:
     """Return states 0 … steps."""
     state, streams = begin(definition, text)
-    states = [state]
+    states, kernel = [state], kernel_of(definition, state.parameters.vocabulary_size)
     for _ in range(steps):
-        states.append(advance(states[-1], definition, streams))
+        states.append(advance(states[-1], definition, streams, kernel))
     return states
 
 
@@ -200,12 +201,13 @@ def arrays_of(state: TrainingState) -> list[NDArray[Any]]:
 def test_a_state_is_never_written_to_again() -> None:
     definition = definition_of(shards=2, streams=2)
     state, streams = begin(definition, TEXT)
+    kernel = kernel_of(definition, state.parameters.vocabulary_size)
     history = []
     for _ in range(6):
         history.append((state, [array.tobytes() for array in arrays_of(state)]))
         for array in arrays_of(state):
             array.flags.writeable = False
-        state = advance(state, definition, streams)
+        state = advance(state, definition, streams, kernel)
     for old, bytes_then in history:
         assert [array.tobytes() for array in arrays_of(old)] == bytes_then
 

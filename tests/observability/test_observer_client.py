@@ -54,7 +54,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     for worker in found["workers"].values():
         parts = worker["computing"] + worker["exchanging"] + worker["waiting"]
         assert 0 < parts <= worker["present"] + 1e-6
-        assert worker["units"] > 0
+        assert worker["gradients"] > 0
     assert found["checkpoint"] >= 0
     assert found["validation"] > 0
 
@@ -174,7 +174,7 @@ def _status(seconds: float, **figures: Any) -> Status:
 
 
 def _worker(seconds: float, **values: Any) -> WorkerStats:
-    usual = {"units": int(10 * seconds), "present": seconds}
+    usual = {"gradients": int(10 * seconds), "present": seconds}
     usual |= {"computing": 0.5 * seconds, "waiting": 0.1 * seconds}
     known = WorkerStats("ann", "here", "working", 1, 0, 0, *[0.0] * 4)
     return known._replace(**usual | values)

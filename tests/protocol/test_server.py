@@ -14,7 +14,7 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     PeerError,
-    Record,
+    RecordMetrics,
     Remember,
     ResumeBefore,
     Save,
@@ -619,7 +619,7 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     (weights,) = sent(effects, Weights, "ann")
     assert [(unit.shard, unit.step) for unit in weights.units] == [(0, 1), (1, 1)]
     effects = stage.advance_to(2, "ann")
-    assert only(effects, Record).status.step == 2
+    assert only(effects, RecordMetrics).status.step == 2
     assert only(effects, Save).state.step == 2
     assert not sent(effects, Grant)
     end = finish(stage.server.handle(CheckpointWritten(2), stage.now))

@@ -24,7 +24,7 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)
     assert (bob.present, bob.waiting, bob.late) == (1.0, 0.0, 1.0)
-    assert ann.units == ann.leases == len(stage.shards_of("ann"))
+    assert ann.gradients == ann.leases == len(stage.shards_of("ann"))
 
     for shard in stage.shards_of("bob"):
         stage.deliver("bob", shard, 0)
@@ -70,7 +70,7 @@ def test_dropped_messages_are_counted_by_worker() -> None:
     stage.deliver("ann", 0, 0)
     stage.deliver("ann", 0, 0)
     stage.server.handle(Malformed(b"ann", "no message"), stage.now)
-    assert (seen(stage)["ann"].units, seen(stage)["ann"].dropped) == (1, 2)
+    assert (seen(stage)["ann"].gradients, seen(stage)["ann"].dropped) == (1, 2)
 
 
 def test_many_workers_are_told_of_in_pages() -> None:

@@ -185,7 +185,7 @@ class ServerLoop:
                 self._show(status)
             case effects.Show(Weights() as weights):
                 self.screen.weights(weights)
-            case effects.Record(status):
+            case effects.RecordMetrics(status):
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
                 self._handle(self.engine.compute(effect))

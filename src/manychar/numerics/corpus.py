@@ -1,7 +1,7 @@
 """Text -> ids -> streams: which characters a shard reads at which step.
 
-The vocabulary is the text's distinct characters in code-point order, an id is a place in it, and
-the position in the text is a pure function of (shard, step). Nothing here remembers anything.
+The vocabulary is the text's distinct characters in code-point order, an id is an index into it, and
+the position in the text is a pure function of (shard, step).
 """
 
 import collections
@@ -18,7 +18,7 @@ CODE_POINTS = 0x110000
 
 
 class CorpusError(OptionError):
-    """A text that cannot be trained on. The message says what is missing."""
+    """A text that cannot be trained on."""
 
 
 def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
@@ -39,7 +39,7 @@ def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
     try:
         code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     except UnicodeEncodeError as error:
-        raise CorpusError(f"character {error.start:,} of the text is half a character") from None
+        raise CorpusError(f"character {error.start:,} of the text is a lone surrogate") from None
     present = np.zeros(CODE_POINTS, dtype=bool)
     present[code_points] = True
     vocabulary = np.flatnonzero(present)
@@ -91,7 +91,7 @@ class Streams:
         if self.validation > 0 and len(self.validation_ids) < 2:
             raise CorpusError(
                 f"--validation {self.validation} of {len(self.ids):,} characters leaves"
-                f" {len(self.validation_ids)} for validation: it takes at least 2"
+                f" {len(self.validation_ids)} for validation: at least 2 are needed"
             )
         characters = len(self.ids) - len(self.validation_ids)
         length = characters // (self.shards * self.streams)
@@ -100,7 +100,7 @@ class Streams:
             raise CorpusError(
                 f"the text has {characters:,} characters, and {self.shards} shards of"
                 f" {self.streams} streams of {self.seq_length} + 1 characters need {needed:,}:"
-                " take a longer text, or fewer --shards or --streams"
+                " use a longer text, or fewer --shards or --streams"
             )
         object.__setattr__(self, "length", length)
         read = self.ids[: self.shards * self.streams * length]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.kernel import nothing
+from manychar.numerics.kernel import no_progress
 from manychar.numerics.model import Parameters
 
 COLUMNS = 32
@@ -22,7 +22,9 @@ CHUNK = 2048  # characters whose losses are one matrix product
 
 
 def loss_of(
-    parameters: Parameters, ids: NDArray[np.unsignedinteger], progress: Callable[[], None] = nothing
+    parameters: Parameters,
+    ids: NDArray[np.unsignedinteger],
+    progress: Callable[[], None] = no_progress,
 ) -> float:
     """Return the mean loss, in nats a character, of the N - 1 characters after the first.
 

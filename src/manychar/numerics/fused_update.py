@@ -1,9 +1,9 @@
 """Sum, mean, clip and Adagrad in one pass, block by block, so that each block stays in the cache.
 
 Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
-Optimization", JMLR 12 (2011), in the form and the order of operations of min-char-rnn. A test holds
-this form to the bits of one whole array after the other. Where there are very many weights, two
-threads share the blocks: numpy's loops need no lock of the interpreter.
+Optimization", JMLR 12 (2011), in the form and the order of operations of min-char-rnn. A test
+compares its bits with those of the same operations on whole arrays. Where there are very many
+weights, two threads share the blocks: numpy's loops release the interpreter's lock.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +22,13 @@ def update(
     memory: NDArray[Any],
     gradient_halves: tuple[NDArray[Any], ...],
     *,
-    streams: int,
+    total_streams: int,
     clip: float,
     learning_rate: float,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (weights, memory) after one step, as new arrays; all shapes (P,), one dtype.
 
-    `gradient_halves` are one or two arrays: their sum is that over all `streams` = S * B.
+    `gradient_halves` are one or two arrays: their sum is that over all `total_streams` = S * B.
     """
     new_weights, new_memory = np.empty_like(weights), np.empty_like(memory)
     size = BLOCK_BYTES // weights.itemsize
@@ -39,8 +39,10 @@ def update(
         for block in blocks:
             m, w = new_memory[block], new_weights[block]
             g, root = two[:, : len(m)]
-            parts = [half[block] for half in gradient_halves]
-            np.divide(parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], g), streams, g)
+            total, *second = [half[block] for half in gradient_halves]
+            if second:
+                total = np.add(total, second[0], g)
+            np.divide(total, total_streams, g)
             g.clip(-clip, clip, out=g)
             np.multiply(g, g, root)
             np.add(memory[block], root, m)
@@ -53,8 +55,8 @@ def update(
     if len(weights) < SHARED_FROM:
         work(blocks)
     else:
-        with ThreadPoolExecutor(1) as other:
-            theirs = other.submit(work, blocks[1::2])
+        with ThreadPoolExecutor(1) as executor:
+            odd_blocks = executor.submit(work, blocks[1::2])
             work(blocks[::2])
-            theirs.result()
+            odd_blocks.result()
     return new_weights, new_memory

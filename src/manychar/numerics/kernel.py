@@ -3,10 +3,10 @@
     h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)        y[t] = Why h[t] + by        p[t] = softmax(y[t])
 
 Letters of the shapes: V characters in the vocabulary, H hidden units, T characters a step, B
-streams, n = T*B. Time comes first, (T, B, ...), so that the work of all time steps that do not wait
-for one another is one matrix product over n rows; only two products a time step remain, one
-forward and one back. The outputs stand on their side, (V, n): a softmax then runs along memory.
-The tests hold all of it to a plain form of the same arithmetic: one-hot vectors, a loop over time.
+streams, n = T*B. Time comes first, (T, B, ...): what does not depend on the time step before is one
+matrix product over n rows, and only two products a time step remain, one forward and one back. The
+outputs are transposed, (V, n): a softmax then runs along memory. The tests compare the kernel with
+a plain form of the same arithmetic: one-hot vectors, a loop over time.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from manychar.numerics.model import Parameters, count_parameters
 TRANSPOSED_AT_ONCE = 128
 
 
-def nothing() -> None:
-    """Do nothing: the progress callback of a caller without one."""
+def no_progress() -> None:
+    """Do nothing: the default of a progress callback."""
 
 
 # More attributes than elsewhere: every buffer is allocated once, and has a name.
@@ -54,18 +54,18 @@ class Kernel:
         self._make_views()
 
     def _make_views(self) -> None:
-        """Make the views of the buffers that every step needs: by name, by row, by time step."""
+        """Make the views that every step needs: by name, by row, by time step."""
         self._w, self._d = self._weights.named(), self._gradient.named()
         self._rows_of_sums = list(self._sums)
         self._forward = list(zip(self._inputs, self._states[:-1], self._states[1:], strict=True))
         self._backward = list(zip(self._dh, self._slope, self._da, strict=True))[::-1]
 
     def load(self, flat: NDArray[Any]) -> None:
-        """Take weights, shape (P,), to compute on from now on: a copy, in the kernel's own form."""
+        """Copy the weights, shape (P,), that the next computations use."""
         self._weights.flat[:] = flat
         np.add(self._w["Wxh"].T, self._w["bh"], out=self._rows)
         for start in range(0, len(self._WhhT), TRANSPOSED_AT_ONCE):
-            some = slice(start, start + TRANSPOSED_AT_ONCE)  # a large one at once misses the caches
+            some = slice(start, start + TRANSPOSED_AT_ONCE)  # a larger block misses the caches
             self._WhhT[:, some] = self._w["Whh"][some].T
 
     def compute(
@@ -73,7 +73,7 @@ class Kernel:
         inputs: NDArray[Any],
         targets: NDArray[Any],
         hidden: NDArray[Any],
-        progress: Callable[[], None] = nothing,
+        progress: Callable[[], None] = no_progress,
     ) -> tuple[float, Parameters, NDArray[Any]]:
         """Return (loss, gradient, next hidden state) of T characters of B streams, as new arrays.
 
@@ -96,7 +96,9 @@ class Kernel:
 
     def _compute_states(self, progress: Callable[[], None]) -> None:
         """h[t] = tanh(Wxh x[t] + bh + Whh h[t-1]); the product with a one-hot x chooses a row."""
-        self._rows.take(self._x, axis=0, out=self._inputs, mode="clip")  # "raise" takes a detour
+        self._rows.take(
+            self._x, axis=0, out=self._inputs, mode="clip"
+        )  # "raise" would use a buffer
         WhhT, add, tanh = self._WhhT, np.add, np.tanh
         for x, before, h in self._forward:  # each (B, H)
             before.dot(WhhT, h)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import count_parameters
 from manychar.numerics.run_definition import canonical_json
 
 
 def fingerprint(
-    kernel: Kernel, libraries: Mapping[str, str], progress: Callable[[], None] = nothing
+    kernel: Kernel, libraries: Mapping[str, str], progress: Callable[[], None] = no_progress
 ) -> str:
     """Return 64 hexadecimal digits for the kernel's shapes and dtype, and these libraries.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from manychar.numerics import fused_update
 from manychar.numerics.corpus import Batch, Streams
-from manychar.numerics.kernel import Kernel, nothing
+from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import Parameters, initialize
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.tree_reduction import TreeSum
@@ -23,7 +23,7 @@ from manychar.numerics.tree_reduction import TreeSum
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingState:
-    """All there is between two steps. No array in it is ever written to again.
+    """The state between two steps. No array in it is ever written to again.
 
     `parameters` are those after `step` updates, `memory` is Adagrad's, shape (P,); `hidden`, shape
     (S, B, H), is each shard's raw state before step `step`. Losses are in nats, summed over T
@@ -64,12 +64,12 @@ def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
 
 
 def compute_shard(
-    kernel: Kernel, batch: Batch, hidden: NDArray[Any], progress: Callable[[], None] = nothing
+    kernel: Kernel, batch: Batch, hidden: NDArray[Any], progress: Callable[[], None] = no_progress
 ) -> tuple[float, Parameters, NDArray[Any]]:
     """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
 
     The kernel has been loaded with the weights. `hidden` is the raw stored state; where the text
-    starts again it is taken as zero. Raises IndexError for an id that is not in the vocabulary.
+    starts again, zeros are used instead. Raises IndexError for an id that is not in the vocabulary.
     """
     if batch.ids.max() >= kernel.vocabulary_size:
         raise IndexError(f"an id that is not in 0 … {kernel.vocabulary_size - 1}")
@@ -88,13 +88,13 @@ def apply(
 ) -> TrainingState:
     """Return the state after one step, from the sums over all shards and the next hidden states.
 
-    The gradient's sum is in two halves, as TreeSum has it, or in one piece.
+    `gradient_halves` are those of a TreeSum: their sum is the gradient's.
     """
     flat, memory = fused_update.update(
         state.parameters.flat,
         state.memory,
         gradient_halves,
-        streams=definition.total_streams,
+        total_streams=definition.total_streams,
         clip=definition.clip,
         learning_rate=definition.learning_rate,
     )
@@ -109,13 +109,9 @@ def apply(
 
 
 def advance(
-    state: TrainingState, definition: Definition, streams: Streams, kernel: Kernel | None = None
+    state: TrainingState, definition: Definition, streams: Streams, kernel: Kernel
 ) -> TrainingState:
-    """Return the next state, every shard's gradient computed here, one after the other.
-
-    Give a kernel of this definition to use its buffers again.
-    """
-    kernel = kernel or kernel_of(definition, state.parameters.vocabulary_size)
+    """Return the next state, every shard's gradient computed here, one after the other."""
     kernel.load(state.parameters.flat)
     gradient_sum = TreeSum[NDArray[Any]](definition.shards)
     loss_sum = TreeSum[float](definition.shards)
@@ -135,6 +131,6 @@ def advance(
 
 
 def weights_sha256(parameters: Parameters) -> str:
-    """Return the hash that people compare: over the little-endian bytes of the five parameters."""
+    """Return the SHA-256 of the five parameters' little-endian bytes."""
     little = parameters.flat.astype(parameters.flat.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(little.tobytes()).hexdigest()

@@ -25,7 +25,7 @@ class TreeSum(Generic[Summand]):
         self._waiting: dict[tuple[int, int], Summand] = {}
 
     def add(self, index: int, value: Summand) -> None:
-        """Bring in summand `index`, once; IndexError if there is no such summand."""
+        """Add summand `index`, once; IndexError if there is no such summand."""
         if not 0 <= index < self.count:
             raise IndexError(f"summand {index} of {self.count}")
         level, width = 0, self.count
@@ -42,11 +42,11 @@ class TreeSum(Generic[Summand]):
 
     @property
     def complete(self) -> bool:
-        """Whether every summand has come."""
+        """Whether every summand has been added."""
         return len(self._halves) == min(self.count, 2)
 
     def halves(self) -> tuple[Summand, ...]:
-        """Return what the sum is the sum of, two values or the only one; ValueError before that."""
+        """Return the last two partial sums, or the only summand; ValueError before that."""
         if not self.complete:
             raise ValueError("a sum with a summand missing has no value")
         return tuple(self._halves[index] for index in sorted(self._halves))

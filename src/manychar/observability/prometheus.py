@@ -86,7 +86,7 @@ def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
         labels = worker.name, worker.host
         late.add_metric(labels, worker.late)
         shards.add_metric(labels, worker.leases)
-        gradients.add_metric(labels, worker.units)
+        gradients.add_metric(labels, worker.gradients)
         for doing in ("computing", "exchanging", "waiting"):
             seconds.add_metric([*labels, doing], getattr(worker, doing))
     yield from (by_state, late, shards, gradients, seconds)

@@ -124,7 +124,7 @@ def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> l
     parts = (share.computing, share.exchanging, share.waiting)
     return [
         *(worker.name, worker.host, worker.state, str(worker.leases)),
-        f"{share.units * size.streams * size.seq_length / seconds:,.0f}",
+        f"{share.gradients * size.streams * size.seq_length / seconds:,.0f}",
         *(f"{100 * part / seconds:.0f} %" for part in parts),
         f"{worker.late:.1f} s" if worker.late >= LATE_FROM else "",
         f"{worker.dropped:,}" if worker.dropped else "",
@@ -136,7 +136,7 @@ def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
     if before is None or before.present >= worker.present:
         return worker
     return worker._replace(
-        units=worker.units - before.units,
+        gradients=worker.gradients - before.gradients,
         present=worker.present - before.present,
         computing=max(0.0, worker.computing - before.computing),
         waiting=max(0.0, worker.waiting - before.waiting),

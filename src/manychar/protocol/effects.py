@@ -66,7 +66,7 @@ class Append(Effect):
     weights: Frame
 
 
-class Record(Effect):
+class RecordMetrics(Effect):
     """Add these figures to the run's metrics."""
 
     status: Status

@@ -98,7 +98,7 @@ class Lifecycle(ServerPart):
         loss, weights = self._aggregation.loss, as_frame(state.parameters.flat)
         self._outbox.add(effects.Append(step, loss, weights))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self._outbox.add(effects.Record(self._status_report.figures(now)))
+            self._outbox.add(effects.RecordMetrics(self._status_report.figures(now)))
         if ends:
             self.save(now)
             return

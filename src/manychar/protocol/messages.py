@@ -262,14 +262,14 @@ class WorkerStats(NamedTuple):
     """One worker's use of time since it joined, in seconds: `present` is the total.
 
     `computing` is as the worker reports it, `waiting` without anything to compute, `late` the time
-    that the step has waited for it. `units` counts accepted gradients, `dropped` messages.
+    that the step has waited for it. `gradients` counts accepted ones, `dropped` messages.
     """
 
     name: field.Name
     host: field.Text
     state: field.Name
     leases: field.Integer
-    units: field.Integer
+    gradients: field.Integer
     dropped: field.Integer
     present: field.Number
     computing: field.Number

@@ -145,7 +145,7 @@ class StatusReport(ServerPart):
             host=member.host,
             state=state,
             leases=len(shards),
-            units=tally.accepted,
+            gradients=tally.accepted,
             dropped=tally.dropped,
             present=now - tally.since,
             computing=tally.computing,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from manychar.numerics import fused_update
-from manychar.numerics.kernel import nothing
+from manychar.numerics.kernel import no_progress
 from manychar.numerics.training_step import advance, kernel_of, start
 from tests.benchmarks.sides.texts import definition_of, streams_of
 from tests.benchmarks.task import Task
@@ -23,15 +23,15 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
     advance(state, definition, streams, kernel)
     parts = {
         "weights into the kernel": lambda: kernel.load(state.parameters.flat),
-        "forward through time": lambda: kernel._compute_states(nothing),
+        "forward through time": lambda: kernel._compute_states(no_progress),
         "outputs, softmax, loss": kernel._compute_loss,
-        "back through time": lambda: kernel._back_through_time(nothing),
+        "back through time": lambda: kernel._back_through_time(no_progress),
         "gradient of the weights": kernel._compute_gradient,
         "mean, clip, Adagrad": lambda: fused_update.update(
             state.parameters.flat,
             state.memory,
             (gradient,),
-            streams=definition.total_streams,
+            total_streams=definition.total_streams,
             clip=definition.clip,
             learning_rate=definition.learning_rate,
         ),

@@ -24,7 +24,7 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
     for shard, gradient in enumerate(gradients):
         total.add(shard, gradient)
     return fused_update.update(
-        weights, memory, total.halves(), streams=STREAMS, clip=BOUND, learning_rate=RATE
+        weights, memory, total.halves(), total_streams=STREAMS, clip=BOUND, learning_rate=RATE
     )
 
 
