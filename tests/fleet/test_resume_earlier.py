@@ -1,4 +1,4 @@
-"""A wrong gradient that was applied: the server executes itself anew, from before it."""
+"""A wrong gradient that was applied: the server executes itself again, from before it."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manychar.fleet.server_process import PENDING_STOP, execute_anew
+from manychar.fleet.server_process import PENDING_STOP, execute_again
 from manychar.processes.errors import CRASHED
 from manychar.protocol.effects import Finish
 from tests.commands import SMALL, Commands
@@ -68,7 +68,7 @@ def test_train_comes_to_the_same_bits(
         *("train", str(text), "--run-dir", "run", "--workers", "2", *FLAGS), env=spoiling
     )
     assert done.code == 0, done.err
-    assert "this server executes itself anew" in done.err
+    assert "this server executes itself again" in done.err
     run = manychar.directory / "run"
     expect_resumed(run)
     expect_same_bits(run, text)
@@ -108,6 +108,6 @@ def test_a_server_that_cannot_execute_itself_anew_is_started_again_by_others(
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "execve", fails)
-    finish = execute_anew([], environment={}, asked=Finish(75, "stopped"))
+    finish = execute_again([], environment={}, asked=Finish(75, "stopped"))
     assert finish.code == CRASHED
     assert "cannot allocate memory" in finish.reason

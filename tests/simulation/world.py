@@ -293,7 +293,7 @@ class World:
 
     def server_resumes(self, effect: ResumeBefore) -> None:
         """Let the server remember what it was told and end; the next one resumes earlier."""
-        self.log(lambda: f"server executes itself anew: {effect}")
+        self.log(lambda: f"server executes itself again: {effect}")
         self.oracle.resumes(effect, self.disk.banned)
         self.times_resumed += 1
         self.disk.resume_before = effect.step

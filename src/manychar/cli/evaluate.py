@@ -8,9 +8,9 @@ from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
 from manychar.cli.run_setup import numerics_of
 from manychar.numerics.option import Option
+from manychar.observability.text_format import bits_of
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.text_format import bits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -67,4 +67,5 @@ def verify_share(run_dir: Run) -> None:
     pin(numerics_of(run_dir))
     from manychar.verification.verify import check_share
 
-    check_share(run_dir, json.load(sys.stdin), lambda line: print(json.dumps(line), flush=True))
+    pieces = json.loads(sys.stdin.readline())
+    check_share(run_dir, pieces, lambda line: print(json.dumps(line), flush=True))

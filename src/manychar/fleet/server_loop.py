@@ -96,7 +96,6 @@ class ServerLoop:
         self.loop.on_suspension(lambda seconds: self._handle(events.Suspended(seconds)))
 
     def signalled(self, number: int) -> None:
-        """Stop: the process was told to."""
         if not has_parent():  # a parent logs it itself
             logger.info(STOPPING)
         if number == signal.SIGINT:
@@ -152,7 +151,7 @@ class ServerLoop:
                     self._handle(events.Malformed(peer, str(error), owner))
 
     def _read_results(self, result: ValidationResult) -> None:
-        """Take the new validation losses; a fault says why the asked one is not in the log."""
+        """Read the new validation losses; a fault says why that of the step is not in the log."""
         step, fault = result
         try:
             losses = self.resume_point.validation.read()

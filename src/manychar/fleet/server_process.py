@@ -1,6 +1,6 @@
 """Starts the server: locks the run, resumes it from its newest checkpoint, listens, and serves it.
 
-Where a wrong gradient had been applied, the process executes itself anew and resumes from a
+Where a wrong gradient had been applied, the process executes itself again and resumes from a
 checkpoint before it.
 """
 
@@ -44,7 +44,7 @@ def serve(
 ) -> Finish:
     """Serve a run until it ends, and return how it ended. `keys` say which clients are admitted.
 
-    Where the run has to resume earlier, this process executes itself anew; `flags` are what its
+    Where the run has to resume earlier, this process executes itself again; `flags` are what its
     command line has besides --resume and --bind. Raises UserError where the directory is damaged or
     locked, the endpoint is in use, or this machine's numerics are not the run's.
     """
@@ -83,7 +83,7 @@ def serve(
         return outcome
     arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
     variables, asked = server.notifier.variables, machine.lifecycle.asked
-    return execute_anew(arguments, environment=variables, asked=asked)
+    return execute_again(arguments, environment=variables, asked=asked)
 
 
 def _close(*logs: AppendLog) -> None:
@@ -101,7 +101,7 @@ def _resumed_run(
     vocabulary, streams = directory.streams()
     state, losses = resume_point.checkpoint.state, resume_point.validation_losses
     engine = Engine(dimensions_of(directory.definition, len(vocabulary)))
-    here = engine.compute_fingerprint()
+    computed = engine.compute_fingerprint()
     run = RunSpec(
         run=directory.run,
         term=term,
@@ -110,8 +110,8 @@ def _resumed_run(
         streams=streams,
         vocabulary=vocabulary,
         state=state,
-        fingerprint=here.fingerprint,
-        libraries=here.libraries,
+        fingerprint=computed.fingerprint,
+        libraries=computed.libraries,
         banned=directory.facts.banned,
         seconds_before=resume_point.seconds,
         validation_losses=losses,
@@ -140,7 +140,7 @@ def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
     )
 
 
-def execute_anew(
+def execute_again(
     arguments: Sequence[str], *, environment: Mapping[str, str], asked: Finish | None
 ) -> Finish:
     """Replace this process by a new server, which resumes earlier; return only where that fails.
@@ -148,17 +148,17 @@ def execute_anew(
     A stop that was asked for is handed on: the new server first sets aside the checkpoints that
     are wrong.
     """
-    logger.info("this server executes itself anew")
+    logger.info("this server executes itself again")
     pending = {} if asked is None else {PENDING_STOP: json.dumps([asked.code, asked.reason])}
     command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
     try:
         os.execve(command[0], command, variables)  # noqa: S606 - this program itself
     except OSError as error:
-        reason = f"the server could not execute itself anew: {because(error)}; resume the run"
+        reason = f"the server could not execute itself again: {because(error)}; resume the run"
         return Finish(CRASHED, reason)
 
 
 def pending_stop() -> Finish | None:
-    """Return the stop that this process was asked for before it executed itself anew."""
+    """Return the stop that this process was asked for before it executed itself again."""
     text = os.environ.pop(PENDING_STOP, "")
     return Finish(*json.loads(text)) if text else None

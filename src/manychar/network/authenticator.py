@@ -1,8 +1,8 @@
-"""Decides who may connect: libzmq asks for each handshake (ZAP, ZeroMQ RFC 27), and this answers.
+"""Accepts or refuses each handshake: libzmq asks by ZAP (ZeroMQ RFC 27) which clients may connect.
 
 Every message of an accepted connection carries its public key as `User-Id`, so that a key that is
-revoked later is noticed at its next message. While the list of clients cannot be read,
-no new connection is accepted, and those that are there stay.
+revoked later is noticed at its next message. While the list of clients cannot be read, no new
+connection is accepted, and the present ones stay.
 """
 
 import logging
@@ -86,7 +86,7 @@ class Authenticator:
         return owner in self._current
 
     def _read_list(self, max_age: float = 0.0) -> None:
-        """Read the list again where it has changed; accept nobody while it cannot be read."""
+        """Read the list again where it has changed; accept no client while it cannot be read."""
         if time.monotonic() < self._read_at + max_age:
             return
         self._read_at = time.monotonic()

@@ -98,7 +98,7 @@ class Dealer:
                     self.refusal = refusal
                     self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
         if not self._is_connected and not self.socket.poll(0):
-            self._try_to_connect(time.monotonic())  # it drops what is unread: a server's last words
+            self._try_to_connect(time.monotonic())  # it drops unread messages: a server's last ones
 
     def _try_to_connect(self, now: float) -> None:
         """Connect again where libzmq does not: after a refusal, and to a name's next address."""

@@ -17,7 +17,7 @@ TRY_FOR = 5.0  # as long as a server lets a handshake take: the network may be s
 
 
 class NameResolver:
-    """The endpoints that a name stands for, again and again, each round looked up anew.
+    """The endpoints that a name stands for, again and again; each round is a new look-up.
 
     getaddrinfo(3) can block for half a minute where no name server answers, and a signal does not
     end it. So each look-up has a thread: Ctrl-C and time limits take effect meanwhile.

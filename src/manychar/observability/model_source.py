@@ -17,8 +17,8 @@ from manychar.numerics.corpus import encode_with
 from manychar.numerics.model import Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
 from manychar.observability.snapshot import Snapshot
+from manychar.observability.text_format import printable
 from manychar.processes.errors import UserError
-from manychar.processes.text_format import printable
 from manychar.protocol.messages import Dimensions, Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.run_directory import RunDirectory, open_run

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from manychar.observability.history import open_history
+from manychar.observability.text_format import bits_of
 from manychar.processes.errors import UserError, because
-from manychar.processes.text_format import bits_of
 from manychar.storage.atomic_files import replace_where_told
 
 By = Literal["steps", "characters"]

@@ -25,9 +25,9 @@ from manychar.observability.history import (
 )
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
+from manychar.observability.text_format import bits_of, duration
 from manychar.processes import log
 from manychar.processes.errors import because
-from manychar.processes.text_format import bits_of, duration
 from manychar.protocol.messages import Weights
 from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.run_directory import RunDirectory

@@ -16,8 +16,8 @@ from manychar.network.keys import ClientKey
 from manychar.observability.history import Point, point_of, recent_speed
 from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
+from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.processes.text_format import duration
 from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Dimensions, Status, WorkerStats
 

@@ -53,25 +53,24 @@ class ChildProcess(subprocess.Popen[bytes]):
         stdout: int = subprocess.DEVNULL,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        theirs, self.parent_pipe = os.pipe()
+        child_pipe, self.parent_pipe = os.pipe()
         try:
             super().__init__(
                 [*PROGRAM, *arguments],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                env={**os.environ, **(env or {}), parent_death.VARIABLE: str(theirs)},
-                pass_fds=(theirs,),
+                env={**os.environ, **(env or {}), parent_death.VARIABLE: str(child_pipe)},
+                pass_fds=(child_pipe,),
                 start_new_session=True,
             )
         except BaseException:
             os.close(self.parent_pipe)
             raise
         finally:
-            os.close(theirs)
+            os.close(child_pipe)
 
     def close(self) -> None:
-        """Close every pipe to it."""
         os.close(self.parent_pipe)
         for pipe in (self.stdin, self.stdout, self.stderr):
             if pipe is not None:

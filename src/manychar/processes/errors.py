@@ -8,7 +8,7 @@ CRASHED = 70  # by an exception that is a fault of this program: a supervisor st
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
 
-STOPPING = "stopping: the step is ended and a checkpoint written; once more ends at once"
+STOPPING = "stopping: the step is ended and a checkpoint written; press again to exit immediately"
 
 
 class UserError(Exception):

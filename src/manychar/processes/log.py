@@ -31,7 +31,6 @@ class Formatter(logging.Formatter):
         self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
         text = self._prefix + record.getMessage()
         if not is_json():
             return text
@@ -45,7 +44,6 @@ class StderrHandler(logging.Handler):
     """Writes each line to standard error, also where nothing reads it any more."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
         with contextlib.suppress(OSError, ValueError):
             print(self.format(record), file=sys.stderr, flush=True)
 

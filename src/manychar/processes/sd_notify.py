@@ -29,11 +29,9 @@ class Notifier:
         self._alive_at = self._status_at = 0.0
 
     def ready(self, status: str) -> None:
-        """Report that this process does its work from now on."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def stopping(self) -> None:
-        """Report that it ends in good order."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:

@@ -40,7 +40,6 @@ class SelfPipe:
         self._signals: list[int] = []
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading."""
         return self._read.fileno()
 
     def wake(self) -> None:
@@ -81,6 +80,5 @@ class SelfPipe:
                 signal.signal(again, end_at_once)
 
     def close(self) -> None:
-        """Give the descriptors back."""
         self._read.close()
         self._write.close()

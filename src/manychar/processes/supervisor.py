@@ -83,7 +83,6 @@ class ProcessSlot:
                 self.process.stdin.flush()
 
     def signal(self, number: int) -> None:
-        """Send a signal to its process, if there is one."""
         if self.process is not None:
             self.process.send_signal(number)
 
@@ -119,7 +118,6 @@ class Supervisor:
         loop.on_deadline(self.deadline, self.start_due)
 
     def start(self, slot: ProcessSlot) -> None:
-        """Start a slot's command."""
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         stdin, stdout = pipe if slot.has_stdin else null, pipe if slot.on_line else null
         process = ChildProcess(slot.arguments, stdin=stdin, stdout=stdout, env=self._env)
@@ -148,11 +146,9 @@ class Supervisor:
         return failure
 
     def deadline(self) -> float | None:
-        """Return when the next slot is to be started again."""
         return min((s.restart_at for s in self.slots if s.restart_at is not None), default=None)
 
     def start_due(self) -> None:
-        """Start the slots whose pause is over."""
         for slot in self.slots:
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
                 self.start(slot)

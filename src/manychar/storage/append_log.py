@@ -1,7 +1,7 @@
 """Append-only logs: a JSON object a line, whose last key is a chained CRC-32.
 
 Each checksum continues the one of the line before, so a line that is missing, moved or altered
-shows in all that follow. The torn line of a process that was killed is reported and cut off.
+shows in all that follow. The torn line of a process that was killed is reported and truncated.
 """
 
 import json
@@ -78,9 +78,9 @@ class AppendLog:
     """
 
     def __init__(self, path: Path, extent: Extent) -> None:
-        """Continue at a reader's extent; the rest is cut off. Raises OSError."""
+        """Continue at a reader's extent; the rest is truncated. Raises OSError."""
         if extent.fault:
-            logger.warning(f"{path.name}: {extent.fault}: cut off there, and not trusted")
+            logger.warning(f"{path.name}: {extent.fault}: truncated there")
         self.path = path
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._file.truncate(extent.length)

@@ -17,7 +17,7 @@ def as_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: dict[str, str]
     """Return the file that holds these arrays, of at least one dimension, and this metadata.
 
     The library writes metadata in an order that changes from call to call, so the header (8 bytes
-    of length, then JSON) is written anew with its keys in order.
+    of length, then JSON) is written again with its keys in order.
     """
     # safetensors writes arrays that are not contiguous wrongly, and says nothing.
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}

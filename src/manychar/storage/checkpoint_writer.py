@@ -32,12 +32,10 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="checkpoints")
 
     def __enter__(self) -> Self:
-        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait until everything is written."""
         self._pending.put(None)
         self._thread.join()
 
@@ -78,7 +76,7 @@ class Writer:
                 failure = because(error)
             except UserError as error:
                 failure = f"read back: {error}"
-            except Exception as error:  # reported to the loop, as the others
+            except Exception as error:
                 failure = repr(error)
             self._news.put((state.step, failure))
             self._wake()

@@ -88,7 +88,6 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
         return self.path / CHECKPOINTS_NAME
 
     def streams(self) -> tuple[str, Streams]:
@@ -127,7 +126,7 @@ class RunDirectory:
         return dataclasses.replace(self, facts=dataclasses.replace(self.facts, **changes))
 
     def write_config(self) -> None:
-        """Write config.json anew. Raises OSError."""
+        """Write config.json. Raises OSError."""
         packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
         config: dict[str, Any] = {
             "format": FORMAT_VERSION,
@@ -179,7 +178,7 @@ def _refuse_what_is_there(path: Path) -> None:
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
     if path.exists() and not unfinished and (not path.is_dir() or any(path.iterdir())):
         hint = f", or go on with it by --resume {path}" if resumable else ""
-        raise UserError(f"{path}: something is there already; choose another --run-dir{hint}")
+        raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
 
 
 def _fill(directory: RunDirectory, corpus: Corpus) -> None:

@@ -5,7 +5,6 @@ checkpoint holds (checkpoint 0 is compared with the definition's first state), s
 comes to the checkpoint at its end, the whole run does; and pieces can be computed side by side.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -165,58 +164,46 @@ def verify(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Fi
         found = (check(piece, progress) for piece in plan.pieces)
         return next((finding for finding in found if finding is not None), None)
     shares = [plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))]
-    with EventLoop() as loop:
-        return _Verification(loop, progress).run(shares)
+    return _verify_in_processes(shares, progress)
 
 
-class _Verification:
-    """Child processes that each compute a share of the pieces again."""
+def _verify_in_processes(
+    shares: list[list[Piece]], progress: Callable[[int], None]
+) -> Finding | None:
+    """Compute each share again in a child process; return the first difference."""
+    found: dict[int, Finding | str] = {}  # by the step that a piece begins at
+    failures: list[str] = []
 
-    def __init__(self, loop: EventLoop, progress: Callable[[int], None]) -> None:
-        self._loop = loop
-        self._progress = progress
-        self._supervisor = Supervisor(loop, on_end=self._ended)
-        self._findings: dict[int, Finding | str] = {}  # by the step that a piece begins at
-        self._failure = ""
-
-    def run(self, shares: list[list[Piece]]) -> Finding | None:
-        """Return the first difference. Raises UserError."""
-        try:
-            for i, share in enumerate(shares):
-                self._start(f"process {i + 1} of verify", share)
-            while not (self._failure or all(slot.is_empty for slot in self._supervisor.slots)):
-                self._loop.turn()
-        finally:
-            failure = self._failure
-            self._supervisor.kill()
-        if failure:
-            raise UserError(failure, code=RUN_FAILED)
-        first = self._findings[min(self._findings)] if self._findings else None
-        if isinstance(first, str):
-            raise UserError(first)
-        return first
-
-    def _start(self, name: str, share: list[Piece]) -> None:
-        arguments = ["verify-share", str(share[0].path)]
-        slot = ProcessSlot(name=name, arguments=arguments, on_line=self._take, has_stdin=True)
-        self._supervisor.start(slot)
-        if slot.process is not None and slot.process.stdin is not None:
-            pieces = [(piece.begin, piece.end, list(piece.digests.items())) for piece in share]
-            with contextlib.suppress(BrokenPipeError), slot.process.stdin as pipe:
-                pipe.write(json.dumps(pieces).encode())
-
-    def _take(self, line: str) -> None:
+    def read_line(line: str) -> None:
         match json.loads(line):
             case {"steps": steps}:
-                self._progress(steps)
+                progress(steps)
             case {"begin": begin, "fault": fault}:
-                self._findings[begin] = fault
+                found[begin] = fault
             case {"begin": begin, "step": step, "array": array}:
-                self._findings[begin] = Finding(step, array)
+                found[begin] = Finding(step, array)
 
-    def _ended(self, slot: ProcessSlot, code: int) -> None:
+    def ended(slot: ProcessSlot, code: int) -> None:
         if code:
-            self._failure = f"{slot.name} ended {how_it_ended(code)}"
+            failures.append(f"{slot.name} ended {how_it_ended(code)}")
+
+    with EventLoop() as loop:
+        supervisor = Supervisor(loop, on_end=ended)
+        loop.callback(supervisor.kill)
+        for i, share in enumerate(shares):
+            name, arguments = f"process {i + 1} of verify", ["verify-share", str(share[0].path)]
+            slot = ProcessSlot(name=name, arguments=arguments, on_line=read_line, has_stdin=True)
+            supervisor.start(slot)
+            pieces = [(piece.begin, piece.end, list(piece.digests.items())) for piece in share]
+            slot.write(json.dumps(pieces) + "\n")
+        while not (failures or all(slot.is_empty for slot in supervisor.slots)):
+            loop.turn()
+    if failures:
+        raise UserError(failures[0], code=RUN_FAILED)
+    first = found[min(found)] if found else None
+    if isinstance(first, str):
+        raise UserError(first)
+    return first
 
 
 def check_share(path: Path, pieces: list[Any], tell: Callable[[dict[str, Any]], None]) -> None:

@@ -10,7 +10,7 @@ from html import escape
 from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import recent_speed, seconds_left
 from manychar.observability.status import COLUMNS
-from manychar.processes.text_format import bits_of, duration, printable
+from manychar.observability.text_format import bits_of, duration, printable
 
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
 <span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
