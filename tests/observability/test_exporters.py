@@ -217,8 +217,8 @@ def test_figures_are_those_of_the_report() -> None:
         metrics.close()
 
 
-def test_a_roll_back_is_no_reset_of_the_counter() -> None:
-    """Prometheus takes a counter that falls for one that began anew, and adds all of it again."""
+def test_a_restarted_server_does_not_reset_the_counter() -> None:
+    """Prometheus reads a falling counter as a new one, and adds all of it again."""
     metrics = Metrics(LOOPBACK, 0)
     try:
         for seconds in (8.0, 5.0, 9.0):

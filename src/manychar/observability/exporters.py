@@ -27,7 +27,7 @@ SAMPLE_LENGTH = 200
 
 @contextlib.contextmanager
 def _usable(flag: str, value: Path | int, extra: str) -> Iterator[None]:
-    """Raise UserError for what is not installed, or cannot be written or listened at."""
+    """Raise UserError where the extra is missing, or the directory or port cannot be used."""
     try:
         with needing(extra, flag):
             yield
@@ -47,7 +47,7 @@ def open_event_files(directory: Path) -> "EventFiles":
 def exporters(
     *, tensorboard: Path | None = None, metrics_port: int | None = None
 ) -> Iterator[list[Exporter]]:
-    """Yield the exporters that are wanted; they are closed at the end. Raises UserError."""
+    """Yield the exporters of these options; they are closed at the end. Raises UserError."""
     with contextlib.ExitStack() as stack:
         targets: list[Exporter] = []
         if tensorboard is not None:
@@ -66,7 +66,7 @@ def exporters(
 def export_live(
     endpoint: str, key: ClientKey | None, targets: Iterable[Exporter], *, connect_timeout: float
 ) -> None:
-    """Export a live run until it ends. A lost server has `connect_timeout` seconds to come back.
+    """Export a live run until it ends. A lost server has `connect_timeout` seconds to answer.
 
     Raises UserError as `events_of` does.
     """

@@ -61,7 +61,7 @@ class Metrics(Exporter):
         for name, text, value in gauges:
             if value is not None:
                 yield GaugeMetricFamily(f"manychar_{name}", text, value=value)
-        text = "Characters that were trained on, steps that were done again included"
+        text = "Characters trained on, repeated steps included"
         yield CounterMetricFamily("manychar_characters", text, value=self._characters)
         dropped = CounterMetricFamily("manychar_dropped", "Dropped or done again", labels=["what"])
         for what, count in status.counts.items():

@@ -42,7 +42,7 @@ def test_however_long_a_run_the_whole_of_it_is_kept_within_bounds() -> None:
     assert (view.samples[0].step, view.samples[-1].step) == (0, 1_999)
 
 
-def test_steps_that_are_done_again_are_forgotten() -> None:
+def test_steps_that_are_repeated_are_replaced() -> None:
     view = View(source="run")
     for step in (100, 200, 300):
         view = view.with_point(point(step), (step, 2.0)).with_sample(sample(step))

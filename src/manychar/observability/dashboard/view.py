@@ -53,7 +53,7 @@ class View:
         return self if run == self.run else View(source=self.source, run=run, facts=facts)
 
     def with_point(self, point: Point, validation: tuple[int, float] | None) -> Self:
-        """Add a point. After a roll back, steps are done again: what was later is dropped."""
+        """Add a point. A restarted server repeats steps: what was later is dropped."""
         old = self.history
         points = [each for each in old.points if each.step < point.step]
         losses = {step: nats for step, nats in old.validation_losses if step <= point.step}
