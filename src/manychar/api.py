@@ -65,9 +65,8 @@ def _method_with_options(
 
 
 def _documented(options: Any, function: Any) -> Any:
-    first = [
-        each for each in inspect.signature(function).parameters.values() if each.name == "self"
-    ]
+    own = inspect.signature(function).parameters
+    first = [own["self"]] if "self" in own else []
     signature = inspect.Signature([*first, *inspect.signature(options).parameters.values()])
 
     @functools.wraps(function)
