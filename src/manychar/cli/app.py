@@ -76,8 +76,7 @@ def _add(
 _add(train.train, "book.txt --hidden 256 --workers 4 --steps 20000")
 _add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS")
 _add(worker.worker, "tcp://server.lan:5577 --key worker.key --processes 4")
-SAMPLE = "runs/RUN --prime 'Once ' --temperature 0.8 --length 500"
-_add(sample.sample, SAMPLE, numerics="portable")
+_add(sample.sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics="portable")
 _add(evaluate.evaluate, "runs/RUN other.txt --unknown skip")
 _add(verify.verify, "runs/RUN --from 1000 --to 2000")
 _add(equivalence.equivalence, "book.txt --hidden 64 --shards 8")
@@ -131,9 +130,9 @@ def run(arguments: list[str]) -> int:
         logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
         return BAD_INPUT
     except MemoryError as error:
-        much = f" ({error})" if str(error) else ""
+        detail = f" ({error})" if str(error) else ""
         advice = "a smaller --hidden, --streams or text needs less"
-        logger.error(f"manychar: not enough memory for this{much}: {advice}")
+        logger.error(f"manychar: not enough memory for this{detail}: {advice}")
         return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead

@@ -30,5 +30,4 @@ def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{name} ")
         else:
-            text = ", ".join(value) if isinstance(value, list) else value
-            yield f"{prefix + name:<44}{text}\n"
+            yield f"{prefix + name:<44}{value}\n"
