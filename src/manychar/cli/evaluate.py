@@ -39,7 +39,7 @@ def evaluate(
         skip, hint = unknown == "skip", " (--unknown skip leaves them out)"
         ids = known_ids(joined, vocabulary, "the text" + hint * (not skip), skip=skip)
     else:
-        ids = _validation_ids(Path(source))
+        ids = _validation_ids(source)
     if len(ids) < 2:
         raise UserError(f"{len(ids)} characters: a loss needs at least 2")
     nats, characters = loss_of(parameters, ids), len(ids) - 1
@@ -51,14 +51,12 @@ def evaluate(
         write(f"{characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
 
 
-def _validation_ids(path: Path) -> "NDArray[Any]":
+def _validation_ids(source: str) -> "NDArray[Any]":
     from manychar.storage.corpus_file import check_corpus
     from manychar.storage.run_directory import open_run
 
-    if not path.is_dir():
-        raise UserError(f"{path}: give a TEXT; only a run directory has a validation text")
-    directory = open_run(path)
-    if not directory.definition.validation:
-        raise UserError(f"{path}: give a TEXT; this run has no validation text (--validation)")
+    directory = open_run(Path(source)) if Path(source).is_dir() else None
+    if directory is None or not directory.definition.validation:
+        raise UserError(f"{source}: give a TEXT; only a run with --validation has one for this")
     check_corpus(directory.path, directory.definition.corpus_sha256)
     return directory.streams()[1].validation_ids
