@@ -57,6 +57,6 @@ def _validation_ids(source: str) -> "NDArray[Any]":
 
     directory = open_run(Path(source)) if Path(source).is_dir() else None
     if directory is None or not directory.definition.validation:
-        raise UserError(f"{source}: give a TEXT; only a run with --validation has one for this")
+        raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
     check_corpus(directory.path, directory.definition.corpus_sha256)
     return directory.streams()[1].validation_ids

@@ -60,23 +60,23 @@ def command_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
     for parameter in inspect.signature(command).parameters.values():
         metadata = getattr(parameter.annotation, "__metadata__", (None,))[0]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            panel = OPERATING if command.__name__ in RUNNING else None
+            operating = OPERATING if command.__name__ in RUNNING else None
             for field, option in options_of(*RUN_OPTIONS, role=command.__name__).values():
-                where = DEFINING if field in dataclasses.fields(Definition) else panel
-                default = field.default
-                found.append(parameter_of(field.name, field.type, option, None, default, where))
+                name, kind, shown = field.name, field.type, field.default
+                panel = DEFINING if field in dataclasses.fields(Definition) else operating
+                found.append(parameter_of(name, kind, option, None, shown=shown, panel=panel))
         elif isinstance(metadata, Option):
             kind, default = get_args(parameter.annotation)[0], parameter.default
-            found.append(parameter_of(parameter.name, kind, metadata, default, default))
+            found.append(parameter_of(parameter.name, kind, metadata, default, shown=default))
         else:
             found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     return found
 
 
 def parameter_of(
-    name: str, kind: Any, option: Option, default: Any, shown: Any, panel: str | None = None
+    name: str, kind: Any, option: Option, default: Any, *, shown: Any, panel: Any = None
 ) -> inspect.Parameter:
-    """Return an option as typer reads it; every help text has the default in one form."""
+    """Return an option as typer reads it; `shown` is the default in its help text."""
     plain = _plain(kind)
     notes = [option.without or _in_words(shown), f"${option.variable}" if option.variable else ""]
     words = "; ".join(filter(None, notes))
