@@ -43,9 +43,7 @@ def main(endpoint: str, name: str) -> int:
                 seconds=SMALL,
             )
 
-        def compute(
-            self, unit: Compute, heartbeat: Callable[[], float] = engine.no_heartbeat
-        ) -> Computed:
+        def compute(self, unit: Compute, heartbeat: Callable[[], float] | None = None) -> Computed:
             return dataclasses.replace(self._result, shard=unit.shard, step=unit.step)
 
     with patch.object(engine, "Engine", Idle):

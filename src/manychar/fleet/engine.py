@@ -3,7 +3,6 @@
 Imported only when the run's numerics are pinned, because it imports numpy.
 """
 
-import math
 import time
 from collections.abc import Callable
 
@@ -20,18 +19,13 @@ from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Dimensions, Frame
 
 
-def no_heartbeat() -> float:
-    """Return that none is ever due."""
-    return math.inf
-
-
 class PieceTimer:
     """Called between the pieces of a computation: times them, and sends due heartbeats.
 
     `heartbeat` sends one, and returns when the next one is due.
     """
 
-    def __init__(self, heartbeat: Callable[[], float]) -> None:
+    def __init__(self, heartbeat: Callable[[], float] | None = None) -> None:
         self.slowest = 0.0
         self._heartbeat = heartbeat
         self._due = self._last = time.monotonic()
@@ -40,7 +34,7 @@ class PieceTimer:
         """Note that a piece is done."""
         now = time.monotonic()
         self.slowest = max(self.slowest, now - self._last)
-        if now >= self._due:
+        if self._heartbeat is not None and now >= self._due:
             self._due = self._heartbeat()
         self._last = now
 
@@ -64,12 +58,12 @@ class Engine:
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype."""
-        names, timer = libraries(), PieceTimer(no_heartbeat)
+        names, timer = libraries(), PieceTimer()
         found = fingerprint(self._kernel, names, timer)
         self._loaded = None  # the kernel holds the weights of the probe
         return FingerprintComputed(found, names | kernels(), timer.slowest)
 
-    def compute(self, unit: Compute, heartbeat: Callable[[], float] = no_heartbeat) -> Computed:
+    def compute(self, unit: Compute, heartbeat: Callable[[], float] | None = None) -> Computed:
         """Return one shard's loss, gradient and next hidden state at one step."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from manychar.protocol import events, messages
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send
-from manychar.protocol.events import DeadlinePassed, ProtocolError, Received, Table
-from manychar.protocol.messages import Dimensions, Hello, Message, Reset, Welcome
+from manychar.protocol.events import DeadlinePassed, ProtocolError, Received, Table, rows
+from manychar.protocol.messages import Dimensions, Heartbeat, Hello, Message, Reset, Welcome
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0
@@ -33,7 +33,7 @@ class ClientSession:
         self._connect_timeout = connect_timeout
         self.welcome: Welcome | None = None
         self.connecting = True
-        self._connecting_since = now
+        self.connecting_since = now
         self._next_hello = now
         self._next_report = now + FIRST_REPORT_AFTER
         self.next_heartbeat = now
@@ -54,11 +54,6 @@ class ClientSession:
         known = self.welcome
         return known is not None and message.run == known.run and message.term < known.term
 
-    def suspended(self, seconds: float, now: float) -> None:
-        """Do not count the time in which this process was stopped as silence of the server."""
-        self.heard_at = now
-        self._connecting_since += seconds
-
     def enter(self, welcome: Welcome, now: float) -> bool:
         """Be connected; return whether this is another run or term than the one before."""
         new = not self.belongs(welcome.run, welcome.term)
@@ -71,14 +66,14 @@ class ClientSession:
         """Be disconnected, and send Hello at the next tick."""
         if not self.connecting:
             self.connecting = True
-            self._connecting_since = now
+            self.connecting_since = now
             self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due: send Hello, report the wait, time out, or notice a silent server."""
         if self.connecting:
-            return self._tick_connecting(now, now - self._connecting_since)
+            return self._tick_connecting(now, now - self.connecting_since)
         silence = self.welcomed().silence * SERVER_SILENCES
         if now < self.heard_at + silence:
             return []
@@ -101,37 +96,12 @@ class ClientSession:
             effects.append(Log(text, messages.Level.WARNING))
         return effects
 
-    def heartbeat(
-        self,
-        now: float,
-        *,
-        units: tuple[messages.Unit, ...] = (),
-        slowest: float = 0.0,
-        computing: float = 0.0,
-    ) -> list[Effect]:
-        """Send a heartbeat if one is due."""
-        if self.connecting or now < self.next_heartbeat:
-            return []
-        welcome = self.welcomed()
-        self.next_heartbeat = now + min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
-        heartbeat = messages.Heartbeat(
-            run=welcome.run, term=welcome.term, slowest=slowest, computing=computing, units=units
-        )
-        return [Send(heartbeat)]
-
     def deadline(self) -> float:
         """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
         silent_at = self.heard_at + self.welcomed().silence * SERVER_SILENCES
         return min(self.next_heartbeat, silent_at)
-
-    def goodbye(self, reason: str) -> list[Effect]:
-        """Tell the server that this client leaves, if it has been welcomed."""
-        if (welcome := self.welcome) is None:
-            return []
-        run, term, text = welcome.run, welcome.term, messages.one_line(reason)
-        return [Send(messages.Goodbye(run=run, term=term, reason=text))]
 
     def welcomed(self) -> Welcome:
         """Return the welcome, where there must be one."""
@@ -150,7 +120,7 @@ class ClientPhase(enum.Enum):
 
 
 class ClientMachine:
-    """A client of the server, by the table of its role."""
+    """A client of the server. Each role adds its own rows to the table."""
 
     table: ClassVar[Table]
 
@@ -194,14 +164,30 @@ class ClientMachine:
         return effects + self._heartbeat(event, now)
 
     def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
-        return self.session.heartbeat(now)
+        """Send a heartbeat if one is due."""
+        session = self.session
+        if session.connecting or now < session.next_heartbeat:
+            return []
+        welcome = session.welcomed()
+        interval = min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
+        session.next_heartbeat = now + interval
+        return [Send(self._progress(welcome.run, welcome.term))]
+
+    def _progress(self, run: str, term: int) -> Heartbeat:
+        return Heartbeat(run=run, term=term, slowest=0.0, computing=0.0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED
-        return [*self.session.goodbye(event.reason), Finish(event.code, event.reason)]
+        finish = Finish(event.code, event.reason)
+        if (welcome := self.session.welcome) is None:
+            return [finish]
+        run, term, text = welcome.run, welcome.term, messages.one_line(event.reason)
+        return [Send(messages.Goodbye(run=run, term=term, reason=text)), finish]
 
     def _suspended(self, event: events.Suspended, now: float) -> list[Effect]:
-        self.session.suspended(event.seconds, now)
+        """Do not count the time in which this process was stopped as silence of the server."""
+        self.session.heard_at = now
+        self.session.connecting_since += event.seconds
         return []
 
     def _reset(self, message: Reset, now: float) -> list[Effect]:
@@ -219,3 +205,19 @@ class ClientMachine:
     def _ignore(self, fact: object, now: float) -> list[Effect]:
         """Do nothing: it was heard, or is older than the last Hello."""
         return []
+
+
+_CONNECTING, _FINGERPRINTING, _CONNECTED, _ENDED = ClientPhase
+_ANY = (_CONNECTING, _FINGERPRINTING, _CONNECTED)
+
+ClientMachine.table = {
+    **rows(_ANY, (messages.Refused,), ClientMachine._refused, _ENDED),
+    **rows(_ANY, (events.LeaveRequested,), ClientMachine._leave, _ENDED),
+    **rows(_ANY, (events.Suspended,), ClientMachine._suspended),
+    **rows((_CONNECTING,), (DeadlinePassed,), ClientMachine._deadline_passed, _CONNECTING, _ENDED),
+    **rows(
+        (_CONNECTED,), (DeadlinePassed,), ClientMachine._deadline_passed, _CONNECTED, _CONNECTING
+    ),
+    **rows((_CONNECTED,), (Reset,), ClientMachine._reset, _CONNECTED, _CONNECTING),
+    **rows((_CONNECTED,), (messages.Alive,), ClientMachine._ignore),
+}

@@ -115,9 +115,13 @@ def _record_of(kind: type[tuple[Any, ...]]) -> Check:
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     if type(values) is not dict or values.keys() != checks.keys():
         raise WireError("not the fields of this message")
-    name = ""
+    return {name: _named(name, check, values[name]) for name, check in checks.items()}
+
+
+def _named(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `read` returns; a WireError says which field it is about."""
     try:
-        return {(name := key): check(values[key]) for key, check in checks.items()}
+        return read(*arguments)
     except WireError as error:
         raise WireError(f"{name}: {error}") from None
 
@@ -150,10 +154,7 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     layout = LAYOUTS.get(kind)
     if layout is None:
         raise WireError("no type of message that is known here")
-    try:
-        message: Message = layout.kind(**_values(layout, header, frames[1:], dimensions))
-    except WireError as error:
-        raise WireError(f"{kind}: {error}") from None
+    message: Message = layout.kind(**_named(kind, _values, layout, header, frames[1:], dimensions))
     return message
 
 
@@ -166,12 +167,8 @@ def _values(
     size = dimensions or values.get("dimensions")
     if frames and size is None:
         raise WireError("from a peer that is in no run")
-    name = ""
-    try:
-        for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
-            values[name] = rule.unpack(frame, size, values)
-    except WireError as error:
-        raise WireError(f"{name}: {error}") from None
+    for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
+        values[name] = _named(name, rule.unpack, frame, size, values)
     return values
 
 

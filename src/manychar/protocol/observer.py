@@ -6,10 +6,10 @@
 What was sent before the last Hello, or to it again, arrives while it is connecting and is ignored.
 """
 
-from manychar.protocol import events, messages
+from manychar.protocol import messages
 from manychar.protocol.client_session import ClientMachine, ClientPhase
 from manychar.protocol.effects import Effect, Finish, Log, Show
-from manychar.protocol.events import DeadlinePassed, rows
+from manychar.protocol.events import rows
 from manychar.protocol.messages import Reset, Status, Welcome
 
 
@@ -36,21 +36,14 @@ class Observer(ClientMachine):
 
 
 _CONNECTING, _, _CONNECTED, _ENDED = ClientPhase
-_EITHER = (_CONNECTING, _CONNECTED)
 _EARLY = (Status, messages.Weights, messages.Unbanned, messages.Notice, messages.Alive, Reset)
 
 Observer.table = {
+    **ClientMachine.table,
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _CONNECTED),
     **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_CONNECTED,), (Welcome,), Observer._welcome, _CONNECTED),
     **rows((_CONNECTED,), (Status, messages.Weights, messages.Unbanned), Observer._show),
     **rows((_CONNECTED,), (messages.Notice,), Observer._log),
-    **rows((_CONNECTED,), (messages.Alive,), Observer._ignore),
-    **rows((_CONNECTED,), (Reset,), Observer._reset, _CONNECTED, _CONNECTING),
-    **rows(_EITHER, (messages.Refused,), Observer._refused, _ENDED),
-    **rows(_EITHER, (messages.Done,), Observer._done, _ENDED),
-    **rows(_EITHER, (events.LeaveRequested,), Observer._leave, _ENDED),
-    **rows(_EITHER, (events.Suspended,), Observer._suspended),
-    **rows((_CONNECTING,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _ENDED),
-    **rows((_CONNECTED,), (DeadlinePassed,), Observer._deadline_passed, _CONNECTING, _CONNECTED),
+    **rows((_CONNECTING, _CONNECTED), (messages.Done,), Observer._done, _ENDED),
 }

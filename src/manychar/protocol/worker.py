@@ -69,12 +69,10 @@ class Worker(ClientMachine):
         self._step = -1
         self._newest: Frame = b""
 
-    def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
-        if now < self.session.next_heartbeat:
-            return []  # before the units are listed
-        slowest = max(self._slowest_pieces, default=0.0)
-        return self.session.heartbeat(
-            now, units=self._units(), slowest=slowest, computing=self.computing
+    def _progress(self, run: str, term: int) -> messages.Heartbeat:
+        slowest, units = max(self._slowest_pieces, default=0.0), self._units()
+        return messages.Heartbeat(
+            run=run, term=term, slowest=slowest, computing=self.computing, units=units
         )
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
@@ -237,6 +235,7 @@ _EARLY = (_CONNECTING, _FINGERPRINTING)
 _ANY = (*_EARLY, _CONNECTED)
 
 Worker.table = {
+    **ClientMachine.table,
     **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _CONNECTED),
     **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
     **rows((_CONNECTED,), (Welcome,), Worker._welcome, _CONNECTED, _FINGERPRINTING),
@@ -248,13 +247,9 @@ Worker.table = {
     **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
     **rows((_CONNECTED,), (messages.Weights,), Worker._weights),
     **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
-    **rows((_CONNECTED,), (messages.Alive,), Worker._ignore),
     **rows((_CONNECTED,), (messages.Reset,), Worker._reset, _CONNECTED, _CONNECTING),
-    **rows(_ANY, (messages.Refused,), Worker._refused, _ENDED),
     **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
-    **rows(_ANY, (events.LeaveRequested,), Worker._leave, _ENDED),
     **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
-    **rows(_ANY, (events.Suspended,), Worker._suspended),
     **rows(_ANY, (events.Computed,), Worker._computed),
     **rows(_EARLY, (events.MailboxEmpty,), Worker._ignore),
     **rows((_CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
@@ -265,7 +260,5 @@ Worker.table = {
         _FINGERPRINTING,
         _CONNECTED,
     ),
-    **rows((_CONNECTING,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTING, _ENDED),
     **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
-    **rows((_CONNECTED,), (DeadlinePassed,), Worker._deadline_passed, _CONNECTED, _CONNECTING),
 }
