@@ -26,7 +26,7 @@ def describe() -> str:
 
 def _doctor() -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "manychar", "doctor", "--json"],
+        [sys.executable, "-m", "manychar", "doctor"],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
