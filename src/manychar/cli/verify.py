@@ -33,8 +33,7 @@ def verify(
     """Train a run again on this machine and compare every checkpoint bit by bit."""
     pin(numerics_of(run_dir))
     from manychar.storage.run_directory import open_run
-    from manychar.verification.verify import plan
-    from manychar.verification.verify import verify as find_difference
+    from manychar.verification.verify import find_difference, plan
 
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:

@@ -1,4 +1,4 @@
-"""Doing a run again in one process, and comparing what comes of it bit for bit."""
+"""Trains a run again in one process, and compares two states bit for bit."""
 
 from collections.abc import Iterator
 
