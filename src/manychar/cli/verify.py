@@ -33,13 +33,13 @@ def verify(
     """Train a run again on this machine and compare every checkpoint bit by bit."""
     pin(numerics_of(run_dir))
     from manychar.storage.run_directory import open_run
-    from manychar.verification.verify import find_difference, plan
+    from manychar.verification.verify import compare, plan
 
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
         logger.info(todo.remark)
     progress = _counter(todo.steps)
-    finding = find_difference(todo, processes=processes or usable_cores(), progress=progress)
+    finding = compare(todo, processes=processes or usable_cores(), progress=progress)
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)

@@ -154,9 +154,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     return None
 
 
-def find_difference(
-    plan: Plan, *, processes: int, progress: Callable[[int], None]
-) -> Finding | None:
+def compare(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
     """Compute every piece again, `processes` side by side, and return the first difference.
 
     `progress` is called with the steps that were done since its last call. Raises UserError for a
