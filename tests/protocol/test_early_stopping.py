@@ -9,6 +9,7 @@ from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import Finish, Save, Validate
 from manychar.protocol.events import (
     CheckpointWritten,
+    DeadlinePassed,
     NotValidated,
     StopRequested,
     Validated,
@@ -122,6 +123,24 @@ def test_who_is_stopped_does_not_wait_for_a_validation_loss() -> None:
     assert only(stage.server.handle(CheckpointWritten(4), stage.now), Finish) == Finish(
         75, "stopped"
     )
+
+
+def test_a_stop_where_training_pauses_at_a_checkpoint_that_is_on_disk() -> None:
+    stage = validated()
+    stage.advance_to(8, "ann")  # 2, 4 and 6 wait
+    stage.server.handle(CheckpointWritten(8), stage.now)
+    effects = stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
+    assert only(effects, Finish) == Finish(75, "stopped")
+
+
+def test_a_stop_without_a_step_after_a_checkpoint_that_is_on_disk() -> None:
+    stage = Stage(checkpoint_every=2)
+    stage.join("ann")
+    stage.advance_to(2, "ann")
+    stage.server.handle(CheckpointWritten(2), stage.now)
+    stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
+    effects = stage.server.handle(DeadlinePassed(), stage.now + 6)
+    assert only(effects, Finish) == Finish(75, "stopped")
 
 
 def test_what_a_former_server_did_not_hear_is_asked_again() -> None:

@@ -42,6 +42,7 @@ _UNKNOWN, _ADMITTED, _WORKING, _SILENT, _OBSERVING = PeerState
 _STARTING, _TRAINING, _STOPPING, _SAVING, _FINISHED = RunPhase
 _MEMBERS = (_ADMITTED, _WORKING, _OBSERVING)
 _RUNNING = (_TRAINING, _STOPPING, _SAVING)
+_ENDING = (_STOPPING, _SAVING, _FINISHED)
 
 
 # 13 attributes: the parts, and what drives them.
@@ -194,15 +195,14 @@ class ParameterServer:
         return {
             **rows((_STARTING,), (events.Started,), lifecycle.started, _TRAINING, _SAVING),
             **rows((_TRAINING,), (events.Received,), self._received, *_RUNNING, _FINISHED),
-            **rows((_STOPPING,), (events.Received,), self._received, _STOPPING, _SAVING, _FINISHED),
+            **rows((_STOPPING,), (events.Received,), self._received, *_ENDING),
             **rows((_SAVING,), (events.Received,), self._received, _SAVING, _FINISHED),
-            **rows((_TRAINING,), (events.StopRequested,), lifecycle.stop, _STOPPING, _SAVING),
+            # A stop finishes at once where the checkpoint of this step is on disk already.
+            **rows((_TRAINING,), (events.StopRequested,), lifecycle.stop, *_ENDING),
             **rows((_STOPPING,), (events.StopRequested,), lifecycle.stop),
             **rows((_SAVING,), (events.StopRequested,), lifecycle.stop, _SAVING, _FINISHED),
             **rows((_TRAINING, _SAVING), (events.DeadlinePassed,), self._deadline_passed),
-            **rows(
-                (_STOPPING,), (events.DeadlinePassed,), self._deadline_passed, _STOPPING, _SAVING
-            ),
+            **rows((_STOPPING,), (events.DeadlinePassed,), self._deadline_passed, *_ENDING),
             **_may_end(events.Computed, lifecycle.computed),
             **_may_end(events.CheckpointWritten, lifecycle.checkpoint_written),
             **_may_end(events.Validated, lifecycle.validated),
@@ -236,6 +236,6 @@ def _may_end(event: type[events.Event], handler: Callable[..., None]) -> Table:
     """Return the rows of an event that may end the run in each of its phases."""
     return {
         **rows((_TRAINING,), (event,), handler, _TRAINING, _SAVING, _FINISHED),
-        **rows((_STOPPING,), (event,), handler, _STOPPING, _SAVING, _FINISHED),
+        **rows((_STOPPING,), (event,), handler, *_ENDING),
         **rows((_SAVING,), (event,), handler, _SAVING, _FINISHED),
     }
