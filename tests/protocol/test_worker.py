@@ -122,7 +122,7 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert bench.worker.handle(DeadlinePassed(), 0.1) == []
     assert only(bench.worker.handle(DeadlinePassed(), 0.2), Hello)
     assert only(bench.worker.handle(Received(bench.welcome()), 0.3), ComputeFingerprint)
-    assert bench.phase() is ClientPhase.FINGERPRINTING
+    assert bench.phase() is ClientPhase.CONNECTING
     ready = only(bench.worker.handle(FingerprintComputed("bits", {"blas": "x"}, 0.1), 0.4), Ready)
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
     assert bench.phase() is ClientPhase.CONNECTED
@@ -330,20 +330,6 @@ def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
         bench.worker.handle(
             Received(Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
         )
-
-
-def test_two_welcomes_while_proving_need_one_proof_each() -> None:
-    bench = Bench()
-    bench.worker.handle(Received(bench.welcome()), 0.0)
-    assert bench.worker.handle(Received(bench.welcome()), 0.0) == []
-    assert only(
-        bench.worker.handle(Received(bench.welcome(term=TERM + 1)), 0.0), ComputeFingerprint
-    )
-    assert bench.worker.handle(FingerprintComputed("old", {}, 0.0), 0.0) == []
-    assert (
-        only(bench.worker.handle(FingerprintComputed("new", {}, 0.0), 0.0), Ready).fingerprint
-        == "new"
-    )
 
 
 def test_a_status_is_not_for_workers() -> None:

@@ -40,9 +40,9 @@ def loss_of(
     starts = np.arange(columns) * length
     if columns > 1:
         for t in range(-WARM_UP, 0):
-            positions = starts + t
-            reader.read(ids[np.maximum(positions, 0)], fresh=positions < 0)
+            reader.read(ids[np.maximum(starts + t, 0)])
             progress()
+        reader.h[0] = 0.0  # the first segment has nothing before it
     chunk = max(1, CHUNK // columns)
     for first in range(0, length, chunk):
         states, targets, counted = [], [], []
@@ -68,18 +68,14 @@ class _Reader:
         self._input = np.ascontiguousarray(arrays["Wxh"].T) + arrays["bh"]  # (V, H)
         self._recurrent = np.ascontiguousarray(arrays["Whh"].T)  # (H, H)
         self._output, self._bias = np.ascontiguousarray(arrays["Why"].T), arrays["by"]  # (H, V)
-        self._h = np.zeros((columns, parameters.hidden_size), parameters.flat.dtype)
+        self.h = np.zeros((columns, parameters.hidden_size), parameters.flat.dtype)
 
-    def read(
-        self, characters: NDArray[np.unsignedinteger], *, fresh: NDArray[np.bool_] | None = None
-    ) -> NDArray[Any]:
-        """Return the hidden states (columns, H) after one character each; where `fresh`, zero."""
-        h: NDArray[Any] = self._h @ self._recurrent
+    def read(self, characters: NDArray[np.unsignedinteger]) -> NDArray[Any]:
+        """Return the hidden states (columns, H) after one character each."""
+        h: NDArray[Any] = self.h @ self._recurrent
         h += self._input[characters]
-        self._h = np.tanh(h, out=h)
-        if fresh is not None:
-            h[fresh] = 0.0
-        return h
+        self.h = np.tanh(h, out=h)
+        return self.h
 
     def loss(
         self, states: NDArray[Any], targets: NDArray[np.unsignedinteger], counted: NDArray[np.bool_]

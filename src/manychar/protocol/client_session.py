@@ -111,10 +111,9 @@ class ClientSession:
 
 
 class ClientPhase(enum.Enum):
-    """The phase of a client; an observer computes no fingerprint."""
+    """The phase of a client."""
 
     CONNECTING = "connecting"
-    FINGERPRINTING = "fingerprinting"
     CONNECTED = "connected"
     ENDED = "ended"
 
@@ -207,8 +206,8 @@ class ClientMachine:
         return []
 
 
-_CONNECTING, _FINGERPRINTING, _CONNECTED, _ENDED = ClientPhase
-_ANY = (_CONNECTING, _FINGERPRINTING, _CONNECTED)
+_CONNECTING, _CONNECTED, _ENDED = ClientPhase
+_ANY = (_CONNECTING, _CONNECTED)
 
 ClientMachine.table = {
     **rows(_ANY, (messages.Refused,), ClientMachine._refused, _ENDED),

@@ -35,7 +35,7 @@ class Observer(ClientMachine):
         return [Finish(done.code, done.reason or "the run has ended")]
 
 
-_CONNECTING, _, _CONNECTED, _ENDED = ClientPhase
+_CONNECTING, _CONNECTED, _ENDED = ClientPhase
 _EARLY = (Status, messages.Weights, messages.Unbanned, messages.Notice, messages.Alive, Reset)
 
 Observer.table = {

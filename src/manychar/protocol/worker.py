@@ -1,14 +1,15 @@
 """Worker: computes the gradients of the shards that it is leased.
 
-    CONNECTING ──Welcome to a new run or term──▶ FINGERPRINTING ──FingerprintComputed──▶ CONNECTED
-    CONNECTING ──Welcome to the same term──▶ CONNECTED ──Reset, or a silent server──▶ CONNECTING
+    CONNECTING ──FingerprintComputed, or Welcome to the same term──▶ CONNECTED
+    CONNECTED ──Welcome to a new run or term, Reset, or a silent server──▶ CONNECTING
     any ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
 
 While it is connected, Grant and Weights bring leases, hidden states and weights; MailboxEmpty makes
 it compute the lowest shard that it can, and Computed makes it send the gradient.
 
-Messages from before the last Hello, and second answers to it, arrive while the worker is connecting
-or computes its fingerprint: the welcome replaces them, so they are ignored.
+A welcome to a new run or term asks for the fingerprint, which the shell computes before it reads
+another message. Messages from before the last Hello, and second answers to it, arrive while the
+worker is connecting: the welcome replaces them, so they are ignored.
 
 The worker is at the step of the newest weights that it has. A gradient is kept until the weights
 of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
@@ -21,7 +22,7 @@ import dataclasses
 from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientPhase
 from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
-from manychar.protocol.events import DeadlinePassed, FingerprintComputed, ProtocolError, rows
+from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
 
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
@@ -63,7 +64,6 @@ class Worker(ClientMachine):
         self.computing = 0.0
         self._slowest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
-        self._fingerprints_due = 0
         self._in_hand: _InHand | None = None
         self._leases: dict[int, _Lease] = {}
         self._step = -1
@@ -76,9 +76,6 @@ class Worker(ClientMachine):
         )
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
-        self._fingerprints_due -= 1
-        if self._fingerprints_due:
-            return []  # another one is being computed, for another run
         self._fingerprint = event
         self._slowest_pieces.append(event.slowest)
         return self._ready(event)
@@ -129,10 +126,7 @@ class Worker(ClientMachine):
             self._fingerprint = None
         if self._fingerprint is not None:
             return self._ready(self._fingerprint)
-        if self.phase is ClientPhase.FINGERPRINTING and not new:
-            return []
-        self.phase = ClientPhase.FINGERPRINTING
-        self._fingerprints_due += 1
+        self.phase = ClientPhase.CONNECTING
         return [ComputeFingerprint(welcome)]
 
     def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
@@ -230,20 +224,15 @@ class Worker(ClientMachine):
         return tuple(units)
 
 
-_CONNECTING, _FINGERPRINTING, _CONNECTED, _ENDED = ClientPhase
-_EARLY = (_CONNECTING, _FINGERPRINTING)
-_ANY = (*_EARLY, _CONNECTED)
+_CONNECTING, _CONNECTED, _ENDED = ClientPhase
+_ANY = (_CONNECTING, _CONNECTED)
+_EARLY = (messages.Grant, messages.Weights, messages.Revoke, messages.Alive, messages.Reset)
 
 Worker.table = {
     **ClientMachine.table,
-    **rows((_CONNECTING,), (Welcome,), Worker._welcome, _CONNECTING, _FINGERPRINTING, _CONNECTED),
-    **rows((_FINGERPRINTING,), (Welcome,), Worker._welcome),
-    **rows((_CONNECTED,), (Welcome,), Worker._welcome, _CONNECTED, _FINGERPRINTING),
-    **rows(
-        _EARLY,
-        (messages.Grant, messages.Weights, messages.Revoke, messages.Alive, messages.Reset),
-        Worker._ignore,
-    ),
+    **rows(_ANY, (Welcome,), Worker._welcome, *_ANY),
+    **rows((_CONNECTING,), _EARLY, Worker._ignore),
+    **rows((_CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, _CONNECTED),
     **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
     **rows((_CONNECTED,), (messages.Weights,), Worker._weights),
     **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
@@ -251,14 +240,6 @@ Worker.table = {
     **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
     **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
     **rows(_ANY, (events.Computed,), Worker._computed),
-    **rows(_EARLY, (events.MailboxEmpty,), Worker._ignore),
+    **rows((_CONNECTING,), (events.MailboxEmpty,), Worker._ignore),
     **rows((_CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
-    **rows(
-        (_FINGERPRINTING,),
-        (FingerprintComputed,),
-        Worker._fingerprint_computed,
-        _FINGERPRINTING,
-        _CONNECTED,
-    ),
-    **rows((_FINGERPRINTING,), (DeadlinePassed,), Worker._deadline_passed, _FINGERPRINTING, _ENDED),
 }
