@@ -50,7 +50,7 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
         return directory
     directory = open_run(path)
     if flags.get("or_resume"):
-        _check_definition(directory, text, flags)
+        _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
     operation = dataclasses.replace(directory.operation, **given(Operation, flags))
     return dataclasses.replace(directory, operation=operation)
@@ -80,20 +80,18 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
     return path
 
 
-def _check_definition(
-    directory: "RunDirectory", text: list[Path] | None, flags: dict[str, Any]
-) -> None:
+def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, Any]) -> None:
     """Raise UserError where these flags define another run."""
     from manychar.storage.corpus_file import read_corpus
 
-    path = directory.path
-    for name, value in dataclasses.asdict(directory.definition).items():
+    path = run.path
+    for name, value in dataclasses.asdict(run.definition).items():
         if flags.get(name, value) != value:
             raise UserError(
                 f"{flag(name)} {flags[name]}: the run in {path} has {flag(name)} {value};"
                 " leave it out, or choose another --run-dir"
             )
-    if text and read_corpus(text).sha256 != directory.definition.corpus_sha256:
+    if text and read_corpus(text).sha256 != run.definition.corpus_sha256:
         raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
 
 
