@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import AppliedStep, ServerStart, continue_journal, read_journal
 from manychar.storage.recovery import ResumePoint, resume_metrics
 from manychar.storage.run_directory import open_run
-from manychar.storage.validation_log import ValidationResults
+from manychar.storage.validation_log import VALIDATION_NAME
 from tests.commands import SMALL, Commands, until
 from tests.fleet.test_fleet import endless, expect_same_bits
 
@@ -147,7 +148,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     metrics, _ = resume_metrics(run.path, 5)
     with Writer(
         run,
-        ResumePoint(checkpoint, journal, metrics, 0.0, ValidationResults(run), {}),
+        ResumePoint(checkpoint, journal, metrics, 0.0, LogReader(run.path / VALIDATION_NAME), {}),
         lambda: None,
     ) as writer:
         journal.append(steps(6, 6))

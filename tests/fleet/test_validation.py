@@ -18,11 +18,11 @@ from manychar.network.event_loop import EventLoop
 from manychar.processes import child_process, supervisor
 from manychar.processes.errors import UserError
 from manychar.storage import validation_log as storage_validation_log
+from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import (
     VALIDATION_NAME,
-    ValidationResults,
     append_result,
     best_checkpoint,
     is_finished,
@@ -189,7 +189,8 @@ def test_a_validation_process_that_is_killed_is_started_again(
     before = len(read_validation_losses(open_run(run)))
     until(lambda: len(read_validation_losses(open_run(run))) > before + 1, running.described)
     running.interrupt()
-    assert running.end().code == 0
+    done = running.end()
+    assert done.code == 0, done.err
 
 
 def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
@@ -293,15 +294,16 @@ def test_a_validation_process_that_hangs_is_started_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    results = ValidationResults(open_run(manychar.directory / "run"))
-    first = results.read()[20]
+    run = open_run(manychar.directory / "run")
+    reader = LogReader(run.path / VALIDATION_NAME)
+    first = read_validation_losses(run, reader)[20]
     assert asked.ask(20) == (20, "")
-    assert results.read() == {20: first}
+    assert read_validation_losses(run, reader) == {20: first}
     assert asked.process.slot.process is not None
     os.kill(asked.process.slot.process.pid, signal.SIGSTOP)
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
     assert asked.ask(20) == (20, "")
-    assert results.read() == {20: first}
+    assert read_validation_losses(run, reader) == {20: first}
     assert "the validation process is silent over the checkpoint of step 20" in caplog.text
     assert "the validation process ended by SIGKILL: starting it again" in caplog.text
     assert not asked.failures
@@ -366,10 +368,10 @@ def test_results_are_cut_off_after_the_checkpoint(manychar: Commands, text: Path
     run = open_run(manychar.directory / "run")
     whole = read_validation_losses(run)
     append_losses(run, {20: math.inf})
-    results, losses = resume_validation(run, 40)
+    reader, losses = resume_validation(run, 40)
     assert losses == {step: whole[step] for step in (0, 20, 40)}
     append_losses(run, {40: math.inf})
-    assert results.read() == {40: math.inf}
+    assert read_validation_losses(run, reader) == {40: math.inf}
 
 
 def test_one_process_at_a_time_appends(

@@ -29,7 +29,7 @@ from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
-from manychar.storage.validation_log import best_checkpoint
+from manychar.storage.validation_log import best_checkpoint, read_validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class ServerLoop:
         """Read the new validation losses; a fault says why that of the step is not in the log."""
         step, fault = result
         try:
-            losses = self.resume_point.validation.read()
+            losses = read_validation_losses(self.directory, self.resume_point.validation)
         except UserError as error:
             losses, fault = {}, str(error)
         for each, nats in losses.items():

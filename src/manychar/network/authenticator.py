@@ -67,12 +67,10 @@ class Authenticator:
 
     def _owner_asking(self, request: list[bytes]) -> Owner | None:
         match request:  # version, number, domain, address, identity, mechanism, public key
-            case [version, _, domain, _, _, mechanism, public] if len(public) == 32:
+            case [version, _, domain, _, _, b"CURVE", public] if len(public) == 32:
                 self._read_list()
-                if (version, domain, mechanism) == (_VERSION, DOMAIN, b"CURVE"):
-                    return (
-                        None if self._is_closed else self._owners.get(z85.encode(public).decode())
-                    )
+                if (version, domain) == (_VERSION, DOMAIN) and not self._is_closed:
+                    return self._owners.get(z85.encode(public).decode())
         return None
 
     def owner_of(self, public: str) -> Owner | None:

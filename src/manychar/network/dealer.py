@@ -60,7 +60,6 @@ class Dealer:
             raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
 
     def receive(self) -> list[Frame] | None:
-        """Return the next message, or None if there is none."""
         try:
             return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
         except zmq.Again:

@@ -74,7 +74,6 @@ class Router:
         self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
 
     def receive(self) -> Received | None:
-        """Return the next message, or None if there is none."""
         try:
             frame = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:

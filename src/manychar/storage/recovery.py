@@ -18,7 +18,7 @@ from manychar.storage.journal import (
     read_journal,
 )
 from manychar.storage.run_directory import RunDirectory
-from manychar.storage.validation_log import ValidationResults, resume_validation
+from manychar.storage.validation_log import resume_validation
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ResumePoint:
     journal: AppendLog
     metrics: AppendLog
     seconds: float
-    validation: ValidationResults
+    validation: LogReader
     validation_losses: dict[int, float]
 
 
@@ -54,8 +54,8 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     journal.flush()
     journal.sync()
     metrics, seconds = resume_metrics(directory.path, step)
-    results, losses = resume_validation(directory, step)
-    return ResumePoint(checkpoint, journal, metrics, seconds, results, losses)
+    validation, losses = resume_validation(directory, step)
+    return ResumePoint(checkpoint, journal, metrics, seconds, validation, losses)
 
 
 def _choose(directory: RunDirectory, term: int) -> Checkpoint:

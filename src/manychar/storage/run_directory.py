@@ -91,7 +91,6 @@ class RunDirectory:
         return self.path / CHECKPOINTS_NAME
 
     def streams(self) -> tuple[str, Streams]:
-        """Return the vocabulary and the corpus as streams."""
         vocabulary, ids = map_corpus(self.path)
         try:
             return vocabulary, streams_of(self.definition, ids)
@@ -205,7 +204,6 @@ def _fill(directory: RunDirectory, corpus: Corpus) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Remove what `_fill` makes."""
     for name in (CONFIG_NAME, CORPUS_NAME, VOCABULARY_NAME):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)

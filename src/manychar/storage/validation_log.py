@@ -19,30 +19,21 @@ VALIDATION_NAME = "validation.jsonl"
 LOCKED_WITHIN = 5.0  # seconds; the process of a server that was killed ends sooner
 
 
-class ValidationResults:
-    """Reads the log; each `read` continues where the one before ended."""
+def read_validation_losses(
+    directory: RunDirectory, reader: LogReader | None = None
+) -> dict[int, float]:
+    """Return the losses by step, in nats a character, infinite where one overflowed.
 
-    def __init__(self, directory: RunDirectory, *, up_to: float = math.inf) -> None:
-        self._directory = directory
-        self._reader = LogReader(directory.path / VALIDATION_NAME, up_to=up_to)
-
-    def read(self) -> dict[int, float]:
-        """Return the new losses by step, in nats a character, infinite where one overflowed.
-
-        A result of another checkpoint than the present one is ignored. Raises UserError.
-        """
-        losses: dict[int, float] = {}
-        for record in self._reader:
-            step, nats = record["step"], record["nats"]
-            path = checkpoint_path(self._directory.checkpoints, step)
-            if stated_sha256(path) in (None, record["sha256"]):  # None: pruned
-                losses[step] = math.inf if nats is None else nats
-        return losses
-
-
-def read_validation_losses(directory: RunDirectory) -> dict[int, float]:
-    """Return the losses by step, in nats a character. Raises UserError."""
-    return ValidationResults(directory).read()
+    With a `reader` those that are new since it was last read. A result of another checkpoint than
+    the present one is ignored. Raises UserError.
+    """
+    losses: dict[int, float] = {}
+    for record in reader or LogReader(directory.path / VALIDATION_NAME):
+        step, nats = record["step"], record["nats"]
+        path = checkpoint_path(directory.checkpoints, step)
+        if stated_sha256(path) in (None, record["sha256"]):  # None: pruned
+            losses[step] = math.inf if nats is None else nats
+    return losses
 
 
 @contextlib.contextmanager
@@ -71,15 +62,16 @@ def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
     log.sync()
 
 
-def resume_validation(
-    directory: RunDirectory, step: int
-) -> tuple[ValidationResults, dict[int, float]]:
-    """Remove the results after `step`; return the others. Raises UserError and OSError."""
+def resume_validation(directory: RunDirectory, step: int) -> tuple[LogReader, dict[int, float]]:
+    """Remove the results after `step`; return the log's reader, and the other losses.
+
+    Raises UserError and OSError.
+    """
     if (directory.path / VALIDATION_NAME).exists():
         with validation_log(directory, up_to=step):
             pass
-    results = ValidationResults(directory)
-    return results, results.read()
+    reader = LogReader(directory.path / VALIDATION_NAME)
+    return reader, read_validation_losses(directory, reader)
 
 
 def unvalidated(

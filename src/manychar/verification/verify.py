@@ -57,7 +57,6 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps that is."""
         return sum(piece.end - piece.begin for piece in self.pieces)
 
 
