@@ -318,7 +318,9 @@ def test_fields_that_are_missing_or_unknown() -> None:
 
 @pytest.mark.parametrize("kind", ["Nothing", "__class__", "notice", ""])
 def test_a_type_that_is_not_known(kind: str) -> None:
-    refused(with_header(NOTICE, lambda fields: fields.update(type=kind)), "no type of message")
+    refused(
+        with_header(NOTICE, lambda fields: fields.update(type=kind)), "an unknown type of message"
+    )
 
 
 @pytest.mark.parametrize("header", [[], 1, "Notice", {}, {"type": 1}, {"type": ["Notice"]}])
@@ -381,6 +383,6 @@ def test_the_number_of_units_is_bounded_by_the_run() -> None:
 
 
 def test_tensors_need_the_dimensions_of_a_run() -> None:
-    refused(encode(GRADIENT), "Gradient: from a peer that is in no run", None)
+    refused(encode(GRADIENT), "Gradient: frames from a peer that was not welcomed", None)
     assert decode(encode(WELCOME), None) == WELCOME
     assert decode(encode(NOTICE), None) == NOTICE

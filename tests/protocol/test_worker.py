@@ -322,7 +322,7 @@ def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
 
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
-    with pytest.raises(ProtocolError, match="computed without having been asked"):
+    with pytest.raises(ProtocolError, match="computed a unit that is not in hand"):
         bench.worker.handle(Computed(0, 0, 0.0, b"", b"", 0.0, 0.0), 0.0)
     with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is connected"):
         bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)

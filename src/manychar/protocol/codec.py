@@ -153,7 +153,7 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     kind = header.pop("type")
     layout = LAYOUTS.get(kind)
     if layout is None:
-        raise WireError("no type of message that is known here")
+        raise WireError("an unknown type of message")
     message: Message = layout.kind(**_named(kind, _values, layout, header, frames[1:], dimensions))
     return message
 
@@ -166,7 +166,7 @@ def _values(
         raise WireError(f"{len(frames)} frames after the header")
     size = dimensions or values.get("dimensions")
     if frames and size is None:
-        raise WireError("from a peer that is in no run")
+        raise WireError("frames from a peer that was not welcomed")
     for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
         values[name] = _named(name, rule.unpack, frame, size, values)
     return values

@@ -16,7 +16,7 @@ STOPPED = 75
 
 @dataclass_transform(frozen_default=True)
 class Effect:
-    """Something to do; what comes of it is an event again. Every kind is a frozen dataclass."""
+    """Something to do; its result is an event. Every kind is a frozen dataclass."""
 
     def __init_subclass__(cls, **options: bool) -> None:
         dataclasses.dataclass(frozen=True, **options)(cls)

@@ -70,11 +70,11 @@ class FingerprintComputed(Event):
 
 
 class HeartbeatDue(Event):
-    """A computation goes on, and it is time for a heartbeat."""
+    """A heartbeat is due while a unit is computed."""
 
 
 class LeaveRequested(Event):
-    """The process is to end in good order, with this exit code."""
+    """The process has to end in good order, with this exit code."""
 
     code: int
     reason: str
@@ -96,7 +96,7 @@ class Malformed(Event):
 
 
 class PeerLost(Event):
-    """There is no connection to this peer any more."""
+    """The connection to this peer is closed."""
 
     peer: Peer
 
@@ -135,7 +135,7 @@ class ValidationFailed(Event):
 
 
 class StopRequested(Event):
-    """The run is to end with its step, or at time `by` without it, and with this exit code."""
+    """The run has to end after its open step, or at time `by` without it, with this exit code."""
 
     code: int
     reason: str

@@ -89,7 +89,7 @@ class _Structure:
 
 
 class Dimensions(_Structure):
-    """The run's sizes, from which the exact length of every tensor frame follows."""
+    """The run's sizes: the length of every tensor frame follows from them."""
 
     vocabulary_size: field.Positive
     hidden: field.Positive
@@ -151,7 +151,7 @@ class Hello(_Structure):
 
 
 class Welcome(_InRun):
-    """The run, its term and sizes, and the numerics to pin; after `silence` s a side is lost.
+    """The run, its term and sizes, the numerics to pin; `silence` is the lease timeout in s.
 
     Observers get the vocabulary (UTF-8) as well, to draw samples with.
     """
@@ -178,7 +178,7 @@ class Refused(_Structure):
 
 
 class Reset(_InRun):
-    """The server does not know the peer, or not in that term: drop everything and say Hello."""
+    """The server does not know the peer in that term: it has to discard all and send Hello."""
 
 
 class Grant(_InRun):
@@ -253,7 +253,7 @@ class Unban(_InRun):
 
 
 class Unbanned(_InRun):
-    """The server's answer to Unban: one line for the person that asked."""
+    """The server's answer to Unban: one line for the user."""
 
     text: field.Text
 

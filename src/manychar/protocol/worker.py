@@ -95,7 +95,7 @@ class Worker(ClientMachine):
         """Send the gradient, even if its lease has been revoked meanwhile."""
         in_hand, self._in_hand = self._in_hand, None
         if in_hand is None or (event.shard, event.step) != (in_hand.unit.shard, in_hand.unit.step):
-            raise ProtocolError("computed without having been asked")
+            raise ProtocolError("computed a unit that is not in hand")
         self._slowest_pieces.append(event.slowest)
         self.computing += event.seconds
         same_term = self.session.belongs(in_hand.run, in_hand.term)
