@@ -64,7 +64,6 @@ class Admission(ServerPart):
         return ""
 
     def _welcome(self, member: Member) -> None:
-        """Send a peer the run's identity, dimensions and numerics."""
         observer = member.role is Role.OBSERVER
         welcome = messages.Welcome(
             **self._spec.run_and_term,
@@ -118,11 +117,9 @@ class Admission(ServerPart):
     # Members that leave or fall silent.
 
     def goodbye(self, member: Member, goodbye: messages.Goodbye, now: float) -> None:
-        """Remove a peer that leaves in good order."""
         self._leave(member, goodbye.reason, now)
 
     def peer_lost(self, event: events.PeerLost, now: float) -> None:
-        """Remove a peer whose connection is gone."""
         if (member := self._membership.members.get(event.peer)) is not None:
             self._leave(member, "its connection is gone", now)
 
@@ -139,7 +136,6 @@ class Admission(ServerPart):
         self._remove(member, now)
 
     def _remove(self, member: Member, now: float) -> None:
-        """Remove a member; its leases move."""
         del self._membership.members[member.peer]
         if self._membership.leases_of(member.peer):
             self._lease_grants.rebalance(now)
@@ -154,13 +150,11 @@ class Admission(ServerPart):
                 self._remove(member, now)
 
     def _mark_silent(self, member: Member, why: str, now: float) -> None:
-        """Reassign the leases of a worker; its next message ends its silence."""
         member.state = PeerState.SILENT
         self._outbox.warn(f"the shards of {member.name} are reassigned: {why}")
         self._lease_grants.rebalance(now)
 
     def end_silence(self, member: Member, now: float) -> None:
-        """Give work again to a worker that was silent."""
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} answers again")
         self._lease_grants.rebalance(now)

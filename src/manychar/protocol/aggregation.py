@@ -103,7 +103,6 @@ class Aggregation:
         return as_frame(self.state.hidden[shard])
 
     def batch(self, shard: int) -> Batch:
-        """Return the shard's batch at the open step."""
         return self.streams.batch_at(shard, self.state.step)
 
     def assess(self, gradient: Gradient) -> Assessment:

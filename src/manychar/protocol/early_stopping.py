@@ -44,13 +44,8 @@ class EarlyStopping:
         return new
 
     def record(self, step: int, nats: float) -> None:
-        """Record the validation loss of a checkpoint."""
         self.awaited.discard(step)
         self.validation_losses[step] = nats
-
-    def skip(self, step: int) -> None:
-        """Await no validation loss of a checkpoint that is not there."""
-        self.awaited.discard(step)
 
     def end(self) -> None:
         """Await no validation loss any more."""
@@ -65,9 +60,8 @@ class EarlyStopping:
     @property
     def best(self) -> int | None:
         """The step with the least loss, the first of them; None before there is one."""
-        finite = [
-            (nats, step) for step, nats in self.validation_losses.items() if math.isfinite(nats)
-        ]
+        losses = self.validation_losses.items()
+        finite = [(nats, step) for step, nats in losses if math.isfinite(nats)]
         return min(finite)[1] if finite else None
 
     def depends_on(self, step: int) -> bool:

@@ -44,6 +44,5 @@ class FaultLimiter:
         return True
 
     def is_blocked(self, sender: bytes, now: float) -> bool:
-        """Whether the sender is blocked now."""
         record = self._records.get(sender)
         return record is not None and now < record.blocked_until

@@ -34,15 +34,14 @@ class LeaseGrants(ServerPart):
         """Send what the holder needs for its shard's open step."""
         if not self._aggregation.is_missing(lease.shard):
             return
-        step = self._aggregation.state.step
         lease.begun = True
-        lease.ask(step, now)
+        lease.ask(self._step, now)
         batch = self._aggregation.batch(lease.shard)
         grant = Grant(
             **self._spec.run_and_term,
             lease=lease.number,
             shard=lease.shard,
-            step=step,
+            step=self._step,
             fresh=batch.fresh,
             weights=self._aggregation.weights,
             hidden=self._aggregation.hidden(lease.shard),
@@ -65,39 +64,29 @@ class LeaseGrants(ServerPart):
 
     def ask_again(self, now: float) -> None:
         """Grant again what no answer came to, unless it is being computed."""
-        step = self._aggregation.state.step
         for lease in list(self._membership.leases.values()):
             if not self._aggregation.is_missing(lease.shard):
                 continue
-            if lease.asked_step != step:
-                lease.ask(step, now)
+            if lease.asked_step != self._step:
+                lease.ask(self._step, now)
             if now < lease.asked_at + lease.resend_after:
                 continue
             holder = self._membership.members[lease.peer]
-            if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, step):
+            if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, self._step):
                 lease.asked_at = now
             else:
                 self._outbox.count(Counter.GRANTS_RESENT)
                 self.grant(lease, now)
 
-    def late(self) -> list[str]:
-        """Return the workers and shards that the open step is waiting for."""
-        return [
-            f"{self._membership.members[lease.peer].name} (shard {shard})"
-            for shard, lease in self._membership.leases.items()
-            if self._aggregation.is_missing(shard)
-        ]
-
     def _weights_for(self, leases: list[Lease]) -> Weights:
         """Return the weights that the open step is computed on, with its units in these leases."""
-        step = self._aggregation.state.step
         batches = [self._aggregation.batch(lease.shard) for lease in leases]
         return Weights(
             **self._spec.run_and_term,
-            version=step,
+            version=self._step,
             weights=self._aggregation.weights,
             units=tuple(
-                Unit(lease.number, lease.shard, step, batch.fresh)
+                Unit(lease.number, lease.shard, self._step, batch.fresh)
                 for lease, batch in zip(leases, batches, strict=True)
             ),
             ids=tuple(as_frame(batch.ids) for batch in batches),

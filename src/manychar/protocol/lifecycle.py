@@ -54,14 +54,6 @@ class Lifecycle(ServerPart):
         self._saved_step = -1
         self._stop_by = math.inf
 
-    @property
-    def _failed(self) -> bool:
-        return self._finish is not None and self._finish.code != 0
-
-    @property
-    def _step(self) -> int:
-        return self._aggregation.state.step
-
     def started(self, event: events.Started, now: float) -> None:
         """Start with the checkpoints that are not validated; a run that is done is saved."""
         self.phase = RunPhase.TRAINING
@@ -137,13 +129,13 @@ class Lifecycle(ServerPart):
         self._status_report.waits_for_disk = True
         self._status_report.show(now, pages=True)
         self._outbox.show(self._status_report.weights())
-        if not self._failed and self.asked is None:
+        if self.asked is None:
             self._early_stopping.expect(self._step)
         self._outbox.add(effects.Save(self._aggregation.state))
 
     def _finish_if_done(self) -> None:
         """Finish if all is done: saved, validated, and no conflict open."""
-        validated = self.asked or self._failed or not self._early_stopping.awaited
+        validated = self.asked or not self._early_stopping.awaited
         saved = self.phase is RunPhase.SAVING and self._saved_step == self._step
         if saved and validated and not self._conflicting_results.open:
             end = self._finish or Finish(0, f"finished at step {self._step:,}")
@@ -155,7 +147,8 @@ class Lifecycle(ServerPart):
         done = Done(**self._spec.run_and_term, code=code, reason=one_line(reason))
         self._outbox.send_to_all(done)
         self._outbox.add(Finish(code, reason))
-        self._end()
+        self._outbox.close()
+        self.phase = RunPhase.FINISHED
 
     def computed(self, event: events.Computed, now: float) -> None:
         """Settle a conflict with this server's own result."""
@@ -169,11 +162,8 @@ class Lifecycle(ServerPart):
         """
         self._outbox.add(effects.ResumeBefore(step))
         self._outbox.send_to_all(Reset(**self._spec.run_and_term))
-        self._end()
-
-    def _end(self) -> None:
-        self.phase = RunPhase.FINISHED
         self._outbox.close()
+        self.phase = RunPhase.FINISHED
 
     # Checkpoints.
 
@@ -194,7 +184,7 @@ class Lifecycle(ServerPart):
         """End the run, or go on without the checkpoint."""
         step = event.step
         awaited = step in self._early_stopping.awaited
-        self._early_stopping.skip(step)
+        self._early_stopping.awaited.discard(step)
         what = f"the checkpoint of step {step} could not be written: {event.failure}"
         last = self.phase is RunPhase.SAVING and step == self._step
         if last or self._spec.operation.on_disk_error == "stop":
@@ -203,10 +193,9 @@ class Lifecycle(ServerPart):
         self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
         self._outbox.warn(f"{what}; going on")
         if awaited and self._early_stopping.depends_on(step):
-            self._without_validation(what, now)
+            self.validation_failed(events.ValidationFailed(what), now)
 
     def validated(self, event: events.Validated, now: float) -> None:
-        """Record the validation loss of a checkpoint."""
         self._early_stopping.record(event.step, event.nats)
         self._status_report.show(now)
 
@@ -214,22 +203,19 @@ class Lifecycle(ServerPart):
         """Go on without this validation loss, unless the end of the run depends on it."""
         what = f"the checkpoint of step {event.step}"
         if self._early_stopping.depends_on(event.step):
-            self._without_validation(f"{what}: {event.reason}", now)
+            self.validation_failed(events.ValidationFailed(f"{what}: {event.reason}"), now)
             return
-        self._early_stopping.skip(event.step)
+        self._early_stopping.awaited.discard(event.step)
         self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
         self._outbox.warn(f"{what} is not validated: {event.reason}")
 
     def validation_failed(self, event: events.ValidationFailed, now: float) -> None:
         """Go on without validation, unless the end of the run depends on it."""
-        self._without_validation(event.reason, now)
-
-    def _without_validation(self, reason: str, now: float) -> None:
-        self._outbox.notice(f"checkpoints are not validated any more: {reason}", Level.ERROR)
-        decided = self._early_stopping.decides
+        text = f"checkpoints are not validated any more: {event.reason}"
+        self._outbox.notice(text, Level.ERROR)
         self._early_stopping.end()
-        if decided and self.phase is RunPhase.TRAINING:
-            self._finish = Finish(RUN_FAILED, f"early stopping cannot decide: {reason}")
+        if self._early_stopping.decides and self.phase is RunPhase.TRAINING:
+            self._finish = Finish(RUN_FAILED, f"early stopping cannot decide: {event.reason}")
             self.save(now)
 
 

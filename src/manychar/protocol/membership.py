@@ -52,10 +52,9 @@ class Tally:
         self.delivered_at = now
 
 
-# 13 fields: all that is known of one connection.
 @dataclasses.dataclass
 class Member:
-    """What the server knows of one peer. `joined` orders the members; `heard_at` is a time.
+    """What the server knows of one peer; it was heard at the time `heard_at`.
 
     `owner` is the owner of its key, None where there are no keys. `slowest` is its longest recent
     piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`.
@@ -65,7 +64,6 @@ class Member:
     name: str
     role: Role
     instance: str
-    joined: int
     state: PeerState
     heard_at: float
     owner: Owner | None = None
@@ -77,7 +75,6 @@ class Member:
 
     @property
     def names(self) -> Names:
-        """Its name, and that of its key."""
         return self.name, self.owner.name if self.owner else self.name
 
     def is_busy(self, lease: int, step: int) -> bool:
@@ -121,27 +118,26 @@ class Lease:
 
 # 16 methods: small questions about members and leases.
 class Membership:
-    """The members by peer, and the leases by shard. `silence` is the lease timeout in seconds."""
+    """The members by peer, as they joined, and the leases by shard.
+
+    `silence` is the lease timeout in seconds.
+    """
 
     def __init__(self, shards: int, *, silence: float) -> None:
         self.members: dict[Peer, Member] = {}
         self.leases: dict[int, Lease] = {}
         self._shards = shards
         self._silence = silence
-        self._joined = 0
         self._numbers = 0
         self._takeovers = [0] * shards
 
     def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
-        """Take in a new connection."""
-        self._joined += 1
         role = Role(hello.role)
         member = self.members[peer] = Member(
             peer=peer,
             name=hello.name,
             role=role,
             instance=hello.instance,
-            joined=self._joined,
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
@@ -150,7 +146,6 @@ class Membership:
         return member
 
     def state_of(self, peer: Peer) -> PeerState:
-        """Return the state of a connection."""
         member = self.members.get(peer)
         return member.state if member else PeerState.UNKNOWN
 
@@ -170,19 +165,15 @@ class Membership:
 
     def workers(self) -> list[Member]:
         """Return the members that can compute, in the order in which they joined."""
-        working = [m for m in self.members.values() if m.state is PeerState.WORKING]
-        return sorted(working, key=lambda member: member.joined)
+        return [m for m in self.members.values() if m.state is PeerState.WORKING]
 
     def observers(self) -> list[Member]:
-        """Return the observers."""
         return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
 
     def holders(self) -> set[Peer]:
-        """Return the peers that hold a lease."""
         return {lease.peer for lease in self.leases.values()}
 
     def leases_of(self, peer: Peer) -> list[Lease]:
-        """Return what a peer holds."""
         return [lease for lease in self.leases.values() if lease.peer == peer]
 
     def rebalance(self) -> tuple[list[Lease], list[Lease]]:
@@ -229,7 +220,8 @@ def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) ->
     """Return the holder of each shard: evenly, and as much as possible as before.
 
     `holders` maps shards to their present holders; `workers` are in the order in which they
-    joined. Each keeps its lowest shards, because it computes those first. Empty without workers.
+    joined. Each keeps its lowest shards, because it computes those first. Where the numbers differ
+    by one, the larger ones go to the workers with most shards, so that few move.
     """
     if not workers:
         return {}

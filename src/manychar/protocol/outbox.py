@@ -23,7 +23,6 @@ class Outbox:
         self._closed = False
 
     def count(self, counter: Counter, number: int = 1) -> None:
-        """Count events; the status shows it."""
         self.counts[counter] += number
 
     def count_against(self, sender: str, counter: Counter) -> None:
@@ -34,7 +33,6 @@ class Outbox:
             self.counts[of_sender] += 1
 
     def dropped(self, event: Dropped, now: float) -> None:
-        """Count what the shell dropped."""
         self.count(event.counter, event.count)
         if event.reason:
             self.warn(event.reason)
@@ -62,7 +60,6 @@ class Outbox:
         self._send_to_observers(notice)
 
     def warn(self, text: str) -> None:
-        """Log a warning, here and at every observer."""
         self.notice(text, Level.WARNING)
 
     def show(self, message: Status | Weights) -> None:

@@ -45,7 +45,6 @@ class RunSpec:
 
     @functools.cached_property
     def dimensions(self) -> Dimensions:
-        """The run's sizes."""
         return dimensions_of(self.definition, len(self.vocabulary))
 
     @functools.cached_property

@@ -67,7 +67,7 @@ class ParameterServer:
         self.lease_grants = LeaseGrants(shared)
         self.admission = Admission(shared, self.lease_grants)
         self.conflicting_results = ConflictingResults(shared, self.admission)
-        self.status_report = StatusReport(shared, self.lease_grants, now=now)
+        self.status_report = StatusReport(shared, now=now)
         self.lifecycle = Lifecycle(
             shared, self.lease_grants, self.conflicting_results, self.status_report
         )
@@ -76,7 +76,6 @@ class ParameterServer:
 
     @property
     def dimensions(self) -> messages.Dimensions:
-        """The run's dimensions."""
         return self.run.dimensions
 
     @property

@@ -29,3 +29,8 @@ class ServerPart:
         self._membership = shared.membership
         self._early_stopping = shared.early_stopping
         self._outbox = shared.outbox
+
+    @property
+    def _step(self) -> int:
+        """The open step."""
+        return self._aggregation.state.step

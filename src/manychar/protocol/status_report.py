@@ -6,19 +6,11 @@ until the weights of a step that it can compute are sent; the rest of its time i
 
 import dataclasses
 
+from manychar.protocol import messages
 from manychar.protocol.aggregation import as_frame
 from manychar.protocol.events import DiskWaited
-from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Member, PeerState
-from manychar.protocol.messages import (
-    PAGE_LENGTH,
-    Peer,
-    Status,
-    Weights,
-    WeightsRequest,
-    WorkerStats,
-    one_line,
-)
+from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
 from manychar.protocol.server_part import ServerPart, Shared
 
 FIGURES_EVERY = 0.2
@@ -33,10 +25,9 @@ NAMES_SHOWN = 5
 class StatusReport(ServerPart):
     """Makes Status messages, and sends them when it is time; warns of a step that is late."""
 
-    def __init__(self, shared: Shared, lease_grants: LeaseGrants, *, now: float) -> None:
+    def __init__(self, shared: Shared, *, now: float) -> None:
         super().__init__(shared)
         self.waits_for_disk = False
-        self._lease_grants = lease_grants
         self._began_at = now - self._spec.seconds_before
         self._figures_at = self._pages_at = self._applied_at = now
         self._shown_step = -1
@@ -44,14 +35,13 @@ class StatusReport(ServerPart):
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
     def saved(self, step: int, now: float) -> None:
-        """Note that a checkpoint is on disk."""
         self._checkpoint, self._saved_at = max(self._checkpoint, step), now
-        self.waits_for_disk &= step < self._aggregation.state.step
+        self.waits_for_disk &= step < self._step
 
     def disk_waited(self, event: DiskWaited, now: float) -> None:
         """Show what this server's loop waits for, before it does."""
-        step = self._aggregation.state.step
-        self._outbox.warn(f"step {step} waits for the disk: earlier checkpoints are being written")
+        text = f"step {self._step} waits for the disk: earlier checkpoints are being written"
+        self._outbox.warn(text)
         self.waits_for_disk = True
         self.show(now, pages=True)
         self.waits_for_disk = self._aggregation.closed  # then the last checkpoint is awaited
@@ -67,20 +57,20 @@ class StatusReport(ServerPart):
         """Show all pages once a second, and the figures alone when a step was applied."""
         if now >= self._pages_at:
             self.show(now, pages=True)
-        elif now >= self._figures_at and self._aggregation.state.step != self._shown_step:
+        elif now >= self._figures_at and self._step != self._shown_step:
             self.show(now)
 
     def report_stall(self, now: float) -> None:
         """Warn of what the run is waiting for, every STALL_EVERY seconds of a late step."""
         if now >= self._stall_at:
             self._stall_at = now + STALL_EVERY
-            step, waited = self._aggregation.state.step, now - self._applied_at
-            self._outbox.warn(f"step {step} has waited {waited:.0f} s for {self._awaited()}")
+            waited = now - self._applied_at
+            self._outbox.warn(f"step {self._step} has waited {waited:.0f} s for {self._awaited()}")
 
     def show(self, now: float, *, pages: bool = False) -> None:
         """Show the run's figures, and all workers as well where `pages`."""
         self._figures_at = now + FIGURES_EVERY
-        self._shown_step = self._aggregation.state.step
+        self._shown_step = self._step
         if pages:
             self._pages_at = now + PAGES_EVERY
         for status in self.pages(now) if pages else [self.figures(now)]:
@@ -129,12 +119,14 @@ class StatusReport(ServerPart):
         ]
 
     def _listed(self) -> list[Member]:
-        """Return the workers, and those that fell silent and have not come back, by age."""
-        workers = self._membership.workers()
-        here = {member.name for member in workers}
-        members = self._membership.members.values()
-        silent = [m for m in members if m.state is PeerState.SILENT and m.name not in here]
-        return sorted(workers + silent, key=lambda member: member.joined)
+        """Return the workers, and those that are silent and have no successor of their name."""
+        names = {member.name for member in self._membership.workers()}
+        return [
+            each
+            for each in self._membership.members.values()
+            if each.state is PeerState.WORKING
+            or (each.state is PeerState.SILENT and each.name not in names)
+        ]
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
@@ -160,18 +152,19 @@ class StatusReport(ServerPart):
         run_and_term = self._spec.run_and_term
         return Weights(**run_and_term, version=state.step, weights=weights, units=(), ids=())
 
-    def send_weights(self, member: Member, message: WeightsRequest, now: float) -> None:
-        """Answer an observer that asks for the newest weights."""
+    def send_weights(self, member: Member, message: messages.WeightsRequest, now: float) -> None:
         self._outbox.send(member.peer, self.weights())
 
     def _awaited(self) -> str:
-        """Return what the run is waiting for, in words."""
-        step = self._aggregation.state.step
         if self.waits_for_disk:
-            return f"the disk: the checkpoint of step {step} is being written"
-        if self._aggregation.closed or self._early_stopping.waits(step):
-            awaited = ", ".join(map(str, self._early_stopping.awaited_before(step) or [step]))
-            return f"the validation loss of step {awaited}"
-        late = self._lease_grants.late()
+            return f"the disk: the checkpoint of step {self._step} is being written"
+        if self._aggregation.closed or self._early_stopping.waits(self._step):
+            awaited = self._early_stopping.awaited_before(self._step) or [self._step]
+            return f"the validation loss of step {', '.join(map(str, awaited))}"
+        late = [
+            f"{self._membership.members[lease.peer].name} (shard {shard})"
+            for shard, lease in self._membership.leases.items()
+            if self._aggregation.is_missing(shard)
+        ]
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker to connect"
