@@ -57,7 +57,7 @@ def test_the_tables_are_those_of_the_formulas() -> None:
 
 def longest_gradient(size: Dimensions) -> Gradient:
     return Gradient(
-        run="r" * 21,
+        run_id="r" * 21,
         term=MAX_INTEGER,
         lease=MAX_INTEGER,
         shard=MAX_INTEGER,
@@ -71,7 +71,7 @@ def longest_gradient(size: Dimensions) -> Gradient:
 
 def longest_weights(size: Dimensions, units: int) -> Weights:
     return Weights(
-        run="r" * 21,
+        run_id="r" * 21,
         term=MAX_INTEGER,
         version=MAX_INTEGER,
         weights=bytes(size.parameters_bytes),

@@ -158,11 +158,11 @@ from manychar.storage.journal import continue_journal, read_journal
 import dataclasses
 run = open_run(Path(sys.argv[1]))
 before = read_checkpoint(checkpoint_path(run.checkpoints, 0))
-reading = read_journal(run.path / JOURNAL_NAME, run.run)
+reading = read_journal(run.path / JOURNAL_NAME, run.run_id)
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strace may attach
 sys.stdout.write("begin"); sys.stdout.flush()
 select.select([sys.stdin], [], [])
-journal = continue_journal(run.path / JOURNAL_NAME, run.run, reading)
+journal = continue_journal(run.path / JOURNAL_NAME, run.run_id, reading)
 journal.append([ServerStart(1, 0, before.sha256)])
 journal.append(AppliedStep(1, k, 1.5, k) for k in range(1, 51))
 journal.flush()
@@ -249,7 +249,7 @@ def _expect_nothing_lost(run: Path) -> None:
     assert [step for step, _ in left] in ([0], [0, 50])
     for step, path in left:
         assert read_checkpoint(path).state.step == step
-    reading = read_journal(run / "journal.jsonl", open_run(run).run)
+    reading = read_journal(run / "journal.jsonl", open_run(run).run_id)
     if len(left) == 2:
         assert reading.living(AppliedStep).keys() >= set(range(1, 51))
 

@@ -143,7 +143,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     checkpoint, _ = run.newest_checkpoint()
     (run.checkpoints / "step-000000005.safetensors").unlink()
     path = run.path / "journal.jsonl"
-    journal = continue_journal(path, run.run, read_journal(path, run.run))
+    journal = continue_journal(path, run.run_id, read_journal(path, run.run_id))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     metrics, _ = resume_metrics(run.path, 5)
     with Writer(

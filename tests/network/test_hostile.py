@@ -157,7 +157,7 @@ class TestFiles:
             return path, lambda: read_checkpoint(path).sha256
         if kind == "journal":
             path = run / "journal.jsonl"
-            run_id = open_run(run).run
+            run_id = open_run(run).run_id
             whole = path.read_bytes()
 
             def trusted() -> bool:

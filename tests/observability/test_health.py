@@ -27,7 +27,7 @@ def worker(name: str, *, leases: int = 1, late: float = 0.0) -> WorkerStats:
 
 
 def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
-    figures = {"run": "run-1", "term": 1, "steps": 12_000, **figures}
+    figures = {"run_id": "run-1", "term": 1, "steps": 12_000, **figures}
     return Snapshot(DIMENSIONS, status(step=step, **figures), workers)
 
 
@@ -135,7 +135,7 @@ class FakeServer(threading.Thread):
 
     def _welcome(self, peer: bytes) -> None:
         welcome = Welcome(
-            run="run-1",
+            run_id="run-1",
             term=1,
             dimensions=DIMENSIONS,
             numerics="portable",
@@ -184,6 +184,6 @@ def test_failed_writes_are_shown() -> None:
 def test_stop_of_a_run_that_is_ending_says_how_it_ended(
     manychar: Commands, fake: FakeServer, reason: str, said: str
 ) -> None:
-    fake.done = Done(run="run-1", term=1, code=0, reason=reason)
+    fake.done = Done(run_id="run-1", term=1, code=0, reason=reason)
     stopped = manychar.run("stop", fake.router.endpoint)
     assert (stopped.code, stopped.out, stopped.err) == (0, "", f"{said}\n")

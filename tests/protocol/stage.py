@@ -58,14 +58,14 @@ class Stage:
             "sample_every": 0,
             "lease_timeout": 2.0,
         }
-        run = RunSpec(
-            run=RUN,
+        spec = RunSpec(
+            run_id=RUN,
             term=TERM,
             definition=dataclasses.replace(
                 self.known.definition, validation=0.0 if validation_losses is None else 0.1
             ),
             operation=Operation(**(defaults | operation)),
-            streams=self.known.streams,
+            corpus=self.known.streams,
             vocabulary=self.known.vocabulary,
             state=self.known.states[step],
             fingerprint=FINGERPRINT,
@@ -74,7 +74,7 @@ class Stage:
             validation_losses=validation_losses or {},
             unvalidated=unvalidated,
         )
-        self.server = ParameterServer(run, now=self.now)
+        self.server = ParameterServer(spec, now=self.now)
         self.started = self.server.handle(Started(), self.now)
 
     # Who speaks.
@@ -90,7 +90,7 @@ class Stage:
     def ready(self, name: str, **changes: Any) -> list[Effect]:
         """Let a worker say that it can compute."""
         message = Ready(
-            run=RUN, term=TERM, fingerprint=FINGERPRINT, libraries=LIBRARIES, slowest=0.01
+            run_id=RUN, term=TERM, fingerprint=FINGERPRINT, libraries=LIBRARIES, slowest=0.01
         )
         return self.tell(name, dataclasses.replace(message, **changes))
 
@@ -106,14 +106,14 @@ class Stage:
         self, name: str, *units: Unit, slowest: float = 0.01, computing: float = 0.0
     ) -> list[Effect]:
         """Let a peer say that it lives."""
-        beat = Heartbeat(run=RUN, term=TERM, slowest=slowest, computing=computing, units=units)
+        beat = Heartbeat(run_id=RUN, term=TERM, slowest=slowest, computing=computing, units=units)
         return self.tell(name, beat)
 
     def gradient(self, shard: int, step: int, **changes: Any) -> Gradient:
         """Return the right gradient, but for the changes."""
         piece = self.known.pieces[shard, step]
         right = Gradient(
-            run=RUN,
+            run_id=RUN,
             term=TERM,
             lease=1,
             shard=shard,
@@ -196,7 +196,7 @@ def said(effects: Sequence[Effect]) -> str:
 def status(**values: Any) -> Status:
     """Return a status of a run without workers, but for what is given."""
     figures: dict[str, Any] = {
-        "run": RUN,
+        "run_id": RUN,
         "term": TERM,
         "step": 1,
         "steps": 12,

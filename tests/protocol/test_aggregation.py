@@ -33,7 +33,7 @@ class Case:
         """Return the right gradient, but for the changes."""
         piece = self.known.pieces[shard, step]
         right = Gradient(
-            run="run",
+            run_id="run",
             term=1,
             lease=1,
             shard=shard,

@@ -157,14 +157,14 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 
 # One case for each limit.
 
-NOTICE = messages.Notice(run="run-1", term=1, level=messages.Level.INFO, text="ann has joined")
+NOTICE = messages.Notice(run_id="run-1", term=1, level=messages.Level.INFO, text="ann has joined")
 HEARTBEAT = messages.Heartbeat(
-    run="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
+    run_id="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
 )
 STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 4),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
 GRADIENT = messages.Gradient(
-    run="run-1",
+    run_id="run-1",
     term=1,
     lease=1,
     shard=0,
@@ -175,7 +175,7 @@ GRADIENT = messages.Gradient(
     hidden=bytes(SIZE.hidden_bytes),
 )
 WELCOME = messages.Welcome(
-    run="run-1",
+    run_id="run-1",
     term=1,
     dimensions=SIZE,
     numerics="portable",
@@ -207,13 +207,13 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (NOTICE, "term", field.MAX_INTEGER + 1, "term: not a whole number in range"),
         (NOTICE, "term", 1.0, "term: not a whole number in range"),
         (NOTICE, "term", True, "term: not a whole number in range"),
-        (NOTICE, "run", "", "run: not a name"),
-        (NOTICE, "run", "a" * 65, "run: not a name"),
-        (NOTICE, "run", "a b", "run: not a name"),
-        (NOTICE, "run", "../a", "run: not a name"),
-        (NOTICE, "run", "a\n", "run: not a name"),
-        (NOTICE, "run", "ä", "run: not a name"),
-        (NOTICE, "run", b"run", "run: not a name"),
+        (NOTICE, "run_id", "", "run_id: not a name"),
+        (NOTICE, "run_id", "a" * 65, "run_id: not a name"),
+        (NOTICE, "run_id", "a b", "run_id: not a name"),
+        (NOTICE, "run_id", "../a", "run_id: not a name"),
+        (NOTICE, "run_id", "a\n", "run_id: not a name"),
+        (NOTICE, "run_id", "ä", "run_id: not a name"),
+        (NOTICE, "run_id", b"run", "run_id: not a name"),
         (NOTICE, "text", "two\nlines", "text: not a short printable text"),
         (NOTICE, "text", "\x1b[2J", "text: not a short printable text"),
         (NOTICE, "text", "\u202e", "text: not a short printable text"),
@@ -279,7 +279,7 @@ def test_the_length_of_a_variable_frame() -> None:
     header, units = on_the_wire(HEARTBEAT)
     refused([header, units[:-1]], "Heartbeat: units: 31 bytes, 6 records of 32 allowed")
     weights = messages.Weights(
-        run="run-1",
+        run_id="run-1",
         term=1,
         version=1,
         weights=bytes(SIZE.parameters_bytes),
@@ -342,7 +342,7 @@ def test_a_header_that_is_no_map_with_a_type(header: object) -> None:
         b"\x81\xa4type\xa2\xff\xfe",
         b"\xc1",
         b"",
-        msgpack.packb({"type": "Alive", "run": "r", "term": 1}) + b"\0",
+        msgpack.packb({"type": "Alive", "run_id": "r", "term": 1}) + b"\0",
         memoryview(b"\x81\xa4typ"),
     ],
     ids=[

@@ -29,7 +29,7 @@ from tests.simulation.reference import reference
 RUN, TERM = "run-1", 3
 KNOWN = reference(2, 1, 11)
 WELCOME = Welcome(
-    run=RUN,
+    run_id=RUN,
     term=TERM,
     dimensions=dimensions_of(KNOWN.definition, len(KNOWN.vocabulary)),
     numerics="portable",
@@ -37,7 +37,7 @@ WELCOME = Welcome(
     silence=2.0,
     vocabulary=KNOWN.vocabulary.encode(),
 )
-STATUS = status(run=RUN, term=TERM)
+STATUS = status(run_id=RUN, term=TERM)
 
 
 def watching() -> Observer:
@@ -58,21 +58,21 @@ def test_it_connects_and_observes() -> None:
 
 def test_it_shows_status_weights_and_notices() -> None:
     observer = watching()
-    weights = Weights(run=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
+    weights = Weights(run_id=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
     assert only(observer.handle(Received(STATUS), 0.1), Show).message == STATUS
     assert only(observer.handle(Received(weights), 0.1), Show).message == weights
-    notice = Notice(run=RUN, term=TERM, level=Level.INFO, text="ann has joined")
+    notice = Notice(run_id=RUN, term=TERM, level=Level.INFO, text="ann has joined")
     assert observer.handle(Received(notice), 0.1) == [Log("ann has joined")]
-    assert observer.handle(Received(Alive(run=RUN, term=TERM)), 0.1) == []
+    assert observer.handle(Received(Alive(run_id=RUN, term=TERM)), 0.1) == []
 
 
 def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
     observer = watching()
     assert observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.1) == []
-    assert only(observer.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.1), Hello)
+    assert only(observer.handle(Received(Reset(run_id=RUN, term=TERM + 1)), 0.1), Hello)
     observer.handle(Received(dataclasses.replace(WELCOME, term=TERM + 1)), 0.2)
     assert observer.handle(Received(WELCOME), 0.3) == []
-    assert observer.handle(Received(Reset(run=RUN, term=TERM)), 0.3) == []
+    assert observer.handle(Received(Reset(run_id=RUN, term=TERM)), 0.3) == []
     assert only(observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.4), Show)
 
 
@@ -95,7 +95,7 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     ("message", "finish"),
     [
         (Refused(reason="no"), Finish(3, "the server refused this observer: no")),
-        (Done(run=RUN, term=TERM, code=75, reason="stopped"), Finish(75, "stopped")),
+        (Done(run_id=RUN, term=TERM, code=75, reason="stopped"), Finish(75, "stopped")),
     ],
 )
 def test_the_server_ends_it(message: Refused | Done, finish: Finish) -> None:
@@ -111,7 +111,15 @@ def test_it_says_goodbye() -> None:
 
 def test_a_grant_is_not_for_observers() -> None:
     grant = Grant(
-        run=RUN, term=TERM, lease=1, shard=0, step=0, fresh=True, weights=b"", hidden=b"", ids=b""
+        run_id=RUN,
+        term=TERM,
+        lease=1,
+        shard=0,
+        step=0,
+        fresh=True,
+        weights=b"",
+        hidden=b"",
+        ids=b"",
     )
     with pytest.raises(PeerError, match="Grant to a client that is connected"):
         watching().handle(Received(grant), 0.1)

@@ -82,7 +82,7 @@ def test_a_worker_joins_in_mid_step() -> None:
     stage.join("ann")
     stage.deliver("ann", 0, 0)
     effects = stage.join("bob")
-    assert sent(effects, Revoke, "ann") == [Revoke(run=RUN, term=TERM, lease=2)]
+    assert sent(effects, Revoke, "ann") == [Revoke(run_id=RUN, term=TERM, lease=2)]
     (grant,) = sent(effects, Grant, "bob")
     assert (grant.shard, grant.step) == (1, 0)
     effects = stage.deliver("bob", 1, 0)
@@ -131,7 +131,7 @@ def test_a_late_gradient_of_a_former_holder_counts() -> None:
 def test_a_worker_that_leaves_hands_back_its_shards() -> None:
     stage = Stage(shards=2)
     stage.join("ann", "bob")
-    effects = stage.tell("ann", Goodbye(run=RUN, term=TERM, reason="told to"))
+    effects = stage.tell("ann", Goodbye(run_id=RUN, term=TERM, reason="told to"))
     assert [grant.shard for grant in sent(effects, Grant, "bob")] == [0]
     assert "ann has left: told to" in said(effects)
 
@@ -205,7 +205,7 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
 def test_an_unknown_peer_is_told_to_start_afresh() -> None:
     stage = Stage()
     for effects in (stage.heartbeat("ann"), stage.deliver("ann", 0, 0)):
-        assert only(effects, Reset) == Reset(run=RUN, term=TERM)
+        assert only(effects, Reset) == Reset(run_id=RUN, term=TERM)
     assert stage.server.counts["messages_from_stale_session"] == 2
 
 
@@ -259,9 +259,9 @@ def test_what_the_table_does_not_list_is_the_fault_of_the_peer() -> None:
     stage = Stage()
     stage.join("ann")
     with pytest.raises(PeerError, match="Stop from a peer that is working"):
-        stage.tell("ann", Stop(run=RUN, term=TERM))
+        stage.tell("ann", Stop(run_id=RUN, term=TERM))
     with pytest.raises(PeerError, match="Alive to a server"):
-        stage.tell("ann", Alive(run=RUN, term=TERM))
+        stage.tell("ann", Alive(run_id=RUN, term=TERM))
     with pytest.raises(PeerError, match="a gradient of shard 9"):
         stage.tell("ann", dataclasses.replace(stage.gradient(0, 0), shard=9))
 
@@ -342,7 +342,7 @@ def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
 
 def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stage = Stage()
-    stop = Stop(run=RUN, term=TERM)
+    stop = Stop(run_id=RUN, term=TERM)
     stage.server.handle(
         Received(hello("eve", "observer"), b"eve", owner("eve", KeyRole.OBSERVER)), 0.0
     )
@@ -546,7 +546,7 @@ def test_who_is_banned_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage.server.handle(Received(hello("ann-2"), b"ann-2", owner("ann")), 0.0)
     stage.ready("ann-2")
     stage.deliver("ann-2", 0, 0, loss=1.0)
-    stage.tell("ann-2", Goodbye(run=RUN, term=TERM, reason="done"))
+    stage.tell("ann-2", Goodbye(run_id=RUN, term=TERM, reason="done"))
     stage.join("bob")
     stage.tell("bob", stage.gradient(0, 0))
     effects = stage.server.handle(stage.truth(0, 0), stage.now)
@@ -569,7 +569,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage.server.handle(
         Received(hello("eye", "observer"), b"eye", owner("eye", KeyRole.OBSERVER)), 0.0
     )
-    beat = Heartbeat(run=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
+    beat = Heartbeat(run_id=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
     effects = stage.server.handle(Received(beat, b"eye", owner("eye", KeyRole.OBSERVER)), 0.0)
     assert only(effects, Reset)
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
@@ -663,7 +663,7 @@ def test_an_observer_can_stop_the_run() -> None:
     effects = stage.hello("olga", "observer")
     assert only(effects, Status).step == 0
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
-    stage.tell("olga", Stop(run=RUN, term=TERM))
+    stage.tell("olga", Stop(run_id=RUN, term=TERM))
     assert finish(stage.server.handle(CheckpointWritten(0), stage.now)) == Finish(
         75, "stopped by olga"
     )
@@ -674,11 +674,11 @@ def test_an_observer_gets_the_newest_weights_when_it_asks() -> None:
     stage.join("ann")
     assert not sent(stage.hello("olga", "observer"), Weights)
     stage.advance_to(2, "ann")
-    weights = only(stage.tell("olga", WeightsRequest(run=RUN, term=TERM)), Weights)
+    weights = only(stage.tell("olga", WeightsRequest(run_id=RUN, term=TERM)), Weights)
     assert (weights.version, weights.units) == (2, ())
     assert bytes(weights.weights) == stage.known.weights[2]
     with pytest.raises(PeerError, match="WeightsRequest from a peer that is working"):
-        stage.tell("ann", WeightsRequest(run=RUN, term=TERM))
+        stage.tell("ann", WeightsRequest(run_id=RUN, term=TERM))
 
 
 def test_an_end_has_a_reason() -> None:
@@ -690,18 +690,18 @@ def test_a_ban_is_lifted_and_remembered() -> None:
     stage = Stage(banned={"ann": "it computed step 3, shard 0 wrongly", "key-1": "the same"})
     assert only(stage.hello("ann"), Refused).reason.startswith("banned: it computed step 3")
     stage.hello("olga", "observer")
-    effects = stage.tell("olga", Unban(run=RUN, term=TERM, name="ann"))
+    effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
     assert only(effects, Unbanned).text == "ann is no longer banned; banned: key-1"
     assert only(effects, Remember).changes == {"banned": {"key-1": "the same"}}
     assert only(stage.hello("ann"), Welcome)
-    effects = stage.tell("olga", Unban(run=RUN, term=TERM, name="ann"))
+    effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
     assert only(effects, Unbanned).text == "ann is not banned; banned: key-1"
     assert not [effect for effect in effects if isinstance(effect, Remember)]
 
 
 def test_only_an_operator_lifts_a_ban() -> None:
     stage = Stage(banned={"ann": "it computed wrongly"})
-    unban = Unban(run=RUN, term=TERM, name="ann")
+    unban = Unban(run_id=RUN, term=TERM, name="ann")
     for name, role in (("olga", KeyRole.OBSERVER), ("otto", KeyRole.OPERATOR)):
         key = owner(name, role)
         stage.server.handle(Received(hello(name, "observer"), name.encode(), key), 0.0)
@@ -773,8 +773,8 @@ def test_the_server_says_that_it_waits_for_the_disk() -> None:
 def test_a_heartbeat_is_answered() -> None:
     stage = Stage()
     stage.join("ann")
-    beat = Heartbeat(run=RUN, term=TERM, slowest=0.0, computing=0.0, units=())
-    assert only(stage.tell("ann", beat), Alive) == Alive(run=RUN, term=TERM)
+    beat = Heartbeat(run_id=RUN, term=TERM, slowest=0.0, computing=0.0, units=())
+    assert only(stage.tell("ann", beat), Alive) == Alive(run_id=RUN, term=TERM)
 
 
 def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:

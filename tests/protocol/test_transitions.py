@@ -46,7 +46,7 @@ def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(
     stage = Stage()
     stage.hello("olga", "observer")
     with pytest.raises(ProtocolError, match="Stop led from observing to unknown"):
-        stage.tell("olga", Stop(run=RUN, term=TERM))
+        stage.tell("olga", Stop(run_id=RUN, term=TERM))
 
 
 def test_a_clients_state_that_the_row_does_not_name_is_a_protocol_error(

@@ -58,7 +58,7 @@ class Bench:
 
     def welcome(self, **changes: Any) -> Welcome:
         message = Welcome(
-            run=RUN,
+            run_id=RUN,
             term=TERM,
             dimensions=dimensions_of(self.known.definition, len(self.known.vocabulary)),
             numerics="portable",
@@ -78,7 +78,7 @@ class Bench:
         """Grant a shard from a step on."""
         batch = self.known.streams.batch_at(shard, step)
         message = Grant(
-            run=RUN,
+            run_id=RUN,
             term=TERM,
             lease=lease,
             shard=shard,
@@ -94,7 +94,7 @@ class Bench:
         """Send new weights with the units (lease, shard, step) that they open."""
         batches = [self.known.streams.batch_at(shard, step) for _, shard, step in units]
         message = Weights(
-            run=RUN,
+            run_id=RUN,
             term=TERM,
             version=version,
             weights=self.known.weights[version],
@@ -208,7 +208,7 @@ def test_a_revoked_worker_still_delivers_what_it_began() -> None:
     bench.grant(2, 1)
     unit = bench.take()
     for lease in (1, 2):
-        bench.worker.handle(Received(Revoke(run=RUN, term=TERM, lease=lease)), 0.0)
+        bench.worker.handle(Received(Revoke(run_id=RUN, term=TERM, lease=lease)), 0.0)
     assert only(bench.through(unit), Gradient).shard == 0
     assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
@@ -231,7 +231,7 @@ def test_a_newer_lease_makes_the_older_void() -> None:
 def test_another_terms_messages_are_passed_over() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0, term=TERM - 1)
-    bench.grant(1, 0, run="run-2")
+    bench.grant(1, 0, run_id="run-2")
     assert bench.worker.handle(MailboxEmpty(), 0.0) == []
 
 
@@ -239,7 +239,7 @@ def test_a_reset_drops_everything_and_connects_again() -> None:
     bench = Bench().at_work()
     bench.grant(1, 0)
     unit = bench.take()
-    effects = bench.worker.handle(Received(Reset(run=RUN, term=TERM + 1)), 0.0)
+    effects = bench.worker.handle(Received(Reset(run_id=RUN, term=TERM + 1)), 0.0)
     assert only(effects, Hello)
     assert bench.through(unit) == []
     assert bench.phase() is ClientPhase.CONNECTING
@@ -309,15 +309,15 @@ def test_it_leaves_in_good_order() -> None:
     ("message", "code"),
     [
         (Refused(reason="no"), 3),
-        (Done(run=RUN, term=TERM, code=0, reason="through"), 0),
-        (Done(run=RUN, term=TERM, code=75, reason="stopped"), 75),
-        (Done(run=RUN, term=TERM, code=3, reason="disk full"), 75),
+        (Done(run_id=RUN, term=TERM, code=0, reason="through"), 0),
+        (Done(run_id=RUN, term=TERM, code=75, reason="stopped"), 75),
+        (Done(run_id=RUN, term=TERM, code=3, reason="disk full"), 75),
     ],
 )
 def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
     bench = Bench().at_work()
     assert only(bench.worker.handle(Received(message), 0.0), Finish).code == code
-    assert bench.worker.handle(Received(Alive(run=RUN, term=TERM)), 0.0) == []
+    assert bench.worker.handle(Received(Alive(run_id=RUN, term=TERM)), 0.0) == []
 
 
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
@@ -328,7 +328,7 @@ def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
         bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a client that is connected"):
         bench.worker.handle(
-            Received(Ready(run=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
+            Received(Ready(run_id=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
         )
 
 

@@ -135,7 +135,7 @@ def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     def zeroing(self: Aggregation, gradient: Gradient, sender: Names) -> None:
         accept(self, gradient, sender)
         after = gradient.step + 1
-        if self.streams.batch_at(gradient.shard, after).fresh:
+        if self.corpus.batch_at(gradient.shard, after).fresh:
             self._next_hidden[gradient.shard] = 0
 
     patch.setattr(Aggregation, "accept", zeroing)

@@ -31,7 +31,7 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._received_from_member
 
     def blind(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
-        receive(self, peer, dataclasses.replace(message, term=self.run.term), now)
+        receive(self, peer, dataclasses.replace(message, term=self.spec.term), now)
 
     patch.setattr(ParameterServer, "_received_from_member", blind)
 

@@ -72,11 +72,11 @@ class Oracle:
 
     def server_starts(self, machine: ParameterServer, saved_step: int, now: float) -> None:
         """A server begins, from the newest checkpoint that reached the disk."""
-        if machine.run.term <= self.term:
-            raise Violation("term", f"term {machine.run.term} after term {self.term}")
+        if machine.spec.term <= self.term:
+            raise Violation("term", f"term {machine.spec.term} after term {self.term}")
         if machine.state.step != saved_step:
             raise Violation("resume", f"from step {machine.state.step}, saved is {saved_step}")
-        self.term = machine.run.term
+        self.term = machine.spec.term
         self.step = saved_step
         self._next = [saved_step] * self.plan.shards
         self._next_before = list(self._next)
@@ -103,7 +103,7 @@ class Oracle:
         """Note how the server stands, and what it must make of the message."""
         member = machine.membership.members.get(peer)
         stranger = not isinstance(message, Hello) and (
-            member is None or getattr(message, "term", None) != machine.run.term
+            member is None or getattr(message, "term", None) != machine.spec.term
         )
         validated = (
             isinstance(message, Gradient)

@@ -46,8 +46,8 @@ class ServerShell:
     def __init__(self, world: "World", state: TrainingState, term: int) -> None:
         self.world = world
         plan, known = world.plan, world.reference
-        run = RunSpec(
-            run=RUN_NAME,
+        spec = RunSpec(
+            run_id=RUN_NAME,
             term=term,
             definition=known.definition,
             operation=Operation(
@@ -58,7 +58,7 @@ class ServerShell:
                 lease_timeout=plan.silence,
                 stop_when_no_better=plan.patience,
             ),
-            streams=known.streams,
+            corpus=known.streams,
             vocabulary=known.vocabulary,
             state=state,
             fingerprint=FINGERPRINT,
@@ -67,8 +67,8 @@ class ServerShell:
             validation_losses=world.disk.validation_losses,
             unvalidated=world.disk.unvalidated(),
         )
-        self.machine = world.server_class(run, now=world.now)
-        world.attach(f"server-{term}", self.machine, run=run, now=world.now)
+        self.machine = world.server_class(spec, now=world.now)
+        world.attach(f"server-{term}", self.machine, spec=spec, now=world.now)
         self.applied_at = world.now
         self._resume: ResumeBefore | None = None
         self._stalled_until = 0.0

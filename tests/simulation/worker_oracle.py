@@ -45,9 +45,9 @@ class WorkerOracle:
     def before(self, machine: Worker, message: Message) -> WorkerBefore:
         """Note how the worker stands."""
         welcome = machine.session.welcome
-        mine = (welcome.run, welcome.term) if welcome else None
+        mine = (welcome.run_id, welcome.term) if welcome else None
         general = isinstance(message, Hello | Welcome | Refused | Reset)
-        foreign = not general and (message.run, message.term) != mine  # type: ignore[union-attr]
+        foreign = not general and (message.run_id, message.term) != mine  # type: ignore[union-attr]
         return WorkerBefore(
             welcome.term if welcome else 0, foreign, _leases(machine), _memory(machine)
         )

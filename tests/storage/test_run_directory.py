@@ -74,10 +74,10 @@ class TestMaking:
 
     def test_gives_each_run_a_name_of_its_own(self, tmp_path: Path) -> None:
         one, two = made(tmp_path / "one"), made(tmp_path / "two")
-        assert one.run != two.run
-        assert one.run[:12] == two.run[:12]
+        assert one.run_id != two.run_id
+        assert one.run_id[:12] == two.run_id[:12]
         other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1))
-        assert other.run[:12] != one.run[:12]
+        assert other.run_id[:12] != one.run_id[:12]
 
     def test_fills_an_empty_directory_in_place(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir(mode=0o2750)
@@ -168,7 +168,7 @@ class TestMaking:
         dataclasses.replace(run, operation=Operation(workers=1, steps=5)).write_config()
         again = open_run(run.path)
         assert again.operation == Operation(workers=1, steps=5)
-        assert (again.run, again.definition) == (run.run, run.definition)
+        assert (again.run_id, again.definition) == (run.run_id, run.definition)
 
 
 class TestHolding:

@@ -99,7 +99,7 @@ class ServerLoop:
         if not has_parent():  # a parent logs it itself
             logger.info(STOPPING)
         if number == signal.SIGINT:
-            endless = self.machine.run.operation.steps == 0
+            endless = self.machine.spec.operation.steps == 0
             self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
         else:
             self._stop(STOPPED, "stopped by SIGTERM")
@@ -172,7 +172,7 @@ class ServerLoop:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
             case effects.Append(step, loss, weights):
-                record = AppliedStep(self.machine.run.term, step, loss, checksum(weights))
+                record = AppliedStep(self.machine.spec.term, step, loss, checksum(weights))
                 self.resume_point.journal.append([record])
             case effects.Save(state):
                 self.writer.write(state, self._wait_for_disk, spare=self._spared())

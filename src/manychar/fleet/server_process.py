@@ -103,11 +103,11 @@ def _resumed_run(
     engine = Engine(dimensions_of(directory.definition, len(vocabulary)))
     computed = engine.compute_fingerprint()
     run = RunSpec(
-        run=directory.run,
+        run_id=directory.run_id,
         term=term,
         definition=directory.definition,
         operation=directory.operation,
-        streams=streams,
+        corpus=streams,
         vocabulary=vocabulary,
         state=state,
         fingerprint=computed.fingerprint,

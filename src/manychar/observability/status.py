@@ -87,7 +87,7 @@ def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
     speed = f"{recent_speed([earlier, point_of(snapshot)]) or 0:,.0f} characters/s"
     speed += "" if before else " on average"
     lines = [
-        f"run {status.run}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
+        f"run {status.run_id}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
     ]
     if status.validation is not None:

@@ -48,10 +48,10 @@ class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
     def __init__(
-        self, definition: Definition, streams: Streams, state: TrainingState, *, limit: float
+        self, definition: Definition, corpus: Streams, state: TrainingState, *, limit: float
     ) -> None:
         self.definition = definition
-        self.streams = streams
+        self.corpus = corpus
         self.state = state
         self.limit = limit
         self.loss = math.nan
@@ -103,7 +103,7 @@ class Aggregation:
         return as_frame(self.state.hidden[shard])
 
     def batch(self, shard: int) -> Batch:
-        return self.streams.batch_at(shard, self.state.step)
+        return self.corpus.batch_at(shard, self.state.step)
 
     def assess(self, gradient: Gradient) -> Assessment:
         """Return what this gradient of an existing shard is. Changes nothing."""
@@ -184,7 +184,7 @@ class Aggregation:
 
     def compute_again(self, shard: int, step: int) -> Compute:
         """Have a unit computed here that was accepted; KeyError where it is too old."""
-        batch = self.streams.batch_at(shard, step)
+        batch = self.corpus.batch_at(shard, step)
         weights, hidden = self._inputs[step]
         return Compute(
             shard=shard,

@@ -39,24 +39,25 @@ class ClientSession:
         self.next_heartbeat = now
         self.heard_at = now
 
-    def belongs(self, run: str, term: int) -> bool:
+    def belongs(self, run_id: str, term: int) -> bool:
         """Whether this is the session's run and term."""
-        return self.welcome is not None and (self.welcome.run, self.welcome.term) == (run, term)
+        welcome = self.welcome
+        return welcome is not None and (welcome.run_id, welcome.term) == (run_id, term)
 
     def concerns(self, message: Message) -> bool:
         """Whether the message is for this (run, term), or comes before there is one."""
         if isinstance(message, Hello | Welcome | messages.Refused | Reset):
             return True
-        return self.belongs(message.run, message.term)
+        return self.belongs(message.run_id, message.term)
 
     def is_stale(self, message: Welcome | Reset) -> bool:
         """Whether a message is from an earlier term of the run than this session has been in."""
         known = self.welcome
-        return known is not None and message.run == known.run and message.term < known.term
+        return known is not None and message.run_id == known.run_id and message.term < known.term
 
     def enter(self, welcome: Welcome, now: float) -> bool:
         """Be connected; return whether this is another run or term than the one before."""
-        new = not self.belongs(welcome.run, welcome.term)
+        new = not self.belongs(welcome.run_id, welcome.term)
         self.welcome = welcome
         self.connecting = False
         self.next_heartbeat = now
@@ -170,18 +171,18 @@ class ClientMachine:
         welcome = session.welcomed()
         interval = min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
         session.next_heartbeat = now + interval
-        return [Send(self._progress(welcome.run, welcome.term))]
+        return [Send(self._progress(welcome.run_id, welcome.term))]
 
-    def _progress(self, run: str, term: int) -> Heartbeat:
-        return Heartbeat(run=run, term=term, slowest=0.0, computing=0.0, units=())
+    def _progress(self, run_id: str, term: int) -> Heartbeat:
+        return Heartbeat(run_id=run_id, term=term, slowest=0.0, computing=0.0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED
         finish = Finish(event.code, event.reason)
         if (welcome := self.session.welcome) is None:
             return [finish]
-        run, term, text = welcome.run, welcome.term, messages.one_line(event.reason)
-        return [Send(messages.Goodbye(run=run, term=term, reason=text)), finish]
+        run_id, term, text = welcome.run_id, welcome.term, messages.one_line(event.reason)
+        return [Send(messages.Goodbye(run_id=run_id, term=term, reason=text)), finish]
 
     def _suspended(self, event: events.Suspended, now: float) -> list[Effect]:
         """Do not count the time in which this process was stopped as silence of the server."""

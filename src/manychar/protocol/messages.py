@@ -136,7 +136,7 @@ Vocabulary = Annotated[Frame, field.Tensor(lambda _: 4 * 0x110000, exact=False)]
 class _InRun(_Structure):
     """The fields of every message of a run's member or server."""
 
-    run: field.Name
+    run_id: field.Name
     term: field.Integer
 
 

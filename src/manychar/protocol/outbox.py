@@ -15,9 +15,9 @@ COUNTS_KEPT = 100
 class Outbox:
     """Collects the effects of an event; `counts` are by Counter, and by COUNTER:SENDER."""
 
-    def __init__(self, run: RunSpec, membership: Membership) -> None:
+    def __init__(self, spec: RunSpec, membership: Membership) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
-        self._spec = run
+        self._spec = spec
         self._membership = membership
         self._effects: list[Effect] = []
         self._closed = False

@@ -15,7 +15,7 @@ from manychar.protocol.operation import Operation
 class RunAndTerm(TypedDict):
     """The fields that a server gives each of its messages."""
 
-    run: str
+    run_id: str
     term: int
 
 
@@ -29,11 +29,11 @@ class RunSpec:
     disk that have none yet.
     """
 
-    run: str
+    run_id: str
     term: int
     definition: Definition
     operation: Operation
-    streams: Streams
+    corpus: Streams
     vocabulary: str
     state: TrainingState
     fingerprint: str
@@ -50,7 +50,7 @@ class RunSpec:
     @functools.cached_property
     def run_and_term(self) -> RunAndTerm:
         """What a message is constructed with, beside its own fields."""
-        return {"run": self.run, "term": self.term}
+        return {"run_id": self.run_id, "term": self.term}
 
 
 def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:

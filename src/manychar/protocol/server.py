@@ -49,21 +49,21 @@ _ENDING = (_STOPPING, _SAVING, _FINISHED)
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 
-    def __init__(self, run: RunSpec, *, now: float) -> None:
-        self.run = run
+    def __init__(self, spec: RunSpec, *, now: float) -> None:
+        self.spec = spec
         self.aggregation = Aggregation(
-            run.definition, run.streams, run.state, limit=run.operation.steps or math.inf
+            spec.definition, spec.corpus, spec.state, limit=spec.operation.steps or math.inf
         )
-        self.membership = Membership(run.definition.shards, silence=run.operation.lease_timeout)
+        self.membership = Membership(spec.definition.shards, silence=spec.operation.lease_timeout)
         self.early_stopping = EarlyStopping(
-            run.validation_losses,
-            on=run.definition.validation > 0,
-            every=run.operation.checkpoint_every,
-            patience=run.operation.stop_when_no_better,
+            spec.validation_losses,
+            on=spec.definition.validation > 0,
+            every=spec.operation.checkpoint_every,
+            patience=spec.operation.stop_when_no_better,
         )
-        self.outbox = Outbox(run, self.membership)
+        self.outbox = Outbox(spec, self.membership)
         self.counts = self.outbox.counts
-        shared = Shared(run, self.aggregation, self.membership, self.early_stopping, self.outbox)
+        shared = Shared(spec, self.aggregation, self.membership, self.early_stopping, self.outbox)
         self.lease_grants = LeaseGrants(shared)
         self.admission = Admission(shared, self.lease_grants)
         self.conflicting_results = ConflictingResults(shared, self.admission)
@@ -76,7 +76,7 @@ class ParameterServer:
 
     @property
     def dimensions(self) -> messages.Dimensions:
-        return self.run.dimensions
+        return self.spec.dimensions
 
     @property
     def state(self) -> TrainingState:
@@ -117,7 +117,7 @@ class ParameterServer:
     def _is_overtaken(self, message: FromMember, owner: Owner | None) -> bool:
         """Whether a peer has seen a newer server of this run; an observer is not believed."""
         observes = owner is not None and owner.role is KeyRole.OBSERVER
-        newer = message.run == self.run.run and message.term > self.run.term
+        newer = message.run_id == self.spec.run_id and message.term > self.spec.term
         return newer and not observes
 
     def _connect(self, event: events.Received, hello: messages.Hello, now: float) -> None:
@@ -131,10 +131,10 @@ class ParameterServer:
 
     def _received_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
-        if member is None or (message.run, message.term) != (self.run.run, self.run.term):
+        if member is None or (message.run_id, message.term) != (self.spec.run_id, self.spec.term):
             if not isinstance(message, messages.Goodbye):  # nobody reads the answer to that
                 self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
-            self.outbox.send(peer, messages.Reset(**self.run.run_and_term))
+            self.outbox.send(peer, messages.Reset(**self.spec.run_and_term))
             return
         member.heard_at = now
         if member.state is _SILENT:

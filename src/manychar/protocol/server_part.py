@@ -13,7 +13,7 @@ from manychar.protocol.run_spec import RunSpec
 class Shared:
     """What all parts share. These know nothing of the parts."""
 
-    run: RunSpec
+    spec: RunSpec
     aggregation: Aggregation
     membership: Membership
     early_stopping: EarlyStopping
@@ -24,7 +24,7 @@ class ServerPart:
     """Base class of the parts. Their times are seconds of any steady clock."""
 
     def __init__(self, shared: Shared) -> None:
-        self._spec = shared.run
+        self._spec = shared.spec
         self._aggregation = shared.aggregation
         self._membership = shared.membership
         self._early_stopping = shared.early_stopping

@@ -48,7 +48,7 @@ class _Lease:
 class _InHand:
     """The unit that is being computed, and what its gradient will name."""
 
-    run: str
+    run_id: str
     term: int
     lease: int
     hidden_digest: bytes
@@ -69,10 +69,10 @@ class Worker(ClientMachine):
         self._step = -1
         self._newest: Frame = b""
 
-    def _progress(self, run: str, term: int) -> messages.Heartbeat:
+    def _progress(self, run_id: str, term: int) -> messages.Heartbeat:
         slowest, units = max(self._slowest_pieces, default=0.0), self._units()
         return messages.Heartbeat(
-            run=run, term=term, slowest=slowest, computing=self.computing, units=units
+            run_id=run_id, term=term, slowest=slowest, computing=self.computing, units=units
         )
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
@@ -88,7 +88,9 @@ class Worker(ClientMachine):
         lease, unit = min(queued, key=lambda pair: pair[0].shard)
         lease.queued = None
         welcome = self.session.welcomed()
-        self._in_hand = _InHand(welcome.run, welcome.term, lease.number, digest(unit.hidden), unit)
+        self._in_hand = _InHand(
+            welcome.run_id, welcome.term, lease.number, digest(unit.hidden), unit
+        )
         return [unit]
 
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
@@ -98,11 +100,11 @@ class Worker(ClientMachine):
             raise ProtocolError("computed a unit that is not in hand")
         self._slowest_pieces.append(event.slowest)
         self.computing += event.seconds
-        same_term = self.session.belongs(in_hand.run, in_hand.term)
+        same_term = self.session.belongs(in_hand.run_id, in_hand.term)
         if self.phase is not ClientPhase.CONNECTED or not same_term:
             return []
         gradient = Gradient(
-            run=in_hand.run,
+            run_id=in_hand.run_id,
             term=in_hand.term,
             lease=in_hand.lease,
             shard=event.shard,
@@ -134,7 +136,7 @@ class Worker(ClientMachine):
         self.phase = ClientPhase.CONNECTED
         self.computing = 0.0
         ready = messages.Ready(
-            run=welcome.run,
+            run_id=welcome.run_id,
             term=welcome.term,
             fingerprint=fingerprint.fingerprint,
             libraries=fingerprint.libraries,

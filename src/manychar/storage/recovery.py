@@ -44,12 +44,12 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     Raises UserError where no checkpoint is whole, OSError where a file cannot be written.
     """
     path = directory.path / JOURNAL_NAME
-    reading = read_journal(path, directory.run, with_steps=False)
+    reading = read_journal(path, directory.run_id, with_steps=False)
     checkpoint = _choose(directory, term)
     step = checkpoint.state.step
     if reading.newest < step:
         logger.warning(f"{JOURNAL_NAME}: no record of some steps up to {step}: verify will say so")
-    journal = continue_journal(path, directory.run, reading)
+    journal = continue_journal(path, directory.run_id, reading)
     journal.append([ServerStart(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()

@@ -72,7 +72,7 @@ class RunDirectory:
     """A run directory that exists."""
 
     path: Path
-    run: str
+    run_id: str
     definition: Definition
     operation: Operation
     facts: RunFacts = RunFacts()
@@ -129,7 +129,7 @@ class RunDirectory:
         packages = ("manychar", "numpy", "pyzmq", "msgpack", "safetensors")
         config: dict[str, Any] = {
             "format": FORMAT_VERSION,
-            "run": self.run,
+            "run": self.run_id,
             "definition": dataclasses.asdict(self.definition),
             "operation": dataclasses.asdict(self.operation),
             "facts": dataclasses.asdict(self.facts),
@@ -265,7 +265,9 @@ def raise_term(directory: RunDirectory) -> int:
         if path.exists():
             term = int(path.read_bytes())
         else:
-            journal = read_journal(directory.path / JOURNAL_NAME, directory.run, with_steps=False)
+            journal = read_journal(
+                directory.path / JOURNAL_NAME, directory.run_id, with_steps=False
+            )
             term = max((record.term for record in journal.records), default=0)
         if not 0 <= term < MAX_INTEGER:
             raise ValueError

@@ -91,7 +91,7 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
 def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, AppliedStep], str]:
     """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
-    reading = read_journal(path, directory.run)
+    reading = read_journal(path, directory.run_id)
     living, starts = reading.living(AppliedStep), reading.living(ServerStart)
     covered = newest_checkpoint in {0, *living, *starts}
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0

@@ -19,7 +19,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, int]]]:
     definition = Definition(corpus_sha256="0" * 64, hidden=task.hidden, streams=task.streams)
     size = dimensions_of(definition, V)
     gradient = messages.Gradient(
-        run=RUN,
+        run_id=RUN,
         term=1,
         lease=1,
         shard=0,
@@ -32,7 +32,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, int]]]:
 
     def weights(units: int) -> messages.Weights:
         return messages.Weights(
-            run=RUN,
+            run_id=RUN,
             term=1,
             version=STEP,
             weights=bytes(size.parameters_bytes),

@@ -109,7 +109,7 @@ class LiveServer(DataSource):
 
     def _show(self, snapshot: Snapshot) -> None:
         status = snapshot.status
-        if status.run != self.view.run:
+        if status.run_id != self.view.run:
             self._client.request(WeightsRequest)
             self._recent.clear()
         if not self._recent or self._recent[-1].workers is not snapshot.workers:
@@ -117,7 +117,7 @@ class LiveServer(DataSource):
         validation = None
         if status.validated is not None and status.validation is not None:
             validation = status.validated, status.validation
-        view = self.view.of_run(status.run, _facts(snapshot.dimensions))
+        view = self.view.of_run(status.run_id, _facts(snapshot.dimensions))
         self.view = view.with_point(point_of(snapshot), validation)
         self._set(
             live=True,
@@ -139,7 +139,7 @@ class StoredRun(DataSource):
         super().__init__(str(path))
         self._directory = open_run(path)
         self._seen: set[int] = set()
-        self.view = self.view.of_run(self._directory.run, _facts(self._directory.definition))
+        self.view = self.view.of_run(self._directory.run_id, _facts(self._directory.definition))
         self._read_logs()
 
     def update(self) -> None:
