@@ -1,7 +1,4 @@
-"""Carries out ComputeFingerprint and Compute: the kernel in buffers of its own, with its progress.
-
-Imported only when the run's numerics are pinned, because it imports numpy.
-"""
+"""Carries out ComputeFingerprint and Compute; imports numpy, so pin the numerics first."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +17,7 @@ from manychar.protocol.messages import Dimensions, Frame
 
 
 class PieceTimer:
-    """Called between the pieces of a computation: times them, and sends due heartbeats.
+    """A progress callback: times the pieces of a computation, and sends due heartbeats.
 
     `heartbeat` sends one, and returns when the next one is due.
     """
@@ -40,10 +37,9 @@ class PieceTimer:
 
 
 class Engine:
-    """Computes units of one run, in buffers of its own."""
+    """Computes units of one run, in the buffers of its kernel."""
 
     def __init__(self, dimensions: Dimensions) -> None:
-        self.dimensions = dimensions
         self._dtype = np.dtype(dimensions.dtype).newbyteorder("<")
         self._ids_dtype = np.dtype(f"<u{dimensions.id_bytes}")
         self._kernel = Kernel(
@@ -54,7 +50,6 @@ class Engine:
             dtype=dimensions.dtype,
         )
         self._loaded: Frame | None = None
-        self._hidden = np.empty((dimensions.streams, dimensions.hidden), dimensions.dtype)
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype."""
@@ -68,10 +63,10 @@ class Engine:
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
-        self._hidden.reshape(-1)[:] = np.frombuffer(unit.hidden, self._dtype)
-        ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self.dimensions.streams, -1)
+        hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
+        ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
         batch, timer, began = Batch(ids, unit.fresh), PieceTimer(heartbeat), time.monotonic()
-        loss, gradient, after = compute_shard(self._kernel, batch, self._hidden, timer)
+        loss, gradient, after = compute_shard(self._kernel, batch, hidden, timer)
         return Computed(
             unit.shard,
             unit.step,

@@ -3,7 +3,7 @@
 The 64-bit words of a piece, each mixed and times a fixed odd random number, are summed modulo
 2**64 (after Carter and Wegman, "Universal Classes of Hash Functions", JCSS 18, 1979); they are
 the digits of one number. A change within one word always shows, others almost surely; the length is
-not covered. It is there against faults, not against malice: the numbers are known to everyone.
+not covered. It is made against faults, not against malice.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """The single-process trainer: the determinism contract as a program.
 
 A run is a sequence of states, and each follows from the one before it by `advance`. The parameter
-server comes to the same states from gradients that arrive from elsewhere, through the same `apply`.
+server computes the same states from the gradients of its workers, by the same `apply`.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ worker is connecting: the welcome replaces them, so they are ignored.
 
 The worker is at the step of the newest weights that it has. A gradient is kept until the weights
 of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
-bytes again. The hidden state after step k is the input of step k + 1, from here or from a Grant.
+bytes again. The hidden state after step k is the input of step k + 1, unless a Grant brings it.
 """
 
 import collections
