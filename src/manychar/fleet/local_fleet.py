@@ -21,7 +21,8 @@ from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
-from manychar.processes.errors import CRASHED, INTERRUPTED, STOPPING, UserError
+from manychar.processes.errors import CRASHED, STOPPING, UserError
+from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
 from manychar.protocol.effects import RUN_FAILED, STOPPED, Finish
 from manychar.protocol.messages import Weights
@@ -65,7 +66,7 @@ class LocalFleet:
         """
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(EventLoop())
-            self._loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+            self._loop.on_signal(self._signalled, *STOPS)
             names = [slot.name for slot in self.workers]
             self._private = stack.enter_context(private_endpoint(names, OBSERVER))
             self._connection = stack.enter_context(contextlib.ExitStack())
@@ -145,7 +146,7 @@ class LocalFleet:
 
     def _signalled(self, number: int) -> None:
         endless = self.directory.operation.steps == 0
-        self.stop(STOPPED if number == signal.SIGTERM else 0 if endless else INTERRUPTED)
+        self.stop(0 if endless and number == signal.SIGINT else STOPS[number])
 
     def stop(self, code: int, reason: str = "stopped") -> None:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router
 from manychar.processes.child_process import PROGRAM
 from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because
+from manychar.processes.signals import STOPS
 from manychar.protocol.admission import as_words
 from manychar.protocol.effects import Finish
 from manychar.protocol.run_spec import RunSpec, dimensions_of
@@ -52,8 +52,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         loop = stack.enter_context(EventLoop())
         # First of all: a parent that reads the endpoint may send a signal at once.
-        stops = signal.SIGINT, signal.SIGTERM
-        loop.on_signal(lambda number: server.signalled(number), *stops)  # noqa: PLW0108 - not yet there
+        loop.on_signal(lambda number: server.signalled(number), *STOPS)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
         term = raise_term(directory)
         try:

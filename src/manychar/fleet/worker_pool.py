@@ -1,12 +1,12 @@
 """Several workers of this machine for a server elsewhere: `worker --processes N`."""
 
 import logging
-import signal
 
 from manychar.network.event_loop import EventLoop
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
-from manychar.processes.errors import CRASHED, INTERRUPTED, RUN_FAILED, STOPPED
+from manychar.processes.errors import CRASHED, RUN_FAILED, STOPPED
+from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor
 
 SECONDS_TO_END = 10.0
@@ -25,7 +25,7 @@ class WorkerPool:
     def run(self) -> int:
         """Run the workers until all have ended, and return the largest exit code."""
         with EventLoop() as loop:
-            loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+            loop.on_signal(self._signalled, *STOPS)
             self._supervisor = Supervisor(loop, on_end=self._ended, env=log.FOR_A_PARENT)
             try:
                 for slot in self._slots:
@@ -37,7 +37,7 @@ class WorkerPool:
         return self._code
 
     def _signalled(self, number: int) -> None:
-        self._code = INTERRUPTED if number == signal.SIGINT else STOPPED
+        self._code = STOPS[number]
         self._stopped = True
 
     def _ended(self, slot: ProcessSlot, code: int) -> None:

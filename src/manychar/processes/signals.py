@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
-STOPS = {signal.SIGINT: 130, signal.SIGTERM: 75}
+STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 """The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED."""
 
 
@@ -22,12 +22,12 @@ def end_at_once(number: int, _frame: object) -> None:
     """End this process, whatever it is doing: the signal handler before there is a loop."""
     if os.isatty(2):
         os.write(2, SHOW_CURSOR)
-    os._exit(STOPS[signal.Signals(number)])
+    os._exit(STOPS[number])
 
 
 def end_by_exception(number: int, _frame: object = None) -> None:
     """End this process by SystemExit: the handler where something has to be undone."""
-    raise SystemExit(STOPS[signal.Signals(number)])
+    raise SystemExit(STOPS[number])
 
 
 class SelfPipe:
