@@ -17,7 +17,7 @@ REFERENCE = Path(__file__).parent.parent / "src" / "manychar" / "cli" / "README.
 HEAD = """# The command line
 
 Every command and flag, written by `python -m tests.command_reference` from the declarations in
-`numerics/run_definition.py`, `protocol/operation.py`, `fleet/launch_options.py`,
+`numerics/run_definition.py`, `protocol/run_operation.py`, `fleet/launch_options.py`,
 `observability/output_options.py` and `cli/`. In brackets: the default, and the environment variable
 that can give the value. `--config` sets any flag from a TOML file.
 

@@ -23,7 +23,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.observability.output_options import Export, Sampling
 from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
 from manychar.storage.journal import read_metrics
 

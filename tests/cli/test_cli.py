@@ -16,7 +16,7 @@ from manychar import __version__
 from manychar.cli.app import app
 from manychar.numerics.option import Formula, options_of
 from manychar.numerics.run_definition import Definition
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from tests.commands import GENEROUS, SMALL, Commands, until
 
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it

@@ -89,7 +89,7 @@ def test_another_setting_is_too_late(manychar: Commands) -> None:
         "manychar",
         "manychar.api",
         "manychar.cli.app",
-        "manychar.protocol.operation",
+        "manychar.protocol.run_operation",
         "manychar.__main__",
         "manychar.protocol.worker",
         "manychar.protocol.codec",

@@ -22,7 +22,7 @@ from manychar.protocol.messages import (
     Unit,
     digest,
 )
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 from tests.simulation.reference import reference

@@ -27,7 +27,7 @@ from manychar.protocol.events import (
     StopRequested,
 )
 from manychar.protocol.messages import Message, Peer
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec
 from tests.simulation.network import decoded
 from tests.simulation.reference import compute

@@ -15,7 +15,7 @@ from manychar.numerics.corpus import encode
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage import atomic_files, corpus_file, run_directory
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus

@@ -14,7 +14,7 @@ from manychar.cli.run_setup import define
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 
 logger = logging.getLogger(__name__)
 

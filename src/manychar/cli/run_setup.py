@@ -15,7 +15,7 @@ from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
 
 if TYPE_CHECKING:

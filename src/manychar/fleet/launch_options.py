@@ -8,7 +8,7 @@ from manychar.numerics.option import option
 from manychar.numerics.run_definition import Definition
 from manychar.observability.output_options import Export, Sampling, StrPath
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 
 RUNNING = ("train", "server")
 LOGGED = (*RUNNING, "worker")

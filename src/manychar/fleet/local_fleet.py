@@ -26,7 +26,7 @@ from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
 from manychar.protocol.effects import RUN_FAILED, STOPPED, Finish
 from manychar.protocol.messages import Weights
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0

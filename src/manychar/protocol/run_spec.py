@@ -9,7 +9,7 @@ from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol.messages import Dimensions
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 
 
 class RunAndTerm(TypedDict):

@@ -20,7 +20,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
 from manychar.protocol.field_types import MAX_INTEGER
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage.atomic_files import (
     lock_file,
     make_directories,

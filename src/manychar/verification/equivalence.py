@@ -17,7 +17,7 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.operation import Operation
+from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.run_directory import RunDirectory, create_run

@@ -1,5 +1,6 @@
 """How a run is carried out: config.json's `operation`. No bit of the weights depends on it.
 
+Here are the defaults of the number of steps, checkpoints, samples, workers and the lease timeout.
 `stop_when_no_better` decides how many steps are done, not what a step computes.
 """
 
