@@ -14,7 +14,7 @@ from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.effects import Effect, Remember
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
-from manychar.protocol.messages import Gradient, Names, digest
+from manychar.protocol.messages import Gradient, Identities, digest
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk, copy_of
 from tests.simulation.planted import Plant, mutant, plant_handler
@@ -132,7 +132,7 @@ def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
 def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     accept = Aggregation.accept
 
-    def zeroing(self: Aggregation, gradient: Gradient, sender: Names) -> None:
+    def zeroing(self: Aggregation, gradient: Gradient, sender: Identities) -> None:
         accept(self, gradient, sender)
         after = gradient.step + 1
         if self.corpus.batch_at(gradient.shard, after).fresh:
@@ -203,7 +203,7 @@ def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
 def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
     def strict(self: ConflictingResults, own: Computed, now: float) -> None:
         sides = self.open.pop((own.shard, own.step))
-        workers = {member.names for member in self._membership.workers()}
+        workers = {member.identities for member in self._membership.workers()}
         for names in {names for names, _ in sides} | workers:
             self._admission.ban(names, "there was a dispute", now)
 

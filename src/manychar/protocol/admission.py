@@ -9,7 +9,16 @@ from manychar.protocol.effects import Remember
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, Tally
-from manychar.protocol.messages import KeyRole, Level, Names, Owner, Peer, Refused, Role, one_line
+from manychar.protocol.messages import (
+    Identities,
+    KeyRole,
+    Level,
+    Owner,
+    Peer,
+    Refused,
+    Role,
+    one_line,
+)
 from manychar.protocol.server_part import ServerPart, Shared
 
 WARN_EVERY = 1.0
@@ -203,15 +212,15 @@ class Admission(ServerPart):
             self._lease_grants.renew(gradient.shard, now)
         else:
             why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
-            self.ban(member.names, why, now)
+            self.ban(member.identities, why, now)
 
-    def ban(self, names: Names, why: str, now: float) -> None:
+    def ban(self, identities: Identities, why: str, now: float) -> None:
         """Refuse this worker from now on, on any connection."""
-        self.banned.update(dict.fromkeys(names, why))
+        self.banned.update(dict.fromkeys(identities, why))
         self._outbox.add(Remember({"banned": dict(self.banned)}))
-        self._outbox.notice(f"{names[0]} is banned: {why}", Level.ERROR)
+        self._outbox.notice(f"{identities[0]} is banned: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
-            if member.role is Role.WORKER and not {*names}.isdisjoint(member.names):
+            if member.role is Role.WORKER and not {*identities}.isdisjoint(member.identities):
                 self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
                 self._remove(member, now)
 

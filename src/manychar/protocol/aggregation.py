@@ -22,7 +22,7 @@ from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed, MailboxEmpty
-from manychar.protocol.messages import Frame, Gradient, Names, digest
+from manychar.protocol.messages import Frame, Gradient, Identities, digest
 
 STEPS_COMPARED = 8
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
@@ -57,7 +57,7 @@ class Aggregation:
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
         self._inputs: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
-        self._senders: dict[int, dict[int, Names]] = {}
+        self._senders: dict[int, dict[int, Identities]] = {}
         self._digests: dict[int, dict[int, ResultDigest]] = {}
         self._undigested: list[Gradient] = []
         inputs = state.parameters.flat.nbytes + state.hidden.nbytes
@@ -129,7 +129,7 @@ class Aggregation:
         _, hidden = self._inputs[gradient.step]
         return gradient.hidden_digest == digest(as_frame(hidden[gradient.shard]))
 
-    def accept(self, gradient: Gradient, sender: Names) -> None:
+    def accept(self, gradient: Gradient, sender: Identities) -> None:
         """Add a gradient that was assessed as WANTED."""
         hidden = self._next_hidden[gradient.shard].reshape(-1)
         hidden[:] = self._array(gradient.hidden)  # never a view of a received frame
@@ -167,7 +167,7 @@ class Aggregation:
         self.loss = self._losses.result() / self.definition.total_streams
         self._open()
 
-    def accepted(self, shard: int, step: int) -> tuple[Names, ResultDigest]:
+    def accepted(self, shard: int, step: int) -> tuple[Identities, ResultDigest]:
         """Return an accepted gradient's sender and digest; KeyError where it is too old."""
         self._digest_accepted()
         return self._senders[step][shard], self._digests[step][shard]

@@ -10,7 +10,7 @@ from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import ResultDigest, digest_of
 from manychar.protocol.events import Computed
 from manychar.protocol.membership import Member
-from manychar.protocol.messages import Gradient, Level, Names
+from manychar.protocol.messages import Gradient, Identities, Level
 from manychar.protocol.server_part import ServerPart, Shared
 
 
@@ -19,7 +19,7 @@ class ConflictingResults(ServerPart):
 
     def __init__(self, shared: Shared, admission: Admission) -> None:
         super().__init__(shared)
-        self.open: dict[tuple[int, int], list[tuple[Names, ResultDigest]]] = {}
+        self.open: dict[tuple[int, int], list[tuple[Identities, ResultDigest]]] = {}
         self._admission = admission
 
     def begin(self, member: Member, gradient: Gradient) -> None:
@@ -32,7 +32,7 @@ class ConflictingResults(ServerPart):
         if (shard, step) not in self.open:
             self.open[shard, step] = [(sender, accepted)]
             self._outbox.add(self._aggregation.compute_again(shard, step))
-        self.open[shard, step].append((member.names, digest_of(gradient)))
+        self.open[shard, step].append((member.identities, digest_of(gradient)))
 
     def settle(self, own: Computed, now: float) -> int | None:
         """Ban the workers that were wrong.

@@ -9,7 +9,16 @@ import enum
 from collections.abc import Mapping, Sequence
 
 from manychar.protocol.events import Suspended
-from manychar.protocol.messages import Hello, Names, Owner, Peer, Role, Unit, UnitState, one_line
+from manychar.protocol.messages import (
+    Hello,
+    Identities,
+    Owner,
+    Peer,
+    Role,
+    Unit,
+    UnitState,
+    one_line,
+)
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -74,7 +83,7 @@ class Member:
     tally: Tally = dataclasses.field(default_factory=Tally)
 
     @property
-    def names(self) -> Names:
+    def identities(self) -> Identities:
         return self.name, self.owner.name if self.owner else self.name
 
     def is_busy(self, lease: int, step: int) -> bool:

@@ -59,7 +59,7 @@ class Owner(NamedTuple):
     role: KeyRole
 
 
-Names = tuple[str, str]
+Identities = tuple[str, str]
 """A worker's name and its key's: its own name again where there are no keys."""
 
 

@@ -182,7 +182,7 @@ class ParameterServer:
         self.outbox.count(Counter(assessment.value))
 
     def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
-        self.aggregation.accept(gradient, member.names)
+        self.aggregation.accept(gradient, member.identities)
         member.tally.accepted += 1
         member.tally.delivered_at = now
         self.membership.accepted(gradient.shard, member.peer)
