@@ -9,16 +9,7 @@ from manychar.protocol.effects import Remember
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, Tally
-from manychar.protocol.messages import (
-    Identities,
-    KeyRole,
-    Level,
-    Owner,
-    Peer,
-    Refused,
-    Role,
-    one_line,
-)
+from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.server_part import ServerPart, Shared
 
 WARN_EVERY = 1.0
@@ -214,7 +205,7 @@ class Admission(ServerPart):
             why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
             self.ban(member.identities, why, now)
 
-    def ban(self, identities: Identities, why: str, now: float) -> None:
+    def ban(self, identities: messages.Identities, why: str, now: float) -> None:
         """Refuse this worker from now on, on any connection."""
         self.banned.update(dict.fromkeys(identities, why))
         self._outbox.add(Remember({"banned": dict(self.banned)}))

@@ -42,16 +42,16 @@ class ConflictingResults(ServerPart):
         shard, step = own.shard, own.step
         (_, accepted), *_ = results = self.open.pop((shard, step))
         right = digest_of(own)
-        wrong = sorted({names for names, digest in results if digest != right})
-        for names in wrong:
-            self._admission.ban(names, f"it computed step {step}, shard {shard} wrongly", now)
-        senders = {name for names in wrong for name in names}
+        wrong = sorted({sender for sender, digest in results if digest != right})
+        for sender in wrong:
+            self._admission.ban(sender, f"it computed step {step}, shard {shard} wrongly", now)
+        senders = {identity for sender in wrong for identity in sender}
         at_most = math.inf if accepted == right else step
         if math.isinf(first := self._aggregation.first_from(senders, at_most=at_most)):
             return None
-        names_of_wrong = ", ".join(name for name, _ in wrong)
+        names = ", ".join(name for name, _ in wrong)
         text = (
-            f"no gradient of {names_of_wrong} can be trusted: resuming before step {first}, the"
+            f"no gradient of {names} can be trusted: resuming before step {first}, the"
             " first that is remembered; manychar verify tells of those before it"
         )
         self._outbox.notice(text, Level.ERROR)

@@ -8,17 +8,9 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 
+from manychar.protocol import messages
 from manychar.protocol.events import Suspended
-from manychar.protocol.messages import (
-    Hello,
-    Identities,
-    Owner,
-    Peer,
-    Role,
-    Unit,
-    UnitState,
-    one_line,
-)
+from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -83,7 +75,7 @@ class Member:
     tally: Tally = dataclasses.field(default_factory=Tally)
 
     @property
-    def identities(self) -> Identities:
+    def identities(self) -> messages.Identities:
         return self.name, self.owner.name if self.owner else self.name
 
     def is_busy(self, lease: int, step: int) -> bool:
@@ -150,7 +142,7 @@ class Membership:
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
-            host=one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
+            host=messages.one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
         )
         return member
 
