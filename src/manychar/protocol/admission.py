@@ -50,7 +50,6 @@ class Admission(ServerPart):
         self._outbox.warn(f"{name} was refused: {reason}")
 
     def _reason_to_refuse(self, hello: messages.Hello, owner: Owner | None) -> str:
-        """Return the reason why a peer is refused, or nothing."""
         if hello.wire != messages.WIRE_VERSION:
             ours = messages.WIRE_VERSION
             return f"it speaks wire version {hello.wire}, this server speaks {ours}"
@@ -76,7 +75,6 @@ class Admission(ServerPart):
         self._outbox.send(member.peer, welcome)
 
     def not_ready(self, member: Member, message: messages.Gradient, now: float) -> None:
-        """Ignore the gradient of a worker that has not sent Ready again."""
         self._outbox.count(Counter.MESSAGES_BEFORE_READY)
         self._welcome(member)
 
@@ -124,7 +122,6 @@ class Admission(ServerPart):
             self._leave(member, "its connection is gone", now)
 
     def key_revoked(self, event: events.KeyRevoked, now: float) -> None:
-        """Refuse a peer whose key is not valid any more."""
         self._outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self._membership.members.get(event.peer)) is not None:
             self._refuse(member.peer, member.name, "its key was revoked")
@@ -162,7 +159,6 @@ class Admission(ServerPart):
     # Faults.
 
     def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
-        """Whether messages of this sender are dropped unread."""
         return self._fault_limiter.is_blocked(_sender(peer, owner), now)
 
     def malformed(self, event: events.Malformed, now: float) -> None:
@@ -216,7 +212,6 @@ class Admission(ServerPart):
                 self._remove(member, now)
 
     def unban(self, member: Member, message: messages.Unban, now: float) -> None:
-        """Lift a ban; only an operator may."""
         if self.is_operator(member, "lift a ban"):
             before = self.banned
             self.banned, text = lift_ban(before, message.name)

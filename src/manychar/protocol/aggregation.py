@@ -90,7 +90,6 @@ class Aggregation:
 
     @property
     def closed(self) -> bool:
-        """Whether no more gradients are wanted."""
         return self.state.step >= self.limit
 
     @property
@@ -141,18 +140,19 @@ class Aggregation:
         self._losses.add(gradient.shard, gradient.loss)
 
     def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
-        """Compute the missing digests: some 30 us for 120 kB, for which no step has to wait."""
+        """Compute the missing digests: some 30 us for 120 kB, for which no step has to wait.
+
+        The frames of the gradients are released.
+        """
         self._digest_accepted()
 
     def _digest_accepted(self) -> None:
-        """Compute the missing digests, and release the gradients' frames."""
         for gradient in self._undigested:
             self._digests[gradient.step][gradient.shard] = digest_of(gradient)
         self._undigested.clear()
 
     @property
     def complete(self) -> bool:
-        """Whether every shard's gradient of the open step is there."""
         return self._gradients.complete
 
     def apply(self) -> None:

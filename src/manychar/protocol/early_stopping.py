@@ -48,7 +48,6 @@ class EarlyStopping:
         self.validation_losses[step] = nats
 
     def end(self) -> None:
-        """Await no validation loss any more."""
         self._on = False
         self.awaited.clear()
 
@@ -98,7 +97,6 @@ class EarlyStopping:
         return sum(each > best for each in losses) >= self._patience
 
     def reason(self, step: int) -> str:
-        """Return why the run ends at this checkpoint, in words."""
         plural = "s" if self._patience > 1 else ""
         return (
             f"no better for {self._patience} checkpoint{plural} up to step {step - self._every:,}"

@@ -31,7 +31,6 @@ class LeaseGrants(ServerPart):
         self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
-        """Send what the holder needs for its shard's open step."""
         if not self._aggregation.is_missing(lease.shard):
             return
         lease.begun = True
@@ -60,7 +59,19 @@ class LeaseGrants(ServerPart):
             else:
                 self.grant(lease, now)
         for peer, leases in begun.items():
-            self._outbox.send(peer, self._weights_for(leases))
+            batches = [self._aggregation.batch(lease.shard) for lease in leases]
+            units = [
+                Unit(lease.number, lease.shard, self._step, batch.fresh)
+                for lease, batch in zip(leases, batches, strict=True)
+            ]
+            weights = Weights(
+                **self._spec.run_and_term,
+                version=self._step,
+                weights=self._aggregation.weights,
+                units=tuple(units),
+                ids=tuple(as_frame(batch.ids) for batch in batches),
+            )
+            self._outbox.send(peer, weights)
 
     def ask_again(self, now: float) -> None:
         """Grant again what no answer came to, unless it is being computed."""
@@ -77,17 +88,3 @@ class LeaseGrants(ServerPart):
             else:
                 self._outbox.count(Counter.GRANTS_RESENT)
                 self.grant(lease, now)
-
-    def _weights_for(self, leases: list[Lease]) -> Weights:
-        """Return the weights that the open step is computed on, with its units in these leases."""
-        batches = [self._aggregation.batch(lease.shard) for lease in leases]
-        return Weights(
-            **self._spec.run_and_term,
-            version=self._step,
-            weights=self._aggregation.weights,
-            units=tuple(
-                Unit(lease.number, lease.shard, self._step, batch.fresh)
-                for lease, batch in zip(leases, batches, strict=True)
-            ),
-            ids=tuple(as_frame(batch.ids) for batch in batches),
-        )

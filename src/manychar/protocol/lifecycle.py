@@ -151,7 +151,6 @@ class Lifecycle(ServerPart):
         self.phase = RunPhase.FINISHED
 
     def computed(self, event: events.Computed, now: float) -> None:
-        """Settle a conflict with this server's own result."""
         if (step := self._conflicting_results.settle(event, now)) is not None:
             self.resume_before(step)
 
@@ -168,7 +167,6 @@ class Lifecycle(ServerPart):
     # Checkpoints.
 
     def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
-        """Have the checkpoint validated."""
         if event.failure:
             self._not_written(event, now)
             return

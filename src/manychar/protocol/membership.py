@@ -110,7 +110,6 @@ class Lease:
     renewed: int = 0
 
     def ask(self, step: int, now: float) -> None:
-        """Note that an answer to `step` is expected from now on."""
         again = self.asked_step == step
         longer = max(self.first_resend_after, min(2 * self.resend_after, LONGEST_RESEND_AFTER))
         self.resend_after = longer if again else self.first_resend_after
@@ -190,7 +189,6 @@ class Membership:
         return revoked, [self.lease(shard, peer) for shard, peer in missing]
 
     def lease(self, shard: int, peer: Peer) -> Lease:
-        """Give a shard to a peer under a new number."""
         self._numbers += 1
         first = max(FIRST_RESEND_AFTER, self._silence / 2)
         lease = self.leases[shard] = Lease(self._numbers, shard, peer, first_resend_after=first)

@@ -72,6 +72,5 @@ class Outbox:
             self.send(observer.peer, message)
 
     def collect(self) -> list[Effect]:
-        """Return the effects of this event, and start with none for the next."""
         effects, self._effects = self._effects, []
         return effects

@@ -84,7 +84,6 @@ class ParameterServer:
         return self.aggregation.state
 
     def deadline(self) -> float | None:
-        """When DeadlinePassed is due."""
         return None if self.lifecycle.phase is _FINISHED else self._next_tick
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:

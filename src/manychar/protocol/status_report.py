@@ -146,7 +146,6 @@ class StatusReport(ServerPart):
         )
 
     def weights(self) -> Weights:
-        """Return the newest weights, from which an observer draws samples."""
         state = self._aggregation.state
         weights = as_frame(state.parameters.flat)
         run_and_term = self._spec.run_and_term
