@@ -1,7 +1,7 @@
 """The plain form of min-char-rnn's arithmetic: one stream, one-hot vectors, a loop over time.
 
-Slow and obvious, in float64. `manychar equivalence --shards 1 --streams 1` holds the fast form
-against it; tests/numerics/reference.py is a second opinion, written apart from this one.
+Slow and obvious, in float64. `manychar equivalence --shards 1 --streams 1` compares the fast form
+with it; tests/numerics/reference.py is another plain form, written independently.
 """
 
 from typing import Any

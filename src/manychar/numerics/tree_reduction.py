@@ -13,7 +13,7 @@ Summand = TypeVar("Summand", float, NDArray[Any])
 
 
 class TreeSum(Generic[Summand]):
-    """A sum over `count` summands in any order of arrival: two parts are added when both are there.
+    """A sum of `count` summands, which may arrive in any order.
 
     In the order 0, 1, 2, … it holds at most log2(count) + 1 partial sums. The last two, the halves,
     are left to the caller: the server's update adds them block by block, in the cache.
