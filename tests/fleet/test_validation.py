@@ -1,6 +1,5 @@
 """Validation, for real: losses beside training, the best checkpoint, where a run ends."""
 
-import dataclasses
 import json
 import math
 import os
@@ -25,7 +24,6 @@ from manychar.storage.validation_log import (
     VALIDATION_NAME,
     append_result,
     best_checkpoint,
-    is_finished,
     read_validation_losses,
     resume_validation,
     validation_log,
@@ -235,23 +233,6 @@ def test_the_best_checkpoint_is_the_best_of_what_is_left(manychar: Commands, tex
     append_losses(run, {0: 4.0, 40: 0.5, 60: 0.1})
     _, losses = resume_validation(run, 40)
     assert best_checkpoint(run, losses) == 40
-
-
-def test_a_run_is_not_over_while_a_checkpoint_waits_for_validation(
-    manychar: Commands, text: Path
-) -> None:
-    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
-    run = open_run(manychar.directory / "run")
-    run = dataclasses.replace(
-        run, operation=dataclasses.replace(run.operation, stop_when_no_better=1)
-    )
-    losses = {0: 1.0, 20: 0.5, 40: 0.4, 60: 0.3}
-    path = run.path / VALIDATION_NAME
-    path.unlink()
-    append_losses(run, {step: losses[step] + 1.0 * step for step in (0, 40)})
-    assert not is_finished(run, 60), "step 20 may be better"
-    append_losses(run, {20: 2.0})
-    assert is_finished(run, 60)
 
 
 class Asked:

@@ -1,7 +1,6 @@
 """validation.jsonl: step, sha256 and validation loss of every checkpoint that was validated.
 
-The validation process appends to it. What follows from the losses is here, too: which checkpoint is
-the best, and whether early stopping has ended the run.
+The validation process appends to it. Which checkpoint is the best follows from the losses.
 """
 
 import contextlib
@@ -9,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 from manychar.processes.errors import UserError
-from manychar.protocol.early_stopping import EarlyStopping
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import lock_file
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, stated_sha256
@@ -83,21 +81,6 @@ def unvalidated(
         return ()
     saved = [step for step, _ in list_checkpoints(directory.checkpoints) if step <= at_most]
     return tuple(step for step in saved if step % every == 0 and step not in validation_losses)
-
-
-def is_finished(directory: RunDirectory, step: int) -> bool:
-    """Whether early stopping ended the run at the checkpoint of `step`."""
-    operation = directory.operation
-    validation_losses = read_validation_losses(directory)
-    early_stopping = EarlyStopping(
-        validation_losses,
-        on=directory.definition.validation > 0,
-        every=operation.checkpoint_every,
-        patience=operation.stop_when_no_better,
-    )
-    for each in unvalidated(directory, validation_losses, step):
-        early_stopping.expect(each)
-    return early_stopping.ends_at(step)
 
 
 def best_checkpoint(directory: RunDirectory, losses: Mapping[int, float]) -> int | None:

@@ -28,7 +28,6 @@ from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.messages import Dimensions, Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import is_served, open_run
-from manychar.storage.validation_log import is_finished
 
 SAMPLE_LENGTH = 300
 SNAPSHOTS = 60  # the workers' figures are those of the last minute
@@ -161,8 +160,7 @@ class StoredRun(DataSource):
         directory, live = self._directory, is_served(self._directory.path)
         history, steps = read_history(directory), directory.operation.steps
         last = history.points[-1].step if history.points else 0
-        finished = 0 < steps <= last or is_finished(directory, last)
-        state = "on disk up to" if live else "finished at" if finished else "stopped after"
+        state = "on disk up to" if live else "ended at"
         losses = dict(history.validation_losses)
         view = dataclasses.replace(
             self.view,
