@@ -117,7 +117,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
         source.turn()
         assert [sample.step for sample in source.view.samples] == [0, 150, 300]
     source.turn()
-    assert (source.view.live, source.view.state) == (False, "finished at step 300")
+    assert (source.view.live, source.view.state) == (False, "ended at step 300")
 
 
 class ClientOf:
