@@ -8,7 +8,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Remember
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, Tally
+from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, WorkerTally
 from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.server_part import ServerPart, Shared
 
@@ -16,7 +16,7 @@ WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-# 22 methods: one for each way in which a peer comes, stays or leaves.
+# 24 methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
     """Admits peers. `banned` gives the reason for each ban by name."""
 
@@ -80,7 +80,7 @@ class Admission(ServerPart):
 
     def ready(self, member: Member, ready: messages.Ready, now: float) -> None:
         """Start a worker with the run's numerics; refuse another one."""
-        member.tally = Tally(since=now, delivered_at=now)
+        member.tally = WorkerTally(since=now, delivered_at=now)
         member.slowest = ready.slowest
         if ready.fingerprint != self._spec.fingerprint:
             reason = (

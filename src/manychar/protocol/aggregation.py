@@ -43,7 +43,7 @@ class Assessment(enum.Enum):
     NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
 
 
-# 19 methods, 13 attributes: one state, whose parts change together when a step is applied.
+# 19 methods, 14 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
@@ -105,7 +105,7 @@ class Aggregation:
         return self.corpus.batch_at(shard, self.state.step)
 
     def assess(self, gradient: Gradient) -> Assessment:
-        """Return what this gradient of an existing shard is. Changes nothing."""
+        """Return whether this gradient of an existing shard is wanted, or why not."""
         step, shard = gradient.step, gradient.shard
         is_accepted = shard in self._senders.get(step, ())
         if step not in self._inputs or not is_accepted:

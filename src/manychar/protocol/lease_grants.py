@@ -24,7 +24,7 @@ class LeaseGrants(ServerPart):
             self.grant(lease, now)
 
     def renew(self, shard: int, now: float) -> None:
-        """Begin a shard's lease anew at the same worker: what it holds of the old one is void."""
+        """Give the holder a new lease on its shard: what it has of the old one is void."""
         old = self._membership.leases[shard]
         new = self._membership.lease(shard, old.peer)
         new.renewed = old.renewed + 1

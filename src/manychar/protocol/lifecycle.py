@@ -33,7 +33,7 @@ class RunPhase(enum.Enum):
     FINISHED = "finished"
 
 
-# 19 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+# 17 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
 class Lifecycle(ServerPart):
     """The run's phase. `asked` is what a stop asked for."""
 
@@ -76,7 +76,7 @@ class Lifecycle(ServerPart):
         self._finish_if_done()
 
     def _apply_step(self, now: float) -> None:
-        """Apply the open step, and do what the new weights call for."""
+        """Apply the open step; send, record and save the new weights."""
         self._aggregation.apply()
         self._status_report.applied(now)
         step, state, operation = self._step, self._aggregation.state, self._spec.operation
@@ -115,7 +115,7 @@ class Lifecycle(ServerPart):
                 self.save(now)
 
     def tick(self, now: float) -> None:
-        """Stop without the step's end where it will not come."""
+        """Stop before the end of the step where it will not come."""
         in_vain = now >= self._stop_by or not self._membership.workers()
         if self.phase is RunPhase.STOPPING and in_vain:
             self.save(now)

@@ -32,7 +32,7 @@ class PeerState(enum.Enum):
 
 
 @dataclasses.dataclass
-class Tally:
+class WorkerTally:
     """What one worker has done since the time `since`.
 
     `accepted` counts gradients, `dropped` messages. `computing` is in seconds, as the worker last
@@ -72,7 +72,7 @@ class Member:
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
     host: str = ""
-    tally: Tally = dataclasses.field(default_factory=Tally)
+    tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
 
     @property
     def identities(self) -> messages.Identities:
@@ -116,7 +116,6 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
-# 16 methods: small questions about members and leases.
 class Membership:
     """The members by peer, as they joined, and the leases by shard.
 
