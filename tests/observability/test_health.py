@@ -171,12 +171,12 @@ def test_a_server_that_answers_and_does_not_advance_is_not_healthy(
 
 
 def test_failed_writes_are_shown() -> None:
-    counts = {"gradients_repeated": 2, "journal_not_written": 1, "checkpoints_not_written": 6}
+    counts = {"gradients_repeated": 2, "journal_not_written": 1, "metrics_not_written": 6}
     now = snapshot(8, worker("a"), counts=counts)
     found = health_of(snapshot(7, worker("a")), now, expired=False)
     assert found == Health(
         "step 8 of 12,000: it advances, with 1 worker; journal_not_written: 1;"
-        " checkpoints_not_written: 6"
+        " metrics_not_written: 6"
     )
 
 

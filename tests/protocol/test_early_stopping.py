@@ -216,12 +216,6 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
         assert stage.server.state.step == 5
 
 
-def test_a_checkpoint_that_could_not_be_written_cannot_decide() -> None:
-    stage = held(on_disk_error="continue")
-    stage.server.handle(CheckpointWritten(2, "no space left"), stage.now)
-    assert only(stage.server.handle(CheckpointWritten(4), stage.now), Finish).code == 3
-
-
 def test_who_is_stopped_at_the_end_does_not_wait_for_a_validation_loss_either() -> None:
     stage = validated(steps=2)
     stage.advance_to(2, "ann")

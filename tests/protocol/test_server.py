@@ -575,18 +575,6 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
 
 
-def test_an_earlier_checkpoint_that_fails_late_does_not_end_a_run_that_goes_on_without() -> None:
-    stage = Stage(on_disk_error="continue")
-    stage.join("ann")
-    stage.advance_to(1, "ann")
-    stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
-    stage.advance_to(2, "ann")
-    assert stage.server.lifecycle.phase is RunPhase.SAVING
-    effects = stage.server.handle(CheckpointWritten(1, "no space left on device"), stage.now)
-    assert not [effect for effect in effects if isinstance(effect, Finish)]
-    assert finish(stage.server.handle(CheckpointWritten(2), stage.now)).code == 75
-
-
 def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     stage = Stage()
     stage.hello("olga", "observer")
@@ -717,20 +705,14 @@ def test_an_observer_hears_every_notice() -> None:
     assert [notice.text for notice in sent(effects, Notice, "olga")] == ["ann has joined"]
 
 
-@pytest.mark.parametrize(("go_on", "ends"), [(True, False), (False, True)])
-def test_a_checkpoint_that_cannot_be_written(*, go_on: bool, ends: bool) -> None:
-    stage = Stage(on_disk_error="continue" if go_on else "stop")
+def test_a_checkpoint_that_cannot_be_written_ends_the_run() -> None:
+    stage = Stage()
     stage.join("ann")
     effects = stage.server.handle(CheckpointWritten(2, "no space left on device"), stage.now)
-    assert bool([effect for effect in effects if isinstance(effect, Finish)]) is ends
-    text = said(effects) or finish(effects).reason
-    assert "the checkpoint of step 2 could not be written: no space left on device" in text
-
-
-def test_the_last_checkpoint_must_be_written() -> None:
-    stage = Stage(on_disk_error="continue")
-    stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
-    assert finish(stage.server.handle(CheckpointWritten(0, "I/O error"), stage.now)).code == 3
+    assert finish(effects).code == 3
+    assert finish(effects).reason.startswith(
+        "the checkpoint of step 2 could not be written: no space left on device"
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def a_definition(hidden: int = 4) -> Definition:
 
 
 def made(path: Path, **operation: int) -> RunDirectory:
-    return create_run(path, a_definition(), a_corpus(), Operation(**{"workers": 1} | operation))  # type: ignore[arg-type]
+    return create_run(path, a_definition(), a_corpus(), Operation(**{"workers": 1} | operation))
 
 
 @pytest.fixture

@@ -47,7 +47,6 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.HANDSHAKES_REFUSED: "handshakes without a key, or with one that is not listed",
     Counter.HANDSHAKES_FAILED: "handshakes in another protocol, or with another server's key",
     Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
-    Counter.CHECKPOINTS_NOT_WRITTEN: "checkpoints not written",
     Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints removed before they were validated",
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",
     Counter.METRICS_NOT_WRITTEN: "failed writes of metrics.jsonl",

@@ -23,7 +23,6 @@ class Counter(enum.StrEnum):
     HANDSHAKES_REFUSED = enum.auto()
     HANDSHAKES_FAILED = enum.auto()
     SENDS_DROPPED = enum.auto()
-    CHECKPOINTS_NOT_WRITTEN = enum.auto()
     CHECKPOINTS_NOT_VALIDATED = enum.auto()
     JOURNAL_NOT_WRITTEN = enum.auto()
     METRICS_NOT_WRITTEN = enum.auto()

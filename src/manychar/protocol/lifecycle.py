@@ -168,7 +168,8 @@ class Lifecycle(ServerPart):
 
     def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
         if event.failure:
-            self._not_written(event, now)
+            what = f"the checkpoint of step {event.step} could not be written: {event.failure}"
+            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
         self._status_report.saved(event.step, now)
         self._validate(event.step)
@@ -177,21 +178,6 @@ class Lifecycle(ServerPart):
     def _validate(self, step: int) -> None:
         if self._early_stopping.must_ask(step):
             self._outbox.add(effects.Validate(step))
-
-    def _not_written(self, event: events.CheckpointWritten, now: float) -> None:
-        """End the run, or go on without the checkpoint."""
-        step = event.step
-        awaited = step in self._early_stopping.awaited
-        self._early_stopping.awaited.discard(step)
-        what = f"the checkpoint of step {step} could not be written: {event.failure}"
-        last = self.phase is RunPhase.SAVING and step == self._step
-        if last or self._spec.operation.on_disk_error == "stop":
-            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
-            return
-        self._outbox.count(Counter.CHECKPOINTS_NOT_WRITTEN)
-        self._outbox.warn(f"{what}; going on")
-        if awaited and self._early_stopping.depends_on(step):
-            self.validation_failed(events.ValidationFailed(what), now)
 
     def validated(self, event: events.Validated, now: float) -> None:
         self._early_stopping.record(event.step, event.nats)

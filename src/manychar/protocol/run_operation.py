@@ -6,7 +6,6 @@ Here are the defaults of the number of steps, checkpoints, samples, workers and 
 
 import dataclasses
 import functools
-from typing import Literal
 
 from manychar.numerics.option import Formula, check, option
 
@@ -40,9 +39,6 @@ class Operation:
         "Seconds without a heartbeat or progress after which a worker's shards are reassigned.",
         least=0.1,
         most=86_400,
-    )
-    on_disk_error: Literal["stop", "continue"] = _option(
-        "stop", "What to do when a checkpoint cannot be written."
     )
     stop_when_no_better: int = _count(
         0, "Stop after N checkpoints without a lower validation loss; 0: never."
