@@ -16,25 +16,19 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import (
-    dashboard,
-    doctor,
-    equivalence,
-    evaluate,
-    export,
-    follow,
-    keys,
-    plot,
-    sample,
-    server,
-    status,
-    stop,
-    train,
-    unban,
-    verify,
-    worker,
-)
+from manychar.cli import doctor, keys, server, status, verify
 from manychar.cli.config_file import configurable, from_file
+from manychar.cli.dashboard import dashboard
+from manychar.cli.equivalence import equivalence
+from manychar.cli.evaluate import evaluate
+from manychar.cli.export import export
+from manychar.cli.follow import follow
+from manychar.cli.plot import plot
+from manychar.cli.sample import sample
+from manychar.cli.stop import stop
+from manychar.cli.train import train
+from manychar.cli.unban import unban
+from manychar.cli.worker import worker
 from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
@@ -73,21 +67,21 @@ def _add(
     group.command(name, epilog=epilog)(configurable(command, numerics=numerics))
 
 
-_add(train.train, "book.txt --hidden 256 --workers 4 --steps 20000")
+_add(train, "book.txt --hidden 256 --workers 4 --steps 20000")
 _add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS")
-_add(worker.worker, "tcp://server.lan:5577 --key worker.key --processes 4")
-_add(sample.sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics="portable")
-_add(evaluate.evaluate, "runs/RUN other.txt --unknown skip")
+_add(worker, "tcp://server.lan:5577 --key worker.key --processes 4")
+_add(sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics="portable")
+_add(evaluate, "runs/RUN other.txt --unknown skip")
 _add(verify.verify, "runs/RUN --from 1000 --to 2000")
-_add(equivalence.equivalence, "book.txt --hidden 64 --shards 8")
+_add(equivalence, "book.txt --hidden 64 --shards 8")
 _add(status.status, "tcp://127.0.0.1:5577 --watch", numerics="portable")
 _add(status.health, "tcp://127.0.0.1:5577 --key probe.key", numerics="portable")
-_add(dashboard.dashboard, "tcp://127.0.0.1:5577", numerics="portable")
-_add(export.export, "runs/RUN -o model.safetensors", numerics="portable")
-_add(plot.plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
-_add(follow.follow, "tcp://127.0.0.1:5577 --tensorboard logs", numerics="portable")
-_add(stop.stop, "tcp://127.0.0.1:5577", numerics="portable")
-_add(unban.unban, "runs/RUN worker-2", numerics="portable")
+_add(dashboard, "tcp://127.0.0.1:5577", numerics="portable")
+_add(export, "runs/RUN -o model.safetensors", numerics="portable")
+_add(plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
+_add(follow, "tcp://127.0.0.1:5577 --tensorboard logs", numerics="portable")
+_add(stop, "tcp://127.0.0.1:5577", numerics="portable")
+_add(unban, "runs/RUN worker-2", numerics="portable")
 _add(doctor.doctor, "> machine.json")
 _add(keys.create, "KEYS", group=_keys)
 _add(keys.add, "KEYS olga --role observer", group=_keys)

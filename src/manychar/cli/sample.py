@@ -1,6 +1,7 @@
 """The command `sample`."""
 
 import contextlib
+import dataclasses
 import logging
 import secrets
 from pathlib import Path
@@ -14,7 +15,7 @@ from manychar.observability.output_options import Sampling
 from manychar.processes.errors import UserError
 
 if TYPE_CHECKING:
-    from manychar.numerics.model import Parameters
+    from manychar.observability.model_source import Model
 
 logger = logging.getLogger(__name__)
 
@@ -33,35 +34,28 @@ def sample(
 
     options = Sampling(**flags)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    prime, timeout = options.prime, options.connect_timeout
     if options.prime_file is not None:
-        if prime:
+        if options.prime:
             raise UserError("--prime and --prime-file: give one of them")
         prime = read_text(Path(options.prime_file)).decode()
+        options = dataclasses.replace(options, prime=prime)
 
-    def show(parameters: "Parameters", vocabulary: str) -> None:
-        drawn = draw(
-            parameters,
-            vocabulary,
-            np.random.default_rng([seed, 2]),
-            length=options.length,
-            prime=prime,
-            temperature=options.temperature,
-            top_k=options.top_k,
-        )
-        write(for_reading(prime))
+    def show(model: "Model") -> None:
+        drawn = draw(model, np.random.default_rng([seed, 2]), options)
+        write(for_reading(options.prime))
         for character in drawn:
             write(for_reading(character))
         write("\n")
 
     if not follow:
-        show(*load(source, key, connect_timeout=timeout))
+        show(load(source, key, connect_timeout=options.connect_timeout))
     elif not is_endpoint(source):
         raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
     else:
-        with contextlib.closing(models(source, key, connect_timeout=timeout)) as found:
+        found = models(source, key, connect_timeout=options.connect_timeout)
+        with contextlib.closing(found):
             for step, model in found:
                 write(f"--- step {step:,} ---\n")
-                show(*model)
+                show(model)
     if options.seed is None:
         logger.info(f"--seed {seed}")

@@ -46,5 +46,5 @@ def worker(
     log.configure(prefix=f"{identity.name}: ")
     finish = work(endpoint, identity, key=key, connect_timeout=connect_timeout)
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
-    logger.log(logging.INFO if in_order else logging.ERROR, finish.reason or "the run has ended")
+    logger.log(logging.INFO if in_order else logging.ERROR, finish.reason)
     raise typer.Exit(finish.code)

@@ -28,7 +28,6 @@ class PieceTimer:
         self._due = self._last = time.monotonic()
 
     def __call__(self) -> None:
-        """Note that a piece is done."""
         now = time.monotonic()
         self.slowest = max(self.slowest, now - self._last)
         if self._heartbeat is not None and now >= self._due:
@@ -59,7 +58,6 @@ class Engine:
         return FingerprintComputed(found, names | kernels(), timer.slowest)
 
     def compute(self, unit: Compute, heartbeat: Callable[[], float] | None = None) -> Computed:
-        """Return one shard's loss, gradient and next hidden state at one step."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from manychar.fleet.engine import Engine
-from manychar.fleet.validation_process import ValidationProcess, ValidationResult
+from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router, Unreachable
 from manychar.numerics.checksum import checksum
@@ -150,9 +150,8 @@ class ServerLoop:
                 except (WireError, effects.PeerError) as error:
                     self._handle(events.Malformed(peer, str(error), owner))
 
-    def _read_results(self, result: ValidationResult) -> None:
+    def _read_results(self, step: int, fault: str) -> None:
         """Read the new validation losses; a fault says why that of the step is not in the log."""
-        step, fault = result
         try:
             losses = read_validation_losses(self.directory, self.resume_point.validation)
         except UserError as error:

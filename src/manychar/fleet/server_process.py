@@ -133,10 +133,8 @@ def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
             " serve it on such a machine",
             code=RUN_FAILED,
         )
-    libraries = facts.libraries or dict(run.libraries)
-    return directory.with_facts(
-        resume_before=None, fingerprint=run.fingerprint, libraries=libraries
-    )
+    names = facts.libraries or dict(run.libraries)
+    return directory.with_facts(resume_before=None, fingerprint=run.fingerprint, libraries=names)
 
 
 def execute_again(

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -38,17 +38,11 @@ SILENT_FOR = 60.0  # at the lowest priority reading a large checkpoint may take 
 logger = logging.getLogger(__name__)
 
 
-class ValidationResult(NamedTuple):
-    """The result of this checkpoint is in the log; `fault` says why it is not."""
-
-    step: int
-    fault: str = ""
-
-
 class ValidationProcess:
     """The server's side: asks for one checkpoint after the other, and hands over the results.
 
-    `on_failure` is called when no checkpoint will be validated any more.
+    `on_result` is called with a step, and why its result is not in the log; `on_failure` when no
+    checkpoint will be validated any more.
     """
 
     def __init__(
@@ -56,7 +50,7 @@ class ValidationProcess:
         directory: RunDirectory,
         loop: EventLoop,
         *,
-        on_result: Callable[[ValidationResult], object],
+        on_result: Callable[[int, str], object],
         on_failure: Callable[[str], object],
     ) -> None:
         self._on_result = on_result
@@ -99,10 +93,10 @@ class ValidationProcess:
         if not line:  # a sign of life
             self._silent_at = time.monotonic() + SILENT_FOR
             return
-        result = ValidationResult(*json.loads(line))
+        step, fault = json.loads(line)
         self._waiting.popleft()
         self._tries, self._silent_at = 0, None
-        self._on_result(result)
+        self._on_result(step, fault)
         self._request()
 
     def _end_silent(self) -> None:
@@ -135,7 +129,7 @@ def validate(path: Path) -> None:
     with validation_log(directory) as results:
         for line in sys.stdin:
             fault = _validate(directory, results, validation_ids, int(line))
-            print(json.dumps(ValidationResult(int(line), fault)), flush=True)
+            print(json.dumps([int(line), fault]), flush=True)
 
 
 class _SignOfLife:
@@ -150,13 +144,11 @@ class _SignOfLife:
             print(flush=True)
 
 
-def _validate(
-    directory: RunDirectory, results: AppendLog, validation_ids: NDArray[Any], step: int
-) -> str:
+def _validate(directory: RunDirectory, results: AppendLog, ids: NDArray[Any], step: int) -> str:
     """Append a checkpoint's validation loss to the log; return why that was not possible."""
     try:
         checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
-        nats = loss_of(checkpoint.state.parameters, validation_ids, _SignOfLife())
+        nats = loss_of(checkpoint.state.parameters, ids, _SignOfLife())
         append_result(results, step, checkpoint.sha256, nats)
     except UserError as error:
         return str(error)

@@ -56,7 +56,6 @@ class _Loop:
     engine: "Engine | None" = None
 
     def run(self) -> effects.Finish:
-        """Loop until the machine has finished."""
         self.loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
         self.loop.on_readable(self.dealer.socket, self._read_mailbox)
         self.loop.on_deadline(self.machine.deadline, lambda: self._handle(events.DeadlinePassed()))

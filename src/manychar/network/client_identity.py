@@ -1,17 +1,15 @@
 """How a worker or an observer introduces itself: its name, and its key where there are keys."""
 
 import os
-import platform
 import re
 import secrets
 import socket
 from pathlib import Path
 
-from manychar import __version__
 from manychar.network.keys import ClientKey, client_key_from_text, read_client_key
 from manychar.processes.errors import UserError
 from manychar.protocol.field_types import NAME, NAME_RULE
-from manychar.protocol.messages import WIRE_VERSION, Hello, Role
+from manychar.protocol.messages import HOST_LENGTH, WIRE_VERSION, Hello, Role, one_line
 
 KEY_VARIABLE, KEY_FILE_VARIABLE = "MANYCHAR_KEY", "MANYCHAR_KEY_FILE"
 KEYS_VARIABLE = "MANYCHAR_KEYS"
@@ -38,12 +36,5 @@ def hello(role: Role, name: str | None = None) -> Hello:
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name is {name!r}; allowed: {NAME_RULE}")
-    machine = {
-        "host": socket.gethostname()[:64],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "manychar": __version__,
-    }
-    return Hello(
-        wire=WIRE_VERSION, role=role, name=name, instance=secrets.token_hex(8), machine=machine
-    )
+    host, instance = one_line(socket.gethostname())[:HOST_LENGTH], secrets.token_hex(8)
+    return Hello(wire=WIRE_VERSION, role=role, name=name, instance=instance, host=host)

@@ -42,10 +42,8 @@ class Received(NamedTuple):
 class Router:
     """The server's socket."""
 
-    def __init__(
-        self, endpoint: str, dimensions: Dimensions | None, keys: Path | None = None
-    ) -> None:
-        """Listen; `dimensions` bound what is received, `keys` say who may connect."""
+    def __init__(self, endpoint: str, size: Dimensions | None, keys: Path | None = None) -> None:
+        """Listen; `size` bounds what is received, `keys` has the clients that may connect."""
         check_endpoint(endpoint)
         if is_listening(endpoint):  # libzmq would take the file over
             raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
@@ -57,8 +55,8 @@ class Router:
         self._failures = sockets.events_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
         for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(dimensions) + CURVE_BYTES)
-        self.socket.setsockopt(zmq.SNDHWM, messages_queued(dimensions))
+        self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(size) + CURVE_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, messages_queued(size))
         try:
             if keys is not None:
                 self.authenticator = Authenticator(self._context, keys)

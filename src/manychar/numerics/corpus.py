@@ -4,10 +4,10 @@ The vocabulary is the text's distinct characters in code-point order, an id is a
 the position in the text is a pure function of (shard, step).
 """
 
-import collections
 import dataclasses
 import functools
 import math
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +48,11 @@ def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
     return "".join(map(chr, vocabulary)), id_of[code_points]
 
 
-def encode_with(
-    vocabulary: str, text: str
-) -> tuple[NDArray[np.unsignedinteger], collections.Counter[str]]:
+def encode_with(vocabulary: str, text: str) -> tuple[NDArray[np.unsignedinteger], Counter[str]]:
     """Return (ids, unknown): another text's characters that the vocabulary has, and the others."""
     id_of = {character: i for i, character in enumerate(vocabulary)}
     known = [id_of[character] for character in text if character in id_of]
-    unknown = collections.Counter(character for character in text if character not in id_of)
+    unknown = Counter(character for character in text if character not in id_of)
     return np.array(known, dtype=id_dtype(len(vocabulary))), unknown
 
 

@@ -53,9 +53,7 @@ def loss_of(
             states.append(reader.read(ids[positions]))
             targets.append(ids[positions + 1])
             progress()
-        nats += reader.loss(
-            np.concatenate(states), np.concatenate(targets), np.concatenate(counted)
-        )
+        nats += reader.loss(*map(np.concatenate, (states, targets, counted)))
         progress()
     return nats / predicted
 

@@ -96,9 +96,8 @@ class Kernel:
 
     def _compute_states(self, progress: Callable[[], None]) -> None:
         """h[t] = tanh(Wxh x[t] + bh + Whh h[t-1]); the product with a one-hot x chooses a row."""
-        self._rows.take(
-            self._x, axis=0, out=self._inputs, mode="clip"
-        )  # "raise" would use a buffer
+        # With mode "raise", numpy would write into a buffer of its own first.
+        self._rows.take(self._x, axis=0, out=self._inputs, mode="clip")
         WhhT, add, tanh = self._WhhT, np.add, np.tanh
         for x, before, h in self._forward:  # each (B, H)
             before.dot(WhhT, h)

@@ -40,7 +40,6 @@ class Parameters:
     hidden_size: int
 
     def __post_init__(self) -> None:
-        """Check the length once; the views below rely on it."""
         size = count_parameters(self.vocabulary_size, self.hidden_size)
         if self.flat.shape != (size,):
             raise ValueError(f"parameters have shape {self.flat.shape}, expected ({size},)")
@@ -98,7 +97,7 @@ def sample(
     while True:
         h = _next_state(weights, h, character)
         y = weights["Why"] @ h + weights["by"]
-        character = _draw(y, generator, temperature=temperature, top_k=top_k)
+        character = _draw(y, generator, temperature, top_k)
         yield character
 
 
@@ -121,14 +120,12 @@ def _next_state(
     return np.tanh(a)
 
 
-def _draw(
-    y: NDArray[Any], generator: np.random.Generator, *, temperature: float, top_k: int
-) -> int:
+def _draw(y: NDArray[Any], generator: np.random.Generator, temperature: float, top_k: int) -> int:
     if temperature == 0:
         return int(np.argmax(y))
     if 0 < top_k < len(y):
         kept = np.argsort(-y, kind="stable")[:top_k]
-        return int(kept[_draw(y[kept], generator, temperature=temperature, top_k=0)])
+        return int(kept[_draw(y[kept], generator, temperature, 0)])
     with np.errstate(over="ignore"):  # the unlikely ones of a tiny temperature are -inf, and 0
         p = np.exp((y - y.max()) / temperature)
     cumulative = np.cumsum(p)

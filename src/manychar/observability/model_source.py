@@ -16,6 +16,7 @@ from manychar.network.keys import ClientKey
 from manychar.numerics.corpus import encode_with
 from manychar.numerics.model import Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
+from manychar.observability.output_options import Sampling
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import printable
 from manychar.processes.errors import UserError
@@ -86,30 +87,22 @@ def parameters_of(size: Dimensions, weights: Weights) -> Parameters:
     return Parameters(flat, size.vocabulary_size, size.hidden)
 
 
-def draw(
-    parameters: Parameters,
-    vocabulary: str,
-    generator: np.random.Generator,
-    *,
-    length: int,
-    prime: str = "",
-    temperature: float = 1.0,
-    top_k: int = 0,
-) -> Iterator[str]:
+def draw(model: Model, generator: np.random.Generator, options: Sampling) -> Iterator[str]:
     """Yield `length` characters that follow a newline (or the first character) and the prime.
 
     Raises UserError for a prime with a character that the model does not know.
     """
-    start = max(vocabulary.find("\n"), 0)
-    ids = np.array([start, *known_ids(prime, vocabulary, "the prime")], dtype=np.intp)
-    drawn = sample(parameters, generator, prime=ids, temperature=temperature, top_k=top_k)
-    return (vocabulary[character] for character in islice(drawn, length))
+    parameters, vocabulary = model
+    start, heat = max(vocabulary.find("\n"), 0), options.temperature
+    ids = np.array([start, *known_ids(options.prime, vocabulary, "the prime")], dtype=np.intp)
+    drawn = sample(parameters, generator, prime=ids, temperature=heat, top_k=options.top_k)
+    return (vocabulary[character] for character in islice(drawn, options.length))
 
 
 def training_sample(model: Model, *, seed: int, step: int, length: int) -> str:
     """Return the sample that belongs to a step of a run, wherever it is drawn."""
     generator = np.random.default_rng([seed, 1, step])
-    return "".join(draw(*model, generator, length=length))
+    return "".join(draw(model, generator, Sampling(length)))
 
 
 def for_reading(text: str) -> str:

@@ -127,19 +127,17 @@ class ObserverClient:
         self._dealer.close()
 
 
-def events_of(
-    client: ObserverClient, request: Callable[[], None] = lambda: None
-) -> Generator[Event]:
+def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) -> Generator[Event]:
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
-    `request` is called before each turn. Raises UserError where no server answers within the
+    `ask` is called before each turn. Raises UserError where no server answers within the
     connect timeout, it refuses, or the run fails, and SystemExit at Ctrl-C and SIGTERM.
     """
     with contextlib.closing(client), EventLoop() as loop:
         loop.on_signal(end_by_exception, *STOPS)
         loop.on_readable(client.socket, lambda: None)
         while (end := client.end) is None:
-            request()
+            ask()
             loop.turn(TURN_MS / 1000)
             yield from client.turn()
         if end.code not in ENDED_WELL or client.welcome is None:

@@ -16,13 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from manychar.observability.history import (
-    RECENT_POINTS,
-    Point,
-    point_of,
-    recent_speed,
-    seconds_left,
-)
+from manychar.observability import history
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import bits_of, duration
@@ -46,7 +40,7 @@ class ProgressDisplay:
         self._sample_length = directory.operation.sample_length
         self._vocabulary, _ = directory.streams()
         self._dimensions = dimensions_of(directory.definition, len(self._vocabulary))
-        self._recent: deque[Point] = deque(maxlen=RECENT_POINTS)
+        self._recent: deque[history.Point] = deque(maxlen=history.RECENT_POINTS)
         self._next_line = 0.0
         self._shown_step = -1
         self._sampled_version = 0
@@ -70,7 +64,7 @@ class ProgressDisplay:
         self._last, status = snapshot, snapshot.status
         if self._recent and status.seconds < self._recent[-1].seconds:
             self._recent.clear()  # a server that was started again counts from its checkpoint
-        self._recent.append(point_of(snapshot))
+        self._recent.append(history.point_of(snapshot))
         if self._bar:
             steps, done, total = _steps(snapshot), status.step, status.steps or None
             room = self._bar.console.width - len(steps) - BAR_WIDTH - 3
@@ -112,9 +106,9 @@ class ProgressDisplay:
         a_character = f"({nats:.3f} nats, {bits_of(nats):.3f} bits a character)"
         words = [f"smooth loss {status.smooth_loss:.2f} {a_character}"]
         points = tuple(self._recent)
-        if (left := seconds_left(points, status.steps)) is not None:
+        if (left := history.seconds_left(points, status.steps)) is not None:
             words.append(f"{duration(left)} left")
-        if speed := recent_speed(points):
+        if speed := history.recent_speed(points):
             words.append(f"{speed:,.0f} characters/s")
         if status.validation is not None:
             words.append(f"validation {status.validation:.3f} nats at {status.validated:,}")

@@ -65,7 +65,6 @@ class EventFiles(Exporter):
             self._scalar("loss/validation_nats", nats, step)
 
     def point(self, point: Point) -> None:
-        """Write the losses and the speed at one step."""
         before, self._written = self._written, point
         if math.isfinite(point.loss):
             self._scalar("loss/step_nats", point.loss, point.step)

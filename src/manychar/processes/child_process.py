@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from manychar.processes import parent_death
 
@@ -47,7 +47,7 @@ class ChildProcess(subprocess.Popen[bytes]):
 
     def __init__(
         self,
-        arguments: list[str],
+        arguments: Sequence[str],
         *,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,

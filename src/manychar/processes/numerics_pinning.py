@@ -11,16 +11,8 @@ import os
 import platform
 import sys
 
-_ONE_THREAD = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-_PORTABLE = {
-    "OPENBLAS_CORETYPE": "Haswell",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
-}
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 _TRIM_FROM_BYTES = 2**30
 _MMAP_FROM_BYTES = 2**25  # the most that mallopt takes on every 64-bit glibc
@@ -36,9 +28,9 @@ def pin(numerics: str) -> None:
         return
     if "numpy" in sys.modules:
         raise RuntimeError(f"numerics {numerics} asked for after numpy was imported")
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
     if numerics == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
-        os.environ.update(_PORTABLE)
+        os.environ.update(_AVX2)
     _keep_freed_memory()
     _pinned[:] = [numerics]
 

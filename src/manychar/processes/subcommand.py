@@ -31,9 +31,7 @@ class Command:
         stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
         env = {log.FORMAT_VARIABLE: "json"}
         try:
-            self._process = ChildProcess(
-                list(arguments), stdin=stdin, stdout=subprocess.PIPE, env=env
-            )
+            self._process = ChildProcess(arguments, stdin=stdin, stdout=subprocess.PIPE, env=env)
         except (OSError, ValueError) as error:  # ValueError: no process takes such an argument
             raise UserError(f"manychar {arguments[0]}: {error}") from None
         self._descriptor = self._process.stdout.fileno() if self._process.stdout else -1

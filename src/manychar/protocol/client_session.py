@@ -134,7 +134,6 @@ class ClientMachine:
         return self.session.welcome.dimensions if self.session.welcome else None
 
     def deadline(self) -> float | None:
-        """When DeadlinePassed is due."""
         return None if self.phase is ClientPhase.ENDED else self.session.deadline()
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:

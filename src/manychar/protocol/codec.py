@@ -36,9 +36,7 @@ class Layout(NamedTuple):
         """Derive it from the types of the fields; TypeError for one without a limit."""
         hints = get_type_hints(kind, include_extras=True)
         rules = {name: get_args(hint)[1:] for name, hint in hints.items()}
-        frames = {
-            n: rule[0] for n, rule in rules.items() if rule and isinstance(rule[0], FrameRule)
-        }
+        frames = {n: r[0] for n, r in rules.items() if r and isinstance(r[0], FrameRule)}
         header = {name: _check_of(hint) for name, hint in hints.items() if name not in frames}
         return cls(kind, header, frames)
 

@@ -97,10 +97,8 @@ class EarlyStopping:
         return sum(each > best for each in losses) >= self._patience
 
     def reason(self, step: int) -> str:
-        plural = "s" if self._patience > 1 else ""
-        return (
-            f"no better for {self._patience} checkpoint{plural} up to step {step - self._every:,}"
-        )
+        number = f"{self._patience} checkpoint{'s' if self._patience > 1 else ''}"
+        return f"no better for {number} up to step {step - self._every:,}"
 
     def _counts(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0

@@ -108,6 +108,5 @@ class Finish(Effect):
     reason: str
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an end without a reason."""
         if not self.reason:
             raise ValueError(f"an end with code {self.code} has no reason")

@@ -72,7 +72,6 @@ class Tensor(NamedTuple):
     exact: bool = True
 
     def pack(self, value: Frame) -> Frame:
-        """Return the frame."""
         return value
 
     def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> Frame:
@@ -92,7 +91,6 @@ class Tensors(NamedTuple):
     per: str
 
     def pack(self, value: Sequence[Frame]) -> Frame:
-        """Return the frame."""
         return b"".join(value)
 
     def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> tuple[Frame, ...]:
@@ -109,12 +107,10 @@ class Records(NamedTuple):
     most: Callable[[Any], int]
 
     def pack(self, value: Sequence[Sequence[int]]) -> Frame:
-        """Return the frame."""
         numbers = [number for record in value for number in record]
         return struct.pack(f"<{len(numbers)}q", *numbers)
 
     def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the value, or raise WireError."""
         width = len(self.type.__annotations__)
         count, rest = divmod(len(frame), 8 * width)
         if rest or count > self.most(size):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from manychar.protocol import messages
 from manychar.protocol.events import Suspended
-from manychar.protocol.messages import Hello, Owner, Peer, Role, Unit, UnitState
+from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -18,7 +18,6 @@ FIRST_RESEND_AFTER = 1.0
 LONGEST_RESEND_AFTER = 30.0
 LONGEST_UNIT = 3600.0
 MAX_DOUBLINGS = 10
-HOST_LENGTH = 64
 
 
 class PeerState(enum.Enum):
@@ -140,7 +139,7 @@ class Membership:
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
-            host=messages.one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
+            host=hello.host[:HOST_LENGTH],
         )
         return member
 

@@ -16,6 +16,7 @@ WIRE_VERSION = 2  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection
+HOST_LENGTH = 64
 PAGE_LENGTH = 7  # workers in one Status: with the longest names and all counts they fit its header
 
 
@@ -141,13 +142,13 @@ class _InRun(_Structure):
 
 
 class Hello(_Structure):
-    """A client asks to be admitted. `instance` names its process, `machine` describes the host."""
+    """A client asks to be admitted. `instance` names its process, `host` its machine."""
 
     wire: field.Integer
     role: field.Name
     name: field.Name
     instance: field.Name
-    machine: field.Texts
+    host: field.Text
 
 
 class Welcome(_InRun):
@@ -327,8 +328,7 @@ class Done(_InRun):
 
 
 FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop | WeightsRequest | Unban
-FromPeer = Hello | FromMember
 FromServer = (
     Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Status | Notice | Unbanned | Done
 )
-Message = FromPeer | FromServer
+Message = Hello | FromMember | FromServer

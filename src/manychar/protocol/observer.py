@@ -10,7 +10,7 @@ from manychar.protocol import messages
 from manychar.protocol.client_session import ClientMachine, ClientPhase
 from manychar.protocol.effects import Effect, Finish, Log, Show
 from manychar.protocol.events import rows
-from manychar.protocol.messages import Reset, Status, Welcome
+from manychar.protocol.messages import Reset, Status, Unbanned, Weights, Welcome
 
 
 class Observer(ClientMachine):
@@ -22,9 +22,7 @@ class Observer(ClientMachine):
             self.phase = ClientPhase.CONNECTED
         return []
 
-    def _show(
-        self, message: Status | messages.Weights | messages.Unbanned, now: float
-    ) -> list[Effect]:
+    def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
         return [Show(message)]
 
     def _log(self, notice: messages.Notice, now: float) -> list[Effect]:
@@ -36,14 +34,14 @@ class Observer(ClientMachine):
 
 
 _CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_EARLY = (Status, messages.Weights, messages.Unbanned, messages.Notice, messages.Alive, Reset)
+_EARLY = (Status, Weights, Unbanned, messages.Notice, messages.Alive, Reset)
 
 Observer.table = {
     **ClientMachine.table,
     **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _CONNECTED),
     **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_CONNECTED,), (Welcome,), Observer._welcome, _CONNECTED),
-    **rows((_CONNECTED,), (Status, messages.Weights, messages.Unbanned), Observer._show),
+    **rows((_CONNECTED,), (Status, Weights, Unbanned), Observer._show),
     **rows((_CONNECTED,), (messages.Notice,), Observer._log),
     **rows((_CONNECTING, _CONNECTED), (messages.Done,), Observer._done, _ENDED),
 }

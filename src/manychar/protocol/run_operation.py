@@ -45,5 +45,4 @@ class Operation:
     )
 
     def __post_init__(self) -> None:
-        """Raise OptionError for what cannot be carried out."""
         check(self)

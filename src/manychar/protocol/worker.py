@@ -48,8 +48,7 @@ class _Lease:
 class _InHand:
     """The unit that is being computed, and what its gradient will name."""
 
-    run_id: str
-    term: int
+    welcome: Welcome
     lease: int
     hidden_digest: bytes
     unit: Compute
@@ -87,10 +86,8 @@ class Worker(ClientMachine):
             return []
         lease, unit = min(queued, key=lambda pair: pair[0].shard)
         lease.queued = None
-        welcome = self.session.welcomed()
-        self._in_hand = _InHand(
-            welcome.run_id, welcome.term, lease.number, digest(unit.hidden), unit
-        )
+        welcome, hidden_digest = self.session.welcomed(), digest(unit.hidden)
+        self._in_hand = _InHand(welcome, lease.number, hidden_digest, unit)
         return [unit]
 
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
@@ -100,12 +97,12 @@ class Worker(ClientMachine):
             raise ProtocolError("computed a unit that is not in hand")
         self._slowest_pieces.append(event.slowest)
         self.computing += event.seconds
-        same_term = self.session.belongs(in_hand.run_id, in_hand.term)
-        if self.phase is not ClientPhase.CONNECTED or not same_term:
+        run_id, term = in_hand.welcome.run_id, in_hand.welcome.term
+        if self.phase is not ClientPhase.CONNECTED or not self.session.belongs(run_id, term):
             return []
         gradient = Gradient(
-            run_id=in_hand.run_id,
-            term=in_hand.term,
+            run_id=run_id,
+            term=term,
             lease=in_hand.lease,
             shard=event.shard,
             step=event.step,

@@ -59,20 +59,20 @@ class Reading:
         return living
 
 
-def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
-    """Read a journal as far as it can be trusted; a file that is not there is an empty one.
+def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> Reading:
+    """Read a run's journal as far as it can be trusted; a file that is not there is an empty one.
 
     Without its steps, of which there may be many millions, the records are those of starts.
     Raises UserError where it cannot be read, or belongs to another run.
     """
-    reader = LogReader(path)
+    reader = LogReader(run / JOURNAL_NAME)
     records: list[ServerStart | AppliedStep] = []
     newest = 0
     for number, values in enumerate(reader):
         if number == 0:
-            check_format(path, values.get("format"))
-            if values.get("run") != run:
-                raise UserError(f"{path}: not this run's journal: it begins with {values}")
+            check_format(reader.path, values.get("format"))
+            if values.get("run") != run_id:
+                raise UserError(f"{reader.path}: not this run's journal: it begins with {values}")
             continue
         newest = values["step"]
         if "sha256" in values:
@@ -82,11 +82,11 @@ def read_journal(path: Path, run: str, *, with_steps: bool = True) -> Reading:
     return Reading(tuple(records), reader.extent, newest)
 
 
-def continue_journal(path: Path, run: str, reading: Reading) -> AppendLog:
+def continue_journal(run: Path, run_id: str, reading: Reading) -> AppendLog:
     """Return the journal to continue after what could be read. Raises OSError."""
-    journal = AppendLog(path, reading.extent)
+    journal = AppendLog(run / JOURNAL_NAME, reading.extent)
     if not reading.extent.length:
-        journal.append([{"format": FORMAT_VERSION, "run": run}])
+        journal.append([{"format": FORMAT_VERSION, "run": run_id}])
     return journal
 
 
@@ -97,3 +97,15 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     `workers`. Raises UserError where the file cannot be read.
     """
     return list(LogReader(run / METRICS_NAME))
+
+
+def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
+    """Remove the records after `step`; return the log, and the seconds of training until then.
+
+    Raises OSError and UserError.
+    """
+    reader = LogReader(run / METRICS_NAME, up_to=step)
+    seconds = 0.0
+    for record in reader:
+        seconds = record["seconds"]
+    return AppendLog(reader.path, reader.extent), seconds

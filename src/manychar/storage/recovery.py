@@ -5,18 +5,11 @@ Checkpoints that are damaged, or not to be resumed from, are renamed.
 
 import dataclasses
 import logging
-from pathlib import Path
 
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint, list_checkpoints
-from manychar.storage.journal import (
-    JOURNAL_NAME,
-    METRICS_NAME,
-    ServerStart,
-    continue_journal,
-    read_journal,
-)
+from manychar.storage.journal import ServerStart, continue_journal, read_journal, resume_metrics
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import resume_validation
 
@@ -43,13 +36,13 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
 
     Raises UserError where no checkpoint is whole, OSError where a file cannot be written.
     """
-    path = directory.path / JOURNAL_NAME
-    reading = read_journal(path, directory.run_id, with_steps=False)
+    reading = read_journal(directory.path, directory.run_id, with_steps=False)
     checkpoint = _choose(directory, term)
     step = checkpoint.state.step
+    journal = continue_journal(directory.path, directory.run_id, reading)
     if reading.newest < step:
-        logger.warning(f"{JOURNAL_NAME}: no record of some steps up to {step}: verify will say so")
-    journal = continue_journal(path, directory.run_id, reading)
+        name = journal.path.name
+        logger.warning(f"{name}: no record of some steps up to {step}: verify will say so")
     journal.append([ServerStart(term, step, checkpoint.sha256)])
     journal.flush()
     journal.sync()
@@ -69,15 +62,3 @@ def _choose(directory: RunDirectory, term: int) -> Checkpoint:
         logger.warning(f"{why}; renamed to {aside.name}, going on from an earlier checkpoint")
         rename(path, aside)
     return checkpoint
-
-
-def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
-    """Remove the records after `step`; return the log, and the seconds of training until then.
-
-    Raises OSError and UserError.
-    """
-    reader = LogReader(run / METRICS_NAME, up_to=step)
-    seconds = 0.0
-    for record in reader:
-        seconds = record["seconds"]
-    return AppendLog(reader.path, reader.extent), seconds

@@ -21,12 +21,7 @@ from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
 from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.run_operation import Operation
-from manychar.storage.atomic_files import (
-    lock_file,
-    make_directories,
-    remove_temporary,
-    replace_file,
-)
+from manychar.storage import atomic_files, corpus_file
 from manychar.storage.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -34,16 +29,8 @@ from manychar.storage.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from manychar.storage.corpus_file import (
-    CORPUS_NAME,
-    VOCABULARY_NAME,
-    Corpus,
-    check_corpus,
-    map_corpus,
-    write_corpus,
-)
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
-from manychar.storage.journal import JOURNAL_NAME, read_journal
+from manychar.storage.journal import read_journal
 
 LOCK_NAME = "lock"
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
@@ -91,7 +78,7 @@ class RunDirectory:
         return self.path / CHECKPOINTS_NAME
 
     def streams(self) -> tuple[str, Streams]:
-        vocabulary, ids = map_corpus(self.path)
+        vocabulary, ids = corpus_file.map_corpus(self.path)
         try:
             return vocabulary, streams_of(self.definition, ids)
         except CorpusError as error:
@@ -135,7 +122,8 @@ class RunDirectory:
             "facts": dataclasses.asdict(self.facts),
             "versions": {"python": python_version(), **{name: version(name) for name in packages}},
         }
-        replace_file(self.path / CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
+        text = json.dumps(config, indent=2) + "\n"
+        atomic_files.replace_file(self.path / CONFIG_NAME, text.encode())
 
 
 def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
@@ -145,7 +133,7 @@ def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
 
 
 def create_run(
-    path: Path | None, definition: Definition, corpus: Corpus, operation: Operation
+    path: Path | None, definition: Definition, corpus: corpus_file.Corpus, operation: Operation
 ) -> RunDirectory:
     """Make a run directory with its corpus and checkpoint 0; all of it, or nothing.
 
@@ -160,7 +148,7 @@ def create_run(
     made: list[Path] = []
     try:
         _refuse_what_is_there(path)
-        make_directories(path, made)
+        atomic_files.make_directories(path, made)
         _fill(directory, corpus)
     except BaseException as error:
         for each in reversed(made):
@@ -180,18 +168,18 @@ def _refuse_what_is_there(path: Path) -> None:
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
 
 
-def _fill(directory: RunDirectory, corpus: Corpus) -> None:
+def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
     """Write everything; config.json last, for without it a directory is no run."""
     path, definition, vocabulary = directory.path, directory.definition, corpus.vocabulary
     with (path / UNFINISHED_NAME).open("a") as mark:
         try:
-            lock_file(mark, within=0)
+            atomic_files.lock_file(mark, within=0)
         except BlockingIOError:
             raise UserError(f"{path}: another process makes a run there") from None
         _refuse_what_is_there(path)
         try:
             _empty(path)
-            write_corpus(path, corpus)
+            corpus_file.write_corpus(path, corpus)
             directory.checkpoints.mkdir()
             first = checkpoint_path(directory.checkpoints, 0)
             write_checkpoint(first, definition, vocabulary, start(definition, len(vocabulary)))
@@ -204,7 +192,7 @@ def _fill(directory: RunDirectory, corpus: Corpus) -> None:
 
 
 def _empty(path: Path) -> None:
-    for name in (CONFIG_NAME, CORPUS_NAME, VOCABULARY_NAME):
+    for name in (CONFIG_NAME, corpus_file.CORPUS_NAME, corpus_file.VOCABULARY_NAME):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)
 
@@ -242,16 +230,16 @@ def locked(directory: RunDirectory) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
-            lock_file(lock, within=LOCKED_WITHIN)
-            remove_temporary(directory.path)
-            remove_temporary(directory.checkpoints)
+            atomic_files.lock_file(lock, within=LOCKED_WITHIN)
+            atomic_files.remove_temporary(directory.path)
+            atomic_files.remove_temporary(directory.checkpoints)
         except BlockingIOError:
             raise UserError(
                 f"{directory.path}: another server is running on it; wait for it, or stop it"
             ) from None
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}") from None
-        check_corpus(directory.path, directory.definition.corpus_sha256)
+        corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)
         yield
 
 
@@ -265,13 +253,11 @@ def raise_term(directory: RunDirectory) -> int:
         if path.exists():
             term = int(path.read_bytes())
         else:
-            journal = read_journal(
-                directory.path / JOURNAL_NAME, directory.run_id, with_steps=False
-            )
-            term = max((record.term for record in journal.records), default=0)
+            starts = read_journal(directory.path, directory.run_id, with_steps=False).records
+            term = max((start.term for start in starts), default=0)
         if not 0 <= term < MAX_INTEGER:
             raise ValueError
-        replace_file(path, f"{term + 1}\n".encode())
+        atomic_files.replace_file(path, f"{term + 1}\n".encode())
     except ValueError:
         raise UserError(f"{path}: damaged: not a whole number; remove the file") from None
     except OSError as error:

@@ -61,7 +61,6 @@ class Equivalence:
     parent: Path
 
     def alone(self) -> Trial:
-        """Train in this process."""
         every, last = self.operation.checkpoint_every, self.operation.steps
         done = replay(self._directory("one-process", workers=1), last)
         kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
@@ -139,7 +138,6 @@ class _Killer(Exporter):
         self._at_step = at_step
 
     def status(self, snapshot: Snapshot) -> None:
-        """Kill the process, if the fleet has come so far."""
         step = snapshot.status.step
         if self.killed or self._role is None or step < self._at_step:
             return

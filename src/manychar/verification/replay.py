@@ -16,11 +16,13 @@ def first_difference(one: TrainingState, other: TrainingState) -> str:
     return "" if one.smooth_loss == other.smooth_loss else "smooth_loss"
 
 
-def replay(directory: RunDirectory, steps: int) -> Iterator[TrainingState]:
-    """Yield the states of a run, from checkpoint 0, computed in this process."""
+def replay(
+    directory: RunDirectory, steps: int, state: TrainingState | None = None
+) -> Iterator[TrainingState]:
+    """Yield the states of a run from this one on, else the first, computed in this process."""
     vocabulary, streams = directory.streams()
-    state = start(directory.definition, len(vocabulary))
     kernel = kernel_of(directory.definition, len(vocabulary))
+    state = state or start(directory.definition, len(vocabulary))
     yield state
     for _ in range(steps):
         state = advance(state, directory.definition, streams, kernel)

@@ -14,7 +14,6 @@ from typing import Any
 
 from manychar.network.event_loop import EventLoop
 from manychar.numerics.checksum import checksum
-from manychar.numerics.training_step import advance, kernel_of, start
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.supervisor import ProcessSlot, Supervisor
@@ -23,7 +22,7 @@ from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
-from manychar.verification.replay import first_difference
+from manychar.verification.replay import first_difference, replay
 
 PROGRESS_EVERY_STEPS = 20
 LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between two flushes
@@ -91,7 +90,7 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
 def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, AppliedStep], str]:
     """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
-    reading = read_journal(path, directory.run_id)
+    reading = read_journal(directory.path, directory.run_id)
     living, starts = reading.living(AppliedStep), reading.living(ServerStart)
     covered = newest_checkpoint in {0, *living, *starts}
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
@@ -130,16 +129,14 @@ def _lost(missing: set[int], starts: Iterable[int]) -> set[int]:
 def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     """Compute one piece again; return the first difference. Raises UserError for a damaged file."""
     directory = open_run(piece.path)
-    definition = directory.definition
-    vocabulary, streams = directory.streams()
-    checkpoint = directory.read(checkpoint_path(directory.checkpoints, piece.begin))
-    state = checkpoint.state
-    if piece.begin == 0 and (array := first_difference(start(definition, len(vocabulary)), state)):
+    state = directory.read(checkpoint_path(directory.checkpoints, piece.begin)).state
+    if piece.begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
         return Finding(0, array)
-    kernel = kernel_of(definition, len(vocabulary))
     first_wrong: int | None = None
-    for step in range(piece.begin + 1, piece.end + 1):
-        state = advance(state, definition, streams, kernel)
+    states = replay(directory, piece.end - piece.begin, state)
+    for step, state in enumerate(states, piece.begin):
+        if step == piece.begin:
+            continue
         digest = checksum(as_frame(state.parameters.flat))
         if first_wrong is None and piece.digests.get(step, digest) != digest:
             first_wrong = step
@@ -163,12 +160,10 @@ def compare(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> F
         found = (check(piece, progress) for piece in plan.pieces)
         return next((finding for finding in found if finding is not None), None)
     shares = [plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))]
-    return _verify_in_processes(shares, progress)
+    return _in_processes(shares, progress)
 
 
-def _verify_in_processes(
-    shares: list[list[Piece]], progress: Callable[[int], None]
-) -> Finding | None:
+def _in_processes(shares: list[list[Piece]], progress: Callable[[int], None]) -> Finding | None:
     """Compute each share again in a child process; return the first difference."""
     found: dict[int, Finding | str] = {}  # by the step that a piece begins at
     failures: list[str] = []

@@ -114,7 +114,6 @@ def summary_of(sample: Sample, hidden_unit: int) -> str:
 
 
 def _signed(value: float) -> str:
-    """Return an activation with its sign."""
     return f"{value:+.2f}".replace("-", "−")
 
 
