@@ -153,16 +153,16 @@ import ctypes, select, sys
 from pathlib import Path
 from manychar.storage.run_directory import open_run
 from manychar.storage.checkpoint import checkpoint_path, write_checkpoint, read_checkpoint
-from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart
+from manychar.storage.journal import AppliedStep, ServerStart
 from manychar.storage.journal import continue_journal, read_journal
 import dataclasses
 run = open_run(Path(sys.argv[1]))
 before = read_checkpoint(checkpoint_path(run.checkpoints, 0))
-reading = read_journal(run.path / JOURNAL_NAME, run.run_id)
+reading = read_journal(run.path, run.run_id)
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strace may attach
 sys.stdout.write("begin"); sys.stdout.flush()
 select.select([sys.stdin], [], [])
-journal = continue_journal(run.path / JOURNAL_NAME, run.run_id, reading)
+journal = continue_journal(run.path, run.run_id, reading)
 journal.append([ServerStart(1, 0, before.sha256)])
 journal.append(AppliedStep(1, k, 1.5, k) for k in range(1, 51))
 journal.flush()
@@ -249,7 +249,7 @@ def _expect_nothing_lost(run: Path) -> None:
     assert [step for step, _ in left] in ([0], [0, 50])
     for step, path in left:
         assert read_checkpoint(path).state.step == step
-    reading = read_journal(run / "journal.jsonl", open_run(run).run_id)
+    reading = read_journal(run, open_run(run).run_id)
     if len(left) == 2:
         assert reading.living(AppliedStep).keys() >= set(range(1, 51))
 
@@ -284,24 +284,24 @@ def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
     assert expect_same_bits(manychar.directory / "run", text) == 420
 
 
-def _journal(path: Path) -> bytes:
-    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
+def _journal(run: Path) -> bytes:
+    journal = continue_journal(run, "run-1", read_journal(run, "run-1"))
     journal.append(
         [ServerStart(1, 0, "ab" * 32), *(AppliedStep(1, k, 0.5 * k, 7 * k) for k in range(1, 6))]
     )
     journal.append([ServerStart(2, 3, "cd" * 32), AppliedStep(2, 4, 9.0, 99)])
     journal.close()
-    return path.read_bytes()
+    return journal.path.read_bytes()
 
 
 def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    data = _journal(path)
-    whole = read_journal(path, "run-1")
+    data = _journal(tmp_path)
+    whole = read_journal(tmp_path, "run-1")
     ends = {0}
     for length in range(1, len(data)):
         path.write_bytes(data[:length])
-        reading = read_journal(path, "run-1")
+        reading = read_journal(tmp_path, "run-1")
         assert reading.records == whole.records[: len(reading.records)]
         assert reading.extent.length <= length
         assert bool(reading.extent.fault) == (reading.extent.length < length)
@@ -311,28 +311,28 @@ def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) ->
 
 def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    data = _journal(path)
-    whole = read_journal(path, "run-1")
+    data = _journal(tmp_path)
+    whole = read_journal(tmp_path, "run-1")
     for place in range(len(data)):
         for bit in range(8):
             altered = bytearray(data)
             altered[place] ^= 1 << bit
             path.write_bytes(altered)
-            reading = read_journal(path, "run-1")
+            reading = read_journal(tmp_path, "run-1")
             assert reading.extent.fault
             assert reading.records == whole.records[: len(reading.records)]
 
 
 def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    data = _journal(path)
+    data = _journal(tmp_path)
     path.write_bytes(data[:-3])
-    reading = read_journal(path, "run-1")
-    journal = continue_journal(path, "run-1", reading)
+    reading = read_journal(tmp_path, "run-1")
+    journal = continue_journal(tmp_path, "run-1", reading)
     journal.append([AppliedStep(2, 4, 9.0, 99)])
     journal.close()
     assert path.read_bytes() == data
-    living = read_journal(path, "run-1").living(AppliedStep)
+    living = read_journal(tmp_path, "run-1").living(AppliedStep)
     assert [(step, record.term) for step, record in living.items()] == [
         (1, 1),
         (2, 1),
@@ -361,13 +361,12 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
 def test_a_journal_knows_its_newest_step(
     tmp_path: Path, records: list[ServerStart | AppliedStep], newest: int
 ) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
+    journal = continue_journal(tmp_path, "run-1", read_journal(tmp_path, "run-1"))
     journal.append(records)
     journal.close()
     for with_steps in (True, False):
-        assert read_journal(path, "run-1", with_steps=with_steps).newest == newest
-    assert max([0, *read_journal(path, "run-1").living(AppliedStep)]) == newest
+        assert read_journal(tmp_path, "run-1", with_steps=with_steps).newest == newest
+    assert max([0, *read_journal(tmp_path, "run-1").living(AppliedStep)]) == newest
 
 
 def _altered(run: Path, name: str) -> None:

@@ -15,8 +15,14 @@ import pytest
 from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
-from manychar.storage.journal import AppliedStep, ServerStart, continue_journal, read_journal
-from manychar.storage.recovery import ResumePoint, resume_metrics
+from manychar.storage.journal import (
+    AppliedStep,
+    ServerStart,
+    continue_journal,
+    read_journal,
+    resume_metrics,
+)
+from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import open_run
 from manychar.storage.validation_log import VALIDATION_NAME
 from tests.commands import SMALL, Commands, until
@@ -119,8 +125,7 @@ def steps(first: int, last: int) -> list[AppliedStep]:
 
 
 def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = continue_journal(path, "run-1", read_journal(path, "run-1"))
+    journal = continue_journal(tmp_path, "run-1", read_journal(tmp_path, "run-1"))
     journal.append([ServerStart(1, 0, "ab")])
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     journal.append(steps(1, 50))
@@ -130,7 +135,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     journal.append(steps(51, 60))
     disk.full = False
     journal.close()
-    reading = read_journal(path, "run-1")
+    reading = read_journal(tmp_path, "run-1")
     assert not reading.extent.fault
     assert list(reading.living(AppliedStep)) == list(range(1, 61))
 
@@ -142,8 +147,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     run = open_run(manychar.directory / "run")
     checkpoint, _ = run.newest_checkpoint()
     (run.checkpoints / "step-000000005.safetensors").unlink()
-    path = run.path / "journal.jsonl"
-    journal = continue_journal(path, run.run_id, read_journal(path, run.run_id))
+    journal = continue_journal(run.path, run.run_id, read_journal(run.path, run.run_id))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
     metrics, _ = resume_metrics(run.path, 5)
     with Writer(

@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from manychar.fleet import validation_process
-from manychar.fleet.validation_process import ValidationProcess, ValidationResult
+from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import EventLoop
 from manychar.processes import child_process, supervisor
 from manychar.processes.errors import UserError
@@ -30,6 +31,7 @@ from manychar.storage.validation_log import (
 )
 from tests.commands import SMALL, Commands, until
 from tests.single_process import bits_alone, bits_of
+from tests.texts import small_text
 
 VALIDATED = (*SMALL, "--validation", "0.1", "--checkpoint-every", "20", "--sample-every", "0")
 
@@ -39,6 +41,24 @@ def train(manychar: Commands, text: Path, run: str, *more: str) -> str:
     done = manychar.run("train", str(text), "--run-dir", run, *VALIDATED, *more)
     assert done.code == 0, done.err
     return done.err
+
+
+@pytest.fixture(scope="session")
+def validated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A validated run of 60 steps that has all of its checkpoints; not to be written to."""
+    directory = tmp_path_factory.mktemp("validated")
+    (directory / "text.txt").write_text(small_text(), encoding="utf-8")
+    commands = Commands(directory)
+    keep_all = ("--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
+    train(commands, directory / "text.txt", "run", *keep_all)
+    commands.close()
+    return directory / "run"
+
+
+@pytest.fixture
+def validated(manychar: Commands, validated_run: Path) -> RunDirectory:
+    """A copy of validated_run that is the test's own."""
+    return open_run(copytree(validated_run, manychar.directory / "run"))
 
 
 def append_losses(run: RunDirectory, losses: dict[int, float]) -> None:
@@ -208,45 +228,46 @@ def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
 
 
 @pytest.mark.long
-def test_the_best_checkpoint_is_kept_however_old_it_is(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "60", "--workers", "1")
-    run = open_run(manychar.directory / "run")
-    (run.path / VALIDATION_NAME).unlink()
-    append_losses(run, {0: 4.0, 20: 3.0, 40: 0.001, 60: 3.0})
+def test_the_best_checkpoint_is_kept_however_old_it_is(
+    manychar: Commands, validated: RunDirectory
+) -> None:
+    (validated.path / VALIDATION_NAME).unlink()
+    append_losses(validated, {0: 4.0, 20: 3.0, 40: 0.001, 60: 3.0})
     kept = ("--keep-checkpoints", "1")
     again = manychar.run("train", "--resume", "run", "--steps", "160", *kept)
     assert again.code == 0, again.err
-    saved = [step for step, _ in list_checkpoints(run.checkpoints)]
+    saved = [step for step, _ in list_checkpoints(validated.checkpoints)]
     assert {0, 40, 160} <= set(saved)
     assert 20 not in saved
     assert again.last_line.endswith("sample run/checkpoints/step-000000040.safetensors")
 
 
-def test_the_best_checkpoint_is_the_best_of_what_is_left(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "60", "--workers", "1", "--keep-checkpoints", "0")
-    run = open_run(manychar.directory / "run")
+def test_the_best_checkpoint_is_the_best_of_what_is_left(validated: RunDirectory) -> None:
     losses = {0: 4.0, 20: 0.1, 40: 0.5, 60: math.inf}
-    assert best_checkpoint(run, losses) == 20
-    checkpoint_path(run.checkpoints, 20).unlink()
-    assert best_checkpoint(run, losses) == 40
-    (run.path / VALIDATION_NAME).unlink()
-    append_losses(run, {0: 4.0, 40: 0.5, 60: 0.1})
-    _, losses = resume_validation(run, 40)
-    assert best_checkpoint(run, losses) == 40
+    assert best_checkpoint(validated, losses) == 20
+    checkpoint_path(validated.checkpoints, 20).unlink()
+    assert best_checkpoint(validated, losses) == 40
+    (validated.path / VALIDATION_NAME).unlink()
+    append_losses(validated, {0: 4.0, 40: 0.5, 60: 0.1})
+    _, losses = resume_validation(validated, 40)
+    assert best_checkpoint(validated, losses) == 40
 
 
 class Asked:
     """The server's side of a validation process, and what it was told."""
 
-    def __init__(self, run: Path, loop: EventLoop) -> None:
+    def __init__(self, run: RunDirectory, loop: EventLoop) -> None:
         self.loop = loop
-        self.results: list[ValidationResult] = []
+        self.results: list[tuple[int, str]] = []
         self.failures: list[str] = []
         self.process = ValidationProcess(
-            open_run(run), loop, on_result=self.results.append, on_failure=self.failures.append
+            run,
+            loop,
+            on_result=lambda step, fault: self.results.append((step, fault)),
+            on_failure=self.failures.append,
         )
 
-    def ask(self, step: int) -> ValidationResult:
+    def ask(self, step: int) -> tuple[int, str]:
         before = len(self.results)
         self.process.ask(step)
         self.turn_until(lambda: len(self.results) > before)
@@ -258,11 +279,10 @@ class Asked:
 
 
 @pytest.fixture
-def asked(manychar: Commands, text: Path) -> Iterator[Asked]:
-    """A validation process of a run of 20 steps."""
-    train(manychar, text, "run", "--steps", "20", "--workers", "1")
+def asked(validated: RunDirectory) -> Iterator[Asked]:
+    """A validation process of a run of 60 steps."""
     with EventLoop() as loop:
-        asked = Asked(manychar.directory / "run", loop)
+        asked = Asked(validated, loop)
         try:
             yield asked
         finally:
@@ -270,21 +290,20 @@ def asked(manychar: Commands, text: Path) -> Iterator[Asked]:
 
 
 def test_a_validation_process_that_hangs_is_started_again(
-    manychar: Commands,
+    validated: RunDirectory,
     asked: Asked,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run = open_run(manychar.directory / "run")
-    reader = LogReader(run.path / VALIDATION_NAME)
-    first = read_validation_losses(run, reader)[20]
+    reader = LogReader(validated.path / VALIDATION_NAME)
+    first = read_validation_losses(validated, reader)[20]
     assert asked.ask(20) == (20, "")
-    assert read_validation_losses(run, reader) == {20: first}
+    assert read_validation_losses(validated, reader) == {20: first}
     assert asked.process.slot.process is not None
     os.kill(asked.process.slot.process.pid, signal.SIGSTOP)
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
     assert asked.ask(20) == (20, "")
-    assert read_validation_losses(run, reader) == {20: first}
+    assert read_validation_losses(validated, reader) == {20: first}
     assert "the validation process is silent over the checkpoint of step 20" in caplog.text
     assert "the validation process ended by SIGKILL: starting it again" in caplog.text
     assert not asked.failures
@@ -315,15 +334,14 @@ def test_a_checkpoint_over_which_its_process_crashes_again_and_again_ends_valida
 
 
 def test_a_checkpoint_that_is_not_there_has_no_validation_loss(asked: Asked) -> None:
-    result = asked.ask(7)
-    assert result.step == 7
-    assert "step-000000007.safetensors" in result.fault
+    step, fault = asked.ask(7)
+    assert step == 7
+    assert "step-000000007.safetensors" in fault
 
 
 @pytest.mark.long
-def test_a_torn_line_is_validated_again(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "60")
-    path = manychar.directory / "run" / VALIDATION_NAME
+def test_a_torn_line_is_validated_again(manychar: Commands, validated: RunDirectory) -> None:
+    path = validated.path / VALIDATION_NAME
     whole = path.read_text()
     path.write_text(whole[: whole.index('{"step":40') + 20])
     done = manychar.run("train", "--resume", "run", "--steps", "80")
@@ -332,42 +350,36 @@ def test_a_torn_line_is_validated_again(manychar: Commands, text: Path) -> None:
     assert sorted(validation_losses) == [0, 20, 40, 60, 80]
 
 
-def test_a_result_of_another_checkpoint_is_passed_over(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "20", "--workers", "1")
-    run = open_run(manychar.directory / "run")
-    before = read_validation_losses(run)
-    with validation_log(run) as log:
+def test_a_result_of_another_checkpoint_is_passed_over(validated: RunDirectory) -> None:
+    before = read_validation_losses(validated)
+    with validation_log(validated) as log:
         append_result(log, 20, "ab" * 32, 0.125)
-    assert read_validation_losses(run) == before
-    checkpoint_path(run.checkpoints, 20).unlink()  # pruned: nothing says that it was another
-    assert read_validation_losses(run)[20] == 0.125
+    assert read_validation_losses(validated) == before
+    checkpoint_path(validated.checkpoints, 20).unlink()  # pruned: nothing says that it was another
+    assert read_validation_losses(validated)[20] == 0.125
 
 
-@pytest.mark.long
-def test_results_are_cut_off_after_the_checkpoint(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "60", "--workers", "1")
-    run = open_run(manychar.directory / "run")
-    whole = read_validation_losses(run)
-    append_losses(run, {20: math.inf})
-    reader, losses = resume_validation(run, 40)
+def test_results_are_cut_off_after_the_checkpoint(validated: RunDirectory) -> None:
+    whole = read_validation_losses(validated)
+    append_losses(validated, {20: math.inf})
+    reader, losses = resume_validation(validated, 40)
     assert losses == {step: whole[step] for step in (0, 20, 40)}
-    append_losses(run, {40: math.inf})
-    assert read_validation_losses(run, reader) == {40: math.inf}
+    append_losses(validated, {40: math.inf})
+    assert read_validation_losses(validated, reader) == {40: math.inf}
 
 
 def test_one_process_at_a_time_appends(
-    manychar: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+    validated: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(manychar, text, "run", "--steps", "20", "--workers", "1")
     monkeypatch.setattr(storage_validation_log, "LOCKED_WITHIN", 0.1)
-    run = open_run(manychar.directory / "run")
-    with validation_log(run), pytest.raises(UserError, match="another process appends to it"):
-        resume_validation(run, 20)
+    with validation_log(validated), pytest.raises(UserError, match="another process appends to it"):
+        resume_validation(validated, 20)
 
 
-def test_an_altered_corpus_is_not_validated_with(manychar: Commands, text: Path) -> None:
-    train(manychar, text, "run", "--steps", "20", "--workers", "1")
-    corpus = manychar.directory / "run" / "corpus.bin"
+def test_an_altered_corpus_is_not_validated_with(
+    manychar: Commands, validated: RunDirectory
+) -> None:
+    corpus = validated.path / "corpus.bin"
     os.truncate(corpus, corpus.stat().st_size // 2)
     done = manychar.run("evaluate", "run")
     assert (done.code, done.out) == (2, "")

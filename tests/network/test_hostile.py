@@ -160,12 +160,11 @@ class TestFiles:
             run_id = open_run(run).run_id
             whole = path.read_bytes()
 
-            def trusted() -> bool:
-                return path.read_bytes().startswith(
-                    whole[: read_journal(path, run_id).extent.length]
-                )
+            def is_prefix() -> bool:
+                trusted = read_journal(run, run_id).extent.length
+                return path.read_bytes().startswith(whole[:trusted])
 
-            return path, trusted
+            return path, is_prefix
         return run / "config.json", lambda: open_run(run)
 
 
@@ -261,7 +260,7 @@ def expect_refusal(endpoint: str, key: keys.ClientKey | None) -> None:
         dealer.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
     monitor = dealer.get_monitor_socket(REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
     dealer.connect(endpoint)
-    hostile = Hello(wire=WIRE_VERSION, role="worker", name="w0", instance="x", machine={})
+    hostile = Hello(wire=WIRE_VERSION, role="worker", name="w0", instance="x", host="")
     with contextlib.suppress(zmq.Again):  # it may be refused already
         dealer.send_multipart(encode(hostile), zmq.NOBLOCK)
     assert monitor.poll(60_000), "neither accepted nor refused"
@@ -286,7 +285,7 @@ def recorded_handshake(fleet: Fleet) -> bytes:
         dealer.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
         dealer.connect(f"tcp://127.0.0.1:{port}")
         dealer.send_multipart(
-            encode(Hello(wire=WIRE_VERSION, role="observer", name="me", instance="y", machine={}))
+            encode(Hello(wire=WIRE_VERSION, role="observer", name="me", instance="y", host=""))
         )
         client, _ = relay.accept()
         with client, fleet.connect() as server:
@@ -386,7 +385,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "mallory", KeyRole.WORKER))
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="worker", name="mallory", instance="z", machine={})
+        me = Hello(wire=WIRE_VERSION, role="worker", name="mallory", instance="z", host="")
         until(lambda: dealer.send(encode(me)), "a connection")
         chance = random.Random(0)  # noqa: S311
         memory = resident_mib(fleet.server.pid)
@@ -426,7 +425,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "ear", KeyRole.OBSERVER))
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", machine={})
+        me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", host="")
         until(lambda: dealer.send(encode(me)), "a connection")
         assert dealer.socket.poll(30_000)
         keys.revoke(fleet.keys, "ear")
@@ -488,7 +487,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(fleet.keys / "me.key")
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="observer", name="me", instance="z", machine={})
+        me = Hello(wire=WIRE_VERSION, role="observer", name="me", instance="z", host="")
         until(lambda: dealer.send(encode(me)), "a connection")
         assert dealer.socket.poll(30_000)
         memory = resident_mib(fleet.server.pid)

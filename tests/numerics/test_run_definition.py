@@ -91,12 +91,6 @@ def test_values_at_the_limits_are_taken(name: str, value: Any) -> None:
     assert getattr(dataclasses.replace(USUAL, **{name: value}), name) == value
 
 
-@pytest.mark.parametrize("value", ["", "ab" * 31, None, 64, ["a"] * 64])
-def test_a_mapping_without_the_hash_of_a_text_is_refused(value: object) -> None:
-    with pytest.raises(OptionError, match="corpus_sha256"):
-        Definition.from_mapping(values_of(USUAL) | {"corpus_sha256": value})
-
-
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Definition)])
 def test_a_missing_key_is_named(name: str) -> None:
     values = values_of(USUAL)

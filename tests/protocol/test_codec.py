@@ -162,7 +162,8 @@ HEARTBEAT = messages.Heartbeat(
     run_id="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
 )
 STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 4),))
-HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
+HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", host="")
+READY = messages.Ready(run_id="run-1", term=1, fingerprint="0" * 64, libraries={}, slowest=0.0)
 GRADIENT = messages.Gradient(
     run_id="run-1",
     term=1,
@@ -228,8 +229,9 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (STATUS, "workers", "ann", "workers: not a list of at most 7"),
         (STATUS, "counts", {"late": -1}, "counts: not a whole number in range"),
         (STATUS, "counts", {"a\tb": 1}, "counts: not a short printable text"),
-        (HELLO, "machine", {"cpu": 1}, "machine: not a short printable text"),
-        (HELLO, "machine", [], "machine: not a map of at most 24 entries"),
+        (HELLO, "host", "a" * 501, "host: not a short printable text"),
+        (READY, "libraries", {"cpu": 1}, "libraries: not a short printable text"),
+        (READY, "libraries", [], "libraries: not a map of at most 24 entries"),
         (GRADIENT, "hidden_digest", bytes(3), "hidden_digest: not a digest of 4 bytes"),
         (GRADIENT, "hidden_digest", "a" * 4, "hidden_digest: not a digest of 4 bytes"),
         (WELCOME, "dimensions", {}, "dimensions: not the fields of this message"),
@@ -296,19 +298,17 @@ def test_the_length_of_a_variable_frame() -> None:
 def test_the_size_of_a_header() -> None:
     refused([bytes(codec.HEADER_BYTES + 1)], "a header of 8193 bytes")
     crowded = {f"{key:>450}": "x" for key in range(20)}
-    with pytest.raises(ValueError, match="a Hello header of"):
-        encode(dataclasses.replace(HELLO, machine=crowded))
+    with pytest.raises(ValueError, match="a Ready header of"):
+        encode(dataclasses.replace(READY, libraries=crowded))
 
 
 def test_the_size_of_lists_and_maps() -> None:
-    def crowd(name: str, value: object) -> list[Frame]:
-        return with_header(
-            STATUS if name != "machine" else HELLO, lambda fields: fields.update({name: value})
-        )
+    def crowd(message: Message, name: str, value: object) -> list[Frame]:
+        return with_header(message, lambda fields: fields.update({name: value}))
 
-    refused(crowd("workers", ["a"] * 33), "no msgpack map within the limits")
-    refused(crowd("counts", {str(key): 1 for key in range(25)}), "no msgpack map within")
-    refused(crowd("machine", {"a": b"b" * 65}), "no msgpack map within the limits")
+    refused(crowd(STATUS, "workers", ["a"] * 33), "no msgpack map within the limits")
+    refused(crowd(STATUS, "counts", {str(key): 1 for key in range(25)}), "no msgpack map within")
+    refused(crowd(READY, "libraries", {"a": b"b" * 65}), "no msgpack map within the limits")
 
 
 def test_fields_that_are_missing_or_unknown() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from manychar.storage.append_log import AppendLog, Extent, LogReader
-from manychar.storage.journal import METRICS_NAME, read_metrics
-from manychar.storage.recovery import resume_metrics
+from manychar.storage.journal import METRICS_NAME, read_metrics, resume_metrics
 
 
 def written(path: Path, *records: dict[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ class TestMaking:
             raise OSError(28, "No space left")
 
         (tmp_path / "run").mkdir()
-        monkeypatch.setattr(run_directory, "replace_file", fails)
+        monkeypatch.setattr(atomic_files, "replace_file", fails)
         with refused():
             made(tmp_path / "run")
         assert not list((tmp_path / "run").iterdir())
@@ -124,15 +125,27 @@ class TestMaking:
         assert sorted(run.path.rglob("*")) == before
         assert list(run.path.parent.iterdir()) == [run.path]
 
-    @pytest.mark.parametrize("failing", ["write_corpus", "write_checkpoint", "replace_file"])
+    @pytest.mark.parametrize(
+        ("module", "failing"),
+        [
+            (corpus_file, "write_corpus"),
+            (run_directory, "write_checkpoint"),
+            (atomic_files, "replace_file"),
+        ],
+    )
     @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
     def test_is_all_or_nothing(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        failing: str,
+        error: BaseException,
     ) -> None:
         def fails(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(run_directory, failing, fails)
+        monkeypatch.setattr(module, failing, fails)
         expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(expected):
             made(tmp_path / "deep" / "run")
@@ -320,7 +333,7 @@ class TestOpening:
         with refused():
             open_run(run.path)
 
-    @pytest.mark.parametrize("content", [b"", b"{", b'["b","a"]', b'["a","a"]', b"1", b'"ab"'])
+    @pytest.mark.parametrize("content", [b"", b"{", b"1", b"[1]", b"null"])
     def test_a_damaged_vocabulary(self, run: RunDirectory, content: bytes) -> None:
         (run.path / "vocabulary.json").write_bytes(content)
         with refused():
