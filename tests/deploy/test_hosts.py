@@ -57,7 +57,7 @@ def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Requ
         server.wait_for("listening")
         # One of the name's addresses is nobody's, one is not served, one is right.
         near.knows("10.231.7.99 SERVER", f"{serves.six} SERVER", f"{serves.four} SERVER")
-        early.wait_for(re.escape(f"SERVER is looked for at tcp://{serves.four}:5577"))
+        early.wait_for(re.escape(f"SERVER: trying tcp://{serves.four}:5577"))
         server.wait_for(r"worker-\d has joined")
 
         # Another one behind a slow and narrow link.

@@ -108,6 +108,6 @@ def test_a_server_that_cannot_execute_itself_anew_is_started_again_by_others(
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "execve", fails)
-    finish = execute_again([], environment={}, asked=Finish(75, "stopped"))
+    finish = execute_again([], environment={}, requested_stop=Finish(75, "stopped"))
     assert finish.code == CRASHED
     assert "cannot allocate memory" in finish.reason

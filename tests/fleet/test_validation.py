@@ -304,7 +304,7 @@ def test_a_validation_process_that_hangs_is_started_again(
     monkeypatch.setattr(validation_process, "SILENT_FOR", 3.0)
     assert asked.ask(20) == (20, "")
     assert read_validation_losses(validated, reader) == {20: first}
-    assert "the validation process is silent over the checkpoint of step 20" in caplog.text
+    assert "has sent no sign of life while validating the checkpoint of step 20" in caplog.text
     assert "the validation process ended by SIGKILL: starting it again" in caplog.text
     assert not asked.failures
 
@@ -315,7 +315,7 @@ def test_a_validation_that_hangs_is_noticed_and_one_that_is_slow_goes_on(
     monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", HANGS_ONCE))
     monkeypatch.setattr(validation_process, "SILENT_FOR", 4.5)
     assert asked.ask(20) == (20, "")
-    assert "the validation process is silent over the checkpoint of step 20" in caplog.text
+    assert "has sent no sign of life while validating the checkpoint of step 20" in caplog.text
     assert not asked.failures
 
 
@@ -327,7 +327,8 @@ def test_a_checkpoint_over_which_its_process_crashes_again_and_again_ends_valida
     asked.process.ask(20)
     asked.process.ask(20)
     asked.turn_until(lambda: asked.failures)
-    assert asked.failures == ["its process ended 4 times over the checkpoint of step 20"]
+    failure = "its process ended 4 times while validating the checkpoint of step 20"
+    assert asked.failures == [failure]
     assert not asked.results
     asked.process.ask(20)  # nothing is asked any more
     assert asked.process.slot.is_empty

@@ -23,8 +23,7 @@ from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import PeerError
-from manychar.protocol.events import Malformed, Received
+from manychar.protocol.events import Malformed, PeerError, Received
 from manychar.protocol.messages import WIRE_VERSION, Hello, KeyRole, Message
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.journal import read_journal

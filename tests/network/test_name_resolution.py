@@ -59,10 +59,7 @@ def test_a_name_gives_its_addresses_round_and_round(
     resolver = NameResolver("s", "5577")
     given = [until(resolver.next, "an address") for _ in range(4)]
     assert given == ["tcp://[::1]:5577", "tcp://10.0.0.1:5577"] * 2
-    assert caplog.messages == [
-        "s is looked for at tcp://[::1]:5577",
-        "s is looked for at tcp://10.0.0.1:5577",
-    ]
+    assert caplog.messages == ["s: trying tcp://[::1]:5577", "s: trying tcp://10.0.0.1:5577"]
 
 
 def test_a_name_that_is_not_known_is_asked_for_again(

@@ -51,7 +51,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
         assert re.search(rf"{name} +\S+ +working +2 +[\d,]+( +\d+ %){{3}}", table)
 
     found = json.loads(manychar.run("status", endpoint, "--json").out)
-    for worker in found["workers"].values():
+    for worker in found["workers"]:
         parts = worker["computing"] + worker["exchanging"] + worker["waiting"]
         assert 0 < parts <= worker["present"] + 1e-6
         assert worker["gradients"] > 0

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from manychar.protocol.client_session import ClientPhase
-from manychar.protocol.effects import Finish, Log, PeerError, Show
-from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
+from manychar.protocol.effects import Finish, Log, Show
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received
 from manychar.protocol.messages import (
     Alive,
     Done,

@@ -13,9 +13,8 @@ from manychar.protocol.effects import (
     Compute,
     Effect,
     Finish,
-    PeerError,
     RecordMetrics,
-    Remember,
+    RememberBans,
     ResumeBefore,
     Save,
 )
@@ -27,6 +26,7 @@ from manychar.protocol.events import (
     KeyRevoked,
     Malformed,
     NotValidated,
+    PeerError,
     PeerLost,
     Received,
     StopRequested,
@@ -433,7 +433,7 @@ def test_who_computes_from_another_state_again_and_again_is_banned() -> None:
     assert stage.shards_of("ann") == [0]
     effects = wrong(1)
     assert "ann is banned: it computed shard 0 from another state 3 times" in said(effects)
-    assert only(effects, Remember).changes["banned"].keys() == {"ann"}
+    assert only(effects, RememberBans).banned.keys() == {"ann"}
     assert stage.shards_of("bob") == [0]
 
 
@@ -453,7 +453,7 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
     stage.join("ann")
     stage.server.handle(StopRequested(130, "Ctrl-C", 5.0), 0.0)
     stage.server.handle(StopRequested(75, "SIGTERM", 5.0), 0.0)
-    assert stage.server.lifecycle.asked == Finish(130, "Ctrl-C")
+    assert stage.server.lifecycle.requested_stop == Finish(130, "Ctrl-C")
 
 
 def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:
@@ -502,9 +502,7 @@ def test_a_run_resumes_before_a_wrong_gradient_that_was_applied() -> None:
     assert stage.server.state.step == 4
     stage.tell("bob", right)
     effects = stage.server.handle(stage.truth(0, 3), stage.now)
-    assert only(effects, Remember).changes == {
-        "banned": {"ann": "it computed step 3, shard 0 wrongly"}
-    }
+    assert only(effects, RememberBans).banned == {"ann": "it computed step 3, shard 0 wrongly"}
     assert only(effects, ResumeBefore).step == 4
     assert "no gradient of ann can be trusted: resuming before step 3" in said(effects)
     assert sent(effects, Reset, "bob")
@@ -535,9 +533,7 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage.deliver("bob", 0, 3)
     stage.deliver("ann", 0, 3, loss=1.0)
     effects = stage.server.handle(stage.truth(0, 3), stage.now)
-    assert only(effects, Remember).changes == {
-        "banned": {"ann": "it computed step 3, shard 0 wrongly"}
-    }
+    assert only(effects, RememberBans).banned == {"ann": "it computed step 3, shard 0 wrongly"}
     assert only(effects, ResumeBefore).step == 3
 
 
@@ -551,7 +547,7 @@ def test_who_is_banned_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage.tell("bob", stage.gradient(0, 0))
     effects = stage.server.handle(stage.truth(0, 0), stage.now)
     assert only(effects, ResumeBefore).step == 1
-    assert only(effects, Remember).changes["banned"].keys() == {"ann", "ann-2"}
+    assert only(effects, RememberBans).banned.keys() == {"ann", "ann-2"}
 
 
 def test_a_pause_of_the_machine_is_forgotten() -> None:
@@ -680,11 +676,11 @@ def test_a_ban_is_lifted_and_remembered() -> None:
     stage.hello("olga", "observer")
     effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
     assert only(effects, Unbanned).text == "ann is no longer banned; banned: key-1"
-    assert only(effects, Remember).changes == {"banned": {"key-1": "the same"}}
+    assert only(effects, RememberBans).banned == {"key-1": "the same"}
     assert only(stage.hello("ann"), Welcome)
     effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
     assert only(effects, Unbanned).text == "ann is not banned; banned: key-1"
-    assert not [effect for effect in effects if isinstance(effect, Remember)]
+    assert not [effect for effect in effects if isinstance(effect, RememberBans)]
 
 
 def test_only_an_operator_lifts_a_ban() -> None:

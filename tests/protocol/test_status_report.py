@@ -58,7 +58,7 @@ def test_standing_by_is_waiting() -> None:
     stage.join(*everyone)
     stage.now += 3.0
     last = everyone[-1]
-    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("standby", 3.0)
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("idle", 3.0)
     stage.server.admission._remove(stage.member(everyone[0]), stage.now)
     stage.now += 1.0
     assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("working", 3.0)

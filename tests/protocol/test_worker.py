@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol.client_session import ClientPhase
-from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Finish, Log, PeerError
+from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Finish, Log
 from manychar.protocol.events import (
     Computed,
     DeadlinePassed,
@@ -14,6 +14,7 @@ from manychar.protocol.events import (
     HeartbeatDue,
     LeaveRequested,
     MailboxEmpty,
+    PeerError,
     ProtocolError,
     Received,
 )

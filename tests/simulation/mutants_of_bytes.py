@@ -11,7 +11,7 @@ from manychar.numerics.tree_reduction import TreeSum
 from manychar.protocol import admission, aggregation, conflicting_results, worker
 from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
-from manychar.protocol.effects import Effect, Remember
+from manychar.protocol.effects import Effect, RememberBans
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.messages import Gradient, Identities, digest
@@ -228,4 +228,4 @@ def the_next_server_takes_the_newest_checkpoint(patch: pytest.MonkeyPatch) -> No
 
 @mutant("19", "broken", "banned")
 def a_resumed_run_forgets_who_is_banned(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(admission, "Remember", lambda _: Remember({}))
+    patch.setattr(admission, "RememberBans", lambda _: RememberBans({}))

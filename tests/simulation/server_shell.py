@@ -10,8 +10,7 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     Log,
-    PeerError,
-    Remember,
+    RememberBans,
     ResumeBefore,
     Save,
     Send,
@@ -21,6 +20,7 @@ from manychar.protocol.events import (
     DeadlinePassed,
     MailboxEmpty,
     Malformed,
+    PeerError,
     PeerLost,
     Received,
     Started,
@@ -162,8 +162,8 @@ class ServerShell:
             world.log(functools.partial(str, f"  server says: {effect.text}"))
         elif isinstance(effect, ResumeBefore):
             self._resume = effect
-        elif isinstance(effect, Remember):
-            world.disk.banned = dict(effect.changes.get("banned", world.disk.banned))
+        elif isinstance(effect, RememberBans):
+            world.disk.banned = dict(effect.banned)
         elif isinstance(effect, Finish):
             world.server_finished(effect)
 

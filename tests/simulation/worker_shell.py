@@ -15,7 +15,6 @@ from manychar.protocol.effects import (
     Effect,
     Finish,
     Log,
-    PeerError,
     Send,
 )
 from manychar.protocol.events import (
@@ -25,6 +24,7 @@ from manychar.protocol.events import (
     HeartbeatDue,
     LeaveRequested,
     MailboxEmpty,
+    PeerError,
     Received,
 )
 from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Compute, Finish, PeerError, ResumeBefore
+from manychar.protocol.effects import Compute, Finish, ResumeBefore
+from manychar.protocol.events import PeerError
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import Gradient

@@ -65,7 +65,7 @@ class TestMaking:
         assert config["operation"]["steps"] == 77
         assert config["versions"].keys() >= {"python", "manychar", "numpy", "pyzmq"}
         assert not config["definition"].keys() & config["operation"].keys()
-        vocabulary, streams = directory.streams()
+        vocabulary, streams = directory.corpus()
         assert "".join(vocabulary[i] for i in streams.ids) == small_text()
         (step, path), *more = list_checkpoints(directory.checkpoints)
         assert (step, more) == (0, [])
@@ -337,12 +337,12 @@ class TestOpening:
     def test_a_damaged_vocabulary(self, run: RunDirectory, content: bytes) -> None:
         (run.path / "vocabulary.json").write_bytes(content)
         with refused():
-            run.streams()
+            run.corpus()
 
     def test_an_empty_corpus(self, run: RunDirectory) -> None:
         (run.path / "corpus.bin").write_bytes(b"")
         with refused():
-            run.streams()
+            run.corpus()
 
     def test_the_newest_whole_checkpoint(self, run: RunDirectory) -> None:
         (run.checkpoints / "step-000000009.safetensors").write_bytes(b"torn")

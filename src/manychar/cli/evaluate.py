@@ -59,4 +59,4 @@ def _validation_ids(source: str) -> "NDArray[Any]":
     if directory is None or not directory.definition.validation:
         raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
     check_corpus(directory.path, directory.definition.corpus_sha256)
-    return directory.streams()[1].validation_ids
+    return directory.corpus()[1].validation_ids

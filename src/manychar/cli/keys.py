@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.")]
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]
-Role = Annotated[KeyRole, Option("An observer watches; an operator may also stop the run.")]
+Role = Annotated[
+    KeyRole, Option("An observer watches; an operator may also stop the run and lift bans.")
+]
 
 
 def create(directory: KeyDirectory) -> None:

@@ -44,16 +44,13 @@ def status(
 
 
 def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
-    workers = {
-        worker.name: {**worker._asdict(), "exchanging": worker.exchanging}
-        for worker in snapshot.workers
-    }
+    workers = [{**worker._asdict(), "exchanging": worker.exchanging} for worker in snapshot.workers]
     found = {**dataclasses.asdict(snapshot.status), "workers": workers}
     return {name: value for name, value in found.items() if name not in ("first", "total")}
 
 
 def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
-    """Check whether a live run advances; exit code 1 where it waits, with what it waits for."""
+    """Check whether a live run advances, or reports what it waits for; exit code 1 if neither."""
     from manychar.observability.status import check_health
 
     logging.disable(logging.WARNING)  # a probe's output is one line

@@ -47,12 +47,15 @@ class LocalFleet:
         self.directory = directory
         self._display = display
         self._exporters = exporters
-        self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
+        self.server = ProcessSlot(
+            name="the server", arguments=[], on_line=self._read_line, on_start=self._server_started
+        )
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
             for i in range(directory.operation.workers)
         ]
         self._endpoint = ""
+        self._listens = False
         self._client: ObserverClient | None = None
         self._stop: Finish | None = None
         self._finish: Finish | None = None
@@ -89,14 +92,21 @@ class LocalFleet:
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
         return [*resume, *keys, *as_flags(operation)]
 
+    def _server_started(self) -> None:
+        self._listens = False
+
     def _read_line(self, line: str) -> None:
         """Read where the server listens, or how the run ended."""
         values = json.loads(line)
         if "code" in values:
             self._finish = Finish(**values)
-        elif not self._endpoint:  # a server that was started again listens where the first one did
+            return
+        self._listens = True
+        if self._client is None:
             self._endpoint = values["endpoint"]
             self._start_clients()
+        else:  # a server that was started again listens where the first one did
+            self._client.connect(OBSERVER_CONNECT_TIMEOUT)
 
     def _start_clients(self) -> None:
         logger.info(f"the server listens on {self._endpoint}")
@@ -134,10 +144,10 @@ class LocalFleet:
                 for exporter in self._exporters:
                     exporter.sample(event.version, text)
         if self._client.connecting and self._client.end is not None:
-            # It does not answer: another one resumes from its last checkpoint.
-            logger.warning(f"{self._client.end.reason}: ending it")
+            if self._listens:  # it hangs: another one resumes from its last checkpoint
+                logger.warning(f"{self._client.end.reason}: ending it")
+                self.server.signal(signal.SIGKILL)
             self._client.connect(OBSERVER_CONNECT_TIMEOUT)
-            self.server.signal(signal.SIGKILL)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:
         _, level = log.read(line)

@@ -42,7 +42,7 @@ MESSAGES_A_TURN = 1000
 class Screen:
     """Where the server shows its endpoint, its status, and the weights to sample from."""
 
-    bound: Callable[[str], None]
+    on_bound: Callable[[str], None]
     status: Callable[[Snapshot], None] = lambda _: None
     weights: Callable[[Weights], object] = lambda _: None
 
@@ -73,13 +73,13 @@ class ServerLoop:
             on_failure=lambda reason: self._handle(events.ValidationFailed(reason)),
         )
 
-    def run(self, asked: effects.Finish | None) -> effects.Finish | effects.ResumeBefore:
-        """Loop until the machine has finished. `asked` is a stop that came before it began."""
+    def run(self, requested_stop: effects.Finish | None) -> effects.Finish | effects.ResumeBefore:
+        """Loop until the machine has finished. `requested_stop` came before it began."""
         self._register()
         with self.writer, contextlib.closing(self.validation):
             self._handle(events.Started())
-            if asked is not None:
-                self._stop(asked.code, asked.reason)
+            if requested_stop is not None:
+                self._stop(requested_stop.code, requested_stop.reason)
             while self.outcome is None:
                 self.loop.turn()
                 self._handle(events.MailboxEmpty())
@@ -147,7 +147,7 @@ class ServerLoop:
                 try:
                     message = decode(frames, self.machine.dimensions)
                     self._handle(events.Received(message, peer, owner))
-                except (WireError, effects.PeerError) as error:
+                except (WireError, events.PeerError) as error:
                     self._handle(events.Malformed(peer, str(error), owner))
 
     def _read_results(self, step: int, fault: str) -> None:
@@ -187,8 +187,8 @@ class ServerLoop:
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
                 self._handle(self.engine.compute(effect))
-            case effects.Remember(changes):
-                self.directory = self.directory.with_facts(**changes)
+            case effects.RememberBans(banned):
+                self.directory = self.directory.with_facts(banned=banned)
                 self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
             case effects.ResumeBefore(step):
                 self.directory = self.directory.with_facts(resume_before=step)

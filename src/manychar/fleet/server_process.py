@@ -58,12 +58,12 @@ def serve(
         try:
             resume_point = recover(directory, term)
             stack.callback(_close, resume_point.journal, resume_point.metrics)
-            run, engine = _resumed_run(directory, term, resume_point)
-            directory = _with_numerics(directory, run)
+            spec, engine = _resumed_run(directory, term, resume_point)
+            directory = _with_numerics(directory, spec)
             directory.write_config()
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}") from None
-        machine = ParameterServer(run, now=time.monotonic())
+        machine = ParameterServer(spec, now=time.monotonic())
         router = Router(endpoint, machine.dimensions, keys)
         stack.callback(router.close)
         server = ServerLoop(
@@ -75,14 +75,14 @@ def serve(
             screen=screen,
             loop=loop,
         )
-        screen.bound(router.endpoint)
+        screen.on_bound(router.endpoint)
         server.notifier.ready(f"listening on {router.endpoint}")
         outcome = server.run(pending_stop())
     if isinstance(outcome, Finish):
         return outcome
     arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
-    variables, asked = server.notifier.variables, machine.lifecycle.asked
-    return execute_again(arguments, environment=variables, asked=asked)
+    variables, requested = server.notifier.variables, machine.lifecycle.requested_stop
+    return execute_again(arguments, environment=variables, requested_stop=requested)
 
 
 def _close(*logs: AppendLog) -> None:
@@ -97,16 +97,16 @@ def _resumed_run(
     directory: RunDirectory, term: int, resume_point: ResumePoint
 ) -> tuple[RunSpec, Engine]:
     """Return the run as this term resumes it, and the engine of this process."""
-    vocabulary, streams = directory.streams()
+    vocabulary, corpus = directory.corpus()
     state, losses = resume_point.checkpoint.state, resume_point.validation_losses
     engine = Engine(dimensions_of(directory.definition, len(vocabulary)))
     computed = engine.compute_fingerprint()
-    run = RunSpec(
+    spec = RunSpec(
         run_id=directory.run_id,
         term=term,
         definition=directory.definition,
         operation=directory.operation,
-        corpus=streams,
+        corpus=corpus,
         vocabulary=vocabulary,
         state=state,
         fingerprint=computed.fingerprint,
@@ -116,37 +116,38 @@ def _resumed_run(
         validation_losses=losses,
         unvalidated=unvalidated(directory, losses, state.step),
     )
-    return run, engine
+    return spec, engine
 
 
-def _with_numerics(directory: RunDirectory, run: RunSpec) -> RunDirectory:
+def _with_numerics(directory: RunDirectory, spec: RunSpec) -> RunDirectory:
     """Compare this machine's numerics with the run's, or note them where the run is new.
 
     Raises UserError where they differ. The journal says by now from which checkpoint this term
-    began, so the mark to resume earlier has done its work.
+    began, so `resume_before` is no longer needed.
     """
     facts = directory.facts
-    if facts.fingerprint not in ("", run.fingerprint):
+    if facts.fingerprint not in ("", spec.fingerprint):
         raise UserError(
             f"this machine's arithmetic gives other bits than the run's: here"
-            f" {as_words(run.libraries)}; the run began with {as_words(facts.libraries)};"
-            " serve it on such a machine",
+            f" {as_words(spec.libraries)}; the run began with {as_words(facts.libraries)};"
+            " serve the run on a machine with those versions",
             code=RUN_FAILED,
         )
-    names = facts.libraries or dict(run.libraries)
-    return directory.with_facts(resume_before=None, fingerprint=run.fingerprint, libraries=names)
+    names = facts.libraries or dict(spec.libraries)
+    return directory.with_facts(resume_before=None, fingerprint=spec.fingerprint, libraries=names)
 
 
 def execute_again(
-    arguments: Sequence[str], *, environment: Mapping[str, str], asked: Finish | None
+    arguments: Sequence[str], *, environment: Mapping[str, str], requested_stop: Finish | None
 ) -> Finish:
     """Replace this process by a new server, which resumes earlier; return only where that fails.
 
-    A stop that was asked for is handed on: the new server first sets aside the checkpoints that
-    are wrong.
+    A requested stop is handed on: the new server first sets aside the checkpoints that are wrong.
     """
     logger.info("this server executes itself again")
-    pending = {} if asked is None else {PENDING_STOP: json.dumps([asked.code, asked.reason])}
+    pending = {}
+    if requested_stop is not None:
+        pending = {PENDING_STOP: json.dumps([requested_stop.code, requested_stop.reason])}
     command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
     try:
         os.execve(command[0], command, variables)  # noqa: S606 - this program itself

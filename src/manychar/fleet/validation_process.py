@@ -102,7 +102,10 @@ class ValidationProcess:
     def _end_silent(self) -> None:
         self._silent_at = None
         step = self._waiting[0]
-        logger.warning(f"the validation process is silent over the checkpoint of step {step}")
+        logger.warning(
+            "the validation process has sent no sign of life while validating the checkpoint"
+            f" of step {step}: killed"
+        )
         self.slot.signal(signal.SIGKILL)
 
     def _ended(self, slot: ProcessSlot, code: int) -> None:
@@ -113,7 +116,8 @@ class ValidationProcess:
         failure = self._supervisor.restart(slot, code)
         if self._waiting and self._tries == TRIES:
             step = self._waiting[0]
-            failure = f"its process ended {TRIES} times over the checkpoint of step {step}"
+            what = f"while validating the checkpoint of step {step}"
+            failure = f"its process ended {TRIES} times {what}"
         if failure:
             self.close()
             self._on_failure(failure)
@@ -125,7 +129,7 @@ def validate(path: Path) -> None:
     with contextlib.suppress(OSError):  # Linux may share the cores among sessions first: sched(7)
         AUTOGROUP.write_text(str(LOWEST_PRIORITY))
     directory = open_run(path)
-    validation_ids = directory.streams()[1].validation_ids
+    validation_ids = directory.corpus()[1].validation_ids
     with validation_log(directory) as results:
         for line in sys.stdin:
             fault = _validate(directory, results, validation_ids, int(line))

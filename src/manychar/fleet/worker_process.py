@@ -77,7 +77,7 @@ class _Loop:
             try:
                 message = decode(frames, self.machine.dimensions)
                 self._handle(events.Received(message))
-            except (WireError, effects.PeerError) as error:
+            except (WireError, events.PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")
 
     def _handle(self, event: events.Event) -> bool:

@@ -31,8 +31,8 @@ class Dealer:
     """The socket of a worker or an observer. `refusal` says why a server refused the handshake.
 
     Nothing is sent while there is no connection: it would wait, and be delivered all at once to
-    whatever server comes. ZMQ_IMMEDIATE would do that too, but when the connection ends it drops
-    messages that have arrived and not been read: a server's last. So the socket's events are read.
+    the next server. ZMQ_IMMEDIATE would do that too, but when the connection ends it drops
+    the server's last messages where they are not read yet. So the socket's events are read.
     """
 
     def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
@@ -88,6 +88,8 @@ class Dealer:
             while True:
                 event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
                 self._is_connected = event == _CONNECTED
+                if event == _CONNECTED:
+                    self.refusal = ""
                 if event == _RETRIED and self._names and self._names.several:
                     self._try_next_at = -math.inf
                 if event & _REFUSED:
@@ -97,7 +99,7 @@ class Dealer:
                     self.refusal = refusal
                     self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
         if not self._is_connected and not self.socket.poll(0):
-            self._try_to_connect(time.monotonic())  # it drops unread messages: a server's last ones
+            self._try_to_connect(time.monotonic())  # it drops the server's last messages
 
     def _try_to_connect(self, now: float) -> None:
         """Connect again where libzmq does not: after a refusal, and to a name's next address."""

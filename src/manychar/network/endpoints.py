@@ -37,8 +37,13 @@ def is_local(endpoint: str) -> bool:
     match = _TCP.fullmatch(endpoint)
     if match is None:
         return endpoint.startswith("ipc://")
-    address = _address(match["six"] or match["host"])
-    return match["host"] == "localhost" if address is None else address.is_loopback
+    return is_loopback(match["six"] or match["host"])
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own loopback."""
+    address = _address(name)
+    return name == "localhost" if address is None else address.is_loopback
 
 
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:

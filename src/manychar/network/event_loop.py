@@ -41,7 +41,7 @@ class EventLoop(contextlib.ExitStack):
         self._poller.register(source, zmq.POLLIN)
 
     def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
-        """Call back with the number of each of these signals that comes to the main thread."""
+        """Call back with the number of each of these signals."""
         self._signals |= dict.fromkeys(numbers, callback)
         self.enter_context(self._pipe.catching(*numbers))
 
@@ -82,7 +82,7 @@ class EventLoop(contextlib.ExitStack):
             for woken in self._woken:
                 woken()
         for source in ready:
-            if (readable := self._readable.get(source)) is not None:  # none removed it meanwhile
+            if (readable := self._readable.get(source)) is not None:  # not removed meanwhile
                 readable()
         for deadline, passed in self._deadlines:
             if (due := deadline()) is not None and time.monotonic() >= due:

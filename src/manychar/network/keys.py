@@ -117,7 +117,7 @@ def revoke(directory: Path, name: str) -> None:
 
 
 def read_clients(directory: Path) -> list[Client]:
-    """Return the clients, revoked ones too. Raises UserError as all that reads here does."""
+    """Return the clients, revoked ones too. Raises UserError as every function here that reads."""
     path = directory / CLIENTS_NAME
     content = _read(path)
     if (directory.stat().st_mode | path.stat().st_mode) & (stat.S_IWGRP | stat.S_IWOTH):

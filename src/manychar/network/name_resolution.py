@@ -35,7 +35,7 @@ class NameResolver:
         """Return the endpoint to try now; None while there is none."""
         if self._untried:
             endpoint = self._untried.pop(0)
-            self._log(f"{self._host} is looked for at {endpoint}")
+            self._log(f"{self._host}: trying {endpoint}")
             return endpoint
         if not self._thread.is_alive() and time.monotonic() >= self._look_up_at:
             self._look_up_at = time.monotonic() + LOOK_UP_AGAIN_AFTER

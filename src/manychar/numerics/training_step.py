@@ -66,8 +66,9 @@ def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
 def compute_shard(
     kernel: Kernel, batch: Batch, hidden: NDArray[Any], progress: Callable[[], None] = no_progress
 ) -> tuple[float, Parameters, NDArray[Any]]:
-    """Return (loss, gradient, next hidden state) of one shard at one step, the contract's unit.
+    """Return (loss, gradient, next hidden state) of one shard at one step.
 
+    This is the elementary computation of the contract.
     The kernel has been loaded with the weights. `hidden` is the raw stored state; where the text
     starts again, zeros are used instead. Raises IndexError for an id that is not in the vocabulary.
     """
@@ -109,7 +110,7 @@ def apply(
 
 
 def advance(
-    state: TrainingState, definition: Definition, streams: Streams, kernel: Kernel
+    state: TrainingState, definition: Definition, corpus: Streams, kernel: Kernel
 ) -> TrainingState:
     """Return the next state, every shard's gradient computed here, one after the other."""
     kernel.load(state.parameters.flat)
@@ -117,7 +118,7 @@ def advance(
     loss_sum = TreeSum[float](definition.shards)
     hidden = np.empty_like(state.hidden)
     for shard in range(definition.shards):
-        batch = streams.batch_at(shard, state.step)
+        batch = corpus.batch_at(shard, state.step)
         loss, gradient, hidden[shard] = compute_shard(kernel, batch, state.hidden[shard])
         gradient_sum.add(shard, gradient.flat)
         loss_sum.add(shard, loss)

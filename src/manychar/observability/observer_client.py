@@ -16,8 +16,8 @@ from manychar.processes.log import NUMBERS
 from manychar.processes.signals import STOPS, end_by_exception
 from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.effects import Effect, Finish, Log, PeerError, Send, Show
-from manychar.protocol.events import DeadlinePassed, LeaveRequested, Received
+from manychar.protocol.effects import Effect, Finish, Log, Send, Show
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received
 from manychar.protocol.observer import Observer
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ class ProgressDisplay:
     def __init__(self, directory: RunDirectory) -> None:
         self._seed = directory.definition.seed
         self._sample_length = directory.operation.sample_length
-        self._vocabulary, _ = directory.streams()
+        self._vocabulary, _ = directory.corpus()
         self._dimensions = dimensions_of(directory.definition, len(self._vocabulary))
         self._recent: deque[history.Point] = deque(maxlen=history.RECENT_POINTS)
         self._next_line = 0.0

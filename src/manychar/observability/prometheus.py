@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.protocol.messages import WorkerStats
 
-STATES = ("working", "standby", "silent")
+STATES = ("working", "idle", "silent")
 LABELS = ("worker", "host")
 
 

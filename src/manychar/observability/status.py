@@ -112,9 +112,10 @@ def _count(name: str, n: int) -> str:
 
 def rows_of(snapshot: Snapshot, before: Snapshot | None) -> list[list[str]]:
     """Return the rows of the table of workers, a cell for each of COLUMNS."""
-    earlier = {worker.name: worker for worker in before.workers} if before else {}
+    workers = before.workers if before else ()
+    earlier = {(worker.name, worker.host): worker for worker in workers}
     size = snapshot.dimensions
-    return [_row(each, earlier.get(each.name), size) for each in snapshot.workers]
+    return [_row(each, earlier.get((each.name, each.host)), size) for each in snapshot.workers]
 
 
 def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> list[str]:

@@ -9,7 +9,7 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words of two units at most; '–' for what is not finite."""
+    """Return seconds in words of two parts at most; '–' for what is not finite."""
     if not math.isfinite(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)

@@ -51,7 +51,7 @@ class Notifier:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        # What is lost here is noticed by the manager: it waits for READY and for signs of life.
+        # The service manager notices a lost datagram: it waits for READY and for signs of life.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
             to.settimeout(0)
             to.sendto(text.encode(), self._address)

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 
 from manychar.processes.parent_death import has_parent
@@ -61,9 +60,6 @@ class SelfPipe:
 
         A child may get both from its parent and from a container engine that signals a whole group.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
         before = {number: signal.signal(number, self._caught) for number in signals}
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         try:

@@ -126,7 +126,9 @@ class Supervisor:
             self.slots.append(slot)
         on_log = functools.partial(self._on_log, slot)
         streams = ((process.stderr, on_log), (process.stdout, slot.on_line))
-        slot.pipes = [Lines(stream.fileno(), take) for stream, take in streams if stream and take]
+        slot.pipes = [
+            Lines(stream.fileno(), on_line) for stream, on_line in streams if stream and on_line
+        ]
         for lines in slot.pipes:
             self._loop.on_readable(lines.descriptor, functools.partial(self._read, lines))
         if slot.on_start is not None:

@@ -1,11 +1,11 @@
-"""Which peers take part: admitting, refusing and banning them, and noticing silent ones."""
+"""Admits, refuses and bans peers, and detects silent workers."""
 
 import math
 from collections.abc import Mapping
 
 from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Remember
+from manychar.protocol.effects import RememberBans
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, WorkerTally
@@ -34,7 +34,8 @@ class Admission(ServerPart):
         if reason := self._reason_to_refuse(hello, owner):
             self._refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
-            self._fault(peer, owner, hello.name, now)
+            # Not against the key: its other connections may be healthy workers.
+            self._fault(peer, None, hello.name, now)
             return None
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
@@ -159,7 +160,8 @@ class Admission(ServerPart):
     # Faults.
 
     def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
-        return self._fault_limiter.is_blocked(_sender(peer, owner), now)
+        senders = (peer, _sender(peer, owner))
+        return any(self._fault_limiter.is_blocked(sender, now) for sender in senders)
 
     def malformed(self, event: events.Malformed, now: float) -> None:
         """Count a message that could not be read, or that its sender may not send."""
@@ -204,7 +206,7 @@ class Admission(ServerPart):
     def ban(self, identities: messages.Identities, why: str, now: float) -> None:
         """Refuse this worker from now on, on any connection."""
         self.banned.update(dict.fromkeys(identities, why))
-        self._outbox.add(Remember({"banned": dict(self.banned)}))
+        self._outbox.add(RememberBans(dict(self.banned)))
         self._outbox.notice(f"{identities[0]} is banned: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
             if member.role is Role.WORKER and not {*identities}.isdisjoint(member.identities):
@@ -216,7 +218,7 @@ class Admission(ServerPart):
             before = self.banned
             self.banned, text = lift_ban(before, message.name)
             if self.banned != before:
-                self._outbox.add(Remember({"banned": dict(self.banned)}))
+                self._outbox.add(RememberBans(dict(self.banned)))
                 self._outbox.notice(f"{text} (requested by {member.name})")
             answer = messages.Unbanned(**self._spec.run_and_term, text=one_line(text))
             self._outbox.send(member.peer, answer)
@@ -236,7 +238,7 @@ def _sender(peer: Peer, owner: Owner | None) -> bytes:
 
 
 def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]:
-    """Return the bans without this name, and the answer to the person that asked."""
+    """Return the bans without this name, and the answer to the user."""
     left = {each: why for each, why in banned.items() if each != name}
     text = f"{name} is no longer banned" if name in banned else f"{name} is not banned"
     return left, f"{text}; banned: {', '.join(left)}" if left else text

@@ -12,8 +12,8 @@ import enum
 from typing import ClassVar
 
 from manychar.protocol import events, messages
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, PeerError, Send
-from manychar.protocol.events import DeadlinePassed, ProtocolError, Received, Table, rows
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
+from manychar.protocol.events import DeadlinePassed, PeerError, ProtocolError, Received, Table, rows
 from manychar.protocol.messages import Dimensions, Heartbeat, Hello, Message, Reset, Welcome
 
 HELLO_EVERY = 0.2
@@ -56,7 +56,7 @@ class ClientSession:
         return known is not None and message.run_id == known.run_id and message.term < known.term
 
     def enter(self, welcome: Welcome, now: float) -> bool:
-        """Be connected; return whether this is another run or term than the one before."""
+        """Note the welcome; return whether this is another run or term than the one before."""
         new = not self.belongs(welcome.run_id, welcome.term)
         self.welcome = welcome
         self.connecting = False
@@ -64,7 +64,7 @@ class ClientSession:
         return new
 
     def connect(self, now: float) -> None:
-        """Be disconnected, and send Hello at the next tick."""
+        """Note that the server is lost, and send Hello at the next tick."""
         if not self.connecting:
             self.connecting = True
             self.connecting_since = now

@@ -52,7 +52,7 @@ class ConflictingResults(ServerPart):
         names = ", ".join(name for name, _ in wrong)
         text = (
             f"no gradient of {names} can be trusted: resuming before step {first}, the"
-            " first that is remembered; manychar verify tells of those before it"
+            " first that is remembered; manychar verify checks the steps before it"
         )
         self._outbox.notice(text, Level.ERROR)
         return int(first) + 1

@@ -1,4 +1,4 @@
-"""Early stopping: the validation loss of each checkpoint, and whether the run still gets better.
+"""Early stopping: the validation loss of each checkpoint, and whether it still falls.
 
 A process beside the server validates each checkpoint that is on disk. Early stopping is
 deterministic: the decision on one checkpoint takes effect at the next one, where training pauses

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, dataclass_transform
 
 from manychar.protocol import messages
 from manychar.protocol.messages import Frame, Level, Message, Peer, Status
@@ -20,10 +20,6 @@ class Effect:
 
     def __init_subclass__(cls, **options: bool) -> None:
         dataclasses.dataclass(frozen=True, **options)(cls)
-
-
-class PeerError(RuntimeError):
-    """A message that its sender may not send in its state: counted as malformed."""
 
 
 class Send(Effect):
@@ -95,10 +91,10 @@ class ResumeBefore(Effect):
     step: int
 
 
-class Remember(Effect):
-    """Write to config.json's facts the `banned` names with reasons."""
+class RememberBans(Effect):
+    """Write to config.json's facts all banned names, with the reason for each ban."""
 
-    changes: Mapping[str, Any]
+    banned: Mapping[str, str]
 
 
 class Finish(Effect):

@@ -49,7 +49,7 @@ class MailboxEmpty(Event):
 
 
 class DeadlinePassed(Event):
-    """The machine's deadline has come."""
+    """The machine's deadline has passed."""
 
 
 class Suspended(Event):
@@ -155,6 +155,10 @@ class DiskWaited(Event):
 
 
 # Transition tables.
+
+
+class PeerError(RuntimeError):
+    """A message that its sender may not send in its state: counted as malformed."""
 
 
 class ProtocolError(RuntimeError):

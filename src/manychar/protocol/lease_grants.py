@@ -8,10 +8,10 @@ from manychar.protocol.server_part import ServerPart
 
 
 class LeaseGrants(ServerPart):
-    """Gives shards to workers and follows each until its gradient is there."""
+    """Grants shards to workers, and grants each again until its gradient is accepted."""
 
     def rebalance(self, now: float) -> None:
-        """Spread the shards over the workers that are here, and grant what has moved."""
+        """Spread the shards over the present workers, and grant the shards that have moved."""
         busy = self._membership.holders()
         revoked, given = self._membership.rebalance()
         for peer in {lease.peer for lease in given} - busy:
@@ -74,7 +74,7 @@ class LeaseGrants(ServerPart):
             self._outbox.send(peer, weights)
 
     def ask_again(self, now: float) -> None:
-        """Grant again what no answer came to, unless it is being computed."""
+        """Grant a shard again whose gradient is overdue, unless its worker reports computing it."""
         for lease in list(self._membership.leases.values()):
             if not self._aggregation.is_missing(lease.shard):
                 continue

@@ -35,7 +35,7 @@ class RunPhase(enum.Enum):
 
 # 17 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
 class Lifecycle(ServerPart):
-    """The run's phase. `asked` is what a stop asked for."""
+    """The run's phase."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Lifecycle(ServerPart):
     ) -> None:
         super().__init__(shared)
         self.phase = RunPhase.STARTING
-        self.asked: Finish | None = None
+        self.requested_stop: Finish | None = None
         self._lease_grants = lease_grants
         self._conflicting_results = conflicting_results
         self._status_report = status_report
@@ -106,7 +106,7 @@ class Lifecycle(ServerPart):
     def stop(self, event: events.StopRequested, now: float) -> None:
         """End with the step that is being computed, at time `event.by` without it."""
         finish = Finish(event.code, event.reason)
-        self.asked = self.asked or finish
+        self.requested_stop = self.requested_stop or finish
         if self.phase is RunPhase.TRAINING:
             self.phase = RunPhase.STOPPING
             self._finish = finish
@@ -115,7 +115,7 @@ class Lifecycle(ServerPart):
                 self.save(now)
 
     def tick(self, now: float) -> None:
-        """Stop before the end of the step where it will not come."""
+        """Stop without the open step where it cannot be completed."""
         in_vain = now >= self._stop_by or not self._membership.workers()
         if self.phase is RunPhase.STOPPING and in_vain:
             self.save(now)
@@ -129,13 +129,13 @@ class Lifecycle(ServerPart):
         self._status_report.waits_for_disk = True
         self._status_report.show(now, pages=True)
         self._outbox.show(self._status_report.weights())
-        if self.asked is None:
+        if self.requested_stop is None:
             self._early_stopping.expect(self._step)
         self._outbox.add(effects.Save(self._aggregation.state))
 
     def _finish_if_done(self) -> None:
         """Finish if all is done: saved, validated, and no conflict open."""
-        validated = self.asked or not self._early_stopping.awaited
+        validated = self.requested_stop or not self._early_stopping.awaited
         saved = self.phase is RunPhase.SAVING and self._saved_step == self._step
         if saved and validated and not self._conflicting_results.open:
             end = self._finish or Finish(0, f"finished at step {self._step:,}")

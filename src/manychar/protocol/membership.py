@@ -153,7 +153,7 @@ class Membership:
             member.heard_at += event.seconds
 
     def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
-        """Return the members whose place this Hello takes: its own earlier one, or a namesake."""
+        """Return the members that it replaces: of this connection, or workers of this name."""
         return [
             member
             for member in self.members.values()
@@ -175,7 +175,7 @@ class Membership:
         return [lease for lease in self.leases.values() if lease.peer == peer]
 
     def rebalance(self) -> tuple[list[Lease], list[Lease]]:
-        """Spread the shards over the workers that are here now; return leases revoked and given."""
+        """Spread the shards over the present workers; return leases revoked and given."""
         holders = {shard: lease.peer for shard, lease in self.leases.items()}
         wanted = spread(self._shards, holders, [member.peer for member in self.workers()])
         revoked = [each for each in self.leases.values() if wanted.get(each.shard) != each.peer]

@@ -46,7 +46,7 @@ class Level(enum.StrEnum):
 
 
 class KeyRole(enum.StrEnum):
-    """What a key allows: to send gradients, only to observe, or to stop the run as well."""
+    """What a key allows: to send gradients, only to observe, or to stop the run and lift bans."""
 
     WORKER = "worker"
     OBSERVER = "observer"
@@ -183,7 +183,10 @@ class Reset(_InRun):
 
 
 class Grant(_InRun):
-    """A lease on a shard, and the inputs of its first unit. The same gradient answers a copy."""
+    """A lease on a shard, and the inputs of its first unit.
+
+    A repeated grant is answered with the same gradient.
+    """
 
     lease: field.Integer
     shard: field.Integer

@@ -1,4 +1,4 @@
-"""Observer: a client that only watches. It shows status, notices and weights, and holds no lease.
+"""Observer: a client that receives status, notices and weights, and holds no lease.
 
     CONNECTING ──Welcome──▶ CONNECTED ──Reset, or a silent server──▶ CONNECTING
     either ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED

@@ -22,7 +22,7 @@ class RunAndTerm(TypedDict):
 # 13 fields: all that a server is started with, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A run as one server takes it up. `banned` gives the reason for the ban by worker's name.
+    """What one server needs to serve a run. `banned` gives the reason for the ban by worker's name.
 
     `seconds_before` is how long the run took before this server started. `validation_losses` are
     the known ones in nats a character, by step; `unvalidated` are the steps of the checkpoints on

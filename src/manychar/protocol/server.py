@@ -24,8 +24,8 @@ from manychar.protocol.aggregation import Aggregation, Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect, PeerError
-from manychar.protocol.events import ProtocolError, Table, rows
+from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect
+from manychar.protocol.events import PeerError, ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState
@@ -114,7 +114,7 @@ class ParameterServer:
             self._received_from_member(event.peer, message, now)
 
     def _is_overtaken(self, message: FromMember, owner: Owner | None) -> bool:
-        """Whether a peer has seen a newer server of this run; an observer is not believed."""
+        """Whether a peer has seen a newer server of this run; an observer's term is ignored."""
         observes = owner is not None and owner.role is KeyRole.OBSERVER
         newer = message.run_id == self.spec.run_id and message.term > self.spec.term
         return newer and not observes
@@ -131,7 +131,7 @@ class ParameterServer:
     def _received_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
         if member is None or (message.run_id, message.term) != (self.spec.run_id, self.spec.term):
-            if not isinstance(message, messages.Goodbye):  # nobody reads the answer to that
+            if not isinstance(message, messages.Goodbye):  # its sender has closed the connection
                 self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
             self.outbox.send(peer, messages.Reset(**self.spec.run_and_term))
             return

@@ -131,7 +131,7 @@ class StatusReport(ServerPart):
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
         awaited = any(map(self._aggregation.is_missing, shards))
-        state = "silent" if member.state is PeerState.SILENT else "working" if shards else "standby"
+        state = "silent" if member.state is PeerState.SILENT else "working" if shards else "idle"
         return WorkerStats(
             name=member.name,
             host=member.host,

@@ -165,7 +165,7 @@ class Worker(ClientMachine):
         return effects
 
     def _adopt_weights(self, step: int, weights: Frame) -> bool:
-        """Be at the weights' step; return False where the worker is at a later one already."""
+        """Advance to the weights' step; return False where the worker is at a later one already."""
         if step > self._step:
             for lease in self._leases.values():
                 lease.advance(by=step - self._step)

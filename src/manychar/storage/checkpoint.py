@@ -59,7 +59,7 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint atomically, and read it back before it has its name.
 
-    Raises OSError where the disk will not have it, UserError or RuntimeError where what is read
+    Raises OSError where it cannot be written, UserError or RuntimeError where what is read
     back is damaged or another one.
     """
     tensors = tensors_of(state)
@@ -75,7 +75,7 @@ def write_checkpoint(
     try:
         write_file(temporary, as_safetensors(tensors, metadata))
         if read_checkpoint(temporary).sha256 != metadata["sha256"]:
-            raise RuntimeError(f"{path}: read back, the checkpoint is another one")
+            raise RuntimeError(f"{path}: the checkpoint read back differs from the one written")
         rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ class ServerStart:
 
 @dataclasses.dataclass(frozen=True)
 class AppliedStep:
-    """Weights `step` came into being; `digest` is `numerics.checksum` of their bytes."""
+    """The weights of `step` were made; `digest` is `numerics.checksum` of their bytes."""
 
     term: int
     step: int
@@ -38,7 +38,7 @@ Record = TypeVar("Record", ServerStart, AppliedStep)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class JournalContents:
     """What a journal file holds: the records that can be trusted, and how far they reach.
 
     `newest` is the last step of the history that survives.
@@ -59,7 +59,7 @@ class Reading:
         return living
 
 
-def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> Reading:
+def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> JournalContents:
     """Read a run's journal as far as it can be trusted; a file that is not there is an empty one.
 
     Without its steps, of which there may be many millions, the records are those of starts.
@@ -79,13 +79,13 @@ def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> Reading:
             records.append(ServerStart(**values))
         elif with_steps:
             records.append(AppliedStep(**values))
-    return Reading(tuple(records), reader.extent, newest)
+    return JournalContents(tuple(records), reader.extent, newest)
 
 
-def continue_journal(run: Path, run_id: str, reading: Reading) -> AppendLog:
+def continue_journal(run: Path, run_id: str, contents: JournalContents) -> AppendLog:
     """Return the journal to continue after what could be read. Raises OSError."""
-    journal = AppendLog(run / JOURNAL_NAME, reading.extent)
-    if not reading.extent.length:
+    journal = AppendLog(run / JOURNAL_NAME, contents.extent)
+    if not contents.extent.length:
         journal.append([{"format": FORMAT_VERSION, "run": run_id}])
     return journal
 

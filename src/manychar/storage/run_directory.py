@@ -77,7 +77,7 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS_NAME
 
-    def streams(self) -> tuple[str, Streams]:
+    def corpus(self) -> tuple[str, Streams]:
         vocabulary, ids = corpus_file.map_corpus(self.path)
         try:
             return vocabulary, streams_of(self.definition, ids)
@@ -188,7 +188,7 @@ def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
             _empty(path)
             raise
         finally:
-            (path / UNFINISHED_NAME).unlink()
+            (path / UNFINISHED_NAME).unlink(missing_ok=True)
 
 
 def _empty(path: Path) -> None:

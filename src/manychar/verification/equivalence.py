@@ -86,7 +86,7 @@ class Equivalence:
     def against_plain(self) -> AgainstPlain:
         """Compare a run of one stream with the plain form: step by step, and on its own."""
         directory, definition = self._directory("plain", workers=1), self.definition
-        _, streams = directory.streams()
+        _, streams = directory.corpus()
         states = replay(directory, self.operation.steps)
         before = own = next(states)
         one_step = smooth_loss = 0.0

@@ -20,10 +20,10 @@ def replay(
     directory: RunDirectory, steps: int, state: TrainingState | None = None
 ) -> Iterator[TrainingState]:
     """Yield the states of a run from this one on, else the first, computed in this process."""
-    vocabulary, streams = directory.streams()
+    vocabulary, corpus = directory.corpus()
     kernel = kernel_of(directory.definition, len(vocabulary))
     state = state or start(directory.definition, len(vocabulary))
     yield state
     for _ in range(steps):
-        state = advance(state, directory.definition, streams, kernel)
+        state = advance(state, directory.definition, corpus, kernel)
         yield state

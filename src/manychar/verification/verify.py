@@ -150,16 +150,16 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     return None
 
 
-def compare(plan: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
+def compare(todo: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
     """Compute every piece again, `processes` side by side, and return the first difference.
 
     `progress` is called with the steps that were done since its last call. Raises UserError for a
     damaged file, and where a process ended before it was through.
     """
-    if processes == 1 or len(plan.pieces) == 1:
-        found = (check(piece, progress) for piece in plan.pieces)
+    if processes == 1 or len(todo.pieces) == 1:
+        found = (check(piece, progress) for piece in todo.pieces)
         return next((finding for finding in found if finding is not None), None)
-    shares = [plan.pieces[i::processes] for i in range(min(processes, len(plan.pieces)))]
+    shares = [todo.pieces[i::processes] for i in range(min(processes, len(todo.pieces)))]
     return _in_processes(shares, progress)
 
 

@@ -37,7 +37,7 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     last = json.loads(lines[-1])
     assert len(view.history.points) == len(lines)
     assert view.history.points[-1].smooth_loss == pytest.approx(last["smooth_loss"] / 5)
-    assert (view.live, view.state, view.steps) == (False, "ended at step 300", 300)
+    assert (view.live, view.activity, view.steps) == (False, "ended at step 300", 300)
     assert [sample.step for sample in view.samples] == [0, 150, 300]
     for sample in view.samples:
         assert sample.states.shape == (len(sample.text), 8)
@@ -88,14 +88,14 @@ def test_an_unreadable_validation_log_is_one_line(
     log.mkdir()
     for _ in range(3):
         source.turn()
-    assert str(log) in source.view.state
+    assert str(log) in source.view.activity
     assert source.view.samples
     assert [str(log) in line for line in caplog.messages] == [True]
     with pytest.raises(UserError, match=r"validation\.jsonl"):
         StoredRun(trained)
     log.rmdir()
     source.turn()
-    assert source.view.state == "ended at step 300"
+    assert source.view.activity == "ended at step 300"
 
 
 def test_a_run_that_grows_is_read_again(trained: Path) -> None:
@@ -107,17 +107,17 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     source = StoredRun(trained)
     for _ in range(3):
         source.turn()
-    assert (source.view.live, source.view.state) == (False, "ended at step 100")
+    assert (source.view.live, source.view.activity) == (False, "ended at step 100")
     assert [sample.step for sample in source.view.samples] == [0, 150]
     with locked(open_run(trained)):
         source.turn()
-        assert (source.view.live, source.view.state) == (True, "on disk up to step 100")
+        assert (source.view.live, source.view.activity) == (True, "on disk up to step 100")
         checkpoint_path(checkpoints, 300).write_bytes(kept)
         metrics.write_text(whole, encoding="utf-8")
         source.turn()
         assert [sample.step for sample in source.view.samples] == [0, 150, 300]
     source.turn()
-    assert (source.view.live, source.view.state) == (False, "ended at step 300")
+    assert (source.view.live, source.view.activity) == (False, "ended at step 300")
 
 
 class ClientOf:
@@ -173,9 +173,9 @@ def test_a_lost_server_is_waited_for_and_found_again(
     until(lambda: (known := view().checkpoint) and known[0] >= 50, "a checkpoint")
     server.send(9)
     server.end()
-    until(lambda: view().state == "waiting for the server", "its loss")
+    until(lambda: view().activity == "waiting for the server", "its loss")
     again = manychar.start("server", "--resume", "run", "--bind", endpoint)
-    until(lambda: view().state == "training", "the run going on")
+    until(lambda: view().activity == "training", "the run going on")
     steps = [point.step for point in source.view.history.points]
     assert steps == sorted(set(steps))
     assert manychar.run("stop", endpoint).code == 0
@@ -193,4 +193,4 @@ def test_a_fault_is_shown_and_not_swallowed() -> None:
     source = Broken("run")
     with pytest.raises(RuntimeError, match="broken"):
         source.turn()
-    assert (source.view.live, source.view.state) == (False, "broken")
+    assert (source.view.live, source.view.activity) == (False, "broken")

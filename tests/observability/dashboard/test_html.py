@@ -38,11 +38,18 @@ def test_in_words_it_says_where_the_extremes_are() -> None:
 def test_whatever_comes_from_a_run_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>"
     workers = [[bad] * len(COLUMNS)]
-    view = View(source=bad, run=bad, facts={bad: bad}, state=bad, counts={bad: 1}, workers=workers)
+    view = View(
+        source=bad,
+        run=bad,
+        facts={bad: bad},
+        activity=bad,
+        counts={bad: 1},
+        workers=workers,
+    )
     sample = Sample(1, bad, np.zeros((len(bad), 1), np.float32))
     shown = [
         html.title(view),
-        html.state(view),
+        html.activity(view),
         html.figures(view),
         html.workers(view),
         html.samples([sample]),

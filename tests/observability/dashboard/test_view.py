@@ -99,6 +99,6 @@ def test_no_line_is_told_by_its_colour_alone() -> None:
 
 def test_a_view_does_not_change_under_its_reader() -> None:
     view = view_at(1)
-    changed = dataclasses.replace(view.with_point(point(2), None), state="other")
-    assert ([one.step for one in view.history.points], view.state) == ([1], "connecting")
+    changed = dataclasses.replace(view.with_point(point(2), None), activity="other")
+    assert ([one.step for one in view.history.points], view.activity) == ([1], "connecting")
     assert changed != view

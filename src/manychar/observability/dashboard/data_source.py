@@ -4,6 +4,7 @@ A run directory is read again and again, so the run may be finished or still tra
 happens in the web server's own thread, in short turns.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -50,7 +51,7 @@ class DataSource:
         try:
             self.update()
         except Exception as error:
-            self._set(live=False, state=str(error) or repr(error))
+            self._set(live=False, activity=str(error) or repr(error))
             raise
 
     def update(self) -> None:
@@ -85,14 +86,14 @@ class LiveServer(DataSource):
             return
         self._receive()
         if self._client.connecting:
-            self._set(state="waiting for the server")
+            self._set(activity="waiting for the server")
         if (end := self._client.end) is None:
             return
         if self._client.connecting:
             self._client.connect(RECONNECT_TIMEOUT)
         else:
-            state = end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
-            self._set(live=False, state=state)
+            activity = end.reason if end.code in ENDED_WELL else f"failed: {end.reason}"
+            self._set(live=False, activity=activity)
 
     def close(self) -> None:
         self._client.close()
@@ -120,7 +121,7 @@ class LiveServer(DataSource):
         self.view = view.with_point(point_of(snapshot), validation)
         self._set(
             live=True,
-            state=f"waiting for {status.waiting_for}" if status.waiting_for else "training",
+            activity=f"waiting for {status.waiting_for}" if status.waiting_for else "training",
             steps=status.steps,
             best=status.best,
             workers=rows_of(snapshot, self._recent[0]),
@@ -146,9 +147,9 @@ class StoredRun(DataSource):
         try:
             self._read_logs()
         except UserError as error:
-            if self.view.state != str(error):
+            if self.view.activity != str(error):
                 logger.warning("%s", error)
-            self._set(state=str(error))
+            self._set(activity=str(error))
         checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
         for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
             self._seen.add(step)
@@ -160,18 +161,19 @@ class StoredRun(DataSource):
         directory, live = self._directory, is_served(self._directory.path)
         history, steps = read_history(directory), directory.operation.steps
         last = history.points[-1].step if history.points else 0
-        state = "on disk up to" if live else "ended at"
+        until = "on disk up to" if live else "ended at"
         losses = dict(history.validation_losses)
         view = dataclasses.replace(
             self.view,
             history=history.thinned(MOST_POINTS),
             steps=steps,
             live=live,
-            state=f"{state} step {last:,}",
+            activity=f"{until} step {last:,}",
             best=EarlyStopping(losses, on=True, every=0, patience=0).best,
         )
         for step, path in list_checkpoints(directory.checkpoints)[-1:]:
-            view = dataclasses.replace(view, checkpoint=(step, path.stat().st_mtime))
+            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+                view = dataclasses.replace(view, checkpoint=(step, path.stat().st_mtime))
         if view != self.view:
             self.view = view
 

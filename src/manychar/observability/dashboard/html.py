@@ -57,10 +57,10 @@ def title(view: View) -> str:
     return f"<strong>{escape(view.source)}</strong> run {escape(view.run)}<br>{escape(facts)}"
 
 
-def state(view: View) -> str:
+def activity(view: View) -> str:
     """Return what the run does, in a few words."""
     kind = "live" if view.live else "ended"
-    return f'<span class="{kind}">{kind}</span> {escape(view.state)}'
+    return f'<span class="{kind}">{kind}</span> {escape(view.activity)}'
 
 
 def workers(view: View) -> str:

@@ -7,15 +7,16 @@ import uvicorn
 from fastapi import FastAPI
 from nicegui import app, ui
 
+from manychar.network.endpoints import is_loopback
 from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
-from manychar.observability.dashboard.request_guard import RequestGuard, is_loopback
+from manychar.observability.dashboard.request_guard import RequestGuard
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
 
 
 def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
     """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
-    if not is_loopback(_bracketed(host)) and not insecure:
+    if not is_loopback(host) and not insecure:
         raise UserError(
             f"{host} can be reached from other machines, and the page has no authentication: leave"
             " --host out and reach the page by `ssh -L` (or add --insecure if you trust everyone"
@@ -46,7 +47,7 @@ def serve(source: DataSource, listening: socket.socket) -> None:
     register(lambda: source.view)
     flags: Any = {"dark": None, "tailwind": False, "show_welcome_message": False}
     ui.run_with(web, language="en-US", **flags)
-    guard = RequestGuard(web, any_host=not is_loopback(_bracketed(listening.getsockname()[0])))
+    guard = RequestGuard(web, any_host=not is_loopback(listening.getsockname()[0]))
     options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
     app.timer(source.interval, source.turn)
     try:

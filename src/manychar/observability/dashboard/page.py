@@ -28,7 +28,7 @@ def register(current: Callable[[], View]) -> None:
             title = _html("p")
         with ui.element("div").classes("sections") as sections:
             with _section("Status"):
-                state = _html("p").props("role=status")
+                activity = _html("p").props("role=status")
                 figures = _html("dl")
             with _section("Loss, nats a character"):
                 summary = _html("p").props("aria-hidden=true")
@@ -43,12 +43,12 @@ def register(current: Callable[[], View]) -> None:
 
         def draw() -> None:
             view = current()
-            figures.set_content(html.figures(view))  # they tell the time, too
+            figures.set_content(html.figures(view))  # they contain ages
             if drawn == [view]:
                 return
             drawn[:] = [view]
             title.set_content(html.title(view))
-            state.set_content(html.state(view))
+            activity.set_content(html.activity(view))
             summary.set_content(escape(loss_summary(view)))
             chart.props["aria-label"] = loss_summary(view)  # its name for screen readers
             chart.options.clear()

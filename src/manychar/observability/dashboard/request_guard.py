@@ -5,13 +5,14 @@ even under a name of that site). So the Host has to be this machine's loopback, 
 to be this page's own. What is sent may load nothing from elsewhere.
 """
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
+
+from manychar.network.endpoints import is_loopback
 
 # Vue compiles its templates in the browser, hence the two exceptions for scripts.
 POLICY = """default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';
@@ -47,17 +48,16 @@ class RequestGuard:
 
     def _refusal(self, headers: Headers) -> str:
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not (self._any_host or is_loopback(hosts[0])):
+        if len(hosts) != 1 or not (self._any_host or is_loopback(_name_in(hosts[0]))):
             return "not a name of this page: open it by http://127.0.0.1"
         if any(urlsplit(origin).netloc != hosts[0] for origin in headers.getlist("origin")):
             return "requested by another page"
         return ""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a Host header, a name with or without a port, is this machine's own loopback."""
+def _name_in(host: str) -> str:
+    """Return the name in a Host header, without its port."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
-        return False
+        return ""

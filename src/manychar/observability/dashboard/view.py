@@ -30,15 +30,15 @@ class Sample:
 class View:
     """A run as it is known now.
 
-    `live` says whether more is to come, `state` in words what the run does; `facts` are names and
-    values of the run's definition; `workers` are the rows of the table of workers; `checkpoint` is
+    `live` says whether more is to come, `activity` in words what the run does; `facts` are names
+    and values of the run's definition; `workers` are the rows of the table of workers; `checkpoint` is
     (step, seconds since the epoch) of the newest.
     """
 
     source: str
     run: str = ""
     live: bool = True
-    state: str = "connecting"
+    activity: str = "connecting"
     steps: int = 0
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: History = dataclasses.field(default_factory=History)
