@@ -39,12 +39,7 @@ def test_whatever_comes_from_a_run_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>"
     workers = [[bad] * len(COLUMNS)]
     view = View(
-        source=bad,
-        run=bad,
-        facts={bad: bad},
-        activity=bad,
-        counts={bad: 1},
-        workers=workers,
+        source=bad, run=bad, facts={bad: bad}, activity=bad, counts={bad: 1}, workers=workers
     )
     sample = Sample(1, bad, np.zeros((len(bad), 1), np.float32))
     shown = [

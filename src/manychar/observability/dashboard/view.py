@@ -31,8 +31,8 @@ class View:
     """A run as it is known now.
 
     `live` says whether more is to come, `activity` in words what the run does; `facts` are names
-    and values of the run's definition; `workers` are the rows of the table of workers; `checkpoint` is
-    (step, seconds since the epoch) of the newest.
+    and values of the run's definition; `workers` are the rows of the table of workers;
+    `checkpoint` is (step, seconds since the epoch) of the newest.
     """
 
     source: str
