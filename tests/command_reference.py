@@ -51,7 +51,9 @@ def _command(path: str, command: Any) -> str:
     usage = " ".join([path, *(_argument(argument) for argument in arguments)])
     lines = [f"## `{usage}`", "", _plain(command.help), "", f"    {_example(command)}", ""]
     lines += [f"- `{_argument(p)}` {_plain(p.help)}" for p in arguments]
-    lines += [_flag(p) for p in command.params if p.param_type_name == "option" and not p.hidden]
+    context = command.make_context(path, [], resilient_parsing=True)
+    shown = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    lines += [_flag(p, p.display_type(context)) for p in shown]
     return "\n".join([*lines, ""])
 
 
@@ -64,8 +66,8 @@ def _example(command: Any) -> str:
     return str(command.epilog or "").removeprefix("Example: ")
 
 
-def _flag(parameter: Any) -> str:
-    names = f"{', '.join(parameter.opts)} {parameter.metavar}".strip()
+def _flag(parameter: Any, kind: str) -> str:
+    names = f"{', '.join(parameter.opts)} {kind}".strip()
     return f"- `{names}` {_plain(parameter.help or '')}"
 
 

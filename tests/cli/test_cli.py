@@ -22,7 +22,6 @@ from tests.commands import GENEROUS, SMALL, Commands, until
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it
 COMMANDS = sorted(name for name, command in GROUP.commands.items() if not command.hidden)
 SENTENCE = re.compile(r"[A-Z].*\.( \\\[[^]]+\])?", re.DOTALL)
-METAVARS = {"N", "X", " ", "PATH", "TEXT", "NAME", "HOST", "DIR", "ENDPOINT", "SOURCE", "RUN"}
 DEFAULTS = {name: field.default for name, (field, _) in options_of(Definition, Operation).items()}
 
 
@@ -43,11 +42,11 @@ class TestHelp:
         for parameter in GROUP.commands[command].params:
             if not getattr(parameter, "hidden", False):
                 assert SENTENCE.fullmatch(parameter.help or ""), f"{command} {parameter.name}"
-                known = parameter.metavar in METAVARS or "|" in (parameter.metavar or "")
-                assert known or parameter.name == "help", f"{command} {parameter.metavar}"
+                if parameter.param_type_name == "option":  # typer shows the type of each
+                    assert parameter.metavar is None, f"{command} {parameter.metavar}"
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 19), ("server", 18), ("equivalence", 10)])
+@pytest.mark.parametrize(("command", "count"), [("train", 18), ("server", 17), ("equivalence", 10)])
 def test_help_shows_the_declared_defaults(command: str, count: int) -> None:
     checked = 0
     for parameter in GROUP.commands[command].params:

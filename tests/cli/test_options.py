@@ -12,7 +12,7 @@ ADDED = """
 import dataclasses
 from manychar.numerics import run_definition
 from manychar.numerics.option import Formula, option
-from manychar.protocol import operation
+from manychar.protocol import run_operation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Definition(run_definition.Definition):
@@ -22,11 +22,11 @@ class Definition(run_definition.Definition):
     )
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Operation(operation.Operation):
+class Operation(run_operation.Operation):
     pause_every: int = option(7, "Steps.", roles=("train", "server"), least=1, most=9)
 
 run_definition.Definition = Definition
-operation.Operation = Operation
+run_operation.Operation = Operation
 """
 
 
@@ -41,12 +41,12 @@ def manychar(manychar: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_help_reference_file_and_checks_follow_from_one_declaration(manychar: Commands) -> None:
     shown = re.sub(r"[\s│]+", " ", manychar.run("train", "--help").out)
-    assert "--decay X Decay of a test. [0.5]" in shown
-    assert "--twice N Twice. [2 * hidden]" in shown
-    assert "--pause-every N Steps. [7]" in shown
+    assert "--decay <float> Decay of a test. [0.5]" in shown
+    assert "--twice <int> Twice. [2 * hidden]" in shown
+    assert "--pause-every <int> Steps. [7]" in shown
     script = "from tests.command_reference import reference; print(reference())"
     reference = manychar.run(program=("-c", script)).out
-    assert "- `--decay X` Decay of a test. [0.5]\n" in reference
+    assert "- `--decay <float>` Decay of a test. [0.5]\n" in reference
     (manychar.directory / "c.toml").write_text("decay = 0.25\n")
     printed = manychar.run("train", "--config", "c.toml", "--print-config").out
     assert "decay = 0.25\n" in printed

@@ -34,9 +34,7 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
 
 
 _FILE = "TOML file that sets flags: hidden = 200."
-ConfigFile = Annotated[
-    Path | None, typer.Option(metavar="PATH", help=_FILE, is_eager=True, callback=_read)
-]
+ConfigFile = Annotated[Path | None, typer.Option(help=_FILE, is_eager=True, callback=_read)]
 
 
 def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:

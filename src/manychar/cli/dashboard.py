@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def dashboard(
     source: Watched,
     port: Annotated[int, Option("Port of the page; 0: any.", least=0, most=65_535)] = 8577,
-    host: Annotated[str, Option("Address to serve the page on.", metavar="HOST")] = "127.0.0.1",
+    host: Annotated[str, Option("Address to serve the page on.")] = "127.0.0.1",
     insecure: Insecure = False,
     connect_timeout: ConnectTimeout = 10.0,
     key: Key = None,

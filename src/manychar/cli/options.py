@@ -23,7 +23,6 @@ from manychar.processes import log
 
 DEFINING = "What is trained (the weights depend on these options and on nothing else)"
 OPERATING = "How it is trained"
-METAVARS = {int: "N", float: "X", Path: "PATH", bool: " ", str: "TEXT"}
 LOGGING = (log.LEVEL_VARIABLE, log.FORMAT_VARIABLE)
 
 
@@ -83,7 +82,6 @@ def parameter_of(
     declaration = typer.Option(
         *(option.names or (flag(name),)),
         help=f"{option.help} \\[{words}]" if words else option.help,
-        metavar=option.metavar or METAVARS.get(plain) or "|".join(get_args(plain) or plain),
         show_default=False,
         envvar=option.variable,
         show_envvar=False,

@@ -30,9 +30,7 @@ EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 def server(
     text: TextFiles = None,
-    bind: Annotated[
-        str, Option("Endpoint to listen on.", metavar="ENDPOINT")
-    ] = "tcp://127.0.0.1:5577",
+    bind: Annotated[str, Option("Endpoint to listen on.")] = "tcp://127.0.0.1:5577",
     keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
     child: Child = False,

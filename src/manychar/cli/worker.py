@@ -15,7 +15,7 @@ from manychar.protocol.messages import Role
 
 logger = logging.getLogger(__name__)
 
-NAME = Option("Name in the run.", metavar="NAME", without="<host>:<process id>")
+NAME = Option("Name in the run.", without="<host>:<process id>")
 PROCESSES = Option("Worker processes to run here.", least=1, most=1024)
 
 

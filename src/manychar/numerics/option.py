@@ -47,7 +47,6 @@ class Option:
     below: float = math.inf
     roles: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    metavar: str | None = None
     variable: str | None = None
     without: str = ""
     hidden: bool = False
