@@ -1,15 +1,21 @@
 """Real fleets: a server and workers as processes, stopped, killed and taken up; the same bits."""
 
+import dataclasses
 import json
 import os
 import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from manychar.fleet.local_fleet import LocalFleet
+from manychar.observability.progress import ProgressDisplay
+from manychar.protocol.effects import Finish
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, Running, until
 from tests.single_process import bits_alone, bits_of
 
@@ -77,6 +83,40 @@ if "worker-1" in sys.orig_argv:
 
 def steps_of(run: Path) -> list[int]:
     return [step for step, _ in list_checkpoints(run / "checkpoints")]
+
+
+@dataclasses.dataclass
+class SilentClient:
+    """An observer client whose connect timeout has expired."""
+
+    end: Finish | None = None
+    connecting: bool = True
+
+    def connect(self, connect_timeout: float) -> None:
+        self.end = None
+
+    def turn(self) -> list[object]:
+        self.end = Finish(3, "no server answered within 60 s")
+        return []
+
+
+def test_only_a_server_that_listens_is_killed_where_it_does_not_answer(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with a long text or journal takes longer to start than the connect timeout."""
+    run = open_run(trained)
+    fleet = LocalFleet(run, ProgressDisplay(run))
+    fleet._client = cast("Any", SilentClient())
+    signals: list[int] = []
+    monkeypatch.setattr(fleet.server, "signal", signals.append)
+    line = json.dumps({"endpoint": "ipc://run"})
+    fleet._read_line(line)
+    fleet.server.process = cast("Any", "a new process")
+    fleet._observe()
+    assert not signals, "it starts"
+    fleet._read_line(line)
+    fleet._observe()
+    assert signals == [signal.SIGKILL]
 
 
 def expect_same_bits(run: Path, text: Path) -> int:

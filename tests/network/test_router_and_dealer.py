@@ -1,5 +1,6 @@
 """Real sockets: whole messages over tcp and ipc, who is gone is noticed, strangers stay outside."""
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -205,6 +206,22 @@ def test_a_peer_that_goes_with_messages_unread_ends_nobody() -> None:
     """libzmq would end the process at its next heartbeat, if the server sent any."""
     done = subprocess.run([sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD], check=False)
     assert done.returncode == 0
+
+
+def test_a_refusal_is_forgotten_once_a_server_accepts(tmp_path: Path) -> None:
+    create(tmp_path / "keys")
+    endpoint = f"ipc://{tmp_path}/it"
+    with contextlib.closing(Dealer(endpoint)) as dealer:
+
+        def sent() -> bool:
+            return dealer.send([b"hello"])
+
+        with contextlib.closing(Router(endpoint, SIZES, tmp_path / "keys")):
+            until(lambda: sent() or dealer.refusal, "the refusal")
+            assert "refuses the handshake" in dealer.refusal
+        with contextlib.closing(Router(endpoint, SIZES)):
+            until(sent, "the connection")
+            assert not dealer.refusal
 
 
 def test_no_side_sends_zmtp_heartbeats(router: Router) -> None:

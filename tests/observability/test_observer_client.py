@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manychar.cli.status import _as_json
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import COLUMNS, lines_of, rows_of, show, since
@@ -205,6 +206,14 @@ def test_rates_are_those_between_two_snapshots() -> None:
     assert row[5] == "57 %"
     assert lines_of(now, then)[0].endswith("1,000 characters/s")
     assert lines_of(now, None)[0].endswith(" characters/s on average")
+
+
+def test_two_workers_of_one_name_have_a_row_each() -> None:
+    then = Snapshot(SIZE, _status(10.0), (_worker(10.0), _worker(10.0, host="there")))
+    workers = _worker(12.0, computing=6.8), _worker(12.0, host="there", computing=5.2)
+    now = Snapshot(SIZE, _status(12.0), workers)
+    assert [(row[1], row[5]) for row in rows_of(now, then)] == [("here", "90 %"), ("there", "10 %")]
+    assert [worker["host"] for worker in _as_json(now)["workers"]] == ["here", "there"]
 
 
 def terminal(width: int) -> Console:

@@ -765,3 +765,17 @@ def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:
     ]
     assert len([line for line in lines if "old was refused" in line]) == 21
     assert stage.server.counts["clients_refused"] == 21
+
+
+def test_refused_processes_do_not_block_the_healthy_workers_of_their_key() -> None:
+    stage = Stage()
+    gpu = owner("gpu")
+    stage.server.handle(Received(hello("gpu-1"), b"healthy", gpu), stage.now)
+    old = dataclasses.replace(hello("gpu-2"), wire=99)
+    for i in range(2 * FAULTS_ALLOWED):
+        stage.server.handle(Received(old, b"%d" % i, gpu), stage.now)
+    assert not stage.server.admission.is_blocked(b"healthy", gpu, stage.now)
+    for _ in range(FAULTS_ALLOWED):
+        stage.server.handle(Received(old, b"0", gpu), stage.now)
+    assert stage.server.admission.is_blocked(b"0", gpu, stage.now)
+    assert not stage.server.admission.is_blocked(b"healthy", gpu, stage.now)

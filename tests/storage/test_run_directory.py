@@ -118,6 +118,19 @@ class TestMaking:
             with pytest.raises(UserError, match="another process makes a run there"):
                 made(tmp_path / "run")
 
+    def test_goes_on_where_its_mark_was_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mark = tmp_path / "run" / run_directory.UNFINISHED_NAME
+        write_corpus = corpus_file.write_corpus
+
+        def write_and_remove(path: Path, corpus: Corpus) -> None:
+            write_corpus(path, corpus)
+            mark.unlink()
+
+        monkeypatch.setattr(corpus_file, "write_corpus", write_and_remove)
+        assert open_run(made(tmp_path / "run").path).definition == a_definition()
+
     def test_refuses_a_directory_with_something_in_it(self, run: RunDirectory) -> None:
         before = sorted(run.path.rglob("*"))
         with refused():

@@ -32,10 +32,7 @@ def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
-    """Open the run that these flags resume, or make a new one; pins the numerics.
-
-    Raises UserError and OptionError.
-    """
+    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError."""
     path = pin_run(text, flags)
     from manychar.storage.run_directory import create_run, open_run
 

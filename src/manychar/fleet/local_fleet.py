@@ -20,7 +20,7 @@ from manychar.observability.observer_client import ObserverClient
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes import log
-from manychar.processes.child_process import how_it_ended
+from manychar.processes.child_process import ChildProcess, how_it_ended
 from manychar.processes.errors import CRASHED, STOPPING, UserError
 from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
@@ -47,15 +47,13 @@ class LocalFleet:
         self.directory = directory
         self._display = display
         self._exporters = exporters
-        self.server = ProcessSlot(
-            name="the server", arguments=[], on_line=self._read_line, on_start=self._server_started
-        )
+        self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
             for i in range(directory.operation.workers)
         ]
         self._endpoint = ""
-        self._listens = False
+        self._listening: ChildProcess | None = None
         self._client: ObserverClient | None = None
         self._stop: Finish | None = None
         self._finish: Finish | None = None
@@ -92,16 +90,13 @@ class LocalFleet:
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
         return [*resume, *keys, *as_flags(operation)]
 
-    def _server_started(self) -> None:
-        self._listens = False
-
     def _read_line(self, line: str) -> None:
         """Read where the server listens, or how the run ended."""
         values = json.loads(line)
         if "code" in values:
             self._finish = Finish(**values)
             return
-        self._listens = True
+        self._listening = self.server.process
         if self._client is None:
             self._endpoint = values["endpoint"]
             self._start_clients()
@@ -144,7 +139,9 @@ class LocalFleet:
                 for exporter in self._exporters:
                     exporter.sample(event.version, text)
         if self._client.connecting and self._client.end is not None:
-            if self._listens:  # it hangs: another one resumes from its last checkpoint
+            # One that listens hangs: another one resumes from its last checkpoint. One that does
+            # not is still starting.
+            if self._listening is self.server.process:
                 logger.warning(f"{self._client.end.reason}: ending it")
                 self.server.signal(signal.SIGKILL)
             self._client.connect(OBSERVER_CONNECT_TIMEOUT)

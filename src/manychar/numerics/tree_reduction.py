@@ -42,7 +42,6 @@ class TreeSum(Generic[Summand]):
 
     @property
     def complete(self) -> bool:
-        """Whether every summand has been added."""
         return len(self._halves) == min(self.count, 2)
 
     def halves(self) -> tuple[Summand, ...]:

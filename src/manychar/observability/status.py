@@ -56,10 +56,7 @@ COUNTER_SENTENCES: dict[str, str] = {
 
 
 def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | None = None) -> str:
-    """Return the status as text, not wrapped where there is no terminal.
-
-    `before` is an earlier snapshot.
-    """
+    """Return the status as text, not wrapped where there is no terminal."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width, console.soft_wrap = PLAIN_WIDTH, True

@@ -40,7 +40,6 @@ class ClientSession:
         self.heard_at = now
 
     def belongs(self, run_id: str, term: int) -> bool:
-        """Whether this is the session's run and term."""
         welcome = self.welcome
         return welcome is not None and (welcome.run_id, welcome.term) == (run_id, term)
 
@@ -163,7 +162,6 @@ class ClientMachine:
         return effects + self._heartbeat(event, now)
 
     def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
-        """Send a heartbeat if one is due."""
         session = self.session
         if session.connecting or now < session.next_heartbeat:
             return []

@@ -183,10 +183,7 @@ class Reset(_InRun):
 
 
 class Grant(_InRun):
-    """A lease on a shard, and the inputs of its first unit.
-
-    A repeated grant is answered with the same gradient.
-    """
+    """A lease and its first unit's inputs. A repeated grant is answered with the same gradient."""
 
     lease: field.Integer
     shard: field.Integer

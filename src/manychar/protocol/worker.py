@@ -210,7 +210,6 @@ class Worker(ClientMachine):
         self._newest = b""
 
     def _units(self) -> tuple[Unit, ...]:
-        """Return the progress with each unit under the leases."""
         units = []
         if (in_hand := self._in_hand) is not None and in_hand.lease in self._leases:
             unit = in_hand.unit

@@ -60,7 +60,7 @@ def write_checkpoint(
     """Write a checkpoint atomically, and read it back before it has its name.
 
     Raises OSError where it cannot be written, UserError or RuntimeError where what is read
-    back is damaged or another one.
+    back is damaged or differs.
     """
     tensors = tensors_of(state)
     metadata = {

@@ -100,10 +100,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def resume_metrics(run: Path, step: int) -> tuple[AppendLog, float]:
-    """Remove the records after `step`; return the log, and the seconds of training until then.
-
-    Raises OSError and UserError.
-    """
+    """Remove records after `step`; return (log, training seconds). Raises OSError, UserError."""
     reader = LogReader(run / METRICS_NAME, up_to=step)
     seconds = 0.0
     for record in reader:

@@ -61,10 +61,7 @@ def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
 
 
 def resume_validation(directory: RunDirectory, step: int) -> tuple[LogReader, dict[int, float]]:
-    """Remove the results after `step`; return the log's reader, and the other losses.
-
-    Raises UserError and OSError.
-    """
+    """Remove results after `step`; return (reader, other losses). Raises OSError, UserError."""
     if (directory.path / VALIDATION_NAME).exists():
         with validation_log(directory, up_to=step):
             pass

@@ -120,6 +120,11 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     assert (source.view.live, source.view.activity) == (False, "ended at step 300")
 
 
+def test_a_checkpoint_that_was_renamed_since_the_listing_is_left_out(trained: Path) -> None:
+    checkpoint_path(trained / "checkpoints", 450).symlink_to("nowhere")
+    assert read(trained).checkpoint is None
+
+
 class ClientOf:
     """An observer client that brings the given snapshots, one a turn."""
 
