@@ -34,7 +34,7 @@ LOGGING = [
     *("recovery", "authenticator", "connection_limit"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "_refuse", "Finish"}
-NO_TROUBLE = {"", "stopped by", "finished at step", "no better for", "to a client that is"}
+NO_TROUBLE = {"", "stopped by", "finished at step", "stopped early at", "to a client that is"}
 EDGES = " :;,()"
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of one update, one whole array after the other: what fused_update is held to."""
+"""One update, one whole array after the other: clipped_adagrad is held to the same bits."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar

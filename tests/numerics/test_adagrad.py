@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import fused_update
+from manychar.numerics import clipped_adagrad
 
 SIZE = 2_000
 Arrays = tuple[NDArray[Any], NDArray[Any]]
@@ -12,7 +12,7 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 def adagrad(weights: NDArray[Any], memory: NDArray[Any], gradient: NDArray[Any]) -> Arrays:
     """Return (weights, memory) after an update whose mean and clip change nothing."""
-    return fused_update.update(
+    return clipped_adagrad.update(
         weights, memory, (gradient,), total_streams=1, clip=np.inf, learning_rate=0.1
     )
 

@@ -124,8 +124,8 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         logger.error(f"manychar: {finish.reason}")
     else:
         logger.info(finish.reason)
-    if finish.code or directory.operation.steps == 0:
-        logger.info(f"resume: {program()} {again} --resume {path}")
+    more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
+    logger.info(f"resume: {program()} {again} --resume {path}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
     if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
         best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))

@@ -126,7 +126,7 @@ class ServerLoop:
         """Once a second: flush the journal, count failed handshakes, look for revoked keys."""
         self.flush_at = time.monotonic() + FLUSH_EVERY
         if failed := self.router.failed_handshakes():
-            what = f"{failed:,} handshakes failed: no key, another server's, or no peer of ours"
+            what = f"{failed:,} handshakes failed: no key, another server's, or no manychar client"
             self._handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, what))
         if (authenticator := self.router.authenticator) is not None:
             for peer, member in list(self.machine.membership.members.items()):

@@ -47,6 +47,8 @@ class Dealer:
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
         self.refusal = ""
         self._why_refused = WITHOUT_KEY if key is None else WITH_KEY
+        # Without a key, a handshake without detail is that of a server that closes meanwhile.
+        self._refusals = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if key is None else _REFUSED
         self._events = events_of(self._context, self.socket, _EVENTS)
         self._is_connected = False
         self._connect_again_at = self._try_next_at = -math.inf
@@ -92,7 +94,7 @@ class Dealer:
                     self.refusal = ""
                 if event == _RETRIED and self._names and self._names.several:
                     self._try_next_at = -math.inf
-                if event & _REFUSED:
+                if event & self._refusals:
                     refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
                     if refusal != self.refusal:
                         logger.warning(refusal)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import fused_update
+from manychar.numerics import clipped_adagrad
 from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import Parameters, initialize
@@ -91,7 +91,7 @@ def apply(
 
     `gradient_halves` are those of a TreeSum: their sum is the gradient's.
     """
-    flat, memory = fused_update.update(
+    flat, memory = clipped_adagrad.update(
         state.parameters.flat,
         state.memory,
         gradient_halves,

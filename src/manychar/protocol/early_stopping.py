@@ -98,7 +98,8 @@ class EarlyStopping:
 
     def reason(self, step: int) -> str:
         number = f"{self._patience} checkpoint{'s' if self._patience > 1 else ''}"
-        return f"no better for {number} up to step {step - self._every:,}"
+        decided = f"no better for {number} up to step {step - self._every:,}"
+        return f"stopped early at step {step:,}: {decided} (--stop-when-no-better)"
 
     def _counts(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0

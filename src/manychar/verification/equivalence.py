@@ -70,7 +70,7 @@ class Equivalence:
         """Train with a server and workers; after a quarter of the steps, `kill` is killed."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
-        killer = _Killer(kill, at_step=self.operation.steps // 4)
+        killer = _Killer(kill, self.operation.steps)
         with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, [killer])
             finish = killer.fleet.run()
@@ -132,14 +132,14 @@ class _Killer(Exporter):
 
     fleet: LocalFleet
 
-    def __init__(self, role: str | None, *, at_step: int) -> None:
+    def __init__(self, role: str | None, steps: int) -> None:
         self.killed = False
         self._role = role
-        self._at_step = at_step
+        self._when = range(steps // 4, steps)
 
     def status(self, snapshot: Snapshot) -> None:
         step = snapshot.status.step
-        if self.killed or self._role is None or step < self._at_step:
+        if self.killed or self._role is None or step not in self._when:
             return
         targets = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (self.fleet.server, *self.fleet.workers):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from manychar.numerics import fused_update
+from manychar.numerics import clipped_adagrad
 from manychar.numerics.kernel import no_progress
 from manychar.numerics.training_step import advance, kernel_of, start
 from tests.benchmarks.sides.texts import definition_of, streams_of
@@ -27,7 +27,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
         "outputs, softmax, loss": kernel._compute_loss,
         "back through time": lambda: kernel._back_through_time(no_progress),
         "gradient of the weights": kernel._compute_gradient,
-        "mean, clip, Adagrad": lambda: fused_update.update(
+        "mean, clip, Adagrad": lambda: clipped_adagrad.update(
             state.parameters.flat,
             state.memory,
             (gradient,),

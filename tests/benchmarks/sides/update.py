@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics import fused_update
+from manychar.numerics import clipped_adagrad
 from manychar.numerics.model import count_parameters
 from manychar.numerics.tree_reduction import TreeSum
 from tests.benchmarks.pace import per_second
@@ -23,7 +23,7 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
     total = TreeSum[NDArray[Any]](len(gradients))
     for shard, gradient in enumerate(gradients):
         total.add(shard, gradient)
-    return fused_update.update(
+    return clipped_adagrad.update(
         weights, memory, total.halves(), total_streams=STREAMS, clip=BOUND, learning_rate=RATE
     )
 

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from manychar.numerics import fused_update
+from manychar.numerics import clipped_adagrad
 from tests.numerics import specification
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blocks", [0.001, 0.5, 1.0, 2.0, 2.7])
 @pytest.mark.parametrize("halves", [1, 2])
-@pytest.mark.parametrize("shared_from", [fused_update.SHARED_FROM, 0])
+@pytest.mark.parametrize("shared_from", [clipped_adagrad.SHARED_FROM, 0])
 def test_the_same_bits_as_the_pure_functions(
     monkeypatch: pytest.MonkeyPatch, shared_from: int, blocks: float, dtype: str, halves: int
 ) -> None:
-    monkeypatch.setattr(fused_update, "SHARED_FROM", shared_from)
-    size = max(1, int(blocks * fused_update.BLOCK_BYTES) // np.dtype(dtype).itemsize)
+    monkeypatch.setattr(clipped_adagrad, "SHARED_FROM", shared_from)
+    size = max(1, int(blocks * clipped_adagrad.BLOCK_BYTES) // np.dtype(dtype).itemsize)
     generator = np.random.default_rng(size)
     weights = memory = np.zeros(size, dtype)
     pure_weights, pure_memory = weights, memory
@@ -25,7 +25,7 @@ def test_the_same_bits_as_the_pure_functions(
         other = generator.standard_normal(size).astype(dtype)
         parts = (total, other)[:halves]
         total = sum(parts[1:], start=parts[0])
-        weights, memory = fused_update.update(
+        weights, memory = clipped_adagrad.update(
             weights, memory, parts, total_streams=48, clip=0.5, learning_rate=0.1
         )
         gradient = specification.mean_and_clip(total, 48, 0.5)
@@ -38,7 +38,7 @@ def test_what_is_passed_in_is_not_modified() -> None:
     weights, memory, total = (np.full(5, value) for value in (1.0, 2.0, 3.0))
     for array in (weights, memory, total):
         array.flags.writeable = False
-    new = fused_update.update(
+    new = clipped_adagrad.update(
         weights, memory, (total, total), total_streams=2, clip=5.0, learning_rate=0.1
     )
     assert not any(np.shares_memory(array, old) for array in new for old in (weights, memory))
@@ -46,7 +46,7 @@ def test_what_is_passed_in_is_not_modified() -> None:
 
 def test_the_mean_is_a_division_and_no_product_with_the_reciprocal() -> None:
     total, zeros = np.arange(1, 100, dtype="float32") ** 2, np.zeros(99, "float32")
-    squares = fused_update.update(
+    squares = clipped_adagrad.update(
         zeros, zeros, (total,), total_streams=49, clip=1e9, learning_rate=0.1
     )
     quotient, product = total / np.float32(49), total * np.float32(1 / 49)
@@ -57,7 +57,7 @@ def test_the_mean_is_a_division_and_no_product_with_the_reciprocal() -> None:
 def test_clip_limits_each_element_and_does_not_hide_what_is_not_a_number() -> None:
     gradient = np.array([-7.0, -5.0, -4.9, -0.0, 4.9, np.inf, -np.inf, np.nan])
     zeros = np.zeros(len(gradient))
-    squares = fused_update.update(
+    squares = clipped_adagrad.update(
         zeros, zeros, (gradient,), total_streams=1, clip=5, learning_rate=0.1
     )
     expected = np.array([5.0, 5.0, 4.9, 0.0, 4.9, 5.0, 5.0, np.nan])
