@@ -209,7 +209,9 @@ def test_rates_are_those_between_two_snapshots() -> None:
 
 
 def test_two_workers_of_one_name_have_a_row_each() -> None:
-    then = Snapshot(SIZE, _status(10.0), (_worker(10.0), _worker(10.0, host="there", computing=3.0)))
+    then = Snapshot(
+        SIZE, _status(10.0), (_worker(10.0), _worker(10.0, host="there", computing=3.0))
+    )
     workers = _worker(12.0, computing=6.8), _worker(12.0, host="there", computing=3.2)
     now = Snapshot(SIZE, _status(12.0), workers)
     assert [(row[1], row[5]) for row in rows_of(now, then)] == [("here", "90 %"), ("there", "10 %")]
