@@ -259,7 +259,7 @@ def expect_refusal(endpoint: str, key: keys.ClientKey | None) -> None:
         dealer.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
     monitor = dealer.get_monitor_socket(REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
     dealer.connect(endpoint)
-    hostile = Hello(wire=WIRE_VERSION, role="worker", name="w0", instance="x", host="")
+    hostile = Hello(wire=WIRE_VERSION, role="worker", name="w0", instance="x", machine={})
     with contextlib.suppress(zmq.Again):  # it may be refused already
         dealer.send_multipart(encode(hostile), zmq.NOBLOCK)
     assert monitor.poll(60_000), "neither accepted nor refused"
@@ -284,7 +284,7 @@ def recorded_handshake(fleet: Fleet) -> bytes:
         dealer.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
         dealer.connect(f"tcp://127.0.0.1:{port}")
         dealer.send_multipart(
-            encode(Hello(wire=WIRE_VERSION, role="observer", name="me", instance="y", host=""))
+            encode(Hello(wire=WIRE_VERSION, role="observer", name="me", instance="y", machine={}))
         )
         client, _ = relay.accept()
         with client, fleet.connect() as server:
@@ -384,7 +384,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "mallory", KeyRole.WORKER))
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="worker", name="mallory", instance="z", host="")
+        me = Hello(wire=WIRE_VERSION, role="worker", name="mallory", instance="z", machine={})
         until(lambda: dealer.send(encode(me)), "a connection")
         chance = random.Random(0)  # noqa: S311
         memory = resident_mib(fleet.server.pid)
@@ -424,7 +424,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(keys.add(fleet.keys, "ear", KeyRole.OBSERVER))
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", host="")
+        me = Hello(wire=WIRE_VERSION, role="observer", name="ear", instance="z", machine={})
         until(lambda: dealer.send(encode(me)), "a connection")
         assert dealer.socket.poll(30_000)
         keys.revoke(fleet.keys, "ear")
@@ -486,7 +486,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         key = keys.read_client_key(fleet.keys / "me.key")
         dealer = Dealer(fleet.endpoint, key)
-        me = Hello(wire=WIRE_VERSION, role="observer", name="me", instance="z", host="")
+        me = Hello(wire=WIRE_VERSION, role="observer", name="me", instance="z", machine={})
         until(lambda: dealer.send(encode(me)), "a connection")
         assert dealer.socket.poll(30_000)
         memory = resident_mib(fleet.server.pid)

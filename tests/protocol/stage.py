@@ -165,7 +165,7 @@ class Stage:
 
 def hello(name: str, role: str = "worker") -> Hello:
     """Return what a peer says first."""
-    return Hello(wire=WIRE_VERSION, role=role, name=name, instance=name, host="")
+    return Hello(wire=WIRE_VERSION, role=role, name=name, instance=name, machine={})
 
 
 def sent(effects: Sequence[Effect], kind: type[Kind], name: str = "") -> list[Kind]:

@@ -162,7 +162,7 @@ HEARTBEAT = messages.Heartbeat(
     run_id="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
 )
 STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 4),))
-HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", host="")
+HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
 READY = messages.Ready(run_id="run-1", term=1, fingerprint="0" * 64, libraries={}, slowest=0.0)
 GRADIENT = messages.Gradient(
     run_id="run-1",
@@ -229,7 +229,7 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (STATUS, "workers", "ann", "workers: not a list of at most 7"),
         (STATUS, "counts", {"late": -1}, "counts: not a whole number in range"),
         (STATUS, "counts", {"a\tb": 1}, "counts: not a short printable text"),
-        (HELLO, "host", "a" * 501, "host: not a short printable text"),
+        (HELLO, "machine", {"cpu": 1}, "machine: not a short printable text"),
         (READY, "libraries", {"cpu": 1}, "libraries: not a short printable text"),
         (READY, "libraries", [], "libraries: not a map of at most 24 entries"),
         (GRADIENT, "hidden_digest", bytes(3), "hidden_digest: not a digest of 4 bytes"),
@@ -386,3 +386,11 @@ def test_tensors_need_the_dimensions_of_a_run() -> None:
     refused(encode(GRADIENT), "Gradient: frames from a peer that was not welcomed", None)
     assert decode(encode(WELCOME), None) == WELCOME
     assert decode(encode(NOTICE), None) == NOTICE
+
+
+def test_the_hello_of_another_version_can_be_read() -> None:
+    """Its fields are those of version 1, so that it is refused with the reason."""
+    fields = {"type": "Hello", "wire": 1, "role": "worker", "name": "w0", "instance": "i"}
+    found = decode([msgpack.packb({**fields, "machine": {"host": "old"}})], None)
+    assert isinstance(found, messages.Hello)
+    assert found.wire == 1

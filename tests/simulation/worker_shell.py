@@ -63,7 +63,7 @@ class WorkerShell:
         self._computing = False
         self._woken_at = -1.0
         self._mailbox: collections.deque[list[bytes]] = collections.deque()
-        hello = Hello(wire=WIRE_VERSION, role="worker", name=name, instance=instance, host="")
+        hello = Hello(wire=WIRE_VERSION, role="worker", name=name, instance=instance, machine={})
         self.machine = world.worker_class(
             hello, server="there", connect_timeout=CONNECT_TIMEOUT, now=world.now
         )

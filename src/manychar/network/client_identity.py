@@ -36,5 +36,6 @@ def hello(role: Role, name: str | None = None) -> Hello:
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name is {name!r}; allowed: {NAME_RULE}")
-    host, instance = one_line(socket.gethostname())[:HOST_LENGTH], secrets.token_hex(8)
-    return Hello(wire=WIRE_VERSION, role=role, name=name, instance=instance, host=host)
+    machine = {"host": one_line(socket.gethostname())[:HOST_LENGTH]}
+    instance = secrets.token_hex(8)
+    return Hello(wire=WIRE_VERSION, role=role, name=name, instance=instance, machine=machine)

@@ -139,7 +139,7 @@ class Membership:
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
-            host=hello.host[:HOST_LENGTH],
+            host=messages.one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
         )
         return member
 

@@ -142,13 +142,16 @@ class _InRun(_Structure):
 
 
 class Hello(_Structure):
-    """A client asks to be admitted. `instance` names its process, `host` its machine."""
+    """A client asks to be admitted. `instance` names its process, `machine` its host.
+
+    No version changes these fields: another version's Hello is refused with the reason.
+    """
 
     wire: field.Integer
     role: field.Name
     name: field.Name
     instance: field.Name
-    host: field.Text
+    machine: field.Texts
 
 
 class Welcome(_InRun):
