@@ -142,10 +142,7 @@ class _InRun(_Structure):
 
 
 class Hello(_Structure):
-    """A client asks to be admitted. `instance` names its process, `machine` its host.
-
-    No version changes these fields: another version's Hello is refused with the reason.
-    """
+    """A client asks to be admitted. Its fields never change, so that every version reads it."""
 
     wire: field.Integer
     role: field.Name
