@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.commands import SMALL, Commands, Ended
+from tests.texts import small_text
 
 TOO_LARGE = "99999999999999999999"
-BOUNDED = """
-import resource, sys
+# Runs the command lines on its standard input, one after the other: a process each is slow.
+ONE_BY_ONE = """
+import contextlib, io, json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
-from manychar.__main__ import main
-main()
+from manychar.cli.app import run
+for arguments in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    print(json.dumps([code, out.getvalue(), err.getvalue(), os.listdir()]), flush=True)
 """
 BOUNDED_SECONDS = 20.0
 
@@ -133,6 +139,50 @@ def _bad_values() -> list[tuple[str, str, str]]:
     return cases
 
 
+BAD_OF_A_WORKER = [
+    ("--name", "two words"),
+    ("--name", "x" * 65),
+    ("--processes", "0"),
+    ("--processes", "-1"),
+    ("--processes", "some"),
+    ("--connect-timeout", "-1"),
+    ("--connect-timeout", "nan"),
+    ("--connect-timeout", "some"),
+]
+NO_ENDPOINTS = ["here", "tcp://", "tcp://host", "tcp://host:0x1", "ipc://", "tcp://h:70000"]
+
+
+def with_bad_value(command: str, flag: str, value: str) -> tuple[str, ...]:
+    """Return a command line with it; whatever passes by mistake is a small thing."""
+    given = {"--hidden": "8", "--seq-length": "5", "--streams": "2", "--steps": "3"}
+    given |= {flag: value}
+    return command, "text.txt", *(f"{name}={v}" for name, v in given.items())
+
+
+def of_worker(endpoint: str, *flags: str) -> tuple[str, ...]:
+    return "worker", endpoint, "--connect-timeout=0.1", *flags
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Ended]:
+    """How each command line with a bad value ended; each leaves the directory as it was."""
+    directory = tmp_path_factory.mktemp("refused")
+    (directory / "text.txt").write_text(small_text(), encoding="utf-8")
+    lines = [with_bad_value(*case) for case in _bad_values()]
+    lines += [of_worker("ipc://meet", f"{flag}={value}") for flag, value in BAD_OF_A_WORKER]
+    lines += [of_worker(endpoint) for endpoint in NO_ENDPOINTS]
+    commands = Commands(directory)
+    done = commands.run(given=json.dumps(lines).encode(), program=("-c", ONE_BY_ONE))
+    commands.close()
+    assert done.code == 0, done.err
+    ended = {}
+    for line, written in zip(lines, done.out.splitlines(), strict=True):
+        code, out, err, there = json.loads(written)
+        assert there == ["text.txt"], line
+        ended[line] = Ended(code, out, err)
+    return ended
+
+
 class TestFlags:
     @pytest.mark.parametrize("place", [".", "..", "/"])
     def test_a_run_directory_without_a_name(
@@ -148,45 +198,22 @@ class TestFlags:
         ("command", "flag", "value"), _bad_values(), ids=lambda value: value or "nothing"
     )
     def test_bad_values(
-        self, manychar: Commands, text: Path, command: str, flag: str, value: str
+        self, refused: dict[tuple[str, ...], Ended], command: str, flag: str, value: str
     ) -> None:
-        # Whatever passes by mistake is a small thing.
-        given = {"--hidden": "8", "--seq-length": "5", "--streams": "2", "--steps": "3"}
-        given |= {flag: value}
-        done = manychar.run(
-            *(command, str(text), *(f"{name}={v}" for name, v in given.items())),
-            program=("-c", BOUNDED),
-            seconds=BOUNDED_SECONDS,
-        )
-        expect_one_line(done, value if flag == "--bind" else flag)
-        expect_nothing_new(manychar)
+        named = value if flag == "--bind" else flag
+        expect_one_line(refused[with_bad_value(command, flag, value)], named)
 
-    @pytest.mark.parametrize(
-        ("flag", "value"),
-        [
-            ("--name", "two words"),
-            ("--name", "x" * 65),
-            ("--processes", "0"),
-            ("--processes", "-1"),
-            ("--processes", "some"),
-            ("--connect-timeout", "-1"),
-            ("--connect-timeout", "nan"),
-            ("--connect-timeout", "some"),
-        ],
-    )
-    def test_bad_values_of_a_worker(self, manychar: Commands, flag: str, value: str) -> None:
-        given = {"--connect-timeout": "0.1"} | {flag: value}
-        done = manychar.run(
-            *("worker", "ipc://meet", *(f"{name}={v}" for name, v in given.items())),
-            seconds=BOUNDED_SECONDS,
-        )
-        expect_one_line(done, flag)
+    @pytest.mark.parametrize(("flag", "value"), BAD_OF_A_WORKER)
+    def test_bad_values_of_a_worker(
+        self, refused: dict[tuple[str, ...], Ended], flag: str, value: str
+    ) -> None:
+        expect_one_line(refused[of_worker("ipc://meet", f"{flag}={value}")], flag)
 
-    @pytest.mark.parametrize(
-        "endpoint", ["here", "tcp://", "tcp://host", "tcp://host:0x1", "ipc://", "tcp://h:70000"]
-    )
-    def test_a_worker_without_an_endpoint(self, manychar: Commands, endpoint: str) -> None:
-        expect_one_line(manychar.run("worker", endpoint, "--connect-timeout", "0.1"), endpoint)
+    @pytest.mark.parametrize("endpoint", NO_ENDPOINTS)
+    def test_a_worker_without_an_endpoint(
+        self, refused: dict[tuple[str, ...], Ended], endpoint: str
+    ) -> None:
+        expect_one_line(refused[of_worker(endpoint)], endpoint)
 
     @pytest.mark.parametrize(
         ("arguments", "named"),

@@ -37,7 +37,7 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     last = json.loads(lines[-1])
     assert len(view.history.points) == len(lines)
     assert view.history.points[-1].smooth_loss == pytest.approx(last["smooth_loss"] / 5)
-    assert (view.live, view.activity, view.steps) == (False, "ended at step 300", 300)
+    assert (view.live, view.activity, view.steps) == (False, "at step 300", 300)
     assert [sample.step for sample in view.samples] == [0, 150, 300]
     for sample in view.samples:
         assert sample.states.shape == (len(sample.text), 8)
@@ -95,7 +95,7 @@ def test_an_unreadable_validation_log_is_one_line(
         StoredRun(trained)
     log.rmdir()
     source.turn()
-    assert source.view.activity == "ended at step 300"
+    assert source.view.activity == "at step 300"
 
 
 def test_a_run_that_grows_is_read_again(trained: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
     source = StoredRun(trained)
     for _ in range(3):
         source.turn()
-    assert (source.view.live, source.view.activity) == (False, "ended at step 100")
+    assert (source.view.live, source.view.activity) == (False, "at step 100")
     assert [sample.step for sample in source.view.samples] == [0, 150]
     with locked(open_run(trained)):
         source.turn()
@@ -117,7 +117,7 @@ def test_a_run_that_grows_is_read_again(trained: Path) -> None:
         source.turn()
         assert [sample.step for sample in source.view.samples] == [0, 150, 300]
     source.turn()
-    assert (source.view.live, source.view.activity) == (False, "ended at step 300")
+    assert (source.view.live, source.view.activity) == (False, "at step 300")
 
 
 def test_a_checkpoint_that_was_renamed_since_the_listing_is_left_out(trained: Path) -> None:

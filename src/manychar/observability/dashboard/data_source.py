@@ -161,7 +161,7 @@ class StoredRun(DataSource):
         directory, live = self._directory, is_served(self._directory.path)
         history, steps = read_history(directory), directory.operation.steps
         last = history.points[-1].step if history.points else 0
-        until = "on disk up to" if live else "ended at"
+        until = "on disk up to" if live else "at"
         losses = dict(history.validation_losses)
         view = dataclasses.replace(
             self.view,
