@@ -129,6 +129,7 @@ except manychar.UserError as error:
     assert done.out.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -183,6 +184,7 @@ def test_a_run_whose_bits_are_others_is_found_out(manychar: Commands, trained: P
     assert done.last_line == "DIFFERENT: first at step 150, in Wxh"
 
 
+@pytest.mark.long
 def test_an_interrupt_is_how_an_endless_run_ends(manychar: Commands) -> None:
     """And its texts are Paths, joined in their order."""
     (manychar.directory / "more.txt").write_text("Zz")

@@ -67,12 +67,14 @@ class TestTexts:
         expect_one_line(manychar.run("train", "text", "--run-dir", "run"), "text", named)
         expect_nothing_new(manychar, "text")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["empty", "not UTF-8", "too short"])
     def test_on_standard_input(self, manychar: Commands, name: str) -> None:
         content, named = TEXTS[name]
         expect_one_line(manychar.run("train", "-", given=content), named)
         expect_nothing_new(manychar)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["empty", "not UTF-8", "too short"])
     def test_for_equivalence(self, manychar: Commands, name: str, tmp_path: Path) -> None:
         content, named = TEXTS[name]
@@ -184,6 +186,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], E
 
 
 class TestFlags:
+    @pytest.mark.long
     @pytest.mark.parametrize("place", [".", "..", "/"])
     def test_a_run_directory_without_a_name(
         self, manychar: Commands, text: Path, tmp_path: Path, place: str
@@ -335,6 +338,7 @@ class TestResuming:
             expect_one_line(done, flag)
         assert contents(trained) == before
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("name", "content"),
         [
@@ -361,6 +365,7 @@ class TestResuming:
         expect_one_line(done, name)
         assert contents(trained) == before
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "corpus.bin"])
     def test_a_missing_file(self, manychar: Commands, trained: Path, name: str) -> None:
         (trained / name).unlink()
@@ -378,6 +383,7 @@ class TestResuming:
         (trained / "config.json").write_text(json.dumps(config))
         expect_one_line(manychar.run("train", "--resume", "run"), "config.json", "steps")
 
+    @pytest.mark.long
     def test_goes_back_to_the_newest_whole_checkpoint(
         self, manychar: Commands, trained: Path
     ) -> None:
@@ -414,6 +420,7 @@ class TestSampling:
             expect_one_line(manychar.run("sample", source), source)
         expect_nothing_new(manychar, "empty", "letter")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("cut", [0, 1, 7, 8, 100, 1000, -1])
     def test_truncated_checkpoints(self, manychar: Commands, trained: Path, cut: int) -> None:
         path = trained / "checkpoints" / "step-000000300.safetensors"
@@ -436,6 +443,7 @@ class TestSampling:
         path.write_bytes(whole)
         expect_one_line(manychar.run("sample", str(path)), path.name, "altered", "sha256")
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("flag", "value"),
         [

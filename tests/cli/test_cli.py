@@ -27,6 +27,7 @@ DEFAULTS = {name: field.default for name, (field, _) in options_of(Definition, O
 
 @pytest.mark.parametrize("command", COMMANDS)
 class TestHelp:
+    @pytest.mark.long
     def test_of_a_command(self, manychar: Commands, command: str) -> None:
         done = manychar.run(command, "--help")
         assert done.code == 0

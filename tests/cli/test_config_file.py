@@ -43,6 +43,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     assert "clip = 5.0\n" in printed.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "complaint"),
     [
@@ -68,6 +69,7 @@ def test_a_bad_file_is_one_line(
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "keys"])
 def test_every_command_prints_its_flags(manychar: Commands, command: str) -> None:
     run, endpoint = ["RUN"], ["tcp://127.0.0.1:1"]

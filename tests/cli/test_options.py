@@ -75,6 +75,7 @@ def test_a_run_and_its_server_get_it(manychar: Commands, text: Path) -> None:
     assert other.err.startswith("manychar: --decay: a resumed run keeps its definition")
 
 
+@pytest.mark.long
 def test_the_python_api_takes_it(manychar: Commands, text: Path) -> None:
     small = "hidden=8, seq_length=5, streams=2, workers=1, sample_every=0"
     script = f"""

@@ -34,6 +34,7 @@ def test_the_same_command_begins_and_goes_on_to_the_same_bits(
     assert expect_same_bits(run, text) == 90
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

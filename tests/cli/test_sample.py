@@ -35,6 +35,7 @@ def test_from_a_run_and_from_a_checkpoint_alone(
     assert sample(manychar, str(first), *flags) != of_run
 
 
+@pytest.mark.long
 def test_a_seed_that_was_drawn_is_shown(manychar: Commands, trained: Path) -> None:
     one = manychar.run("sample", "run", "--length", "200")
     another = manychar.run("sample", "run", "--length", "200")

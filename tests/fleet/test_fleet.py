@@ -245,6 +245,7 @@ class TestARun:
         assert expect_same_bits(run, text) == 30
         assert not list(long.iterdir())
 
+    @pytest.mark.long
     def test_says_when_workers_stand_by(self, manychar: Commands, text: Path, run: Path) -> None:
         running = endless(manychar, text, "--workers", "3", "--shards", "2")
         running.wait_for(r"worker-\d is idle.*--shards")
@@ -289,6 +290,7 @@ class TestByHand:
             assert (done.code, done.out) == (0, ""), done.err
         assert expect_same_bits(run, text) >= 25
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
     )
@@ -592,6 +594,7 @@ class TestKilling:
         assert expect_same_bits(run, text) == 0
         expect_nothing_half_written(run)
 
+    @pytest.mark.long
     def test_refuses_to_resume_a_run_that_began_with_other_numerics(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:

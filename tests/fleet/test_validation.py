@@ -191,6 +191,7 @@ def test_a_validation_loss_that_a_crash_at_the_end_took_comes_on_resume(
     assert max(calm) == list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
 
 
+@pytest.mark.long
 def test_a_validation_process_that_is_killed_is_started_again(
     manychar: Commands, text: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_validation_process_that_is_killed_is_started_again(
     assert done.code == 0, done.err
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
     manychar: Commands, tmp_path: Path
 ) -> None:
@@ -309,6 +311,7 @@ def test_a_validation_process_that_hangs_is_started_again(
     assert not asked.failures
 
 
+@pytest.mark.long
 def test_a_validation_that_hangs_is_noticed_and_one_that_is_slow_goes_on(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,6 +135,7 @@ class TestHeaders:
 
 
 class TestFiles:
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", ["checkpoint", "journal", "config"])
     def test_are_refused_in_one_line_or_are_what_they_were(
         self, kind: str, trained: Path, hostile: int, measured: None

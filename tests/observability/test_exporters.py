@@ -334,6 +334,7 @@ def test_what_is_not_installed_is_named_before_a_run_begins(
     assert not list(manychar.directory.iterdir())
 
 
+@pytest.mark.long
 def test_what_is_refused_is_refused_before_a_run_is_made(
     manychar: Commands, text: Path, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_log_level(manychar: Commands, text: Path) -> None:
     assert line["text"].startswith("manychar: nowhere.txt: no such file")
 
 
+@pytest.mark.long
 def test_a_childs_level_is_kept(manychar: Commands, text: Path) -> None:
     running = manychar.start(
         *("train", str(text), *ENDLESS, "--workers", "2"),

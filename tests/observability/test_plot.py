@@ -95,6 +95,7 @@ def test_png(manychar: Commands, validated: Path) -> None:
     assert [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)] == [1350, 750]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
