@@ -1,5 +1,6 @@
 """The README's recipe for two machines, as it is written there, on three hosts with bad links."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
-from tests.commands import SMALL, Commands
+from tests.commands import SMALL, Commands, until
 from tests.conftest import Require
 from tests.deploy.hosts import Host, can_be_made, network
 from tests.single_process import bits_alone, bits_of
@@ -39,6 +40,13 @@ def expect_the_bits_of_one_process(run: Path, text: Path) -> int:
     return step
 
 
+def gradients(serves: Host) -> dict[str, int]:
+    """Return the number of gradients that each worker has had accepted."""
+    done = serves.run(*("status", f"tcp://{serves.four}:5577", "--key", "KEYS/watch.key", "--json"))
+    assert done.code == 0, done.err
+    return {worker["name"]: worker["gradients"] for worker in json.loads(done.out)["workers"]}
+
+
 @pytest.mark.long
 def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Require) -> None:
     require(can_be_made(), "network namespaces need root and iproute2")
@@ -48,6 +56,7 @@ def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Requ
         serves.run(*create)
         shutil.copy(serves.directory / "KEYS" / "worker.key", near.directory / "worker.key")
         serves.run("keys", "add", "KEYS", "distant")
+        serves.run("keys", "add", "KEYS", "watch", "--role", "observer")
         shutil.move(serves.directory / "KEYS" / "distant.key", far.directory / "worker.key")
 
         # A worker that comes first, and cannot even look the server up yet.
@@ -77,6 +86,16 @@ def test_the_recipe_on_three_hosts(manychar: Commands, text: Path, require: Requ
         near.link("up")
         for name in cut_off:
             server.wait_for(rf"(?s){name} (are|has left).*{name} (answers again|has joined)")
+        # They are heard again; wait until they hear the server again, too, before it ends.
+        seen = dict.fromkeys(cut_off, 0) | gradients(serves)
+
+        def advanced() -> bool:
+            now = dict.fromkeys(cut_off, 0) | gradients(serves)
+            for name in cut_off:
+                seen[name] = min(seen[name], now[name])  # one that joins again counts anew
+            return all(now[name] > seen[name] + 1 for name in cut_off)
+
+        until(advanced, lambda: f"gradients after {seen}: {gradients(serves)}")
         server.interrupt()
         assert server.end().code == 0
         assert late.end().code == 0

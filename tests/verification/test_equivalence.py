@@ -67,7 +67,8 @@ def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
         assert not list(Path(scratch).iterdir())
     header = done.out.splitlines()[0]
     assert re.fullmatch(
-        r" *step +one process +1 worker +2 workers \(worker killed\) +4 workers \(server killed\)",
+        r" *step +one process +1 worker +2 workers \(worker killed at \d+\)"
+        r" +4 workers \(server killed at \d+\)",
         header,
     )
     rows = rows_of(done.out)

@@ -70,18 +70,18 @@ class Equivalence:
         """Train with a server and workers; after a quarter of the steps, `kill` is killed."""
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers)
-        killer = _Killer(kill, self.operation.steps)
+        killer = _Killer(kill, at_step=self.operation.steps // 4)
         with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, [killer])
             finish = killer.fleet.run()
         if finish.code:
             raise UserError(f"{name}: {finish.reason}", code=finish.code)
-        if kill and not killer.killed:
+        if kill and not killer.note:
             early = f"{name}: finished before a {kill} could be killed: give more --steps"
             raise UserError(early, code=RUN_FAILED)
         saved = list_checkpoints(directory.checkpoints)
         states = {step: read_checkpoint(path).state for step, path in saved}
-        return Trial(name, states, note=f"{kill} killed" if kill else "")
+        return Trial(name, states, note=killer.note)
 
     def against_plain(self) -> AgainstPlain:
         """Compare a run of one stream with the plain form: step by step, and on its own."""
@@ -132,19 +132,19 @@ class _Killer(Exporter):
 
     fleet: LocalFleet
 
-    def __init__(self, role: str | None, steps: int) -> None:
-        self.killed = False
+    def __init__(self, role: str | None, *, at_step: int) -> None:
+        self.note = ""
         self._role = role
-        self._when = range(steps // 4, steps)
+        self._at_step = at_step
 
     def status(self, snapshot: Snapshot) -> None:
         step = snapshot.status.step
-        if self.killed or self._role is None or step not in self._when:
+        if self.note or self._role is None or step < self._at_step:
             return
         targets = ["the server"] if self._role == "server" else snapshot.working[-1:]
         for slot in (self.fleet.server, *self.fleet.workers):
             if slot.name in targets and slot.process is not None:
-                self.killed = True
+                self.note = f"{self._role} killed at {step:,}"
                 os.kill(slot.process.pid, signal.SIGKILL)
                 logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
 
