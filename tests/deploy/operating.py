@@ -47,7 +47,7 @@ def outward(size: Dimensions, workers: int) -> int:
 def server_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a server, in bytes."""
     parameters = (30 + size.shards + 4 * workers) * size.parameters_bytes
-    return 70 * MIB + parameters + 10 * size.shards * size.hidden_bytes + 5 * unrolled(size)
+    return 70 * MIB + parameters + 14 * size.shards * size.hidden_bytes + 5 * unrolled(size)
 
 
 def worker_memory(size: Dimensions, held: int) -> float:

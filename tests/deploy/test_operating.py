@@ -112,7 +112,7 @@ def test_the_formulas_stand_in_the_page() -> None:
         "P    = v (H (2 V + H + 1) + V)",
         f"in   = S (P + v B H + {operating.GRADIENT_HEADER})",
         f"out  = W (P + {operating.WEIGHTS_HEADER}) + S (c B (T + 1) + {operating.UNIT_BYTES})",
-        "server   70 MiB + (30 + S + 4 W) P + 10 v S B H + 5 v B T (H + V)",
+        "server   70 MiB + (30 + S + 4 W) P + 14 v S B H + 5 v B T (H + V)",
         "worker   60 MiB + (14 + 2 h) P + 3 v h B H + 6 v B T (H + V)",
     ):
         assert formula in PAGE
