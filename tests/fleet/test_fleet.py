@@ -521,21 +521,6 @@ class TestKilling:
         assert expect_same_bits(run, text) == reached + 10
 
     @pytest.mark.long
-    def test_a_worker_that_crashes_by_an_exception_is_started_again(
-        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
-    ) -> None:
-        planted = CRASHES_ONCE.format(role="worker-1", module="manychar.fleet.engine")
-        (tmp_path / "sitecustomize.py").write_text(planted)
-        done = manychar.run(
-            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
-            env={"PYTHONPATH": str(tmp_path)},
-        )
-        assert done.code == 0, done.err
-        assert "RuntimeError: planted" in done.err
-        assert "worker-1 ended with exit code 70: starting it again" in done.err
-        assert expect_same_bits(run, text) == 60
-
-    @pytest.mark.long
     def test_a_server_that_crashes_by_an_exception_is_started_again(
         self, manychar: Commands, text: Path, run: Path, tmp_path: Path
     ) -> None:
@@ -550,10 +535,25 @@ class TestKilling:
         assert "the server ended with exit code 70: starting it again" in done.err
         assert expect_same_bits(run, text) == 60
 
-    def test_a_server_that_crashes_before_it_listens_is_started_again(
-        self, manychar: Commands, text: Path, run: Path, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("role", "module", "name"),
+        [
+            pytest.param("worker-1", "engine", "worker-1", marks=pytest.mark.long),
+            ("server", "server_process", "the server"),
+        ],
+        ids=["a worker", "a server before it listens"],
+    )
+    def test_what_crashes_by_an_exception_is_started_again(
+        self,
+        manychar: Commands,
+        text: Path,
+        run: Path,
+        tmp_path: Path,
+        role: str,
+        module: str,
+        name: str,
     ) -> None:
-        planted = CRASHES_ONCE.format(role="server", module="manychar.fleet.server_process")
+        planted = CRASHES_ONCE.format(role=role, module=f"manychar.fleet.{module}")
         (tmp_path / "sitecustomize.py").write_text(planted)
         done = manychar.run(
             *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--steps", "60"),
@@ -561,7 +561,7 @@ class TestKilling:
         )
         assert done.code == 0, done.err
         assert "RuntimeError: planted" in done.err
-        assert "the server ended with exit code 70: starting it again" in done.err
+        assert f"{name} ended with exit code 70: starting it again" in done.err
         assert expect_same_bits(run, text) == 60
 
     @pytest.mark.long

@@ -110,7 +110,7 @@ STOPS = ("--steps", "5000", "--stop-when-no-better", "2", "--learning-rate", "2.
 
 
 HANGS_ONCE = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from manychar.processes.numerics_pinning import pin
 pin("portable")
 from manychar.fleet import validation_process
@@ -120,7 +120,7 @@ def replaced(parameters, ids, progress):
     progress()
     if not hung.exists():
         hung.touch()
-        time.sleep(600)
+        signal.pause()  # until it is killed
     for _ in range(10):
         time.sleep(0.5)
         progress()
