@@ -61,6 +61,11 @@ class Dealer:
             self.close()
             raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
 
+    @property
+    def lacks_key(self) -> bool:
+        """Whether the server asks for a key, and there is none: waiting is in vain."""
+        return bool(self.refusal) and self._why_refused is WITHOUT_KEY
+
     def receive(self) -> list[Frame] | None:
         try:
             return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]

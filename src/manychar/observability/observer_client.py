@@ -90,7 +90,10 @@ class ObserverClient:
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.handle(DeadlinePassed(), time.monotonic())
-        return self._events(effects)
+        events = self._events(effects)
+        if self.connecting and self._dealer.lacks_key:
+            self.end = Finish(RUN_FAILED, self._dealer.refusal)
+        return events
 
     def _events(self, effects: Iterable[Effect]) -> list[Event]:
         events: list[Event] = []
