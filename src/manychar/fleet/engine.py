@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from manychar.numerics.checksum import checksum_bytes
 from manychar.numerics.corpus import Batch
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.numerics_fingerprint import fingerprint
 from manychar.numerics.training_step import compute_shard
 from manychar.processes.numeric_libraries import kernels, libraries
-from manychar.protocol.aggregation import as_frame
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed, FingerprintComputed
-from manychar.protocol.messages import Dimensions, Frame
+from manychar.protocol.messages import Dimensions, Frame, as_frame
 
 
 class PieceTimer:
@@ -36,7 +36,7 @@ class PieceTimer:
 
 
 class Engine:
-    """Computes units of one run, in the buffers of its kernel."""
+    """Computes shards of one run, in the buffers of its kernel."""
 
     def __init__(self, dimensions: Dimensions) -> None:
         self._dtype = np.dtype(dimensions.dtype).newbyteorder("<")
@@ -49,6 +49,7 @@ class Engine:
             dtype=dimensions.dtype,
         )
         self._loaded: Frame | None = None
+        self._digest = b""
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype."""
@@ -61,6 +62,7 @@ class Engine:
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
+            self._digest = checksum_bytes(unit.weights)
         hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
         batch, timer, began = Batch(ids, unit.fresh), PieceTimer(heartbeat), time.monotonic()
@@ -68,8 +70,9 @@ class Engine:
         return Computed(
             unit.shard,
             unit.step,
+            self._digest,
             loss=loss,
-            gradient=as_frame(gradient.flat),
+            gradient=gradient.flat,
             hidden=as_frame(after),
             slowest=timer.slowest,
             seconds=time.monotonic() - began,

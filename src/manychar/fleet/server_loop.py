@@ -14,7 +14,6 @@ from manychar.fleet.engine import Engine
 from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router, Unreachable
-from manychar.numerics.checksum import checksum
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError, because
@@ -170,8 +169,8 @@ class ServerLoop:
         match effect:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
-            case effects.Append(step, loss, weights):
-                record = AppliedStep(self.machine.spec.term, step, loss, checksum(weights))
+            case effects.Append(step, loss, digest):
+                record = AppliedStep(self.machine.spec.term, step, loss, digest)
                 self.resume_point.journal.append([record])
             case effects.Save(state):
                 self.writer.write(state, self._wait_for_disk, spare=self._spared())

@@ -16,7 +16,15 @@ from manychar.network.connection_limit import ConnectionLimit
 from manychar.network.endpoints import check_endpoint, is_listening
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
-from manychar.protocol.messages import Dimensions, Frame, Owner, Peer
+from manychar.protocol.messages import (
+    Dimensions,
+    Frame,
+    Owner,
+    Peer,
+    Unit,
+    largest_payload,
+    most_units,
+)
 
 CURVE_BYTES = 64  # more than encryption adds to a frame
 QUEUED_BYTES = 64 * 2**20
@@ -148,5 +156,5 @@ def _largest_frame(dimensions: Dimensions | None) -> int:
     """Return the length of the longest frame that a peer has reason to send."""
     if dimensions is None:
         return HEADER_BYTES
-    frames = dimensions.parameters_bytes, dimensions.hidden_bytes, 64 * dimensions.shards
-    return max(HEADER_BYTES, *frames)
+    units = 8 * len(Unit._fields) * most_units(dimensions)
+    return max(HEADER_BYTES, units, largest_payload(dimensions))

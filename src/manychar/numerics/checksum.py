@@ -23,3 +23,8 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
         mixed = piece ^ (piece >> np.uint64(29))  # flipped signs must not cancel in pairs
         total = (total * DIGIT + int(np.dot(mixed, _numbers[: len(piece)]))) % 2**64
     return total
+
+
+def checksum_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Return the checksum as a message carries it: 8 bytes, little-endian."""
+    return checksum(data).to_bytes(WORD, "little")

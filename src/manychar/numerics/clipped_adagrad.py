@@ -6,6 +6,7 @@ compares its bits with those of the same operations on whole arrays. Where there
 weights, two threads share the blocks: numpy's loops release the interpreter's lock.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 EPSILON = 1e-8
 BLOCK_BYTES = 524_288
 SHARED_FROM = 2**20  # weights: starting a thread takes as long as a twentieth of their update
+
+
+class NotFiniteError(ArithmeticError):
+    """A mean gradient with an infinity or NaN."""
 
 
 def update(
@@ -29,11 +34,13 @@ def update(
     """Return (weights, memory) after one step, as new arrays; all shapes (P,), one dtype.
 
     `gradient_halves` are one or two arrays: their sum is that over all `total_streams` = S * B.
+    Raises NotFiniteError where the mean is not finite: the clip would turn an infinity into 5.
     """
     new_weights, new_memory = np.empty_like(weights), np.empty_like(memory)
     size = BLOCK_BYTES // weights.itemsize
     blocks = [slice(start, start + size) for start in range(0, len(weights), size)]
 
+    @np.errstate(over="ignore", invalid="ignore")  # for each thread: the check tells
     def work(blocks: list[slice]) -> None:
         two = np.empty((2, min(size, len(weights))), weights.dtype)
         for block in blocks:
@@ -43,6 +50,8 @@ def update(
             if second:
                 total = np.add(total, second[0], g)
             np.divide(total, total_streams, g)
+            if not _all_finite(g):
+                raise NotFiniteError("the mean gradient is not finite")
             g.clip(-clip, clip, out=g)
             np.multiply(g, g, root)
             np.add(memory[block], root, m)
@@ -60,3 +69,8 @@ def update(
             work(blocks[::2])
             odd_blocks.result()
     return new_weights, new_memory
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Whether all values are finite; fast where the sum of their squares is."""
+    return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())

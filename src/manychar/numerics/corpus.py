@@ -114,9 +114,15 @@ class Streams:
         """K, the steps until a stream starts again: min-char-rnn's p + T + 1 >= length."""
         return max(1, math.ceil((self.length - self.seq_length - 1) / self.seq_length))
 
+    def is_fresh(self, step: int) -> bool:
+        """Whether the text starts again at this step, in every stream."""
+        return step % self.steps_per_pass == 0
+
+    def ids_at(self, first: int, last: int, step: int) -> NDArray[np.unsignedinteger]:
+        """Return what the shards `first` … `last` read at `step`, (n, B, T + 1): a copy."""
+        start = step % self.steps_per_pass * self.seq_length
+        return self._shards[first : last + 1, :, start : start + self.seq_length + 1].copy()
+
     def batch_at(self, shard: int, step: int) -> Batch:
-        """Return what `shard` reads at `step`: a copy, contiguous."""
-        turn = step % self.steps_per_pass
-        position = turn * self.seq_length
-        ids = self._shards[shard, :, position : position + self.seq_length + 1].copy()
-        return Batch(ids=ids, fresh=turn == 0)
+        """Return what `shard` reads at `step`."""
+        return Batch(ids=self.ids_at(shard, shard, step)[0], fresh=self.is_fresh(step))

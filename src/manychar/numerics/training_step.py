@@ -18,7 +18,7 @@ from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import Parameters, initialize
 from manychar.numerics.run_definition import Definition
-from manychar.numerics.tree_reduction import TreeSum
+from manychar.numerics.tree_reduction import TreeSum, sum_in_tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def apply(
 ) -> TrainingState:
     """Return the state after one step, from the sums over all shards and the next hidden states.
 
-    `gradient_halves` are those of a TreeSum: their sum is the gradient's.
+    `gradient_halves` are those of a TreeSum: their sum is the gradient's. Raises NotFiniteError.
     """
     flat, memory = clipped_adagrad.update(
         state.parameters.flat,
@@ -115,18 +115,18 @@ def advance(
     """Return the next state, every shard's gradient computed here, one after the other."""
     kernel.load(state.parameters.flat)
     gradient_sum = TreeSum[NDArray[Any]](definition.shards)
-    loss_sum = TreeSum[float](definition.shards)
+    losses = []
     hidden = np.empty_like(state.hidden)
     for shard in range(definition.shards):
         batch = corpus.batch_at(shard, state.step)
         loss, gradient, hidden[shard] = compute_shard(kernel, batch, state.hidden[shard])
-        gradient_sum.add(shard, gradient.flat)
-        loss_sum.add(shard, loss)
+        gradient_sum.put((shard, shard), gradient.flat)
+        losses.append(loss)
     return apply(
         state,
         definition,
         gradient_halves=gradient_sum.halves(),
-        loss_sum=loss_sum.result(),
+        loss_sum=sum_in_tree(losses),
         hidden=hidden,
     )
 

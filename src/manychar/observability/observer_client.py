@@ -121,7 +121,7 @@ class ObserverClient:
         now, welcome = time.monotonic(), self.welcome
         if welcome is not None and not self.connecting and now >= self._next_request:
             self._next_request = now + ASK_AGAIN_AFTER
-            self._dealer.send(encode(kind(run_id=welcome.run_id, term=welcome.term, **fields)))
+            self._dealer.send(encode(kind(**welcome.run_and_term, **fields)))
 
     def close(self) -> None:
         """Tell the server that this observer leaves, and close."""

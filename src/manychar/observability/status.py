@@ -30,12 +30,12 @@ NUMBER_COLUMNS = ("shards", "chars/s", "compute", "exchange", "wait", "late", "d
 COLUMNS = TEXT_COLUMNS + NUMBER_COLUMNS
 
 COUNTER_SENTENCES: dict[str, str] = {
-    Counter.GRADIENTS_REPEATED: "gradients that came twice, with the same bytes",
-    Counter.GRADIENTS_CONFLICTING: "gradients that came twice, with other bytes",
-    Counter.GRADIENTS_NOT_COMPARED: "gradients that came twice, too late to be compared",
-    Counter.GRADIENTS_NOT_OPEN: "gradients of a step that the ending run does not compute",
-    Counter.GRADIENTS_FROM_WRONG_STATE: "gradients from other weights or hidden states",
-    Counter.GRADIENTS_NOT_FINITE: "losses or gradients that are not finite",
+    Counter.UNITS_REPEATED: "units that came twice, with the same bytes",
+    Counter.UNITS_CONFLICTING: "units that came twice, with other bytes",
+    Counter.UNITS_NOT_COMPARED: "units that came twice, and could not be compared",
+    Counter.UNITS_NOT_OPEN: "units of a step that the ending run does not compute",
+    Counter.UNITS_FROM_WRONG_STATE: "units from other weights or hidden states",
+    Counter.UNITS_NOT_FINITE: "units with a loss or hidden state that is not finite",
     Counter.GRANTS_RESENT: "grants sent again because no gradient came in time",
     Counter.MESSAGES_BEFORE_READY: "messages of workers that had not sent their fingerprint",
     Counter.MESSAGES_FROM_STALE_SESSION: "messages to an earlier server, or from a forgotten peer",

@@ -10,6 +10,7 @@ from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, WorkerTally
 from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
+from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 
 WARN_EVERY = 1.0
@@ -75,7 +76,7 @@ class Admission(ServerPart):
         )
         self._outbox.send(member.peer, welcome)
 
-    def not_ready(self, member: Member, message: messages.Gradient, now: float) -> None:
+    def not_ready(self, member: Member, message: messages.UnitResult, now: float) -> None:
         self._outbox.count(Counter.MESSAGES_BEFORE_READY)
         self._welcome(member)
 
@@ -97,8 +98,8 @@ class Admission(ServerPart):
     def _start(self, member: Member, now: float) -> None:
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} has joined")
-        self._lease_grants.rebalance(now)
-        if not self._membership.leases_of(member.peer):
+        self._lease_grants.joined(now)
+        if len(self._membership.workers()) > self._spec.definition.shards:
             self._outbox.notice(
                 f"{member.name} is idle: this run has {self._spec.definition.shards} shards"
                 f" (--shards) and {len(self._membership.workers())} workers"
@@ -109,6 +110,10 @@ class Admission(ServerPart):
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
         member.tally.computing = heartbeat.computing
+        for unit in heartbeat.units:
+            if unit.lease not in self._membership.leases:
+                revoke = messages.Revoke(**self._spec.run_and_term, lease=unit.lease)
+                self._outbox.send(member.peer, revoke)
         if member.state is PeerState.ADMITTED:
             self._welcome(member)
         self._outbox.send(member.peer, messages.Alive(**self._spec.run_and_term))
@@ -135,8 +140,8 @@ class Admission(ServerPart):
 
     def _remove(self, member: Member, now: float) -> None:
         del self._membership.members[member.peer]
-        if self._membership.leases_of(member.peer):
-            self._lease_grants.rebalance(now)
+        if member.role is Role.WORKER:
+            self._lease_grants.lost(member, now)
 
     def check_silence(self, now: float) -> None:
         """Take the leases of workers that have been silent for too long."""
@@ -150,12 +155,12 @@ class Admission(ServerPart):
     def _mark_silent(self, member: Member, why: str, now: float) -> None:
         member.state = PeerState.SILENT
         self._outbox.warn(f"the shards of {member.name} are reassigned: {why}")
-        self._lease_grants.rebalance(now)
+        self._lease_grants.lost(member, now)
 
     def end_silence(self, member: Member, now: float) -> None:
         member.state = PeerState.WORKING
         self._outbox.notice(f"{member.name} answers again")
-        self._lease_grants.rebalance(now)
+        self._lease_grants.joined(now)
 
     # Faults.
 
@@ -185,22 +190,22 @@ class Admission(ServerPart):
         if (member := self._membership.members.get(peer)) is not None:
             self._leave(member, "too many invalid messages", now)
 
-    def from_wrong_state(self, member: Member, gradient: messages.Gradient, now: float) -> None:
-        """Renew the lease of a gradient that was computed from a wrong state, or ban its holder.
+    def from_wrong_state(self, member: Member, result: messages.UnitResult, now: float) -> None:
+        """Renew the lease of a unit that was computed from a wrong state, or ban its holder.
 
-        A worker that sends RENEWALS + 1 of them in a row would otherwise block its shard forever.
+        A worker that sends RENEWALS + 1 of them in a row would otherwise block its shards forever.
         """
+        shards = shards_named(result.first, result.last)
         self._outbox.warn(
-            f"{member.name} computed step {gradient.step}, shard {gradient.shard}"
-            " from another state: dropped"
+            f"{member.name} computed step {result.step}, {shards} from another state: dropped"
         )
-        lease = self._membership.leases.get(gradient.shard)
-        if lease is None or (lease.peer, lease.number) != (member.peer, gradient.lease):
+        lease = self._membership.leases.get(result.lease)
+        if lease is None or lease.peer != member.peer:
             return  # not under its present lease
         if lease.renewed < RENEWALS:
-            self._lease_grants.renew(gradient.shard, now)
+            self._lease_grants.renew(lease, now)
         else:
-            why = f"it computed shard {gradient.shard} from another state {RENEWALS + 1} times"
+            why = f"it computed {shards} from another state {RENEWALS + 1} times"
             self.ban(member.identities, why, now)
 
     def ban(self, identities: messages.Identities, why: str, now: float) -> None:

@@ -1,11 +1,12 @@
-"""The run's state and its open step: which gradients are wanted, accepted, summed and applied.
+"""The run's state and its open step: which units are wanted, accepted, summed and applied.
 
-With s steps applied, step s is open: it is computed on weights s. The first gradient of a (step,
-shard) counts, from any sender, if it names the hidden state that the server itself holds for that
-step. Gradients are summed in the tree as they come; hidden states are committed when the step is
-applied.
+With s steps applied, step s is open: it is computed on weights s. A unit counts, from any sender,
+if it names the weights and hidden states that the server itself holds for that step. The first
+result of a shard counts; the sum of a node of the unit's cover replaces what is held below it,
+where no complete node contains it already. Hidden states are committed when the step is applied.
 """
 
+import dataclasses
 import enum
 import math
 from collections.abc import Set as AbstractSet
@@ -14,36 +15,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.checksum import checksum
-from manychar.numerics.corpus import Batch, Streams
+from manychar.numerics.checksum import checksum, checksum_bytes
+from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
-from manychar.numerics.tree_reduction import TreeSum
+from manychar.numerics.tree_reduction import Range, TreeSum, cover, sum_in_tree
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
-from manychar.protocol.events import Computed, MailboxEmpty
-from manychar.protocol.messages import Frame, Gradient, Identities, digest
+from manychar.protocol.events import MailboxEmpty
+from manychar.protocol.messages import Frame, Identities, Payload, UnitResult, as_frame, digest
 
 STEPS_COMPARED = 8
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
-ResultDigest = tuple[int, str, int]
-"""The gradient's checksum, the loss to its last bit, and the next hidden state's checksum."""
+Digests = dict[int | Range, Any]
+"""By shard: its loss to the last bit and its next hidden state's digest. By node: its checksum."""
 
 
 class Assessment(enum.Enum):
-    """What a gradient is to the run; the value is its counter."""
+    """What a unit's result is to the run; the value is its counter."""
 
     WANTED = "accepted"
-    REPEAT = Counter.GRADIENTS_REPEATED.value
-    REPEAT_DIFFERS = Counter.GRADIENTS_CONFLICTING.value
-    REPEAT_TOO_OLD = Counter.GRADIENTS_NOT_COMPARED.value
-    NOT_OPEN = Counter.GRADIENTS_NOT_OPEN.value
-    FROM_ANOTHER_STATE = Counter.GRADIENTS_FROM_WRONG_STATE.value
-    NOT_FINITE = Counter.GRADIENTS_NOT_FINITE.value
+    REPEAT = Counter.UNITS_REPEATED.value
+    REPEAT_DIFFERS = Counter.UNITS_CONFLICTING.value
+    REPEAT_TOO_OLD = Counter.UNITS_NOT_COMPARED.value
+    NOT_OPEN = Counter.UNITS_NOT_OPEN.value
+    FROM_ANOTHER_STATE = Counter.UNITS_FROM_WRONG_STATE.value
+    NOT_FINITE = Counter.UNITS_NOT_FINITE.value
 
 
-# 19 methods, 14 attributes: one state, whose parts change together when a step is applied.
+@dataclasses.dataclass
+class _Step:
+    """What is remembered of one step: its inputs, and what was accepted from whom.
+
+    `inputs` are the weights and the hidden states; None where the step is too old to compute again.
+    `delivered` has the sums of nodes as they came; once the step is applied, `checksums` replaces
+    them. Digests are computed when they are needed, or no step waits for them.
+    """
+
+    inputs: tuple[NDArray[Any], NDArray[Any]] | None
+    weights_digest: bytes = b""
+    hidden_digests: list[bytes] = dataclasses.field(default_factory=list)
+    senders: dict[int, Identities] = dataclasses.field(default_factory=dict)
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+    delivered: dict[Range, tuple[Identities, Frame]] = dataclasses.field(default_factory=dict)
+    checksums: dict[Range, tuple[Identities, int]] = dataclasses.field(default_factory=dict)
+
+    def compute_digests(self) -> None:
+        """Compute those of the inputs, once."""
+        if self.inputs is not None and not self.weights_digest:
+            weights, hidden = self.inputs
+            self.weights_digest = checksum_bytes(as_frame(weights))
+            self.hidden_digests = [digest(as_frame(each)) for each in hidden]
+
+    def compute_checksums(self) -> None:
+        """Compute those of the delivered sums, and release the frames."""
+        for node, (sender, frame) in self.delivered.items():
+            self.checksums[node] = sender, checksum(frame)
+        self.delivered.clear()
+
+
+# 20 methods, 13 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
@@ -56,36 +88,36 @@ class Aggregation:
         self.limit = limit
         self.loss = math.nan
         self._dtype = np.dtype(definition.dtype).newbyteorder("<")
-        self._inputs: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
-        self._senders: dict[int, dict[int, Identities]] = {}
-        self._digests: dict[int, dict[int, ResultDigest]] = {}
-        self._undigested: list[Gradient] = []
+        self._steps: dict[int, _Step] = {}
         inputs = state.parameters.flat.nbytes + state.hidden.nbytes
         self.steps_compared = min(STEPS_COMPARED, max(1, INPUT_BYTES // inputs))
-        self._open()
+        self._start_step()
 
-    def _open(self) -> None:
+    def _start_step(self) -> None:
         """Open the next step, and forget what is too old to compare.
 
         Of each step one array holds all hidden states, from their acceptance on: for the state,
-        its checkpoint, grants and disputes. Where the states are large, fewer steps are kept.
+        its checkpoint, grants and conflicts. Where the states are large, fewer steps are kept.
         """
         step = self.state.step
-        self._inputs[step] = self.state.parameters.flat, self.state.hidden
-        self._inputs.pop(step - self.steps_compared - 1, None)
-        for accepted in (self._senders, self._digests):
-            accepted[step] = {}
-            accepted.pop(step - STEPS_COMPARED - 1, None)
+        self._open = self._steps[step] = _Step((self.state.parameters.flat, self.state.hidden))
+        self._steps.pop(step - STEPS_COMPARED - 1, None)
+        if (old := self._steps.get(step - self.steps_compared - 1)) is not None:
+            old.inputs = None
+        self.weights = as_frame(self.state.parameters.flat)
+        self.is_fresh = self.corpus.is_fresh(step)
         self._next_hidden = np.empty_like(self.state.hidden)
-        self._gradients: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
-        self._losses: TreeSum[float] = TreeSum(self.definition.shards)
+        self._sums: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
+
+    def missing(self) -> list[int]:
+        """Return the shards whose gradients of the open step are still wanted."""
+        return list(filter(self.is_missing, range(self.definition.shards)))
 
     def is_missing(self, shard: int) -> bool:
-        """Whether the shard's gradient of the open step is still wanted."""
-        return not self.closed and shard not in self._senders[self.state.step]
+        return shard not in self._open.senders and not self.closed
 
     def close(self) -> None:
-        """Want no more gradients: the run ends with the state as it is."""
+        """Want nothing more: the run ends with the state as it is."""
         self.limit = self.state.step
 
     @property
@@ -93,99 +125,145 @@ class Aggregation:
         return self.state.step >= self.limit
 
     @property
-    def weights(self) -> memoryview:
-        """The bytes of the weights that the open step is computed on."""
-        return as_frame(self.state.parameters.flat)
+    def weights_checksum(self) -> int:
+        self._open.compute_digests()
+        return int.from_bytes(self._open.weights_digest, "little")
 
-    def hidden(self, shard: int) -> memoryview:
-        """Return the bytes of the hidden state that the shard's open step starts from."""
-        return as_frame(self.state.hidden[shard])
+    def ids(self, first: int, last: int) -> memoryview:
+        """Return what these shards read at the open step."""
+        return as_frame(self.corpus.ids_at(first, last, self.state.step))
 
-    def batch(self, shard: int) -> Batch:
-        return self.corpus.batch_at(shard, self.state.step)
-
-    def assess(self, gradient: Gradient) -> Assessment:
-        """Return whether this gradient of an existing shard is wanted, or why not."""
-        step, shard = gradient.step, gradient.shard
-        is_accepted = shard in self._senders.get(step, ())
-        if step not in self._inputs or not is_accepted:
-            if step < self.state.step:
-                return Assessment.REPEAT_TOO_OLD
-            if step > self.state.step or self.closed:
-                return Assessment.NOT_OPEN
-        if not self._is_from_here(gradient):
+    def assess(self, result: UnitResult, payload: Payload) -> Assessment:
+        """Return whether this result is wanted, or why not."""
+        open_step = self.state.step
+        if result.step > open_step or (result.step == open_step and self.closed):
+            return Assessment.NOT_OPEN
+        step = self._steps.get(result.step)
+        if step is None or step.inputs is None:
+            return Assessment.REPEAT_TOO_OLD
+        step.compute_digests()
+        shards = slice(result.first, result.last + 1)
+        inputs = result.weights_digest, list(payload.digests)
+        if inputs != (step.weights_digest, step.hidden_digests[shards]):
             return Assessment.FROM_ANOTHER_STATE
-        if is_accepted:
-            _, accepted = self.accepted(shard, step)
-            same = accepted == digest_of(gradient)
-            return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
-        arrays = self._array(gradient.gradient), self._array(gradient.hidden)
-        finite = math.isfinite(gradient.loss) and all(map(_all_finite, arrays))
+        if any(shard in step.senders for shard in _shards(result)):
+            repeat = self._compare(result, payload)
+            if repeat is not None:
+                return repeat
+        hidden = (self._array(each) for each in payload.hidden)
+        finite = all(map(math.isfinite, payload.losses)) and all(map(_all_finite, hidden))
         return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
-    def _is_from_here(self, gradient: Gradient) -> bool:
-        """Whether it was computed from the hidden state that is held here."""
-        _, hidden = self._inputs[gradient.step]
-        return gradient.hidden_digest == digest(as_frame(hidden[gradient.shard]))
+    def _compare(self, result: UnitResult, payload: Payload) -> Assessment | None:
+        """Compare it with what was accepted; None where that is the same, and more is here."""
+        known: Digests = {}
+        for _, digests in self.accepted(result.step, result.first, result.last):
+            known |= digests
+        here = self.digests_of(result, payload)
+        if any(known[each] != here[each] for each in here.keys() & known.keys()):
+            return Assessment.REPEAT_DIFFERS
+        if any(shard not in known for shard in _shards(result)):
+            return None
+        compared = any(node in known for node in self._cover(result))
+        return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
 
-    def accept(self, gradient: Gradient, sender: Identities) -> None:
-        """Add a gradient that was assessed as WANTED."""
-        hidden = self._next_hidden[gradient.shard].reshape(-1)
-        hidden[:] = self._array(gradient.hidden)  # never a view of a received frame
-        self._senders[gradient.step][gradient.shard] = sender
-        self._undigested.append(gradient)
-        if len(self._undigested) > self.definition.shards:
-            self._digest_accepted()  # the limit where a mailbox never runs empty
-        self._gradients.add(gradient.shard, self._array(gradient.gradient))
-        self._losses.add(gradient.shard, gradient.loss)
+    def accept(self, result: UnitResult, payload: Payload, sender: Identities) -> list[int]:
+        """Add a result that was assessed as WANTED; return the shards that are accepted now."""
+        step = self._open
+        new = []
+        for node, frame in zip(self._cover(result), payload.sums, strict=True):
+            if not self._sums.has(node):
+                self._sums.put(node, self._array(frame))
+                step.delivered[node] = sender, frame
+                new += [i for i in range(node[0], node[1] + 1) if i not in step.senders]
+        for shard in new:
+            place = shard - result.first
+            hidden = self._next_hidden[shard].reshape(-1)
+            hidden[:] = self._array(payload.hidden[place])  # never a view of a received frame
+            step.senders[shard] = sender
+            step.losses[shard] = payload.losses[place]
+        return new
 
     def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
-        """Compute the missing digests: some 30 us for 120 kB, for which no step has to wait.
-
-        The frames of the gradients are released.
-        """
-        self._digest_accepted()
-
-    def _digest_accepted(self) -> None:
-        for gradient in self._undigested:
-            self._digests[gradient.step][gradient.shard] = digest_of(gradient)
-        self._undigested.clear()
+        """Compute digests, for which no step has to wait."""
+        self._open.compute_digests()
+        if (before := self._steps.get(self.state.step - 1)) is not None:
+            before.compute_checksums()
 
     @property
     def complete(self) -> bool:
-        return self._gradients.complete
+        return len(self._open.senders) == self.definition.shards
 
     def apply(self) -> None:
-        """Apply the open step, which is complete, and open the next one."""
+        """Apply the open step, which is complete, and open the next one.
+
+        NotFiniteError: the mean gradient is not finite; nothing has changed.
+        """
+        losses = [self._open.losses[shard] for shard in range(self.definition.shards)]
+        loss_sum = sum_in_tree(losses)
         self.state = apply(
             self.state,
             self.definition,
-            gradient_halves=self._gradients.halves(),
-            loss_sum=self._losses.result(),
+            gradient_halves=self._sums.halves(),
+            loss_sum=loss_sum,
             hidden=self._next_hidden,
         )
-        self.loss = self._losses.result() / self.definition.total_streams
-        self._open()
+        self.loss = loss_sum / self.definition.total_streams
+        self._start_step()
 
-    def accepted(self, shard: int, step: int) -> tuple[Identities, ResultDigest]:
-        """Return an accepted gradient's sender and digest; KeyError where it is too old."""
-        self._digest_accepted()
-        return self._senders[step][shard], self._digests[step][shard]
+    def not_finite(self) -> list[tuple[Identities, Range]]:
+        """Return the delivered nodes of the open step with values that are not finite."""
+        return [
+            (sender, node)
+            for node, (sender, frame) in self._open.delivered.items()
+            if not _all_finite(self._array(frame))
+        ]
+
+    def accepted(self, step: int, first: int, last: int) -> list[tuple[Identities, Digests]]:
+        """Return the digests of accepted shards and nodes within a range, each with its sender."""
+        record = self._steps[step]
+        if record is self._open:
+            hidden = {i: digest(as_frame(self._next_hidden[i])) for i in record.senders}
+        else:
+            self._steps[step + 1].compute_digests()
+            hidden = dict(enumerate(self._steps[step + 1].hidden_digests))
+        found: list[tuple[Identities, Digests]] = [
+            (sender, {i: (record.losses[i].hex(), hidden[i])})
+            for i, sender in record.senders.items()
+            if first <= i <= last
+        ]
+        sums = {
+            node: (sender, checksum(frame)) for node, (sender, frame) in record.delivered.items()
+        }
+        for node, (sender, of_sum) in (record.checksums | sums).items():
+            if first <= node[0] and node[1] <= last:
+                found.append((sender, {node: of_sum}))
+        return found
+
+    def digests_of(self, result: UnitResult, payload: Payload) -> Digests:
+        """Return the digests of a result's shards and nodes."""
+        shards = zip(_shards(result), payload.losses, payload.hidden, strict=True)
+        digests: Digests = {i: (loss.hex(), digest(hidden)) for i, loss, hidden in shards}
+        nodes = zip(self._cover(result), payload.sums, strict=True)
+        return digests | {node: checksum(frame) for node, frame in nodes}
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
         steps = [
             step
-            for step, of_shards in self._senders.items()
-            for sender in of_shards.values()
+            for step, record in self._steps.items()
+            for sender in _senders_of(record)
             if not senders.isdisjoint(sender)
         ]
         return min([at_most, *steps])
 
     def compute_again(self, shard: int, step: int) -> Compute:
-        """Have a unit computed here that was accepted; KeyError where it is too old."""
+        """Have a shard computed here, of a step that is remembered with its inputs."""
+        inputs = self._steps[step].inputs
+        if inputs is None:
+            raise KeyError(f"step {step} is too old to compute again")
+        weights, hidden = inputs
         batch = self.corpus.batch_at(shard, step)
-        weights, hidden = self._inputs[step]
         return Compute(
             shard=shard,
             step=step,
@@ -195,22 +273,23 @@ class Aggregation:
             ids=as_frame(batch.ids),
         )
 
+    def _cover(self, result: UnitResult) -> tuple[Range, ...]:
+        return cover(self.definition.shards, (result.first, result.last))
+
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)
 
 
-def as_frame(array: NDArray[Any]) -> memoryview:
-    """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return little.data.cast("B")
+def _shards(result: UnitResult) -> range:
+    return range(result.first, result.last + 1)
+
+
+def _senders_of(step: _Step) -> set[Identities]:
+    of_nodes = [sender for sender, _ in [*step.delivered.values(), *step.checksums.values()]]
+    return {*step.senders.values(), *of_nodes}
 
 
 def _all_finite(array: NDArray[Any]) -> bool:
     """Whether all values are finite; fast where the sum of their squares is."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
-
-
-def digest_of(result: Gradient | Computed) -> ResultDigest:
-    """Return a result's digest: two results of one unit must have the same."""
-    return checksum(result.gradient), result.loss.hex(), checksum(result.hidden)

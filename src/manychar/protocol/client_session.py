@@ -14,7 +14,15 @@ from typing import ClassVar
 from manychar.protocol import events, messages
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
 from manychar.protocol.events import DeadlinePassed, PeerError, ProtocolError, Received, Table, rows
-from manychar.protocol.messages import Dimensions, Heartbeat, Hello, Message, Reset, Welcome
+from manychar.protocol.messages import (
+    Dimensions,
+    Heartbeat,
+    Hello,
+    Message,
+    Reset,
+    RunAndTerm,
+    Welcome,
+)
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0
@@ -39,15 +47,14 @@ class ClientSession:
         self.next_heartbeat = now
         self.heard_at = now
 
-    def belongs(self, run_id: str, term: int) -> bool:
-        welcome = self.welcome
-        return welcome is not None and (welcome.run_id, welcome.term) == (run_id, term)
+    def belongs(self, run_and_term: RunAndTerm) -> bool:
+        return self.welcome is not None and self.welcome.run_and_term == run_and_term
 
     def concerns(self, message: Message) -> bool:
         """Whether the message is for this (run, term), or comes before there is one."""
         if isinstance(message, Hello | Welcome | messages.Refused | Reset):
             return True
-        return self.belongs(message.run_id, message.term)
+        return self.belongs(message.run_and_term)
 
     def is_stale(self, message: Welcome | Reset) -> bool:
         """Whether a message is from an earlier term of the run than this session has been in."""
@@ -56,7 +63,7 @@ class ClientSession:
 
     def enter(self, welcome: Welcome, now: float) -> bool:
         """Note the welcome; return whether this is another run or term than the one before."""
-        new = not self.belongs(welcome.run_id, welcome.term)
+        new = not self.belongs(welcome.run_and_term)
         self.welcome = welcome
         self.connecting = False
         self.next_heartbeat = now
@@ -168,18 +175,18 @@ class ClientMachine:
         welcome = session.welcomed()
         interval = min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
         session.next_heartbeat = now + interval
-        return [Send(self._progress(welcome.run_id, welcome.term))]
+        return [Send(self._progress(welcome.run_and_term))]
 
-    def _progress(self, run_id: str, term: int) -> Heartbeat:
-        return Heartbeat(run_id=run_id, term=term, slowest=0.0, computing=0.0, units=())
+    def _progress(self, run_and_term: RunAndTerm) -> Heartbeat:
+        return Heartbeat(**run_and_term, slowest=0.0, computing=0.0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED
         finish = Finish(event.code, event.reason)
         if (welcome := self.session.welcome) is None:
             return [finish]
-        run_id, term, text = welcome.run_id, welcome.term, messages.one_line(event.reason)
-        return [Send(messages.Goodbye(run_id=run_id, term=term, reason=text)), finish]
+        reason = messages.one_line(event.reason)
+        return [Send(messages.Goodbye(**welcome.run_and_term, reason=reason)), finish]
 
     def _suspended(self, event: events.Suspended, now: float) -> list[Effect]:
         """Do not count the time in which this process was stopped as silence of the server."""

@@ -3,10 +3,14 @@
 The first frame is a header: a msgpack map of at most 8 KiB with the message's type and its small
 fields, each of a stated kind and range. Tensors follow as raw frames; their number and lengths
 follow from the message's type and the run's dimensions, never from what the header claims.
+
+The header of a packed message is a fixed struct instead, which begins with a byte that begins no
+msgpack map: of those messages each step has two for every worker.
 """
 
 import dataclasses
 import enum
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
@@ -21,7 +25,7 @@ HEADER_BYTES = 8192
 MAX_BINARY = 64
 
 Check = Callable[[Any], Any]
-FrameRule = field.Tensor | field.Tensors | field.Records
+FrameRule = field.Tensor | field.Records
 
 
 class Layout(NamedTuple):
@@ -30,15 +34,21 @@ class Layout(NamedTuple):
     kind: type[Any]
     header: dict[str, Check]
     frames: dict[str, FrameRule]
+    struct: struct.Struct | None
 
     @classmethod
     def of(cls, kind: type[Any]) -> "Layout":
         """Derive it from the types of the fields; TypeError for one without a limit."""
         hints = get_type_hints(kind, include_extras=True)
+        hints = {each.name: hints[each.name] for each in dataclasses.fields(kind)}
         rules = {name: get_args(hint)[1:] for name, hint in hints.items()}
         frames = {n: r[0] for n, r in rules.items() if r and isinstance(r[0], FrameRule)}
-        header = {name: _check_of(hint) for name, hint in hints.items() if name not in frames}
-        return cls(kind, header, frames)
+        of_header = {name: hint for name, hint in hints.items() if name not in frames}
+        header = {name: _check_of(hint) for name, hint in of_header.items()}
+        packed = None
+        if kind.packed:
+            packed = struct.Struct("<2s" + "".join(field.PACKED[h] for h in of_header.values()))
+        return cls(kind, header, frames, packed)
 
 
 def _check_of(hint: Any) -> Check:
@@ -127,16 +137,26 @@ def _named(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
 LAYOUTS = {kind.__name__: Layout.of(kind) for kind in get_args(Message)}
 MAX_FRAMES = 1 + max(len(layout.frames) for layout in LAYOUTS.values())
 
+NO_MAP = 0xC1  # msgpack never uses it
+_PACKED_KINDS = [name for name, layout in LAYOUTS.items() if layout.struct]
+_CODES = {name: bytes((NO_MAP, number)) for number, name in enumerate(_PACKED_KINDS)}
+_KINDS = {code: name for name, code in _CODES.items()}
+
 
 def encode(message: Message) -> list[Frame]:
     """Return the frames of a message. ValueError if its header is too long."""
     kind = type(message).__name__
     layout, values = LAYOUTS[kind], vars(message)
-    fields = {name: values[name] for name in layout.header}
-    packed = msgpack.packb({"type": kind, **fields}, default=dataclasses.asdict)
+    frames = [rule.pack(values[name]) for name, rule in layout.frames.items()]
+    if layout.struct is not None:
+        fields = [values[name] for name in layout.header]
+        fields[0] = fields[0].encode()  # the name of the run
+        return [layout.struct.pack(_CODES[kind], *fields), *frames]
+    header = {name: values[name] for name in layout.header}
+    packed = msgpack.packb({"type": kind, **header}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
         raise ValueError(f"a {kind} header of {len(packed)} bytes")
-    return [packed, *(rule.pack(values[name]) for name, rule in layout.frames.items())]
+    return [packed, *frames]
 
 
 def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
@@ -147,7 +167,7 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"{len(frames)} frames")
-    header = _header(frames[0])
+    header = _unpacked(frames[0]) or _header(frames[0])
     kind = header.pop("type")
     layout = LAYOUTS.get(kind)
     if layout is None:
@@ -168,6 +188,19 @@ def _values(
     for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
         values[name] = _named(name, rule.unpack, frame, size, values)
     return values
+
+
+def _unpacked(frame: Frame) -> dict[str, Any] | None:
+    """Return the header of a packed message; None where it is no such message's."""
+    kind = _KINDS.get(bytes(frame[:2]))
+    if kind is None:
+        return None
+    layout = LAYOUTS[kind]
+    if layout.struct is None or len(frame) != layout.struct.size:
+        raise WireError(f"{kind}: a header of {len(frame)} bytes")
+    _, run_id, *others = layout.struct.unpack(frame)
+    values = [run_id.rstrip(b"\0").decode("ascii", "replace"), *others]
+    return {"type": kind, **dict(zip(layout.header, values, strict=True))}
 
 
 def _header(frame: Frame) -> dict[Any, Any]:

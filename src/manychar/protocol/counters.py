@@ -6,12 +6,12 @@ import enum
 class Counter(enum.StrEnum):
     """The identifier of each count. observability/status has a sentence for each."""
 
-    GRADIENTS_REPEATED = enum.auto()
-    GRADIENTS_CONFLICTING = enum.auto()
-    GRADIENTS_NOT_COMPARED = enum.auto()
-    GRADIENTS_NOT_OPEN = enum.auto()
-    GRADIENTS_FROM_WRONG_STATE = enum.auto()
-    GRADIENTS_NOT_FINITE = enum.auto()
+    UNITS_REPEATED = enum.auto()
+    UNITS_CONFLICTING = enum.auto()
+    UNITS_NOT_COMPARED = enum.auto()
+    UNITS_NOT_OPEN = enum.auto()
+    UNITS_FROM_WRONG_STATE = enum.auto()
+    UNITS_NOT_FINITE = enum.auto()
     GRANTS_RESENT = enum.auto()
     MESSAGES_BEFORE_READY = enum.auto()
     MESSAGES_FROM_STALE_SESSION = enum.auto()

@@ -55,11 +55,11 @@ class Show(Effect):
 
 
 class Append(Effect):
-    """Add to the journal: weights `step`, and the loss of the step that made them."""
+    """Add to the journal: weights `step`, their checksum, and the loss of the step before."""
 
     step: int
     loss: float
-    weights: Frame
+    digest: int
 
 
 class RecordMetrics(Effect):
@@ -75,7 +75,7 @@ class ComputeFingerprint(Effect):
 
 
 class Compute(Effect, kw_only=True):
-    """Compute one unit: Computed follows."""
+    """Compute one shard at one step: Computed follows."""
 
     shard: int
     step: int

@@ -3,10 +3,13 @@
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
 from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Frame, Message, Owner, Peer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass_transform(frozen_default=True)
@@ -33,12 +36,16 @@ class Received(Event):
 
 
 class Computed(Event):
-    """A unit was computed in `seconds`; the longest piece of work took `slowest` seconds."""
+    """A shard was computed in `seconds`; the longest piece of work took `slowest` seconds.
+
+    `weights_digest` is of the weights that were used; `gradient` is the array, shape (P,).
+    """
 
     shard: int
     step: int
+    weights_digest: bytes
     loss: float
-    gradient: Frame
+    gradient: "NDArray[Any]"
     hidden: Frame
     slowest: float
     seconds: float

@@ -19,6 +19,8 @@ NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
 
 DIGEST_BYTES = 4
+WORD_BYTES = 8
+LOSS_BYTES = 8
 MAX_ITEMS = 32
 MAX_ENTRIES = 24
 MAX_INTEGER = 2**53
@@ -57,6 +59,7 @@ Text = Annotated[
 Name = Annotated[str, Only(lambda v: NAME.fullmatch(v) is not None, f"not a name: {NAME_RULE}")]
 Dtype = Annotated[str, Only(lambda v: v in ("float32", "float64"), "neither float32 nor float64")]
 Digest = Annotated[bytes, Only(lambda v: len(v) == DIGEST_BYTES, "not a digest of 4 bytes")]
+Word = Annotated[bytes, Only(lambda v: len(v) == WORD_BYTES, "not a digest of 8 bytes")]
 Texts = Annotated[Mapping[Text, Text], AtMost(MAX_ENTRIES)]
 Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
 
@@ -68,36 +71,18 @@ Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
 class Tensor(NamedTuple):
     """A frame of exactly so many bytes; of at most so many where it is not `exact`."""
 
-    length: Callable[[Any], int]
+    length: Callable[[Any, Mapping[str, Any]], int]
     exact: bool = True
 
     def pack(self, value: Frame) -> Frame:
         return value
 
-    def unpack(self, frame: Frame, size: Any, _: Mapping[str, Any]) -> Frame:
+    def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> Frame:
         """Return the value, or raise WireError."""
-        length = self.length(size)
-        if self.exact:
-            return _exactly(length, frame)
-        if len(frame) > length:
-            raise WireError(f"{len(frame)} bytes, {length} allowed")
+        length = self.length(size, values)
+        if len(frame) > length or (self.exact and len(frame) < length):
+            raise WireError(f"{len(frame)} bytes, expected {length}")
         return frame
-
-
-class Tensors(NamedTuple):
-    """A tuple of equal tensors in one frame: as many as the field `per` has items."""
-
-    length: Callable[[Any], int]
-    per: str
-
-    def pack(self, value: Sequence[Frame]) -> Frame:
-        return b"".join(value)
-
-    def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> tuple[Frame, ...]:
-        """Return the value, without a copy, or raise WireError."""
-        length, count = self.length(size), len(values[self.per])
-        view = memoryview(_exactly(length * count, frame))
-        return tuple(view[i * length : (i + 1) * length] for i in range(count))
 
 
 class Records(NamedTuple):
@@ -121,7 +106,5 @@ class Records(NamedTuple):
         return tuple(self.type(*numbers[i : i + width]) for i in range(0, len(numbers), width))
 
 
-def _exactly(length: int, frame: Frame) -> Frame:
-    if len(frame) != length:
-        raise WireError(f"{len(frame)} bytes, expected {length}")
-    return frame
+# The header of a packed message: all its fields, one after the other.
+PACKED = {Name: "64s", Integer: "Q", Flag: "?", Number: "d", Word: f"{WORD_BYTES}s"}

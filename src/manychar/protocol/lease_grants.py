@@ -1,82 +1,95 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
-from manychar.protocol.aggregation import as_frame
 from manychar.protocol.counters import Counter
-from manychar.protocol.membership import Lease
-from manychar.protocol.messages import Grant, Peer, Revoke, Unit, Weights
+from manychar.protocol.membership import Lease, Member, runs_of
+from manychar.protocol.messages import Grant, NewWeights, Revoke, as_frame
 from manychar.protocol.server_part import ServerPart
 
 
 class LeaseGrants(ServerPart):
-    """Grants shards to workers, and grants each again until its gradient is accepted."""
+    """Grants ranges of shards to workers, and grants each again until its results are accepted."""
 
-    def rebalance(self, now: float) -> None:
-        """Spread the shards over the present workers, and grant the shards that have moved."""
-        busy = self._membership.holders()
-        revoked, given = self._membership.rebalance()
-        for peer in {lease.peer for lease in given} - busy:
-            self._membership.members[peer].tally.waits_until(now)
-        for lease in revoked:
+    def joined(self, now: float) -> None:
+        """Give a new worker, or one that answers again, what nobody holds; more after the step."""
+        self._membership.come()
+        self._lease_unheld(now)
+
+    def lost(self, member: Member, now: float) -> None:
+        """Take the leases of a worker that is gone or silent, and lease their shards to others."""
+        self._revoke(self._membership.end_leases(member.peer))
+        self._lease_unheld(now)
+
+    def _lease_unheld(self, now: float) -> None:
+        idle = {each.peer for each in self._membership.workers()} - self._membership.holders()
+        for lease in self._membership.lease_unheld(self._aggregation.missing()):
+            if lease.peer in idle:
+                self._membership.members[lease.peer].tally.waits_until(now)
+            self.grant(lease, now)
+
+    def _revoke(self, leases: list[Lease]) -> None:
+        for lease in leases:
             if lease.peer in self._membership.members:
                 revoke = Revoke(**self._spec.run_and_term, lease=lease.number)
                 self._outbox.send(lease.peer, revoke)
-        for lease in given:
-            self.grant(lease, now)
 
-    def renew(self, shard: int, now: float) -> None:
-        """Give the holder a new lease on its shard: what it has of the old one is void."""
-        old = self._membership.leases[shard]
-        new = self._membership.lease(shard, old.peer)
+    def renew(self, old: Lease, now: float) -> None:
+        """Give the holder a new lease on its range: what it has of the old one is void."""
+        del self._membership.leases[old.number]
+        new = self._membership.lease(old.shards, old.peer)
         new.renewed = old.renewed + 1
         self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
-        if not self._aggregation.is_missing(lease.shard):
-            return
-        lease.begun = True
+        """Grant what is missing of the lease's range: a grant for each contiguous part."""
         lease.ask(self._step, now)
-        batch = self._aggregation.batch(lease.shard)
-        grant = Grant(
-            **self._spec.run_and_term,
-            lease=lease.number,
-            shard=lease.shard,
-            step=self._step,
-            fresh=batch.fresh,
-            weights=self._aggregation.weights,
-            hidden=self._aggregation.hidden(lease.shard),
-            ids=as_frame(batch.ids),
-        )
-        self._outbox.send(lease.peer, grant)
+        aggregation = self._aggregation
+        for first, last in runs_of(filter(aggregation.is_missing, lease.numbers)):
+            grant = Grant(
+                **self._spec.run_and_term,
+                lease=lease.number,
+                lease_first=lease.shards[0],
+                lease_last=lease.shards[1],
+                first=first,
+                last=last,
+                step=self._step,
+                fresh=aggregation.is_fresh,
+                weights=aggregation.weights,
+                hidden=as_frame(aggregation.state.hidden[first : last + 1]),
+                ids=aggregation.ids(first, last),
+            )
+            self._outbox.send(lease.peer, grant)
 
     def broadcast(self, now: float) -> None:
-        """Send new weights with the step they open, and begin leases that could not begin."""
-        for peer in self._membership.holders():
-            self._membership.members[peer].tally.waits_until(now)
-        begun: dict[Peer, list[Lease]] = {}
+        """Send the new weights, with the unit that they open, to each holder of a range.
+
+        A holder that computed all of its range at the step before has the hidden states.
+        """
+        revoked, _ = self._membership.cut_anew()
+        self._revoke(revoked)
+        aggregation = self._aggregation
         for lease in self._membership.leases.values():
-            if lease.begun:
-                begun.setdefault(lease.peer, []).append(lease)
-            else:
+            self._membership.members[lease.peer].tally.waits_until(now)
+            if not self._membership.can_continue(lease):
                 self.grant(lease, now)
-        for peer, leases in begun.items():
-            batches = [self._aggregation.batch(lease.shard) for lease in leases]
-            units = [
-                Unit(lease.number, lease.shard, self._step, batch.fresh)
-                for lease, batch in zip(leases, batches, strict=True)
-            ]
-            weights = Weights(
+                continue
+            lease.ask(self._step, now)
+            first, last = lease.shards
+            weights = NewWeights(
                 **self._spec.run_and_term,
-                version=self._step,
-                weights=self._aggregation.weights,
-                units=tuple(units),
-                ids=tuple(as_frame(batch.ids) for batch in batches),
+                lease=lease.number,
+                first=first,
+                last=last,
+                step=self._step,
+                fresh=aggregation.is_fresh,
+                weights=aggregation.weights,
+                ids=aggregation.ids(first, last),
             )
-            self._outbox.send(peer, weights)
+            self._outbox.send(lease.peer, weights)
 
     def ask_again(self, now: float) -> None:
-        """Grant a shard again whose gradient is overdue, unless its worker reports computing it."""
+        """Grant again what is overdue, unless its worker reports computing it."""
         for lease in list(self._membership.leases.values()):
-            if not self._aggregation.is_missing(lease.shard):
+            if not any(map(self._aggregation.is_missing, lease.numbers)):
                 continue
             if lease.asked_step != self._step:
                 lease.ask(self._step, now)

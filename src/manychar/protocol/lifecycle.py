@@ -10,13 +10,14 @@ any ──a failure, a wrong result in the weights, a newer server──▶ FINI
 import enum
 import math
 
+from manychar.numerics.clipped_adagrad import NotFiniteError
 from manychar.protocol import effects, events
-from manychar.protocol.aggregation import as_frame
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import RUN_FAILED, Finish
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.messages import Done, Level, Reset, one_line
+from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.status_report import StatusReport
 
@@ -69,6 +70,8 @@ class Lifecycle(ServerPart):
             self.save(now)
         elif (
             self._aggregation.complete
+            and not self._aggregation.closed
+            and not self._conflicting_results.not_finite
             and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
             and not self._early_stopping.waits(self._step)
         ):
@@ -77,7 +80,11 @@ class Lifecycle(ServerPart):
 
     def _apply_step(self, now: float) -> None:
         """Apply the open step; send, record and save the new weights."""
-        self._aggregation.apply()
+        try:
+            self._aggregation.apply()
+        except NotFiniteError:
+            self._not_finite()
+            return
         self._status_report.applied(now)
         step, state, operation = self._step, self._aggregation.state, self._spec.operation
         ends = (
@@ -87,8 +94,8 @@ class Lifecycle(ServerPart):
         )
         if not ends:
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
-        loss, weights = self._aggregation.loss, as_frame(state.parameters.flat)
-        self._outbox.add(effects.Append(step, loss, weights))
+        loss, checksum = self._aggregation.loss, self._aggregation.weights_checksum
+        self._outbox.add(effects.Append(step, loss, checksum))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self._outbox.add(effects.RecordMetrics(self._status_report.figures(now)))
         if ends:
@@ -100,6 +107,14 @@ class Lifecycle(ServerPart):
         if _is_due(step, operation.sample_every):
             self._status_report.show(now)
             self._outbox.show(self._status_report.weights())
+
+    def _not_finite(self) -> None:
+        """Compute again what is not finite, to know whether its sender was wrong."""
+        step, found = self._step, self._aggregation.not_finite()
+        for sender, node in found:
+            self._conflicting_results.begin(sender, step, node, {}, finite=False)
+        if not found:
+            self.finish(RUN_FAILED, f"the sum of the gradients of step {step} is not finite")
 
     # The end.
 
@@ -151,8 +166,12 @@ class Lifecycle(ServerPart):
         self.phase = RunPhase.FINISHED
 
     def computed(self, event: events.Computed, now: float) -> None:
-        if (step := self._conflicting_results.settle(event, now)) is not None:
-            self.resume_before(step)
+        for conflict in self._conflicting_results.computed(event):
+            if (step := self._conflicting_results.settle(conflict, now)) is not None:
+                self.resume_before(step)
+            elif not conflict.finite and not conflict.found_wrong:
+                what = f"step {conflict.step}, {shards_named(*conflict.shards)}"
+                self.finish(RUN_FAILED, f"a loss, gradient or hidden state is not finite: {what}")
 
     def resume_before(self, step: int) -> None:
         """End this term, and have every peer join the next one. Nothing follows.

@@ -1,16 +1,19 @@
 """The peers that are connected, and the leases of the workers.
 
-A peer is one connection. A lease assigns a shard to a worker until it is revoked; leases are spread
-evenly over the workers, and a change moves as few of them as it can.
+A peer is one connection. A lease assigns a range of shards to a worker until it is revoked. Between
+two steps each worker holds one range at most; within a step, shards that nobody holds are leased in
+addition, and what somebody holds stays.
 """
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
 from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
+from manychar.protocol.range_cut import cut
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -83,30 +86,34 @@ class Member:
         A worker that computes reads no messages: it may not know of a unit that was granted since.
         """
         return any(
-            unit.flag == UnitState.COMPUTING
-            or (unit.lease == lease and unit.step == step and unit.flag == UnitState.QUEUED)
+            unit.state == UnitState.COMPUTING
+            or (unit.lease == lease and unit.step == step and unit.state == UnitState.QUEUED)
             for unit in self.units
         )
 
 
 @dataclasses.dataclass
 class Lease:
-    """One shard at one worker. `begun` once a Grant has gone out.
+    """A range of shards at one worker.
 
     `asked_step` was granted at `asked_at`, and is granted again after `resend_after` seconds: at
     first `first_resend_after`, time for two heartbeats, then twice as long each time. `renewed` is
-    how often in a row the lease was renewed because a gradient was computed from another state.
+    how often in a row the lease was renewed because a unit was computed from another state.
     """
 
     number: int
-    shard: int
+    shards: Range
     peer: Peer
-    begun: bool = False
     asked_step: int = -1
     asked_at: float = 0.0
     first_resend_after: float = FIRST_RESEND_AFTER
     resend_after: float = FIRST_RESEND_AFTER
     renewed: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its shards."""
+        return range(self.shards[0], self.shards[1] + 1)
 
     def ask(self, step: int, now: float) -> None:
         again = self.asked_step == step
@@ -116,7 +123,7 @@ class Lease:
 
 
 class Membership:
-    """The members by peer, as they joined, and the leases by shard.
+    """The members by peer, as they joined, and the leases by number.
 
     `silence` is the lease timeout in seconds.
     """
@@ -128,6 +135,8 @@ class Membership:
         self._silence = silence
         self._numbers = 0
         self._takeovers = [0] * shards
+        self._accepted_under = [0] * shards
+        self._must_cut = False
 
     def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
         role = Role(hello.role)
@@ -174,31 +183,81 @@ class Membership:
     def leases_of(self, peer: Peer) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.peer == peer]
 
-    def rebalance(self) -> tuple[list[Lease], list[Lease]]:
-        """Spread the shards over the present workers; return leases revoked and given."""
-        holders = {shard: lease.peer for shard, lease in self.leases.items()}
-        wanted = spread(self._shards, holders, [member.peer for member in self.workers()])
-        revoked = [each for each in self.leases.values() if wanted.get(each.shard) != each.peer]
-        for lease in revoked:
-            del self.leases[lease.shard]
-            if self.state_of(lease.peer) is PeerState.SILENT:
-                self._takeovers[lease.shard] += 1
-        missing = [item for item in sorted(wanted.items()) if item[0] not in self.leases]
-        return revoked, [self.lease(shard, peer) for shard, peer in missing]
-
-    def lease(self, shard: int, peer: Peer) -> Lease:
+    def lease(self, shards: Range, peer: Peer) -> Lease:
         self._numbers += 1
         first = max(FIRST_RESEND_AFTER, self._silence / 2)
-        lease = self.leases[shard] = Lease(self._numbers, shard, peer, first_resend_after=first)
+        lease = Lease(self._numbers, shards, peer, first_resend_after=first)
+        self.leases[lease.number] = lease
         return lease
 
-    def accepted(self, shard: int, peer: Peer) -> None:
-        """Note that a gradient of the shard was accepted, from any peer: its counts start again."""
-        self._takeovers[shard] = 0
-        if (lease := self.leases.get(shard)) is not None:
-            lease.renewed = 0
-            if lease.peer != peer:
-                lease.begun = False  # it lacks the next hidden state: a Grant brings it
+    def come(self) -> None:
+        """Note that the workers have changed: the ranges are cut anew after this step."""
+        self._must_cut = True
+
+    def end_leases(self, peer: Peer) -> list[Lease]:
+        """Remove and return the leases of a worker that is gone or silent."""
+        ended = self.leases_of(peer)
+        for lease in ended:
+            del self.leases[lease.number]
+            if self.state_of(peer) is PeerState.SILENT:
+                for shard in lease.numbers:
+                    self._takeovers[shard] += 1
+        self._must_cut = True
+        return ended
+
+    def lease_unheld(self, missing: Iterable[int]) -> list[Lease]:
+        """Lease those of the missing shards that nobody holds to the present workers."""
+        workers = self.workers()
+        held = {shard for lease in self.leases.values() for shard in lease.numbers}
+        unheld = runs_of(shard for shard in missing if shard not in held)
+        if not workers or not unheld:
+            return []
+        self._must_cut = True
+        return [
+            self.lease(shards, worker.peer)
+            for run in unheld
+            for worker, shards in zip(workers, cut(run, [1.0] * len(workers)), strict=True)
+            if shards is not None
+        ]
+
+    def cut_anew(self) -> tuple[list[Lease], list[Lease]]:
+        """Between two steps: give each worker one range; return leases revoked and given.
+
+        Workers keep the order of their ranges, so that few shards move.
+        """
+        if not self._must_cut:
+            return [], []
+        self._must_cut = False
+        position = {lease.peer: lease.shards[0] for lease in reversed(self.leases.values())}
+        workers = sorted(self.workers(), key=lambda w: position.get(w.peer, self._shards))
+        wanted: dict[Peer, Range] = {}
+        if workers:
+            ranges = cut((0, self._shards - 1), [1.0] * len(workers))
+            wanted = {w.peer: r for w, r in zip(workers, ranges, strict=True) if r is not None}
+        kept, revoked = set(), []
+        for lease in list(self.leases.values()):
+            if wanted.get(lease.peer) == lease.shards and lease.peer not in kept:
+                kept.add(lease.peer)
+            else:
+                revoked.append(self.leases.pop(lease.number))
+        given = [self.lease(r, peer) for peer, r in wanted.items() if peer not in kept]
+        return revoked, given
+
+    def accepted(self, shards: Iterable[int], peer: Peer, lease: int) -> None:
+        """Note that a unit's shards were accepted, from any peer: their counts start again."""
+        held = self.leases.get(lease)
+        under = lease if held is not None and held.peer == peer else 0
+        for shard in shards:
+            self._takeovers[shard] = 0
+            self._accepted_under[shard] = under
+        if held is not None:
+            held.renewed = 0
+
+    def can_continue(self, lease: Lease) -> bool:
+        """Whether its holder computed the step before under this lease: it has the hidden states."""
+        first, last = lease.shards
+        under = self._accepted_under[first : last + 1]
+        return under.count(lease.number) == len(under)
 
     def limit(self, member: Member) -> float:
         """Return how long this member may be silent, in seconds.
@@ -207,31 +266,20 @@ class Membership:
         lost connection. The limit doubles with each takeover of what it holds, so that no unit can
         be too long for every worker.
         """
-        held = [self._takeovers[lease.shard] for lease in self.leases_of(member.peer)]
+        held = [
+            max(self._takeovers[i] for i in each.numbers) for each in self.leases_of(member.peer)
+        ]
         takeovers = max(held, default=0)
         longest = max(self._silence, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
-def spread(shards: int, holders: Mapping[int, Peer], workers: Sequence[Peer]) -> dict[int, Peer]:
-    """Return the holder of each shard: evenly, and as much as possible as before.
-
-    `holders` maps shards to their present holders; `workers` are in the order in which they
-    joined. Each keeps its lowest shards, because it computes those first. Where the numbers differ
-    by one, the larger ones go to the workers with most shards, so that few move.
-    """
-    if not workers:
-        return {}
-    held: dict[Peer, list[int]] = {worker: [] for worker in workers}
-    for shard in range(shards):
-        if (holder := holders.get(shard)) in held:
-            held[holder].append(shard)
-    smallest, larger = divmod(shards, len(workers))
-    by_load = sorted(workers, key=lambda worker: -len(held[worker]))
-    quota = {worker: smallest + (rank < larger) for rank, worker in enumerate(by_load)}
-    kept = {shard: worker for worker in workers for shard in held[worker][: quota[worker]]}
-    free = iter([shard for shard in range(shards) if shard not in kept])
-    for worker in workers:
-        for _ in range(quota[worker] - len(held[worker])):
-            kept[next(free)] = worker
-    return kept
+def runs_of(shards: Iterable[int]) -> list[Range]:
+    """Return the maximal ranges of contiguous shards."""
+    runs: list[Range] = []
+    for shard in sorted(shards):
+        if runs and runs[-1][1] == shard - 1:
+            runs[-1] = runs[-1][0], shard
+        else:
+            runs.append((shard, shard))
+    return runs

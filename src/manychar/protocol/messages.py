@@ -1,18 +1,33 @@
 """The messages: adding one, or a field, is a change here alone (`codec.py` derives the bytes).
 
-`term` rises each time the server of a run starts. The identity of a unit is (run, term, step,
-shard). Tensors are raw and little-endian, in the shapes that `Dimensions` gives.
+`term` rises each time the server of a run starts, and `session` is its random number: another one
+is another term. A unit is a range of shards at one step. Tensors are raw and little-endian, in the
+shapes that `Dimensions` gives.
 """
 
 import dataclasses
 import enum
 import functools
+import struct
 import zlib
-from typing import Annotated, NamedTuple, dataclass_transform
+from collections.abc import Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    TypedDict,
+    dataclass_transform,
+)
 
+from manychar.numerics.tree_reduction import cover, largest_cover
 from manychar.protocol import field_types as field
 
-WIRE_VERSION = 2  # rises with every release that changes the messages
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WIRE_VERSION = 3  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection
@@ -23,6 +38,12 @@ PAGE_LENGTH = 7  # workers in one Status: with the longest names and all counts 
 def one_line(text: str) -> str:
     """Return a text as a message can carry it: printable, on one line, not too long."""
     return "".join(c if c.isprintable() else " " for c in text)[: field.TEXT_LENGTH]
+
+
+def as_frame(array: "NDArray[Any]") -> memoryview:
+    """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return little.data.cast("B")
 
 
 def digest(frame: Frame) -> bytes:
@@ -73,19 +94,26 @@ class UnitState(enum.IntEnum):
 
 
 class Unit(NamedTuple):
-    """One shard at one step, under a lease. `flag`: `fresh` from the server, a UnitState to it."""
+    """The shards `first` … `last` at one step, under a lease; `state` is a UnitState."""
 
     lease: field.Integer
-    shard: field.Integer
+    first: field.Integer
+    last: field.Integer
     step: field.Integer
-    flag: field.Integer
+    state: field.Integer
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class _Structure:
-    """The base of what has fields on the wire: frozen dataclasses, made by keywords."""
+    """The base of what has fields on the wire: frozen dataclasses, made by keywords.
 
-    def __init_subclass__(cls) -> None:
+    The header of a `packed` message, of which there are many a step, is a fixed struct.
+    """
+
+    packed: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, packed: bool = False) -> None:
+        cls.packed = packed
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -126,12 +154,47 @@ class Dimensions(_Structure):
         return self.id_bytes * self.streams * (self.seq_length + 1)
 
 
-ParametersFrame = Annotated[Frame, field.Tensor(lambda size: size.parameters_bytes)]
-HiddenFrame = Annotated[Frame, field.Tensor(lambda size: size.hidden_bytes)]
-IdsFrame = Annotated[Frame, field.Tensor(lambda size: size.ids_bytes)]
-IdsOfUnits = Annotated[tuple[Frame, ...], field.Tensors(lambda size: size.ids_bytes, per="units")]
-Units = Annotated[tuple[Unit, ...], field.Records(Unit, lambda size: 2 * size.shards)]
-Vocabulary = Annotated[Frame, field.Tensor(lambda _: 4 * 0x110000, exact=False)]
+def most_units(size: Dimensions) -> int:
+    """Return how many units one heartbeat can list: within a step, leases are added."""
+    return 4 * size.shards + 4
+
+
+def shards_in(values: Mapping[str, int]) -> int:
+    """Return the number of shards of a message from `first` to `last`."""
+    return values["last"] - values["first"] + 1
+
+
+def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
+    first, last = values["first"], values["last"]
+    if not first <= last < size.shards:
+        raise field.WireError(f"shards {first} … {last} of {size.shards}")
+    nodes = len(cover(size.shards, (first, last)))
+    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
+    return nodes * size.parameters_bytes + shards_in(values) * of_shard
+
+
+def largest_payload(size: Dimensions) -> int:
+    """Return the length of the longest payload of a unit's result: no range has more nodes."""
+    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
+    return largest_cover(size.shards) * size.parameters_bytes + size.shards * of_shard
+
+
+ParametersFrame = Annotated[Frame, field.Tensor(lambda size, _: size.parameters_bytes)]
+HiddenFrame = Annotated[
+    Frame, field.Tensor(lambda size, values: shards_in(values) * size.hidden_bytes)
+]
+IdsFrame = Annotated[Frame, field.Tensor(lambda size, values: shards_in(values) * size.ids_bytes)]
+PayloadFrame = Annotated[Frame, field.Tensor(_payload_bytes)]
+Units = Annotated[tuple[Unit, ...], field.Records(Unit, most_units)]
+Vocabulary = Annotated[Frame, field.Tensor(lambda *_: 4 * 0x110000, exact=False)]
+
+
+class RunAndTerm(TypedDict):
+    """The fields by which a message belongs to one server of one run."""
+
+    run_id: str
+    term: int
+    session: int
 
 
 class _InRun(_Structure):
@@ -139,6 +202,11 @@ class _InRun(_Structure):
 
     run_id: field.Name
     term: field.Integer
+    session: field.Integer
+
+    @property
+    def run_and_term(self) -> RunAndTerm:
+        return {"run_id": self.run_id, "term": self.term, "session": self.session}
 
 
 class Hello(_Structure):
@@ -183,10 +251,17 @@ class Reset(_InRun):
 
 
 class Grant(_InRun):
-    """A lease and its first unit's inputs. A repeated grant is answered with the same gradient."""
+    """A unit to compute, with its inputs: hidden states and ids of its shards.
+
+    The lease is of the shards `lease_first` … `lease_last`; those that are accepted already are not
+    granted. A repeated grant is answered with the same bytes.
+    """
 
     lease: field.Integer
-    shard: field.Integer
+    lease_first: field.Integer
+    lease_last: field.Integer
+    first: field.Integer
+    last: field.Integer
     step: field.Integer
     fresh: field.Flag
     weights: ParametersFrame
@@ -194,31 +269,75 @@ class Grant(_InRun):
     ids: IdsFrame
 
 
+class NewWeights(_InRun, packed=True):
+    """The weights of a step, and the next unit of a holder: all shards of its lease."""
+
+    lease: field.Integer
+    first: field.Integer
+    last: field.Integer
+    step: field.Integer
+    fresh: field.Flag
+    weights: ParametersFrame
+    ids: IdsFrame
+
+
 class Weights(_InRun):
-    """Weights after `version` updates: they acknowledge all steps below, and list units."""
+    """Weights after `version` updates, to an observer."""
 
     version: field.Integer
     weights: ParametersFrame
-    units: Units
-    ids: IdsOfUnits
 
 
 class Revoke(_InRun):
-    """The lease has moved to another worker. The unit in hand may still be sent."""
+    """The lease has ended. The unit in hand may still be sent."""
 
     lease: field.Integer
 
 
-class Gradient(_InRun):
-    """One shard's loss and gradient, summed over its streams, and the next hidden state."""
+class UnitResult(_InRun, packed=True):
+    """What a worker computed: a `Payload`; `seconds` is how long a shard took."""
 
     lease: field.Integer
-    shard: field.Integer
+    first: field.Integer
+    last: field.Integer
     step: field.Integer
-    hidden_digest: field.Digest
-    loss: field.AnyNumber
-    gradient: ParametersFrame
-    hidden: HiddenFrame
+    weights_digest: field.Word
+    seconds: field.Number
+    payload: PayloadFrame
+
+
+class Payload(NamedTuple):
+    """The tensors of a unit's result, in this order in one frame.
+
+    `sums` are the gradient's over the nodes of the range's cover; the others are by shard: the next
+    hidden state, the loss, summed over its streams, and the digest of the input hidden state.
+    """
+
+    sums: Sequence[Frame]
+    hidden: Sequence[Frame]
+    losses: Sequence[float]
+    digests: Sequence[bytes]
+
+    def pack(self) -> bytes:
+        losses = struct.pack(f"<{len(self.losses)}d", *self.losses)
+        return b"".join([*self.sums, *self.hidden, losses, *self.digests])
+
+    @classmethod
+    def of(cls, result: UnitResult, size: Dimensions) -> "Payload":
+        """Return views on a result's frame, whose length the codec has checked."""
+        nodes = len(cover(size.shards, (result.first, result.last)))
+        count = result.last - result.first + 1
+        view = memoryview(result.payload)
+        sums, at = _cut(view, 0, nodes, size.parameters_bytes)
+        hidden, at = _cut(view, at, count, size.hidden_bytes)
+        losses = struct.unpack_from(f"<{count}d", view, at)
+        digests, _ = _cut(view, at + count * field.LOSS_BYTES, count, field.DIGEST_BYTES)
+        return cls(sums, hidden, losses, [bytes(each) for each in digests])
+
+
+def _cut(view: memoryview, start: int, count: int, length: int) -> tuple[list[memoryview], int]:
+    ends = range(start + length, start + length * count + 1, length)
+    return [view[end - length : end] for end in ends], start + length * count
 
 
 class Heartbeat(_InRun):
@@ -327,8 +446,19 @@ class Done(_InRun):
     reason: field.Text
 
 
-FromMember = Ready | Gradient | Heartbeat | Goodbye | Stop | WeightsRequest | Unban
+FromMember = Ready | UnitResult | Heartbeat | Goodbye | Stop | WeightsRequest | Unban
 FromServer = (
-    Welcome | Refused | Reset | Grant | Weights | Revoke | Alive | Status | Notice | Unbanned | Done
+    Welcome
+    | Refused
+    | Reset
+    | Grant
+    | NewWeights
+    | Weights
+    | Revoke
+    | Alive
+    | Status
+    | Notice
+    | Unbanned
+    | Done
 )
 Message = Hello | FromMember | FromServer

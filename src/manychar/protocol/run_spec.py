@@ -2,28 +2,22 @@
 
 import dataclasses
 import functools
+import secrets
 from collections.abc import Mapping
-from typing import TypedDict
 
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState
-from manychar.protocol.messages import Dimensions
+from manychar.protocol.messages import Dimensions, RunAndTerm
 from manychar.protocol.run_operation import Operation
 
 
-class RunAndTerm(TypedDict):
-    """The fields that a server gives each of its messages."""
-
-    run_id: str
-    term: int
-
-
-# 13 fields: all that a server is started with, in one value.
+# 14 fields: all that a server is started with, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """What one server needs to serve a run. `banned` gives the reason for the ban by worker's name.
 
+    `session` tells two servers apart that have the same term: the run's directory was copied.
     `seconds_before` is how long the run took before this server started. `validation_losses` are
     the known ones in nats a character, by step; `unvalidated` are the steps of the checkpoints on
     disk that have none yet.
@@ -42,6 +36,7 @@ class RunSpec:
     seconds_before: float = 0.0
     validation_losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     unvalidated: tuple[int, ...] = ()
+    session: int = dataclasses.field(default_factory=lambda: secrets.randbits(53))
 
     @functools.cached_property
     def dimensions(self) -> Dimensions:
@@ -50,7 +45,7 @@ class RunSpec:
     @functools.cached_property
     def run_and_term(self) -> RunAndTerm:
         """What a message is constructed with, beside its own fields."""
-        return {"run_id": self.run_id, "term": self.term}
+        return {"run_id": self.run_id, "term": self.term, "session": self.session}
 
 
 def dimensions_of(definition: Definition, vocabulary_size: int) -> Dimensions:

@@ -29,8 +29,9 @@ from manychar.protocol.events import PeerError, ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState
-from manychar.protocol.messages import FromMember, Gradient, KeyRole, Owner, Peer, Stop
+from manychar.protocol.messages import FromMember, KeyRole, Owner, Payload, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
+from manychar.protocol.range_cut import shards_named
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server_part import Shared
 from manychar.protocol.status_report import StatusReport
@@ -130,7 +131,7 @@ class ParameterServer:
 
     def _received_from_member(self, peer: Peer, message: FromMember, now: float) -> None:
         member = self.membership.members.get(peer)
-        if member is None or (message.run_id, message.term) != (self.spec.run_id, self.spec.term):
+        if member is None or message.run_and_term != self.spec.run_and_term:
             if not isinstance(message, messages.Goodbye):  # its sender has closed the connection
                 self.outbox.count(Counter.MESSAGES_FROM_STALE_SESSION)
             self.outbox.send(peer, messages.Reset(**self.spec.run_and_term))
@@ -160,31 +161,34 @@ class ParameterServer:
             stop = events.StopRequested(STOPPED, f"stopped by {member.name}", now + STOP_WITHIN)
             self.lifecycle.stop(stop, now)
 
-    def _gradient(self, member: Member, gradient: Gradient, now: float) -> None:
-        if gradient.shard >= self.dimensions.shards:
-            raise PeerError(f"a gradient of shard {gradient.shard}")
-        what = f"step {gradient.step}, shard {gradient.shard}"
-        match assessment := self.aggregation.assess(gradient):
+    def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
+        payload = Payload.of(result, self.dimensions)
+        shards = result.first, result.last
+        match assessment := self.aggregation.assess(result, payload):
             case Assessment.WANTED:
-                self._accept(member, gradient, now)
+                accepted = self.aggregation.accept(result, payload, member.identities)
+                self.membership.accepted(accepted, member.peer, result.lease)
+                member.tally.accepted += len(accepted)
+                member.tally.delivered_at = now
                 return
             case Assessment.NOT_OPEN if self.lifecycle.phase is not _SAVING:
-                raise PeerError(f"a gradient of {what}, which is not open yet")
-            case Assessment.NOT_FINITE:
-                reason = f"{member.name} sent a loss or gradient that is not finite: {what}"
-                self.lifecycle.finish(RUN_FAILED, reason)
-            case Assessment.REPEAT_DIFFERS:
-                self.conflicting_results.begin(member, gradient)
+                what = f"step {result.step}, {shards_named(*shards)}"
+                raise PeerError(f"a result of {what}, which is not open yet")
+            case Assessment.REPEAT_DIFFERS | Assessment.NOT_FINITE:
+                what = f"step {result.step}, {shards_named(*shards)}"
+                problem = "is not finite" if assessment is Assessment.NOT_FINITE else "differs"
+                self.outbox.warn(f"what {member.name} sent for {what} {problem}: computed again")
+                self.conflicting_results.begin(
+                    member.identities,
+                    result.step,
+                    shards,
+                    self.aggregation.digests_of(result, payload),
+                    finite=assessment is not Assessment.NOT_FINITE,
+                )
             case Assessment.FROM_ANOTHER_STATE:
-                self.admission.from_wrong_state(member, gradient, now)
+                self.admission.from_wrong_state(member, result, now)
         member.tally.dropped += 1
         self.outbox.count(Counter(assessment.value))
-
-    def _accept(self, member: Member, gradient: Gradient, now: float) -> None:
-        self.aggregation.accept(gradient, member.identities)
-        member.tally.accepted += 1
-        member.tally.delivered_at = now
-        self.membership.accepted(gradient.shard, member.peer)
 
     # Tables of transitions: states, event or message, handler, the states that may follow.
 
@@ -219,9 +223,9 @@ class ParameterServer:
         admission = self.admission
         return {
             **rows((_ADMITTED,), (messages.Ready,), admission.ready, _WORKING, _UNKNOWN),
-            **rows((_ADMITTED,), (Gradient,), admission.not_ready),
+            **rows((_ADMITTED,), (UnitResult,), admission.not_ready),
             **rows((_WORKING,), (messages.Ready,), admission.ready, _WORKING, _UNKNOWN),
-            **rows((_WORKING,), (Gradient,), self._gradient, _WORKING, _UNKNOWN),
+            **rows((_WORKING,), (UnitResult,), self._unit_result, _WORKING, _UNKNOWN),
             **rows((_OBSERVING,), (Stop,), self._stop_by_operator),
             **rows((_OBSERVING,), (messages.WeightsRequest,), self.status_report.send_weights),
             **rows((_OBSERVING,), (messages.Unban,), admission.unban),

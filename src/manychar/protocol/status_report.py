@@ -7,10 +7,10 @@ until the weights of a step that it can compute are sent; the rest of its time i
 import dataclasses
 
 from manychar.protocol import messages
-from manychar.protocol.aggregation import as_frame
 from manychar.protocol.events import DiskWaited
 from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
+from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 
 FIGURES_EVERY = 0.2
@@ -107,8 +107,8 @@ class StatusReport(ServerPart):
     def pages(self, now: float) -> list[Status]:
         """Return the run's figures and all workers, in as many messages as it takes."""
         shards: dict[Peer, list[int]] = {}
-        for shard, lease in self._membership.leases.items():
-            shards.setdefault(lease.peer, []).append(shard)
+        for lease in self._membership.leases.values():
+            shards.setdefault(lease.peer, []).extend(lease.numbers)
         entries = [self._entry(m, shards.get(m.peer, []), now) for m in self._listed()]
         figures = self.figures(now)
         return [
@@ -147,9 +147,8 @@ class StatusReport(ServerPart):
 
     def weights(self) -> Weights:
         state = self._aggregation.state
-        weights = as_frame(state.parameters.flat)
-        run_and_term = self._spec.run_and_term
-        return Weights(**run_and_term, version=state.step, weights=weights, units=(), ids=())
+        weights = self._aggregation.weights
+        return Weights(**self._spec.run_and_term, version=state.step, weights=weights)
 
     def send_weights(self, member: Member, message: messages.WeightsRequest, now: float) -> None:
         self._outbox.send(member.peer, self.weights())
@@ -161,9 +160,9 @@ class StatusReport(ServerPart):
             awaited = self._early_stopping.awaited_before(self._step) or [self._step]
             return f"the validation loss of step {', '.join(map(str, awaited))}"
         late = [
-            f"{self._membership.members[lease.peer].name} (shard {shard})"
-            for shard, lease in self._membership.leases.items()
-            if self._aggregation.is_missing(shard)
+            f"{self._membership.members[lease.peer].name} ({shards_named(*lease.shards)})"
+            for lease in self._membership.leases.values()
+            if any(map(self._aggregation.is_missing, lease.numbers))
         ]
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         return ", ".join(late[:NAMES_SHOWN]) + more if late else "a worker to connect"

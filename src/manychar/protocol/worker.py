@@ -4,57 +4,130 @@
     CONNECTED ──Welcome to a new run or term, Reset, or a silent server──▶ CONNECTING
     any ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
 
-While it is connected, Grant and Weights bring leases, hidden states and weights; MailboxEmpty makes
-it compute the lowest shard that it can, and Computed makes it send the gradient.
+While it is connected, Grant and NewWeights bring leases, hidden states and weights. MailboxEmpty
+makes it compute one shard: the next one of the unit in hand, or the first of the lowest unit that
+it can compute. After the last shard it adds up the sums of the unit's cover and sends them.
 
 A welcome to a new run or term asks for the fingerprint, which the shell computes before it reads
 another message. Messages from before the last Hello, and second answers to it, arrive while the
 worker is connecting: the welcome replaces them, so they are ignored.
 
-The worker is at the step of the newest weights that it has. A gradient is kept until the weights
-of the next step arrive: they are its acknowledgement, and until then the same Grant brings the same
-bytes again. The hidden state after step k is the input of step k + 1, unless a Grant brings it.
+The worker is at the step of the newest weights that it has. A unit is kept until the weights of the
+next step arrive: they are its acknowledgement, and until then the same Grant brings the same bytes
+again. The hidden states after step k are the inputs of step k + 1, unless a Grant brings them. A
+unit whose step is over is abandoned between two shards; one whose lease is revoked is finished.
 """
 
 import collections
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
+from manychar.numerics.tree_reduction import Range, TreeSum
 from manychar.protocol import events, messages
 from manychar.protocol.client_session import ClientMachine, ClientPhase
 from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
-from manychar.protocol.messages import Frame, Gradient, Hello, Unit, UnitState, Welcome, digest
+from manychar.protocol.messages import (
+    Frame,
+    Hello,
+    Payload,
+    RunAndTerm,
+    Unit,
+    UnitResult,
+    UnitState,
+    Welcome,
+    as_frame,
+    digest,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What the shards of a queued unit read, one frame for all."""
+
+    ids: Frame
+    fresh: bool
+
+
 @dataclasses.dataclass
 class _Lease:
-    """What the worker holds under one lease, for its step."""
+    """What the worker holds under one lease, for its step: by shard, or by unit."""
 
     number: int
-    shard: int
-    hidden: Frame | None = None
-    queued: Compute | None = None
-    finished: Gradient | None = None
+    shards: Range
+    hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
+    next_hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
+    queued: dict[Range, _Inputs] = dataclasses.field(default_factory=dict)
+    finished: dict[Range, UnitResult] = dataclasses.field(default_factory=dict)
 
     def advance(self, *, by: int) -> None:
-        """Go to a later step: a finished gradient leaves its hidden state to the step after it."""
-        self.hidden = self.finished.hidden if self.finished and by == 1 else None
-        self.queued = self.finished = None
+        """Go to a later step: finished units leave their hidden states to the step after them."""
+        self.hidden = self.next_hidden if by == 1 else {}
+        self.next_hidden, self.queued, self.finished = {}, {}, {}
+
+    def has_inputs(self, shards: Range) -> bool:
+        return all(shard in self.hidden for shard in range(shards[0], shards[1] + 1))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _InHand:
-    """The unit that is being computed, and what its gradient will name."""
+    """The unit that is being computed: its inputs, and what its finished shards gave."""
 
-    welcome: Welcome
+    run_and_term: RunAndTerm
     lease: int
-    hidden_digest: bytes
-    unit: Compute
+    shards: Range
+    step: int
+    weights: Frame
+    inputs: _Inputs
+    hidden: list[Frame]
+    sums: "TreeSum[NDArray[Any]]"
+    losses: list[float] = dataclasses.field(default_factory=list)
+    next_hidden: list[Frame] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def next_shard(self) -> int:
+        return self.shards[0] + len(self.losses)
+
+    def compute_next(self) -> Compute:
+        done, count = len(self.losses), len(self.hidden)
+        length = len(self.inputs.ids) // count
+        return Compute(
+            shard=self.next_shard,
+            step=self.step,
+            fresh=self.inputs.fresh,
+            weights=self.weights,
+            hidden=self.hidden[done],
+            ids=memoryview(self.inputs.ids)[done * length : (done + 1) * length],
+        )
+
+    def add(self, shard: events.Computed) -> None:
+        self.sums.put((shard.shard, shard.shard), shard.gradient)
+        self.losses.append(shard.loss)
+        self.next_hidden.append(shard.hidden)
+        self.seconds += shard.seconds
+
+    def result(self, weights_digest: bytes) -> UnitResult:
+        sums = [as_frame(each) for each in self.sums.sums()]
+        digests = [digest(each) for each in self.hidden]
+        return UnitResult(
+            **self.run_and_term,
+            lease=self.lease,
+            first=self.shards[0],
+            last=self.shards[1],
+            step=self.step,
+            weights_digest=weights_digest,
+            seconds=self.seconds / len(self.losses),
+            payload=Payload(sums, self.next_hidden, self.losses, digests).pack(),
+        )
 
 
-# 17 methods: one for each message and event of the table.
+# 20 methods: one for each message and event of the table.
 class Worker(ClientMachine):
     """The machine of one worker."""
 
@@ -68,10 +141,10 @@ class Worker(ClientMachine):
         self._step = -1
         self._newest: Frame = b""
 
-    def _progress(self, run_id: str, term: int) -> messages.Heartbeat:
+    def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
         slowest, units = max(self._slowest_pieces, default=0.0), self._units()
         return messages.Heartbeat(
-            run_id=run_id, term=term, slowest=slowest, computing=self.computing, units=units
+            **run_and_term, slowest=slowest, computing=self.computing, units=units
         )
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
@@ -80,41 +153,58 @@ class Worker(ClientMachine):
         return self._ready(event)
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
-        """Compute the lowest shard that is queued; all are queued for one step."""
-        queued = [(lease, lease.queued) for lease in self._leases.values() if lease.queued]
-        if self._in_hand is not None or not queued:
-            return []
-        lease, unit = min(queued, key=lambda pair: pair[0].shard)
-        lease.queued = None
-        welcome, hidden_digest = self.session.welcomed(), digest(unit.hidden)
-        self._in_hand = _InHand(welcome, lease.number, hidden_digest, unit)
-        return [unit]
+        """Compute the next shard of the unit in hand, or of the lowest that is queued."""
+        if self._in_hand is not None and self._is_over(self._in_hand):
+            self._in_hand = None
+        if self._in_hand is None and (unit := self._lowest_queued()) is not None:
+            self._in_hand = self._begin(*unit)
+        return [self._in_hand.compute_next()] if self._in_hand is not None else []
+
+    def _is_over(self, unit: _InHand) -> bool:
+        """Whether the unit's step is applied, or its term over."""
+        return unit.step < self._step or not self.session.belongs(unit.run_and_term)
+
+    def _lowest_queued(self) -> tuple[_Lease, Range] | None:
+        """Return the unit with the lowest shards; all are queued for one step."""
+        queued = [(each, lease) for lease in self._leases.values() for each in lease.queued]
+        if not queued:
+            return None
+        shards, lease = min(queued, key=lambda pair: pair[0])
+        return lease, shards
+
+    def _begin(self, lease: _Lease, shards: Range) -> _InHand:
+        welcome = self.session.welcomed()
+        return _InHand(
+            run_and_term=welcome.run_and_term,
+            lease=lease.number,
+            shards=shards,
+            step=self._step,
+            weights=self._newest,
+            inputs=lease.queued.pop(shards),
+            hidden=[lease.hidden[shard] for shard in range(shards[0], shards[1] + 1)],
+            sums=TreeSum(welcome.dimensions.shards),
+        )
 
     def _computed(self, event: events.Computed, now: float) -> list[Effect]:
-        """Send the gradient, even if its lease has been revoked meanwhile."""
-        in_hand, self._in_hand = self._in_hand, None
-        if in_hand is None or (event.shard, event.step) != (in_hand.unit.shard, in_hand.unit.step):
-            raise ProtocolError("computed a unit that is not in hand")
+        """Add the shard to its unit; send the whole one, even if its lease was revoked."""
+        unit = self._in_hand
+        if unit is None or (event.shard, event.step) != (unit.next_shard, unit.step):
+            raise ProtocolError("computed a shard that is not in hand")
         self._slowest_pieces.append(event.slowest)
         self.computing += event.seconds
-        run_id, term = in_hand.welcome.run_id, in_hand.welcome.term
-        if self.phase is not ClientPhase.CONNECTED or not self.session.belongs(run_id, term):
+        unit.add(event)
+        if len(unit.losses) < len(unit.hidden):
             return []
-        gradient = Gradient(
-            run_id=run_id,
-            term=term,
-            lease=in_hand.lease,
-            shard=event.shard,
-            step=event.step,
-            hidden_digest=in_hand.hidden_digest,
-            loss=event.loss,
-            gradient=event.gradient,
-            hidden=event.hidden,
-        )
-        lease = self._leases.get(in_hand.lease)
-        if lease is not None and event.step == self._step:
-            lease.finished = gradient
-        return [Send(gradient)]
+        self._in_hand = None
+        if self.phase is not ClientPhase.CONNECTED or self._is_over(unit):
+            return []
+        result = unit.result(event.weights_digest)
+        lease = self._leases.get(unit.lease)
+        if lease is not None and unit.step == self._step:
+            lease.finished[unit.shards] = result
+            shards = range(unit.shards[0], unit.shards[1] + 1)
+            lease.next_hidden |= dict(zip(shards, unit.next_hidden, strict=True))
+        return [Send(result)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.is_stale(welcome):
@@ -133,8 +223,7 @@ class Worker(ClientMachine):
         self.phase = ClientPhase.CONNECTED
         self.computing = 0.0
         ready = messages.Ready(
-            run_id=welcome.run_id,
-            term=welcome.term,
+            **welcome.run_and_term,
             fingerprint=fingerprint.fingerprint,
             libraries=fingerprint.libraries,
             slowest=fingerprint.slowest,
@@ -146,23 +235,31 @@ class Worker(ClientMachine):
             return []
         lease = self._leases.get(grant.lease)
         if lease is None:
-            held = [each.number for each in self._leases.values() if each.shard == grant.shard]
-            newest = max(held, default=-1)
-            if grant.lease < newest:
+            shards = grant.lease_first, grant.lease_last
+            overlapping = [
+                each.number
+                for each in self._leases.values()
+                if each.shards[0] <= shards[1] and shards[0] <= each.shards[1]
+            ]
+            if any(number > grant.lease for number in overlapping):
                 return []
-            self._leases.pop(newest, None)
-            lease = self._leases[grant.lease] = _Lease(grant.lease, grant.shard)
-        lease.hidden = grant.hidden
-        return self._queue(lease, grant.ids, fresh=grant.fresh)
+            for number in overlapping:
+                del self._leases[number]
+            lease = self._leases[grant.lease] = _Lease(grant.lease, shards)
+        count = messages.shards_in(vars(grant))
+        length = len(grant.hidden) // count
+        for i in range(count):
+            view = memoryview(grant.hidden)[i * length : (i + 1) * length]
+            lease.hidden[grant.first + i] = view
+        return self._queue(lease, (grant.first, grant.last), _Inputs(grant.ids, grant.fresh))
 
-    def _weights(self, weights: messages.Weights, now: float) -> list[Effect]:
-        if not self._adopt_weights(weights.version, weights.weights):
+    def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
+        if not self._adopt_weights(message.step, message.weights):
             return []
-        effects: list[Effect] = []
-        for unit, ids in zip(weights.units, weights.ids, strict=True):
-            if (lease := self._leases.get(unit.lease)) is not None:
-                effects += self._queue(lease, ids, fresh=bool(unit.flag))
-        return effects
+        lease = self._leases.get(message.lease)
+        if lease is None or lease.shards != (message.first, message.last):
+            return []
+        return self._queue(lease, lease.shards, _Inputs(message.ids, message.fresh))
 
     def _adopt_weights(self, step: int, weights: Frame) -> bool:
         """Advance to the weights' step; return False where the worker is at a later one already."""
@@ -172,22 +269,16 @@ class Worker(ClientMachine):
             self._step, self._newest = step, weights
         return step == self._step
 
-    def _queue(self, lease: _Lease, ids: Frame, *, fresh: bool) -> list[Effect]:
-        """Queue the lease's unit where its hidden state is here, or send its gradient again."""
-        if lease.finished is not None:
-            return [Send(lease.finished)]
-        in_hand = self._in_hand
-        if in_hand and (in_hand.lease, in_hand.unit.step) == (lease.number, self._step):
+    def _queue(self, lease: _Lease, shards: Range, inputs: _Inputs) -> list[Effect]:
+        """Queue a unit whose hidden states are here, or send its result again."""
+        if shards in lease.finished:
+            return [Send(lease.finished[shards])]
+        unit = self._in_hand
+        same = unit is not None and (unit.lease, unit.shards) == (lease.number, shards)
+        if unit is not None and same and not self._is_over(unit):
             return []
-        if lease.hidden is not None:
-            lease.queued = Compute(
-                shard=lease.shard,
-                step=self._step,
-                fresh=fresh,
-                weights=self._newest,
-                hidden=lease.hidden,
-                ids=ids,
-            )
+        if lease.has_inputs(shards):
+            lease.queued[shards] = inputs
         return []
 
     def _revoke(self, revoke: messages.Revoke, now: float) -> list[Effect]:
@@ -211,20 +302,20 @@ class Worker(ClientMachine):
 
     def _units(self) -> tuple[Unit, ...]:
         units = []
-        if (in_hand := self._in_hand) is not None and in_hand.lease in self._leases:
-            unit = in_hand.unit
-            units = [Unit(in_hand.lease, unit.shard, unit.step, UnitState.COMPUTING)]
+        if (unit := self._in_hand) is not None and not self._is_over(unit):
+            units = [Unit(unit.lease, *unit.shards, unit.step, UnitState.COMPUTING)]
         for lease in self._leases.values():
-            if lease.finished is not None:
-                units.append(Unit(lease.number, lease.shard, self._step, UnitState.SENT))
-            elif lease.queued is not None:
-                units.append(Unit(lease.number, lease.shard, self._step, UnitState.QUEUED))
+            for state, of_state in (
+                (UnitState.QUEUED, lease.queued),
+                (UnitState.SENT, lease.finished),
+            ):
+                units += [Unit(lease.number, *shards, self._step, state) for shards in of_state]
         return tuple(units)
 
 
 _CONNECTING, _CONNECTED, _ENDED = ClientPhase
 _ANY = (_CONNECTING, _CONNECTED)
-_EARLY = (messages.Grant, messages.Weights, messages.Revoke, messages.Alive, messages.Reset)
+_EARLY = (messages.Grant, messages.NewWeights, messages.Revoke, messages.Alive, messages.Reset)
 
 Worker.table = {
     **ClientMachine.table,
@@ -232,7 +323,7 @@ Worker.table = {
     **rows((_CONNECTING,), _EARLY, Worker._ignore),
     **rows((_CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, _CONNECTED),
     **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
-    **rows((_CONNECTED,), (messages.Weights,), Worker._weights),
+    **rows((_CONNECTED,), (messages.NewWeights,), Worker._new_weights),
     **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
     **rows((_CONNECTED,), (messages.Reset,), Worker._reset, _CONNECTED, _CONNECTING),
     **rows(_ANY, (messages.Done,), Worker._done, _ENDED),

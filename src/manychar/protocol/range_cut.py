@@ -1,0 +1,64 @@
+"""Cuts the shards into contiguous ranges, one a worker, in proportion to the workers' speeds."""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from manychar.numerics.tree_reduction import Range
+
+AS_GOOD = 1.02
+"""A cut whose predicted step is longer by no more than this may be taken for its fewer sums."""
+
+
+def predicted_step(counts: Sequence[int], seconds: Sequence[float]) -> float:
+    """Return how long the slowest worker takes; `seconds` are each one's for one shard."""
+    return max(count * each for count, each in zip(counts, seconds, strict=True))
+
+
+def shares(shards: int, seconds: Sequence[float]) -> list[int]:
+    """Return how many shards each worker computes, so that the slowest one takes least long."""
+    counts = [0] * len(seconds)
+    after_one_more = [(each, i) for i, each in enumerate(seconds)]
+    heapq.heapify(after_one_more)
+    for _ in range(shards):
+        _, i = heapq.heappop(after_one_more)
+        counts[i] += 1
+        heapq.heappush(after_one_more, ((counts[i] + 1) * seconds[i], i))
+    return counts
+
+
+def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
+    """Return a range for each worker, in order; None for one that would only make a step longer.
+
+    Each boundary lies where the subtrees on both sides are the largest, among the places that leave
+    the predicted step as short as it can be: a range that is a node has one sum to send.
+    """
+    first, last = shards
+    count = last - first + 1
+    longest = AS_GOOD * predicted_step(shares(count, seconds), seconds)
+    most = [min(count, math.floor(longest / each)) for each in seconds]
+    able = [i for i, each in enumerate(most) if each > 0]
+    ranges: list[Range | None] = [None] * len(seconds)
+    start, others = first, sum(most[i] for i in able)
+    for rank, i in enumerate(able):
+        others -= most[i]
+        left = len(able) - rank - 1
+        least = max(1, last + 1 - others - start)
+        greatest = min(most[i], last + 1 - start - left)
+        if start > last:
+            break
+        ends = range(start + least, start + max(least, greatest) + 1)
+        end = max(ends, key=_alignment) if left else last + 1
+        ranges[i] = start, end - 1
+        start = end
+    return ranges
+
+
+def _alignment(boundary: int) -> int:
+    """Return the size of the largest subtree that begins at a shard."""
+    return boundary & -boundary
+
+
+def shards_named(first: int, last: int) -> str:
+    """Return a range of shards in words."""
+    return f"shard {first}" if first == last else f"shards {first} … {last}"
