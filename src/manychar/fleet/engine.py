@@ -11,9 +11,11 @@ from manychar.numerics.kernel import Kernel
 from manychar.numerics.numerics_fingerprint import fingerprint
 from manychar.numerics.training_step import compute_shard
 from manychar.processes.numeric_libraries import kernels, libraries
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed, FingerprintComputed
-from manychar.protocol.messages import Dimensions, Frame, as_frame
+from manychar.protocol.messages import Frame
+from manychar.protocol.unit_payload import as_frame
 
 
 class PieceTimer:

@@ -16,15 +16,8 @@ from manychar.network.connection_limit import ConnectionLimit
 from manychar.network.endpoints import check_endpoint, is_listening
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
-from manychar.protocol.messages import (
-    Dimensions,
-    Frame,
-    Owner,
-    Peer,
-    Unit,
-    largest_payload,
-    most_units,
-)
+from manychar.protocol.dimensions import Dimensions, largest_payload, most_units
+from manychar.protocol.messages import Frame, Owner, Peer, Unit
 
 CURVE_BYTES = 64  # more than encryption adds to a frame
 QUEUED_BYTES = 64 * 2**20

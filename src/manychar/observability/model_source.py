@@ -20,7 +20,8 @@ from manychar.observability.output_options import Sampling
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import printable
 from manychar.processes.errors import UserError
-from manychar.protocol.messages import Dimensions, Weights, WeightsRequest, Welcome
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.run_directory import RunDirectory, open_run
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from manychar.protocol.messages import Dimensions, Status, WorkerStats
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import Status, WorkerStats
 
 
 @dataclasses.dataclass(frozen=True)

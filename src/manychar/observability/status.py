@@ -19,7 +19,8 @@ from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.counters import Counter
-from manychar.protocol.messages import Dimensions, Status, WorkerStats
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import Status, WorkerStats
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160

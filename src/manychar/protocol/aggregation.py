@@ -23,7 +23,8 @@ from manychar.numerics.tree_reduction import Range, TreeSum, cover, sum_in_tree
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import MailboxEmpty
-from manychar.protocol.messages import Frame, Identities, Payload, UnitResult, as_frame, digest
+from manychar.protocol.messages import Frame, Identities, UnitResult
+from manychar.protocol.unit_payload import Payload, as_frame, digest
 
 STEPS_COMPARED = 8
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again

@@ -12,17 +12,10 @@ import enum
 from typing import ClassVar
 
 from manychar.protocol import events, messages
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
 from manychar.protocol.events import DeadlinePassed, PeerError, ProtocolError, Received, Table, rows
-from manychar.protocol.messages import (
-    Dimensions,
-    Heartbeat,
-    Hello,
-    Message,
-    Reset,
-    RunAndTerm,
-    Welcome,
-)
+from manychar.protocol.messages import Heartbeat, Hello, Message, Reset, RunAndTerm, Welcome
 
 HELLO_EVERY = 0.2
 FIRST_REPORT_AFTER = 2.0

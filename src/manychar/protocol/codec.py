@@ -17,8 +17,9 @@ from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_t
 import msgpack
 
 from manychar.protocol import field_types as field
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import Frame
-from manychar.protocol.messages import Dimensions, Message
+from manychar.protocol.messages import Message
 
 WireError = field.WireError
 HEADER_BYTES = 8192

@@ -17,9 +17,10 @@ from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.events import Computed
-from manychar.protocol.messages import Identities, Level, as_frame, digest
+from manychar.protocol.messages import Identities, Level
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
+from manychar.protocol.unit_payload import as_frame, digest
 
 
 @dataclasses.dataclass

@@ -2,8 +2,9 @@
 
 from manychar.protocol.counters import Counter
 from manychar.protocol.membership import Lease, Member, runs_of
-from manychar.protocol.messages import Grant, NewWeights, Revoke, as_frame
+from manychar.protocol.messages import Grant, NewWeights, Revoke
 from manychar.protocol.server_part import ServerPart
+from manychar.protocol.unit_payload import as_frame
 
 
 class LeaseGrants(ServerPart):

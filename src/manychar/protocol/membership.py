@@ -254,7 +254,7 @@ class Membership:
             held.renewed = 0
 
     def can_continue(self, lease: Lease) -> bool:
-        """Whether its holder computed the step before under this lease: it has the hidden states."""
+        """Whether its holder has the hidden states: it computed the step before under it."""
         first, last = lease.shards
         under = self._accepted_under[first : last + 1]
         return under.count(lease.number) == len(under)

@@ -5,27 +5,12 @@ is another term. A unit is a range of shards at one step. Tensors are raw and li
 shapes that `Dimensions` gives.
 """
 
-import dataclasses
 import enum
-import functools
-import struct
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    NamedTuple,
-    TypedDict,
-    dataclass_transform,
-)
+from typing import Annotated, NamedTuple, TypedDict
 
-from manychar.numerics.tree_reduction import cover, largest_cover
+from manychar.protocol import dimensions
 from manychar.protocol import field_types as field
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from manychar.protocol.dimensions import Dimensions, Structure
 
 WIRE_VERSION = 3  # rises with every release that changes the messages
 
@@ -38,17 +23,6 @@ PAGE_LENGTH = 7  # workers in one Status: with the longest names and all counts 
 def one_line(text: str) -> str:
     """Return a text as a message can carry it: printable, on one line, not too long."""
     return "".join(c if c.isprintable() else " " for c in text)[: field.TEXT_LENGTH]
-
-
-def as_frame(array: "NDArray[Any]") -> memoryview:
-    """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return little.data.cast("B")
-
-
-def digest(frame: Frame) -> bytes:
-    """Return a CRC-32: whether two sides hold the same bytes, against faults, not malice."""
-    return zlib.crc32(frame).to_bytes(field.DIGEST_BYTES, "little")
 
 
 class Role(enum.StrEnum):
@@ -103,89 +77,7 @@ class Unit(NamedTuple):
     state: field.Integer
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class _Structure:
-    """The base of what has fields on the wire: frozen dataclasses, made by keywords.
-
-    The header of a `packed` message, of which there are many a step, is a fixed struct.
-    """
-
-    packed: ClassVar[bool] = False
-
-    def __init_subclass__(cls, *, packed: bool = False) -> None:
-        cls.packed = packed
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-
-
-class Dimensions(_Structure):
-    """The run's sizes: the length of every tensor frame follows from them."""
-
-    vocabulary_size: field.Positive
-    hidden: field.Positive
-    seq_length: field.Positive
-    streams: field.Positive
-    shards: field.Positive
-    dtype: field.Dtype
-
-    @functools.cached_property
-    def value_bytes(self) -> int:
-        """Bytes of one number."""
-        return {"float32": 4, "float64": 8}[self.dtype]
-
-    @functools.cached_property
-    def parameters_bytes(self) -> int:
-        """Bytes of the weights, and of a gradient: Wxh, Whh, Why, bh, by as one vector."""
-        V, H = self.vocabulary_size, self.hidden
-        return self.value_bytes * (H * (2 * V + H + 1) + V)
-
-    @functools.cached_property
-    def hidden_bytes(self) -> int:
-        """Bytes of one shard's hidden state, (B, H)."""
-        return self.value_bytes * self.streams * self.hidden
-
-    @functools.cached_property
-    def id_bytes(self) -> int:
-        """Bytes of one character's id: the narrowest of 1, 2 and 4 that holds the vocabulary."""
-        return 1 if self.vocabulary_size <= 2**8 else 2 if self.vocabulary_size <= 2**16 else 4
-
-    @functools.cached_property
-    def ids_bytes(self) -> int:
-        """Bytes of one batch, (B, T + 1)."""
-        return self.id_bytes * self.streams * (self.seq_length + 1)
-
-
-def most_units(size: Dimensions) -> int:
-    """Return how many units one heartbeat can list: within a step, leases are added."""
-    return 4 * size.shards + 4
-
-
-def shards_in(values: Mapping[str, int]) -> int:
-    """Return the number of shards of a message from `first` to `last`."""
-    return values["last"] - values["first"] + 1
-
-
-def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
-    first, last = values["first"], values["last"]
-    if not first <= last < size.shards:
-        raise field.WireError(f"shards {first} … {last} of {size.shards}")
-    nodes = len(cover(size.shards, (first, last)))
-    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
-    return nodes * size.parameters_bytes + shards_in(values) * of_shard
-
-
-def largest_payload(size: Dimensions) -> int:
-    """Return the length of the longest payload of a unit's result: no range has more nodes."""
-    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
-    return largest_cover(size.shards) * size.parameters_bytes + size.shards * of_shard
-
-
-ParametersFrame = Annotated[Frame, field.Tensor(lambda size, _: size.parameters_bytes)]
-HiddenFrame = Annotated[
-    Frame, field.Tensor(lambda size, values: shards_in(values) * size.hidden_bytes)
-]
-IdsFrame = Annotated[Frame, field.Tensor(lambda size, values: shards_in(values) * size.ids_bytes)]
-PayloadFrame = Annotated[Frame, field.Tensor(_payload_bytes)]
-Units = Annotated[tuple[Unit, ...], field.Records(Unit, most_units)]
+Units = Annotated[tuple[Unit, ...], field.Records(Unit, dimensions.most_units)]
 Vocabulary = Annotated[Frame, field.Tensor(lambda *_: 4 * 0x110000, exact=False)]
 
 
@@ -197,7 +89,7 @@ class RunAndTerm(TypedDict):
     session: int
 
 
-class _InRun(_Structure):
+class _InRun(Structure):
     """The fields of every message of a run's member or server."""
 
     run_id: field.Name
@@ -209,7 +101,7 @@ class _InRun(_Structure):
         return {"run_id": self.run_id, "term": self.term, "session": self.session}
 
 
-class Hello(_Structure):
+class Hello(Structure):
     """A client asks to be admitted. Its fields never change, so that every version reads it."""
 
     wire: field.Integer
@@ -240,7 +132,7 @@ class Ready(_InRun):
     slowest: field.Number
 
 
-class Refused(_Structure):
+class Refused(Structure):
     """The server refuses this peer for good."""
 
     reason: field.Text
@@ -264,9 +156,9 @@ class Grant(_InRun):
     last: field.Integer
     step: field.Integer
     fresh: field.Flag
-    weights: ParametersFrame
-    hidden: HiddenFrame
-    ids: IdsFrame
+    weights: dimensions.ParametersFrame
+    hidden: dimensions.HiddenFrame
+    ids: dimensions.IdsFrame
 
 
 class NewWeights(_InRun, packed=True):
@@ -277,15 +169,15 @@ class NewWeights(_InRun, packed=True):
     last: field.Integer
     step: field.Integer
     fresh: field.Flag
-    weights: ParametersFrame
-    ids: IdsFrame
+    weights: dimensions.ParametersFrame
+    ids: dimensions.IdsFrame
 
 
 class Weights(_InRun):
     """Weights after `version` updates, to an observer."""
 
     version: field.Integer
-    weights: ParametersFrame
+    weights: dimensions.ParametersFrame
 
 
 class Revoke(_InRun):
@@ -295,7 +187,7 @@ class Revoke(_InRun):
 
 
 class UnitResult(_InRun, packed=True):
-    """What a worker computed: a `Payload`; `seconds` is how long a shard took."""
+    """What a worker computed: a `unit_payload.Payload`; `seconds` is how long a shard took."""
 
     lease: field.Integer
     first: field.Integer
@@ -303,41 +195,7 @@ class UnitResult(_InRun, packed=True):
     step: field.Integer
     weights_digest: field.Word
     seconds: field.Number
-    payload: PayloadFrame
-
-
-class Payload(NamedTuple):
-    """The tensors of a unit's result, in this order in one frame.
-
-    `sums` are the gradient's over the nodes of the range's cover; the others are by shard: the next
-    hidden state, the loss, summed over its streams, and the digest of the input hidden state.
-    """
-
-    sums: Sequence[Frame]
-    hidden: Sequence[Frame]
-    losses: Sequence[float]
-    digests: Sequence[bytes]
-
-    def pack(self) -> bytes:
-        losses = struct.pack(f"<{len(self.losses)}d", *self.losses)
-        return b"".join([*self.sums, *self.hidden, losses, *self.digests])
-
-    @classmethod
-    def of(cls, result: UnitResult, size: Dimensions) -> "Payload":
-        """Return views on a result's frame, whose length the codec has checked."""
-        nodes = len(cover(size.shards, (result.first, result.last)))
-        count = result.last - result.first + 1
-        view = memoryview(result.payload)
-        sums, at = _cut(view, 0, nodes, size.parameters_bytes)
-        hidden, at = _cut(view, at, count, size.hidden_bytes)
-        losses = struct.unpack_from(f"<{count}d", view, at)
-        digests, _ = _cut(view, at + count * field.LOSS_BYTES, count, field.DIGEST_BYTES)
-        return cls(sums, hidden, losses, [bytes(each) for each in digests])
-
-
-def _cut(view: memoryview, start: int, count: int, length: int) -> tuple[list[memoryview], int]:
-    ends = range(start + length, start + length * count + 1, length)
-    return [view[end - length : end] for end in ends], start + length * count
+    payload: dimensions.PayloadFrame
 
 
 class Heartbeat(_InRun):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState
-from manychar.protocol.messages import Dimensions, RunAndTerm
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import RunAndTerm
 from manychar.protocol.run_operation import Operation
 
 

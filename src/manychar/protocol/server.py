@@ -23,18 +23,20 @@ from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Aggregation, Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect
 from manychar.protocol.events import PeerError, ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
 from manychar.protocol.membership import Member, Membership, PeerState
-from manychar.protocol.messages import FromMember, KeyRole, Owner, Payload, Peer, Stop, UnitResult
+from manychar.protocol.messages import FromMember, KeyRole, Owner, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server_part import Shared
 from manychar.protocol.status_report import StatusReport
+from manychar.protocol.unit_payload import Payload
 
 TICK = 0.1
 STOP_WITHIN = 5.0
@@ -76,7 +78,7 @@ class ParameterServer:
         self._next_tick = now
 
     @property
-    def dimensions(self) -> messages.Dimensions:
+    def dimensions(self) -> Dimensions:
         return self.spec.dimensions
 
     @property

@@ -30,15 +30,13 @@ from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import (
     Frame,
     Hello,
-    Payload,
     RunAndTerm,
     Unit,
     UnitResult,
     UnitState,
     Welcome,
-    as_frame,
-    digest,
 )
+from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,15 +93,14 @@ class _InHand:
         return self.shards[0] + len(self.losses)
 
     def compute_next(self) -> Compute:
-        done, count = len(self.losses), len(self.hidden)
-        length = len(self.inputs.ids) // count
+        done = len(self.losses)
         return Compute(
             shard=self.next_shard,
             step=self.step,
             fresh=self.inputs.fresh,
             weights=self.weights,
             hidden=self.hidden[done],
-            ids=memoryview(self.inputs.ids)[done * length : (done + 1) * length],
+            ids=equal_parts(self.inputs.ids, len(self.hidden))[done],
         )
 
     def add(self, shard: events.Computed) -> None:
@@ -203,7 +200,7 @@ class Worker(ClientMachine):
         if lease is not None and unit.step == self._step:
             lease.finished[unit.shards] = result
             shards = range(unit.shards[0], unit.shards[1] + 1)
-            lease.next_hidden |= dict(zip(shards, unit.next_hidden, strict=True))
+            lease.next_hidden |= zip(shards, unit.next_hidden, strict=True)
         return [Send(result)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
@@ -246,11 +243,8 @@ class Worker(ClientMachine):
             for number in overlapping:
                 del self._leases[number]
             lease = self._leases[grant.lease] = _Lease(grant.lease, shards)
-        count = messages.shards_in(vars(grant))
-        length = len(grant.hidden) // count
-        for i in range(count):
-            view = memoryview(grant.hidden)[i * length : (i + 1) * length]
-            lease.hidden[grant.first + i] = view
+        numbers = range(grant.first, grant.last + 1)
+        lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
         return self._queue(lease, (grant.first, grant.last), _Inputs(grant.ids, grant.fresh))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:

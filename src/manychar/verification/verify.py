@@ -17,7 +17,7 @@ from manychar.numerics.checksum import checksum
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.supervisor import ProcessSlot, Supervisor
-from manychar.protocol.messages import as_frame
+from manychar.protocol.unit_payload import as_frame
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal

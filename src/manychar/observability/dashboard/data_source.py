@@ -25,8 +25,9 @@ from manychar.observability.observer_client import ENDED_WELL, TURN_MS, Observer
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import rows_of
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.messages import Dimensions, Weights, WeightsRequest
+from manychar.protocol.messages import Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import is_served, open_run
 

@@ -1,0 +1,94 @@
+"""The run's sizes, from which the lengths of all tensors in messages follow."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, dataclass_transform
+
+from manychar.numerics.tree_reduction import cover, largest_cover
+from manychar.protocol import field_types as field
+from manychar.protocol.field_types import Frame
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Structure:
+    """The base of what has fields on the wire: frozen dataclasses, made by keywords.
+
+    The header of a `packed` message, of which there are many a step, is a fixed struct.
+    """
+
+    packed: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, packed: bool = False) -> None:
+        cls.packed = packed
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Dimensions(Structure):
+    """The run's sizes: the length of every tensor frame follows from them."""
+
+    vocabulary_size: field.Positive
+    hidden: field.Positive
+    seq_length: field.Positive
+    streams: field.Positive
+    shards: field.Positive
+    dtype: field.Dtype
+
+    @functools.cached_property
+    def value_bytes(self) -> int:
+        """Bytes of one number."""
+        return {"float32": 4, "float64": 8}[self.dtype]
+
+    @functools.cached_property
+    def parameters_bytes(self) -> int:
+        """Bytes of the weights, and of a gradient: Wxh, Whh, Why, bh, by as one vector."""
+        V, H = self.vocabulary_size, self.hidden
+        return self.value_bytes * (H * (2 * V + H + 1) + V)
+
+    @functools.cached_property
+    def hidden_bytes(self) -> int:
+        """Bytes of one shard's hidden state, (B, H)."""
+        return self.value_bytes * self.streams * self.hidden
+
+    @functools.cached_property
+    def id_bytes(self) -> int:
+        """Bytes of one character's id: the narrowest of 1, 2 and 4 that holds the vocabulary."""
+        return 1 if self.vocabulary_size <= 2**8 else 2 if self.vocabulary_size <= 2**16 else 4
+
+    @functools.cached_property
+    def ids_bytes(self) -> int:
+        """Bytes of one batch, (B, T + 1)."""
+        return self.id_bytes * self.streams * (self.seq_length + 1)
+
+
+def most_units(size: Dimensions) -> int:
+    """Return how many units one heartbeat can list: within a step, leases are added."""
+    return 4 * size.shards + 4
+
+
+def shards_in(values: Mapping[str, int]) -> int:
+    """Return the number of shards of a message from `first` to `last`."""
+    return values["last"] - values["first"] + 1
+
+
+def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
+    first, last = values["first"], values["last"]
+    if not first <= last < size.shards:
+        raise field.WireError(f"shards {first} … {last} of {size.shards}")
+    nodes = len(cover(size.shards, (first, last)))
+    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
+    return nodes * size.parameters_bytes + shards_in(values) * of_shard
+
+
+def largest_payload(size: Dimensions) -> int:
+    """Return the length of the longest payload of a unit's result: no range has more nodes."""
+    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
+    return largest_cover(size.shards) * size.parameters_bytes + size.shards * of_shard
+
+
+ParametersFrame = Annotated[Frame, field.Tensor(lambda size, _: size.parameters_bytes)]
+HiddenFrame = Annotated[
+    Frame, field.Tensor(lambda size, values: shards_in(values) * size.hidden_bytes)
+]
+IdsFrame = Annotated[Frame, field.Tensor(lambda size, values: shards_in(values) * size.ids_bytes)]
+PayloadFrame = Annotated[Frame, field.Tensor(_payload_bytes)]
