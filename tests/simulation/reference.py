@@ -1,8 +1,8 @@
 """What a simulated run must come to: the tiny model's trajectory, computed once a definition.
 
 A run is a function of its definition alone. So the single-process trainer tells, for every shard
-and step, the one gradient that may be counted, the one hidden state that may be handed on, and for
-every step the one state of the server.
+and step, the one gradient that may be counted, the one hidden state that may be handed on, for
+every node of the tree its one sum, and for every step the one state of the server.
 """
 
 import dataclasses
@@ -11,13 +11,16 @@ import random
 
 import numpy as np
 
+from manychar.numerics.checksum import checksum_bytes
 from manychar.numerics.corpus import Batch, Streams, encode
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, advance, compute_shard, kernel_of, start
+from manychar.numerics.tree_reduction import Range
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed
-from manychar.protocol.messages import Dimensions
+from manychar.protocol.unit_payload import Payload, digest
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
 MOST_STEPS = 15
@@ -25,29 +28,61 @@ MOST_STEPS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One shard's gradient at one step, as bytes: what a worker sends."""
+    """What one shard at one step comes to, as bytes, and the digest of the weights it used."""
 
+    weights_digest: bytes
     loss: float
     gradient: bytes
     hidden: bytes
 
-    def computed(self, shard: int, step: int, *, seconds: float = 0.0) -> Computed:
+    def computed(
+        self, shard: int, step: int, *, seconds: float = 0.0, slowest: float | None = None
+    ) -> Computed:
         """Return the event by which a machine is told of it."""
-        return Computed(shard, step, self.loss, self.gradient, self.hidden, seconds, seconds)
+        return Computed(
+            shard=shard,
+            step=step,
+            weights_digest=self.weights_digest,
+            loss=self.loss,
+            gradient=np.frombuffer(self.gradient, "<f4"),
+            hidden=self.hidden,
+            slowest=seconds if slowest is None else slowest,
+            seconds=seconds,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """One definition's run. Lists are by step; `hidden` and `ids` by step, then shard."""
+    """One definition's run. Lists are by step; `hidden` by step, then shard; `sums` by node."""
 
     definition: Definition
     streams: Streams
     vocabulary: str
     states: list[TrainingState]
     pieces: dict[tuple[int, int], Piece]
+    sums: list[dict[Range, bytes]]
     hidden: list[list[bytes]]
     weights: list[bytes]
     state_bytes: list[tuple[bytes, ...]]
+
+    def cover(self, first: int, last: int) -> list[Range]:
+        """Return the largest nodes whose shards are in a range, in order."""
+        inside = [node for node in self.sums[0] if first <= node[0] and node[1] <= last]
+        return sorted(
+            node
+            for node in inside
+            if not any(a <= node[0] and node[1] <= b for a, b in inside if (a, b) != node)
+        )
+
+    def payload(self, step: int, first: int, last: int) -> Payload:
+        """Return what a worker sends for these shards."""
+        pieces = [self.pieces[shard, step] for shard in range(first, last + 1)]
+        return Payload(
+            sums=[self.sums[step][node] for node in self.cover(first, last)],
+            hidden=[piece.hidden for piece in pieces],
+            losses=[piece.loss for piece in pieces],
+            digests=[digest(each) for each in self.hidden[step][first : last + 1]],
+        )
 
 
 def bytes_of(state: TrainingState) -> tuple[bytes, ...]:
@@ -87,6 +122,10 @@ def reference(shards: int, streams: int, length: int) -> Reference:
         vocabulary=vocabulary,
         states=states,
         pieces=pieces,
+        sums=[
+            _sums([pieces[shard, step].gradient for shard in range(shards)])
+            for step in range(MOST_STEPS)
+        ],
         hidden=[[shard.tobytes() for shard in state.hidden] for state in states],
         weights=[state.parameters.flat.tobytes() for state in states],
         state_bytes=[bytes_of(state) for state in states],
@@ -97,12 +136,27 @@ def _pieces_of(
     state: TrainingState, streams: Streams, kernel: Kernel
 ) -> dict[tuple[int, int], Piece]:
     kernel.load(state.parameters.flat)
+    weights_digest = checksum_bytes(state.parameters.flat.tobytes())
     pieces = {}
     for shard, hidden in enumerate(state.hidden):
         batch = streams.batch_at(shard, state.step)
         loss, gradient, after = compute_shard(kernel, batch, hidden)
-        pieces[shard, state.step] = Piece(loss, gradient.flat.tobytes(), after.tobytes())
+        pieces[shard, state.step] = Piece(
+            weights_digest, loss, gradient.flat.tobytes(), after.tobytes()
+        )
     return pieces
+
+
+def _sums(gradients: list[bytes]) -> dict[Range, bytes]:
+    """Return the sums of all nodes: adjacent pairs, level by level, an odd last one carried up."""
+    level = [((i, i), np.frombuffer(each, "<f4")) for i, each in enumerate(gradients)]
+    nodes = dict(level)
+    while len(level) > 1:
+        odd = level[len(level) - len(level) % 2 :]
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [((a[0], b[1]), left + right) for (a, left), (b, right) in pairs] + odd
+        nodes |= dict(level)
+    return {node: total.tobytes() for node, total in nodes.items()}
 
 
 @functools.cache
@@ -131,5 +185,7 @@ def compute(unit: Compute, size: Dimensions) -> Piece:
         )
         before = np.frombuffer(hidden, size.dtype).reshape(size.streams, size.hidden).copy()
         loss, gradient, after = compute_shard(kernel, batch, before)
-        _computed[key] = Piece(loss, gradient.flat.tobytes(), after.tobytes())
+        _computed[key] = Piece(
+            checksum_bytes(weights), loss, gradient.flat.tobytes(), after.tobytes()
+        )
     return _computed[key]
