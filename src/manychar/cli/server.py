@@ -33,6 +33,7 @@ def server(
     bind: Annotated[str, Option("Endpoint to listen on.")] = "tcp://127.0.0.1:5577",
     keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
+    compute: Annotated[bool, Option("Compute a share of the shards in this process, too.")] = False,
     child: Child = False,
     **flags: Any,
 ) -> None:
@@ -64,14 +65,15 @@ def server(
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:
         try:
-            finish = serve(directory, bind, Screen(bound), keys, flags=[*access, "--child"])
+            flags_again = [*access, "--child"]
+            finish = serve(directory, bind, Screen(bound), keys, flags=flags_again, compute=compute)
         except UserError as error:
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
     with ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
-        finish = serve(directory, bind, screen, keys, flags=access)
+        finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
     exit_with(finish, directory, again=shlex.join(["server", "--bind", bind, *access]))
 
 

@@ -21,7 +21,7 @@ from manychar.protocol.unit_payload import as_frame
 class PieceTimer:
     """A progress callback: times the pieces of a computation, and sends due heartbeats.
 
-    `heartbeat` sends one, and returns when the next one is due.
+    `heartbeat` sends one, or does what else is due, and returns when it is due again.
     """
 
     def __init__(self, heartbeat: Callable[[], float] | None = None) -> None:
@@ -34,6 +34,7 @@ class PieceTimer:
         self.slowest = max(self.slowest, now - self._last)
         if self._heartbeat is not None and now >= self._due:
             self._due = self._heartbeat()
+            now = time.monotonic()
         self._last = now
 
 

@@ -50,7 +50,7 @@ class LocalFleet:
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
-            for i in range(directory.operation.workers)
+            for i in range(directory.operation.workers - directory.operation.compute)
         ]
         self._endpoint = ""
         self._listening: ChildProcess | None = None
@@ -88,7 +88,8 @@ class LocalFleet:
         taken = [name for name, (_, option) in options if "server" in option.roles]
         operation = {name: getattr(self.directory.operation, name) for name in taken}
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
-        return [*resume, *keys, *as_flags(operation)]
+        compute = ["--compute"] if self.directory.operation.compute else []
+        return [*resume, *keys, *compute, *as_flags(operation)]
 
     def _read_line(self, line: str) -> None:
         """Read where the server listens, or how the run ended."""

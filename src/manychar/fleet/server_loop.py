@@ -3,14 +3,17 @@
 One thread, but for the writing of checkpoints.
 """
 
+import collections
 import contextlib
 import dataclasses
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable
 
 from manychar.fleet.engine import Engine
+from manychar.fleet.server_share import ServerShare
 from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import EventLoop
 from manychar.network.router import Router, Unreachable
@@ -22,6 +25,7 @@ from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.counters import Counter
+from manychar.protocol.membership import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.storage.checkpoint_writer import Writer
@@ -35,6 +39,11 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 MESSAGES_A_TURN = 1000
+LOOK_EVERY, TURN_EVERY = 0.0005, 0.01  # seconds, while the kernel computes
+
+
+class _AbandonedError(Exception):
+    """What is being computed is not wanted any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,7 @@ class ServerLoop:
     router: Router
     screen: Screen
     loop: EventLoop
+    compute: bool
     outcome: effects.Finish | effects.ResumeBefore | None = None
     flush_at: float = 0.0
 
@@ -65,6 +75,9 @@ class ServerLoop:
         self.notifier = Notifier()
         self.writer = Writer(self.directory, self.resume_point, self.loop.wake)
         self.snapshots = Snapshots()
+        self.share = ServerShare(self.engine, self._handle) if self.compute else None
+        self.to_compute: collections.deque[effects.Compute] = collections.deque()
+        self.turn_at = 0.0
         self.validation = ValidationProcess(
             self.directory,
             self.loop,
@@ -79,11 +92,42 @@ class ServerLoop:
             self._handle(events.Started())
             if requested_stop is not None:
                 self._stop(requested_stop.code, requested_stop.reason)
+            busy = False
             while self.outcome is None:
-                self.loop.turn()
+                self.loop.turn(0 if busy else math.inf)
                 self._handle(events.MailboxEmpty())
                 self.notifier.alive()
+                busy = self._compute()
         return self.outcome
+
+    def _compute(self) -> bool:
+        """Compute one shard that is disputed, or of this server's share; return whether one was."""
+        with contextlib.suppress(_AbandonedError):
+            if self.to_compute:
+                self._handle(self.engine.compute(self.to_compute.popleft(), self._serve))
+            elif self.share is not None:
+                return self.share.compute_next(self._serve_share)
+            else:
+                return False
+        return True
+
+    def _serve_share(self) -> float:
+        if self.share is not None and self.share.is_abandoned:
+            raise _AbandonedError
+        return self._serve()
+
+    def _serve(self) -> float:
+        """Handle what has come while the kernel computes; return when to look again."""
+        now = time.monotonic()
+        if now >= self.turn_at or self.router.has_mail():
+            self.turn_at = now + TURN_EVERY
+            self.loop.turn(0)
+            self.notifier.alive()
+            if self.share is not None:
+                self.share.read_mailbox()
+        if self.outcome is not None:
+            raise _AbandonedError
+        return now + LOOK_EVERY
 
     def _register(self) -> None:
         self.loop.on_wake(self._read_written_checkpoints)
@@ -92,7 +136,7 @@ class ServerLoop:
         self.loop.on_readable(self.router.socket, self._read_mailbox)
         self.loop.on_deadline(self.machine.deadline, self._deadline_passed)
         self.loop.on_deadline(lambda: self.flush_at, self._flush)
-        self.loop.on_suspension(lambda seconds: self._handle(events.Suspended(seconds)))
+        self.loop.on_suspension(self._suspended)
 
     def signalled(self, number: int) -> None:
         if not has_parent():  # a parent logs it itself
@@ -119,7 +163,14 @@ class ServerLoop:
 
     def _deadline_passed(self) -> None:
         self._handle(events.DeadlinePassed())
+        if self.share is not None:
+            self.share.tick()
         self.router.connection_limit.enforce()
+
+    def _suspended(self, seconds: float) -> None:
+        self._handle(events.Suspended(seconds))
+        if self.share is not None:
+            self.share.suspended(seconds)
 
     def _flush(self) -> None:
         """Once a second: flush the journal, count failed handshakes, look for revoked keys."""
@@ -185,7 +236,7 @@ class ServerLoop:
             case effects.RecordMetrics(status):
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
-                self._handle(self.engine.compute(effect))
+                self.to_compute.append(effect)
             case effects.RememberBans(banned):
                 self.directory = self.directory.with_facts(banned=banned)
                 self._to_disk(Counter.CONFIG_NOT_WRITTEN, self.directory.write_config)
@@ -214,6 +265,10 @@ class ServerLoop:
             self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 
     def _send(self, peer: Peer, message: Message) -> None:
+        if peer == OWN_PEER:
+            if self.share is not None:
+                self.share.receive(message)
+            return
         try:
             if not self.router.send(peer, encode(message)):
                 self._handle(events.Dropped(Counter.SENDS_DROPPED))

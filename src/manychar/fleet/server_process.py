@@ -41,8 +41,11 @@ def serve(
     keys: Path | None = None,
     *,
     flags: Sequence[str] = (),
+    compute: bool = False,
 ) -> Finish:
     """Serve a run until it ends, and return how it ended. `keys` say which clients are admitted.
+
+    With `compute`, this process computes a share of the shards, too.
 
     Where the run has to resume earlier, this process executes itself again; `flags` are what its
     command line has besides --resume and --bind. Raises UserError where the directory is damaged or
@@ -74,12 +77,14 @@ def serve(
             router=router,
             screen=screen,
             loop=loop,
+            compute=compute,
         )
         screen.on_bound(router.endpoint)
         server.notifier.ready(f"listening on {router.endpoint}")
         outcome = server.run(pending_stop())
     if isinstance(outcome, Finish):
         return outcome
+    flags = [*flags, "--compute"] if compute else flags
     arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
     variables, requested = server.notifier.variables, machine.lifecycle.requested_stop
     return execute_again(arguments, environment=variables, requested_stop=requested)

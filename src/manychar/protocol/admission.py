@@ -8,7 +8,14 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import RememberBans
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import FORGET_SILENT_AFTER, Member, PeerState, WorkerTally
+from manychar.protocol.membership import (
+    FORGET_SILENT_AFTER,
+    OWN_PEER,
+    SHARE_NAME,
+    Member,
+    PeerState,
+    WorkerTally,
+)
 from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
@@ -32,7 +39,7 @@ class Admission(ServerPart):
         self, peer: Peer, hello: messages.Hello, owner: Owner | None, now: float
     ) -> Member | None:
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
-        if reason := self._reason_to_refuse(hello, owner):
+        if reason := self._reason_to_refuse(peer, hello, owner):
             self._refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
             # Not against the key: its other connections may be healthy workers.
@@ -51,7 +58,7 @@ class Admission(ServerPart):
         self._outbox.send(peer, Refused(reason=one_line(reason)))
         self._outbox.warn(f"{name} was refused: {reason}")
 
-    def _reason_to_refuse(self, hello: messages.Hello, owner: Owner | None) -> str:
+    def _reason_to_refuse(self, peer: Peer, hello: messages.Hello, owner: Owner | None) -> str:
         if hello.wire != messages.WIRE_VERSION:
             ours = messages.WIRE_VERSION
             return f"it speaks wire version {hello.wire}, this server speaks {ours}"
@@ -59,6 +66,8 @@ class Admission(ServerPart):
             return f"there is no role {hello.role}"
         if owner is not None and (reason := _not_by_this_key(hello, owner)):
             return reason
+        if hello.name == SHARE_NAME and peer != OWN_PEER:
+            return f"the name {SHARE_NAME} is that of the server's own share"
         for name in (hello.name, owner.name if owner else hello.name):
             if hello.role == Role.WORKER and name in self.banned:
                 return f"banned: {self.banned[name]}"

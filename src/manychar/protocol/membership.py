@@ -7,6 +7,7 @@ addition, and what somebody holds stays.
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterable
 
 from manychar.numerics.tree_reduction import Range
@@ -14,6 +15,9 @@ from manychar.protocol import messages
 from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
 from manychar.protocol.range_cut import cut
+
+OWN_PEER, SHARE_NAME = b"own", "server"
+"""The peer and the name of the server's own share of the computing. It cannot be silent."""
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
@@ -266,6 +270,8 @@ class Membership:
         lost connection. The limit doubles with each takeover of what it holds, so that no unit can
         be too long for every worker.
         """
+        if member.peer == OWN_PEER:
+            return math.inf
         held = [
             max(self._takeovers[i] for i in each.numbers) for each in self.leases_of(member.peer)
         ]

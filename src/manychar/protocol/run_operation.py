@@ -18,6 +18,11 @@ def as_many_as_useful(shards: int, cores: int) -> int:
     return min(shards, cores)
 
 
+def pays_to_compute(workers: int, cores: int) -> bool:
+    """Whether no core is left for a server that only waits."""
+    return workers == 1 or workers >= cores
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
     """The options of a run's operation; intervals are in steps."""
@@ -33,6 +38,12 @@ class Operation:
         roles=("train",),
         least=1,
         most=1024,
+    )
+    compute: bool = option(
+        Formula("where workers >= cores, or workers = 1", pays_to_compute),
+        "The server's process is one of the workers.",
+        roles=("train",),
+        names=("--compute/--no-compute",),
     )
     lease_timeout: float = _option(
         2.0,

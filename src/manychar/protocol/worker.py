@@ -151,11 +151,16 @@ class Worker(ClientMachine):
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
         """Compute the next shard of the unit in hand, or of the lowest that is queued."""
-        if self._in_hand is not None and self._is_over(self._in_hand):
+        if self.abandons_unit:
             self._in_hand = None
         if self._in_hand is None and (unit := self._lowest_queued()) is not None:
             self._in_hand = self._begin(*unit)
         return [self._in_hand.compute_next()] if self._in_hand is not None else []
+
+    @property
+    def abandons_unit(self) -> bool:
+        """Whether the result of the unit in hand is not wanted any more."""
+        return self._in_hand is not None and self._is_over(self._in_hand)
 
     def _is_over(self, unit: _InHand) -> bool:
         """Whether the unit's step is applied, or its term over."""

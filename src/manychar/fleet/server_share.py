@@ -1,0 +1,76 @@
+"""The server's own share of the computing: a worker's machine that is fed by function calls.
+
+While the kernel computes, its progress callback lets the server's loop handle what has come, so
+that the loop is deaf for no longer than the longest piece between two calls. What the server's
+machine sends to this worker waits in a queue until the machine that sent it has returned.
+"""
+
+import collections
+import time
+from collections.abc import Callable
+
+from manychar.fleet.engine import Engine
+from manychar.network.client_identity import hello
+from manychar.protocol import effects, events
+from manychar.protocol.membership import OWN_PEER, SHARE_NAME
+from manychar.protocol.messages import Message, Role
+from manychar.protocol.worker import Worker
+
+
+class ServerShare:
+    """The worker within a server; `deliver` hands a message of it to the server's machine."""
+
+    def __init__(self, engine: Engine, deliver: Callable[[events.Received], None]) -> None:
+        now = time.monotonic()
+        self.machine = Worker(
+            hello(Role.WORKER, SHARE_NAME), server="", connect_timeout=1e9, now=now
+        )
+        self._engine = engine
+        self._deliver = deliver
+        self._mailbox: collections.deque[Message] = collections.deque()
+
+    def receive(self, message: Message) -> None:
+        """Queue a message of the server."""
+        self._mailbox.append(message)
+
+    def read_mailbox(self) -> None:
+        while self._mailbox:
+            self._handle(events.Received(self._mailbox.popleft()))
+
+    def tick(self) -> None:
+        """Send Hello or a heartbeat where it is due."""
+        self._handle(events.DeadlinePassed())
+
+    def compute_next(self, serve: Callable[[], float]) -> bool:
+        """Compute one shard, if any is wanted; return whether one was.
+
+        `serve` lets the server's loop turn, and returns when it wants to be called again.
+        """
+        self.read_mailbox()
+        wanted = self.machine.handle(events.MailboxEmpty(), time.monotonic())
+        for effect in wanted:
+            self._carry_out(effect, serve)
+        return bool(wanted)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the unit in hand is not wanted any more."""
+        return self.machine.abandons_unit
+
+    def suspended(self, seconds: float) -> None:
+        self._handle(events.Suspended(seconds))
+
+    def _handle(self, event: events.Event) -> None:
+        for effect in self.machine.handle(event, time.monotonic()):
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: effects.Effect, serve: Callable[[], float] | None = None) -> None:
+        match effect:
+            case effects.Send(message):
+                self._deliver(events.Received(message, OWN_PEER))
+            case effects.Compute():
+                self._handle(self._engine.compute(effect, serve))
+            case effects.ComputeFingerprint():
+                self._handle(self._engine.compute_fingerprint())
+            case _:  # the server logs, and ends, by itself
+                pass
