@@ -211,7 +211,8 @@ class Admission(ServerPart):
         lease = self._membership.leases.get(result.lease)
         if lease is None or lease.peer != member.peer:
             return  # not under its present lease
-        if lease.renewed < RENEWALS:
+        if member.renewals < RENEWALS:
+            member.renewals += 1
             self._lease_grants.renew(lease, now)
         else:
             why = f"it computed {shards} from another state {RENEWALS + 1} times"

@@ -64,7 +64,8 @@ class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
 
     `owner` is the owner of its key, None where there are no keys. `slowest` is its longest recent
-    piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`.
+    piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
+    how often in a row a lease was renewed because it had computed a unit from another state.
     """
 
     peer: Peer
@@ -77,6 +78,7 @@ class Member:
     slowest: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
+    renewals: int = 0
     host: str = ""
     tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
 
@@ -101,8 +103,7 @@ class Lease:
     """A range of shards at one worker.
 
     `asked_step` was granted at `asked_at`, and is granted again after `resend_after` seconds: at
-    first `first_resend_after`, time for two heartbeats, then twice as long each time. `renewed` is
-    how often in a row the lease was renewed because a unit was computed from another state.
+    first `first_resend_after`, time for two heartbeats, then twice as long each time.
     """
 
     number: int
@@ -112,7 +113,6 @@ class Lease:
     asked_at: float = 0.0
     first_resend_after: float = FIRST_RESEND_AFTER
     resend_after: float = FIRST_RESEND_AFTER
-    renewed: int = 0
 
     @property
     def numbers(self) -> range:
@@ -254,8 +254,7 @@ class Membership:
         for shard in shards:
             self._takeovers[shard] = 0
             self._accepted_under[shard] = under
-        if held is not None:
-            held.renewed = 0
+        self.members[peer].renewals = 0
 
     def can_continue(self, lease: Lease) -> bool:
         """Whether its holder has the hidden states: it computed the step before under it."""
