@@ -68,6 +68,14 @@ class _Lease:
         self.hidden = self.next_hidden if by == 1 else {}
         self.next_hidden, self.queued, self.finished = {}, {}, {}
 
+    def finish(self, shards: Range, result: UnitResult, next_hidden: list[Frame]) -> None:
+        """Keep a unit until it is acknowledged, in the place of others of the same shards."""
+        for first, last in list(self.finished):
+            if first <= shards[1] and shards[0] <= last:
+                del self.finished[first, last]
+        self.finished[shards] = result
+        self.next_hidden |= zip(range(shards[0], shards[1] + 1), next_hidden, strict=True)
+
     def has_inputs(self, shards: Range) -> bool:
         return all(shard in self.hidden for shard in range(shards[0], shards[1] + 1))
 
@@ -203,9 +211,7 @@ class Worker(ClientMachine):
         result = unit.result(event.weights_digest)
         lease = self._leases.get(unit.lease)
         if lease is not None and unit.step == self._step:
-            lease.finished[unit.shards] = result
-            shards = range(unit.shards[0], unit.shards[1] + 1)
-            lease.next_hidden |= zip(shards, unit.next_hidden, strict=True)
+            lease.finish(unit.shards, result, unit.next_hidden)
         return [Send(result)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
