@@ -16,11 +16,13 @@ EVENT_FAULTS = (
     "server-stall",
     "stop",
 )
-FORGED_FAULTS = ("confused", "differing-repeat", "foreign")
-RARE_FAULTS = ("suspended", "broken")
-MIXED = (*MESSAGE_FAULTS, *EVENT_FAULTS, *FORGED_FAULTS)
-STRIKES = (*EVENT_FAULTS, "foreign")
+FORGED_FAULTS = ("confused", "differing-repeat", "other-cut", "foreign")
+RARE_FAULTS = ("suspended", "broken", "copied")
+MIXED = (*MESSAGE_FAULTS, *EVENT_FAULTS, *FORGED_FAULTS, "moves")
+STRIKES = (*EVENT_FAULTS, "foreign", "copied")
 FAULTS = (*MIXED, *RARE_FAULTS)
+SLOWEST = 2.0
+FACTORS = (0.5, 1.0, 1.0, SLOWEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
 
     Of a broken worker, one result is wrong, of a step from `wrong_from` on; another worker's right
     one comes `truth_after` steps later. `attentive` workers hear of leases while they compute.
+    A shard takes up to `shard_seconds`, times 1.5, and the worker's own factor, at most SLOWEST.
     The run stops after `patience` checkpoints without a better one; validation takes up to
     `validation_seconds` for each.
     """
@@ -58,7 +61,7 @@ class Plan:
     checkpoint_every: int
     silence: float
     workers: int
-    unit_seconds: float
+    shard_seconds: float
     latency: float
     disk_seconds: float
     loss: float
@@ -83,8 +86,8 @@ class Plan:
 
     @property
     def answers_within(self) -> float:
-        """How soon a heartbeat tells of a Grant, without faults: it is read after a unit's end."""
-        return 1.5 * self.unit_seconds + 3 * self.latency + self.silence / 4
+        """How soon a heartbeat tells of a Grant, without faults: it is read after a shard."""
+        return 1.5 * SLOWEST * self.shard_seconds + 3 * self.latency + self.silence / 4
 
 
 def draw(schedule: Schedule) -> Plan:
@@ -99,16 +102,17 @@ def draw(schedule: Schedule) -> Plan:
     ]
     suspended = "suspended" in faults
     least = 2 if "broken" in faults else 1
+    shards = chance.randint(1, 8)
     return Plan(
         faults=faults,
-        shards=chance.randint(1, 5),
+        shards=shards,
         streams=chance.randint(1, 2),
         length=chance.choice((5, 8, 11, 14)),
         steps=2 if suspended else chance.randint(6, 15),
         checkpoint_every=chance.randint(2, 4),
         silence=chance.choice((1.0, 2.0, 4.0)),
-        workers=1 if suspended else chance.randint(least, 4),
-        unit_seconds=chance.choice((0.02, 0.1, 0.4)),
+        workers=1 if suspended else chance.randint(least, 5),
+        shard_seconds=chance.choice((0.02, 0.1, 0.4)) * min(1, 3 / shards),
         latency=chance.choice((0.001, 0.02, 0.15)),
         disk_seconds=chance.choice((0.0, 0.1, 1.0)),
         loss=chance.uniform(0.02, 0.3) if "loss" in faults else 0.0,

@@ -6,12 +6,17 @@ into a version that is still being sent shows.
 
 import dataclasses
 import functools
+import math
+import random
+import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from manychar.protocol import codec
-from manychar.protocol.field_types import DIGEST_BYTES
-from manychar.protocol.messages import Dimensions, Frame, Gradient, Message, Peer
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.field_types import DIGEST_BYTES, WORD_BYTES
+from manychar.protocol.messages import Frame, Message, Peer, UnitResult
+from manychar.protocol.unit_payload import Payload
 from tests.simulation.reference import Piece
 from tests.simulation.violation import Violation
 
@@ -119,31 +124,66 @@ class Network:
             return
         received = [bytes(frame) for frame in frames]
         if self._happens(0.15) and "confused" in world.plan.faults:
-            self._forge(link, received, confused=True)
+            self._forge(link, received, self._confused)
         accepted = world.oracle.accepted_in_all
         world.server.arrive(link.peer, received)
         counted = world.oracle.accepted_in_all > accepted
-        if counted and self._happens(0.3) and "differing-repeat" in world.plan.faults:
-            again = functools.partial(self._forge, link, received, confused=False)
-            world.after(world.chance.uniform(0, 3), again)
+        for fault, forged, within in (
+            ("differing-repeat", self._differing, 3),
+            ("other-cut", self._cut_otherwise, 1),
+        ):
+            if counted and fault in world.plan.faults and self._happens(0.3):
+                again = functools.partial(self._forge, link, received, forged)
+                world.after(world.chance.uniform(0, within), again)
 
-    def _forge(self, link: Connection, frames: list[bytes], *, confused: bool) -> None:
-        """Let a gradient come that was computed from another state, or wrongly."""
+    def _forge(
+        self,
+        link: Connection,
+        frames: list[bytes],
+        forged: Callable[[UnitResult, Connection], UnitResult],
+    ) -> None:
+        """Let a result come that its worker did not send."""
         world = self.world
-        if world.server is None or world.peace:
+        if world.server is None or world.peace or world.oracle.wrong is not None:
             return
         message = codec.decode(frames, world.server.machine.dimensions)
-        if not isinstance(message, Gradient):
-            return
-        world.log(lambda: f"forged: {link.worker.name}, confused: {confused}")
-        if confused:
-            wrong = dataclasses.replace(
-                message, gradient=flip(message.gradient), hidden_digest=bytes(DIGEST_BYTES)
+        if isinstance(message, UnitResult):
+            result = forged(message, link)
+            world.log(lambda: f"forged for {link.worker.name}: {forged.__name__}")
+            world.server.arrive(link.peer, [bytes(frame) for frame in codec.encode(result)])
+
+    def _confused(self, result: UnitResult, _: Connection) -> UnitResult:
+        """Return a result that was computed from other weights, or another hidden state."""
+        assert self.world.server is not None
+        payload = Payload.of(result, self.world.server.machine.dimensions)
+        sums = [flip(each) for each in payload.sums]
+        if self.world.chance.random() < 0.5:
+            wrong = payload._replace(sums=sums)
+            return dataclasses.replace(
+                result, payload=wrong.pack(), weights_digest=bytes(WORD_BYTES)
             )
-        else:
-            world.broken.add(link.worker.name)
-            wrong = spoiled(message, message.step)
-        world.server.arrive(link.peer, [bytes(frame) for frame in codec.encode(wrong)])
+        other = self.world.chance.randrange(len(payload.digests))
+        digests = [
+            bytes(DIGEST_BYTES) if i == other else each for i, each in enumerate(payload.digests)
+        ]
+        wrong = payload._replace(sums=sums, digests=digests)
+        return dataclasses.replace(result, payload=wrong.pack())
+
+    def _differing(self, result: UnitResult, link: Connection) -> UnitResult:
+        """Return a result that was computed wrongly; its sender is broken from now on."""
+        assert self.world.server is not None
+        self.world.broken.add(link.worker.name)
+        return spoiled_result(result, self.world.server.machine.dimensions, self.world.chance)
+
+    def _cut_otherwise(self, result: UnitResult, _: Connection) -> UnitResult:
+        """Return the right result of another range, as if its lease had been revoked long ago."""
+        world = self.world
+        assert world.server is not None
+        step = world.chance.choice((result.step, world.server.machine.state.step))
+        step = min(step, world.plan.steps - 1)
+        first = world.chance.randint(0, result.last)
+        last = world.chance.randint(max(first, result.first), world.plan.shards - 1)
+        return world.reference.result(result, step, first, last)
 
     def _arrive_down(self, link: Connection, frames: list[Frame]) -> None:
         """Put a message into a worker's mailbox."""
@@ -163,18 +203,29 @@ def decoded(frames: Sequence[Frame], size: Dimensions | None) -> Message:
         raise Violation("wire", str(error)) from error
 
 
-Spoilt = TypeVar("Spoilt", Gradient, Piece)
-
-
-def spoiled(result: Spoilt, step: int) -> Spoilt:
-    """Return it with one of its three parts wrong: which one, the step says."""
-    match step % 3:
+def spoiled(piece: Piece, chance: random.Random) -> Piece:
+    """Return a shard's result with one of its three parts wrong, or not finite."""
+    match chance.randrange(5):
         case 0:
-            return dataclasses.replace(result, gradient=flip(result.gradient))
+            return dataclasses.replace(piece, gradient=flip(piece.gradient))
         case 1:
-            return dataclasses.replace(result, hidden=flip(result.hidden))
+            return dataclasses.replace(piece, hidden=flip(piece.hidden))
+        case 2:
+            return dataclasses.replace(piece, loss=piece.loss + 0.5)
+        case 3:
+            return dataclasses.replace(piece, gradient=_not_finite(piece.gradient))
         case _:
-            return dataclasses.replace(result, loss=result.loss + 0.5)
+            return dataclasses.replace(piece, hidden=_not_finite(piece.hidden))
+
+
+def spoiled_result(result: UnitResult, size: Dimensions, chance: random.Random) -> UnitResult:
+    """Return a unit's result with one loss, hidden state or sum wrong."""
+    payload = Payload.of(result, size)
+    name = chance.choice(("losses", "hidden", "sums"))
+    parts: list[Any] = list(getattr(payload, name))
+    wrong = chance.randrange(len(parts))
+    parts[wrong] = parts[wrong] + 0.5 if name == "losses" else flip(parts[wrong])
+    return dataclasses.replace(result, payload=payload._replace(**{name: parts}).pack())
 
 
 def flip(frame: Frame) -> bytes:
@@ -182,3 +233,7 @@ def flip(frame: Frame) -> bytes:
     changed = bytearray(frame)
     changed[0] ^= 1
     return bytes(changed)
+
+
+def _not_finite(frame: Frame) -> bytes:
+    return struct.pack("<f", math.nan) + bytes(frame[4:])

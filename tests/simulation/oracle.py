@@ -1,9 +1,9 @@
-"""Judges every event of a simulated run against the reference, and names what was broken.
+"""Checks every event of a simulated run against the reference, and names what was broken.
 
 It keeps a model of its own of what the server must have accepted, and knows every byte that may
 be counted, sent, granted or saved. The machines are read, never changed.
 
-Where a broken worker's wrong gradient was the first of its identity and counts, the term is
+Where a broken worker's wrong result was the first of a shard or a node and counts, the term is
 tainted: its bytes are not checked until the server resumes earlier.
 """
 
@@ -11,25 +11,28 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from manychar.numerics.training_step import TrainingState
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
 from manychar.protocol.early_stopping import MOST_WAITING
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState
+from manychar.protocol.membership import PeerState, runs_of
 from manychar.protocol.messages import (
-    Gradient,
     Grant,
     Hello,
     Message,
+    NewWeights,
     Peer,
     Reset,
     Role,
-    Weights,
-    digest,
+    UnitResult,
 )
 from manychar.protocol.server import ParameterServer
-from tests.simulation.reference import bytes_of
+from manychar.protocol.unit_payload import Payload
+from tests.simulation.reference import Reference, bytes_of
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -60,27 +63,32 @@ class Oracle:
         self.term = 0
         self.step = 0
         self.accepted_in_all = 0
-        self.wrong: Gradient | None = None
+        self.wrong: UnitResult | None = None
         self.tainted: set[int] = set()
         self._next: list[int] = []
         self._next_before: list[int] = []
-        self._accepted: dict[tuple[int, int], tuple[Any, ...]] = {}
-        self._leases: dict[int, tuple[int, Peer]] = {}
+        self._first = 0
+        self._accepted: dict[tuple[int, int | Range], Any] = {}
+        self._accepted_from: dict[int, tuple[int, Peer, int]] = {}
+        self._complete: set[Range] = set()
+        self._leases: dict[int, tuple[Range, Peer]] = {}
         self._live: dict[int, int] = {}
         self._spoke_at = 0.0
         self._ends_as_it_is = False
 
     def server_starts(self, machine: ParameterServer, saved_step: int, now: float) -> None:
         """A server begins, from the newest checkpoint that reached the disk."""
-        if machine.spec.term <= self.term:
+        if machine.spec.term < self.term + ("copied" not in self.plan.faults):
             raise Violation("term", f"term {machine.spec.term} after term {self.term}")
         if machine.state.step != saved_step:
             raise Violation("resume", f"from step {machine.state.step}, saved is {saved_step}")
         self.term = machine.spec.term
-        self.step = saved_step
+        self._dimensions = machine.dimensions
+        self.step = self._first = saved_step
         self._next = [saved_step] * self.plan.shards
         self._next_before = list(self._next)
-        self._accepted, self._leases, self._live = {}, {}, {}
+        self._accepted, self._accepted_from, self._complete = {}, {}, set()
+        self._leases, self._live = {}, {}
         self.wrong = None
         self._ends_as_it_is = False
         self._spoke_at = now
@@ -103,10 +111,10 @@ class Oracle:
         """Note how the server stands, and what it must make of the message."""
         member = machine.membership.members.get(peer)
         stranger = not isinstance(message, Hello) and (
-            member is None or getattr(message, "term", None) != machine.spec.term
+            member is None or message.run_and_term != machine.spec.run_and_term  # type: ignore[union-attr]
         )
         validated = (
-            isinstance(message, Gradient)
+            isinstance(message, UnitResult)
             and self.wrong is None
             and not stranger
             and member is not None
@@ -120,25 +128,31 @@ class Oracle:
             counts=dict(machine.counts),
         )
 
-    def _assess(self, machine: ParameterServer, gradient: Gradient) -> Assessment:
-        shard, step, next_step = gradient.shard, gradient.step, self._next[gradient.shard]
-        if step < next_step:
-            if step < self.step - STEPS_COMPARED or (shard, step) not in self._accepted:
-                return Assessment.REPEAT_TOO_OLD
-            if not self._is_from_here(gradient):
-                return Assessment.FROM_ANOTHER_STATE
-            same = self._accepted[shard, step] == _content(gradient)
-            return Assessment.REPEAT if same else Assessment.REPEAT_DIFFERS
+    def _assess(self, machine: ParameterServer, result: UnitResult) -> Assessment:
+        step = result.step
         open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
-        if not open_now or step > self.step or step >= self.plan.steps:
+        if step > self.step or (step == self.step and not open_now):
             return Assessment.NOT_OPEN
-        return Assessment.WANTED if self._is_from_here(gradient) else Assessment.FROM_ANOTHER_STATE
-
-    def _is_from_here(self, gradient: Gradient) -> bool:
-        """Whether it names the reference's hidden state."""
-        return gradient.hidden_digest == digest(
-            self.reference.hidden[gradient.step][gradient.shard]
-        )
+        if step < max(self.step - STEPS_COMPARED, self._first):
+            return Assessment.REPEAT_TOO_OLD
+        payload = Payload.of(result, self._dimensions)
+        reference = self.reference
+        inputs = reference.payload(step, result.first, result.last).digests
+        if (
+            list(payload.digests) != inputs
+            or result.weights_digest != reference.pieces[0, step].weights_digest
+        ):
+            return Assessment.FROM_ANOTHER_STATE
+        parts = _parts(result, payload, reference)
+        known = {of: self._accepted[step, of] for of in parts if (step, of) in self._accepted}
+        if any(parts[of] != value for of, value in known.items()):
+            return Assessment.REPEAT_DIFFERS
+        if all(shard in known for shard in _shards(result)):
+            compared = any(isinstance(of, tuple) for of in known)
+            return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
+        numbers = np.frombuffer(b"".join(payload.hidden), "<f4")
+        finite = np.isfinite(numbers).all() and np.isfinite(payload.losses).all()
+        return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
     def after_server(
         self,
@@ -151,23 +165,25 @@ class Oracle:
         """Compare what the server made of the message with what it must make of it."""
         if before.stranger:
             self._check_stranger(machine, peer, before, effects)
+        self._check_leases(machine)
         if self.wrong is not None:
             return
         self._next_before = list(self._next)
-        if before.assessment is Assessment.WANTED and isinstance(message, Gradient):
-            self._check_wanted(message, before)
-            self._next[message.shard] += 1
-            self._accepted[message.shard, message.step] = _content(message)
-        step, accepted = machine.aggregation.state.step, machine.aggregation._senders
-        actual = [step + (shard in accepted[step]) for shard in range(len(self._next))]
+        if before.assessment is Assessment.WANTED and isinstance(message, UnitResult):
+            self._accept(message, peer, before)
+            if self.wrong is not None:
+                return
+        aggregation = machine.aggregation
+        step, accepted = aggregation.state.step, aggregation._open.senders
+        actual = [step + (shard in accepted) for shard in range(len(self._next))]
         if actual != self._next:
-            what = before.assessment.value if before.assessment else "no gradient of ours"
+            what = before.assessment.value if before.assessment else "no result of ours"
             raise Violation(
                 "counted", f"next steps are {actual}, not {self._next}, after one that is: {what}"
             )
         self._check_counts(machine, before)
         self.check_step(machine)
-        self._check_leases(machine)
+        self._check_sums(machine)
 
     def _check_stranger(
         self, machine: ParameterServer, peer: Peer, before: Before, effects: Sequence[Effect]
@@ -181,25 +197,58 @@ class Oracle:
         if handled:
             raise Violation("another term", f"a stranger's message was handled: {effects}")
 
-    def _check_wanted(self, gradient: Gradient, before: Before) -> None:
-        """The gradient that counts is the recomputed one, unless a broken worker was the first."""
-        if (gradient.shard, gradient.step) in self._accepted:
-            raise Violation("twice", f"step {gradient.step}, shard {gradient.shard}")
-        self.accepted_in_all += 1
-        if before.sender in self.broken and _content(gradient) != self._content_of(gradient):
-            self.wrong = gradient
+    def _accept(self, result: UnitResult, peer: Peer, before: Before) -> None:
+        """Note what counts of a result; it is the reference's, unless a broken worker was first."""
+        step, reference = result.step, self.reference
+        parts = _parts(result, Payload.of(result, self._dimensions), reference)
+        nodes = [of for of in parts if isinstance(of, tuple) and not self._is_complete(of)]
+        shards = [i for i in _shards(result) if (step, i) not in self._accepted]
+        right = _parts(result, reference.payload(step, result.first, result.last), reference)
+        if any(parts[of] != right[of] for of in (*nodes, *shards)):
+            if before.sender not in self.broken:
+                raise Violation("accepted result", f"{_name(result)} differs")
+            self.wrong = result
             self.tainted.add(self.term)
-        else:
-            self.check_piece(gradient, "accepted gradient")
+        self._complete.update(nodes)
+        self._accepted |= {(step, of): parts[of] for of in (*nodes, *shards)}
+        for shard in shards:
+            self._next[shard] += 1
+            self._accepted_from[shard] = (step, peer, result.lease)
+        self.accepted_in_all += len(shards)
 
-    def check_piece(self, gradient: Gradient, invariant: str) -> None:
-        """A gradient is the recomputed one, to the last bit."""
-        if _content(gradient) != self._content_of(gradient):
-            raise Violation(invariant, f"step {gradient.step}, shard {gradient.shard} differs")
+    def _is_complete(self, node: Range) -> bool:
+        """Whether a node's sum of the open step is there, or one that contains it."""
+        return any(
+            self._formed(above)
+            for above in self.reference.sums[0]
+            if above[0] <= node[0] and node[1] <= above[1]
+        )
 
-    def _content_of(self, gradient: Gradient) -> tuple[Any, ...]:
-        piece = self.reference.pieces[gradient.shard, gradient.step]
-        return (piece.loss, piece.gradient, piece.hidden)
+    def _formed(self, node: Range) -> bool:
+        """Whether a node's sum was delivered, or can be formed of its halves."""
+        if node in self._complete:
+            return True
+        halves = self.reference.halves(node)
+        return bool(halves) and all(map(self._formed, halves))
+
+    def check_sent(self, result: UnitResult, invariant: str) -> None:
+        """A result is the reference's, to the last bit."""
+        right = self.reference.result(result, result.step, result.first, result.last)
+        if bytes(result.payload) != right.payload or result.weights_digest != right.weights_digest:
+            raise Violation(invariant, f"{_name(result)} differs")
+
+    def _check_sums(self, machine: ParameterServer) -> None:
+        """The server holds the sums of nodes that are disjoint, of what is accepted, and right."""
+        held = machine.aggregation._sums.nodes
+        shards = [shard for node in held for shard in range(node[0], node[1] + 1)]
+        if sorted(shards) != sorted(machine.aggregation._open.senders):
+            raise Violation("sums", f"of {list(held)}")
+        for node, value in held.items():
+            if value.tobytes() != self.reference.sums[self.step].get(node):
+                raise Violation("sums", f"of {node} at step {self.step} is another one")
+        delivered = machine.aggregation._open.delivered
+        if len(delivered) > 2 * self.plan.shards - 1:
+            raise Violation("unbounded", f"{len(delivered)} sums of one step")
 
     def _check_counts(self, machine: ParameterServer, before: Before) -> None:
         for assessment in Assessment:
@@ -228,7 +277,9 @@ class Oracle:
             raise Violation("step", f"the server is at {machine.state.step}, not at {step}")
         if step != self.step:
             self.step = step
+            self._complete = set()
             self.check_state(machine.state, "state")
+            self._check_ranges(machine)
 
     def server_is_stopped(self, machine: ParameterServer) -> None:
         """A server that waits for a validation loss ends as it is; another one ends its step."""
@@ -243,18 +294,36 @@ class Oracle:
         return step >= self._world.end or len(missing) > most
 
     def _check_leases(self, machine: ParameterServer) -> None:
-        leases = machine.membership.leases
-        if len({lease.number for lease in leases.values()}) != len(leases):
-            raise Violation("lease", "two leases have one number")
-        for shard, lease in leases.items():
-            if lease.shard != shard or lease.peer not in machine.membership.members:
-                raise Violation("lease", f"of shard {shard} at {lease.peer!r}")
+        """Nobody holds what another holds; within a step all that is missing is held by somebody.
+
+        Shards of a worker that was lost do not wait for the end of the step.
+        """
+        membership = machine.membership
+        held: dict[int, int] = {}
+        for number, lease in membership.leases.items():
+            member = membership.members.get(lease.peer)
+            if lease.number != number or member is None or member.state is not PeerState.WORKING:
+                raise Violation("lease", f"number {number} at {lease.peer!r}")
+            for shard in range(lease.shards[0], lease.shards[1] + 1):
+                if held.setdefault(shard, number) != number:
+                    raise Violation("lease", f"shard {shard} is held twice")
+        unheld = [shard for shard in machine.aggregation.missing() if shard not in held]
+        open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
+        if open_now and unheld and membership.workers():
+            raise Violation("unheld", f"nobody holds the shards {unheld}")
+
+    def _check_ranges(self, machine: ParameterServer) -> None:
+        """Between two steps each worker holds one range at most."""
+        holders = [lease.peer for lease in machine.membership.leases.values()]
+        if machine.lifecycle.phase is RunPhase.TRAINING and len(set(holders)) < len(holders):
+            raise Violation("ranges", f"one worker holds several when a step begins: {holders}")
 
     def check_banned(self, machine: ParameterServer, before: Before) -> None:
         """Who sent other bytes than the right ones is banned by name, and nobody else is."""
         banned = set(machine.admission.banned)
-        if before.assessment is Assessment.REPEAT_DIFFERS and before.sender not in banned:
-            raise Violation("banned", f"{before.sender} is not, and its repeat was wrong")
+        wrong = before.assessment in (Assessment.REPEAT_DIFFERS, Assessment.NOT_FINITE)
+        if wrong and before.sender not in banned:
+            raise Violation("banned", f"{before.sender} is not, and what it sent was wrong")
         names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
         if not banned <= self.broken or banned & names:
             raise Violation("banned", f"{banned}; broken are {self.broken}, here are {names}")
@@ -275,47 +344,58 @@ class Oracle:
             return
         if isinstance(message, Grant):
             self._check_grant(peer, message)
-        elif isinstance(message, Weights):
-            self._check_weights(peer, message)
+        elif isinstance(message, NewWeights):
+            self._check_new_weights(peer, message)
 
     def _check_grant(self, peer: Peer, grant: Grant) -> None:
-        shard, step = grant.shard, grant.step
-        self._check_lease(grant.lease, shard, peer, begins=True)
-        if step not in (self._next[shard], self._next_before[shard]) or step >= self.plan.steps:
-            raise Violation("grant", f"shard {shard} from step {step}, not {self._next[shard]}")
-        batch = self.reference.streams.batch_at(shard, step)
-        for what, ours, theirs in (
-            ("fresh", batch.fresh, grant.fresh),
-            ("weights", self.reference.weights[step], bytes(grant.weights)),
-            ("hidden", self.reference.hidden[step][shard], bytes(grant.hidden)),
-            ("ids", batch.ids.tobytes(), bytes(grant.ids)),
+        """A grant is of all contiguous shards of its lease that are not accepted yet."""
+        leased = (grant.lease_first, grant.lease_last)
+        self._check_lease(grant.lease, leased, peer, begins=True)
+        runs = [
+            run
+            for now in (self._next, self._next_before)
+            for run in runs_of(i for i in range(leased[0], leased[1] + 1) if now[i] == grant.step)
+        ]
+        if (grant.first, grant.last) not in runs:
+            raise Violation("grant", f"{_name(grant)}, not {runs}")
+        hidden = b"".join(self.reference.hidden[grant.step][grant.first : grant.last + 1])
+        if bytes(grant.hidden) != hidden:
+            raise Violation("grant", f"hidden states of {_name(grant)}")
+        self._check_inputs(grant)
+
+    def _check_new_weights(self, peer: Peer, message: NewWeights) -> None:
+        """Weights alone are for a holder from whom all its shards were accepted before."""
+        shards = (message.first, message.last)
+        self._check_lease(message.lease, shards, peer, begins=False)
+        before = {self._accepted_from.get(i) for i in range(shards[0], shards[1] + 1)}
+        if before != {(message.step - 1, peer, message.lease)}:
+            raise Violation("weights", f"{_name(message)} after {before}")
+        self._check_inputs(message)
+
+    def _check_inputs(self, message: Grant | NewWeights) -> None:
+        step, streams = message.step, self.reference.streams
+        if step >= self.plan.steps:
+            raise Violation("grant", f"{_name(message)} of {self.plan.steps} steps")
+        batches = [streams.batch_at(i, step) for i in range(message.first, message.last + 1)]
+        for what, wanted, sent in (
+            ("fresh", batches[0].fresh, message.fresh),
+            ("weights", self.reference.weights[step], bytes(message.weights)),
+            ("ids", b"".join(each.ids.tobytes() for each in batches), bytes(message.ids)),
         ):
-            if ours != theirs:
-                raise Violation("grant", f"{what} of shard {shard} at step {step}")
+            if wanted != sent:
+                raise Violation("grant", f"{what} of {_name(message)}")
 
-    def _check_weights(self, peer: Peer, weights: Weights) -> None:
-        if bytes(weights.weights) != self.reference.weights[weights.version]:
-            raise Violation("weights", f"version {weights.version}")
-        for unit, ids in zip(weights.units, weights.ids, strict=True):
-            self._check_lease(unit.lease, unit.shard, peer, begins=False)
-            batch = self.reference.streams.batch_at(unit.shard, unit.step)
-            if (
-                unit.step >= self.plan.steps
-                or unit.step != weights.version
-                or bool(unit.flag) != batch.fresh
-                or bytes(ids) != batch.ids.tobytes()
-            ):
-                raise Violation("weights", f"version {weights.version} with {unit}")
-
-    def _check_lease(self, number: int, shard: int, peer: Peer, *, begins: bool) -> None:
+    def _check_lease(self, number: int, shards: Range, peer: Peer, *, begins: bool) -> None:
         """One live lease a shard, with a number that was never another's."""
         if number not in self._leases and begins:
-            if number <= self._live.get(shard, 0):
-                raise Violation("lease", f"number {number} after {self._live[shard]}")
-            self._leases[number] = (shard, peer)
-            self._live[shard] = number
-        if self._leases.get(number) != (shard, peer) or self._live[shard] != number:
-            raise Violation("lease", f"number {number} for shard {shard} at {peer!r} is not live")
+            newest = max(self._live.get(i, 0) for i in range(shards[0], shards[1] + 1))
+            if number <= newest:
+                raise Violation("lease", f"number {number} after {newest}")
+            self._leases[number] = (shards, peer)
+            self._live |= dict.fromkeys(range(shards[0], shards[1] + 1), number)
+        live = {self._live.get(shard) for shard in range(shards[0], shards[1] + 1)}
+        if self._leases.get(number) != (shards, peer) or live != {number}:
+            raise Violation("lease", f"number {number} for {shards} at {peer!r} is not live")
 
     def server_spoke(self, now: float) -> None:
         """A line for a person."""
@@ -343,5 +423,19 @@ class Oracle:
             raise Violation("best", f"step {best} of {losses}")
 
 
-def _content(gradient: Gradient) -> tuple[Any, ...]:
-    return (gradient.loss, bytes(gradient.gradient), bytes(gradient.hidden))
+def _shards(result: UnitResult) -> range:
+    return range(result.first, result.last + 1)
+
+
+def _name(unit: UnitResult | Grant | NewWeights) -> str:
+    return f"step {unit.step}, shards {unit.first} … {unit.last}"
+
+
+def _parts(result: UnitResult, payload: Payload, reference: Reference) -> dict[Any, Any]:
+    """Return what can be compared: loss and hidden state by shard, the sum by node."""
+    hidden = map(bytes, payload.hidden)
+    shards = dict(
+        zip(_shards(result), zip(map(float.hex, payload.losses), hidden, strict=True), strict=True)
+    )
+    nodes = zip(reference.cover(result.first, result.last), map(bytes, payload.sums), strict=True)
+    return shards | dict(nodes)

@@ -21,10 +21,13 @@ from manychar.protocol.events import Event
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.faults import Schedule
+from tests.simulation.moves import MovingServer
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
-MACHINES = {"server": ParameterServer, "worker": Worker}
+MACHINES: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (ParameterServer, MovingServer, Worker)
+}
 
 
 @dataclasses.dataclass
@@ -45,8 +48,7 @@ class Recorder:
 
     def attach(self, name: str, machine: Any, **arguments: object) -> None:
         """Record a machine, which was made of these arguments, from now on."""
-        kind = "server" if isinstance(machine, ParameterServer) else "worker"
-        tape = Tape(name, kind, to_plain(arguments))
+        tape = Tape(name, type(machine).__name__, to_plain(arguments))
         self.tapes.append(tape)
         handle = machine.handle
 

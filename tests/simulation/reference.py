@@ -20,6 +20,7 @@ from manychar.numerics.tree_reduction import Range
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed
+from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import Payload, digest
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
@@ -65,13 +66,27 @@ class Reference:
     weights: list[bytes]
     state_bytes: list[tuple[bytes, ...]]
 
+    def halves(self, node: Range) -> list[Range]:
+        """Return the two largest nodes below a node; of a shard there is none."""
+        inside = [each for each in self.sums[0] if node[0] <= each[0] and each[1] <= node[1]]
+        return [each for each in inside if each != node and _is_largest(each, inside, but=node)]
+
     def cover(self, first: int, last: int) -> list[Range]:
         """Return the largest nodes whose shards are in a range, in order."""
         inside = [node for node in self.sums[0] if first <= node[0] and node[1] <= last]
-        return sorted(
-            node
-            for node in inside
-            if not any(a <= node[0] and node[1] <= b for a, b in inside if (a, b) != node)
+        return sorted(node for node in inside if _is_largest(node, inside))
+
+    def result(self, like: UnitResult, step: int, first: int, last: int) -> UnitResult:
+        """Return the right result of a unit, under no lease, in the term and session of another."""
+        return UnitResult(
+            **like.run_and_term,
+            lease=0,
+            first=first,
+            last=last,
+            step=step,
+            weights_digest=self.pieces[first, step].weights_digest,
+            seconds=0.0,
+            payload=self.payload(step, first, last).pack(),
         )
 
     def payload(self, step: int, first: int, last: int) -> Payload:
@@ -83,6 +98,12 @@ class Reference:
             losses=[piece.loss for piece in pieces],
             digests=[digest(each) for each in self.hidden[step][first : last + 1]],
         )
+
+
+def _is_largest(node: Range, among: list[Range], *, but: Range | None = None) -> bool:
+    """Whether no other node contains this one, `but` aside."""
+    others = [each for each in among if each not in (node, but)]
+    return not any(first <= node[0] and node[1] <= last for first, last in others)
 
 
 def bytes_of(state: TrainingState) -> tuple[bytes, ...]:

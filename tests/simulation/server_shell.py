@@ -52,6 +52,7 @@ class ServerShell:
             definition=known.definition,
             operation=Operation(
                 workers=1,
+                compute=False,
                 steps=plan.steps,
                 checkpoint_every=plan.checkpoint_every,
                 sample_every=0,
@@ -66,9 +67,11 @@ class ServerShell:
             banned=world.disk.banned,
             validation_losses=world.disk.validation_losses,
             unvalidated=world.disk.unvalidated(),
+            session=world.chance.getrandbits(53),
         )
         self.machine = world.server_class(spec, now=world.now)
-        world.attach(f"server-{term}", self.machine, spec=spec, now=world.now)
+        world.servers += 1
+        world.attach(f"server-{world.servers}", self.machine, spec=spec, now=world.now)
         self.applied_at = world.now
         self._resume: ResumeBefore | None = None
         self._stalled_until = 0.0

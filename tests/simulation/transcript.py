@@ -15,7 +15,7 @@ def brief(message: Message) -> str:
     fields = {
         field.name: getattr(message, field.name)
         for field in dataclasses.fields(message)
-        if field.name not in ("run", "dimensions", "ids", "hidden_digest", "machine", "libraries")
+        if field.name not in ("run", "dimensions", "session", "machine", "libraries")
     }
     shown = {
         name: value

@@ -27,7 +27,8 @@ from manychar.protocol.events import (
     PeerError,
     Received,
 )
-from manychar.protocol.messages import WIRE_VERSION, Gradient, Grant, Hello, Revoke, Weights
+from manychar.protocol.messages import WIRE_VERSION, Grant, Hello, NewWeights, Revoke, UnitResult
+from tests.simulation.faults import FACTORS
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
 from tests.simulation.server_shell import FINGERPRINT
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 FOREIGN_FINGERPRINT = "foreign"
 CONNECT_TIMEOUT = 10_000.0
 SUSPENDED_SECONDS = 70.0
-OF_LEASES = (Grant, Weights, Revoke)
+OF_LEASES = (Grant, NewWeights, Revoke)
 
 
 class WorkerShell:
     """One machine, one connection at a time.
 
-    `foreign` has other arithmetic and says so; `spoils` says of a unit whether it is computed
-    wrongly.
+    `foreign` has other arithmetic and says so; `spoils` says of a shard whether it is computed
+    wrongly. A worker is slower than others by `speed`, and by `factor` for a while.
     """
 
     def __init__(self, world: "World", name: str, instance: str, *, foreign: bool) -> None:
@@ -56,6 +57,7 @@ class WorkerShell:
         self.foreign = foreign
         self.spoils: Callable[[Compute], bool] = lambda _: foreign
         self.alive = True
+        self.speed = world.chance.choice(FACTORS)
         self.factor = 1.0
         self.asleep_until = 0.0
         self.connection_or_none: Connection | None = None
@@ -147,7 +149,7 @@ class WorkerShell:
         world = self.world
         for effect in effects:
             if isinstance(effect, Send):
-                if isinstance(effect.message, Gradient) and not self.foreign:
+                if isinstance(effect.message, UnitResult) and not self.foreign:
                     world.worker_oracle.sends(self.name, effect.message)
                 world.log(functools.partial(sent, f"    {self.name} sends", effect.message))
                 world.network.send_up(self, effect.message)
@@ -170,12 +172,13 @@ class WorkerShell:
         world.log(lambda: f"    {self.name} computes step {unit.step}, shard {unit.shard}")
         if not self.foreign:
             world.worker_oracle.computes(self.machine, unit)
-        result = self._result(unit)
-        seconds = world.plan.unit_seconds * world.chance.uniform(0.5, 1.5) * self.factor
+        seconds = world.plan.shard_seconds * world.chance.uniform(0.5, 1.5)
+        seconds *= self.speed * self.factor
         if "suspended" in world.plan.faults:
             seconds = SUSPENDED_SECONDS
+        result = self._result(unit, seconds)
         self._computing = True
-        delivers = world.worker_oracle.must_deliver(self.machine)
+        delivers = world.worker_oracle.must_deliver(self.machine, unit)
 
         def through() -> list[Effect]:
             effects = self.machine.handle(result, world.now)
@@ -185,14 +188,14 @@ class WorkerShell:
 
         self._be_busy(seconds, through)
 
-    def _result(self, unit: Compute) -> Computed:
-        """Compute a unit, rightly or wrongly."""
+    def _result(self, unit: Compute, seconds: float) -> Computed:
+        """Compute a shard, rightly or wrongly."""
         assert self.machine.dimensions is not None
         piece = compute(unit, self.machine.dimensions)
         if self.spoils(unit):
             self.world.log(lambda: f"    {self.name} computes it wrongly")
-            piece = spoiled(piece, unit.step)
-        return piece.computed(unit.shard, unit.step)
+            piece = spoiled(piece, self.world.chance)
+        return piece.computed(unit.shard, unit.step, seconds=seconds, slowest=0.0)
 
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
         """Compute: the thread sends heartbeats, and reads nothing until it is through."""

@@ -5,7 +5,6 @@ comes from one generator. The same schedule gives the same run, event for event.
 the bytes of the real codec.
 """
 
-import dataclasses
 import functools
 import heapq
 import math
@@ -18,11 +17,12 @@ from manychar.protocol.effects import Compute, Finish, ResumeBefore
 from manychar.protocol.events import PeerError
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import Member, PeerState
-from manychar.protocol.messages import Gradient
+from manychar.protocol.messages import UnitResult
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Plan, Schedule, draw
+from tests.simulation.moves import MovingServer
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle
 from tests.simulation.reference import reference
@@ -64,16 +64,21 @@ class World:
         self.reference = reference(self.plan.shards, self.plan.streams, self.plan.length)
         self.broken: set[str] = set()
         self.end = self._where_it_ends()
+        if "moves" in self.plan.faults:
+            self.server_class = MovingServer
         self.oracle = Oracle(self)
-        self.worker_oracle = WorkerOracle(self.oracle, disorder=self.plan.disorder)
+        self.worker_oracle = WorkerOracle(
+            self.oracle, disorder=self.plan.disorder, at_ease=self.plan.faults <= {"moves"}
+        )
         self.network = Network(self)
         self.disk = Disk(self)
         self.server: ServerShell | None = None
         self.workers: list[WorkerShell] = []
         self.times_resumed = 0
         self._wrong_begun = False
-        self._told: Gradient | None = None
+        self._told: UnitResult | None = None
         self.term = 0
+        self.servers = 0
         self.peer_errors = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -197,6 +202,12 @@ class World:
             self.server.crash()
             self.after(self.chance.choice((0.0, 0.3, 3.0)), self.start_server)
 
+    def _fault_copied(self) -> None:
+        """Crash; the next server is of a copy of the run's directory, with the same term."""
+        if self.server is not None:
+            self.term -= 1
+            self._fault_server_crash()
+
     def _fault_server_stall(self) -> None:
         if self.server is not None:
             self.server.stall(self.chance.uniform(0.3, 4 * self.plan.silence))
@@ -260,7 +271,7 @@ class World:
     # A broken worker.
 
     def _spoils_once(self) -> Callable[[Compute], bool]:
-        """Have a worker compute one unit wrongly, once another is there to tell."""
+        """Have a worker compute one shard wrongly, once another is there to tell."""
 
         def spoils(unit: Compute) -> bool:
             if self._wrong_begun or unit.step < self.plan.wrong_from or not self._healthy():
@@ -277,7 +288,7 @@ class World:
         return [m for m in members if m.state in ready and m.name not in self.broken]
 
     def tell_the_truth(self) -> None:
-        """Some steps after a wrong gradient was counted, let another's right one come."""
+        """Some steps after a wrong result was counted, let another's right one come."""
         wrong, healthy = self.oracle.wrong, self._healthy()
         if wrong is None or wrong is self._told or self.server is None or not healthy:
             return
@@ -286,10 +297,7 @@ class World:
         if machine.lifecycle.phase is RunPhase.TRAINING and machine.state.step < due:
             return
         self._told = wrong
-        piece = self.reference.pieces[wrong.shard, wrong.step]
-        right = dataclasses.replace(
-            wrong, loss=piece.loss, gradient=piece.gradient, hidden=piece.hidden
-        )
+        right = self.reference.result(wrong, wrong.step, wrong.first, wrong.last)
         self.server.receive(healthy[0].peer, right)
 
     def server_resumes(self, effect: ResumeBefore) -> None:
@@ -322,7 +330,7 @@ class World:
         self.oracle.check_result(machine.state, "result")
         if self.disk.newest().step != self.end:
             raise Violation("result", "the last checkpoint is not on disk")
-        at_ease = not self.plan.faults and self.plan.answers_within < LEAST_PATIENCE
+        at_ease = self.worker_oracle.at_ease and self.plan.answers_within < LEAST_PATIENCE
         if at_ease and machine.counts[Counter.GRANTS_RESENT]:
             raise Violation(
                 "asked again", f"{machine.counts[Counter.GRANTS_RESENT]} times, for no reason"
