@@ -17,6 +17,7 @@ OTHER: dict[str, Any] = {
     "hidden": 64,
     "seq_length": 50,
     "learning_rate": 0.05,
+    "warmup": 30,
     "clip": 1.0,
     "shards": 8,
     "streams": 2,
@@ -33,6 +34,7 @@ BAD: dict[str, list[Any]] = {
     "streams": [0, -1, 65_537, 4.0, "4", True, None],
     "seed": [-1, 2**53 + 1, 0.0, "0", False, None],
     "learning_rate": [0, 0.0, -0.1, math.inf, math.nan, "0.1", True, None],
+    "warmup": [-1, 2**53 + 1, 1.0, "1", True, None],
     "clip": [0, 0.0, -5.0, math.inf, math.nan, "5", True, None],
     "validation": [-0.1, 1, 1.0, math.inf, math.nan, "0", False, None],
     "dtype": ["float16", "", None, 32, []],
@@ -61,7 +63,7 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     assert USUAL.to_json() == (
         '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","dtype":"float32",'
         '"hidden":100,"learning_rate":0.1,"numerics":"portable","seed":0,"seq_length":25,'
-        '"shards":4,"streams":16,"validation":0.0}'
+        '"shards":4,"streams":16,"validation":0.0,"warmup":0}'
     )
 
 

@@ -26,6 +26,9 @@ class Definition:
     hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
     seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
     learning_rate: float = _option(0.1, "Adagrad's learning rate.", above=0)
+    warmup: int = _option(
+        0, "Steps over which the learning rate rises to its value; 0: none.", least=0, most=2**53
+    )
     clip: float = _option(5.0, "Bound of each element of the mean gradient.", above=0)
     shards: int = _option(
         4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
@@ -63,6 +66,14 @@ class Definition:
     def characters_per_step(self) -> int:
         """Characters that one step reads: S * B * T."""
         return self.total_streams * self.seq_length
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: it rises linearly over the first `warmup` steps.
+
+        Adagrad's first steps move every weight by the whole rate, whatever the gradient: large
+        models and large batches diverge from there without a warm-up.
+        """
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup))
 
     def run_id(self, nonce: str) -> str:
         """Name of one run of this definition: its hash and a nonce."""
