@@ -17,7 +17,7 @@ REPEATS, AT_ONCE = 40, 3
 def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
     """Time the parts; the figure is µs by part, each the least of many."""
     definition = definition_of(task)
-    vocabulary_size, streams = streams_of(task, definition)
+    vocabulary_size, streams = streams_of(task)
     kernel, state = (kernel_of(definition, vocabulary_size), start(definition, vocabulary_size))
     gradient = np.ones_like(state.memory)
     advance(state, definition, streams, kernel)
