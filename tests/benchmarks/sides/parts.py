@@ -24,9 +24,9 @@ def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
     parts = {
         "weights into the kernel": lambda: kernel.load(state.parameters.flat),
         "forward through time": lambda: kernel._compute_states(no_progress),
-        "outputs, softmax, loss": kernel._compute_loss,
+        "outputs, softmax, loss": lambda: kernel._compute_loss(no_progress),
         "back through time": lambda: kernel._back_through_time(no_progress),
-        "gradient of the weights": kernel._compute_gradient,
+        "gradient of the weights": lambda: kernel._compute_gradient(no_progress),
         "mean, clip, Adagrad": lambda: clipped_adagrad.update(
             state.parameters.flat,
             state.memory,
