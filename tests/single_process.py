@@ -29,11 +29,12 @@ def bits_of(state: "TrainingState") -> str:
 def bits_alone(text: Path, run: Path, steps: int) -> list[str]:
     """Return the hashes of states 0 … steps of the run's definition on a text."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    return _computed(text.read_text(encoding="utf-8"), json.dumps(config["definition"]), steps)
+    return hashes_alone(text.read_text(encoding="utf-8"), json.dumps(config["definition"]), steps)
 
 
 @functools.cache
-def _computed(text: str, definition: str, steps: int) -> list[str]:
+def hashes_alone(text: str, definition: str, steps: int) -> list[str]:
+    """Return the hashes of states 0 … steps of a definition, given as JSON, on a text."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS", "NPY_"))}
     asked = json.dumps({"text": text, "definition": json.loads(definition), "steps": steps})
     command = [sys.executable, str(Path(__file__))]

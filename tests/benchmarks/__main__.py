@@ -10,21 +10,21 @@ from manychar.processes.errors import INTERRUPTED
 from tests.benchmarks.asking import SideError
 from tests.benchmarks.machine import describe
 from tests.benchmarks.plan import MissingError, Plan
+from tests.benchmarks.program import program_of
+from tests.benchmarks.rows.targets import PARTS
 
 ROWS = {
     "one": "one process beside plain min-char-rnn",
     "peak": "one process beside sgemm's peak",
     "torch": "one process beside PyTorch eager",
-    "fleet": "server and 2 workers beside PyTorch DDP, and two single processes",
-    "exchange": "the exchange alone beside Ray's parameter server",
+    "targets": "fleets and the exchange beside fc2e580, one process, PyTorch DDP and Ray",
+    "workers": "speed by workers and hidden units, beside one process",
     "curve": "the price of keys: the same fleet with and without them",
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
-    "loss": "time to a validation loss beside plain min-char-rnn",
     "streams": "study: time to that loss by --streams",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",
-    "scaling": "study: speed by workers, bytes a step, memory by size; draws scaling.svg",
 }
 
 
@@ -38,6 +38,8 @@ def main() -> int:
         plan = Plan(
             text=text,
             scratch=scratch,
+            before=chosen.before,
+            part=chosen.part,
             rounds=chosen.rounds,
             seconds=chosen.seconds,
             seeds=chosen.seeds,
@@ -91,11 +93,13 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; all if none")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison (7)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement (3)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs to a loss, each (5)")
+    parser.add_argument("--seeds", type=int, default=9, help="runs to a loss, each (9)")
     parser.add_argument("--cap", type=float, default=60.0, help="seconds of a run to a loss (60)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="the language reference if none")
+    parser.add_argument("--part", default="", help="one part of the row targets", choices=PARTS)
+    parser.add_argument("--before", metavar="PYTHON", help="an environment's with fc2e580")
     chosen = parser.parse_args()
     if strange := [name for name in chosen.names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(strange)}; there are {', '.join(ROWS)}")
@@ -103,6 +107,10 @@ def _arguments() -> argparse.Namespace:
         parser.error("--rounds and --seeds take at least 1, --seconds more than 0")
     if chosen.text and not chosen.text.is_file():
         parser.error(f"--text {chosen.text}: no such file")
+    try:
+        chosen.before = program_of(chosen.before) if chosen.before else None
+    except ValueError as error:
+        parser.error(f"--before {error}")
     return chosen
 
 

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any, Self
 
+from tests.benchmarks.program import ROOT
 from tests.benchmarks.task import Task
 
-ROOT = Path(__file__).parents[2]
 SECONDS_TO_END = 20.0
 _SETTINGS = ("OPENBLAS_", "NPY_", "OMP_", "MKL_", "GOTO_")
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")

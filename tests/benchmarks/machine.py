@@ -6,7 +6,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from tests.benchmarks.asking import ROOT, environment
+from tests.benchmarks.asking import environment
+from tests.benchmarks.program import ROOT
 
 
 def describe() -> str:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+from manychar.numerics.run_definition import Definition
+from tests.benchmarks.program import Program
 from tests.benchmarks.task import Task
 
 
@@ -15,28 +17,40 @@ class MissingError(RuntimeError):
 class Plan:
     """`text` is a file; `seconds` are those of one measurement, `cap` of one run to a loss.
 
-    `scratch` is a folder for run directories, which is gone afterwards; `target` is in nats a
-    character, on the last `held_out` characters.
+    `scratch` is a folder for run directories, which is gone afterwards; `before` is an earlier
+    version, `part` one part of the row `targets`; `target` is in nats a character, on the last
+    `held_out` characters.
     """
 
     text: Path
     scratch: Path
-    rounds: int = 5
-    seeds: int = 5
+    before: Program | None = None
+    part: str = ""
+    rounds: int = 7
+    seeds: int = 9
     seconds: float = 3.0
     cap: float = 60.0
     held_out: int = 30_000
     target: float = 2.2
 
-    def task(self, *, numerics: str = "native", hidden: int = 100, streams: int = 1) -> Task:
+    def task(
+        self, *, numerics: str = "native", hidden: int = 100, shards: int = 1, streams: int = 1
+    ) -> Task:
         """Return a task on the plan's text."""
         return Task(
             text=str(self.text),
             seconds=self.seconds,
             hidden=hidden,
+            shards=shards,
             streams=streams,
             numerics=numerics,
         )
+
+    def default_task(self, hidden: int = 100) -> Task:
+        """Return one of the default shards and streams, portable."""
+        usual = Definition(corpus_sha256="0" * 64, hidden=hidden)
+        sizes = {"shards": usual.shards, "streams": usual.streams}
+        return self.task(numerics="portable", hidden=hidden, **sizes)
 
 
 def require(package: str) -> None:

@@ -4,30 +4,34 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.benchmarks.asking import ROOT, SideError, environment, last_word
+from tests.benchmarks.asking import SideError, environment, last_word
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.program import HERE, Program
+from tests.benchmarks.task import Task
 
 SECONDS_TO_STOP = 30.0
 PATIENCE = 300.0
-POLL = 0.05
+POLL = 0.02
 
 
 class Process:
     """One process of a run; it is gone when the block ends."""
 
-    def __init__(self, arguments: Sequence[str], *, speaks: bool = False) -> None:
-        """Start `python -m ARGUMENTS`; one that `speaks` is read on standard output."""
-        self.what = " ".join(arguments[:2])
+    def __init__(
+        self, arguments: Sequence[str], *, program: Program = HERE, speaks: bool = False
+    ) -> None:
+        """Start `python ARGUMENTS`; one that `speaks` is read on standard output."""
+        self.what = " ".join(arguments[1:3])
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
+            [program.python, *arguments],
+            cwd=program.root,
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if speaks else subprocess.DEVNULL,
@@ -74,10 +78,23 @@ class Process:
             raise SideError(f"{self.what} ended with {code}: {last_word(self._errors)}")
 
 
-def operation(run_dir: Path, *, steps: int = 0, checkpoint_every: int = 0) -> list[str]:
-    """Return the flags of a run that nobody watches; without `steps`, it goes on until stopped."""
+def manychar(*arguments: str, program: Program = HERE, speaks: bool = False) -> Process:
+    """Start a command of this program."""
+    return Process(["-m", "manychar", *arguments], program=program, speaks=speaks)
+
+
+def sizes(task: Task) -> list[str]:
+    """Return the flags of a run of these sizes."""
     return [
-        *("--run-dir", str(run_dir), "--steps", str(steps)),
+        *("--hidden", str(task.hidden), "--shards", str(task.shards)),
+        *("--streams", str(task.streams), "--numerics", task.numerics),
+    ]
+
+
+def operation(run_dir: Path, *, checkpoint_every: int = 0) -> list[str]:
+    """Return the flags of a run that nobody watches, and that goes on until it is stopped."""
+    return [
+        *("--run-dir", str(run_dir), "--steps", "0"),
         *("--checkpoint-every", str(checkpoint_every), "--keep-checkpoints", "0"),
         *("--sample-every", "0", "--sample-length", "0"),
     ]
@@ -92,18 +109,6 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def steady_rate(
-    run_dir: Path, key: str, seconds: float, processes: Sequence[Process], *, after: int = 0
-) -> float:
-    """Return how fast `key` grows, a second, for at least `seconds` from the step `after` on."""
-    for lines in watched(run_dir, processes):
-        later = [line for line in lines if line["step"] >= after] or lines[-1:]
-        first, last = later[0], later[-1]
-        if last["seconds"] - first["seconds"] >= seconds:
-            break
-    return float((last[key] - first[key]) / (last["seconds"] - first["seconds"]))
-
-
 def watched(run_dir: Path, processes: Sequence[Process]) -> Iterator[list[dict[str, Any]]]:
     """Yield the metrics again and again, from the first line on; SideError if there are none."""
     deadline = time.monotonic() + PATIENCE
@@ -116,27 +121,43 @@ def watched(run_dir: Path, processes: Sequence[Process]) -> Iterator[list[dict[s
     raise SideError(f"{processes[0].what}: no steady figure within {PATIENCE:.0f} s")
 
 
-class Fleets:
+def growth(
+    run_dir: Path,
+    processes: Sequence[Process],
+    seconds: float,
+    *,
+    after: int = 0,
+    read: Callable[[], float] = lambda: 0.0,
+) -> tuple[dict[str, float], float]:
+    """Return how much the metrics and `read` grew in at least `seconds` from step `after` on."""
+    first: dict[str, Any] = {}
+    at_first = 0.0
+    for lines in watched(run_dir, processes):
+        last = lines[-1]
+        if not first and last["step"] >= after:
+            first, at_first = last, read()
+        if first and last["seconds"] - first["seconds"] >= seconds:
+            break
+    names = ("step", "characters", "seconds")
+    return {name: last[name] - first[name] for name in names}, read() - at_first
+
+
+class Fleet:
     """A server and its workers by `manychar train`, started anew each round."""
 
     def __init__(
-        self,
-        text: Path,
-        scratch: Path,
-        seconds: float,
-        flags: Sequence[str],
-        *,
-        checkpoint_every: int = 0,
+        self, plan: Plan, *flags: str, program: Program = HERE, checkpoint_every: int = 0
     ) -> None:
-        self._text, self._scratch, self._seconds, self._flags = text, scratch, seconds, flags
+        self._plan, self._flags, self._program = plan, flags, program
         self._checkpoint_every = checkpoint_every
 
     def measure(self, turn: int) -> float:
         """Return characters a second, the start left out; `turn` does not matter."""
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=self._plan.scratch) as folder:
             run_dir = Path(folder) / "run"
             how = operation(run_dir, checkpoint_every=self._checkpoint_every)
-            arguments = ["manychar", "train", str(self._text), *self._flags, *how]
-            with Process(arguments) as fleet:
+            text = str(self._plan.text)
+            with manychar("train", text, *self._flags, *how, program=self._program) as fleet:
                 after = self._checkpoint_every  # a validator has started by then
-                return steady_rate(run_dir, "characters", self._seconds, [fleet], after=after)
+                grown, _ = growth(run_dir, [fleet], self._plan.seconds, after=after)
+        return grown["characters"] / grown["seconds"]

@@ -4,6 +4,9 @@ import dataclasses
 import json
 from typing import Self
 
+CHARACTERS_A_LOOK = 100_000
+"""Between two looks at the loss of a model that is trained until it is low enough."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -17,6 +20,7 @@ class Task:
     text: str
     seconds: float
     hidden: int = 100
+    shards: int = 1
     streams: int = 1
     seq_length: int = 25
     dtype: str = "float32"

@@ -1,15 +1,20 @@
 """The sides that need neither PyTorch nor Ray go for a tiny round; tables and ratios."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import to_loss
 from tests.benchmarks.asking import Side, Together
+from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
+from tests.benchmarks.rows import targets as targets_of
 from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.tables import Comparison, comparisons
+from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
 TEXT = "to be, or not to be, that is the question: " * 200
 
@@ -42,6 +47,37 @@ def test_two_that_go_together_add_up(plan: Plan) -> None:
         assert two.measure(0) > 0
 
 
+def test_a_fleet_goes_beside_one_process(plan: Plan) -> None:
+    task = plan.task(numerics="portable", hidden=16, shards=2)
+    targets = [(targets_of.TWO, targets_of.SAME, 1.5), (targets_of.TWO, targets_of.BEFORE, 1.0)]
+    (row,) = targets_of.beside_one_process(plan, task, targets)  # without an earlier version
+    assert row.ratio.median > 0
+    assert comparisons([row]).splitlines()[2].endswith("| 1.50x |")
+
+
+def test_workers_that_compute_nothing_exchange_all_the_same(plan: Plan) -> None:
+    task = plan.task(numerics="portable", hidden=16, shards=2)
+    assert IdleFleet(plan, task).measure(0) > 0
+    if Path("/proc/self/schedstat").exists():
+        assert ServerThread(plan, task).measure(0) > 0
+
+
+def test_a_loss_is_reached_by_a_fleet_and_by_one_process(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_loss, "MOST_CHARACTERS", 300_000)
+    plan = dataclasses.replace(plan, held_out=500, target=2.0)
+    task = plan.task(numerics="portable", hidden=16, shards=2, streams=16)
+    batch = until_loss(plan, targets_of.one_batch(task), "batch")
+    with Side("one_to_loss", batch) as one:
+        one.until_ready()
+        assert 0 < one.measure(0) < plan.cap
+    with Side("validation", until_loss(plan, task)) as validator:
+        validator.until_ready()
+        fleet = FleetToLoss(plan, task, validator)
+        assert 0 < fleet.measure(0) < plan.cap
+
+
 def test_a_ratio_is_that_of_the_median_round() -> None:
     row = Comparison(
         what="this",
@@ -50,9 +86,9 @@ def test_a_ratio_is_that_of_the_median_round() -> None:
         theirs=Figures((6.0, 4.0, 5.0)),
         less_is_better=True,
     )
-    assert math.isclose(row.ratio, 2.5)
+    assert math.isclose(row.ratio.median, 2.5)
     assert comparisons([row]).endswith(
-        "| this | 2.00 (1.00 … 3.00) | that | 5.00 (4.00 … 6.00) | 2.5x |\n"
+        "| this | 2.00 (1.00 … 3.00) | that | 5.00 (4.00 … 6.00) | 2.50x (1.33 … 6.00) |\n"
     )
 
 

@@ -323,6 +323,7 @@ class TestResuming:
             ["--hidden", "9"],
             ["--seq-length", "6"],
             ["--learning-rate", "0.2"],
+            ["--warmup", "5"],
             ["--clip", "1"],
             ["--shards", "2"],
             ["--streams", "3"],

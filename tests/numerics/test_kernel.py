@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from manychar.numerics.kernel import Kernel, no_progress
 from manychar.numerics.model import Parameters, count_parameters
-from tests.numerics import reference
+from tests.numerics import reference, specification
 
 V, H, T = 7, 5, 6
 
@@ -62,6 +62,45 @@ def test_a_batch_is_the_sum_of_its_streams_by_the_reference(streams: int) -> Non
         expected = sum(one[1][name] for one in plain)
         np.testing.assert_allclose(array, expected, rtol=1e-9, atol=1e-13, err_msg=name)
     np.testing.assert_allclose(after, [one[2] for one in plain], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("vocabulary_size", "hidden_size", "seq_length", "streams"),
+    [
+        pytest.param(103, 100, 25, 16, id="a default run of version 0.1.0"),
+        pytest.param(103, 100, 25, 1, id="min-char-rnn"),
+        pytest.param(65, 64, 25, 64, id="a large batch"),
+        pytest.param(300, 33, 10, 30, id="as many rows as characters"),
+        pytest.param(300, 33, 7, 43, id="one row more than characters"),
+        pytest.param(70_000, 3, 2, 5, id="ids of four bytes"),
+        pytest.param(2, 1, 1, 1, id="the smallest"),
+        pytest.param(3, 1, 30, 2, id="one hidden unit"),
+        pytest.param(9, 17, 1, 64, id="one time step"),
+    ],
+)
+def test_the_bits_are_those_of_the_plain_form(
+    vocabulary_size: int, hidden_size: int, seq_length: int, streams: int, dtype: str
+) -> None:
+    generator, size = np.random.default_rng(0), (streams, seq_length + 1)
+    kernel = Kernel(
+        vocabulary_size, hidden_size, seq_length=seq_length, streams=streams, dtype=dtype
+    )
+    flat_size = count_parameters(vocabulary_size, hidden_size)
+    for scale, exponent in ((0.01, 0), (0.1, 1), (0.5, 2), (1e30, 1)):  # the last overflows
+        flat = (scale * generator.standard_normal(flat_size)).astype(dtype)
+        frequencies = 1 / np.arange(1, vocabulary_size + 1) ** exponent
+        ids = generator.choice(vocabulary_size, size, p=frequencies / frequencies.sum())
+        hidden = generator.uniform(-1, 1, (streams, hidden_size)).astype(dtype)
+        kernel.load(flat)
+        loss, gradient, after = kernel.compute(ids[:, :-1], ids[:, 1:], hidden)
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = specification.loss_and_gradient(
+                Parameters(flat, vocabulary_size, hidden_size), ids[:, :-1], ids[:, 1:], hidden
+            )
+        np.testing.assert_equal(loss, expected[0])
+        assert gradient.flat.tobytes() == expected[1].tobytes()
+        assert after.tobytes() == expected[2].tobytes()
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
@@ -141,15 +180,31 @@ def test_inputs_are_not_modified() -> None:
     assert [array.tobytes() for array in arrays] == before
 
 
-def test_progress_is_told_at_least_once_a_time_step_in_each_direction() -> None:
+def test_progress_is_told_after_each_time_step_and_each_large_product() -> None:
     def calls(steps: int) -> int:
         told: list[None] = []
         ids = np.zeros((2, steps), dtype=np.intp)
         loss_and_gradient(random_model(), ids, ids, np.zeros((2, H)), lambda: told.append(None))
         return len(told)
 
-    assert calls(1) >= 2
+    large_products = 5  # scores, dh, and the gradients of Wxh, Whh and Why
+    assert calls(1) >= 2 + large_products
     assert calls(30) - calls(10) >= 2 * 20
+
+
+@pytest.mark.parametrize("calls", [0, 3, T, T + 2, 2 * T + 2])
+def test_a_progress_callback_may_end_a_computation(calls: int) -> None:
+    model, batch, left = random_model(), random_batch(2), [None] * calls
+    kernel = Kernel(V, H, seq_length=T, streams=2, dtype="float64")
+    kernel.load(model.flat)
+    loss, gradient, _ = kernel.compute(*batch)
+    before, errors = gradient.flat.tobytes(), np.geterr()
+    with pytest.raises(IndexError):
+        kernel.compute(*random_batch(2, seed=5), left.pop)
+    assert np.geterr() == errors
+    assert gradient.flat.tobytes() == before
+    loss_after, gradient_after, _ = kernel.compute(*batch)
+    assert (loss_after, gradient_after.flat.tobytes()) == (loss, before)
 
 
 @pytest.mark.parametrize("streams", [1, 16])

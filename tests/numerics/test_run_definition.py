@@ -17,6 +17,7 @@ OTHER: dict[str, Any] = {
     "hidden": 64,
     "seq_length": 50,
     "learning_rate": 0.05,
+    "warmup": 30,
     "clip": 1.0,
     "shards": 8,
     "streams": 2,
@@ -33,6 +34,7 @@ BAD: dict[str, list[Any]] = {
     "streams": [0, -1, 65_537, 4.0, "4", True, None],
     "seed": [-1, 2**53 + 1, 0.0, "0", False, None],
     "learning_rate": [0, 0.0, -0.1, math.inf, math.nan, "0.1", True, None],
+    "warmup": [-1, 2**53 + 1, 1.0, "1", True, None],
     "clip": [0, 0.0, -5.0, math.inf, math.nan, "5", True, None],
     "validation": [-0.1, 1, 1.0, math.inf, math.nan, "0", False, None],
     "dtype": ["float16", "", None, 32, []],
@@ -61,8 +63,33 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     assert USUAL.to_json() == (
         '{"clip":5.0,"corpus_sha256":"' + SHA256 + '","dtype":"float32",'
         '"hidden":100,"learning_rate":0.1,"numerics":"portable","seed":0,"seq_length":25,'
-        '"shards":4,"streams":16,"validation":0.0}'
+        '"shards":4,"streams":16,"validation":0.0,"warmup":100}'
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "rate", "warmup"),
+    [
+        ({"hidden": 64}, 0.1, 100),
+        ({"hidden": 100}, 0.1, 100),
+        ({"hidden": 400}, 0.025, 100),
+        ({"hidden": 400, "learning_rate": 0.1, "warmup": 0}, 0.1, 0),
+        ({"hidden": 400, "shards": 1, "streams": 1}, 0.1, 0),
+    ],
+)
+def test_the_recipe_follows_the_sizes_unless_it_is_given(
+    values: dict[str, Any], rate: float, warmup: int
+) -> None:
+    definition = Definition(corpus_sha256=SHA256, **values)
+    assert (definition.learning_rate, definition.warmup) == (rate, warmup)
+    again = Definition.from_mapping(json.loads(definition.to_json()))
+    assert again == definition
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.02), (3, 0.08), (4, 0.1), (5, 0.1), (9_999, 0.1)])
+def test_the_learning_rate_rises_to_its_value(step: int, rate: float) -> None:
+    definition = Definition(corpus_sha256=SHA256, learning_rate=0.1, warmup=5)
+    assert definition.learning_rate_at(step) == pytest.approx(rate, rel=1e-15)
 
 
 def test_canonical_json_is_one_text_for_one_value() -> None:

@@ -132,16 +132,20 @@ def plain_weights(definition: Definition, text: str, steps: int) -> list[referen
             for name in mean:
                 mean[name] += gradient[name] / definition.total_streams
         weights = reference.double(versions[-1])
-        reference.adagrad(
-            weights, memory, mean, learning_rate=definition.learning_rate, clip=definition.clip
-        )
+        rate = definition.learning_rate
+        if k < definition.warmup:
+            rate *= (k + 1) / definition.warmup
+        reference.adagrad(weights, memory, mean, learning_rate=rate, clip=definition.clip)
         versions.append(weights)
     return versions
 
 
+@pytest.mark.parametrize("warmup", [0, 25])
 @pytest.mark.parametrize(("shards", "streams"), [(1, 1), (3, 1), (2, 2), (1, 3)])
-def test_shards_and_streams_follow_a_plain_recomputation(shards: int, streams: int) -> None:
-    definition = definition_of(shards=shards, streams=streams, seed=7)
+def test_shards_and_streams_follow_a_plain_recomputation(
+    shards: int, streams: int, warmup: int
+) -> None:
+    definition = definition_of(shards=shards, streams=streams, seed=7, warmup=warmup)
     states = run(definition, TEXT, 40)
     for state, weights in zip(states, plain_weights(definition, TEXT, 40), strict=True):
         assert_same_weights(state, weights)
@@ -160,9 +164,15 @@ def test_the_loss_is_the_mean_over_all_streams() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shards", [1, 3, 5])
-def test_a_step_is_average_clip_and_adagrad_bit_for_bit(shards: int, dtype: str) -> None:
-    definition = definition_of(shards=shards, streams=1, dtype=dtype, clip=0.05)
+@pytest.mark.parametrize(
+    ("shards", "warmup", "rate"), [(1, 0, 0.1), (3, 7, 0.1 * (5 / 7)), (5, 5, 0.1)]
+)
+def test_a_step_is_average_clip_and_adagrad_bit_for_bit(
+    shards: int, warmup: int, rate: float, dtype: str
+) -> None:
+    definition = definition_of(
+        shards=shards, streams=1, dtype=dtype, clip=0.05, learning_rate=0.1, warmup=warmup
+    )
     _, streams = begin(definition, TEXT)
     *_, before, after = run(definition, TEXT, 5)
     results = [
@@ -171,7 +181,7 @@ def test_a_step_is_average_clip_and_adagrad_bit_for_bit(shards: int, dtype: str)
     ]
     total = specification.tree_sum([gradient.flat for _, gradient, _ in results])
     mean = specification.mean_and_clip(total, shards, definition.clip)
-    weights, memory = specification.adagrad(before.parameters.flat, before.memory, mean, 0.1)
+    weights, memory = specification.adagrad(before.parameters.flat, before.memory, mean, rate)
     assert after.parameters.flat.tobytes() == weights.tobytes()
     assert after.memory.tobytes() == memory.tobytes()
     assert after.hidden.tobytes() == np.stack([hidden for *_, hidden in results]).tobytes()

@@ -204,7 +204,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("format", "3"),
+            ("format", "2"),
+            ("format", "4"),
             ("format", "two"),
             ("step", "twelve"),
             ("smooth_loss", "some"),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.corpus import id_dtype
 from manychar.numerics.model import Parameters, count_parameters
 
 TRANSPOSED_AT_ONCE = 128
@@ -39,26 +40,29 @@ class Kernel:
         self._rows = np.empty((V, H), dtype)  # Wxh x + bh, for each character x
         self._WhhT = np.empty((H, H), dtype)
         self._x, self._targets = np.empty((2, T, B), np.intp)
-        self._inputs = np.empty((T, B, H), dtype)
+        self._id_dtype = id_dtype(V)
+        self._inputs = np.empty((n, H), dtype)  # becomes tanh' = 1 - h*h, then da by character
         self._states = np.empty((T + 1, B, H), dtype)  # h[-1] ... h[T-1]
+        self._before, self._h = (
+            array.reshape(n, H) for array in (self._states[:-1], self._states[1:])
+        )
         self._y = np.empty((V, n), dtype)  # becomes p, then dy
         self._of_column = np.empty(n, dtype)
-        self._dh = np.empty((T, B, H), dtype)
-        self._slope = np.empty((T, B, H), dtype)  # tanh' = 1 - h*h
-        self._da = np.empty((T, B, H), dtype)  # the gradient before the tanh
+        self._da = np.empty((n, H), dtype)  # dh, becomes the gradient before the tanh
         self._from_later = np.empty((B, H), dtype)
         self._sums = np.empty((V, H), dtype)
-        self._gradient = self._weights.like(np.empty_like(self._weights.flat))
         self._columns = np.arange(n)
         self._ones = np.ones(max(n, V), dtype)
         self._make_views()
 
     def _make_views(self) -> None:
         """Make the views that every step needs: by name, by row, by time step."""
-        self._w, self._d = self._weights.named(), self._gradient.named()
+        self._w = self._weights.named()
         self._rows_of_sums = list(self._sums)
-        self._forward = list(zip(self._inputs, self._states[:-1], self._states[1:], strict=True))
-        self._backward = list(zip(self._dh, self._slope, self._da, strict=True))[::-1]
+        before, h = self._states[:-1], self._states[1:]
+        inputs, da = self._inputs.reshape(h.shape), self._da.reshape(h.shape)
+        self._forward = list(zip(inputs, before, h, strict=True))
+        self._backward = list(zip(da, inputs, strict=True))[::-1]
 
     def load(self, flat: NDArray[Any]) -> None:
         """Copy the weights, shape (P,), that the next computations use."""
@@ -86,18 +90,15 @@ class Kernel:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
             self._states[0] = hidden
             self._compute_states(progress)
-            loss = self._compute_loss()
-            progress()
+            loss = self._compute_loss(progress)
             self._back_through_time(progress)
-            self._compute_gradient()
-        progress()
-        gradient = self._gradient.like(self._gradient.flat.copy())
+            gradient = self._compute_gradient(progress)
         return loss, gradient, self._states[-1].copy()
 
     def _compute_states(self, progress: Callable[[], None]) -> None:
         """h[t] = tanh(Wxh x[t] + bh + Whh h[t-1]); the product with a one-hot x chooses a row."""
         # With mode "raise", numpy would write into a buffer of its own first.
-        self._rows.take(self._x, axis=0, out=self._inputs, mode="clip")
+        self._rows.take(self._x.reshape(-1), axis=0, out=self._inputs, mode="clip")
         WhhT, add, tanh = self._WhhT, np.add, np.tanh
         for x, before, h in self._forward:  # each (B, H)
             before.dot(WhhT, h)
@@ -105,14 +106,14 @@ class Kernel:
             tanh(h, h)
             progress()
 
-    def _compute_loss(self) -> float:
+    def _compute_loss(self, progress: Callable[[], None]) -> float:
         """Cross-entropy of softmax(Why h + by), and its gradient dy = p - 1[target], (V, n).
 
         The column's maximum is taken off first, so that no exponential overflows.
         """
         y, of_column = self._y, self._of_column
-        h = self._states[1:].reshape(y.shape[1], -1)  # (n, H)
-        self._w["Why"].dot(h.T, y)
+        self._w["Why"].dot(self._h.T, y)
+        progress()
         y += self._w["by"][:, None]
         y -= np.maximum.reduce(y, axis=0, out=of_column)
         at_targets = self._targets.reshape(-1) * len(of_column) + self._columns
@@ -122,33 +123,44 @@ class Kernel:
         p.reshape(-1)[at_targets] -= 1
         losses = np.log(of_column, of_column)
         losses -= y_of_target
+        progress()
         return float(np.add.reduce(losses, dtype=np.float64))
 
     def _back_through_time(self, progress: Callable[[], None]) -> None:
         """da[t] = tanh'(h[t]) * (Why^T dy[t] + Whh^T da[t+1])."""
-        h, dy = self._states[1:], self._y
-        dy.T.dot(self._w["Why"], self._dh.reshape(dy.shape[1], -1))
-        np.multiply(h, h, self._slope)
-        np.subtract(1, self._slope, self._slope)
+        h, slopes = self._h, self._inputs  # that buffer is free again
+        self._y.T.dot(self._w["Why"], self._da)
+        progress()
+        np.multiply(h, h, slopes)
+        np.subtract(1, slopes, slopes)
         Whh, from_later, add, multiply = self._w["Whh"], self._from_later, np.add, np.multiply
         from_later[:] = 0
-        for dh, slope, da in self._backward:  # each (B, H), the last time step first
-            add(dh, from_later, da)
+        first = self._backward[-1][0]  # no hidden state of this step is before it
+        for da, slope in self._backward:  # each (B, H), the last time step first
+            add(da, from_later, da)
             multiply(da, slope, da)
-            da.dot(Whh, from_later)
+            if da is not first:
+                da.dot(Whh, from_later)
             progress()
 
-    def _compute_gradient(self) -> None:
-        d, dy, ones = self._d, self._y, self._ones[: self._y.shape[1]]
-        da, before, h = (
-            array.reshape(len(ones), -1)
-            for array in (self._da, self._states[:-1], self._states[1:])
-        )  # (n, H)
+    def _compute_gradient(self, progress: Callable[[], None]) -> Parameters:
+        """Return the sums over time and streams: da and dy times what the weights multiplied.
+
+        They are computed in the array that is returned, which is new: no copy.
+        """
+        gradient = self._weights.like(np.empty_like(self._weights.flat))
+        d, da, dy = gradient.named(), self._da, self._y
+        ones = self._ones[: len(da)]
         d["Wxh"][:] = self._sum_by_character(da).T
-        da.T.dot(before, d["Whh"])
-        dy.dot(h, d["Why"])
+        progress()
+        da.T.dot(self._before, d["Whh"])
+        progress()
+        dy.dot(self._h, d["Why"])
+        progress()
         ones.dot(da, d["bh"])
         dy.dot(ones, d["by"])
+        progress()
+        return gradient
 
     def _sum_by_character(self, da: NDArray[Any]) -> NDArray[Any]:
         """Sum the rows (n, H) of each character: (V, H). In order of time, then stream.
@@ -156,17 +168,17 @@ class Kernel:
         A few rows are chosen by a product with ones and zeros. Many are sorted first: the rows of
         each character are then one block, and BLAS adds up a block in one call.
         """
-        x, sums = self._x.reshape(-1), self._sums
+        x, sums, ones, rows = self._x.reshape(-1), self._sums, self._ones, self._inputs
         if len(x) <= len(sums):
             of_character = np.zeros((len(sums), len(x)), da.dtype)
             of_character[x, self._columns] = 1
             return of_character.dot(da, sums)
-        rows, start = self._inputs.reshape(da.shape), 0  # that buffer is free again
-        da.take(x.argsort(kind="stable"), axis=0, out=rows, mode="clip")
+        order = x.astype(self._id_dtype).argsort(kind="stable")  # in linear time up to 16 bits
+        da.take(order, axis=0, out=rows, mode="clip")
         sums[:] = 0
-        for character, count in enumerate(np.bincount(x).tolist()):
+        start = 0
+        for row_of_sums, count in zip(self._rows_of_sums, np.bincount(x).tolist(), strict=False):
             if count:
-                block = rows[start : start + count]
-                self._ones[:count].dot(block, self._rows_of_sums[character])
+                ones[:count].dot(rows[start : start + count], row_of_sums)
                 start += count
         return sums

@@ -97,7 +97,7 @@ def apply(
         gradient_halves,
         total_streams=definition.total_streams,
         clip=definition.clip,
-        learning_rate=definition.learning_rate,
+        learning_rate=definition.learning_rate_at(state.step),
     )
     loss = loss_sum / definition.total_streams
     return TrainingState(

@@ -5,12 +5,14 @@ from pathlib import Path
 from manychar.processes.errors import UserError
 
 CONFIG_NAME = "config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READERS = {1: "0.1.0", 2: "0.2.0"}  # earlier formats, and the last version that reads each
 
 
 def check_format(path: Path, found: object) -> None:
     """Raise UserError unless a file is of the format that this version reads."""
     if found != FORMAT_VERSION:
-        hint = "; install manychar 0.1.0 to read it" if found == 1 else ""
+        reader = READERS.get(found) if isinstance(found, int) else None
+        hint = f"; install manychar {reader} to read it" if reader else ""
         reads = f"this version reads format {FORMAT_VERSION}"
         raise UserError(f"{path}: format {found!r}: {reads}{hint}")

@@ -116,7 +116,7 @@ def _plain_step(state: TrainingState, definition: Definition, batch: Batch) -> T
         hidden = np.zeros_like(hidden)
     named = parameters.named()
     loss, gradient, hidden = min_char_rnn.loss_and_gradient(named, batch.ids[0], hidden)
-    rate, bound = definition.learning_rate, definition.clip
+    rate, bound = definition.learning_rate_at(state.step), definition.clip
     min_char_rnn.adagrad(named, memory.named(), gradient, clip=bound, learning_rate=rate)
     return TrainingState(
         step=state.step + 1,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Measured, interleave
-from tests.benchmarks.running import Process, operation, steady_rate
+from tests.benchmarks.running import growth, manychar, operation
 from tests.benchmarks.tables import Comparison, comparisons
 
 CASES = ((100, 64), (512, 64))
@@ -54,17 +54,18 @@ class _ByHand:
             run_dir, keys = Path(folder) / "run", Path(folder) / "keys"
             locked, key = [], []
             if self._keys:
-                with Process(["manychar", "keys", "create", str(keys)]) as making:
+                with manychar("keys", "create", str(keys)) as making:
                     making.until_it_ends()
                 locked, key = ["--keys", str(keys)], ["--key", str(keys / "worker.key")]
             endpoint = f"ipc://{folder}/server"
             sizes = ["--hidden", str(self._hidden), "--streams", str(self._streams)]
             server = [
-                *("manychar", "server", str(plan.text), "--bind", endpoint, *locked),
+                *("server", str(plan.text), "--bind", endpoint, *locked),
                 *("--shards", "2", *sizes, "--numerics", "native", *operation(run_dir)),
             ]
-            started = [stack.enter_context(Process(server))]
+            started = [stack.enter_context(manychar(*server))]
             for number in (1, 2):
-                worker = ["manychar", "worker", endpoint, "--name", f"worker-{number}", *key]
-                started.append(stack.enter_context(Process(worker)))
-            return steady_rate(run_dir, "characters", plan.seconds, started)
+                worker = ["worker", endpoint, "--name", f"worker-{number}", *key]
+                started.append(stack.enter_context(manychar(*worker)))
+            grown, _ = growth(run_dir, started, plan.seconds)
+        return grown["characters"] / grown["seconds"]

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.benchmarks.asking import Side
-from tests.benchmarks.memory import ROLES, children, read
+from tests.benchmarks.idle_fleet import IdleFleet
 from tests.benchmarks.plan import MissingError, Plan
-from tests.benchmarks.rows.exchange import started
-from tests.benchmarks.running import Process, metrics, operation, watched
+from tests.benchmarks.running import manychar, metrics, operation, watched
 from tests.benchmarks.tables import number, table
 
 HEAD = ("", "thread", "on a core, µs a step", "ready, but waiting for a core, µs a step")
+ROLES = ("server", "worker")
 FLAGS = ("--workers", "2", "--shards", "2", "--streams", "64", "--numerics", "native")
 NANOSECONDS_A_MICROSECOND = 1e3
 
@@ -22,22 +21,19 @@ Times = dict[str, tuple[int, int]]
 
 
 def run(plan: Plan) -> Iterator[str]:
-    """Yield the tables: a fleet that computes; the exchange, and bare pyzmq."""
+    """Yield the tables: a fleet that computes, and the exchange."""
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
     yield "Where a step goes, H 100, B 64, S 2, server and 2 workers:\n"
     yield table(HEAD, _fleet(plan))
     yield "Where a step of the exchange alone goes, S 2, B 1, 2 workers that compute nothing:\n"
     yield table(HEAD, [row for hidden in (100, 512) for row in _exchange(plan, hidden)])
-    yield "The same bytes by bare pyzmq, that nobody looks at:\n"
-    yield table(HEAD, [row for hidden in (100, 512) for row in _bare(plan, hidden)])
 
 
 def _fleet(plan: Plan) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
         run_dir = Path(folder) / "run"
-        flags = [*FLAGS, *operation(run_dir)]
-        with Process(["manychar", "train", str(plan.text), *flags]) as fleet:
+        with manychar("train", str(plan.text), *FLAGS, *operation(run_dir)) as fleet:
             next(watched(run_dir, [fleet]))
             who = _members(fleet.process.pid)
             yield from _watch("H 100", who, run_dir, 4 * plan.seconds)
@@ -45,24 +41,12 @@ def _fleet(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
     with contextlib.ExitStack() as stack:
-        run_dir, server, *workers = started(plan, hidden, stack)
-        next(watched(run_dir, [server, *workers]))
-        who = {"server": server.process.pid}
-        who |= {f"worker {i}": worker.process.pid for i, worker in enumerate(workers, 1)}
+        idle = IdleFleet(plan, plan.task(hidden=hidden, shards=2))
+        run_dir, processes = idle.started(stack)
+        next(watched(run_dir, processes))
+        names = ("server", "worker 1", "worker 2")
+        who = {name: each.process.pid for name, each in zip(names, processes, strict=True)}
         yield from _watch(f"H {hidden}", who, run_dir, 4 * plan.seconds)
-
-
-def _bare(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
-    with Side("bare", plan.task(hidden=hidden, numerics="")) as bare:
-        bare.until_ready()
-        who = {"server": bare.pid}
-        spawned = [
-            c for c in children(bare.pid) if "spawn_main" in read(Path(f"/proc/{c}/cmdline"))
-        ]
-        who |= {f"worker {i}": child for i, child in enumerate(spawned, 1)}
-        before = _times(who)
-        steps = bare.measure(0) * plan.seconds
-        yield from _rows(f"H {hidden}", before, _times(who), steps)
 
 
 def _members(parent: int) -> dict[str, int]:
@@ -107,3 +91,17 @@ def _times(who: Mapping[str, int]) -> Times:
             before = found.get(f"{name}, {kind}", (0, 0))
             found[f"{name}, {kind}"] = before[0] + on_core, before[1] + waiting
     return found
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that a process has started, and that are there."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for task in tasks for child in read(task).split()]
+
+
+def read(path: Path) -> str:
+    """Return what a file of /proc says, or nothing where its process has ended."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 
+from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Measured, interleave
 from tests.benchmarks.tables import number, table
-from tests.benchmarks.to_loss import FleetToLoss, validator_of
+from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
 STREAMS = (1, 2, 4, 8, 16, 32, 64, 128)
 HEAD = ("--streams", "lowest", "median", "highest", "seeds that got there")
@@ -14,10 +15,10 @@ HEAD = ("--streams", "lowest", "median", "highest", "seeds that got there")
 
 def run(plan: Plan) -> Iterator[str]:
     """Yield the table, in seconds; every round is another seed."""
-    with validator_of(plan) as validator:
+    with Side("validation", until_loss(plan, plan.task())) as validator:
         validator.until_ready()
         sides: dict[str, Measured] = {
-            str(streams): FleetToLoss(plan, validator, ["--shards", "4", "--streams", str(streams)])
+            str(streams): FleetToLoss(plan, plan.task(shards=4, streams=streams), validator)
             for streams in STREAMS
         }
         found = interleave(sides, plan.seeds)

@@ -17,16 +17,16 @@ REPEATS, AT_ONCE = 40, 3
 def prepare(task: Task) -> tuple[str, Callable[[str], dict[str, float]]]:
     """Time the parts; the figure is µs by part, each the least of many."""
     definition = definition_of(task)
-    vocabulary_size, streams = streams_of(task, definition)
+    vocabulary_size, streams = streams_of(task)
     kernel, state = (kernel_of(definition, vocabulary_size), start(definition, vocabulary_size))
     gradient = np.ones_like(state.memory)
     advance(state, definition, streams, kernel)
     parts = {
         "weights into the kernel": lambda: kernel.load(state.parameters.flat),
         "forward through time": lambda: kernel._compute_states(no_progress),
-        "outputs, softmax, loss": kernel._compute_loss,
+        "outputs, softmax, loss": lambda: kernel._compute_loss(no_progress),
         "back through time": lambda: kernel._back_through_time(no_progress),
-        "gradient of the weights": kernel._compute_gradient,
+        "gradient of the weights": lambda: kernel._compute_gradient(no_progress),
         "mean, clip, Adagrad": lambda: clipped_adagrad.update(
             state.parameters.flat,
             state.memory,

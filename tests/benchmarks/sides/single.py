@@ -1,4 +1,4 @@
-"""This program in one process: the full step, one shard."""
+"""This program in one process: the full step, every shard computed after another."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from tests.benchmarks.task import Task
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
     """Train on; the figure is characters a second."""
     definition = definition_of(task)
-    vocabulary_size, streams = streams_of(task, definition)
+    vocabulary_size, streams = streams_of(task)
     kernel = kernel_of(definition, vocabulary_size)
     state = start(definition, vocabulary_size)
 

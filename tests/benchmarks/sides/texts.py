@@ -17,13 +17,13 @@ def read_ids(path: str) -> tuple[int, NDArray[Any]]:
 
 
 def definition_of(task: Task) -> Definition:
-    """Return a run of one shard with the task's sizes."""
-    usual = vars(Definition(corpus_sha256="0" * 64))
-    sizes = {name: getattr(task, name) for name in ("hidden", "seq_length", "streams", "dtype")}
-    return Definition.from_mapping({**usual, **sizes, "shards": 1})
+    """Return a run with the task's sizes, and the default recipe for them."""
+    names = ("hidden", "seq_length", "shards", "streams", "dtype")
+    sizes = {name: getattr(task, name) for name in names}
+    return Definition(corpus_sha256="0" * 64, **sizes)
 
 
-def streams_of(task: Task, definition: Definition) -> tuple[int, Streams]:
+def streams_of(task: Task) -> tuple[int, Streams]:
     """Return (number of distinct characters, the text cut into the run's streams)."""
     vocabulary_size, ids = read_ids(task.text)
-    return vocabulary_size, Streams(ids, 1, definition.streams, definition.seq_length)
+    return vocabulary_size, Streams(ids, task.shards, task.streams, task.seq_length)
