@@ -1,6 +1,6 @@
 """A server on a stage: tests say who speaks, and look at what the machine does about it.
 
-Peers are called by name, time stands still unless a test moves it, and every gradient comes from
+Peers are called by name, time stands still unless a test moves it, and every result comes from
 the single process's run, so that a story needs no numbers of its own.
 """
 
@@ -8,26 +8,33 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from manychar.protocol.effects import Effect, Log, Send
+import numpy as np
+
+from manychar.numerics.checksum import checksum_bytes
+from manychar.numerics.tree_reduction import Range, TreeSum, cover
+from manychar.protocol.effects import Compute, Effect, Log, Send
 from manychar.protocol.events import Computed, DeadlinePassed, Received, Started
 from manychar.protocol.membership import Member
 from manychar.protocol.messages import (
     WIRE_VERSION,
-    Gradient,
+    Frame,
     Heartbeat,
     Hello,
     Message,
     Ready,
+    RunAndTerm,
     Status,
     Unit,
-    digest,
+    UnitResult,
 )
 from manychar.protocol.run_operation import Operation
-from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
-from tests.simulation.reference import reference
+from manychar.protocol.unit_payload import Payload, digest
+from tests.simulation.reference import Reference, compute, reference
 
-RUN, TERM, FINGERPRINT = "run-1", 3, "the-runs"
+RUN, TERM, SESSION, FINGERPRINT = "run-1", 3, 7, "the-runs"
+IN_RUN: RunAndTerm = {"run_id": RUN, "term": TERM, "session": SESSION}
 LIBRARIES = {"blas": "OpenBLAS Haswell", "numpy": "2.4.0"}
 
 Kind = TypeVar("Kind")
@@ -73,6 +80,7 @@ class Stage:
             banned=banned or {},
             validation_losses=validation_losses or {},
             unvalidated=unvalidated,
+            session=SESSION,
         )
         self.server = ParameterServer(spec, now=self.now)
         self.started = self.server.handle(Started(), self.now)
@@ -89,9 +97,7 @@ class Stage:
 
     def ready(self, name: str, **changes: Any) -> list[Effect]:
         """Let a worker say that it can compute."""
-        message = Ready(
-            run_id=RUN, term=TERM, fingerprint=FINGERPRINT, libraries=LIBRARIES, slowest=0.01
-        )
+        message = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries=LIBRARIES, slowest=0.01)
         return self.tell(name, dataclasses.replace(message, **changes))
 
     def join(self, *names: str) -> list[Effect]:
@@ -106,40 +112,43 @@ class Stage:
         self, name: str, *units: Unit, slowest: float = 0.01, computing: float = 0.0
     ) -> list[Effect]:
         """Let a peer say that it lives."""
-        beat = Heartbeat(run_id=RUN, term=TERM, slowest=slowest, computing=computing, units=units)
+        beat = Heartbeat(**IN_RUN, slowest=slowest, computing=computing, units=units)
         return self.tell(name, beat)
 
-    def gradient(self, shard: int, step: int, **changes: Any) -> Gradient:
-        """Return the right gradient, but for the changes."""
-        piece = self.known.pieces[shard, step]
-        right = Gradient(
-            run_id=RUN,
-            term=TERM,
-            lease=1,
-            shard=shard,
-            step=step,
-            hidden_digest=digest(self.known.hidden[step][shard]),
-            loss=piece.loss,
-            gradient=piece.gradient,
-            hidden=piece.hidden,
-        )
-        return dataclasses.replace(right, **changes)
-
-    def deliver(self, name: str, shard: int, step: int, **changes: Any) -> list[Effect]:
-        """Let a worker send a gradient."""
-        return self.tell(name, self.gradient(shard, step, **changes))
+    def deliver(
+        self, name: str, shards: int | Range, step: int | None = None, **changes: Any
+    ) -> list[Effect]:
+        """Let a worker send its result of some shards, of the open step if no other is given."""
+        first, last = shards if isinstance(shards, tuple) else (shards, shards)
+        step = self.server.state.step if step is None else step
+        held = self.server.membership.leases_of(name.encode())
+        under = [each for each in held if each.shards[0] <= first and last <= each.shards[1]]
+        changes = {"lease": under[0].number if under else 0} | changes
+        return self.tell(name, unit_result(self.known, first, last, step, **changes))
 
     def advance_to(self, step: int, name: str) -> list[Effect]:
         """Let one worker deliver everything up to the state `step`."""
         effects: list[Effect] = []
-        for each in range(self.server.state.step, step):
-            for shard in range(self.known.definition.shards):
-                effects = self.deliver(name, shard, each)
+        for _ in range(self.server.state.step, step):
+            effects = self.deliver(name, (0, self.known.definition.shards - 1))
         return effects
 
+    def share(self, *names: str) -> list[Effect]:
+        """Let workers come, and a step end: each has its range of the next one."""
+        self.join(*names)
+        return self.advance_to(self.server.state.step + 1, names[0])
+
     def truth(self, shard: int, step: int) -> Computed:
-        """Return what the server itself computes for a unit."""
-        return self.known.pieces[shard, step].computed(shard, step, seconds=0.01)
+        """Return what the server itself computes of a shard."""
+        return computed(self.server.aggregation.compute_again(shard, step), self.known)
+
+    def compute(self, effects: Sequence[Effect]) -> list[Effect]:
+        """Let the server compute what it asks its own shell for."""
+        following: list[Effect] = []
+        for unit in effects:
+            if isinstance(unit, Compute):
+                following += self.server.handle(computed(unit, self.known), self.now)
+        return following
 
     def wait(self, seconds: float, *beating: str) -> list[Effect]:
         """Let time pass, tick by tick; `beating` live meanwhile. Return what came of the ticks."""
@@ -158,9 +167,69 @@ class Stage:
         """Return what the server knows of a peer."""
         return self.server.membership.members[name.encode()]
 
-    def shards_of(self, name: str) -> list[int]:
-        """Return the shards that a worker holds."""
-        return sorted(lease.shard for lease in self.server.membership.leases_of(name.encode()))
+    def leases(self, name: str) -> list[int]:
+        """Return the numbers of a worker's leases."""
+        return [lease.number for lease in self.server.membership.leases_of(name.encode())]
+
+    def ranges_of(self, name: str) -> list[Range]:
+        """Return the ranges that a worker holds."""
+        return sorted(lease.shards for lease in self.server.membership.leases_of(name.encode()))
+
+
+def unit_result(known: Reference, first: int, last: int, step: int, **changes: Any) -> UnitResult:
+    """Return the right result of the shards at one step, but for the changes.
+
+    What is named like a part of the payload is changed in the payload.
+    """
+    shards = range(first, last + 1)
+    pieces = [known.pieces[shard, step] for shard in shards]
+    sums = TreeSum[Any](known.definition.shards)
+    for shard, piece in zip(shards, pieces, strict=True):
+        sums.put((shard, shard), np.frombuffer(piece.gradient, known.definition.dtype))
+    payload = Payload(
+        [each.tobytes() for each in sums.sums()],
+        [piece.hidden for piece in pieces],
+        [piece.loss for piece in pieces],
+        [digest(known.hidden[step][shard]) for shard in shards],
+    )
+    parts = {name: changes.pop(name) for name in Payload._fields if name in changes}
+    right: dict[str, Any] = {
+        **IN_RUN,
+        "lease": 1,
+        "first": first,
+        "last": last,
+        "step": step,
+        "weights_digest": checksum_bytes(known.weights[step]),
+        "seconds": 0.01,
+        "payload": payload._replace(**parts).pack(),
+    }
+    return UnitResult(**right | changes)
+
+
+def payload_of(known: Reference, result: UnitResult) -> Payload:
+    """Return the parts of a result's payload."""
+    return Payload.of(result, dimensions_of(known.definition, len(known.vocabulary)))
+
+
+def nodes_of(known: Reference, result: UnitResult) -> dict[Range, Frame]:
+    """Return the sums of a result by node."""
+    nodes = cover(known.definition.shards, (result.first, result.last))
+    return dict(zip(nodes, payload_of(known, result).sums, strict=True))
+
+
+def computed(unit: Compute, known: Reference, *, seconds: float = 0.01) -> Computed:
+    """Do what a shell does with Compute, from the unit's own bytes."""
+    piece = compute(unit, dimensions_of(known.definition, len(known.vocabulary)))
+    gradient = np.frombuffer(piece.gradient, known.definition.dtype)
+    of_weights = checksum_bytes(bytes(unit.weights))
+    return Computed(
+        unit.shard, unit.step, of_weights, piece.loss, gradient, piece.hidden, seconds, seconds
+    )
+
+
+def flip(frame: Frame) -> bytes:
+    """Return other bytes: the lowest bit of the first number."""
+    return bytes([frame[0] ^ 1, *frame[1:]])
 
 
 def hello(name: str, role: str = "worker") -> Hello:
@@ -196,8 +265,7 @@ def said(effects: Sequence[Effect]) -> str:
 def status(**values: Any) -> Status:
     """Return a status of a run without workers, but for what is given."""
     figures: dict[str, Any] = {
-        "run_id": RUN,
-        "term": TERM,
+        **IN_RUN,
         "step": 1,
         "steps": 12,
         "loss": 1.0,

@@ -4,8 +4,11 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
+from manychar.numerics.checksum import checksum
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol import membership
 from manychar.protocol.codec import decode, encode
 from manychar.protocol.effects import (
@@ -42,6 +45,7 @@ from manychar.protocol.messages import (
     Grant,
     Heartbeat,
     KeyRole,
+    NewWeights,
     Notice,
     Owner,
     Refused,
@@ -58,104 +62,219 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.outbox import COUNTS_KEPT
-from tests.protocol.stage import RUN, TERM, Stage, hello, only, said, sent
-from tests.simulation.network import flip
+from tests.protocol.stage import (
+    IN_RUN,
+    SESSION,
+    TERM,
+    Stage,
+    flip,
+    hello,
+    only,
+    payload_of,
+    said,
+    sent,
+    unit_result,
+)
 
 
 def finish(effects: list[Effect]) -> Finish:
     return only(effects, Finish)
 
 
+def grants(effects: list[Effect], name: str) -> list[tuple[int, Range, Range, int]]:
+    """Return the lease, its range, the shards and the step of the grants to a worker."""
+    return [
+        (each.lease, (each.lease_first, each.lease_last), (each.first, each.last), each.step)
+        for each in sent(effects, Grant, name)
+    ]
+
+
+def news(effects: list[Effect], name: str) -> list[tuple[int, Range, int]]:
+    """Return the lease, shards and step of the weights to a worker."""
+    return [
+        (each.lease, (each.first, each.last), each.step) for each in sent(effects, NewWeights, name)
+    ]
+
+
 # Coming and going.
 
 
-def test_the_first_worker_is_granted_every_shard() -> None:
+def test_the_first_worker_is_granted_all_shards_in_one_range() -> None:
     stage = Stage(shards=3)
-    assert only(stage.hello("ann"), Welcome).term == TERM
-    grants = sent(stage.ready("ann"), Grant, "ann")
-    assert [(grant.shard, grant.step) for grant in grants] == [(0, 0), (1, 0), (2, 0)]
-    assert all(grant.fresh for grant in grants)
+    assert only(stage.hello("ann"), Welcome).run_and_term == IN_RUN
+    effects = stage.ready("ann")
+    assert grants(effects, "ann") == [(1, (0, 2), (0, 2), 0)]
+    grant = only(effects, Grant)
+    assert grant.fresh
+    assert bytes(grant.weights) == stage.known.weights[0]
+    assert bytes(grant.hidden) == b"".join(stage.known.hidden[0])
+    assert bytes(grant.ids) == stage.known.streams.ids_at(0, 2, 0).tobytes()
 
 
-def test_a_worker_joins_in_mid_step() -> None:
-    stage = Stage(shards=2)
+def test_who_joins_in_mid_step_gets_a_range_when_the_step_ends() -> None:
+    stage = Stage(shards=4)
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
     effects = stage.join("bob")
-    assert sent(effects, Revoke, "ann") == [Revoke(run_id=RUN, term=TERM, lease=2)]
-    (grant,) = sent(effects, Grant, "bob")
-    assert (grant.shard, grant.step) == (1, 0)
-    effects = stage.deliver("bob", 1, 0)
+    assert grants(effects, "bob") == [], "somebody holds every shard"
+    effects = stage.deliver("ann", (0, 3))
+    assert sent(effects, Revoke, "ann") == [Revoke(**IN_RUN, lease=1)]
+    assert grants(effects, "ann") == [(2, (0, 1), (0, 1), 1)]
+    assert grants(effects, "bob") == [(3, (2, 3), (2, 3), 1)]
+    assert bytes(sent(effects, Grant, "bob")[0].hidden) == b"".join(stage.known.hidden[1][2:])
     assert stage.server.state.step == 1
-    assert {units.version for units in sent(effects, Weights)} == {1}
 
 
-def test_a_takeover_begins_at_the_open_step_with_the_hidden_state_of_the_server() -> None:
-    stage = Stage(shards=2)
-    stage.join("ann", "bob")
-    stage.advance_to(4, "ann")
+def test_a_takeover_is_granted_at_once_beside_what_the_other_holds() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob", "eve")
+    assert [stage.ranges_of(name) for name in ("ann", "bob", "eve")] == [
+        [(0, 1)],
+        [(2, 2)],
+        [(3, 3)],
+    ]
+    stage.deliver("eve", 3)
     effects = stage.server.handle(PeerLost(b"bob"), stage.now)
+    assert grants(effects, "ann") == [(stage.leases("ann")[1], (2, 2), (2, 2), 1)]
+    assert not sent(effects, Revoke)
     (grant,) = sent(effects, Grant, "ann")
-    assert (grant.shard, grant.step) == (1, 4)
-    assert bytes(grant.hidden) == stage.known.hidden[4][1]
-    assert bytes(grant.weights) == stage.known.weights[4]
+    assert bytes(grant.hidden) == stage.known.hidden[1][2]
+    assert bytes(grant.weights) == stage.known.weights[1]
+    stage.deliver("ann", 2)
+    effects = stage.deliver("ann", (0, 1))
+    assert stage.server.state.step == 2
+    assert stage.ranges_of("ann") == [(0, 1)], "one range each, from here on"
+    assert stage.ranges_of("eve") == [(2, 3)]
 
 
-def test_a_shard_whose_gradient_is_there_is_granted_with_the_next_step() -> None:
-    stage = Stage(shards=2)
+def test_a_lost_range_whose_shards_are_accepted_is_leased_again_with_the_next_step() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    stage.deliver("bob", (2, 3))
+    assert not sent(stage.server.handle(PeerLost(b"bob"), stage.now), Grant)
+    effects = stage.deliver("ann", (0, 1))
+    assert [each[1:] for each in grants(effects, "ann")] == [((0, 3), (0, 3), 2)]
+    assert not sent(effects, NewWeights)
+
+
+def test_shards_that_nobody_held_are_leased_as_soon_as_somebody_is_here() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    stage.deliver("ann", (0, 1))
+    for name in ("ann", "bob"):
+        stage.server.handle(PeerLost(name.encode()), stage.now)
+    effects = stage.join("eve")
+    assert [each[1:] for each in grants(effects, "eve")] == [((2, 3), (2, 3), 1)]
+
+
+def test_what_is_missing_in_the_midst_of_a_range_is_a_grant_for_each_run() -> None:
+    stage = Stage(shards=5)
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
-    effects = stage.join("bob")
-    assert [(grant.shard, grant.step) for grant in sent(effects, Grant, "bob")] == [(1, 0)]
-    assert not sent(stage.server.handle(PeerLost(b"ann"), stage.now), Grant, "bob")
-    effects = stage.deliver("bob", 1, 0)
-    (grant,) = sent(effects, Grant, "bob")
-    assert (grant.shard, grant.step) == (0, 1)
-    assert bytes(grant.hidden) == stage.known.hidden[1][0]
-    assert [unit.shard for unit in only(effects, Weights).units] == [1]
+    for shard in (1, 3):
+        stage.deliver("ann", shard)
+    assert grants(stage.wait(1.1, "ann"), "ann") == [
+        (1, (0, 4), (shard, shard), 0) for shard in (0, 2, 4)
+    ]
+    stage.deliver("ann", 2)
+    assert grants(stage.wait(2.0, "ann"), "ann") == [(1, (0, 4), (i, i), 0) for i in (0, 4)]
 
 
-def test_a_late_gradient_of_a_former_holder_counts() -> None:
-    stage = Stage(shards=1)
+def test_a_lost_worker_s_missing_shards_are_leased_run_by_run() -> None:
+    stage = Stage(shards=8)
+    stage.share("ann", "bob")
+    stage.deliver("bob", 5)
+    effects = stage.server.handle(PeerLost(b"bob"), stage.now)
+    assert [each[1:] for each in grants(effects, "ann")] == [
+        ((4, 4), (4, 4), 1),
+        ((6, 7), (6, 7), 1),
+    ]
+
+
+def test_ranges_stay_where_nobody_comes_or_goes() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    for _ in range(3):
+        stage.deliver("bob", (2, 3))
+        effects = stage.deliver("ann", (0, 1))
+        step = stage.server.state.step
+        assert news(effects, "ann") == [(2, (0, 1), step)]
+        assert news(effects, "bob") == [(3, (2, 3), step)]
+        assert not sent(effects, Grant)
+        assert not sent(effects, Revoke)
+
+
+# Weights alone, or a grant (rule 3).
+
+
+def test_weights_alone_are_for_who_computed_all_of_its_range_under_this_lease() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    stage.deliver("bob", (2, 3))
+    stage.deliver("ann", 0)
+    effects = stage.deliver("ann", 1)
+    assert news(effects, "ann") == [(2, (0, 1), 2)], "in two parts"
+    assert news(effects, "bob") == [(3, (2, 3), 2)]
+    (weights,) = sent(effects, NewWeights, "bob")
+    assert bytes(weights.weights) == stage.known.weights[2]
+    assert bytes(weights.ids) == stage.known.streams.ids_at(2, 3, 2).tobytes()
+
+
+@pytest.mark.parametrize(("name", "lease"), [("bob", 0), ("bob", 2), ("ann", 1)])
+def test_a_holder_of_whose_range_one_shard_came_otherwise_is_granted_all_of_it(
+    name: str, lease: int
+) -> None:
+    """From another worker, whatever lease it names, or under a former lease."""
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    assert stage.leases("ann") == [2]
+    stage.deliver(name, 1, lease=lease)
+    stage.deliver("ann", (0, 1))
+    effects = stage.deliver("bob", (2, 3))
+    assert grants(effects, "ann") == [(2, (0, 1), (0, 1), 2)]
+    assert news(effects, "ann") == []
+    assert news(effects, "bob") == [(3, (2, 3), 2)]
+
+
+def test_a_late_result_of_a_former_holder_counts() -> None:
+    stage = Stage(shards=2)
     stage.join("ann")
     stage.wait(3.0)
     assert stage.member("ann").state is PeerState.SILENT
     stage.join("bob")
-    effects = stage.deliver("ann", 0, 0)
+    effects = stage.deliver("ann", (0, 1), lease=1)
     assert stage.server.state.step == 1
     assert "ann answers again" in said(effects)
-    stage.deliver("bob", 0, 0)
-    assert stage.server.counts["gradients_repeated"] == 1
+    stage.deliver("bob", (0, 1), 0)
+    assert stage.server.counts["units_repeated"] == 1
 
 
 def test_a_worker_that_leaves_hands_back_its_shards() -> None:
-    stage = Stage(shards=2)
-    stage.join("ann", "bob")
-    effects = stage.tell("ann", Goodbye(run_id=RUN, term=TERM, reason="told to"))
-    assert [grant.shard for grant in sent(effects, Grant, "bob")] == [0]
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    effects = stage.tell("ann", Goodbye(**IN_RUN, reason="told to"))
+    assert [each[1:] for each in grants(effects, "bob")] == [((0, 1), (0, 1), 1)]
     assert "ann has left: told to" in said(effects)
 
 
 def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
     stage = Stage(shards=2, lease_timeout=2.0)
-    stage.join("ann", "bob")
+    stage.share("ann", "bob")
     effects = stage.wait(2.1, "bob")
     assert "the shards of ann are reassigned: it has sent nothing for 2.0 s" in said(effects)
-    assert stage.shards_of("bob") == [0, 1]
+    assert stage.ranges_of("bob") == [(0, 0), (1, 1)]
 
 
 def test_a_slow_worker_that_beats_is_not_lost() -> None:
     stage = Stage(shards=1)
     stage.join("ann", "bob")
     stage.wait(60.0, "ann", "bob")
-    assert stage.shards_of("ann") == [0]
+    assert stage.ranges_of("ann") == [(0, 0)]
 
 
 def test_what_a_worker_is_busy_with_is_not_asked_for_again() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     for _ in range(100):
-        stage.heartbeat("ann", Unit(1, 0, 0, UnitState.COMPUTING))
+        stage.heartbeat("ann", Unit(1, 0, 0, 0, UnitState.COMPUTING))
         assert not sent(stage.wait(0.2), Grant)
     assert stage.server.counts["grants_resent"] == 0
 
@@ -204,17 +323,19 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
 
 def test_an_unknown_peer_is_told_to_start_afresh() -> None:
     stage = Stage()
-    for effects in (stage.heartbeat("ann"), stage.deliver("ann", 0, 0)):
-        assert only(effects, Reset) == Reset(run_id=RUN, term=TERM)
+    for effects in (stage.heartbeat("ann"), stage.deliver("ann", 0)):
+        assert only(effects, Reset) == Reset(**IN_RUN)
     assert stage.server.counts["messages_from_stale_session"] == 2
 
 
-def test_a_message_of_an_older_term_is_told_to_start_afresh() -> None:
+@pytest.mark.parametrize("of", [{"term": TERM - 1}, {"session": SESSION + 1}], ids=str)
+def test_a_message_of_another_session_is_told_to_start_afresh(of: dict[str, int]) -> None:
     stage = Stage()
     stage.join("ann")
-    effects = stage.deliver("ann", 0, 0, term=TERM - 1)
-    assert only(effects, Reset).term == TERM
-    assert stage.server.aggregation.is_missing(0)
+    effects = stage.deliver("ann", (0, 1), **of)
+    assert only(effects, Reset) == Reset(**IN_RUN)
+    assert stage.server.aggregation.missing() == [0, 1]
+    assert stage.server.counts["messages_from_stale_session"] == 1
 
 
 def test_a_higher_term_ends_this_server() -> None:
@@ -248,10 +369,10 @@ def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> Non
     assert reason in refused.reason
 
 
-def test_a_gradient_before_ready_is_passed_over_and_the_worker_welcomed_again() -> None:
+def test_a_result_before_ready_is_passed_over_and_the_worker_welcomed_again() -> None:
     stage = Stage()
     stage.hello("ann")
-    assert only(stage.deliver("ann", 0, 0), Welcome)
+    assert only(stage.deliver("ann", 0), Welcome)
     assert stage.server.counts["messages_before_ready"] == 1
 
 
@@ -259,11 +380,9 @@ def test_what_the_table_does_not_list_is_the_fault_of_the_peer() -> None:
     stage = Stage()
     stage.join("ann")
     with pytest.raises(PeerError, match="Stop from a peer that is working"):
-        stage.tell("ann", Stop(run_id=RUN, term=TERM))
+        stage.tell("ann", Stop(**IN_RUN))
     with pytest.raises(PeerError, match="Alive to a server"):
-        stage.tell("ann", Alive(run_id=RUN, term=TERM))
-    with pytest.raises(PeerError, match="a gradient of shard 9"):
-        stage.tell("ann", dataclasses.replace(stage.gradient(0, 0), shard=9))
+        stage.tell("ann", Alive(**IN_RUN))
 
 
 def test_malformed_messages_are_counted_and_shown_once_a_second() -> None:
@@ -296,7 +415,7 @@ def test_the_counts_fit_into_a_status() -> None:
 
 def test_who_keeps_at_it_is_blocked_for_a_while_and_its_shards_move() -> None:
     stage = Stage()
-    stage.join("ann", "bob")
+    stage.share("ann", "bob")
     for _ in range(FAULTS_ALLOWED):
         stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
     assert not stage.server.admission.is_blocked(b"ann", None, 0.0)
@@ -342,7 +461,7 @@ def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
 
 def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stage = Stage()
-    stop = Stop(run_id=RUN, term=TERM)
+    stop = Stop(**IN_RUN)
     stage.server.handle(
         Received(hello("eve", "observer"), b"eve", owner("eve", KeyRole.OBSERVER)), 0.0
     )
@@ -357,7 +476,7 @@ def test_an_observer_may_only_look_and_an_operator_stop() -> None:
 
 def test_a_revoked_key_s_message_is_dropped_and_its_shards_move() -> None:
     stage = Stage()
-    stage.join("ann", "bob")
+    stage.share("ann", "bob")
     effects = stage.server.handle(KeyRevoked(b"ann"), 0.0)
     assert only(effects, Refused).reason == "its key was revoked"
     assert sent(effects, Grant, "bob")
@@ -381,41 +500,59 @@ def test_who_is_banned_is_banned_by_its_key_too() -> None:
 def test_an_identical_repeat_is_counted_and_dropped() -> None:
     stage = Stage()
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
-    assert stage.deliver("ann", 0, 0) == []
-    assert stage.server.counts["gradients_repeated"] == 1
+    stage.deliver("ann", 0)
+    assert stage.deliver("ann", 0) == []
+    assert stage.server.counts["units_repeated"] == 1
+
+
+def test_a_repeat_with_another_cut_is_counted_as_not_compared() -> None:
+    stage = Stage(shards=4)
+    stage.join("ann")
+    stage.deliver("ann", (0, 1))
+    assert stage.deliver("ann", 1) == []
+    assert stage.server.counts["units_not_compared"] == 1
+    stage.deliver("ann", (1, 3))
+    assert stage.server.state.step == 1, "an overlap is taken for what is missing of it"
 
 
 def test_a_repeat_that_is_too_old_is_counted_as_not_compared() -> None:
     stage = Stage()
     stage.join("ann")
     stage.advance_to(11, "ann")
-    stage.deliver("ann", 0, 0, loss=0.0)
-    assert stage.server.counts["gradients_not_compared"] == 1
+    stage.deliver("ann", 0, 0, losses=[0.0])
+    assert stage.server.counts["units_not_compared"] == 1
 
 
 def test_a_step_that_is_not_open_is_the_fault_of_the_peer() -> None:
     stage = Stage()
     stage.join("ann")
-    with pytest.raises(PeerError, match="step 1, shard 0, which is not open yet"):
-        stage.deliver("ann", 0, 1)
+    with pytest.raises(PeerError, match="step 1, shards 0 … 1, which is not open yet"):
+        stage.deliver("ann", (0, 1), 1)
 
 
-def test_a_gradient_from_another_state_is_dropped_and_its_lease_begun_anew() -> None:
-    stage = Stage(shards=1)
+def test_a_result_from_another_state_is_dropped_and_its_lease_renewed() -> None:
+    stage = Stage(shards=2)
     stage.join("ann")
-    effects = stage.deliver("ann", 0, 0, hidden_digest=bytes(4))
-    assert "ann computed step 0, shard 0 from another state: dropped" in said(effects)
-    assert only(effects, Grant).lease == 2
-    assert stage.server.counts["gradients_from_wrong_state"] == 1
+    effects = stage.deliver("ann", (0, 1), digests=[bytes(4)] * 2)
+    assert "ann computed step 0, shards 0 … 1 from another state: dropped" in said(effects)
+    assert grants(effects, "ann") == [(2, (0, 1), (0, 1), 0)]
+    assert stage.server.counts["units_from_wrong_state"] == 1
 
 
-def test_one_wrong_gradient_begins_its_lease_anew_once() -> None:
+def test_one_wrong_result_renews_its_lease_once() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     for _ in range(2):
-        stage.deliver("ann", 0, 0, hidden_digest=bytes(4), lease=1)
-    assert stage.server.membership.leases[0].number == 2
+        stage.deliver("ann", 0, weights_digest=bytes(8), lease=1)
+    assert stage.leases("ann") == [2]
+
+
+def test_a_result_from_another_state_under_the_lease_of_another_renews_nothing() -> None:
+    stage = Stage(shards=2)
+    stage.share("ann", "bob")
+    before = stage.leases("ann")
+    assert not sent(stage.deliver("bob", 0, digests=[bytes(4)], lease=before[0]), Grant)
+    assert stage.leases("ann") == before
 
 
 def test_who_computes_from_another_state_again_and_again_is_banned() -> None:
@@ -423,18 +560,17 @@ def test_who_computes_from_another_state_again_and_again_is_banned() -> None:
     stage.join("ann", "bob")
 
     def wrong(step: int) -> list[Effect]:
-        lease = stage.server.membership.leases[0].number
-        return stage.deliver("ann", 0, step, hidden_digest=bytes(4), lease=lease)
+        return stage.deliver("ann", 0, step, digests=[bytes(4)])
 
     wrong(0)
-    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0)
     wrong(1)
     wrong(1)
-    assert stage.shards_of("ann") == [0]
+    assert stage.ranges_of("ann") == [(0, 0)]
     effects = wrong(1)
     assert "ann is banned: it computed shard 0 from another state 3 times" in said(effects)
     assert only(effects, RememberBans).banned.keys() == {"ann"}
-    assert stage.shards_of("bob") == [0]
+    assert stage.ranges_of("bob") == [(0, 0)]
 
 
 def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,9 +579,9 @@ def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.Mon
     stage.join("ann", "bob")
     stage.heartbeat("ann", slowest=1e300)
     stage.wait(19.0, "bob")
-    assert stage.shards_of("ann") == [0]
+    assert stage.ranges_of("ann") == [(0, 0)]
     stage.wait(2.0, "bob")
-    assert stage.shards_of("bob") == [0]
+    assert stage.ranges_of("bob") == [(0, 0)]
 
 
 def test_the_first_stop_is_the_one_that_counts() -> None:
@@ -456,52 +592,129 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
     assert stage.server.lifecycle.requested_stop == Finish(130, "Ctrl-C")
 
 
-def test_a_holder_whose_step_another_took_is_granted_the_next_one() -> None:
-    stage = Stage(shards=2)
-    stage.join("ann")
+# Results that are not finite.
+
+
+def with_nan(frame: Any) -> bytes:
+    array = np.frombuffer(frame, np.float32).copy()
+    array[3] = np.nan
+    return array.tobytes()
+
+
+def test_a_worker_whose_loss_is_not_finite_where_the_server_s_is_is_banned() -> None:
+    stage = Stage()
+    stage.share("ann", "bob")
+    effects = stage.deliver("ann", 0, losses=[math.nan])
+    assert "what ann sent for step 1, shard 0 is not finite: computed again" in said(effects)
+    stage.deliver("bob", 1)
+    stage.deliver("bob", 0)
+    assert stage.server.state.step == 1, "nothing is applied before that is settled"
+    effects = stage.compute(effects)
+    assert only(effects, RememberBans).banned == {"ann": "it computed step 1, shard 0 wrongly"}
+    assert only(effects, ResumeBefore).step == 1, "ann had a part in step 0"
+
+
+def test_a_worker_whose_sum_is_not_finite_is_found_before_the_step_is_applied() -> None:
+    stage = Stage(shards=4, step=2)
     stage.join("bob")
-    stage.deliver("bob", 0, 0)
-    effects = stage.deliver("bob", 1, 0)
-    assert [(grant.shard, grant.step) for grant in sent(effects, Grant, "ann")] == [(0, 1)]
+    sums = payload_of(stage.known, unit_result(stage.known, 0, 1, 2)).sums
+    stage.join("eve")
+    stage.deliver("eve", (0, 1), sums=[with_nan(sums[0])])
+    effects = stage.deliver("bob", (2, 3))
+    assert stage.server.state.step == 2
+    assert [(unit.shard, unit.step) for unit in effects if isinstance(unit, Compute)] == [
+        (0, 2),
+        (1, 2),
+    ]
+    effects = stage.compute(effects)
+    assert only(effects, RememberBans).banned == {"eve": "it computed step 2, shards 0 … 1 wrongly"}
+    assert only(effects, ResumeBefore).step == 3, "from the state of step 2, which is right"
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_unit() -> None:
+@pytest.mark.parametrize("part", ["losses", "sums"])
+def test_what_is_not_finite_for_the_server_too_ends_the_run(part: str) -> None:
     stage = Stage()
     stage.join("ann")
-    lifecycle = finish(stage.deliver("ann", 1, 0, loss=math.nan))
-    assert lifecycle.code == 3
-    assert lifecycle.reason == ("ann sent a loss or gradient that is not finite: step 0, shard 1")
+    piece = stage.known.pieces[1, 0]
+    changes: dict[str, Any] = {"losses": [math.nan]}
+    own = dataclasses.replace(stage.truth(1, 0), loss=math.nan)
+    if part == "sums":
+        broken = with_nan(piece.gradient)
+        changes = {"sums": [broken]}
+        own = dataclasses.replace(stage.truth(1, 0), gradient=np.frombuffer(broken, np.float32))
+    effects = stage.deliver("ann", 1, **changes)
+    effects += stage.deliver("ann", 0)
+    assert only(effects, Compute).shard == 1
+    end = finish(stage.server.handle(own, stage.now))
+    assert end == Finish(3, "a loss, gradient or hidden state is not finite: step 0, shard 1")
 
 
-# Disputes.
+def test_a_sum_that_overflows_ends_the_run_and_names_nobody() -> None:
+    stage = Stage(shards=4)
+    stage.join("ann")
+    for shards in ((0, 1), (2, 3)):
+        sums = payload_of(stage.known, unit_result(stage.known, *shards, 0)).sums
+        largest = np.full_like(np.frombuffer(sums[0], np.float32), 3e38).tobytes()
+        effects = stage.deliver("ann", shards, sums=[largest])
+    end = finish(effects)
+    assert end == Finish(3, "the sum of the gradients of step 0 is not finite")
+    assert not stage.server.admission.banned
+
+
+# Results that differ.
 
 
 def test_who_repeats_other_bytes_is_banned_if_the_server_finds_them_wrong() -> None:
     stage = Stage()
-    stage.join("ann", "bob")
-    right = stage.gradient(0, 0)
-    stage.tell("ann", right)
-    effects = stage.deliver("bob", 0, 0, gradient=flip(right.gradient))
+    stage.join("ann")
+    stage.join("bob")
+    stage.deliver("ann", 0)
+    effects = stage.deliver("bob", 0, sums=[flip(stage.known.pieces[0, 0].gradient)])
     unit = only(effects, Compute)
     assert (unit.shard, unit.step, unit.fresh) == (0, 0, True)
     assert bytes(unit.weights) == stage.known.weights[0]
-    assert "bob sent other bytes for step 0, shard 0 than ann did" in said(effects)
-    effects = stage.server.handle(stage.truth(0, 0), stage.now)
+    assert "what bob sent for step 0, shard 0 differs: computed again" in said(effects)
+    assert stage.server.counts["units_conflicting"] == 1
+    effects = stage.compute(effects)
     assert only(effects, Refused).reason == "banned: it computed step 0, shard 0 wrongly"
-    assert stage.shards_of("ann") == [0, 1]
+    assert stage.ranges_of("ann") == [(0, 1)]
     assert only(stage.hello("bob"), Refused)
 
 
-def test_a_run_resumes_before_a_wrong_gradient_that_was_applied() -> None:
+def test_a_wrong_range_is_computed_again_shard_by_shard() -> None:
+    stage = Stage(shards=4)
+    stage.join("ann", "bob")
+    stage.deliver("ann", (0, 2))
+    sums = payload_of(stage.known, unit_result(stage.known, 0, 2, 0)).sums
+    effects = stage.deliver("bob", (0, 2), sums=[flip(sums[0]), sums[1]])
+    shards = [effect for effect in effects if isinstance(effect, Compute)]
+    assert [unit.shard for unit in shards] == [0, 1, 2]
+    assert stage.compute(shards[:2]) == []
+    effects = stage.compute(shards[2:])
+    assert only(effects, RememberBans).banned == {"bob": "it computed step 0, shards 0 … 2 wrongly"}
+
+
+def test_a_wrong_loss_under_a_right_sum_is_the_first_sender_s() -> None:
+    """A shard's loss and hidden state are its own sender's, a sum of several that of its node."""
+    stage = Stage(shards=4, step=1)
+    stage.join("bob")
+    stage.join("eve")
+    piece = stage.known.pieces[1, 1]
+    stage.deliver("eve", 1, losses=[piece.loss + 1])
+    effects = stage.deliver("bob", (0, 3))
+    effects = stage.compute(effects)
+    assert only(effects, RememberBans).banned == {"eve": "it computed step 1, shards 0 … 3 wrongly"}
+    assert only(effects, ResumeBefore).step == 2
+
+
+def test_a_run_resumes_before_a_wrong_result_that_was_applied() -> None:
     stage = Stage()
     stage.join("ann", "bob")
-    right = stage.gradient(0, 3)
     stage.advance_to(3, "bob")
-    stage.deliver("ann", 0, 3, loss=right.loss + 1)
-    stage.deliver("bob", 1, 3)
+    stage.deliver("ann", 0, losses=[stage.known.pieces[0, 3].loss + 1])
+    stage.deliver("bob", 1)
     assert stage.server.state.step == 4
-    stage.tell("bob", right)
-    effects = stage.server.handle(stage.truth(0, 3), stage.now)
+    effects = stage.compute(stage.deliver("bob", 0, 3))
     assert only(effects, RememberBans).banned == {"ann": "it computed step 3, shard 0 wrongly"}
     assert only(effects, ResumeBefore).step == 4
     assert "no gradient of ann can be trusted: resuming before step 3" in said(effects)
@@ -515,12 +728,10 @@ def test_a_run_resumes_before_everything_that_the_banned_worker_had_a_part_in() 
     stage = Stage()
     stage.join("ann", "bob")
     stage.advance_to(2, "bob")
-    stage.deliver("ann", 0, 2)  # nobody repeats this one, right or wrong
-    stage.deliver("bob", 1, 2)
-    right = stage.gradient(0, 3)
-    stage.deliver("ann", 0, 3, loss=right.loss + 1)
-    stage.tell("bob", right)
-    effects = stage.server.handle(stage.truth(0, 3), stage.now)
+    stage.deliver("ann", 0)  # nobody repeats this one, right or wrong
+    stage.deliver("bob", 1)
+    stage.deliver("ann", 0, losses=[stage.known.pieces[0, 3].loss + 1])
+    effects = stage.compute(stage.deliver("bob", 0))
     assert only(effects, ResumeBefore).step == 3
 
 
@@ -528,11 +739,10 @@ def test_who_repeats_wrongly_takes_with_it_what_else_it_had_a_part_in() -> None:
     stage = Stage()
     stage.join("ann", "bob")
     stage.advance_to(2, "bob")
-    stage.deliver("ann", 0, 2)  # nobody repeats this one, right or wrong
-    stage.deliver("bob", 1, 2)
-    stage.deliver("bob", 0, 3)
-    stage.deliver("ann", 0, 3, loss=1.0)
-    effects = stage.server.handle(stage.truth(0, 3), stage.now)
+    stage.deliver("ann", 0)  # nobody repeats this one, right or wrong
+    stage.deliver("bob", 1)
+    stage.deliver("bob", 0)
+    effects = stage.compute(stage.deliver("ann", 0, losses=[1.0]))
     assert only(effects, RememberBans).banned == {"ann": "it computed step 3, shard 0 wrongly"}
     assert only(effects, ResumeBefore).step == 3
 
@@ -541,11 +751,10 @@ def test_who_is_banned_by_name_and_key_had_its_key_when_it_computed() -> None:
     stage = Stage(shards=1)
     stage.server.handle(Received(hello("ann-2"), b"ann-2", owner("ann")), 0.0)
     stage.ready("ann-2")
-    stage.deliver("ann-2", 0, 0, loss=1.0)
-    stage.tell("ann-2", Goodbye(run_id=RUN, term=TERM, reason="done"))
+    stage.deliver("ann-2", 0, losses=[1.0])
+    stage.tell("ann-2", Goodbye(**IN_RUN, reason="done"))
     stage.join("bob")
-    stage.tell("bob", stage.gradient(0, 0))
-    effects = stage.server.handle(stage.truth(0, 0), stage.now)
+    effects = stage.compute(stage.deliver("bob", 0, 0))
     assert only(effects, ResumeBefore).step == 1
     assert only(effects, RememberBans).banned.keys() == {"ann", "ann-2"}
 
@@ -565,7 +774,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage.server.handle(
         Received(hello("eye", "observer"), b"eye", owner("eye", KeyRole.OBSERVER)), 0.0
     )
-    beat = Heartbeat(run_id=RUN, term=TERM + 1, slowest=0.0, computing=0.0, units=())
+    beat = Heartbeat(**IN_RUN | {"term": TERM + 1}, slowest=0.0, computing=0.0, units=())
     effects = stage.server.handle(Received(beat, b"eye", owner("eye", KeyRole.OBSERVER)), 0.0)
     assert only(effects, Reset)
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
@@ -580,14 +789,14 @@ def test_who_waits_for_the_disk_says_so_to_observers_too() -> None:
     assert not stage.server.status_report.waits_for_disk
 
 
-def test_the_end_waits_for_a_dispute() -> None:
+def test_the_end_waits_for_a_conflict() -> None:
     stage = Stage(steps=1)
     stage.join("ann", "bob")
-    stage.deliver("ann", 0, 0)
-    stage.deliver("bob", 0, 0, loss=1.0)
-    stage.deliver("ann", 1, 0)
+    stage.deliver("ann", 0)
+    conflict = stage.deliver("bob", 0, losses=[1.0])
+    stage.deliver("ann", 1)
     assert stage.server.handle(CheckpointWritten(1), stage.now) == []
-    end = finish(stage.server.handle(stage.truth(0, 0), stage.now))
+    end = finish(stage.compute(conflict))
     assert end == Finish(0, "finished at step 1")
 
 
@@ -599,9 +808,10 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     stage.join("ann")
     effects = stage.advance_to(1, "ann")
     appended = only(effects, Append)
-    assert (appended.step, bytes(appended.weights)) == (1, stage.known.weights[1])
-    (weights,) = sent(effects, Weights, "ann")
-    assert [(unit.shard, unit.step) for unit in weights.units] == [(0, 1), (1, 1)]
+    assert (appended.step, appended.digest) == (1, checksum(stage.known.weights[1]))
+    assert news(effects, "ann") == [(1, (0, 1), 1)]
+    kinds = [type(getattr(effect, "message", effect)) for effect in effects]
+    assert kinds.index(NewWeights) < kinds.index(Append), "workers wait for the weights"
     effects = stage.advance_to(2, "ann")
     assert only(effects, RecordMetrics).status.step == 2
     assert only(effects, Save).state.step == 2
@@ -620,11 +830,11 @@ def test_a_run_that_is_through_ends_at_once() -> None:
 def test_stop_ends_the_step_and_saves() -> None:
     stage = Stage()
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0)
     assert stage.server.handle(StopRequested(75, "stopped by SIGTERM", 5.0), 0.0) == []
-    effects = stage.deliver("ann", 1, 0)
+    effects = stage.deliver("ann", 1)
     assert only(effects, Save).state.step == 1
-    assert not sent(effects, Weights)
+    assert not sent(effects, NewWeights)
     effects = stage.server.handle(CheckpointWritten(1), stage.now)
     assert finish(effects) == Finish(75, "stopped by SIGTERM")
     assert sent(effects, Done, "ann")[0].code == 75
@@ -647,7 +857,7 @@ def test_an_observer_can_stop_the_run() -> None:
     effects = stage.hello("olga", "observer")
     assert only(effects, Status).step == 0
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
-    stage.tell("olga", Stop(run_id=RUN, term=TERM))
+    stage.tell("olga", Stop(**IN_RUN))
     assert finish(stage.server.handle(CheckpointWritten(0), stage.now)) == Finish(
         75, "stopped by olga"
     )
@@ -658,11 +868,11 @@ def test_an_observer_gets_the_newest_weights_when_it_asks() -> None:
     stage.join("ann")
     assert not sent(stage.hello("olga", "observer"), Weights)
     stage.advance_to(2, "ann")
-    weights = only(stage.tell("olga", WeightsRequest(run_id=RUN, term=TERM)), Weights)
-    assert (weights.version, weights.units) == (2, ())
+    weights = only(stage.tell("olga", WeightsRequest(**IN_RUN)), Weights)
+    assert weights.version == 2
     assert bytes(weights.weights) == stage.known.weights[2]
     with pytest.raises(PeerError, match="WeightsRequest from a peer that is working"):
-        stage.tell("ann", WeightsRequest(run_id=RUN, term=TERM))
+        stage.tell("ann", WeightsRequest(**IN_RUN))
 
 
 def test_an_end_has_a_reason() -> None:
@@ -674,18 +884,18 @@ def test_a_ban_is_lifted_and_remembered() -> None:
     stage = Stage(banned={"ann": "it computed step 3, shard 0 wrongly", "key-1": "the same"})
     assert only(stage.hello("ann"), Refused).reason.startswith("banned: it computed step 3")
     stage.hello("olga", "observer")
-    effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
+    effects = stage.tell("olga", Unban(**IN_RUN, name="ann"))
     assert only(effects, Unbanned).text == "ann is no longer banned; banned: key-1"
     assert only(effects, RememberBans).banned == {"key-1": "the same"}
     assert only(stage.hello("ann"), Welcome)
-    effects = stage.tell("olga", Unban(run_id=RUN, term=TERM, name="ann"))
+    effects = stage.tell("olga", Unban(**IN_RUN, name="ann"))
     assert only(effects, Unbanned).text == "ann is not banned; banned: key-1"
     assert not [effect for effect in effects if isinstance(effect, RememberBans)]
 
 
 def test_only_an_operator_lifts_a_ban() -> None:
     stage = Stage(banned={"ann": "it computed wrongly"})
-    unban = Unban(run_id=RUN, term=TERM, name="ann")
+    unban = Unban(**IN_RUN, name="ann")
     for name, role in (("olga", KeyRole.OBSERVER), ("otto", KeyRole.OPERATOR)):
         key = owner(name, role)
         stage.server.handle(Received(hello(name, "observer"), name.encode(), key), 0.0)
@@ -737,7 +947,7 @@ def test_the_server_says_for_whom_it_waits() -> None:
     assert "step 0 has waited 1 s for a worker to connect" in said(stage.wait(1.2))
     stage.join("ann")
     text = said(stage.wait(12.0, "ann"))
-    assert "step 0 has waited 11 s for ann (shard 0), ann (shard 1)" in text
+    assert "step 0 has waited 11 s for ann (shards 0 … 1)" in text
 
 
 def test_the_server_says_that_it_waits_for_the_disk() -> None:
@@ -751,8 +961,8 @@ def test_the_server_says_that_it_waits_for_the_disk() -> None:
 def test_a_heartbeat_is_answered() -> None:
     stage = Stage()
     stage.join("ann")
-    beat = Heartbeat(run_id=RUN, term=TERM, slowest=0.0, computing=0.0, units=())
-    assert only(stage.tell("ann", beat), Alive) == Alive(run_id=RUN, term=TERM)
+    beat = Heartbeat(**IN_RUN, slowest=0.0, computing=0.0, units=())
+    assert only(stage.tell("ann", beat), Alive) == Alive(**IN_RUN)
 
 
 def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:

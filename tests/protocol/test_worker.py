@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from manychar.numerics.checksum import checksum_bytes
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Finish, Log
 from manychar.protocol.events import (
-    Computed,
     DeadlinePassed,
     FingerprintComputed,
     HeartbeatDue,
@@ -22,33 +23,44 @@ from manychar.protocol.messages import (
     Alive,
     Done,
     Goodbye,
-    Gradient,
     Grant,
     Heartbeat,
     Hello,
+    NewWeights,
     Ready,
     Refused,
     Reset,
     Revoke,
     Unit,
+    UnitResult,
     UnitState,
-    Weights,
     Welcome,
-    digest,
 )
 from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.worker import Worker
-from tests.protocol.stage import hello, only, said, sent, status
-from tests.simulation.reference import Reference, compute, reference
+from tests.protocol.stage import (
+    IN_RUN,
+    SESSION,
+    TERM,
+    computed,
+    hello,
+    only,
+    payload_of,
+    said,
+    sent,
+    status,
+    unit_result,
+)
+from tests.simulation.reference import Reference, reference
 
-RUN, TERM, SILENCE = "run-1", 3, 2.0
+SILENCE, SHARDS = 2.0, 5
 
 
 class Bench:
     """One worker, and a server that is played by the test."""
 
     def __init__(self, *, connect_timeout: float = 60.0) -> None:
-        self.known: Reference = reference(3, 1, 11)
+        self.known: Reference = reference(SHARDS, 1, 11)
         self.worker = Worker(
             hello("ann"), server="tcp://there", connect_timeout=connect_timeout, now=0.0
         )
@@ -57,10 +69,13 @@ class Bench:
         """Return its phase."""
         return self.worker.phase
 
+    def hear(self, message: Any, now: float = 0.0) -> list[Effect]:
+        """Let the server say something."""
+        return self.worker.handle(Received(message), now)
+
     def welcome(self, **changes: Any) -> Welcome:
         message = Welcome(
-            run_id=RUN,
-            term=TERM,
+            **IN_RUN,
             dimensions=dimensions_of(self.known.definition, len(self.known.vocabulary)),
             numerics="portable",
             seed=0,
@@ -71,50 +86,73 @@ class Bench:
 
     def at_work(self) -> "Bench":
         """Be welcomed, and say Ready."""
-        self.worker.handle(Received(self.welcome()), 0.0)
+        self.hear(self.welcome())
         self.worker.handle(FingerprintComputed("bits", {}, 0.1), 0.0)
         return self
 
-    def grant(self, lease: int, shard: int, step: int = 0, **changes: Any) -> list[Effect]:
-        """Grant a shard from a step on."""
-        batch = self.known.streams.batch_at(shard, step)
+    def grant(
+        self, lease: int, shards: Range, step: int = 0, *, of: Range | None = None, **changes: Any
+    ) -> list[Effect]:
+        """Grant the shards at a step, under a lease of the range `of`, or of just these."""
+        first, last = shards
+        lease_first, lease_last = of or shards
         message = Grant(
-            run_id=RUN,
-            term=TERM,
+            **IN_RUN,
             lease=lease,
-            shard=shard,
+            lease_first=lease_first,
+            lease_last=lease_last,
+            first=first,
+            last=last,
             step=step,
-            fresh=batch.fresh,
+            fresh=self.known.streams.is_fresh(step),
             weights=self.known.weights[step],
-            hidden=self.known.hidden[step][shard],
-            ids=batch.ids.tobytes(),
+            hidden=b"".join(self.known.hidden[step][first : last + 1]),
+            ids=self.known.streams.ids_at(first, last, step).tobytes(),
         )
-        return self.worker.handle(Received(dataclasses.replace(message, **changes)), 0.0)
+        return self.hear(dataclasses.replace(message, **changes))
 
-    def weights(self, version: int, *units: tuple[int, int, int]) -> list[Effect]:
-        """Send new weights with the units (lease, shard, step) that they open."""
-        batches = [self.known.streams.batch_at(shard, step) for _, shard, step in units]
-        message = Weights(
-            run_id=RUN,
-            term=TERM,
-            version=version,
-            weights=self.known.weights[version],
-            units=tuple(
-                Unit(*unit, batch.fresh) for unit, batch in zip(units, batches, strict=True)
-            ),
-            ids=tuple(batch.ids.tobytes() for batch in batches),
+    def weights(self, step: int, lease: int, shards: Range, **changes: Any) -> list[Effect]:
+        """Send the weights of a step, with the unit that they open."""
+        message = NewWeights(
+            **IN_RUN,
+            lease=lease,
+            first=shards[0],
+            last=shards[1],
+            step=step,
+            fresh=self.known.streams.is_fresh(step),
+            weights=self.known.weights[step],
+            ids=self.known.streams.ids_at(*shards, step).tobytes(),
         )
-        return self.worker.handle(Received(message), 0.0)
+        return self.hear(dataclasses.replace(message, **changes))
 
-    def take(self) -> Compute:
-        """Let it take up a unit, with its mailbox read to the end."""
+    def idle(self) -> bool:
+        """Whether it has nothing to compute, with its mailbox read to the end."""
+        return self.worker.handle(MailboxEmpty(), 0.0) == []
+
+    def begin(self) -> Compute:
+        """Let it begin a shard, with its mailbox read to the end."""
         return only(self.worker.handle(MailboxEmpty(), 0.0), Compute)
 
-    def through(self, unit: Compute) -> list[Effect]:
-        """Let it be through with a unit."""
-        assert self.worker.dimensions
-        piece = compute(unit, self.worker.dimensions)
-        return self.worker.handle(piece.computed(unit.shard, unit.step, seconds=0.2), 0.0)
+    def finish(self, shard: Compute) -> list[Effect]:
+        """Let it have computed a shard."""
+        return self.worker.handle(computed(shard, self.known, seconds=0.2), 0.0)
+
+    def compute_all(self) -> list[Effect]:
+        """Let it compute until there is nothing left to do."""
+        effects: list[Effect] = []
+        while unit := self.worker.handle(MailboxEmpty(), 0.0):
+            effects += self.finish(only(unit, Compute))
+        return effects
+
+    def units(self) -> set[Unit]:
+        """Return the units of its next heartbeat."""
+        self.worker.session.next_heartbeat = 0.0
+        return set(only(self.worker.handle(HeartbeatDue(), 0.0), Heartbeat).units)
+
+
+def names(effects: list[Effect]) -> list[tuple[int, Range, int]]:
+    """Return the lease, shards and step of the results that are sent."""
+    return [(each.lease, (each.first, each.last), each.step) for each in sent(effects, UnitResult)]
 
 
 def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
@@ -122,151 +160,269 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert only(bench.worker.handle(DeadlinePassed(), 0.0), Hello).name == "ann"
     assert bench.worker.handle(DeadlinePassed(), 0.1) == []
     assert only(bench.worker.handle(DeadlinePassed(), 0.2), Hello)
-    assert only(bench.worker.handle(Received(bench.welcome()), 0.3), ComputeFingerprint)
+    assert only(bench.hear(bench.welcome(), 0.3), ComputeFingerprint)
     assert bench.phase() is ClientPhase.CONNECTING
     ready = only(bench.worker.handle(FingerprintComputed("bits", {"blas": "x"}, 0.1), 0.4), Ready)
     assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
     assert bench.phase() is ClientPhase.CONNECTED
 
 
-def test_it_computes_what_it_is_granted_and_names_what_it_used() -> None:
+def test_it_computes_a_range_shard_by_shard_and_sends_the_sums_of_its_cover_once() -> None:
     bench = Bench().at_work()
-    assert bench.grant(7, 1) == []
-    unit = bench.take()
-    assert (unit.shard, unit.step, unit.fresh) == (1, 0, True)
-    gradient = only(bench.through(unit), Gradient)
-    piece = bench.known.pieces[1, 0]
-    assert (gradient.loss, gradient.gradient) == (piece.loss, piece.gradient)
-    assert (gradient.lease, gradient.shard, gradient.step) == (7, 1, 0)
-    assert gradient.hidden_digest == digest(bench.known.hidden[0][1])
-
-
-def test_it_takes_its_lowest_shard_with_the_mailbox_emptied() -> None:
-    bench = Bench().at_work()
-    bench.grant(1, 2)
-    bench.grant(2, 1)
-    bench.grant(3, 0)
+    assert bench.grant(7, (1, 4)) == []
     order = []
     for _ in range(3):
-        unit = bench.take()
-        order.append(unit.shard)
-        bench.through(unit)
-    assert order == [0, 1, 2]
+        shard = bench.begin()
+        order.append((shard.shard, shard.step, shard.fresh))
+        assert bytes(shard.hidden) == bench.known.hidden[0][shard.shard]
+        assert bench.finish(shard) == []
+    result = only(bench.finish(bench.begin()), UnitResult)
+    assert order == [(1, 0, True), (2, 0, True), (3, 0, True)]
+    right = unit_result(bench.known, 1, 4, 0, lease=7)
+    assert len(payload_of(bench.known, result).sums) == 3, "shard 1, shards 2 … 3, shard 4"
+    assert result == dataclasses.replace(right, seconds=result.seconds)
+    assert result.seconds == pytest.approx(0.2), "of one shard"
 
 
-def test_weights_that_come_while_it_computes_leave_it_without_a_hidden_state() -> None:
+@pytest.mark.parametrize("shards", [(a, b) for a in range(SHARDS) for b in range(a, SHARDS)])
+def test_the_sums_of_every_range_are_those_of_the_tree(shards: Range) -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    late = bench.take()
-    bench.weights(1, (1, 0, 1))
-    assert only(bench.through(late), Gradient).step == 0
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
-    bench.grant(1, 0, 1)
-    assert bench.take().step == 1
+    bench.grant(1, shards)
+    result = only(bench.compute_all(), UnitResult)
+    assert result.payload == unit_result(bench.known, *shards, 0).payload
 
 
-def test_steps_of_a_shard_chain_through_its_own_hidden_state() -> None:
+def test_it_names_the_weights_that_it_used() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    bench.through(bench.take())
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
-    bench.weights(1, (1, 0, 1))
-    unit = bench.take()
-    assert bytes(unit.hidden) == bench.known.hidden[1][0]
-    assert bytes(unit.weights) == bench.known.weights[1]
+    bench.grant(1, (0, 1), 3)
+    result = only(bench.compute_all(), UnitResult)
+    assert result.weights_digest == checksum_bytes(bench.known.weights[3])
+
+
+def test_it_takes_its_lowest_shards_first_with_the_mailbox_emptied() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (4, 4))
+    bench.grant(2, (2, 3))
+    shard = bench.begin()
+    assert shard.shard == 2
+    bench.grant(3, (0, 0))
+    bench.finish(shard)
+    assert names(bench.compute_all()) == [(2, (2, 3), 0), (3, (0, 0), 0), (1, (4, 4), 0)]
+
+
+def test_weights_that_come_while_it_computes_end_the_unit_in_hand() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    late = bench.begin()
+    bench.weights(1, 1, (0, 1))
+    assert bench.finish(late) == [], "its step is applied: nobody wants it"
+    assert bench.idle(), "and it lacks the hidden states of step 1"
+    bench.grant(1, (0, 1), 1)
+    assert bench.begin().step == 1
+
+
+def test_a_unit_whose_step_is_applied_is_abandoned_between_two_shards() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 3))
+    bench.finish(bench.begin())
+    bench.grant(2, (4, 4), 1)
+    shard = bench.begin()
+    assert (shard.shard, shard.step) == (4, 1)
+    assert names(bench.finish(shard)) == [(2, (4, 4), 1)]
+    assert bench.idle()
+
+
+def test_a_unit_whose_session_is_over_is_abandoned_between_two_shards() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    bench.finish(bench.begin())
+    bench.hear(bench.welcome(session=SESSION + 1))
+    bench.worker.handle(FingerprintComputed("bits", {}, 0.1), 0.0)
+    assert bench.idle()
+    bench.grant(1, (0, 1), session=SESSION + 1)
+    result = only(bench.compute_all(), UnitResult)
+    assert result.session == SESSION + 1
+    assert result.payload == unit_result(bench.known, 0, 1, 0).payload
+
+
+def test_a_result_of_a_shard_does_not_end_in_the_unit_of_another_session() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    shard = bench.begin()
+    bench.hear(bench.welcome(session=SESSION + 1))
+    assert bench.finish(shard) == []
+    bench.worker.handle(FingerprintComputed("bits", {}, 0.1), 0.0)
+    bench.grant(1, (0, 0), session=SESSION + 1)
+    assert only(bench.compute_all(), UnitResult).session == SESSION + 1
+
+
+def test_the_steps_of_a_range_chain_through_its_own_hidden_states() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (1, 3))
+    for step in range(5):
+        result = only(bench.compute_all(), UnitResult)
+        assert result.payload == unit_result(bench.known, 1, 3, step).payload
+        bench.weights(step + 1, 1, (1, 3))
+
+
+def test_the_hidden_states_of_several_grants_of_a_lease_chain_into_all_of_its_range() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 0), of=(0, 3))
+    bench.grant(1, (2, 3), of=(0, 3))
+    assert names(bench.compute_all()) == [(1, (0, 0), 0), (1, (2, 3), 0)]
+    bench.weights(1, 1, (0, 3))
+    assert bench.idle(), "somebody else computed shard 1"
+    bench.grant(1, (1, 1), 1, of=(0, 3))
+    assert names(bench.compute_all()) == [(1, (1, 1), 1)]
+    bench.grant(1, (0, 3), 2)
+    bench.compute_all()
+    bench.weights(3, 1, (0, 3))
+    assert (
+        only(bench.compute_all(), UnitResult).payload == unit_result(bench.known, 0, 3, 3).payload
+    )
+
+
+@pytest.mark.parametrize(("lease", "shards"), [(2, (0, 1)), (1, (0, 0)), (1, (0, 2))])
+def test_weights_for_a_lease_that_it_does_not_hold_bring_no_unit(lease: int, shards: Range) -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    bench.compute_all()
+    bench.weights(1, lease, shards)
+    assert bench.idle()
+
+
+def test_weights_two_steps_later_find_no_hidden_states() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    bench.compute_all()
+    bench.weights(2, 1, (0, 1))
+    assert bench.idle()
 
 
 def test_weights_and_grants_sent_again_elicit_the_same_bytes_again() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    first = only(bench.through(bench.take()), Gradient)
-    assert only(bench.grant(1, 0), Gradient) == first
-    assert only(bench.weights(0, (1, 0, 0)), Gradient) == first
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
+    bench.grant(1, (0, 1))
+    first = only(bench.compute_all(), UnitResult)
+    assert only(bench.grant(1, (0, 1)), UnitResult) == first
+    assert only(bench.weights(0, 1, (0, 1)), UnitResult) == first
+    assert bench.idle()
+
+
+def test_a_finished_unit_is_sent_again_only_for_exactly_its_range() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 3))
+    bench.compute_all()
+    assert bench.grant(1, (1, 2), of=(0, 3)) == []
+    again = only(bench.compute_all(), UnitResult)
+    assert again.payload == unit_result(bench.known, 1, 2, 0).payload
+    assert names(bench.grant(1, (0, 3))) == [(1, (0, 3), 0)]
 
 
 def test_what_the_next_weights_acknowledge_is_forgotten() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    bench.through(bench.take())
-    bench.weights(1, (1, 0, 1))
-    assert bench.grant(1, 0) == []
-    assert bench.take().step == 1
+    bench.grant(1, (0, 1))
+    bench.compute_all()
+    bench.weights(1, 1, (0, 1))
+    assert bench.grant(1, (0, 1)) == []
+    assert bench.begin().step == 1
+    assert bench.units() == {Unit(1, 0, 1, 1, UnitState.COMPUTING)}
 
 
 def test_a_grant_again_while_it_is_computed_changes_nothing() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    unit = bench.take()
-    bench.grant(1, 0)
-    bench.through(unit)
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
+    bench.grant(1, (0, 1))
+    bench.finish(bench.begin())
+    bench.grant(1, (0, 1))
+    assert names(bench.compute_all()) == [(1, (0, 1), 0)]
 
 
-def test_a_revoked_worker_still_delivers_what_it_began() -> None:
+def test_a_revoked_worker_sends_the_unit_in_hand_once_and_keeps_nothing_of_it() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    bench.grant(2, 1)
-    unit = bench.take()
+    bench.grant(1, (0, 1))
+    bench.grant(2, (3, 3))
+    bench.finish(bench.begin())
     for lease in (1, 2):
-        bench.worker.handle(Received(Revoke(run_id=RUN, term=TERM, lease=lease)), 0.0)
-    assert only(bench.through(unit), Gradient).shard == 0
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
+        bench.hear(Revoke(**IN_RUN, lease=lease))
+    assert names(bench.compute_all()) == [(1, (0, 1), 0)]
+    assert bench.units() == set()
+    assert bench.weights(1, 1, (0, 1)) == []
+    assert bench.idle()
 
 
-def test_an_older_lease_of_the_same_shard_is_ignored() -> None:
+def test_an_older_lease_of_overlapping_shards_is_ignored() -> None:
     bench = Bench().at_work()
-    bench.grant(5, 0)
-    bench.grant(4, 0)
-    assert only(bench.through(bench.take()), Gradient).lease == 5
+    bench.grant(5, (1, 2))
+    bench.grant(4, (2, 3))
+    assert names(bench.compute_all()) == [(5, (1, 2), 0)]
+    bench.grant(3, (3, 4))
+    assert names(bench.compute_all()) == [(3, (3, 4), 0)], "nothing of lease 5"
 
 
-def test_a_newer_lease_makes_the_older_void() -> None:
+@pytest.mark.parametrize("shards", [(1, 2), (0, 1), (2, 4), (0, 4)])
+def test_a_newer_lease_voids_the_older_ones_that_it_overlaps(shards: Range) -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    bench.through(bench.take())
-    bench.grant(2, 0)
-    assert only(bench.through(bench.take()), Gradient).lease == 2
+    bench.grant(1, (1, 2))
+    bench.compute_all()
+    bench.grant(2, shards)
+    assert names(bench.compute_all()) == [(2, shards, 0)]
+    assert {unit.lease for unit in bench.units()} == {2}
+    bench.weights(1, 1, (1, 2))
+    assert bench.idle()
 
 
-def test_another_terms_messages_are_passed_over() -> None:
+def test_a_lease_beside_it_stays() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0, term=TERM - 1)
-    bench.grant(1, 0, run_id="run-2")
-    assert bench.worker.handle(MailboxEmpty(), 0.0) == []
+    bench.grant(1, (1, 2))
+    bench.grant(2, (3, 4))
+    assert names(bench.compute_all()) == [(1, (1, 2), 0), (2, (3, 4), 0)]
+
+
+@pytest.mark.parametrize(
+    "of", [{"term": TERM - 1}, {"run_id": "run-2"}, {"session": SESSION + 1}], ids=str
+)
+def test_another_sessions_messages_are_ignored(of: dict[str, Any]) -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1), **of)
+    assert bench.idle()
+    bench.grant(1, (0, 1))
+    bench.compute_all()
+    bench.hear(dataclasses.replace(Revoke(**IN_RUN, lease=1), **of))
+    bench.weights(1, 1, (0, 1), **of)
+    assert bench.idle()
+    assert names(bench.grant(1, (0, 1))) == [(1, (0, 1), 0)], "neither revoked nor acknowledged"
 
 
 def test_a_reset_drops_everything_and_connects_again() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    unit = bench.take()
-    effects = bench.worker.handle(Received(Reset(run_id=RUN, term=TERM + 1)), 0.0)
-    assert only(effects, Hello)
-    assert bench.through(unit) == []
+    bench.grant(1, (0, 0))
+    shard = bench.begin()
+    reset = dataclasses.replace(Reset(**IN_RUN), term=TERM + 1)
+    assert only(bench.hear(reset), Hello)
+    assert bench.finish(shard) == []
     assert bench.phase() is ClientPhase.CONNECTING
 
 
-def test_a_new_term_is_a_new_beginning() -> None:
+@pytest.mark.parametrize("change", [{"term": TERM + 1}, {"session": SESSION + 1}], ids=str)
+def test_a_new_term_or_session_is_a_new_beginning(change: dict[str, int]) -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    unit = bench.take()
-    assert only(
-        bench.worker.handle(Received(bench.welcome(term=TERM + 1)), 0.0), ComputeFingerprint
-    )
-    assert bench.through(unit) == []
-    assert bench.worker.handle(Received(bench.welcome()), 0.0) == []
+    bench.grant(1, (0, 0))
+    shard = bench.begin()
+    assert only(bench.hear(bench.welcome(**change)), ComputeFingerprint)
+    assert bench.finish(shard) == []
+    if "term" in change:
+        assert bench.hear(bench.welcome()) == []
 
 
 def test_after_a_silent_server_returns_it_finds_the_worker_unchanged() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    first = only(bench.through(bench.take()), Gradient)
+    bench.grant(1, (0, 0))
+    first = only(bench.compute_all(), UnitResult)
     assert "the server at tcp://there has sent nothing for 4 s: connecting again" in said(
         bench.worker.handle(DeadlinePassed(), 4.0)
     )
     assert only(bench.worker.handle(DeadlinePassed(), 4.0), Hello)
-    assert only(bench.worker.handle(Received(bench.welcome()), 4.1), Ready)
-    assert only(bench.grant(1, 0), Gradient) == first
+    assert only(bench.hear(bench.welcome(), 4.1), Ready)
+    assert only(bench.grant(1, (0, 0)), UnitResult) == first
 
 
 def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
@@ -282,16 +438,17 @@ def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
 
 def test_a_heartbeat_lists_the_units() -> None:
     bench = Bench().at_work()
-    bench.grant(1, 0)
-    bench.grant(2, 1)
-    bench.through(bench.take())
-    bench.take()
-    bench.grant(3, 2)
+    bench.grant(1, (0, 0))
+    bench.grant(2, (1, 2))
+    bench.finish(bench.begin())
+    bench.finish(bench.begin())
+    bench.begin()
+    bench.grant(3, (3, 4))
     beat = only(bench.worker.handle(HeartbeatDue(), 1.0), Heartbeat)
     assert set(beat.units) == {
-        Unit(1, 0, 0, UnitState.SENT),
-        Unit(2, 1, 0, UnitState.COMPUTING),
-        Unit(3, 2, 0, UnitState.QUEUED),
+        Unit(1, 0, 0, 0, UnitState.SENT),
+        Unit(2, 1, 2, 0, UnitState.COMPUTING),
+        Unit(3, 3, 4, 0, UnitState.QUEUED),
     }
     assert beat.slowest == 0.2
     assert bench.worker.handle(HeartbeatDue(), 1.1) == []
@@ -310,30 +467,30 @@ def test_it_leaves_in_good_order() -> None:
     ("message", "code"),
     [
         (Refused(reason="no"), 3),
-        (Done(run_id=RUN, term=TERM, code=0, reason="through"), 0),
-        (Done(run_id=RUN, term=TERM, code=75, reason="stopped"), 75),
-        (Done(run_id=RUN, term=TERM, code=3, reason="disk full"), 75),
+        (Done(**IN_RUN, code=0, reason="through"), 0),
+        (Done(**IN_RUN, code=75, reason="stopped"), 75),
+        (Done(**IN_RUN, code=3, reason="disk full"), 75),
     ],
 )
 def test_the_server_ends_it(message: Refused | Done, code: int) -> None:
     bench = Bench().at_work()
-    assert only(bench.worker.handle(Received(message), 0.0), Finish).code == code
-    assert bench.worker.handle(Received(Alive(run_id=RUN, term=TERM)), 0.0) == []
+    assert only(bench.hear(message), Finish).code == code
+    assert bench.hear(Alive(**IN_RUN)) == []
 
 
 def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     bench = Bench().at_work()
-    with pytest.raises(ProtocolError, match="computed a unit that is not in hand"):
-        bench.worker.handle(Computed(0, 0, 0.0, b"", b"", 0.0, 0.0), 0.0)
+    bench.grant(1, (0, 1))
+    shard = bench.begin()
+    with pytest.raises(ProtocolError, match="computed a shard that is not in hand"):
+        bench.finish(dataclasses.replace(shard, step=1))
     with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is connected"):
         bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a client that is connected"):
-        bench.worker.handle(
-            Received(Ready(run_id=RUN, term=TERM, fingerprint="x", libraries={}, slowest=0.0)), 0.0
-        )
+        bench.hear(Ready(**IN_RUN, fingerprint="x", libraries={}, slowest=0.0))
 
 
 def test_a_status_is_not_for_workers() -> None:
     bench = Bench().at_work()
     with pytest.raises(PeerError):
-        bench.worker.handle(Received(status()), 0.0)
+        bench.hear(status())
