@@ -8,10 +8,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from manychar.numerics.checksum import checksum_bytes
-from manychar.numerics.tree_reduction import Range, TreeSum, cover
+from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol.effects import Compute, Effect, Log, Send
 from manychar.protocol.events import Computed, DeadlinePassed, Received, Started
 from manychar.protocol.membership import Member
@@ -30,7 +28,7 @@ from manychar.protocol.messages import (
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.unit_payload import Payload, digest
+from manychar.protocol.unit_payload import Payload
 from tests.simulation.reference import Reference, compute, reference
 
 RUN, TERM, SESSION, FINGERPRINT = "run-1", 3, 7, "the-runs"
@@ -60,6 +58,7 @@ class Stage:
         self.known = reference(shards, 1, 11)
         defaults: dict[str, Any] = {
             "workers": 1,
+            "compute": False,
             "steps": 12,
             "checkpoint_every": 0,
             "sample_every": 0,
@@ -181,17 +180,6 @@ def unit_result(known: Reference, first: int, last: int, step: int, **changes: A
 
     What is named like a part of the payload is changed in the payload.
     """
-    shards = range(first, last + 1)
-    pieces = [known.pieces[shard, step] for shard in shards]
-    sums = TreeSum[Any](known.definition.shards)
-    for shard, piece in zip(shards, pieces, strict=True):
-        sums.put((shard, shard), np.frombuffer(piece.gradient, known.definition.dtype))
-    payload = Payload(
-        [each.tobytes() for each in sums.sums()],
-        [piece.hidden for piece in pieces],
-        [piece.loss for piece in pieces],
-        [digest(known.hidden[step][shard]) for shard in shards],
-    )
     parts = {name: changes.pop(name) for name in Payload._fields if name in changes}
     right: dict[str, Any] = {
         **IN_RUN,
@@ -201,7 +189,7 @@ def unit_result(known: Reference, first: int, last: int, step: int, **changes: A
         "step": step,
         "weights_digest": checksum_bytes(known.weights[step]),
         "seconds": 0.01,
-        "payload": payload._replace(**parts).pack(),
+        "payload": known.payload(step, first, last)._replace(**parts).pack(),
     }
     return UnitResult(**right | changes)
 
@@ -220,11 +208,7 @@ def nodes_of(known: Reference, result: UnitResult) -> dict[Range, Frame]:
 def computed(unit: Compute, known: Reference, *, seconds: float = 0.01) -> Computed:
     """Do what a shell does with Compute, from the unit's own bytes."""
     piece = compute(unit, dimensions_of(known.definition, len(known.vocabulary)))
-    gradient = np.frombuffer(piece.gradient, known.definition.dtype)
-    of_weights = checksum_bytes(bytes(unit.weights))
-    return Computed(
-        unit.shard, unit.step, of_weights, piece.loss, gradient, piece.hidden, seconds, seconds
-    )
+    return piece.computed(unit.shard, unit.step, seconds=seconds)
 
 
 def flip(frame: Frame) -> bytes:

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manychar.numerics.tree_reduction import cover
 from manychar.protocol import codec, messages
 from manychar.protocol import field_types as field
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.messages import Dimensions, Frame, Message, Unit
-from tests.protocol.stage import status
+from manychar.protocol.dimensions import Dimensions, Structure, largest_payload, most_units
+from manychar.protocol.messages import Frame, Message, Unit
+from manychar.protocol.unit_payload import Payload
+from tests.protocol.stage import IN_RUN, status
 
 SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=3, streams=2, shards=3, dtype="float32")
 
@@ -36,6 +39,7 @@ ANY: dict[Any, st.SearchStrategy[Any]] = {
     field.Name: st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True),
     field.Dtype: st.sampled_from(["float32", "float64"]),
     field.Digest: frame(4),
+    field.Word: frame(8),
 }
 """What a field of each simple type may hold; `any_of` makes the others from them."""
 
@@ -48,9 +52,7 @@ def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # n
     items = [any_of(item, before) for item in get_args(kind) if item not in (..., NoneType)]
     match limit:
         case field.Tensor(length, exact):
-            return frame(length(SIZE)) if exact else st.binary(max_size=60)
-        case field.Tensors(length, per):
-            return st.tuples(*[frame(length(SIZE))] * len(before[per]))
+            return frame(length(SIZE, before)) if exact else st.binary(max_size=60)
         case field.AtMost() if len(items) == 2:
             return st.dictionaries(*items, max_size=8)
         case field.AtMost(most):
@@ -65,8 +67,12 @@ def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # n
 @st.composite
 def built(draw: st.DrawFn, kind: Any) -> Any:
     values: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        values[name] = draw(any_of(hint, values))
+    hints = get_type_hints(kind, include_extras=True)
+    hints.pop("packed", None)
+    for name, hint in hints.items():
+        within = name in ("first", "last") and "lease" in hints
+        shards = st.integers(values.get("first", 0), SIZE.shards - 1)
+        values[name] = draw(shards if within else any_of(hint, values))
     return kind(**values)
 
 
@@ -77,13 +83,20 @@ def on_the_wire(message: Message) -> list[bytes]:
     return [bytes(part) for part in encode(message)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Added:
+class Added(Structure):
     """What somebody adds to messages.py, and nowhere else."""
 
     name: field.Name
     seen: Annotated[tuple[Unit, ...], field.AtMost(3)] | None
-    weights: Annotated[Frame, field.Tensor(lambda size: 2 * size.hidden_bytes)]
+    weights: Annotated[Frame, field.Tensor(lambda size, _: 2 * size.hidden_bytes)]
+
+
+class AddedPacked(Structure, packed=True):
+    """The same, of which there are many a step: its first field is a name."""
+
+    name: field.Name
+    number: field.Integer
+    weights: Annotated[Frame, field.Tensor(lambda _, values: values["number"] % 7)]
 
 
 @given(built(Added))
@@ -157,32 +170,49 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 
 # One case for each limit.
 
-NOTICE = messages.Notice(run_id="run-1", term=1, level=messages.Level.INFO, text="ann has joined")
-HEARTBEAT = messages.Heartbeat(
-    run_id="run-1", term=1, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0),)
-)
+NOTICE = messages.Notice(**IN_RUN, level=messages.Level.INFO, text="ann has joined")
+HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0, 0),))
 STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 4),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
-READY = messages.Ready(run_id="run-1", term=1, fingerprint="0" * 64, libraries={}, slowest=0.0)
-GRADIENT = messages.Gradient(
-    run_id="run-1",
-    term=1,
+READY = messages.Ready(**IN_RUN, fingerprint="0" * 64, libraries={}, slowest=0.0)
+GRANT = messages.Grant(
+    **IN_RUN,
     lease=1,
-    shard=0,
+    lease_first=0,
+    lease_last=2,
+    first=1,
+    last=2,
     step=0,
-    hidden_digest=bytes(4),
-    loss=1.0,
-    gradient=bytes(SIZE.parameters_bytes),
-    hidden=bytes(SIZE.hidden_bytes),
+    fresh=True,
+    weights=bytes(SIZE.parameters_bytes),
+    hidden=bytes(2 * SIZE.hidden_bytes),
+    ids=bytes(2 * SIZE.ids_bytes),
+)
+PAYLOAD = Payload(
+    [bytes(SIZE.parameters_bytes)] * 2, [bytes(SIZE.hidden_bytes)] * 2, [1.0, 2.0], [bytes(4)] * 2
+)
+RESULT = messages.UnitResult(
+    **IN_RUN,
+    lease=1,
+    first=1,
+    last=2,
+    step=0,
+    weights_digest=bytes(8),
+    seconds=0.5,
+    payload=PAYLOAD.pack(),
+)
+NEW_WEIGHTS = messages.NewWeights(
+    **IN_RUN,
+    lease=1,
+    first=1,
+    last=2,
+    step=0,
+    fresh=False,
+    weights=bytes(SIZE.parameters_bytes),
+    ids=bytes(2 * SIZE.ids_bytes),
 )
 WELCOME = messages.Welcome(
-    run_id="run-1",
-    term=1,
-    dimensions=SIZE,
-    numerics="portable",
-    seed=0,
-    silence=2.0,
-    vocabulary=b"abcde",
+    **IN_RUN, dimensions=SIZE, numerics="portable", seed=0, silence=2.0, vocabulary=b"abcde"
 )
 
 
@@ -232,8 +262,6 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (HELLO, "machine", {"cpu": 1}, "machine: not a short printable text"),
         (READY, "libraries", {"cpu": 1}, "libraries: not a short printable text"),
         (READY, "libraries", [], "libraries: not a map of at most 24 entries"),
-        (GRADIENT, "hidden_digest", bytes(3), "hidden_digest: not a digest of 4 bytes"),
-        (GRADIENT, "hidden_digest", "a" * 4, "hidden_digest: not a digest of 4 bytes"),
         (WELCOME, "dimensions", {}, "dimensions: not the fields of this message"),
     ],
 )
@@ -258,41 +286,139 @@ def test_no_dimension_is_zero(name: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_may_be_any_number(value: float) -> None:
-    gradient = decode(encode(dataclasses.replace(GRADIENT, loss=value)), SIZE)
-    assert isinstance(gradient, messages.Gradient)
-    assert struct.pack("<d", gradient.loss) == struct.pack("<d", value)
+    payload = PAYLOAD._replace(losses=[1.0, value]).pack()
+    result = decode(encode(dataclasses.replace(RESULT, payload=payload)), SIZE)
+    assert isinstance(result, messages.UnitResult)
+    assert struct.pack("<d", Payload.of(result, SIZE).losses[1]) == struct.pack("<d", value)
 
 
 def test_the_number_of_frames() -> None:
     refused([], "0 frames")
-    refused([*encode(GRADIENT), b"", b""], "5 frames")
+    refused([*encode(GRANT), b""], "5 frames")
     refused([*encode(NOTICE), b""], "Notice: 1 frames after the header")
-    refused(encode(GRADIENT)[:2], "Gradient: 1 frames after the header")
+    for message in (GRANT, NEW_WEIGHTS, RESULT):
+        frames = encode(message)
+        kind = type(message).__name__
+        refused(frames[:-1], f"{kind}: {len(frames) - 2} frames after the header")
 
 
 def test_the_length_of_each_frame_is_exact() -> None:
-    header, gradient, hidden = on_the_wire(GRADIENT)
-    for wrong in (gradient[:-1], gradient + b"\0", b""):
-        refused([header, wrong, hidden], "Gradient: gradient: ")
-    refused([header, gradient, hidden * 2], "Gradient: hidden: 64 bytes, expected 32")
+    header, weights, hidden, ids = on_the_wire(GRANT)
+    for wrong in (weights[:-1], weights + b"\0", b""):
+        refused([header, wrong, hidden, ids], "Grant: weights: ")
+    refused([header, weights, hidden * 2, ids], "Grant: hidden: 128 bytes, expected 64")
+    refused([header, weights, hidden, ids[:-1]], "Grant: ids: 15 bytes, expected 16")
+    header, payload = on_the_wire(RESULT)
+    length = len(payload)
+    assert length == 2 * SIZE.parameters_bytes + 2 * (SIZE.hidden_bytes + 8 + 4)
+    for wrong in (payload[:-1], payload + b"\0", b""):
+        refused([header, wrong], f"UnitResult: payload: {len(wrong)} bytes, expected {length}")
 
 
 def test_the_length_of_a_variable_frame() -> None:
     header, units = on_the_wire(HEARTBEAT)
-    refused([header, units[:-1]], "Heartbeat: units: 31 bytes, 6 records of 32 allowed")
-    weights = messages.Weights(
-        run_id="run-1",
-        term=1,
-        version=1,
-        weights=bytes(SIZE.parameters_bytes),
-        units=HEARTBEAT.units * 2,
-        ids=(bytes(SIZE.ids_bytes),) * 2,
-    )
-    header, flat, units, ids = on_the_wire(weights)
-    refused([header, flat, units, ids[:-1]], "Weights: ids: 15 bytes, expected 16")
-    refused([header, flat, units[:32], ids], "Weights: ids: 16 bytes, expected 8")
+    refused([header, units[:-1]], "Heartbeat: units: 39 bytes, 16 records of 40 allowed")
     header, _ = on_the_wire(WELCOME)
     refused([header, bytes(4 * 0x110000 + 1)], "Welcome: vocabulary: 4456449 bytes")
+
+
+# Packed headers.
+
+PACKED = [RESULT, NEW_WEIGHTS]
+
+
+@pytest.mark.parametrize("message", PACKED)
+def test_every_truncated_packed_header_is_a_wire_error(message: Message) -> None:
+    header, *rest = on_the_wire(message)
+    for length in range(len(header)):
+        assert complaint([header[:length], *rest])
+    assert complaint([header + b"\0", *rest])
+
+
+@pytest.mark.parametrize("message", PACKED)
+def test_every_changed_byte_of_a_packed_header_shows(message: Message) -> None:
+    header, *rest = on_the_wire(message)
+    for at in range(len(header)):
+        for value in {header[at] ^ 1, header[at] ^ 0x80, 0, 0xFF, ord("-")} - {header[at]}:
+            changed = bytes([*header[:at], value, *header[at + 1 :]])
+            try:
+                found = decode([changed, *rest], SIZE)
+            except WireError:
+                continue
+            assert found != message, at
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("run_id", "", "run_id: not a name"),
+        ("run_id", "a b", "run_id: not a name"),
+        ("run_id", "a\0b", "run_id: not a name"),
+        ("run_id", "\0a", "run_id: not a name"),
+        ("run_id", "ä", "run_id: not a name"),
+        ("term", 2**53 + 1, "term: not a whole number in range"),
+        ("session", 2**63, "session: not a whole number in range"),
+        ("lease", 2**64 - 1, "lease: not a whole number in range"),
+        ("step", 2**53 + 1, "step: not a whole number in range"),
+        ("seconds", math.nan, "seconds: not a finite number"),
+        ("seconds", math.inf, "seconds: not a finite number"),
+    ],
+)
+def test_a_field_of_a_packed_header_out_of_its_limits(field: str, value: Any, reason: str) -> None:
+    refused(encode(dataclasses.replace(RESULT, **{field: value})), f"UnitResult: {reason}")
+
+
+@pytest.mark.parametrize("run_id", ["a", "a" * 64, "A-Z_0.9:x"])
+def test_names_of_every_length_come_back(run_id: str) -> None:
+    message = dataclasses.replace(RESULT, run_id=run_id)
+    assert decode(encode(message), SIZE) == message
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 1), (0, 3), (3, 3), (0, 2**53), (2**53, 2**53)])
+@pytest.mark.parametrize("message", [RESULT, NEW_WEIGHTS, GRANT])
+def test_a_range_that_the_run_does_not_have(message: Any, first: int, last: int) -> None:
+    frames = encode(dataclasses.replace(message, first=first, last=last))
+    assert complaint(frames)
+    if message is RESULT:
+        refused(frames, f"UnitResult: payload: shards {first} … {last} of 3")
+
+
+def test_a_packed_header_is_that_of_a_known_message() -> None:
+    header, payload = on_the_wire(RESULT)
+    refused([b"\xc1\x07" + header[2:], payload], "no msgpack map within the limits")
+    refused([b"\xc1", payload], "no msgpack map within the limits")
+    refused([header, payload], "UnitResult: frames from a peer that was not welcomed", None)
+
+
+@given(built(AddedPacked))
+def test_a_packed_message_is_added_by_its_class_alone(added: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(codec.LAYOUTS, "AddedPacked", codec.Layout.of(AddedPacked))
+        patch.setitem(codec._CODES, "AddedPacked", b"\xc1\x10")
+        patch.setitem(codec._KINDS, b"\xc1\x10", "AddedPacked")
+        assert decode(on_the_wire(added), SIZE) == added
+
+
+@pytest.mark.parametrize("shards", range(1, 34))
+def test_the_payload_of_every_range_comes_back_and_none_is_larger_than_stated(shards: int) -> None:
+    size = dataclasses.replace(SIZE, shards=shards, streams=1)
+    longest = 0
+    for first in range(shards):
+        for last in range(first, shards):
+            nodes, count = len(cover(shards, (first, last))), last - first + 1
+            payload = Payload(
+                [bytes([i]) * size.parameters_bytes for i in range(nodes)],
+                [bytes([i]) * size.hidden_bytes for i in range(count)],
+                tuple(map(float, range(count))),
+                [bytes([i]) * 4 for i in range(count)],
+            )
+            packed = payload.pack()
+            result = dataclasses.replace(RESULT, first=first, last=last, payload=packed)
+            found = decode(encode(result), size)
+            assert isinstance(found, messages.UnitResult)
+            assert Payload.of(found, size) == payload
+            longest = max(longest, len(packed))
+    assert longest <= largest_payload(size)
 
 
 def test_the_size_of_a_header() -> None:
@@ -365,25 +491,25 @@ def test_a_header_that_is_no_msgpack_map_within_the_limits(header: Frame) -> Non
     refused([header], "a header that is no msgpack map within the limits")
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("value", [-1, field.MAX_INTEGER + 1])
 def test_a_number_of_a_unit_out_of_range(place: int, value: int) -> None:
     header, _ = encode(HEARTBEAT)
-    numbers = [0, 0, 0, 0]
+    numbers = [0] * 5
     numbers[place] = value
-    refused([header, struct.pack("<4q", *numbers)], "not a whole number in range")
+    refused([header, struct.pack("<5q", *numbers)], "not a whole number in range")
 
 
 def test_the_number_of_units_is_bounded_by_the_run() -> None:
-    most = SIZE.shards * 2
-    full = dataclasses.replace(HEARTBEAT, units=(Unit(1, 0, 0, 0),) * most)
+    most = most_units(SIZE)
+    full = dataclasses.replace(HEARTBEAT, units=(Unit(1, 0, 0, 0, 0),) * most)
     assert decode(encode(full), SIZE) == full
-    more = dataclasses.replace(full, units=(*full.units, Unit(1, 0, 0, 0)))
-    refused(encode(more), "Heartbeat: units: 224 bytes, 6 records of 32 allowed")
+    more = dataclasses.replace(full, units=(*full.units, Unit(1, 0, 0, 0, 0)))
+    refused(encode(more), "Heartbeat: units: 680 bytes, 16 records of 40 allowed")
 
 
 def test_tensors_need_the_dimensions_of_a_run() -> None:
-    refused(encode(GRADIENT), "Gradient: frames from a peer that was not welcomed", None)
+    refused(encode(GRANT), "Grant: frames from a peer that was not welcomed", None)
     assert decode(encode(WELCOME), None) == WELCOME
     assert decode(encode(NOTICE), None) == NOTICE
 

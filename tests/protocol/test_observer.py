@@ -1,6 +1,7 @@
 """Stories of an observer, and of the session that it shares with the worker."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from manychar.protocol.messages import (
     Heartbeat,
     Hello,
     Level,
+    NewWeights,
     Notice,
     Refused,
     Reset,
@@ -23,21 +25,19 @@ from manychar.protocol.messages import (
 )
 from manychar.protocol.observer import Observer
 from manychar.protocol.run_spec import dimensions_of
-from tests.protocol.stage import hello, only, said, status
+from tests.protocol.stage import IN_RUN, SESSION, TERM, hello, only, said, status
 from tests.simulation.reference import reference
 
-RUN, TERM = "run-1", 3
 KNOWN = reference(2, 1, 11)
 WELCOME = Welcome(
-    run_id=RUN,
-    term=TERM,
+    **IN_RUN,
     dimensions=dimensions_of(KNOWN.definition, len(KNOWN.vocabulary)),
     numerics="portable",
     seed=0,
     silence=2.0,
     vocabulary=KNOWN.vocabulary.encode(),
 )
-STATUS = status(run_id=RUN, term=TERM)
+STATUS = status()
 
 
 def watching() -> Observer:
@@ -58,22 +58,31 @@ def test_it_connects_and_observes() -> None:
 
 def test_it_shows_status_weights_and_notices() -> None:
     observer = watching()
-    weights = Weights(run_id=RUN, term=TERM, version=1, weights=KNOWN.weights[1], units=(), ids=())
+    weights = Weights(**IN_RUN, version=1, weights=KNOWN.weights[1])
     assert only(observer.handle(Received(STATUS), 0.1), Show).message == STATUS
     assert only(observer.handle(Received(weights), 0.1), Show).message == weights
-    notice = Notice(run_id=RUN, term=TERM, level=Level.INFO, text="ann has joined")
+    notice = Notice(**IN_RUN, level=Level.INFO, text="ann has joined")
     assert observer.handle(Received(notice), 0.1) == [Log("ann has joined")]
-    assert observer.handle(Received(Alive(run_id=RUN, term=TERM)), 0.1) == []
+    assert observer.handle(Received(Alive(**IN_RUN)), 0.1) == []
 
 
 def test_it_passes_over_another_term_and_goes_with_a_new_one() -> None:
     observer = watching()
     assert observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.1) == []
-    assert only(observer.handle(Received(Reset(run_id=RUN, term=TERM + 1)), 0.1), Hello)
+    assert only(observer.handle(Received(Reset(**IN_RUN | {"term": TERM + 1})), 0.1), Hello)
     observer.handle(Received(dataclasses.replace(WELCOME, term=TERM + 1)), 0.2)
     assert observer.handle(Received(WELCOME), 0.3) == []
-    assert observer.handle(Received(Reset(run_id=RUN, term=TERM)), 0.3) == []
+    assert observer.handle(Received(Reset(**IN_RUN)), 0.3) == []
     assert only(observer.handle(Received(dataclasses.replace(STATUS, term=TERM + 1)), 0.4), Show)
+
+
+def test_a_server_of_another_session_of_the_term_is_another_server() -> None:
+    observer = watching()
+    other: dict[str, Any] = {"session": SESSION + 1}
+    assert observer.handle(Received(dataclasses.replace(STATUS, **other)), 0.1) == []
+    observer.handle(Received(dataclasses.replace(WELCOME, **other)), 0.2)
+    assert observer.handle(Received(STATUS), 0.3) == []
+    assert only(observer.handle(Received(dataclasses.replace(STATUS, **other)), 0.4), Show)
 
 
 def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
@@ -95,7 +104,7 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     ("message", "finish"),
     [
         (Refused(reason="no"), Finish(3, "the server refused this observer: no")),
-        (Done(run_id=RUN, term=TERM, code=75, reason="stopped"), Finish(75, "stopped")),
+        (Done(**IN_RUN, code=75, reason="stopped"), Finish(75, "stopped")),
     ],
 )
 def test_the_server_ends_it(message: Refused | Done, finish: Finish) -> None:
@@ -109,17 +118,12 @@ def test_it_says_goodbye() -> None:
     assert only(watching().handle(LeaveRequested(0, "enough"), 0.1), Goodbye).reason == "enough"
 
 
-def test_a_grant_is_not_for_observers() -> None:
-    grant = Grant(
-        run_id=RUN,
-        term=TERM,
-        lease=1,
-        shard=0,
-        step=0,
-        fresh=True,
-        weights=b"",
-        hidden=b"",
-        ids=b"",
+@pytest.mark.parametrize("kind", [Grant, NewWeights])
+def test_work_is_not_for_observers(kind: type[Grant | NewWeights]) -> None:
+    of_unit: dict[str, Any] = {"lease": 1, "first": 0, "last": 0, "step": 0, "fresh": True}
+    of_grant: dict[str, Any] = (
+        {"lease_first": 0, "lease_last": 0, "hidden": b""} if kind is Grant else {}
     )
-    with pytest.raises(PeerError, match="Grant to a client that is connected"):
-        watching().handle(Received(grant), 0.1)
+    work = kind(**IN_RUN, **of_unit, **of_grant, weights=b"", ids=b"")
+    with pytest.raises(PeerError, match=f"{kind.__name__} to a client that is connected"):
+        watching().handle(Received(work), 0.1)

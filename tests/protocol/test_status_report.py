@@ -4,7 +4,7 @@ import dataclasses
 
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
 from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
-from tests.protocol.stage import FINGERPRINT, RUN, TERM, Stage, hello, sent
+from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, sent
 
 
 def seen(stage: Stage) -> dict[str, WorkerStats]:
@@ -15,19 +15,17 @@ def seen(stage: Stage) -> dict[str, WorkerStats]:
 
 
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
-    stage = Stage()
-    stage.join("ann", "bob")
-    for shard in stage.shards_of("ann"):
-        stage.deliver("ann", shard, 0)
+    stage = Stage(shards=3)
+    stage.share("ann", "bob")
+    stage.deliver("ann", stage.ranges_of("ann")[0])
     stage.heartbeat("ann", computing=0.25)
     stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)
     assert (bob.present, bob.waiting, bob.late) == (1.0, 0.0, 1.0)
-    assert ann.gradients == ann.leases == len(stage.shards_of("ann"))
+    assert (ann.gradients, ann.leases, bob.leases) == (3 + 2, 2, 1), "shards, not messages"
 
-    for shard in stage.shards_of("bob"):
-        stage.deliver("bob", shard, 0)
+    stage.deliver("bob", stage.ranges_of("bob")[0])
     stage.now += 0.5
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.waiting, bob.waiting) == (1.0, 0.0), "both have the next step to compute"
@@ -45,10 +43,8 @@ def test_a_status_says_what_the_run_waits_for_once_a_step_is_long() -> None:
 
     assert waiting() == {""}
     stage.now += 1.1
-    assert waiting() == {"ann (shard 0), ann (shard 1)"}
-    stage.deliver("ann", 0, 0)
-    assert waiting() == {"ann (shard 1)"}
-    stage.deliver("ann", 1, 0)
+    assert waiting() == {"ann (shards 0 … 1)"}
+    stage.advance_to(1, "ann")
     assert waiting() == {""}
 
 
@@ -67,8 +63,8 @@ def test_standing_by_is_waiting() -> None:
 def test_dropped_messages_are_counted_by_worker() -> None:
     stage = Stage()
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
-    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0)
+    stage.deliver("ann", 0)
     stage.server.handle(Malformed(b"ann", "no message"), stage.now)
     assert (seen(stage)["ann"].gradients, seen(stage)["ann"].dropped) == (1, 2)
 
@@ -132,7 +128,7 @@ def test_a_worker_that_came_back_is_told_of_once() -> None:
     stage.server.handle(
         Received(dataclasses.replace(again, instance="2"), b"another connection"), stage.now
     )
-    ready = Ready(run_id=RUN, term=TERM, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
+    ready = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
     stage.server.handle(Received(ready, b"another connection"), stage.now)
     pages = sent(stage.hello("olga", "observer"), Status)
     names = [worker.name for page in pages for worker in page.workers]

@@ -10,10 +10,10 @@ from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Effect, Finish
 from manychar.protocol.events import ProtocolError
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.messages import Goodbye, Gradient, Heartbeat, Hello, Stop, Welcome
+from manychar.protocol.messages import Goodbye, Heartbeat, Hello, Stop, UnitResult, Welcome
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
-from tests.protocol.stage import RUN, TERM, Stage, hello, only, said
+from tests.protocol.stage import IN_RUN, Stage, hello, only, said
 from tests.simulation.planted import plant_handler
 
 
@@ -46,7 +46,7 @@ def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(
     stage = Stage()
     stage.hello("olga", "observer")
     with pytest.raises(ProtocolError, match="Stop led from observing to unknown"):
-        stage.tell("olga", Stop(run_id=RUN, term=TERM))
+        stage.tell("olga", Stop(**IN_RUN))
 
 
 def test_a_clients_state_that_the_row_does_not_name_is_a_protocol_error(
@@ -65,7 +65,7 @@ def test_a_clients_state_that_the_row_does_not_name_is_a_protocol_error(
 def test_once_a_server_has_finished_nothing_changes_how() -> None:
     stage = Stage(steps=1, shards=1)
     stage.join("ann")
-    stage.deliver("ann", 0, 0)
+    stage.deliver("ann", 0)
     only(stage.server.handle(events.CheckpointWritten(1), 0.0), Finish)
     for event in (
         events.CheckpointWritten(1, "no space left on device"),
@@ -100,7 +100,7 @@ def test_the_tables_name_every_event_and_every_message_of_a_member() -> None:
         if phase not in (RunPhase.STARTING, RunPhase.FINISHED):
             assert (phase, events.Received) in server._event_rows()
     named = {kind for _, kind in server._message_rows()}
-    assert {Gradient, Heartbeat, Goodbye, Stop} <= named
+    assert {UnitResult, Heartbeat, Goodbye, Stop} <= named
     assert Hello not in named
     assert {kind for _, kind in Worker.table} >= {Welcome, events.Computed}
     assert all(dataclasses.is_dataclass(kind) for _, kind in Worker.table)

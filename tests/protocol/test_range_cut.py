@@ -1,0 +1,118 @@
+"""How the shards are cut into one range a worker."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from manychar.numerics.tree_reduction import Range, cover
+from manychar.protocol.range_cut import AS_GOOD, cut, predicted_step, shards_named, shares
+
+SECONDS = st.one_of(st.floats(1e-4, 1e2), st.sampled_from([0.5, 1.0, 1.01, 2.0, 5.0]))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Range, list[float]]:
+    """Contiguous shards, and the workers' seconds for one shard."""
+    first = draw(st.integers(0, 40))
+    last = first + draw(st.integers(0, 70))
+    return (first, last), draw(st.lists(SECONDS, min_size=1, max_size=9))
+
+
+def shortest(count: int, seconds: Sequence[float]) -> float:
+    """Return the shortest step possible: the least time in which all shards can be computed."""
+    times = sorted(each * n for each in seconds for n in range(1, count + 1))
+    return next(t for t in times if sum(math.floor(t / each + 1e-9) for each in seconds) >= count)
+
+
+def sizes(ranges: Sequence[Range | None]) -> list[int]:
+    return [0 if each is None else each[1] - each[0] + 1 for each in ranges]
+
+
+@given(st.integers(1, 70), st.lists(SECONDS, min_size=1, max_size=9))
+def test_shares_make_the_shortest_step(count: int, seconds: list[float]) -> None:
+    counts = shares(count, seconds)
+    assert sum(counts) == count
+    assert predicted_step(counts, seconds) == pytest.approx(shortest(count, seconds))
+
+
+@given(cases())
+@example(((0, 3), [1.0] * 6))
+@example(((0, 15), [1.0, 5.0]))
+def test_a_cut_has_every_shard_once_in_contiguous_ranges(case: tuple[Range, list[float]]) -> None:
+    shards, seconds = case
+    ranges = cut(shards, seconds)
+    assert len(ranges) == len(seconds)
+    numbers = [i for each in ranges if each is not None for i in range(each[0], each[1] + 1)]
+    assert numbers == list(range(shards[0], shards[1] + 1))
+    assert all(first <= last for first, last in filter(None, ranges))
+
+
+@given(cases())
+def test_the_predicted_step_of_a_cut_is_as_good_as_the_best(
+    case: tuple[Range, list[float]],
+) -> None:
+    shards, seconds = case
+    best = shortest(shards[1] - shards[0] + 1, seconds)
+    assert predicted_step(sizes(cut(shards, seconds)), seconds) <= best * AS_GOOD * (1 + 1e-9)
+
+
+@given(cases())
+def test_who_gets_nothing_would_make_the_step_longer_or_finds_none_left(
+    case: tuple[Range, list[float]],
+) -> None:
+    shards, seconds = case
+    count = shards[1] - shards[0] + 1
+    longest = shortest(count, seconds) * AS_GOOD
+    able = [each <= longest * (1 - 1e-9) for each in seconds]
+    without = [
+        ok for ok, each in zip(able, cut(shards, seconds), strict=True) if ok and each is None
+    ]
+    assert len(without) == 0 or sum(able) > count
+
+
+@given(cases())
+def test_no_boundary_could_be_at_a_larger_subtree(case: tuple[Range, list[float]]) -> None:
+    shards, seconds = case
+    longest = shortest(shards[1] - shards[0] + 1, seconds) * AS_GOOD * (1 - 1e-9)
+    given_out = [(each, of) for each, of in zip(cut(shards, seconds), seconds, strict=True) if each]
+    for (left, of_left), (right, of_right) in itertools.pairwise(given_out):
+        possible = [
+            place
+            for place in range(left[0] + 1, right[1] + 1)
+            if (place - left[0]) * of_left <= longest
+            and (right[1] + 1 - place) * of_right <= longest
+        ]
+        largest = max((place & -place for place in possible), default=1)
+        assert right[0] & -right[0] >= largest, (left, right, possible)
+
+
+@pytest.mark.parametrize(
+    ("shards", "seconds", "ranges"),
+    [
+        (8, [1.0, 1.0], [(0, 3), (4, 7)]),
+        (8, [1.0, 1.0, 1.0], [(0, 1), (2, 4), (5, 7)]),
+        (5, [1.0, 1.0], [(0, 1), (2, 4)]),
+        (2, [1.0, 1.0, 1.0], [(0, 0), (1, 1), None]),
+        (16, [1.0, 5.0], [(0, 13), (14, 15)]),
+        (4, [1.0, 9.0], [(0, 3), None]),
+        (2, [1.0, 0.1, 1.0], [None, (0, 1), None]),
+        (1, [1.0], [(0, 0)]),
+    ],
+)
+def test_cuts(shards: int, seconds: list[float], ranges: list[Range | None]) -> None:
+    assert cut((0, shards - 1), seconds) == ranges
+
+
+def test_halves_of_a_power_of_two_have_one_sum_each() -> None:
+    for exponent in range(1, 8):
+        ranges = cut((0, 2**exponent - 1), [1.0] * 2)
+        assert [len(cover(2**exponent, each)) for each in ranges if each] == [1, 1]
+
+
+def test_shards_in_words() -> None:
+    assert shards_named(3, 3) == "shard 3"
+    assert shards_named(3, 5) == "shards 3 … 5"
