@@ -16,8 +16,9 @@ from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
 from manychar.protocol.range_cut import cut
 
-OWN_PEER, SHARE_NAME = b"own", "server"
-"""The peer and the name of the server's own share of the computing. It cannot be silent."""
+OWN_PEER, SHARE_NAME = b"", "server"
+"""The server's own share of the computing. No connection has this peer: a ROUTER numbers those that
+name none, and one may name any other."""
 
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
