@@ -22,7 +22,7 @@ from manychar.network import keys
 from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
 from manychar.processes.errors import UserError
-from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.codec import NO_MAP, WireError, decode, encode
 from manychar.protocol.events import Malformed, PeerError, Received
 from manychar.protocol.messages import WIRE_VERSION, Hello, KeyRole, Message
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
@@ -30,9 +30,9 @@ from manychar.storage.journal import read_journal
 from manychar.storage.run_directory import open_run
 from tests.commands import Commands, Running, until
 from tests.fleet.test_fleet import expect_same_bits
-from tests.protocol.stage import Stage, hello
+from tests.protocol.stage import Stage, hello, unit_result
 
-# A gradient is the longest frame by far, so that what keys add to it shows in the limits.
+# A unit's result is the longest frame by far, so that what keys add to it shows in the limits.
 SIZES = ("--hidden", "40", "--seq-length", "5", "--streams", "2")
 GROWTH_MIB = 32
 HEADERS, FILES, CONNECTIONS, AT_ONCE = 20_000, 2_000, 200, 500
@@ -89,6 +89,10 @@ VALUES: list[object] = [
 
 def with_another_value(chance: random.Random, header: bytes) -> bytes:
     """Return the header with one field changed, missing, or too many."""
+    if header[0] == NO_MAP:
+        place = chance.randrange(66, len(header) - 7)  # behind its kind and the run's name
+        number = chance.choice([0, 1, 2, 2**53, 2**64 - 1])
+        return header[:place] + number.to_bytes(8, "little") + header[place + 8 :]
     values = msgpack.unpackb(header)
     name = chance.choice([*values, "another"])
     if chance.random() < 0.2:
@@ -110,8 +114,9 @@ class TestHeaders:
         stage = Stage()
         stage.join("ann")
         stage.hello("eve", "observer")
-        stage.deliver("ann", 0, 0)
-        known: list[Message] = [hello("bob"), stage.gradient(1, 0), stage.gradient(0, 0)]
+        stage.deliver("ann", 0)
+        results = [unit_result(stage.known, shard, shard, 0) for shard in (0, 1)]
+        known: list[Message] = [hello("bob"), *results]
         framed = [[bytes(frame) for frame in encode(message)] for message in known]
         size = stage.server.dimensions
         decode(framed[0], size)

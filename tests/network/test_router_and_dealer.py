@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 import subprocess
@@ -15,11 +16,15 @@ import zmq
 
 from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
-from manychar.network.keys import create
+from manychar.network.keys import create, read_client_key
 from manychar.network.router import FAILURES_A_READ, Router, Unreachable, messages_queued
+from manychar.numerics.tree_reduction import Range, cover
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
-from manychar.protocol.codec import MAX_FRAMES
-from manychar.protocol.messages import Dimensions, Frame
+from manychar.protocol.codec import MAX_FRAMES, decode, encode
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
+from manychar.protocol.membership import OWN_PEER
+from manychar.protocol.messages import Frame, UnitResult
 from tests.commands import until
 
 SIZES = Dimensions(vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, dtype="float32")
@@ -140,6 +145,67 @@ class TestMessages:
         assert len(frames) == MAX_FRAMES + 1
         dealer.send([b"next"])
         assert received(router) == (peer, [b"next"])
+
+
+def longest_result(size: Dimensions) -> UnitResult:
+    """Return a result of the range with the longest payload, of zeros."""
+    of_shard = size.hidden_bytes + LOSS_BYTES + DIGEST_BYTES
+
+    def length(shards: Range) -> int:
+        count = shards[1] - shards[0] + 1
+        return len(cover(size.shards, shards)) * size.parameters_bytes + count * of_shard
+
+    numbers = range(size.shards)
+    first, last = max(itertools.combinations_with_replacement(numbers, 2), key=length)
+    return UnitResult(
+        run_id="a" * 64,
+        term=1,
+        session=1,
+        lease=1,
+        first=first,
+        last=last,
+        step=0,
+        weights_digest=bytes(8),
+        seconds=1.0,
+        payload=bytes(length((first, last))),
+    )
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+@pytest.mark.parametrize("hidden", [1, 30])
+def test_the_longest_result_of_any_range_passes(
+    tmp_path: Path, hidden: int, *, with_keys: bool
+) -> None:
+    """A frame beyond MAXMSGSIZE ends the connection, and the worker would join for ever."""
+    keys = tmp_path / "keys" if with_keys else None
+    own = None if keys is None else read_client_key(create(keys))
+    for shards in (1, 2, 5, 33) if with_keys else range(1, 34):
+        size = dataclasses.replace(SIZES, shards=shards, streams=1, hidden=hidden)
+        result = longest_result(size)
+        endpoint = f"ipc://{tmp_path}/{shards}"
+        with (
+            contextlib.closing(Router(endpoint, size, keys)) as router,
+            contextlib.closing(Dealer(endpoint, own)) as dealer,
+        ):
+            frames = encode(result)
+
+            def sent() -> bool:
+                if router.authenticator is not None:
+                    router.authenticator.answer()
+                return dealer.send(frames)  # noqa: B023
+
+            until(sent, "a connection")
+            assert decode(received(router)[1], size) == result
+
+
+def test_no_connection_is_the_server_s_own_share(router: Router, dealer: Dealer) -> None:
+    assert received(router)[0] != OWN_PEER
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as forged,
+        pytest.raises(zmq.ZMQError),
+    ):
+        forged.setsockopt(zmq.ROUTING_ID, OWN_PEER)
 
 
 @pytest.mark.parametrize(
