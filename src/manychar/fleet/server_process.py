@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ def _resumed_run(
     spec = RunSpec(
         run_id=directory.run_id,
         term=term,
+        session=secrets.randbits(53),
         definition=directory.definition,
         operation=directory.operation,
         corpus=corpus,

@@ -1,8 +1,9 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.membership import Lease, Member, runs_of
+from manychar.protocol.membership import Lease, Member
 from manychar.protocol.messages import Grant, NewWeights, Revoke
+from manychar.protocol.range_cut import runs_of
 from manychar.protocol.server_part import ServerPart
 from manychar.protocol.unit_payload import as_frame
 
@@ -63,8 +64,12 @@ class LeaseGrants(ServerPart):
 
         A holder that computed all of its range at the step before has the hidden states.
         """
-        revoked, _ = self._membership.cut_anew()
+        revoked, too_slow = self._membership.cut_anew(now)
         self._revoke(revoked)
+        for member in too_slow:
+            shard = member.speed.seconds_a_shard or 0.0
+            text = f"takes {shard:.3g} s for a shard: it gets none, a step without it is shorter"
+            self._outbox.notice(f"{member.name} {text}")
         aggregation = self._aggregation
         for lease in self._membership.leases.values():
             self._membership.members[lease.peer].tally.waits_until(now)
@@ -86,7 +91,14 @@ class LeaseGrants(ServerPart):
             self._outbox.send(lease.peer, weights)
 
     def ask_again(self, now: float) -> None:
-        """Grant again what is overdue, unless its worker reports computing it."""
+        """Grant again what is overdue, unless its worker reports computing it.
+
+        A worker without a range is measured again by a duplicate.
+        """
+        if (
+            lease := self._membership.lease_duplicate(self._aggregation.missing(), now)
+        ) is not None:
+            self.grant(lease, now)
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):
                 continue

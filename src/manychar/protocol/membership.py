@@ -8,18 +8,22 @@ addition, and what somebody holds stays.
 import dataclasses
 import enum
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
 from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
-from manychar.protocol.range_cut import cut
+from manychar.protocol.range_cut import cut, predicted_step, runs_of
+from manychar.protocol.worker_speed import WorkerSpeed
 
 OWN_PEER, SHARE_NAME = b"", "server"
 """The server's own share of the computing. No connection has this peer: a ROUTER numbers those that
 name none, and one may name any other."""
 
+MOVE_EVERY = 1.0
+MOVE_GAIN = 0.95
+LEAST_SECONDS = 1e-6  # a shard takes longer
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
 FIRST_RESEND_AFTER = 1.0
@@ -60,6 +64,7 @@ class WorkerTally:
         self.delivered_at = now
 
 
+# 14 attributes: all that is known of one peer, in one value.
 @dataclasses.dataclass
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
@@ -82,6 +87,7 @@ class Member:
     renewals: int = 0
     host: str = ""
     tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
+    speed: WorkerSpeed = dataclasses.field(default_factory=WorkerSpeed)
 
     @property
     def identities(self) -> messages.Identities:
@@ -114,6 +120,7 @@ class Lease:
     asked_at: float = 0.0
     first_resend_after: float = FIRST_RESEND_AFTER
     resend_after: float = FIRST_RESEND_AFTER
+    duplicate: bool = False
 
     @property
     def numbers(self) -> range:
@@ -142,6 +149,7 @@ class Membership:
         self._takeovers = [0] * shards
         self._accepted_under = [0] * shards
         self._must_cut = False
+        self._next_move = 0.0
 
     def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
         role = Role(hello.role)
@@ -212,7 +220,7 @@ class Membership:
 
     def lease_unheld(self, missing: Iterable[int]) -> list[Lease]:
         """Lease those of the missing shards that nobody holds to the present workers."""
-        workers = self.workers()
+        workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
         held = {shard for lease in self.leases.values() for shard in lease.numbers}
         unheld = runs_of(shard for shard in missing if shard not in held)
         if not workers or not unheld:
@@ -221,32 +229,64 @@ class Membership:
         return [
             self.lease(shards, worker.peer)
             for run in unheld
-            for worker, shards in zip(workers, cut(run, [1.0] * len(workers)), strict=True)
+            for worker, shards in zip(workers, cut(run, _seconds_of(workers)), strict=True)
             if shards is not None
         ]
 
-    def cut_anew(self) -> tuple[list[Lease], list[Lease]]:
-        """Between two steps: give each worker one range; return leases revoked and given.
+    def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
+        """Have a worker that is too slow for a range compute the smallest unit too, to measure it.
 
-        Workers keep the order of their ranges, so that few shards move.
+        The lease ends with the step.
         """
-        if not self._must_cut:
+        for worker in self.workers():
+            if not worker.speed.is_due(now) or self.leases_of(worker.peer):
+                continue
+            held = [each.shards for each in self.leases.values() if each.shards[0] in missing]
+            if held:
+                worker.speed.begin_probe(now)
+                smallest = min(held, key=lambda shards: shards[1] - shards[0])
+                lease = self.lease(smallest, worker.peer)
+                lease.duplicate = self._must_cut = True
+                return lease
+        return None
+
+    def cut_anew(self, now: float) -> tuple[list[Lease], list[Member]]:
+        """Between two steps: give each worker one range, where the workers or speeds have changed.
+
+        Return the leases that are revoked, and the workers that are found too slow for a range.
+        """
+        if not self._must_cut and now < self._next_move:
             return [], []
-        self._must_cut = False
-        position = {lease.peer: lease.shards[0] for lease in reversed(self.leases.values())}
-        workers = sorted(self.workers(), key=lambda w: position.get(w.peer, self._shards))
-        wanted: dict[Peer, Range] = {}
-        if workers:
-            ranges = cut((0, self._shards - 1), [1.0] * len(workers))
-            wanted = {w.peer: r for w, r in zip(workers, ranges, strict=True) if r is not None}
+        self._must_cut, self._next_move = False, now + MOVE_EVERY
+        present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
+        workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (self._shards,)))
+        ranges = cut((0, self._shards - 1), _seconds_of(workers)) if workers else []
+        wanted = {w.peer: r for w, r in zip(workers, ranges, strict=True) if r is not None}
+        if self._is_whole(present, workers) and not _pays(workers, present, wanted):
+            wanted = present
         kept, revoked = set(), []
         for lease in list(self.leases.values()):
-            if wanted.get(lease.peer) == lease.shards and lease.peer not in kept:
+            if wanted.get(lease.peer) == lease.shards and not lease.duplicate:
                 kept.add(lease.peer)
             else:
                 revoked.append(self.leases.pop(lease.number))
-        given = [self.lease(r, peer) for peer, r in wanted.items() if peer not in kept]
-        return revoked, given
+        for peer in wanted.keys() - kept:
+            self.lease(wanted[peer], peer)
+        too_slow = []
+        for worker in workers:
+            if worker.peer in wanted:
+                worker.speed.get_range()
+            elif len(wanted) < self._shards and worker.speed.lose_range(now):
+                too_slow.append(worker)
+        return revoked, too_slow
+
+    def _is_whole(self, ranges: Mapping[Peer, Range], workers: Sequence[Member]) -> bool:
+        """Whether these ranges are all shards, and each worker that should have one has one."""
+        idle = [w for w in workers if w.peer not in ranges and not w.speed.is_too_slow]
+        held = sum(last - first + 1 for first, last in ranges.values())
+        leased = sum(not lease.duplicate for lease in self.leases.values())
+        spare = len(ranges) == self._shards
+        return held == self._shards and leased == len(ranges) and (spare or not idle)
 
     def accepted(self, shards: Iterable[int], peer: Peer, lease: int) -> None:
         """Note that a unit's shards were accepted, from any peer: their counts start again."""
@@ -280,12 +320,26 @@ class Membership:
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
-def runs_of(shards: Iterable[int]) -> list[Range]:
-    """Return the maximal ranges of contiguous shards."""
-    runs: list[Range] = []
-    for shard in sorted(shards):
-        if runs and runs[-1][1] == shard - 1:
-            runs[-1] = runs[-1][0], shard
-        else:
-            runs.append((shard, shard))
-    return runs
+def _seconds_of(workers: Sequence[Member]) -> list[float]:
+    """Return how long a shard takes at each; the mean of the others where it is not known."""
+    known = [worker.speed.seconds_a_shard for worker in workers]
+    measured = [each for each in known if each is not None]
+    mean = sum(measured) / len(measured) if measured else 1.0
+    return [max(LEAST_SECONDS, mean if each is None else each) for each in known]
+
+
+def _pays(
+    workers: Sequence[Member], present: Mapping[Peer, Range], wanted: Mapping[Peer, Range]
+) -> bool:
+    """Whether the predicted step gets so much shorter that ranges should move."""
+    if any(worker.speed.seconds_a_shard is None for worker in workers):
+        return False
+    now, then = (
+        predicted_step([_count(ranges.get(w.peer)) for w in workers], _seconds_of(workers))
+        for ranges in (present, wanted)
+    )
+    return then < MOVE_GAIN * now
+
+
+def _count(shards: Range | None) -> int:
+    return 0 if shards is None else shards[1] - shards[0] + 1

@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from manychar.numerics.tree_reduction import Range
 
@@ -57,6 +57,17 @@ def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
 def _alignment(boundary: int) -> int:
     """Return the size of the largest subtree that begins at a shard."""
     return boundary & -boundary
+
+
+def runs_of(shards: Iterable[int]) -> list[Range]:
+    """Return the maximal ranges of contiguous shards."""
+    runs: list[Range] = []
+    for shard in sorted(shards):
+        if runs and runs[-1][1] == shard - 1:
+            runs[-1] = runs[-1][0], shard
+        else:
+            runs.append((shard, shard))
+    return runs
 
 
 def shards_named(first: int, last: int) -> str:

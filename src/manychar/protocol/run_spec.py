@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import secrets
 from collections.abc import Mapping
 
 from manychar.numerics.corpus import Streams
@@ -37,7 +36,7 @@ class RunSpec:
     seconds_before: float = 0.0
     validation_losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     unvalidated: tuple[int, ...] = ()
-    session: int = dataclasses.field(default_factory=lambda: secrets.randbits(53))
+    session: int = 0
 
     @functools.cached_property
     def dimensions(self) -> Dimensions:

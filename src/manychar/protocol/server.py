@@ -166,6 +166,7 @@ class ParameterServer:
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
         payload = Payload.of(result, self.dimensions)
         shards = result.first, result.last
+        member.speed.note(result.seconds)
         match assessment := self.aggregation.assess(result, payload):
             case Assessment.WANTED:
                 accepted = self.aggregation.accept(result, payload, member.identities)

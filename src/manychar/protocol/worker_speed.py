@@ -1,0 +1,56 @@
+"""How long one shard takes at one worker, as it says itself of its last units."""
+
+import collections
+import statistics
+
+UNITS_MEASURED = 20
+GOOD_PROBES = 2
+PROBE_EVERY = 10.0
+
+
+class WorkerSpeed:
+    """The seconds of a shard. A worker that is too slow for a range is probed now and then.
+
+    Without a range it keeps the figure for which it lost it, until it has computed GOOD_PROBES
+    units anew.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: collections.deque[float] = collections.deque(maxlen=UNITS_MEASURED)
+        self._when_too_slow: float | None = None
+        self._probe_at = 0.0
+
+    @property
+    def seconds_a_shard(self) -> float | None:
+        """The median; None before there is one."""
+        if self._when_too_slow is not None and len(self._seconds) < GOOD_PROBES:
+            return self._when_too_slow
+        return statistics.median(self._seconds) if self._seconds else None
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether it has no range because a step without it is shorter."""
+        return self._when_too_slow is not None
+
+    def note(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def lose_range(self, now: float) -> bool:
+        """Note that the worker gets no range; return whether that is new, and for its speed."""
+        seconds = self.seconds_a_shard
+        new = seconds is not None and not self.is_too_slow
+        if new or len(self._seconds) >= GOOD_PROBES:
+            self._when_too_slow = seconds
+            self._seconds.clear()
+            self._probe_at = now + PROBE_EVERY
+        return new
+
+    def get_range(self) -> None:
+        self._when_too_slow = None
+
+    def is_due(self, now: float) -> bool:
+        """Whether a unit should be computed to measure this worker again."""
+        return self.is_too_slow and now >= self._probe_at
+
+    def begin_probe(self, now: float) -> None:
+        self._probe_at = now + PROBE_EVERY
