@@ -44,7 +44,7 @@ def status(
 
 
 def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
-    workers = [{**worker._asdict(), "exchanging": worker.exchanging} for worker in snapshot.workers]
+    workers = [worker._asdict() for worker in snapshot.workers]
     found = {**dataclasses.asdict(snapshot.status), "workers": workers}
     return {name: value for name, value in found.items() if name not in ("first", "total")}
 

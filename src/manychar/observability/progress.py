@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_EVERY = 2.0
 BAR_WIDTH = 10
+HINT_AFTER, HINT_BELOW = 15.0, 0.6
 
 
 class ProgressDisplay:
@@ -43,6 +44,7 @@ class ProgressDisplay:
         self._recent: deque[history.Point] = deque(maxlen=history.RECENT_POINTS)
         self._next_line = 0.0
         self._shown_step = -1
+        self._hinted = False
         self._sampled_version = 0
         self._last: Snapshot | None = None
         can_draw = sys.stderr.isatty() and not log.is_json()
@@ -73,6 +75,13 @@ class ProgressDisplay:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
             self._line(snapshot)
+        if not self._hinted and status.seconds > HINT_AFTER and len(snapshot.working) > 1:
+            self._hinted = True
+            if snapshot.computing < HINT_BELOW:
+                logger.info(
+                    f"the workers compute only {snapshot.computing:.0%} of the time: fewer"
+                    " --workers, or more --hidden or --streams, make better use of the cores"
+                )
 
     def weights(self, weights: Weights) -> str | None:
         """Print, and return, a sample of what these weights write, once a version above 0."""
@@ -113,6 +122,10 @@ class ProgressDisplay:
         if status.validation is not None:
             words.append(f"validation {status.validation:.3f} nats at {status.validated:,}")
         words.append(" ".join(snapshot.working) or "no worker")
+        if snapshot.workers:
+            words.append(f"{snapshot.computing:.0%} computing")
+        if snapshot.straggler:
+            words.append(snapshot.straggler)
         if status.idle_workers:
             words.append(f"{status.idle_workers} idle")
         if dropped := {k: n for k, n in status.counts.items() if n}:

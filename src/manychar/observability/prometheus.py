@@ -80,13 +80,13 @@ def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
     shards = GaugeMetricFamily("manychar_worker_shards", "Shards that it holds", labels=LABELS)
     text = "Its accepted gradients"
     gradients = CounterMetricFamily("manychar_worker_gradients", text, labels=LABELS)
-    text = "How it spent its time"
-    seconds = CounterMetricFamily("manychar_worker_seconds", text, labels=[*LABELS, "doing"])
+    text = "Shares of its last ten seconds"
+    shares = GaugeMetricFamily("manychar_worker_share", text, labels=[*LABELS, "doing"])
     for worker in workers:
         labels = worker.name, worker.host
         late.add_metric(labels, worker.late)
         shards.add_metric(labels, worker.leases)
         gradients.add_metric(labels, worker.gradients)
-        for doing in ("computing", "exchanging", "waiting"):
-            seconds.add_metric([*labels, doing], getattr(worker, doing))
-    yield from (by_state, late, shards, gradients, seconds)
+        for doing in ("computing", "exchanging", "waiting", "straggling"):
+            shares.add_metric([*labels, doing], getattr(worker, doing))
+    yield from (by_state, late, shards, gradients, shares)

@@ -5,6 +5,8 @@ import dataclasses
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status, WorkerStats
 
+STRAGGLER_FROM = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
@@ -18,6 +20,20 @@ class Snapshot:
     def working(self) -> list[str]:
         """The names of the workers that hold leases."""
         return [worker.name for worker in self.workers if worker.leases]
+
+    @property
+    def straggler(self) -> str:
+        """The worker for which the steps of the last ten seconds waited most, in words."""
+        slowest = max(self.workers, key=lambda worker: worker.straggling, default=None)
+        if slowest is None or len(self.working) < 2 or slowest.straggling < STRAGGLER_FROM:
+            return ""
+        return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
+
+    @property
+    def computing(self) -> float:
+        """The share of the last ten seconds in which the workers with leases computed, 0 … 1."""
+        shares = [worker.computing for worker in self.workers if worker.leases]
+        return sum(shares) / max(len(shares), 1)
 
     @property
     def nats(self) -> float:

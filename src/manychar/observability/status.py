@@ -1,6 +1,6 @@
 """A live run's status for a person: figures, a table of the workers, counts, and its health.
 
-A worker's figures are those since it joined, or, where an earlier snapshot is given, since then.
+A worker's speed, and the shares of its time, are those of the last ten seconds.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ PLAIN_WIDTH = 160
 NAMES_SHOWN = 5
 NOT_WRITTEN = "_not_written"
 TEXT_COLUMNS = ("worker", "host", "state")
-NUMBER_COLUMNS = ("shards", "chars/s", "compute", "exchange", "wait", "late", "dropped")
+NUMBER_COLUMNS = (
+    *("shards", "ms/shard", "chars/s", "compute", "exchange", "wait", "straggler"),
+    *("late", "dropped"),
+)
 COLUMNS = TEXT_COLUMNS + NUMBER_COLUMNS
 
 COUNTER_SENTENCES: dict[str, str] = {
@@ -66,7 +69,7 @@ def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | 
         table.add_column(heading, overflow="fold")
     for heading in NUMBER_COLUMNS:
         table.add_column(heading, overflow="fold", justify="right")
-    for row in rows_of(snapshot, before):
+    for row in rows_of(snapshot):
         table.add_row(*map(escape, row))
     with console.capture() as capture:
         for line in lines_of(snapshot, before):
@@ -92,6 +95,8 @@ def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
             f"validation loss: {status.validation:.4f} nats a character at step"
             f" {status.validated:,}; the best is step {status.best:,}"
         )
+    if snapshot.straggler:
+        lines.append(snapshot.straggler)
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
     return lines + [_count(name, n) for name, n in sorted(status.counts.items()) if n]
@@ -108,37 +113,21 @@ def _count(name: str, n: int) -> str:
     return f"{counter}: {n:,}{sender} ({COUNTER_SENTENCES.get(counter, 'unknown')})"
 
 
-def rows_of(snapshot: Snapshot, before: Snapshot | None) -> list[list[str]]:
+def rows_of(snapshot: Snapshot) -> list[list[str]]:
     """Return the rows of the table of workers, a cell for each of COLUMNS."""
-    workers = before.workers if before else ()
-    earlier = {(worker.name, worker.host): worker for worker in workers}
-    size = snapshot.dimensions
-    return [_row(each, earlier.get((each.name, each.host)), size) for each in snapshot.workers]
+    return [_row(each, snapshot.dimensions) for each in snapshot.workers]
 
 
-def _row(worker: WorkerStats, before: WorkerStats | None, size: Dimensions) -> list[str]:
-    share = since(worker, before)
-    seconds = max(share.present, 1e-9)
-    parts = (share.computing, share.exchanging, share.waiting)
+def _row(worker: WorkerStats, size: Dimensions) -> list[str]:
+    shares = worker.computing, worker.exchanging, worker.waiting, worker.straggling
     return [
         *(worker.name, worker.host, worker.state, str(worker.leases)),
-        f"{share.gradients * size.streams * size.seq_length / seconds:,.0f}",
-        *(f"{100 * part / seconds:.0f} %" for part in parts),
+        f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
+        f"{worker.speed * size.streams * size.seq_length:,.0f}",
+        *(f"{share:.0%}" for share in shares),
         f"{worker.late:.1f} s" if worker.late >= LATE_FROM else "",
         f"{worker.dropped:,}" if worker.dropped else "",
     ]
-
-
-def since(worker: WorkerStats, before: WorkerStats | None) -> WorkerStats:
-    """Return a worker's share between two snapshots; all of it, if it has joined again since."""
-    if before is None or before.present >= worker.present:
-        return worker
-    return worker._replace(
-        gradients=worker.gradients - before.gradients,
-        present=worker.present - before.present,
-        computing=max(0.0, worker.computing - before.computing),
-        waiting=max(0.0, worker.waiting - before.waiting),
-    )
 
 
 class Health(NamedTuple):

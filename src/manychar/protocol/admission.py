@@ -14,11 +14,11 @@ from manychar.protocol.membership import (
     SHARE_NAME,
     Member,
     PeerState,
-    WorkerTally,
 )
 from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
+from manychar.protocol.worker_tally import WorkerTally
 
 WARN_EVERY = 1.0
 RENEWALS = 2
@@ -118,7 +118,6 @@ class Admission(ServerPart):
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
-        member.tally.computing = heartbeat.computing
         for unit in heartbeat.units:
             if unit.lease not in self._membership.leases:
                 revoke = messages.Revoke(**self._spec.run_and_term, lease=unit.lease)

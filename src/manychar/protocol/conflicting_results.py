@@ -17,7 +17,8 @@ from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.events import Computed
-from manychar.protocol.messages import Identities, Level
+from manychar.protocol.membership import OWN_PEER, SHARE_NAME, Member
+from manychar.protocol.messages import Identities, Level, UnitResult
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.unit_payload import as_frame, digest
@@ -67,6 +68,12 @@ class ConflictingResults(ServerPart):
         super().__init__(shared)
         self.open: dict[tuple[int, Range], Conflict] = {}
         self._admission = admission
+
+    def is_party(self, member: Member, result: UnitResult) -> bool:
+        """Whether one of the results was computed by this server's own share."""
+        accepted = self._aggregation.accepted(result.step, result.first, result.last)
+        own = (SHARE_NAME, SHARE_NAME)
+        return member.peer == OWN_PEER or own in [sender for sender, _ in accepted]
 
     @property
     def not_finite(self) -> bool:

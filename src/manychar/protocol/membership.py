@@ -16,6 +16,7 @@ from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
 from manychar.protocol.range_cut import cut, predicted_step, runs_of
 from manychar.protocol.worker_speed import WorkerSpeed
+from manychar.protocol.worker_tally import WorkerTally
 
 OWN_PEER, SHARE_NAME = b"", "server"
 """The server's own share of the computing. No connection has this peer: a ROUTER numbers those that
@@ -40,28 +41,6 @@ class PeerState(enum.Enum):
     WORKING = "working"
     SILENT = "silent"
     OBSERVING = "observing"
-
-
-@dataclasses.dataclass
-class WorkerTally:
-    """What one worker has done since the time `since`.
-
-    `accepted` counts gradients, `dropped` messages. `computing` is in seconds, as the worker last
-    reported. `waited` is the time without anything to compute, up to the last accepted gradient at
-    `delivered_at`.
-    """
-
-    since: float = 0.0
-    accepted: int = 0
-    dropped: int = 0
-    computing: float = 0.0
-    waited: float = 0.0
-    delivered_at: float = 0.0
-
-    def waits_until(self, now: float) -> None:
-        """Note that nothing was asked of it since its last gradient, and something is now."""
-        self.waited += now - self.delivered_at
-        self.delivered_at = now
 
 
 # 14 attributes: all that is known of one peer, in one value.

@@ -199,10 +199,9 @@ class UnitResult(_InRun, packed=True):
 
 
 class Heartbeat(_InRun):
-    """A peer's progress: seconds of its slowest piece of work and of all computing, its units."""
+    """A peer's progress: seconds of its slowest piece of work, its units."""
 
     slowest: field.Number
-    computing: field.Number
     units: Units
 
 
@@ -237,10 +236,11 @@ class Unbanned(_InRun):
 
 
 class WorkerStats(NamedTuple):
-    """One worker's use of time since it joined, in seconds: `present` is the total.
+    """What one worker does.
 
-    `computing` is as the worker reports it, `waiting` without anything to compute, `late` the time
-    that the step has waited for it. `gradients` counts accepted ones, `dropped` messages.
+    `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
+    long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
+    for it, in seconds. The last fields are those of `RecentUse`, of the last ten seconds.
     """
 
     name: field.Name
@@ -249,15 +249,13 @@ class WorkerStats(NamedTuple):
     leases: field.Integer
     gradients: field.Integer
     dropped: field.Integer
-    present: field.Number
-    computing: field.Number
-    waiting: field.Number
+    shard_seconds: field.Number
     late: field.Number
-
-    @property
-    def exchanging(self) -> float:
-        """Seconds that went neither into computing nor into waiting."""
-        return max(0.0, self.present - self.computing - self.waiting)
+    computing: field.Number
+    exchanging: field.Number
+    waiting: field.Number
+    straggling: field.Number
+    speed: field.Number
 
 
 # 17 fields: one figure each.

@@ -75,7 +75,7 @@ class ParameterServer:
             shared, self.lease_grants, self.conflicting_results, self.status_report
         )
         self._rows = self._event_rows() | self._message_rows()
-        self._next_tick = now
+        self._next_tick = self._delivered_at = now
 
     @property
     def dimensions(self) -> Dimensions:
@@ -171,12 +171,22 @@ class ParameterServer:
             case Assessment.WANTED:
                 accepted = self.aggregation.accept(result, payload, member.identities)
                 self.membership.accepted(accepted, member.peer, result.lease)
-                member.tally.accepted += len(accepted)
-                member.tally.delivered_at = now
+                seconds = result.seconds * (result.last - result.first + 1)
+                member.tally.delivered(len(accepted), seconds, now)
+                if self.aggregation.complete:
+                    member.tally.straggling += now - self._delivered_at
+                self._delivered_at = now
                 return
             case Assessment.NOT_OPEN if self.lifecycle.phase is not _SAVING:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
+            case Assessment.REPEAT_DIFFERS if self.conflicting_results.is_party(member, result):
+                what = f"step {result.step}, {shards_named(*shards)}"
+                reason = (
+                    f"this machine and {member.name} computed {what} differently, and this machine"
+                    " cannot tell which is right: run manychar doctor here, and verify the run"
+                )
+                self.lifecycle.finish(RUN_FAILED, reason)
             case Assessment.REPEAT_DIFFERS | Assessment.NOT_FINITE:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 problem = "is not finite" if assessment is Assessment.NOT_FINITE else "differs"

@@ -1,8 +1,4 @@
-"""The run's status as observers see it: figures, worker statistics, and what a late step awaits.
-
-A worker reports its own computing time. It waits from the moment its last gradient is accepted
-until the weights of a step that it can compute are sent; the rest of its time is the exchange.
-"""
+"""The run's status as observers see it: figures, worker statistics, and what a late step awaits."""
 
 import dataclasses
 
@@ -137,12 +133,11 @@ class StatusReport(ServerPart):
             host=member.host,
             state=state,
             leases=len(shards),
-            gradients=tally.accepted,
+            gradients=tally.gradients,
             dropped=tally.dropped,
-            present=now - tally.since,
-            computing=tally.computing,
-            waiting=tally.waited + (0.0 if awaited else now - tally.delivered_at),
+            shard_seconds=member.speed.seconds_a_shard or 0.0,
             late=now - self._applied_at if awaited else 0.0,
+            **tally.recent(now, is_awaited=awaited)._asdict(),
         )
 
     def weights(self) -> Weights:

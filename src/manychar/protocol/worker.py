@@ -138,7 +138,6 @@ class Worker(ClientMachine):
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         super().__init__(hello, server=server, connect_timeout=connect_timeout, now=now)
-        self.computing = 0.0
         self._slowest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
         self._in_hand: _InHand | None = None
@@ -148,9 +147,7 @@ class Worker(ClientMachine):
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
         slowest, units = max(self._slowest_pieces, default=0.0), self._units()
-        return messages.Heartbeat(
-            **run_and_term, slowest=slowest, computing=self.computing, units=units
-        )
+        return messages.Heartbeat(**run_and_term, slowest=slowest, units=units)
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprint = event
@@ -201,7 +198,6 @@ class Worker(ClientMachine):
         if unit is None or (event.shard, event.step) != (unit.next_shard, unit.step):
             raise ProtocolError("computed a shard that is not in hand")
         self._slowest_pieces.append(event.slowest)
-        self.computing += event.seconds
         unit.add(event)
         if len(unit.losses) < len(unit.hidden):
             return []
@@ -229,7 +225,6 @@ class Worker(ClientMachine):
     def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
         welcome = self.session.welcomed()
         self.phase = ClientPhase.CONNECTED
-        self.computing = 0.0
         ready = messages.Ready(
             **welcome.run_and_term,
             fingerprint=fingerprint.fingerprint,

@@ -125,7 +125,7 @@ class LiveServer(DataSource):
             activity=f"waiting for {status.waiting_for}" if status.waiting_for else "training",
             steps=status.steps,
             best=status.best,
-            workers=rows_of(snapshot, self._recent[0]),
+            workers=rows_of(snapshot),
             counts=dict(status.counts),
             checkpoint=(status.checkpoint, time.time() - status.checkpoint_age),
         )
