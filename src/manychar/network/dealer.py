@@ -12,7 +12,14 @@ from zmq.utils.monitor import recv_monitor_message
 from manychar.network.endpoints import check_endpoint, is_six, name_in
 from manychar.network.keys import ClientKey
 from manychar.network.name_resolution import TRY_FOR, NameResolver
-from manychar.network.sockets import HANDSHAKE_FAILED, LINGER_MS, events_of, new_context, new_socket
+from manychar.network.sockets import (
+    HANDSHAKE_FAILED,
+    LINGER_MS,
+    events_of,
+    is_readable,
+    new_context,
+    new_socket,
+)
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import Frame
 
@@ -91,20 +98,19 @@ class Dealer:
         self._context.term()
 
     def _read_monitor(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            while True:
-                event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
-                self._is_connected = event == _CONNECTED
-                if event == _CONNECTED:
-                    self.refusal = ""
-                if event == _RETRIED and self._names and self._names.several:
-                    self._try_next_at = -math.inf
-                if event & self._refusals:
-                    refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
-                    if refusal != self.refusal:
-                        logger.warning(refusal)
-                    self.refusal = refusal
-                    self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
+        while is_readable(self._events):
+            event = recv_monitor_message(self._events)["event"]
+            self._is_connected = event == _CONNECTED
+            if event == _CONNECTED:
+                self.refusal = ""
+            if event == _RETRIED and self._names and self._names.several:
+                self._try_next_at = -math.inf
+            if event & self._refusals:
+                refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
+                if refusal != self.refusal:
+                    logger.warning(refusal)
+                self.refusal = refusal
+                self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
         if not self._is_connected and not self.socket.poll(0):
             self._try_to_connect(time.monotonic())  # it drops the server's last messages
 

@@ -90,7 +90,7 @@ class Router:
 
     def has_mail(self) -> bool:
         """Whether a message has come."""
-        return self.socket.poll(0) != 0
+        return sockets.is_readable(self.socket)
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full, Unreachable if its connection is gone."""

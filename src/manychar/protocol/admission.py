@@ -118,6 +118,7 @@ class Admission(ServerPart):
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
+        self._lease_grants.heard(member, heartbeat.heard, now)
         for unit in heartbeat.units:
             if unit.lease not in self._membership.leases:
                 revoke = messages.Revoke(**self._spec.run_and_term, lease=unit.lease)

@@ -171,7 +171,7 @@ class ClientMachine:
         return [Send(self._progress(welcome.run_and_term))]
 
     def _progress(self, run_and_term: RunAndTerm) -> Heartbeat:
-        return Heartbeat(**run_and_term, slowest=0.0, units=())
+        return Heartbeat(**run_and_term, slowest=0.0, heard=0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED

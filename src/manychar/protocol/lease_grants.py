@@ -46,6 +46,7 @@ class LeaseGrants(ServerPart):
         for first, last in runs_of(filter(aggregation.is_missing, lease.numbers)):
             grant = Grant(
                 **self._spec.run_and_term,
+                number=self._number(lease),
                 lease=lease.number,
                 lease_first=lease.shards[0],
                 lease_last=lease.shards[1],
@@ -80,6 +81,7 @@ class LeaseGrants(ServerPart):
             first, last = lease.shards
             weights = NewWeights(
                 **self._spec.run_and_term,
+                number=self._number(lease),
                 lease=lease.number,
                 first=first,
                 last=last,
@@ -89,6 +91,27 @@ class LeaseGrants(ServerPart):
                 ids=aggregation.ids(first, last),
             )
             self._outbox.send(lease.peer, weights)
+
+    def _number(self, lease: Lease) -> int:
+        member = self._membership.members[lease.peer]
+        member.asked += 1
+        lease.asked_number = member.asked
+        return member.asked
+
+    def heard(self, member: Member, number: int, now: float) -> None:
+        """Grant again what a worker has been asked for, up to a number, and neither has nor sent.
+
+        Its results come before its heartbeat.
+        """
+        for lease in self._membership.leases_of(member.peer):
+            is_missing = any(map(self._aggregation.is_missing, lease.numbers))
+            asked = lease.asked_step == self._step and lease.asked_number <= number
+            if is_missing and asked and not member.has_unit(lease.number, self._step):
+                self._grant_again(lease, now)
+
+    def _grant_again(self, lease: Lease, now: float) -> None:
+        self._outbox.count(Counter.GRANTS_RESENT)
+        self.grant(lease, now)
 
     def ask_again(self, now: float) -> None:
         """Grant again what is overdue, unless its worker reports computing it.
@@ -110,5 +133,4 @@ class LeaseGrants(ServerPart):
             if holder.units_at >= lease.asked_at and holder.is_busy(lease.number, self._step):
                 lease.asked_at = now
             else:
-                self._outbox.count(Counter.GRANTS_RESENT)
-                self.grant(lease, now)
+                self._grant_again(lease, now)

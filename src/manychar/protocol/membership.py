@@ -43,7 +43,7 @@ class PeerState(enum.Enum):
     OBSERVING = "observing"
 
 
-# 14 attributes: all that is known of one peer, in one value.
+# 16 attributes: all that is known of one peer, in one value.
 @dataclasses.dataclass
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
@@ -63,6 +63,7 @@ class Member:
     slowest: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
+    asked: int = 0
     renewals: int = 0
     host: str = ""
     tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
@@ -77,9 +78,13 @@ class Member:
 
         A worker that computes reads no messages: it may not know of a unit that was granted since.
         """
+        computing = any(unit.state == UnitState.COMPUTING for unit in self.units)
+        return computing or self.has_unit(lease, step)
+
+    def has_unit(self, lease: int, step: int) -> bool:
+        """Whether its last heartbeat lists a unit of this lease and step, queued or begun."""
         return any(
-            unit.state == UnitState.COMPUTING
-            or (unit.lease == lease and unit.step == step and unit.state == UnitState.QUEUED)
+            (unit.lease, unit.step) == (lease, step) and unit.state != UnitState.SENT
             for unit in self.units
         )
 
@@ -96,6 +101,7 @@ class Lease:
     shards: Range
     peer: Peer
     asked_step: int = -1
+    asked_number: int = 0
     asked_at: float = 0.0
     first_resend_after: float = FIRST_RESEND_AFTER
     resend_after: float = FIRST_RESEND_AFTER

@@ -145,10 +145,12 @@ class Reset(_InRun):
 class Grant(_InRun):
     """A unit to compute, with its inputs: hidden states and ids of its shards.
 
+    `number` counts what asks this peer for a unit.
     The lease is of the shards `lease_first` … `lease_last`; those that are accepted already are not
     granted. A repeated grant is answered with the same bytes.
     """
 
+    number: field.Integer
     lease: field.Integer
     lease_first: field.Integer
     lease_last: field.Integer
@@ -164,6 +166,7 @@ class Grant(_InRun):
 class NewWeights(_InRun, packed=True):
     """The weights of a step, and the next unit of a holder: all shards of its lease."""
 
+    number: field.Integer
     lease: field.Integer
     first: field.Integer
     last: field.Integer
@@ -199,9 +202,13 @@ class UnitResult(_InRun, packed=True):
 
 
 class Heartbeat(_InRun):
-    """A peer's progress: seconds of its slowest piece of work, its units."""
+    """A peer's progress: seconds of its slowest piece of work, its units.
+
+    `heard` is the highest number of what asked it for a unit.
+    """
 
     slowest: field.Number
+    heard: field.Integer
     units: Units
 
 

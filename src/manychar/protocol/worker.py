@@ -144,10 +144,11 @@ class Worker(ClientMachine):
         self._leases: dict[int, _Lease] = {}
         self._step = -1
         self._newest: Frame = b""
+        self._heard = 0
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
         slowest, units = max(self._slowest_pieces, default=0.0), self._units()
-        return messages.Heartbeat(**run_and_term, slowest=slowest, units=units)
+        return messages.Heartbeat(**run_and_term, slowest=slowest, heard=self._heard, units=units)
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprint = event
@@ -225,6 +226,7 @@ class Worker(ClientMachine):
     def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
         welcome = self.session.welcomed()
         self.phase = ClientPhase.CONNECTED
+        self._heard = 0  # the server counts anew
         ready = messages.Ready(
             **welcome.run_and_term,
             fingerprint=fingerprint.fingerprint,
@@ -234,6 +236,7 @@ class Worker(ClientMachine):
         return [Send(ready)]
 
     def _grant(self, grant: messages.Grant, now: float) -> list[Effect]:
+        self._heard = max(self._heard, grant.number)
         if not self._adopt_weights(grant.step, grant.weights):
             return []
         lease = self._leases.get(grant.lease)
@@ -254,6 +257,7 @@ class Worker(ClientMachine):
         return self._queue(lease, (grant.first, grant.last), _Inputs(grant.ids, grant.fresh))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
+        self._heard = max(self._heard, message.number)
         if not self._adopt_weights(message.step, message.weights):
             return []
         lease = self._leases.get(message.lease)
@@ -299,6 +303,7 @@ class Worker(ClientMachine):
         self._leases = {}
         self._step = -1
         self._newest = b""
+        self._heard = 0
 
     def _units(self) -> tuple[Unit, ...]:
         units = []
