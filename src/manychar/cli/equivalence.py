@@ -4,7 +4,7 @@ import logging
 import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 STEPS = Option("Steps of each trial.", least=3)
 EVERY = Option("Steps between comparisons.", least=1)
-Killed = Literal["worker", "server"] | None
-FLEETS: tuple[tuple[int, Killed], ...] = ((1, None), (2, "worker"), (4, "server"))
+FLEETS: tuple[dict[str, Any], ...] = (
+    {"workers": 1, "compute": True, "kill": None, "slow": False},
+    {"workers": 2, "compute": True, "kill": "worker", "slow": False},
+    {"workers": 4, "compute": False, "kill": "server", "slow": True},
+)
 
 
 def equivalence(
@@ -35,7 +38,12 @@ def equivalence(
     from manychar.verification.equivalence import Equivalence, difference_between, table
 
     definition, corpus = define(text, flags)
-    quiet: dict[str, Any] = {"keep_checkpoints": 0, "sample_every": 0, "sample_length": 0}
+    quiet: dict[str, Any] = {
+        "compute": False,
+        "keep_checkpoints": 0,
+        "sample_every": 0,
+        "sample_length": 0,
+    }
     operation = Operation(steps=steps, checkpoint_every=checkpoint_every, workers=1, **quiet)
     for number in STOPS:
         signal.signal(number, end_by_exception)  # so that the scratch directory is removed
@@ -43,9 +51,10 @@ def equivalence(
         trials = Equivalence(definition, corpus, operation, Path(scratch))
         logger.info(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps a trial")
         done = [trials.alone()]
-        for count, kill in FLEETS:
-            logger.info(f"server and {count} worker{'s' if count > 1 else ''}")
-            done.append(trials.fleet(count, kill=kill))
+        for fleet in FLEETS:
+            count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]
+            logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}")
+            done.append(trials.fleet(**fleet))
         write(table(done))
         if definition.total_streams == 1:
             found = trials.against_plain()

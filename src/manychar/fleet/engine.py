@@ -1,5 +1,6 @@
 """Carries out ComputeFingerprint and Compute; imports numpy, so pin the numerics first."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -24,15 +25,16 @@ class PieceTimer:
     `heartbeat` sends one, or does what else is due, and returns when it is due again.
     """
 
-    def __init__(self, heartbeat: Callable[[], float] | None = None) -> None:
+    def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf) -> None:
         self.slowest = 0.0
         self._heartbeat = heartbeat
         self._due = self._last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        self.slowest = max(self.slowest, now - self._last)
-        if self._heartbeat is not None and now >= self._due:
+        if now - self._last > self.slowest:
+            self.slowest = now - self._last
+        if now >= self._due:
             self._due = self._heartbeat()
             now = time.monotonic()
         self._last = now
@@ -61,7 +63,8 @@ class Engine:
         self._loaded = None  # the kernel holds the weights of the probe
         return FingerprintComputed(found, names | kernels(), timer.slowest)
 
-    def compute(self, unit: Compute, heartbeat: Callable[[], float] | None = None) -> Computed:
+    def compute(self, unit: Compute, heartbeat: Callable[[], float] = lambda: math.inf) -> Computed:
+        """Return the result of a shard; `heartbeat` is as in PieceTimer."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one

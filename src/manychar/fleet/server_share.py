@@ -6,6 +6,7 @@ machine sends to this worker waits in a queue until the machine that sent it has
 """
 
 import collections
+import math
 import time
 from collections.abc import Callable
 
@@ -64,7 +65,9 @@ class ServerShare:
         for effect in self.machine.handle(event, time.monotonic()):
             self._carry_out(effect)
 
-    def _carry_out(self, effect: effects.Effect, serve: Callable[[], float] | None = None) -> None:
+    def _carry_out(
+        self, effect: effects.Effect, serve: Callable[[], float] = lambda: math.inf
+    ) -> None:
         match effect:
             case effects.Send(message):
                 self._deliver(events.Received(message, OWN_PEER))

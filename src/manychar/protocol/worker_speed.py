@@ -22,10 +22,10 @@ class WorkerSpeed:
 
     @property
     def seconds_a_shard(self) -> float | None:
-        """The median; None before there is one."""
+        """The mean, so that a worker that stands still now and then is slow; None before a unit."""
         if self._when_too_slow is not None and len(self._seconds) < GOOD_PROBES:
             return self._when_too_slow
-        return statistics.median(self._seconds) if self._seconds else None
+        return statistics.fmean(self._seconds) if self._seconds else None
 
     @property
     def is_too_slow(self) -> bool:

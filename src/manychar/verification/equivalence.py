@@ -1,9 +1,12 @@
 """The single-process equivalence test: the same run in one process and in fleets, bit for bit."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +20,7 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Exporter, Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.supervisor import ProcessSlot
 from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
@@ -26,6 +30,7 @@ from manychar.verification.replay import first_difference, replay
 logger = logging.getLogger(__name__)
 
 HASH_SHOWN = 16
+RUNS_FOR, STOPS_FOR = 0.02, 0.04  # seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,14 +71,21 @@ class Equivalence:
         kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
         return Trial("one process", kept)
 
-    def fleet(self, workers: int, *, kill: Literal["worker", "server"] | None) -> Trial:
-        """Train with a server and workers; after a quarter of the steps, `kill` is killed."""
+    def fleet(
+        self, workers: int, *, compute: bool, kill: Literal["worker", "server"] | None, slow: bool
+    ) -> Trial:
+        """Train with a server and workers; with `compute`, the server is one of the workers.
+
+        After a quarter of the steps, `kill` is killed. With `slow`, a worker is slowed, so that
+        ranges move.
+        """
         name = f"{workers} worker{'s' if workers > 1 else ''}"
-        directory = self._directory(name.replace(" ", "-"), workers=workers)
+        directory = self._directory(name.replace(" ", "-"), workers=workers, compute=compute)
         killer = _Killer(kill, at_step=self.operation.steps // 4)
         with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, [killer])
-            finish = killer.fleet.run()
+            with _slowed(killer.fleet.workers[-1]) if slow else contextlib.nullcontext():
+                finish = killer.fleet.run()
         if finish.code:
             raise UserError(f"{name}: {finish.reason}", code=finish.code)
         if kill and not killer.note:
@@ -81,7 +93,8 @@ class Equivalence:
             raise UserError(early, code=RUN_FAILED)
         saved = list_checkpoints(directory.checkpoints)
         states = {step: read_checkpoint(path).state for step, path in saved}
-        return Trial(name, states, note=killer.note)
+        notes = [killer.note, "a worker slowed" if slow else ""]
+        return Trial(name, states, note=", ".join(filter(None, notes)))
 
     def against_plain(self) -> AgainstPlain:
         """Compare a run of one stream with the plain form: step by step, and on its own."""
@@ -102,8 +115,8 @@ class Equivalence:
             before = after
         return AgainstPlain(one_step, smooth_loss)
 
-    def _directory(self, name: str, *, workers: int) -> RunDirectory:
-        operation = dataclasses.replace(self.operation, workers=workers)
+    def _directory(self, name: str, *, workers: int, compute: bool = False) -> RunDirectory:
+        operation = dataclasses.replace(self.operation, workers=workers, compute=compute)
         return create_run(self.parent / name, self.definition, self.corpus, operation)
 
 
@@ -125,6 +138,28 @@ def _plain_step(state: TrainingState, definition: Definition, batch: Batch) -> T
         hidden=hidden[None, None],
         smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
     )
+
+
+@contextlib.contextmanager
+def _slowed(slot: ProcessSlot) -> Iterator[None]:
+    """Stop a process and let it go on, in short turns."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(RUNS_FOR):
+            with contextlib.suppress(ProcessLookupError):
+                if (process := slot.process) is not None:
+                    os.kill(process.pid, signal.SIGSTOP)
+                    ended.wait(STOPS_FOR)
+                    os.kill(process.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class _Killer(Exporter):
