@@ -19,7 +19,7 @@ class Plan:
 
     `scratch` is a folder for run directories, which is gone afterwards; `before` is an earlier
     version, `part` one part of the row `targets`; `target` is in nats a character, on the last
-    `held_out` characters.
+    `held_out` characters; `results` keeps the trainings of the row `recipe`.
     """
 
     text: Path
@@ -32,6 +32,7 @@ class Plan:
     cap: float = 60.0
     held_out: int = 30_000
     target: float = 2.2
+    results: Path | None = None
 
     def task(
         self, *, numerics: str = "native", hidden: int = 100, shards: int = 1, streams: int = 1

@@ -32,7 +32,6 @@ class Task:
     held_out: int = 0
     target: float = 0.0
     cap: float = 0.0
-    marks: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Return it as a process takes it."""
@@ -41,5 +40,4 @@ class Task:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return what `to_json` made a text of."""
-        values = json.loads(text)
-        return cls(**{**values, "marks": tuple(values["marks"])})
+        return cls(**json.loads(text))

@@ -72,7 +72,8 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
     [
         ({"hidden": 64}, 0.1, 100),
         ({"hidden": 100}, 0.1, 100),
-        ({"hidden": 400}, 0.025, 100),
+        ({"hidden": 256}, 0.1 * 0.625**1.5, 256),
+        ({"hidden": 1600}, 0.1 / 8, 400),
         ({"hidden": 400, "learning_rate": 0.1, "warmup": 0}, 0.1, 0),
         ({"hidden": 400, "shards": 1, "streams": 1}, 0.1, 0),
     ],
@@ -81,7 +82,8 @@ def test_the_recipe_follows_the_sizes_unless_it_is_given(
     values: dict[str, Any], rate: float, warmup: int
 ) -> None:
     definition = Definition(corpus_sha256=SHA256, **values)
-    assert (definition.learning_rate, definition.warmup) == (rate, warmup)
+    assert definition.learning_rate == pytest.approx(rate, rel=1e-15)
+    assert definition.warmup == warmup
     again = Definition.from_mapping(json.loads(definition.to_json()))
     assert again == definition
 
