@@ -16,6 +16,11 @@ from manychar.numerics.option import Formula, OptionError, check, option
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
+def usual_streams(hidden: int, shards: int) -> int:
+    """Return 64 streams in all, whatever the shards; 32 for large models, which need more steps."""
+    return max(1, (64 if hidden <= 512 else 32) // shards)
+
+
 def usual_learning_rate(hidden: int, shards: int, streams: int) -> float:
     """Return min-char-rnn's rate up to its 100 hidden units, and for one stream; above, less.
 
@@ -43,6 +48,15 @@ class Definition:
     corpus_sha256: str
     hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
     seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
+    shards: int = _option(
+        4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
+    )
+    streams: int = _option(
+        Formula("max(1, 64 // shards); hidden above 512: max(1, 32 // shards)", usual_streams),
+        "Streams of text in a shard.",
+        least=1,
+        most=65_536,
+    )
     learning_rate: float = _option(
         Formula("0.1 * min(1, 100 / hidden) ** 0.75; one stream: 0.1", usual_learning_rate),
         "Adagrad's learning rate.",
@@ -55,10 +69,6 @@ class Definition:
         most=2**53,
     )
     clip: float = _option(5.0, "Bound of each element of the mean gradient.", above=0)
-    shards: int = _option(
-        4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
-    )
-    streams: int = _option(16, "Streams of text in a shard.", least=1, most=65_536)
     dtype: Literal["float32", "float64"] = _option("float32", "Precision.")
     seed: int = _option(0, "Seed of the first weights and of samples.", least=0, most=2**53)
     numerics: Literal["portable", "native"] = _option(
