@@ -33,6 +33,14 @@ class Task:
     target: float = 0.0
     cap: float = 0.0
 
+    def unpinned(self) -> "Task":
+        """Return the task of a side that is not this program."""
+        return dataclasses.replace(self, numerics="")
+
+    def in_one_batch(self) -> "Task":
+        """Return a task with the same streams, all in one shard."""
+        return dataclasses.replace(self, shards=1, streams=self.shards * self.streams)
+
     def to_json(self) -> str:
         """Return it as a process takes it."""
         return json.dumps(dataclasses.asdict(self))
