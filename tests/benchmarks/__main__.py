@@ -22,6 +22,7 @@ ROWS = {
     "curve": "the price of keys: the same fleet with and without them",
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
+    "recipe": "study: learning rate, warm-up and streams by size, and the defaults",
     "streams": "study: time to that loss by --streams",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",
@@ -44,6 +45,7 @@ def main() -> int:
             seconds=chosen.seconds,
             seeds=chosen.seeds,
             cap=chosen.cap,
+            results=chosen.results,
         )
         print(describe(), flush=True)
         print(_about(plan), flush=True)
@@ -100,6 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, metavar="FILE", help="the language reference if none")
     parser.add_argument("--part", default="", help="one part of the row targets", choices=PARTS)
     parser.add_argument("--before", metavar="PYTHON", help="an environment's with fc2e580")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="keeps recipe's trainings")
     chosen = parser.parse_args()
     if strange := [name for name in chosen.names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(strange)}; there are {', '.join(ROWS)}")

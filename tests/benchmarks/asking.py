@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self
 
 from tests.benchmarks.program import ROOT
@@ -38,7 +38,7 @@ class Side:
     """One process of `tests.benchmarks.sides`, idle but when it is told to go."""
 
     def __init__(self, name: str, task: Task) -> None:
-        self.name = name
+        self.name, self.note, self.unit = name, "", 1.0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the side
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.sides", name, task.to_json()],
@@ -56,14 +56,10 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return self._process.pid
-
     def until_ready(self) -> str:
-        """Wait until it can go; return what it says about itself."""
-        return str(self._answer()["ready"])
+        """Wait until it can go; return what it says about itself, which is its `note`."""
+        self.note = str(self._answer()["ready"])
+        return self.note
 
     def begin(self, argument: object = "") -> None:
         """Tell it to go."""
@@ -84,8 +80,8 @@ class Side:
         return self.end()
 
     def measure(self, turn: int) -> float:
-        """Have it go for one round."""
-        return float(self.ask(turn))
+        """Have it go for one round; the figure is in the side's `unit`."""
+        return self.unit * float(self.ask(turn))
 
     def close(self) -> None:
         """End the process: it sees the end of its standard input."""
@@ -109,6 +105,17 @@ class Side:
             raise SideError(f"{self.name} ended: {last_word(self._errors)}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+@contextlib.contextmanager
+def ready(tasks: Mapping[str, tuple[str, Task]]) -> Iterator[dict[str, Side]]:
+    """Start sides by (module, task), one after the other; they can go, and end with the block."""
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name, (module, task) in tasks.items():
+            sides[name] = stack.enter_context(Side(module, task))
+            sides[name].until_ready()
+        yield sides
 
 
 class Together:

@@ -44,7 +44,7 @@ class IdleFleet:
         """Return steps a second, the start left out; `turn` does not matter."""
         with contextlib.ExitStack() as stack:
             run_dir, processes = self.started(stack)
-            grown, _ = growth(run_dir, processes, self.plan.seconds)
+            grown, *_ = growth(run_dir, processes, self.plan.seconds)
         return grown["step"] / grown["seconds"]
 
 
@@ -57,10 +57,10 @@ class ServerThread(IdleFleet):
             run_dir, processes = self.started(stack)
             pid = processes[0].process.pid
             schedstat = Path(f"/proc/{pid}/task/{pid}/schedstat")
-            grown, nanoseconds = growth(
+            grown, before, after = growth(
                 run_dir,
                 processes,
                 self.plan.seconds,
-                read=lambda: float(schedstat.read_text(encoding="ascii").split()[0]),
+                read=lambda: int(schedstat.read_text(encoding="ascii").split()[0]),
             )
-        return nanoseconds / grown["step"] / 1e3
+        return float(after - before) / grown["step"] / 1e3

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from manychar.numerics.run_definition import Definition
 from tests.benchmarks.program import Program
@@ -19,7 +20,7 @@ class Plan:
 
     `scratch` is a folder for run directories, which is gone afterwards; `before` is an earlier
     version, `part` one part of the row `targets`; `target` is in nats a character, on the last
-    `held_out` characters.
+    `held_out` characters; `results` keeps the trainings of the row `recipe`.
     """
 
     text: Path
@@ -32,19 +33,11 @@ class Plan:
     cap: float = 60.0
     held_out: int = 30_000
     target: float = 2.2
+    results: Path | None = None
 
-    def task(
-        self, *, numerics: str = "native", hidden: int = 100, shards: int = 1, streams: int = 1
-    ) -> Task:
-        """Return a task on the plan's text."""
-        return Task(
-            text=str(self.text),
-            seconds=self.seconds,
-            hidden=hidden,
-            shards=shards,
-            streams=streams,
-            numerics=numerics,
-        )
+    def task(self, **others: Any) -> Task:
+        """Return a task on the plan's text, native where nothing else is said."""
+        return Task(text=str(self.text), seconds=self.seconds, **{"numerics": "native", **others})
 
     def default_task(self, hidden: int = 100) -> Task:
         """Return one of the default shards and streams, portable."""

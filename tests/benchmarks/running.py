@@ -127,19 +127,22 @@ def growth(
     seconds: float,
     *,
     after: int = 0,
-    read: Callable[[], float] = lambda: 0.0,
-) -> tuple[dict[str, float], float]:
-    """Return how much the metrics and `read` grew in at least `seconds` from step `after` on."""
+    read: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, float], Any, Any]:
+    """Return how much the metrics grew in at least `seconds` from step `after` on.
+
+    And what `read` returned at the beginning and at the end.
+    """
     first: dict[str, Any] = {}
-    at_first = 0.0
+    before = None
     for lines in watched(run_dir, processes):
         last = lines[-1]
         if not first and last["step"] >= after:
-            first, at_first = last, read()
+            first, before = last, read()
         if first and last["seconds"] - first["seconds"] >= seconds:
             break
     names = ("step", "characters", "seconds")
-    return {name: last[name] - first[name] for name in names}, read() - at_first
+    return {name: last[name] - first[name] for name in names}, before, read()
 
 
 class Fleet:
@@ -159,5 +162,5 @@ class Fleet:
             text = str(self._plan.text)
             with manychar("train", text, *self._flags, *how, program=self._program) as fleet:
                 after = self._checkpoint_every  # a validator has started by then
-                grown, _ = growth(run_dir, [fleet], self._plan.seconds, after=after)
+                grown, *_ = growth(run_dir, [fleet], self._plan.seconds, after=after)
         return grown["characters"] / grown["seconds"]

@@ -32,7 +32,14 @@ class Task:
     held_out: int = 0
     target: float = 0.0
     cap: float = 0.0
-    marks: tuple[int, ...] = ()
+
+    def unpinned(self) -> "Task":
+        """Return the task of a side that is not this program."""
+        return dataclasses.replace(self, numerics="")
+
+    def in_one_batch(self) -> "Task":
+        """Return a task with the same streams, all in one shard."""
+        return dataclasses.replace(self, shards=1, streams=self.shards * self.streams)
 
     def to_json(self) -> str:
         """Return it as a process takes it."""
@@ -41,5 +48,4 @@ class Task:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return what `to_json` made a text of."""
-        values = json.loads(text)
-        return cls(**{**values, "marks": tuple(values["marks"])})
+        return cls(**json.loads(text))

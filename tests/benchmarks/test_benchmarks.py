@@ -8,12 +8,12 @@ import pytest
 
 from tests.benchmarks import to_loss
 from tests.benchmarks.asking import Side, Together
+from tests.benchmarks.comparison import Comparison, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
-from tests.benchmarks.rows import targets as targets_of
+from tests.benchmarks.rows import targets
 from tests.benchmarks.sides.held_out import crossing
-from tests.benchmarks.tables import Comparison, comparisons
 from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
 TEXT = "to be, or not to be, that is the question: " * 200
@@ -49,8 +49,8 @@ def test_two_that_go_together_add_up(plan: Plan) -> None:
 
 def test_a_fleet_goes_beside_one_process(plan: Plan) -> None:
     task = plan.task(numerics="portable", hidden=16, shards=2)
-    targets = [(targets_of.TWO, targets_of.SAME, 1.5), (targets_of.TWO, targets_of.BEFORE, 1.0)]
-    (row,) = targets_of.beside_one_process(plan, task, targets)  # without an earlier version
+    pairs = [(targets.TWO, targets.SAME, 1.5), (targets.TWO, targets.BEFORE, 1.0)]
+    (row,) = targets.beside_one_process(plan, task, pairs)  # without an earlier version
     assert row.ratio.median > 0
     assert comparisons([row]).splitlines()[2].endswith("| 1.50x |")
 
@@ -68,7 +68,7 @@ def test_a_loss_is_reached_by_a_fleet_and_by_one_process(
     monkeypatch.setattr(to_loss, "MOST_CHARACTERS", 300_000)
     plan = dataclasses.replace(plan, held_out=500, target=2.0)
     task = plan.task(numerics="portable", hidden=16, shards=2, streams=16)
-    batch = until_loss(plan, targets_of.one_batch(task), "batch")
+    batch = until_loss(plan, task.in_one_batch(), "batch")
     with Side("one_to_loss", batch) as one:
         one.until_ready()
         assert 0 < one.measure(0) < plan.cap

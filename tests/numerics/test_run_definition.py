@@ -68,20 +68,25 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "rate", "warmup"),
+    ("values", "streams", "rate", "warmup"),
     [
-        ({"hidden": 64}, 0.1, 100),
-        ({"hidden": 100}, 0.1, 100),
-        ({"hidden": 400}, 0.025, 100),
-        ({"hidden": 400, "learning_rate": 0.1, "warmup": 0}, 0.1, 0),
-        ({"hidden": 400, "shards": 1, "streams": 1}, 0.1, 0),
+        ({"hidden": 64}, 16, 0.1, 100),
+        ({"hidden": 100}, 16, 0.1, 100),
+        ({"hidden": 256}, 16, 0.1 * 0.625**1.5, 256),
+        ({"hidden": 512, "shards": 7}, 9, 0.1 * (100 / 512) ** 0.75, 400),
+        ({"hidden": 1600}, 8, 0.1 / 8, 400),
+        ({"shards": 1}, 64, 0.1, 100),
+        ({"shards": 100}, 1, 0.1, 100),
+        ({"hidden": 400, "learning_rate": 0.1, "warmup": 0, "streams": 2}, 2, 0.1, 0),
+        ({"hidden": 400, "shards": 1, "streams": 1}, 1, 0.1, 0),
     ],
 )
 def test_the_recipe_follows_the_sizes_unless_it_is_given(
-    values: dict[str, Any], rate: float, warmup: int
+    values: dict[str, Any], streams: int, rate: float, warmup: int
 ) -> None:
     definition = Definition(corpus_sha256=SHA256, **values)
-    assert (definition.learning_rate, definition.warmup) == (rate, warmup)
+    assert definition.learning_rate == pytest.approx(rate, rel=1e-15)
+    assert (definition.streams, definition.warmup) == (streams, warmup)
     again = Definition.from_mapping(json.loads(definition.to_json()))
     assert again == definition
 

@@ -52,7 +52,9 @@ class Kernel:
         self._from_later = np.empty((B, H), dtype)
         self._sums = np.empty((V, H), dtype)
         self._columns = np.arange(n)
-        self._ones = np.ones(max(n, V), dtype)
+        ones = np.ones(max(n, V), dtype)
+        self._ones_by_character = ones[:V]
+        self._ones = [ones[:count] for count in range(n + 1)]  # for every number of rows
         self._make_views()
 
     def _make_views(self) -> None:
@@ -119,7 +121,7 @@ class Kernel:
         at_targets = self._targets.reshape(-1) * len(of_column) + self._columns
         y_of_target = y.take(at_targets)
         p = np.exp(y, y)
-        p /= self._ones[: len(p)].dot(p, of_column)
+        p /= self._ones_by_character.dot(p, of_column)
         p.reshape(-1)[at_targets] -= 1
         losses = np.log(of_column, of_column)
         losses -= y_of_target
@@ -150,7 +152,7 @@ class Kernel:
         """
         gradient = self._weights.like(np.empty_like(self._weights.flat))
         d, da, dy = gradient.named(), self._da, self._y
-        ones = self._ones[: len(da)]
+        ones = self._ones[-1]
         d["Wxh"][:] = self._sum_by_character(da).T
         progress()
         da.T.dot(self._before, d["Whh"])
@@ -179,6 +181,6 @@ class Kernel:
         start = 0
         for row_of_sums, count in zip(self._rows_of_sums, np.bincount(x).tolist(), strict=False):
             if count:
-                ones[:count].dot(rows[start : start + count], row_of_sums)
+                ones[count].dot(rows[start : start + count], row_of_sums)
                 start += count
         return sums

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -15,18 +16,26 @@ from manychar.numerics.option import Formula, OptionError, check, option
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
+def usual_streams(hidden: int, shards: int) -> int:
+    """Return 64 streams in all, whatever the shards; 32 for large models, which need more steps."""
+    return max(1, (64 if hidden <= 512 else 32) // shards)
+
+
 def usual_learning_rate(hidden: int, shards: int, streams: int) -> float:
     """Return min-char-rnn's rate up to its 100 hidden units, and for one stream; above, less.
 
     Adagrad's first steps move every weight by the whole rate, so that the input of a hidden unit
     changes by the rate times their number. `python -m tests.benchmarks recipe` has the study.
     """
-    return 0.1 if shards * streams == 1 else 0.1 * min(1.0, 100 / hidden)
+    if shards * streams == 1:
+        return 0.1
+    root = math.sqrt(min(1.0, 100 / hidden))
+    return 0.1 * root * math.sqrt(root)  # the same bits everywhere, which `**` does not promise
 
 
-def usual_warmup(shards: int, streams: int) -> int:
-    """Return no warm-up for one stream, which is min-char-rnn's own recipe; else 100 steps."""
-    return 0 if shards * streams == 1 else 100
+def usual_warmup(hidden: int, shards: int, streams: int) -> int:
+    """Return no warm-up for one stream, which is min-char-rnn's own recipe; else more by size."""
+    return 0 if shards * streams == 1 else min(400, max(100, hidden))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,22 +48,27 @@ class Definition:
     corpus_sha256: str
     hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
     seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
+    shards: int = _option(
+        4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
+    )
+    streams: int = _option(
+        Formula("max(1, 64 // shards); hidden above 512: max(1, 32 // shards)", usual_streams),
+        "Streams of text in a shard.",
+        least=1,
+        most=65_536,
+    )
     learning_rate: float = _option(
-        Formula("0.1 * min(1, 100 / hidden)", usual_learning_rate),
+        Formula("0.1 * min(1, 100 / hidden) ** 0.75; one stream: 0.1", usual_learning_rate),
         "Adagrad's learning rate.",
         above=0,
     )
     warmup: int = _option(
-        Formula("100, or 0 for one stream", usual_warmup),
+        Formula("min(400, max(100, hidden)); one stream: 0", usual_warmup),
         "Steps over which the learning rate rises to its value; 0: none.",
         least=0,
         most=2**53,
     )
     clip: float = _option(5.0, "Bound of each element of the mean gradient.", above=0)
-    shards: int = _option(
-        4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
-    )
-    streams: int = _option(16, "Streams of text in a shard.", least=1, most=65_536)
     dtype: Literal["float32", "float64"] = _option("float32", "Precision.")
     seed: int = _option(0, "Seed of the first weights and of samples.", least=0, most=2**53)
     numerics: Literal["portable", "native"] = _option(

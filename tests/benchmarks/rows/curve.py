@@ -5,44 +5,31 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.benchmarks.comparison import Comparison, compare, comparisons
 from tests.benchmarks.plan import Plan
-from tests.benchmarks.rounds import Measured, interleave
-from tests.benchmarks.running import growth, manychar, operation
-from tests.benchmarks.tables import Comparison, comparisons
+from tests.benchmarks.running import growth, manychar, operation, sizes
+from tests.benchmarks.task import Task
 
-CASES = ((100, 64), (512, 64))
+WITHOUT = "without"
 
 
 def run(plan: Plan) -> Iterator[str]:
     """Yield the table, in characters a second."""
-    sides: dict[str, Measured] = {}
-    for hidden, streams in CASES:
-        for keys in (True, False):
-            sides[_name(hidden, keys=keys)] = _ByHand(plan, hidden, streams, keys=keys)
-    found = interleave(sides, plan.rounds)
-    rows = [
-        Comparison(
-            what=_name(hidden, keys=True),
-            ours=found[_name(hidden, keys=True)],
-            against="without",
-            theirs=found[_name(hidden, keys=False)],
-            percent=True,
-        )
-        for hidden, _ in CASES
-    ]
+    rows: list[Comparison] = []
+    for hidden in (100, 512):
+        task = plan.task(hidden=hidden, shards=2, streams=64)
+        what = f"H {hidden}, with keys"
+        sides = {name: _ByHand(plan, task, keys=name == what) for name in (what, WITHOUT)}
+        rows += compare(sides, plan.rounds, [(what, WITHOUT)], percent=True)
     yield "The price of keys, server and 2 workers, S 2, B 64, characters a second in all:\n"
     yield comparisons(rows)
-
-
-def _name(hidden: int, *, keys: bool) -> str:
-    return f"H {hidden}, {'with keys' if keys else 'without'}"
 
 
 class _ByHand:
     """A server and two workers that are started one by one, with keys or without."""
 
-    def __init__(self, plan: Plan, hidden: int, streams: int, *, keys: bool) -> None:
-        self._plan, self._hidden, self._streams, self._keys = plan, hidden, streams, keys
+    def __init__(self, plan: Plan, task: Task, *, keys: bool) -> None:
+        self._plan, self._task, self._keys = plan, task, keys
 
     def measure(self, turn: int) -> float:
         """Return characters a second, the start left out; `turn` does not matter."""
@@ -58,14 +45,14 @@ class _ByHand:
                     making.until_it_ends()
                 locked, key = ["--keys", str(keys)], ["--key", str(keys / "worker.key")]
             endpoint = f"ipc://{folder}/server"
-            sizes = ["--hidden", str(self._hidden), "--streams", str(self._streams)]
             server = [
                 *("server", str(plan.text), "--bind", endpoint, *locked),
-                *("--shards", "2", *sizes, "--numerics", "native", *operation(run_dir)),
+                *sizes(self._task),
+                *operation(run_dir),
             ]
             started = [stack.enter_context(manychar(*server))]
             for number in (1, 2):
                 worker = ["worker", endpoint, "--name", f"worker-{number}", *key]
                 started.append(stack.enter_context(manychar(*worker)))
-            grown, _ = growth(run_dir, started, plan.seconds)
+            grown, *_ = growth(run_dir, started, plan.seconds)
         return grown["characters"] / grown["seconds"]

@@ -2,19 +2,17 @@
 
 import contextlib
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.idle_fleet import IdleFleet
 from tests.benchmarks.plan import MissingError, Plan
-from tests.benchmarks.running import manychar, metrics, operation, watched
+from tests.benchmarks.running import Process, growth, manychar, operation, sizes, watched
 from tests.benchmarks.tables import number, table
 
 HEAD = ("", "thread", "on a core, µs a step", "ready, but waiting for a core, µs a step")
 ROLES = ("server", "worker")
-FLAGS = ("--workers", "2", "--shards", "2", "--streams", "64", "--numerics", "native")
 NANOSECONDS_A_MICROSECOND = 1e3
 
 Times = dict[str, tuple[int, int]]
@@ -33,20 +31,21 @@ def run(plan: Plan) -> Iterator[str]:
 def _fleet(plan: Plan) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
         run_dir = Path(folder) / "run"
-        with manychar("train", str(plan.text), *FLAGS, *operation(run_dir)) as fleet:
+        task = plan.task(shards=2, streams=64)
+        flags = ["--workers", "2", *sizes(task), *operation(run_dir)]
+        with manychar("train", str(plan.text), *flags) as fleet:
             next(watched(run_dir, [fleet]))
             who = _members(fleet.process.pid)
-            yield from _watch("H 100", who, run_dir, 4 * plan.seconds)
+            yield from _watch("H 100", who, run_dir, [fleet], 4 * plan.seconds)
 
 
 def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
     with contextlib.ExitStack() as stack:
         idle = IdleFleet(plan, plan.task(hidden=hidden, shards=2))
         run_dir, processes = idle.started(stack)
-        next(watched(run_dir, processes))
         names = ("server", "worker 1", "worker 2")
         who = {name: each.process.pid for name, each in zip(names, processes, strict=True)}
-        yield from _watch(f"H {hidden}", who, run_dir, 4 * plan.seconds)
+        yield from _watch(f"H {hidden}", who, run_dir, processes, 4 * plan.seconds)
 
 
 def _members(parent: int) -> dict[str, int]:
@@ -62,19 +61,13 @@ def _members(parent: int) -> dict[str, int]:
 
 
 def _watch(
-    what: str, who: Mapping[str, int], run_dir: Path, seconds: float
+    what: str, who: Mapping[str, int], run_dir: Path, processes: Sequence[Process], seconds: float
 ) -> Iterator[tuple[str, ...]]:
     """Yield what each thread of a run did a step, over some seconds."""
-    before, first = _times(who), metrics(run_dir)[-1]
-    time.sleep(seconds)
-    after, last = _times(who), metrics(run_dir)[-1]
-    yield from _rows(what, before, after, last["step"] - first["step"])
-
-
-def _rows(what: str, before: Times, after: Times, steps: float) -> Iterator[tuple[str, ...]]:
+    grown, before, after = growth(run_dir, processes, seconds, read=lambda: _times(who))
     for thread in sorted(after):
         spent = [b - a for a, b in zip(before[thread], after[thread], strict=True)]
-        on_core, waiting = (value / steps / NANOSECONDS_A_MICROSECOND for value in spent)
+        on_core, waiting = (ns / grown["step"] / NANOSECONDS_A_MICROSECOND for ns in spent)
         if on_core >= 1:
             yield what, thread, number(on_core), number(waiting)
 

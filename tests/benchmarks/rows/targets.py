@@ -3,20 +3,19 @@
 A target is reached when the median of the paired ratios is at least it.
 """
 
-import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.benchmarks.asking import Side, SideError, Together
+from tests.benchmarks.asking import Side, SideError, Together, ready
+from tests.benchmarks.comparison import Comparison, Pair, compare, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import MissingError, Plan, require
 from tests.benchmarks.program import HERE, Program
-from tests.benchmarks.rounds import Measured, interleave, tell
+from tests.benchmarks.rounds import Measured, tell
 from tests.benchmarks.running import Fleet, sizes
 from tests.benchmarks.sides.texts import definition_of
-from tests.benchmarks.tables import Comparison, comparisons
 from tests.benchmarks.task import Task
 from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
@@ -27,8 +26,6 @@ SAME, BATCH = "one process, same definition", "one process, one batch of all str
 PLAIN = "plain min-char-rnn, float64"
 
 TIMES_LONGER = 10
-
-Targets = Sequence[tuple[str, str, float]]  # what, against what, the least ratio
 
 
 def run(plan: Plan) -> Iterator[str]:
@@ -51,29 +48,6 @@ def run(plan: Plan) -> Iterator[str]:
         raise SideError("rows are missing above")
 
 
-def compare(
-    sides: Mapping[str, Measured],
-    rounds: int,
-    targets: Targets,
-    what: str,
-    *,
-    less_is_better: bool = False,
-) -> Iterator[Comparison]:
-    """Measure the sides that have a target, in turn, and yield the comparisons."""
-    there = [target for target in targets if {*target[:2]} <= {*sides}]
-    named = {name for target in there for name in target[:2]}
-    found = interleave({name: side for name, side in sides.items() if name in named}, rounds)
-    for ours, theirs, least in there:
-        yield Comparison(
-            what=what.format(ours),
-            ours=found[ours],
-            against=theirs,
-            theirs=found[theirs],
-            least=least,
-            less_is_better=less_is_better,
-        )
-
-
 def fleet(plan: Plan, workers: int, task: Task, program: Program = HERE) -> Fleet:
     """Return `train` with flags that fc2e580 has, too."""
     rate = str(definition_of(task).learning_rate)
@@ -82,29 +56,15 @@ def fleet(plan: Plan, workers: int, task: Task, program: Program = HERE) -> Flee
 
 
 def beside_one_process(
-    plan: Plan, task: Task, targets: Targets, prefix: str = ""
+    plan: Plan, task: Task, targets: Sequence[Pair], prefix: str = ""
 ) -> Iterator[Comparison]:
     """Yield the comparisons of fleets, in characters a second."""
-    sides: dict[str, Measured] = {ONE: fleet(plan, 1, task), TWO: fleet(plan, 2, task)}
+    fleets: dict[str, Measured] = {ONE: fleet(plan, 1, task), TWO: fleet(plan, 2, task)}
     if plan.before:
-        sides[BEFORE] = fleet(plan, 2, task, plan.before)
-    with contextlib.ExitStack() as stack:
-        for name, its in ((SAME, task), (BATCH, one_batch(task))):
-            side = sides[name] = stack.enter_context(Side("single", its))
-            side.until_ready()
-        sizes_of = f"H {task.hidden}, S {task.shards}, B {task.streams}"
-        what = f"{prefix}{sizes_of}, {{}}: characters a second"
-        yield from compare(sides, plan.rounds, targets, what)
-
-
-def one_batch(task: Task) -> Task:
-    """Return a task with the same streams, all in one shard."""
-    return dataclasses.replace(task, shards=1, streams=task.shards * task.streams)
-
-
-def unpinned(task: Task) -> Task:
-    """Return the task of a side that is not this program."""
-    return dataclasses.replace(task, numerics="")
+        fleets[BEFORE] = fleet(plan, 2, task, plan.before)
+    what = f"{prefix}H {task.hidden}, S {task.shards}, B {task.streams}, {{}}: characters a second"
+    with ready({SAME: ("single", task), BATCH: ("single", task.in_one_batch())}) as sides:
+        yield from compare({**sides, **fleets}, plan.rounds, targets, what)
 
 
 def _fleets(plan: Plan) -> Iterator[Comparison]:
@@ -138,13 +98,11 @@ def _exchange_beside_ray(plan: Plan) -> Iterator[Comparison]:
     require("ray")
     for hidden, least in ((100, 5.0), (512, 4.0)):
         task = plan.task(hidden=hidden, shards=2)
-        sides: dict[str, Measured] = {OURS: IdleFleet(plan, task)}
-        with contextlib.ExitStack() as stack:
-            for name, module in ((RAY, "ray_server"), (BARE, "bare")):
-                side = sides[name] = stack.enter_context(Side(module, unpinned(task)))
-                side.until_ready()
+        others = {RAY: ("ray_server", task.unpinned()), BARE: ("bare", task.unpinned())}
+        with ready(others) as sides:
             what = f"exchange alone, H {hidden}, S 2, native: steps a second"
-            yield from compare(sides, plan.rounds, [(OURS, RAY, least), (OURS, BARE, 0.0)], what)
+            pairs: list[Pair] = [(OURS, RAY, least), (OURS, BARE)]
+            yield from compare({OURS: IdleFleet(plan, task), **sides}, plan.rounds, pairs, what)
 
 
 def _server_thread(plan: Plan) -> Iterator[Comparison]:
@@ -179,7 +137,8 @@ def _ddp(task: Task, scratch: Path) -> Together:
     """Start the two processes; they find one another at a file that is not there yet."""
     meeting = str(Path(tempfile.mkdtemp(dir=scratch)) / "meeting")
     both = [
-        dataclasses.replace(unpinned(task), rank=rank, size=2, meeting=meeting) for rank in range(2)
+        dataclasses.replace(task.unpinned(), rank=rank, size=2, meeting=meeting)
+        for rank in range(2)
     ]
     return Together([Side("ddp", each) for each in both])
 
@@ -188,20 +147,15 @@ def _to_loss(plan: Plan) -> Iterator[Comparison]:
     """Every round is another seed."""
     task = plan.default_task()
     longer = dataclasses.replace(plan, cap=TIMES_LONGER * plan.cap)
-    tasks = {
-        PLAIN: until_loss(longer, unpinned(plan.task()), "plain"),
-        BATCH: until_loss(plan, one_batch(task), "batch"),
-    }
-    with contextlib.ExitStack() as stack:
-        validator = stack.enter_context(Side("validation", until_loss(plan, task)))
+    plain = until_loss(longer, plan.task().unpinned(), "plain")
+    batch = until_loss(plan, task.in_one_batch(), "batch")
+    others = {PLAIN: ("one_to_loss", plain), BATCH: ("one_to_loss", batch)}
+    with ready(others) as sides, Side("validation", until_loss(plan, task)) as validator:
         validator.until_ready()
-        sides: dict[str, Measured] = {TWO: FleetToLoss(plan, task, validator)}
-        for name, its in tasks.items():
-            side = sides[name] = stack.enter_context(Side("one_to_loss", its))
-            side.until_ready()
+        fleets = {TWO: FleetToLoss(plan, task, validator)}
         what = f"defaults, {{}}: seconds from the first step to {plan.target:g} nats"
         targets = [(TWO, PLAIN, 25.0), (TWO, BATCH, 1.3)]
-        yield from compare(sides, plan.seeds, targets, what, less_is_better=True)
+        yield from compare({**fleets, **sides}, plan.seeds, targets, what, less_is_better=True)
 
 
 def _earlier(plan: Plan) -> Program:

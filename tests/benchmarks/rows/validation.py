@@ -3,17 +3,13 @@
 import dataclasses
 from collections.abc import Iterator
 
+from tests.benchmarks.comparison import compare, comparisons
 from tests.benchmarks.plan import Plan
-from tests.benchmarks.rounds import interleave
 from tests.benchmarks.running import Fleet
-from tests.benchmarks.tables import Comparison, comparisons
 
-VALIDATED, NOT = (
-    "--validation 0.05, a checkpoint every 1,000 steps",
-    "the same without --validation",
-)
-CHECKPOINT_EVERY = 1000
-INTERVALS = 4
+CHECKPOINT_EVERY, INTERVALS = 1000, 4
+VALIDATED = f"--validation 0.05, a checkpoint every {CHECKPOINT_EVERY:,} steps"
+NOT = "the same without --validation"
 
 
 def run(plan: Plan) -> Iterator[str]:
@@ -23,9 +19,5 @@ def run(plan: Plan) -> Iterator[str]:
         what: Fleet(longer, "--workers", "2", *more, checkpoint_every=CHECKPOINT_EVERY)
         for what, more in ((VALIDATED, ("--validation", "0.05")), (NOT, ()))
     }
-    found = interleave(sides, plan.rounds)
-    row = Comparison(
-        what=VALIDATED, ours=found[VALIDATED], against=NOT, theirs=found[NOT], percent=True
-    )
     yield "The price of validation, server and 2 workers, defaults, characters a second in all:\n"
-    yield comparisons([row])
+    yield comparisons(compare(sides, plan.rounds, [(VALIDATED, NOT)], percent=True))

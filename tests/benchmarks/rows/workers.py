@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from tests.benchmarks.asking import Side
+from tests.benchmarks.comparison import ratios
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Measured, interleave
 from tests.benchmarks.rows.targets import fleet
-from tests.benchmarks.tables import number, ratios, table
+from tests.benchmarks.tables import number, table
 
 WORKERS, SIZES = (1, 2, 4), (100, 256, 512)
 

@@ -1,0 +1,172 @@
+"""Study: learning rate, warm-up and streams by size, by halving; then the defaults that it gave.
+
+Every run is one process with portable numerics, so that a figure is the same on any x86-64 CPU.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from manychar.numerics.run_definition import Definition
+from manychar.protocol.run_operation import Operation
+from tests.benchmarks.asking import Side
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.rounds import tell
+from tests.benchmarks.sides.held_out import crossing
+from tests.benchmarks.tables import table
+
+COARSE, LEARNS_WITHIN, LEARNS = 600_000, 1_000_000, 2.6
+DEFAULTS_OF_0_1_0 = {"learning_rate": 0.1, "warmup": 0, "streams": 64}
+GRID = {  # by hidden units: rates, warm-ups
+    64: ((0.07, 0.1, 0.14, 0.2), (0, 50, 100, 200)),
+    256: ((0.025, 0.035, 0.05, 0.07, 0.1), (50, 100, 200, 400)),
+    1024: ((0.0125, 0.025), (100, 300)),
+}
+STREAMS, SIZES_BY_STREAMS = (16, 32, 64, 128, 256, 512), (100, 256, 512)
+# Other values than the default ones, and the number of seeds; 10 / H is a rate that falls with H.
+OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
+    64: [],
+    100: [({"warmup": 200}, 5)],
+    256: [({"learning_rate": 10 / 256, "warmup": 100}, 5)],
+    512: [({"learning_rate": 10 / 512, "warmup": 100}, 5)],
+    1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
+}
+SEEDS_TO_THE_END = {64: 2, 100: 2, 256: 2, 512: 1}
+ON_THE_WAY = (1_000_000, 2_500_000, 5_000_000, 8_000_000, 12_800_000)
+SEEDS_TO_TARGET = 9
+LOOKS = range(25_000, 10_000_001, 25_000)
+Values = Mapping[str, Any]
+
+
+class Trainings:
+    """Trainings that were made: `plan.results` keeps them, so that a study can go on."""
+
+    def __init__(self, plan: Plan, side: Side) -> None:
+        self._side, self._file = side, plan.results
+        lines = self._file.read_text().splitlines() if self._file and self._file.exists() else []
+        self._known: dict[str, list[float]] = dict(json.loads(line) for line in lines)
+
+    def losses(self, values: Values, marks: Sequence[int], **more: float) -> list[float]:
+        """Return the losses of one training after so many characters."""
+        asked = json.dumps({**values, **more, "marks": [*marks]}, sort_keys=True)
+        if asked not in self._known:
+            self._known[asked] = self._side.ask(asked)
+            tell(f"{asked}: {self._known[asked]}")
+            if self._file:
+                with self._file.open("a") as file:
+                    print(json.dumps([asked, self._known[asked]]), file=file)
+        return self._known[asked]
+
+
+def run(plan: Plan) -> Iterator[str]:
+    """Yield the tables: grid, streams, seeds, the end of a default run, the way to the target."""
+    task = dataclasses.replace(plan.task(numerics="portable"), held_out=plan.held_out)
+    with Side("recipe", task) as side:
+        side.until_ready()
+        trainings = Trainings(plan, side)
+        yield f"Nats a character on the last {plan.held_out:,} characters."
+        yield from _grid(trainings)
+        yield from _by_streams(trainings)
+        yield from _seeds(trainings, plan.seeds)
+        yield from _ends(trainings)
+        yield from _to_target(trainings, plan)
+
+
+def _defaults(hidden: int) -> dict[str, Any]:
+    """Return the values that the default recipe has for a size."""
+    usual = Definition(corpus_sha256="0" * 64, hidden=hidden)
+    return {
+        "hidden": hidden,
+        "streams": usual.total_streams,
+        "learning_rate": usual.learning_rate,
+        "warmup": usual.warmup,
+        "seed": 0,
+    }
+
+
+def _grid(trainings: Trainings) -> Iterator[str]:
+    """The coarse grid, with one seed."""
+    for hidden, (rates, warmups) in GRID.items():
+        values, rows = _defaults(hidden), []
+        for rate in rates:
+            asked = ({**values, "learning_rate": rate, "warmup": warmup} for warmup in warmups)
+            losses = (trainings.losses(each, [COARSE])[0] for each in asked)
+            rows.append((f"{rate:g}", *map(_shown, losses)))
+        yield f"H {hidden:,}, {values['streams']} streams in all, after {COARSE:,} characters:\n"
+        yield table(("rate", *(f"warm-up {warmup}" for warmup in warmups)), rows)
+
+
+def _by_streams(trainings: Trainings) -> Iterator[str]:
+    """The default rate and warm-up with other numbers of streams."""
+    rows = []
+    for streams in STREAMS:
+        asked = (
+            {**_defaults(hidden), "streams": streams, "seed": 1} for hidden in SIZES_BY_STREAMS
+        )
+        losses = (trainings.losses(each, [COARSE, LEARNS_WITHIN])[-1] for each in asked)
+        rows.append((str(streams), *map(_shown, losses)))
+    yield f"The default rate and warm-up, after {LEARNS_WITHIN:,} characters:\n"
+    yield table(("streams in all", *(f"H {hidden}" for hidden in SIZES_BY_STREAMS)), rows)
+
+
+def _seeds(trainings: Trainings, seeds: int) -> Iterator[str]:
+    """The default recipe, and others that came near it, with several seeds."""
+    rows = []
+    for hidden, others in OTHERS.items():
+        for other, count in [({}, seeds), *others]:
+            values = {**_defaults(hidden), **other}
+            each = [
+                trainings.losses({**values, "seed": seed}, [COARSE, LEARNS_WITHIN])[-1]
+                for seed in range(1, count + 1)
+            ]
+            figures = map(_shown, (min(each), statistics.median(each), max(each)))
+            learned = f"{sum(loss < LEARNS for loss in each)} of {count}"
+            recipe = f"{values['learning_rate']:.3g}", str(values["warmup"]), str(values["streams"])
+            rows.append((f"{hidden:,}", *recipe, *figures, learned))
+    yield f"Several seeds, after {LEARNS_WITHIN:,} characters; first the defaults of each size:\n"
+    head = ("H", "rate", "warm-up", "streams in all", "lowest", "median", "highest")
+    yield table((*head, f"below {LEARNS}"), rows)
+
+
+def _ends(trainings: Trainings) -> Iterator[str]:
+    """Default runs to the default number of steps."""
+    rows = []
+    for hidden, seeds in SEEDS_TO_THE_END.items():
+        values = _defaults(hidden)
+        end = Operation(workers=1).steps * values["streams"] * 25
+        for seed in range(1, seeds + 1):
+            found = trainings.losses({**values, "seed": seed}, [*ON_THE_WAY, end])
+            rows.append((f"{hidden:,}", str(seed), *map(_shown, found)))
+    yield "Default runs, after so many characters:\n"
+    yield table(("H", "seed", *(f"{mark:,}" for mark in ON_THE_WAY), "default steps"), rows)
+
+
+def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
+    """Characters to the target at the defaults, and with those of version 0.1.0."""
+    rows, medians = [], []
+    for name, recipe in {"the defaults": {}, "version 0.1.0": DEFAULTS_OF_0_1_0}.items():
+        values = {**_defaults(100), **recipe}
+        each = [
+            _characters_to(plan.target, trainings, {**values, "seed": seed})
+            for seed in range(1, SEEDS_TO_TARGET + 1)
+        ]
+        medians.append(statistics.median(each))
+        rows.append((name, *(f"{value:,.0f}" for value in (min(each), medians[-1], max(each)))))
+    yield f"H 100, {SEEDS_TO_TARGET} seeds: characters to {plan.target:g} nats:\n"
+    yield table(("recipe", "lowest", "median", "highest"), rows)
+    yield f"Ratio of the medians: {medians[1] / medians[0]:.2f}"
+
+
+def _characters_to(target: float, trainings: Trainings, values: Values) -> float:
+    losses = trainings.losses(values, LOOKS, target=target)
+    points = [(0.0, math.inf), *zip(map(float, LOOKS), losses, strict=False)]
+    if points[-1][1] > target:
+        return math.inf
+    return crossing(points[-2], points[-1], target)
+
+
+def _shown(loss: float) -> str:
+    return "diverged" if math.isinf(loss) else f"{loss:.2f}"
