@@ -32,8 +32,7 @@ class PieceTimer:
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._last > self.slowest:
-            self.slowest = now - self._last
+        self.slowest = max(self.slowest, now - self._last)
         if now >= self._due:
             self._due = self._heartbeat()
             now = time.monotonic()
