@@ -19,7 +19,7 @@ def dashboard(
     connect_timeout: ConnectTimeout = 10.0,
     key: Key = None,
 ) -> None:
-    """Serve a page that shows a run: losses, speed, workers, samples."""
+    """Serve a page that shows a run: losses, speed, workers, samples, hidden units."""
     with needing("dashboard", "the page"):
         from manychar.observability.dashboard.http_server import listen, serve, url_of
     from manychar.observability.dashboard.data_source import open_source

@@ -101,6 +101,18 @@ def sample(
         yield character
 
 
+def activations(parameters: Parameters, ids: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the hidden state after each of the N characters, (N, H), from a zero state on.
+
+    `ids`, shape (N,), are below V. These are the states from which a sample was drawn.
+    """
+    weights = {name: view.astype(np.float64) for name, view in parameters.named().items()}
+    states, h = np.empty((len(ids), parameters.hidden_size)), np.zeros(parameters.hidden_size)
+    for t, character in enumerate(ids):
+        states[t] = h = _next_state(weights, h, int(character))
+    return states
+
+
 def _next_state(
     weights: dict[str, NDArray[Any]], h: NDArray[np.float64], character: int
 ) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from manychar.observability.dashboard import data_source
@@ -38,7 +39,9 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     assert view.history.points[-1].smooth_loss == pytest.approx(last["smooth_loss"] / 5)
     assert (view.live, view.activity, view.steps) == (False, "at step 300", 300)
     assert [sample.step for sample in view.samples] == [0, 150, 300]
-    assert {len(sample.text) for sample in view.samples} == {300}
+    for sample in view.samples:
+        assert sample.states.shape == (len(sample.text), 8)
+    assert np.abs(view.samples[-1].states).max() > 0.5
     assert view.checkpoint is not None
     assert view.checkpoint[0] == 300
 

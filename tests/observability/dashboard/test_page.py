@@ -6,12 +6,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
 from tests.commands import SMALL, Commands, until
 from tests.observability.dashboard.browser import Browser
 from tests.observability.dashboard.serving import serve
 
 NAMED = {"button", "image", "spinbutton", "combobox", "table", "region", "link", "heading"}
+FIELD = '[role="combobox"]'
+COLOURED = ".coloured"
 STEP = "dl div:first-child dd"
 
 
@@ -29,7 +33,7 @@ def finished_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def page(finished_page: str, browser: Browser) -> str:
     browser.open(finished_page)
-    browser.wait_for("article", bool)
+    browser.wait_for(COLOURED, bool)
     return finished_page
 
 
@@ -52,7 +56,38 @@ def test_nothing_is_fetched_from_elsewhere(page: str, browser: Browser) -> None:
     assert browser.complaints() == []
 
 
+@pytest.mark.usefixtures("page")
+def test_a_hidden_unit_is_picked_by_keyboard_and_colours_the_text(browser: Browser) -> None:
+    before, words = browser.script(_COLOURS), browser.text(".words")
+    assert len(before) == 300
+    _tab_to(browser, FIELD)
+    assert browser.script(_OUTLINE) == "solid"
+    keys = ActionChains(browser.driver)
+    keys.send_keys(Keys.ENTER).perform()
+    until(lambda: browser.all('[role="option"]'), "the list of hidden units")
+    keys.send_keys(Keys.ARROW_DOWN, Keys.ENTER).perform()
+    after = until(
+        lambda: browser.script(_COLOURS) != before and browser.script(_COLOURS),
+        "other colours for another hidden unit",
+    )
+    assert len(after) == 300
+    browser.wait_for(".words", lambda shown: shown.startswith("Hidden unit ") and shown != words)
+
+
 _HEADINGS = "return [...document.querySelectorAll('article h3')].map(e => e.textContent)"
+_OUTLINE = "return getComputedStyle(document.activeElement.closest('.q-field')).outlineStyle"
+_COLOURS = """
+return [...document.querySelectorAll('.coloured span')].map(s => s.className + s.style.cssText)
+"""
+_FOCUSED = "return document.activeElement.matches(arguments[0])"
+
+
+def _tab_to(browser: Browser, selector: str, *, most: int = 40) -> None:
+    for _ in range(most):
+        ActionChains(browser.driver).send_keys(Keys.TAB).perform()
+        if browser.script(_FOCUSED, selector):
+            return
+    raise AssertionError(f"{selector} is not reached by the Tab key")
 
 
 @pytest.mark.usefixtures("page")

@@ -12,8 +12,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
+from manychar.numerics.model import activations
 from manychar.numerics.run_definition import Definition
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
@@ -177,8 +180,12 @@ class StoredRun(DataSource):
 
 
 def sample_of(model: Model, *, seed: int, step: int) -> Sample:
-    """Return the sample that the run itself shows of a step, longer."""
-    return Sample(step, training_sample(model, seed=seed, step=step, length=SAMPLE_LENGTH))
+    """Return the sample that the run itself shows of a step, longer, with its hidden states."""
+    parameters, vocabulary = model
+    text = training_sample(model, seed=seed, step=step, length=SAMPLE_LENGTH)
+    start = max(vocabulary.find("\n"), 0)  # the character that the sample follows
+    ids = np.array([start, *map(vocabulary.index, text)], np.intp)
+    return Sample(step, text, activations(parameters, ids)[1:].astype(np.float32))
 
 
 def _facts(of: Definition | Dimensions) -> dict[str, str]:

@@ -12,6 +12,11 @@ from manychar.observability.history import recent_speed, seconds_left
 from manychar.observability.status import COLUMNS
 from manychar.observability.text_format import bits_of, duration, printable
 
+HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
+<span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
+<span class="high" style="--a:.5">0.5</span> <span class="high" style="--a:1">1</span>, underlined
+below zero."""
+
 
 def figures(view: View) -> str:
     """Return the run's figures: a list of terms and values."""
@@ -79,3 +84,39 @@ def samples(found: Sequence[Sample]) -> str:
         f'<p class="text">{escape(printable(sample.text))}</p></article>'
         for sample in reversed(found)
     )
+
+
+def coloured(sample: Sample, hidden_unit: int) -> str:
+    """Return a text with each character on a colour that shows a hidden unit's value after it.
+
+    Characters below zero are underlined, too.
+    """
+    spans = []
+    values = sample.states[:, hidden_unit].tolist()
+    for character, value in zip(sample.text, values, strict=True):
+        sign = "high" if value >= 0 else "low"
+        shown = {"\n": "↵\n", "\t": "⇥"}.get(character) or escape(printable(character))
+        alpha, title = f"--a:{abs(value):.2f}", _signed(value)
+        spans.append(f'<span class="{sign}" style="{alpha}" title="{title}">{shown}</span>')
+    return "".join(spans)
+
+
+def summary_of(sample: Sample, hidden_unit: int) -> str:
+    """Return in a sentence what a hidden unit does over a text."""
+    values = sample.states[:, hidden_unit]
+    low, high = int(values.argmin()), int(values.argmax())
+    return escape(
+        f"Hidden unit {hidden_unit} over {len(sample.text)} characters of step {sample.step:,}:"
+        f" mean {_signed(values.mean())}, above zero after {float((values >= 0).mean()):.0%} of"
+        f" them; highest ({_signed(values[high])}) after “{_up_to(sample.text, high)}”, lowest"
+        f" ({_signed(values[low])}) after “{_up_to(sample.text, low)}”."
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _up_to(text: str, position: int, reach: int = 8) -> str:
+    before = text[max(0, position - reach + 1) : position + 1]
+    return printable(before).replace("\n", "↵").replace("\t", "⇥")

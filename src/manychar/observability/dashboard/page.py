@@ -9,7 +9,7 @@ from nicegui import ui
 
 from manychar.observability.dashboard import html
 from manychar.observability.dashboard.charts import loss_chart, loss_summary
-from manychar.observability.dashboard.view import View
+from manychar.observability.dashboard.view import Sample, View
 
 EVERY = 1.0
 _THEME = json.loads(files(__package__).joinpath("chart_theme.json").read_text(encoding="utf-8"))
@@ -38,6 +38,7 @@ def register(current: Callable[[], View]) -> None:
                 workers.props("aria-label=Statistics")
             with _section("Samples"):
                 samples = _html("div").classes("samples")
+            hidden_units = _HiddenUnits()
         ui.skip_link("Skip to the run", target=sections)
 
         def draw() -> None:
@@ -56,9 +57,40 @@ def register(current: Callable[[], View]) -> None:
             workers.set_content(html.workers(view))
             section.set_visibility(view.live or bool(view.workers))
             samples.set_content(html.samples(view.samples))
+            hidden_units.draw(view)
 
         draw()
         ui.timer(EVERY, draw)
+
+
+class _HiddenUnits:
+    """The newest sample, coloured by a hidden unit that the reader picks."""
+
+    def __init__(self) -> None:
+        self._sample: Sample | None = None
+        with _section("Hidden units"):
+            _html("p", html.HIDDEN_UNITS)
+            self._select = ui.select([], label="Hidden unit", on_change=self._colour)
+            self._text = _html("p").classes("text coloured").props("role=img")
+            self._words = _html("p").classes("words")
+
+    def draw(self, view: View) -> None:
+        """Show the newest sample, coloured by the hidden unit that was picked, else the first."""
+        if not view.samples or view.samples[-1] is self._sample:
+            return
+        self._sample = view.samples[-1]
+        hidden_units = list(range(self._sample.states.shape[1]))
+        picked = self._select.value if self._select.value in hidden_units else 0
+        self._select.set_options(hidden_units, value=picked)
+        self._colour()
+
+    def _colour(self) -> None:
+        sample, hidden_unit = self._sample, self._select.value
+        if sample is None or hidden_unit is None:
+            return
+        self._text.set_content(html.coloured(sample, hidden_unit))
+        self._text.props["aria-label"] = f"The sample, coloured by hidden unit {hidden_unit}"
+        self._words.set_content(html.summary_of(sample, hidden_unit))
 
 
 def _html(tag: str, content: str = "") -> ui.html:

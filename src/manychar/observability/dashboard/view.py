@@ -6,7 +6,10 @@ whole run stays visible, more coarsely.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from manychar.observability.history import History, Point, thinned
 
@@ -14,11 +17,13 @@ MOST_POINTS = 600
 MOST_SAMPLES = 12
 
 
-class Sample(NamedTuple):
-    """A text that the weights of a step write."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A text that the weights of a step write, and the hidden states over it, (characters, H)."""
 
     step: int
     text: str
+    states: NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
