@@ -56,13 +56,6 @@ def equivalence(
             logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}")
             done.append(trials.fleet(**fleet))
         write(table(done))
-        if definition.total_streams == 1:
-            found = trials.against_plain()
-            write(
-                "largest relative difference from min-char-rnn's plain form:"
-                f" {found.one_step:.1e} in one step from the same state,"
-                f" {found.smooth_loss:.1e} in the smooth loss of its own trajectory\n"
-            )
     if difference := difference_between(done):
         write(f"DIFFERENT: {difference}\n")
         raise typer.Exit(1)

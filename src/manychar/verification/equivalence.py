@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from manychar.fleet.local_fleet import LocalFleet
-from manychar.numerics import min_char_rnn
-from manychar.numerics.corpus import Batch
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
@@ -40,20 +36,6 @@ class Trial:
     name: str
     states: dict[int, TrainingState]
     note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class AgainstPlain:
-    """Relative differences from the plain form, each the largest over all steps.
-
-    `one_step` is that of the weights after one step from the same state, relative to the largest
-    weight of the array; `smooth_loss` that of the two trajectories from the same first weights.
-    Their weights drift apart, as those of any two orders of summation do: training amplifies a
-    difference in the last bit.
-    """
-
-    one_step: float
-    smooth_loss: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,48 +78,9 @@ class Equivalence:
         notes = [killer.note, "a worker slowed" if slow else ""]
         return Trial(name, states, note=", ".join(filter(None, notes)))
 
-    def against_plain(self) -> AgainstPlain:
-        """Compare a run of one stream with the plain form: step by step, and on its own."""
-        directory, definition = self._directory("plain", workers=1), self.definition
-        _, streams = directory.corpus()
-        states = replay(directory, self.operation.steps)
-        before = own = next(states)
-        one_step = smooth_loss = 0.0
-        for step, after in enumerate(states):
-            batch = streams.batch_at(0, step)
-            fast = after.parameters.named()
-            for name, plain in _plain_step(before, definition, batch).parameters.named().items():
-                largest = max(float(np.abs(plain).max()), 1e-300)
-                one_step = max(one_step, float(np.abs(fast[name] - plain).max()) / largest)
-            own = _plain_step(own, definition, batch)
-            difference = abs(after.smooth_loss - own.smooth_loss) / own.smooth_loss
-            smooth_loss = max(smooth_loss, difference)
-            before = after
-        return AgainstPlain(one_step, smooth_loss)
-
     def _directory(self, name: str, *, workers: int, compute: bool = False) -> RunDirectory:
         operation = dataclasses.replace(self.operation, workers=workers, compute=compute)
         return create_run(self.parent / name, self.definition, self.corpus, operation)
-
-
-def _plain_step(state: TrainingState, definition: Definition, batch: Batch) -> TrainingState:
-    """Return the state after one step of the plain form, in float64."""
-    parameters = state.parameters.like(state.parameters.flat.astype(np.float64))
-    memory = state.parameters.like(state.memory.astype(np.float64))
-    hidden = state.hidden[0, 0].astype(np.float64)
-    if batch.fresh:
-        hidden = np.zeros_like(hidden)
-    named = parameters.named()
-    loss, gradient, hidden = min_char_rnn.loss_and_gradient(named, batch.ids[0], hidden)
-    rate, bound = definition.learning_rate_at(state.step), definition.clip
-    min_char_rnn.adagrad(named, memory.named(), gradient, clip=bound, learning_rate=rate)
-    return TrainingState(
-        step=state.step + 1,
-        parameters=parameters,
-        memory=memory.flat,
-        hidden=hidden[None, None],
-        smooth_loss=0.999 * state.smooth_loss + 0.001 * loss,
-    )
 
 
 @contextlib.contextmanager
