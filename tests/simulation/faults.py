@@ -49,6 +49,7 @@ class Plan:
     Of a broken worker, one result is wrong, of a step from `wrong_from` on; another worker's right
     one comes `truth_after` steps later. `attentive` workers hear of leases while they compute.
     A shard takes up to `shard_seconds`, times 1.5, and the worker's own factor, at most SLOWEST.
+    The server's process `computes`, too, and takes up to `dispute_seconds` for a disputed shard.
     The run stops after `patience` checkpoints without a better one; validation takes up to
     `validation_seconds` for each.
     """
@@ -75,6 +76,8 @@ class Plan:
     wrong_from: int
     truth_after: int
     attentive: bool
+    computes: bool
+    dispute_seconds: float
     patience: int
     validation_seconds: float
 
@@ -126,6 +129,8 @@ def draw(schedule: Schedule) -> Plan:
         wrong_from=chance.randint(0, 5),
         truth_after=chance.randint(0, 5),
         attentive=chance.random() < 0.5,
+        computes=not suspended and chance.random() < 0.3,
+        dispute_seconds=chance.choice((0.0, 0.5)),
         patience=chance.choice((0, 0, 0, 1, 2)),
         validation_seconds=chance.choice((0.0, 0.2, 2.0)),
     )

@@ -1,23 +1,29 @@
 """Planted bugs in what is counted, granted, kept and summed: rules 1 to 10, and 19."""
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import pytest
 
 from manychar.numerics import training_step as trainer
 from manychar.numerics.training_step import TrainingState
-from manychar.numerics.tree_reduction import TreeSum
-from manychar.protocol import admission, aggregation, conflicting_results, worker
-from manychar.protocol.aggregation import Aggregation, Assessment, as_frame
-from manychar.protocol.conflicting_results import ConflictingResults
-from manychar.protocol.effects import Effect, RememberBans
+from manychar.numerics.tree_reduction import Range, TreeSum, cover
+from manychar.protocol import admission, aggregation, lease_grants, worker
+from manychar.protocol.aggregation import Aggregation, Assessment, Digests
+from manychar.protocol.conflicting_results import Conflict, ConflictingResults
+from manychar.protocol.effects import Effect, RememberBans, Send
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
-from manychar.protocol.messages import Gradient, Identities, digest
+from manychar.protocol.membership import Membership
+from manychar.protocol.messages import Frame, Identities, UnitResult
+from manychar.protocol.unit_payload import Payload
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk, copy_of
+from tests.simulation.lease_oracle import LeaseOracle
 from tests.simulation.planted import Plant, mutant, plant_handler
+from tests.simulation.worker_oracle import WorkerOracle
 from tests.simulation.world import World
 
 # What is counted (rules 1, 2, 4, 6).
@@ -27,8 +33,8 @@ from tests.simulation.world import World
 def a_grant_again_elicits_nothing(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def deaf(self: Worker, lease: Any, ids: Any, *, fresh: bool) -> list[Effect]:
-        return [] if lease.finished is not None else queue(self, lease, ids, fresh=fresh)
+    def deaf(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
+        return [] if shards in lease.finished else queue(self, lease, shards, inputs)
 
     patch.setattr(Worker, "_queue", deaf)
 
@@ -40,35 +46,94 @@ def a_worker_forgets_what_it_has_sent(patch: pytest.MonkeyPatch) -> None:
     def forgetful(self: Worker, event: Computed, now: float) -> list[Effect]:
         effects = computed(self, event, now)
         for lease in self._leases.values():
-            lease.finished = None
+            lease.finished.clear()
         return effects
 
     plant_handler(patch, Worker, "_computed", forgetful)
 
 
-@mutant("1", "mixed", "unit")
-def a_worker_keeps_a_hidden_state_for_later_steps(patch: pytest.MonkeyPatch) -> None:
+@mutant("1 and 3", "moves", "unit")
+def a_unit_begins_with_the_hidden_states_of_any_step(patch: pytest.MonkeyPatch) -> None:
     advance = worker._Lease.advance
 
     def keeping(self: Any, *, by: int) -> None:
         before = self.hidden
         advance(self, by=by)
-        self.hidden = self.hidden or before
+        self.hidden = before | self.hidden
 
     patch.setattr(worker._Lease, "advance", keeping)
+    patch.setattr(Membership, "can_continue", lambda *_: True)
+    patch.setattr(LeaseOracle, "check_new_weights", lambda *_: None)
+
+
+@mutant("1", "none", "unit")
+def a_range_goes_on_from_its_hidden_states_of_the_step_before(patch: pytest.MonkeyPatch) -> None:
+    finish = worker._Lease.finish
+
+    def standing(self: Any, shards: Range, result: UnitResult, _: list[Frame]) -> None:
+        hidden = [self.hidden[shard] for shard in range(shards[0], shards[1] + 1)]
+        finish(self, shards, result, hidden)
+
+    patch.setattr(worker._Lease, "finish", standing)
+
+
+@mutant("1", "mixed", "kept")
+def what_is_finished_is_kept_by_lease_and_not_by_range(patch: pytest.MonkeyPatch) -> None:
+    queue = Worker._queue
+
+    def by_lease(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
+        kept: list[Effect] = [Send(result) for result in lease.finished.values()]
+        return kept[:1] or queue(self, lease, shards, inputs)
+
+    patch.setattr(Worker, "_queue", by_lease)
+
+
+def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:
+    """Have some digests of a result's inputs taken for those of the server."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        assess = Aggregation.assess
+
+        def assessed(self: Aggregation, result: UnitResult, payload: Payload) -> Assessment:
+            step = self._steps.get(result.step)
+            if step is not None and step.inputs is not None:
+                step.compute_digests()
+                if weights:
+                    result = dataclasses.replace(result, weights_digest=step.weights_digest)
+                if hidden:
+                    digests = step.hidden_digests[result.first : result.last + 1]
+                    payload = payload._replace(digests=digests)
+            return assess(self, result, payload)
+
+        patch.setattr(Aggregation, "assess", assessed)
+
+    return plant
 
 
 @mutant("2", "confused", "counted", "assessment")
-def the_hidden_state_is_not_compared(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Aggregation, "_is_from_here", lambda *_: True)
+def the_hidden_states_are_not_compared(patch: pytest.MonkeyPatch) -> None:
+    _inputs_are_right(weights=False, hidden=True)(patch)
+
+
+@mutant("2", "confused", "counted", "assessment")
+def the_weights_are_not_compared(patch: pytest.MonkeyPatch) -> None:
+    _inputs_are_right(weights=True, hidden=False)(patch)
+
+
+@mutant("1, 2 and 3", "other-cut", "accepted result", "state", "sums")
+def a_unit_of_any_hidden_states_counts(patch: pytest.MonkeyPatch) -> None:
+    a_unit_begins_with_the_hidden_states_of_any_step(patch)
+    _inputs_are_right(weights=True, hidden=True)(patch)
+    for check in ("computes", "sends"):
+        patch.setattr(WorkerOracle, check, lambda *_: None)
 
 
 def _assessed_as(assessment: Assessment, instead: Assessment) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         assess = Aggregation.assess
 
-        def assessed(self: Aggregation, gradient: Gradient) -> Assessment:
-            said = assess(self, gradient)
+        def assessed(self: Aggregation, result: UnitResult, payload: Payload) -> Assessment:
+            said = assess(self, result, payload)
             return instead if said is assessment else said
 
         patch.setattr(Aggregation, "assess", assessed)
@@ -81,15 +146,21 @@ def a_repeat_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
     _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
 
 
+@mutant("4", "broken", "counted", "assessment", "sums")
+def a_result_that_is_not_finite_counts(patch: pytest.MonkeyPatch) -> None:
+    _assessed_as(Assessment.NOT_FINITE, Assessment.WANTED)(patch)
+
+
 @mutant("6", "reordering", "counted", "assessment", "exception")
-def a_stale_gradient_counts(patch: pytest.MonkeyPatch) -> None:
+def a_stale_result_counts(patch: pytest.MonkeyPatch) -> None:
+    _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
     _assessed_as(Assessment.REPEAT_TOO_OLD, Assessment.WANTED)(patch)
 
 
 @mutant("3", "none", "grant", "asked again")
 def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
     def endless(self: Aggregation, shard: int) -> bool:
-        return shard not in self._senders[self.state.step]
+        return shard not in self._open.senders
 
     patch.setattr(Aggregation, "is_missing", endless)
 
@@ -97,15 +168,14 @@ def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
 # What is granted and kept (rules 3, 5, 6, 7, 8).
 
 
-@mutant("3", "join", "grant")
+@mutant("3", "other-cut", "grant")
 def a_shard_is_granted_whose_gradient_is_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Aggregation, "is_missing", lambda self, _: not self.closed)
 
 
 @mutant("3", "join", "grant")
-def a_takeover_forgets_the_hidden_state(patch: pytest.MonkeyPatch) -> None:
-    hidden = Aggregation.hidden
-    patch.setattr(Aggregation, "hidden", lambda self, shard: bytes(len(hidden(self, shard))))
+def a_takeover_forgets_the_hidden_states(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lease_grants, "as_frame", lambda hidden: bytes(hidden.nbytes))
 
 
 @mutant("5", "none", "state")
@@ -113,45 +183,51 @@ def a_checkpoint_has_the_hidden_states_of_the_step_before(patch: pytest.MonkeyPa
     apply = Aggregation.apply
 
     def older(self: Aggregation) -> None:
+        before = self.state.hidden
         apply(self)
-        _, hidden = self._inputs[self.state.step - 1]
-        self.state = dataclasses.replace(self.state, hidden=hidden)
+        self.state = dataclasses.replace(self.state, hidden=before)
 
     patch.setattr(Aggregation, "apply", older)
 
 
 @mutant("6", "none", "weights", "grant")
 def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
-    def earlier(self: Aggregation) -> memoryview:
-        return as_frame(self._inputs[max(self.state.step - 1, min(self._inputs))][0])
+    apply = Aggregation.apply
 
-    patch.setattr(Aggregation, "weights", property(earlier))
+    def earlier(self: Aggregation) -> None:
+        before = self.weights
+        apply(self)
+        self.weights = before
+
+    patch.setattr(Aggregation, "apply", earlier)
 
 
 @mutant("7", "none", "state", "grant")
 def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     accept = Aggregation.accept
 
-    def zeroing(self: Aggregation, gradient: Gradient, sender: Identities) -> None:
-        accept(self, gradient, sender)
-        after = gradient.step + 1
-        if self.corpus.batch_at(gradient.shard, after).fresh:
-            self._next_hidden[gradient.shard] = 0
+    def zeroing(
+        self: Aggregation, result: UnitResult, payload: Payload, sender: Identities
+    ) -> list[int]:
+        new = accept(self, result, payload, sender)
+        if self.corpus.is_fresh(result.step + 1):
+            self._next_hidden[new] = 0
+        return new
 
     patch.setattr(Aggregation, "accept", zeroing)
 
 
-@mutant("7", "none", "sent gradient")
+@mutant("7", "none", "sent result")
 def nobody_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def stale(self: Worker, lease: Any, ids: Any, *, fresh: bool) -> list[Effect]:
-        return queue(self, lease, ids, fresh=False)
+    def stale(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
+        return queue(self, lease, shards, dataclasses.replace(inputs, fresh=False))
 
     patch.setattr(Worker, "_queue", stale)
 
 
-@mutant("8", "mixed", "weights", "unit", "checkpoint")
+@mutant("8", "mixed", "weights", "grant", "unit", "checkpoint")
 def a_version_is_overwritten_before_it_is_sent(patch: pytest.MonkeyPatch) -> None:
     apply = trainer.apply
 
@@ -164,20 +240,63 @@ def a_version_is_overwritten_before_it_is_sent(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(World, "restore", lambda _, state: copy_of(state))
 
 
-@mutant("sum", "none", "state")
+# The sums.
+
+
+@mutant("sum", "none", "sums")
 def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     class ArrivalSum(TreeSum[Any]):
         come = 0
 
-        def add(self, index: int, value: Any) -> None:
-            self.come += 1
-            self._halves[0] = self._halves[0] + value if self._halves else value
-
-        @property
-        def complete(self) -> bool:
-            return self.come == self.count
+        def put(self, node: Range, value: Any) -> None:
+            self.come += node[1] - node[0] + 1
+            total = sum(self.nodes.values(), start=value)
+            self.nodes = {(0, self.come - 1): total}
 
     patch.setattr(aggregation, "TreeSum", ArrivalSum)
+
+
+@mutant("sum", "none", "sent result")
+def a_cover_is_summed_from_left_to_right(patch: pytest.MonkeyPatch) -> None:
+    class RunningSum(TreeSum[Any]):
+        def __init__(self, count: int) -> None:
+            super().__init__(count)
+            self.leaves: dict[int, Any] = {}
+
+        def put(self, node: Range, value: Any) -> None:
+            self.leaves[node[0]] = value
+            super().put(node, value)
+
+        def sums(self) -> list[Any]:
+            super().sums()
+            nodes = [(0, self.count - 1)] if self.complete else sorted(self.nodes)
+            return [
+                functools.reduce(operator.add, [self.leaves[i] for i in range(a, b + 1)])
+                for a, b in nodes
+            ]
+
+    patch.setattr(worker, "TreeSum", RunningSum)
+
+
+@mutant("4", "other-cut", "sums")
+def an_overlapping_sum_is_added_to_what_is_below_it(patch: pytest.MonkeyPatch) -> None:
+    class AddingSum(TreeSum[Any]):
+        def put(self, node: Range, value: Any) -> None:
+            below = [v for (a, b), v in self.nodes.items() if node[0] <= a and b <= node[1]]
+            super().put(node, sum(below, start=value))
+
+    patch.setattr(aggregation, "TreeSum", AddingSum)
+
+
+@mutant("4", "other-cut", "sums", "exception", "counted")
+def an_overlapping_sum_is_held_beside_what_is_below_it(patch: pytest.MonkeyPatch) -> None:
+    class KeepingSum(TreeSum[Any]):
+        def put(self, node: Range, value: Any) -> None:
+            below = {n: v for n, v in self.nodes.items() if node[0] <= n[0] and n[1] <= node[1]}
+            super().put(node, value)
+            self.nodes = below | self.nodes
+
+    patch.setattr(aggregation, "TreeSum", KeepingSum)
 
 
 # What differs (rules 9, 10, 19).
@@ -188,30 +307,63 @@ def a_differing_repeat_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
     _assessed_as(Assessment.REPEAT_DIFFERS, Assessment.REPEAT)(patch)
 
 
+def _compares(kind: type[Any]) -> Plant:
+    """Have only the digests of shards (int) or nodes (tuple) compared."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        digests_of = Aggregation.digests_of
+
+        def some(self: Aggregation, result: UnitResult, payload: Payload) -> Digests:
+            digests = digests_of(self, result, payload)
+            return {of: each for of, each in digests.items() if isinstance(of, kind)}
+
+        patch.setattr(Aggregation, "digests_of", some)
+
+    return plant
+
+
 @mutant("9", "differing-repeat", "assessment")
-def the_digest_covers_the_gradient_alone(patch: pytest.MonkeyPatch) -> None:
-    for module in (aggregation, conflicting_results):
-        patch.setattr(module, "digest_of", lambda result: digest(result.gradient))
+def only_sums_are_compared(patch: pytest.MonkeyPatch) -> None:
+    _compares(tuple)(patch)
+
+
+@mutant("9", "differing-repeat", "assessment")
+def no_sums_are_compared(patch: pytest.MonkeyPatch) -> None:
+    _compares(int)(patch)
+
+
+@mutant("9", "other-cut", "counted", "assessment", "banned")
+def a_repeat_is_compared_with_another_cut(patch: pytest.MonkeyPatch) -> None:
+    accepted = Aggregation.accepted
+
+    def by_first_shard(
+        self: Aggregation, step: int, first: int, last: int
+    ) -> list[tuple[Identities, Digests]]:
+        claims = accepted(self, step, first, last)
+        sums = {of[0]: each for _, c in claims for of, each in c.items() if isinstance(of, tuple)}
+        nodes = [node for node in cover(self.definition.shards, (first, last)) if node[0] in sums]
+        return [*claims, (("anyone", "anyone"), {node: sums[node[0]] for node in nodes})]
+
+    patch.setattr(Aggregation, "accepted", by_first_shard)
 
 
 @mutant("9", "differing-repeat", "banned")
 def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ConflictingResults, "begin", lambda *_: None)
+    patch.setattr(ConflictingResults, "begin", lambda *_, **__: None)
 
 
 @mutant("19", "differing-repeat", "banned", "refused")
 def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
-    def strict(self: ConflictingResults, own: Computed, now: float) -> None:
-        sides = self.open.pop((own.shard, own.step))
+    def strict(self: ConflictingResults, conflict: Conflict, now: float) -> None:
         workers = {member.identities for member in self._membership.workers()}
-        for names in {names for names, _ in sides} | workers:
+        for names in {names for names, _ in conflict.claims} | workers:
             self._admission.ban(names, "there was a dispute", now)
 
     patch.setattr(ConflictingResults, "settle", strict)
 
 
-@mutant("10", "broken", "result")
-def a_wrong_gradient_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
+@mutant("10", "broken", "result", "exception")
+def a_wrong_result_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "resume_before", lambda *_: None)
 
 

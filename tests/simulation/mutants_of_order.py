@@ -1,4 +1,4 @@
-"""Planted bugs in who may speak, who computes, who is waited for: rules 11 to 15."""
+"""Planted bugs in who may send, who computes, who is waited for: rules 3 and 11 to 16."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol import worker
 from manychar.protocol.admission import Admission
 from manychar.protocol.client_session import ClientSession
@@ -15,7 +16,7 @@ from manychar.protocol.events import Computed, Started
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.membership import Lease, Member, Membership
-from manychar.protocol.messages import Gradient, Grant, Message, Peer, Ready, Welcome
+from manychar.protocol.messages import Grant, Message, Peer, Ready, RunAndTerm, UnitResult, Welcome
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.status_report import StatusReport
@@ -31,9 +32,46 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._received_from_member
 
     def blind(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
-        receive(self, peer, dataclasses.replace(message, term=self.spec.term), now)
+        receive(self, peer, dataclasses.replace(message, **self.spec.run_and_term), now)
 
     patch.setattr(ParameterServer, "_received_from_member", blind)
+
+
+@mutant("11", "copied", "another term")
+def the_server_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> None:
+    receive = ParameterServer._received_from_member
+
+    def blind(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
+        receive(self, peer, dataclasses.replace(message, session=self.spec.session), now)
+
+    patch.setattr(ParameterServer, "_received_from_member", blind)
+
+
+@mutant("11", "copied", "another term", "abandoned")
+def a_worker_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> None:
+    def blind(self: ClientSession, run_and_term: RunAndTerm) -> bool:
+        mine = self.welcome
+        return mine is not None and mine.term == run_and_term["term"]
+
+    patch.setattr(ClientSession, "belongs", blind)
+
+
+@mutant("11", "server-crash", "abandoned")
+def a_unit_of_another_term_is_computed_to_its_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Worker, "_is_over", lambda self, unit: unit.step < self._step)
+
+
+@mutant("11", "server-crash", "abandoned", "undelivered")
+def a_unit_is_given_the_term_in_which_it_is_sent(patch: pytest.MonkeyPatch) -> None:
+    computed = Worker._computed
+
+    def renamed(self: Worker, event: Computed, now: float) -> list[Effect]:
+        if self._in_hand is not None:
+            self._in_hand.run_and_term = self.session.welcomed().run_and_term
+        return computed(self, event, now)
+
+    plant_handler(patch, Worker, "_computed", renamed)
+    patch.setattr(Worker, "_is_over", lambda self, unit: unit.step < self._step)
 
 
 @mutant("11", "server-crash", "another term")
@@ -97,7 +135,19 @@ def the_limit_for_a_hang_does_not_double(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "limit", lambda self, _: self._silence)
 
 
-@mutant("14", "join", "undelivered")
+@mutant("14", "suspended", "stuck", "undelivered")
+def no_limit_doubles_and_only_the_holders_result_counts(patch: pytest.MonkeyPatch) -> None:
+    the_limit_for_a_hang_does_not_double(patch)
+    only_the_holders_result_counts(patch)
+
+
+@mutant("14", "suspended", "stuck", "undelivered")
+def no_limit_doubles_and_what_is_revoked_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    the_limit_for_a_hang_does_not_double(patch)
+    a_revoked_worker_drops_what_it_began(patch)
+
+
+@mutant("14", "hang", "undelivered")
 def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
     computed = Worker._computed
 
@@ -110,15 +160,15 @@ def a_revoked_worker_drops_what_it_began(patch: pytest.MonkeyPatch) -> None:
     plant_handler(patch, Worker, "_computed", dropping)
 
 
-@mutant("14", "join", "counted", "assessment")
-def only_the_holders_gradient_counts(patch: pytest.MonkeyPatch) -> None:
-    gradient = ParameterServer._gradient
+@mutant("14", "hang", "counted", "assessment")
+def only_the_holders_result_counts(patch: pytest.MonkeyPatch) -> None:
+    unit_result = ParameterServer._unit_result
 
-    def jealous(self: ParameterServer, member: Member, message: Gradient, now: float) -> None:
-        if self.membership.leases[message.shard].peer == member.peer:
-            gradient(self, member, message, now)
+    def jealous(self: ParameterServer, member: Member, result: UnitResult, now: float) -> None:
+        if result.lease in self.membership.leases:
+            unit_result(self, member, result, now)
 
-    plant_handler(patch, ParameterServer, "_gradient", jealous)
+    plant_handler(patch, ParameterServer, "_unit_result", jealous)
 
 
 @mutant("15", "reordering", "older lease")
@@ -126,15 +176,105 @@ def an_older_grant_replaces_a_newer(patch: pytest.MonkeyPatch) -> None:
     grant = Worker._grant
 
     def hasty(self: Worker, message: Grant, now: float) -> list[Effect]:
-        for lease in list(self._leases.values()):
-            if lease.shard == message.shard and lease.number > message.lease:
+        for lease in _overlapping(self, message):
+            if lease.number > message.lease:
                 del self._leases[lease.number]
         return grant(self, message, now)
 
     plant_handler(patch, Worker, "_grant", hasty)
 
 
-@mutant("15", "none", "lowest first")
+def _overlapping(machine: Worker, grant: Grant) -> list[Any]:
+    """Return the worker's leases that have shards of a grant's lease."""
+    return [
+        lease
+        for lease in machine._leases.values()
+        if lease.shards[0] <= grant.lease_last and grant.lease_first <= lease.shards[1]
+    ]
+
+
+@mutant("3", "confused", "older lease")
+def a_grant_voids_no_older_lease_of_its_shards(patch: pytest.MonkeyPatch) -> None:
+    grant = Worker._grant
+
+    def mild(self: Worker, message: Grant, now: float) -> list[Effect]:
+        older = {each.number: each for each in _overlapping(self, message)}
+        effects = grant(self, message, now)
+        self._leases |= {n: each for n, each in older.items() if n not in self._leases}
+        return effects
+
+    plant_handler(patch, Worker, "_grant", mild)
+
+
+@mutant("3", "other-cut", "weights", "lease")
+def every_holder_is_thought_to_have_the_hidden_states(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "can_continue", lambda *_: True)
+
+
+@mutant("15", "mixed", "abandoned")
+def a_unit_of_a_step_that_is_applied_is_computed_to_its_end(patch: pytest.MonkeyPatch) -> None:
+    def faithful(self: Worker, unit: Any) -> bool:
+        return not self.session.belongs(unit.run_and_term)
+
+    patch.setattr(Worker, "_is_over", faithful)
+
+
+# Ranges (rule 16).
+
+
+@mutant("16", "worker-crash", "unheld")
+def the_shards_of_a_lost_worker_wait_for_the_next_step(patch: pytest.MonkeyPatch) -> None:
+    def patient(self: LeaseGrants, member: Member, now: float) -> None:
+        self._revoke(self._membership.end_leases(member.peer))
+
+    patch.setattr(LeaseGrants, "lost", patient)
+
+
+@mutant("16", "worker-crash", "unheld")
+def shards_are_only_leased_when_they_are_lost_and_somebody_is_here(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    joined = LeaseGrants.joined
+
+    def deaf(self: LeaseGrants, now: float) -> None:
+        if self._step == self._spec.state.step:
+            joined(self, now)
+        else:
+            self._membership.come()
+
+    patch.setattr(LeaseGrants, "joined", deaf)
+
+
+@mutant("16", "none", "taken")
+def ranges_are_cut_anew_within_a_step(patch: pytest.MonkeyPatch) -> None:
+    joined = LeaseGrants.joined
+
+    def hasty(self: LeaseGrants, now: float) -> None:
+        joined(self, now)
+        self._membership.come()
+        revoked, given = self._membership.cut_anew()
+        self._revoke(revoked)
+        for lease in given:
+            self.grant(lease, now)
+
+    patch.setattr(LeaseGrants, "joined", hasty)
+
+
+@mutant("16", "worker-crash", "ranges")
+def what_was_leased_in_addition_stays(patch: pytest.MonkeyPatch) -> None:
+    cut_anew = Membership.cut_anew
+
+    def lazy(self: Membership) -> tuple[list[Lease], list[Lease]]:
+        several = len(self.holders()) < len(self.leases)
+        return ([], []) if several else cut_anew(self)
+
+    patch.setattr(Membership, "cut_anew", lazy)
+
+
+# Numbers of leases, and who is here.
+
+
+@mutant("15", "mixed", "lowest first")
 def the_highest_shard_is_computed_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "min", max, raising=False)
 
@@ -156,9 +296,9 @@ def a_lease_is_granted_twice(patch: pytest.MonkeyPatch) -> None:
 def a_lease_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
     lease = Membership.lease
 
-    def by_shard(self: Membership, shard: int, peer: Peer) -> Lease:
-        self._numbers = shard
-        return lease(self, shard, peer)
+    def by_shard(self: Membership, shards: Range, peer: Peer) -> Lease:
+        self._numbers = shards[0]
+        return lease(self, shards, peer)
 
     patch.setattr(Membership, "lease", by_shard)
 

@@ -19,19 +19,11 @@ from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
 from manychar.protocol.early_stopping import MOST_WAITING
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState, runs_of
-from manychar.protocol.messages import (
-    Grant,
-    Hello,
-    Message,
-    NewWeights,
-    Peer,
-    Reset,
-    Role,
-    UnitResult,
-)
+from manychar.protocol.membership import PeerState
+from manychar.protocol.messages import Hello, Message, Peer, Reset, Role, UnitResult
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.unit_payload import Payload
+from tests.simulation.lease_oracle import LeaseOracle, name_of
 from tests.simulation.reference import Reference, bytes_of
 from tests.simulation.violation import Violation
 
@@ -65,14 +57,14 @@ class Oracle:
         self.accepted_in_all = 0
         self.wrong: UnitResult | None = None
         self.tainted: set[int] = set()
-        self._next: list[int] = []
-        self._next_before: list[int] = []
+        self.next: list[int] = []
+        self.next_before: list[int] = []
         self._first = 0
         self._accepted: dict[tuple[int, int | Range], Any] = {}
-        self._accepted_from: dict[int, tuple[int, Peer, int]] = {}
+        self.accepted_from: dict[int, tuple[int, Peer, int]] = {}
         self._complete: set[Range] = set()
-        self._leases: dict[int, tuple[Range, Peer]] = {}
-        self._live: dict[int, int] = {}
+        self._to_be_banned: set[str] = set()
+        self.lease_oracle = LeaseOracle(self)
         self._spoke_at = 0.0
         self._ends_as_it_is = False
 
@@ -85,10 +77,11 @@ class Oracle:
         self.term = machine.spec.term
         self._dimensions = machine.dimensions
         self.step = self._first = saved_step
-        self._next = [saved_step] * self.plan.shards
-        self._next_before = list(self._next)
-        self._accepted, self._accepted_from, self._complete = {}, {}, set()
-        self._leases, self._live = {}, {}
+        self.next = [saved_step] * self.plan.shards
+        self.next_before = list(self.next)
+        self._accepted, self.accepted_from, self._complete = {}, {}, set()
+        self._to_be_banned = set()
+        self.lease_oracle.server_starts()
         self.wrong = None
         self._ends_as_it_is = False
         self._spoke_at = now
@@ -165,21 +158,20 @@ class Oracle:
         """Compare what the server made of the message with what it must make of it."""
         if before.stranger:
             self._check_stranger(machine, peer, before, effects)
-        self._check_leases(machine)
+        self.lease_oracle.check_leases(machine)
         if self.wrong is not None:
             return
-        self._next_before = list(self._next)
-        if before.assessment is Assessment.WANTED and isinstance(message, UnitResult):
-            self._accept(message, peer, before)
-            if self.wrong is not None:
-                return
+        self.next_before = list(self.next)
+        counts = before.assessment is Assessment.WANTED
+        if counts and isinstance(message, UnitResult) and not self._accept(message, peer, before):
+            return
         aggregation = machine.aggregation
         step, accepted = aggregation.state.step, aggregation._open.senders
-        actual = [step + (shard in accepted) for shard in range(len(self._next))]
-        if actual != self._next:
+        actual = [step + (shard in accepted) for shard in range(len(self.next))]
+        if actual != self.next:
             what = before.assessment.value if before.assessment else "no result of ours"
             raise Violation(
-                "counted", f"next steps are {actual}, not {self._next}, after one that is: {what}"
+                "counted", f"next steps are {actual}, not {self.next}, after one that is: {what}"
             )
         self._check_counts(machine, before)
         self.check_step(machine)
@@ -197,24 +189,30 @@ class Oracle:
         if handled:
             raise Violation("another term", f"a stranger's message was handled: {effects}")
 
-    def _accept(self, result: UnitResult, peer: Peer, before: Before) -> None:
-        """Note what counts of a result; it is the reference's, unless a broken worker was first."""
+    def _accept(self, result: UnitResult, peer: Peer, before: Before) -> bool:
+        """Note what counts of a result; return whether it is the reference's.
+
+        It must be, unless a broken worker was the first.
+        """
         step, reference = result.step, self.reference
         parts = _parts(result, Payload.of(result, self._dimensions), reference)
         nodes = [of for of in parts if isinstance(of, tuple) and not self._is_complete(of)]
         shards = [i for i in _shards(result) if (step, i) not in self._accepted]
         right = _parts(result, reference.payload(step, result.first, result.last), reference)
-        if any(parts[of] != right[of] for of in (*nodes, *shards)):
+        new: list[int | Range] = [*nodes, *shards]
+        if any(parts[of] != right[of] for of in new):
             if before.sender not in self.broken:
-                raise Violation("accepted result", f"{_name(result)} differs")
+                raise Violation("accepted result", f"{name_of(result)} differs")
             self.wrong = result
             self.tainted.add(self.term)
         self._complete.update(nodes)
-        self._accepted |= {(step, of): parts[of] for of in (*nodes, *shards)}
+        for of in new:
+            self._accepted[step, of] = parts[of]
         for shard in shards:
-            self._next[shard] += 1
-            self._accepted_from[shard] = (step, peer, result.lease)
+            self.next[shard] += 1
+            self.accepted_from[shard] = (step, peer, result.lease)
         self.accepted_in_all += len(shards)
+        return self.wrong is None
 
     def _is_complete(self, node: Range) -> bool:
         """Whether a node's sum of the open step is there, or one that contains it."""
@@ -235,7 +233,7 @@ class Oracle:
         """A result is the reference's, to the last bit."""
         right = self.reference.result(result, result.step, result.first, result.last)
         if bytes(result.payload) != right.payload or result.weights_digest != right.weights_digest:
-            raise Violation(invariant, f"{_name(result)} differs")
+            raise Violation(invariant, f"{name_of(result)} differs")
 
     def _check_sums(self, machine: ParameterServer) -> None:
         """The server holds the sums of nodes that are disjoint, of what is accepted, and right."""
@@ -266,7 +264,7 @@ class Oracle:
         if self.wrong is not None or self._ends_as_it_is:
             return
         step = self.step
-        while min(self._next) > step and not self._held(step):
+        while min(self.next) > step and not self._held(machine, step):
             step += 1
             if (
                 machine.lifecycle.phase is not RunPhase.TRAINING
@@ -279,51 +277,35 @@ class Oracle:
             self.step = step
             self._complete = set()
             self.check_state(machine.state, "state")
-            self._check_ranges(machine)
+            self.lease_oracle.check_ranges(machine)
 
     def server_is_stopped(self, machine: ParameterServer) -> None:
         """A server that waits for a validation loss ends as it is; another one ends its step."""
-        self._ends_as_it_is |= self._held(machine.state.step)
+        self._ends_as_it_is |= self._held(machine, machine.state.step)
 
-    def _held(self, step: int) -> bool:
-        """Whether no step may be applied now: the run ends here, or waits for validation."""
+    def _held(self, machine: ParameterServer, step: int) -> bool:
+        """Whether no step may be applied now: the run ends here, or waits for something.
+
+        That is a validation loss, or a result that is not finite and is computed again.
+        """
+        if machine.conflicting_results.not_finite:
+            return True
         every = self.plan.checkpoint_every
         due = range(0, step, every) if step % every == 0 else ()
         missing = set(due) - self._world.disk.validation_losses.keys()
         most = 0 if self.plan.patience else MOST_WAITING - 1
         return step >= self._world.end or len(missing) > most
 
-    def _check_leases(self, machine: ParameterServer) -> None:
-        """Nobody holds what another holds; within a step all that is missing is held by somebody.
+    def owes_ban(self, before: Before) -> None:
+        """Note whose result was wrong; the server computes it again to know that."""
+        if before.assessment in (Assessment.REPEAT_DIFFERS, Assessment.NOT_FINITE):
+            self._to_be_banned.add(before.sender)
 
-        Shards of a worker that was lost do not wait for the end of the step.
-        """
-        membership = machine.membership
-        held: dict[int, int] = {}
-        for number, lease in membership.leases.items():
-            member = membership.members.get(lease.peer)
-            if lease.number != number or member is None or member.state is not PeerState.WORKING:
-                raise Violation("lease", f"number {number} at {lease.peer!r}")
-            for shard in range(lease.shards[0], lease.shards[1] + 1):
-                if held.setdefault(shard, number) != number:
-                    raise Violation("lease", f"shard {shard} is held twice")
-        unheld = [shard for shard in machine.aggregation.missing() if shard not in held]
-        open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
-        if open_now and unheld and membership.workers():
-            raise Violation("unheld", f"nobody holds the shards {unheld}")
-
-    def _check_ranges(self, machine: ParameterServer) -> None:
-        """Between two steps each worker holds one range at most."""
-        holders = [lease.peer for lease in machine.membership.leases.values()]
-        if machine.lifecycle.phase is RunPhase.TRAINING and len(set(holders)) < len(holders):
-            raise Violation("ranges", f"one worker holds several when a step begins: {holders}")
-
-    def check_banned(self, machine: ParameterServer, before: Before) -> None:
+    def check_banned(self, machine: ParameterServer) -> None:
         """Who sent other bytes than the right ones is banned by name, and nobody else is."""
         banned = set(machine.admission.banned)
-        wrong = before.assessment in (Assessment.REPEAT_DIFFERS, Assessment.NOT_FINITE)
-        if wrong and before.sender not in banned:
-            raise Violation("banned", f"{before.sender} is not, and what it sent was wrong")
+        if not machine.conflicting_results.open and not self._to_be_banned <= banned:
+            raise Violation("banned", f"{self._to_be_banned} are not, and sent wrong results")
         names = {m.name for m in machine.membership.members.values() if m.role is Role.WORKER}
         if not banned <= self.broken or banned & names:
             raise Violation("banned", f"{banned}; broken are {self.broken}, here are {names}")
@@ -338,65 +320,6 @@ class Oracle:
         if not banned or not banned.keys() <= self.broken:
             raise Violation("banned", f"{set(banned)}; broken are {self.broken}")
 
-    def server_sends(self, peer: Peer, message: Message) -> None:
-        """Check what a lease, and weights, may say."""
-        if self.wrong is not None:
-            return
-        if isinstance(message, Grant):
-            self._check_grant(peer, message)
-        elif isinstance(message, NewWeights):
-            self._check_new_weights(peer, message)
-
-    def _check_grant(self, peer: Peer, grant: Grant) -> None:
-        """A grant is of all contiguous shards of its lease that are not accepted yet."""
-        leased = (grant.lease_first, grant.lease_last)
-        self._check_lease(grant.lease, leased, peer, begins=True)
-        runs = [
-            run
-            for now in (self._next, self._next_before)
-            for run in runs_of(i for i in range(leased[0], leased[1] + 1) if now[i] == grant.step)
-        ]
-        if (grant.first, grant.last) not in runs:
-            raise Violation("grant", f"{_name(grant)}, not {runs}")
-        hidden = b"".join(self.reference.hidden[grant.step][grant.first : grant.last + 1])
-        if bytes(grant.hidden) != hidden:
-            raise Violation("grant", f"hidden states of {_name(grant)}")
-        self._check_inputs(grant)
-
-    def _check_new_weights(self, peer: Peer, message: NewWeights) -> None:
-        """Weights alone are for a holder from whom all its shards were accepted before."""
-        shards = (message.first, message.last)
-        self._check_lease(message.lease, shards, peer, begins=False)
-        before = {self._accepted_from.get(i) for i in range(shards[0], shards[1] + 1)}
-        if before != {(message.step - 1, peer, message.lease)}:
-            raise Violation("weights", f"{_name(message)} after {before}")
-        self._check_inputs(message)
-
-    def _check_inputs(self, message: Grant | NewWeights) -> None:
-        step, streams = message.step, self.reference.streams
-        if step >= self.plan.steps:
-            raise Violation("grant", f"{_name(message)} of {self.plan.steps} steps")
-        batches = [streams.batch_at(i, step) for i in range(message.first, message.last + 1)]
-        for what, wanted, sent in (
-            ("fresh", batches[0].fresh, message.fresh),
-            ("weights", self.reference.weights[step], bytes(message.weights)),
-            ("ids", b"".join(each.ids.tobytes() for each in batches), bytes(message.ids)),
-        ):
-            if wanted != sent:
-                raise Violation("grant", f"{what} of {_name(message)}")
-
-    def _check_lease(self, number: int, shards: Range, peer: Peer, *, begins: bool) -> None:
-        """One live lease a shard, with a number that was never another's."""
-        if number not in self._leases and begins:
-            newest = max(self._live.get(i, 0) for i in range(shards[0], shards[1] + 1))
-            if number <= newest:
-                raise Violation("lease", f"number {number} after {newest}")
-            self._leases[number] = (shards, peer)
-            self._live |= dict.fromkeys(range(shards[0], shards[1] + 1), number)
-        live = {self._live.get(shard) for shard in range(shards[0], shards[1] + 1)}
-        if self._leases.get(number) != (shards, peer) or live != {number}:
-            raise Violation("lease", f"number {number} for {shards} at {peer!r} is not live")
-
     def server_spoke(self, now: float) -> None:
         """A line for a person."""
         self._spoke_at = now
@@ -404,7 +327,7 @@ class Oracle:
     def server_ticked(self, machine: ParameterServer, applied_at: float, now: float) -> None:
         """While no step completes, somebody is told why."""
         self.check_step(machine)
-        self._check_leases(machine)
+        self.lease_oracle.check_leases(machine)
         self._check_best(machine)
         for member in machine.membership.workers():
             if now - member.heard_at >= machine.membership.limit(member):
@@ -425,10 +348,6 @@ class Oracle:
 
 def _shards(result: UnitResult) -> range:
     return range(result.first, result.last + 1)
-
-
-def _name(unit: UnitResult | Grant | NewWeights) -> str:
-    return f"step {unit.step}, shards {unit.first} … {unit.last}"
 
 
 def _parts(result: UnitResult, payload: Payload, reference: Reference) -> dict[Any, Any]:

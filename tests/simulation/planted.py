@@ -1,12 +1,12 @@
 """The list of planted bugs, and how a module adds to it.
 
 A mutant is a function that plants one bug; its name says what is wrong then. Noted with it are the
-rule that is left out, by its number in manychar.protocol (a word stands for a promise beside the
-rules), the kind of schedule in which it is looked for, and the invariants that may find it.
+rule of the protocol that is left out, by its number (a word stands for a promise beside the rules;
+rules that hide one another are left out together, too), the kind of schedule in which it is looked
+for, the invariants that may find it, and a seed with which one of them does: the first to be tried.
 
-Left to other tests: rule 11 is a definition; the lock, the term file and checkpoint 0 of rule 13,
-the mailbox of rule 16 and the probe of rule 17 belong to the shells; a newer server's term (12) is
-a story in tests/protocol.
+Left to other tests: the lock, the term file and checkpoint 0 of rule 12 and the mailbox of rule 15
+belong to the shells; a newer server's term (11) is a story in tests/protocol.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ class Mutant:
     name: str
     kind: str
     invariants: tuple[str, ...]
+    seed: int
     plant: Plant
 
     def __str__(self) -> str:
@@ -39,12 +40,12 @@ class Mutant:
 _MUTANTS: list[Mutant] = []
 
 
-def mutant(rule: str, kind: str, *invariants: str) -> Callable[[Plant], Plant]:
+def mutant(rule: str, kind: str, *invariants: str, seed: int = 0) -> Callable[[Plant], Plant]:
     """Note a function that plants a bug."""
 
     def note(plant: Plant) -> Plant:
         name = plant.__name__.strip("_").replace("_", " ")
-        _MUTANTS.append(Mutant(rule, name, kind, invariants, plant))
+        _MUTANTS.append(Mutant(rule, name, kind, invariants, seed, plant))
         return plant
 
     return note

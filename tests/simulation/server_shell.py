@@ -1,5 +1,6 @@
 """One life of the server process: its machine, its mailbox, and what the machine asks for."""
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,17 +27,19 @@ from manychar.protocol.events import (
     Started,
     StopRequested,
 )
+from manychar.protocol.membership import OWN_PEER
 from manychar.protocol.messages import Message, Peer
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec
 from tests.simulation.network import decoded
 from tests.simulation.reference import compute
+from tests.simulation.server_share import ServerShare
 from tests.simulation.transcript import brief, sent
+from tests.simulation.worker_shell import FINGERPRINT
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-FINGERPRINT = "native"
 RUN_NAME = "run"
 
 
@@ -52,7 +55,7 @@ class ServerShell:
             definition=known.definition,
             operation=Operation(
                 workers=1,
-                compute=False,
+                compute=plan.computes,
                 steps=plan.steps,
                 checkpoint_every=plan.checkpoint_every,
                 sample_every=0,
@@ -73,6 +76,8 @@ class ServerShell:
         world.servers += 1
         world.attach(f"server-{world.servers}", self.machine, spec=spec, now=world.now)
         self.applied_at = world.now
+        self.share = ServerShare(world) if plan.computes else None
+        self._to_compute: collections.deque[Compute] = collections.deque()
         self._resume: ResumeBefore | None = None
         self._stalled_until = 0.0
         self._mailbox: list[tuple[Peer, list[bytes]]] = []
@@ -88,6 +93,8 @@ class ServerShell:
         self.carry_out(self.machine.handle(Started(), self.world.now))
         if self.is_alive():
             self._tick()
+        if self.share is not None:
+            self.share.wake()
 
     def arrive(self, peer: Peer, frames: list[bytes]) -> None:
         """Read a message, at once unless the process stalls."""
@@ -112,7 +119,8 @@ class ServerShell:
         world.oracle.after_server(machine, peer, message, before, effects)
         self.carry_out(effects)
         if self.is_alive():
-            world.oracle.check_banned(machine, before)
+            world.oracle.owes_ban(before)
+            world.oracle.check_banned(machine)
             world.tell_the_truth()
 
     def _tick(self) -> None:
@@ -149,13 +157,17 @@ class ServerShell:
         world = self.world
         if isinstance(effect, Send):
             assert effect.to is not None
-            world.oracle.server_sends(effect.to, effect.message)
+            to_share = effect.to == OWN_PEER
+            world.oracle.lease_oracle.server_sends(effect.to, effect.message)
             world.log(functools.partial(sent, f"  server -> {effect.to.decode()}", effect.message))
-            world.network.send_down(effect.to, effect.message)
+            if not to_share:
+                world.network.send_down(effect.to, effect.message)
+            elif self.share is not None:
+                self.share.arrive(effect.message)
         elif isinstance(effect, Compute):
-            piece = compute(effect, self.machine.dimensions)
-            computed = piece.computed(effect.shard, effect.step)
-            self.carry_out(self.machine.handle(computed, world.now))
+            self._to_compute.append(effect)
+            if len(self._to_compute) == 1:
+                self._compute_later()
         elif isinstance(effect, Save):
             world.disk.save(self, effect.state)
         elif isinstance(effect, Validate):
@@ -170,6 +182,24 @@ class ServerShell:
         elif isinstance(effect, Finish):
             world.server_finished(effect)
 
+    def _compute_later(self) -> None:
+        seconds = self.world.plan.dispute_seconds * self.world.chance.random()
+        self.world.after(seconds, self._compute)
+
+    def _compute(self) -> None:
+        """Compute one shard that is disputed."""
+        if not self.is_alive():
+            return
+        effect = self._to_compute.popleft()
+        piece = compute(effect, self.machine.dimensions)
+        computed = piece.computed(effect.shard, effect.step)
+        self.carry_out(self.machine.handle(computed, self.world.now))
+        if self.is_alive():
+            self.world.oracle.check_step(self.machine)
+            self.world.oracle.check_banned(self.machine)
+        if self._to_compute:
+            self._compute_later()
+
     def unreachable(self, peer: Peer) -> None:
         """Tell the machine that a connection is gone."""
         if self.is_alive():
@@ -179,9 +209,16 @@ class ServerShell:
         """Be gone, at once."""
         self.world.server_crashed()
 
+    def end(self) -> None:
+        """Let its own share end with it."""
+        if self.share is not None:
+            self.share.alive = False
+
     def stall(self, seconds: float) -> None:
         """Do nothing for a while, and then go on."""
         self._stalled_until = self.world.now + seconds
+        if self.share is not None:
+            self.share.asleep_until = self._stalled_until
 
     def stop(self, within: float) -> None:
         """Take a SIGTERM."""

@@ -27,18 +27,25 @@ from manychar.protocol.events import (
     PeerError,
     Received,
 )
-from manychar.protocol.messages import WIRE_VERSION, Grant, Hello, NewWeights, Revoke, UnitResult
+from manychar.protocol.messages import (
+    WIRE_VERSION,
+    Grant,
+    Hello,
+    Message,
+    NewWeights,
+    Revoke,
+    UnitResult,
+)
 from tests.simulation.faults import FACTORS
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
-from tests.simulation.server_shell import FINGERPRINT
 from tests.simulation.transcript import brief, sent
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-FOREIGN_FINGERPRINT = "foreign"
+FINGERPRINT, FOREIGN_FINGERPRINT = "native", "foreign"
 CONNECT_TIMEOUT = 10_000.0
 SUSPENDED_SECONDS = 70.0
 OF_LEASES = (Grant, NewWeights, Revoke)
@@ -48,7 +55,8 @@ class WorkerShell:
     """One machine, one connection at a time.
 
     `foreign` has other arithmetic and says so; `spoils` says of a shard whether it is computed
-    wrongly. A worker is slower than others by `speed`, and by `factor` for a while.
+    wrongly. A worker is slower than others by `speed`, and by `factor` for a while. `_life` rises
+    where what is being computed is abandoned.
     """
 
     def __init__(self, world: "World", name: str, instance: str, *, foreign: bool) -> None:
@@ -63,6 +71,7 @@ class WorkerShell:
         self.connection_or_none: Connection | None = None
         self._busy = False
         self._computing = False
+        self._life = 0
         self._woken_at = -1.0
         self._mailbox: collections.deque[list[bytes]] = collections.deque()
         hello = Hello(wire=WIRE_VERSION, role="worker", name=name, instance=instance, machine={})
@@ -133,7 +142,7 @@ class WorkerShell:
 
     def _receive(self, frames: list[bytes]) -> None:
         machine, world = self.machine, self.world
-        message = decoded(frames, machine.dimensions)
+        message = self._read(frames)
         world.log(lambda: f"    {self.name} reads: {brief(message)}")
         before = world.worker_oracle.before(machine, message)
         try:
@@ -144,6 +153,13 @@ class WorkerShell:
         world.worker_oracle.after(machine, message, before, effects)
         self.carry_out(effects)
 
+    def _read(self, frames: list[bytes]) -> Message:
+        return decoded(frames, self.machine.dimensions)
+
+    def _send(self, message: Message) -> None:
+        self.world.log(functools.partial(sent, f"    {self.name} sends", message))
+        self.world.network.send_up(self, message)
+
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the machine asks for."""
         world = self.world
@@ -151,8 +167,7 @@ class WorkerShell:
             if isinstance(effect, Send):
                 if isinstance(effect.message, UnitResult) and not self.foreign:
                     world.worker_oracle.sends(self.name, effect.message)
-                world.log(functools.partial(sent, f"    {self.name} sends", effect.message))
-                world.network.send_up(self, effect.message)
+                self._send(effect.message)
             elif isinstance(effect, ComputeFingerprint):
                 self._be_busy(world.chance.uniform(0.0, 0.2), self._prove())
             elif isinstance(effect, Compute):
@@ -200,7 +215,7 @@ class WorkerShell:
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
         """Compute: the thread sends heartbeats, and reads nothing until it is through."""
         self._busy = True
-        self.world.after(seconds, functools.partial(self._through, through))
+        self.world.after(seconds, functools.partial(self._through, self._life, through))
         if "suspended" not in self.world.plan.faults:
             self._heartbeat()
 
@@ -211,8 +226,10 @@ class WorkerShell:
                 self.carry_out(self.machine.handle(HeartbeatDue(), world.now))
             world.after(world.plan.silence / 5, self._heartbeat)
 
-    def _through(self, through: Callable[[], list[Effect]]) -> None:
-        if not self.alive or self._sleeps(functools.partial(self._through, through)):
+    def _through(self, life: int, through: Callable[[], list[Effect]]) -> None:
+        if not self.alive or life != self._life:
+            return
+        if self._sleeps(functools.partial(self._through, life, through)):
             return
         self._busy = self._computing = False
         self.carry_out(through())

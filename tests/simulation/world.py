@@ -250,6 +250,8 @@ class World:
 
     def server_crashed(self) -> None:
         """Break every connection; what was under way is lost, or comes late to the next server."""
+        assert self.server is not None
+        self.server.end()
         self.server = None
         for worker in self.workers:
             if worker.alive:
