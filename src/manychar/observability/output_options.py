@@ -12,11 +12,8 @@ EXPORTING = ("train", "follow")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Where a run is exported to."""
+    """What a live run is exported to."""
 
-    tensorboard: StrPath | None = option(
-        None, "Write TensorBoard event files to this directory.", roles=EXPORTING
-    )
     metrics_port: int | None = option(
         None,
         "Serve Prometheus metrics on this port of the loopback interface.",
