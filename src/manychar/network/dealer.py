@@ -74,10 +74,9 @@ class Dealer:
         return bool(self.refusal) and self._why_refused is WITHOUT_KEY
 
     def receive(self) -> list[Frame] | None:
-        try:
-            return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
-        except zmq.Again:
+        if not is_readable(self.socket):
             return None
+        return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Send; False if there is no connection, or its queue is full."""

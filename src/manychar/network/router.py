@@ -73,10 +73,9 @@ class Router:
         self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
 
     def receive(self) -> Received | None:
-        try:
-            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
+        if not sockets.is_readable(self.socket):
             return None
+        frame = self.socket.recv(zmq.NOBLOCK, copy=False)
         peer, owner, revoked = frame.bytes, None, False
         if self.authenticator is not None:
             owner = self.authenticator.owner_of(str(frame.get("User-Id")))

@@ -27,6 +27,9 @@ from manychar.protocol.messages import Frame, Identities, UnitResult
 from manychar.protocol.unit_payload import Payload, as_frame, digest
 
 STEPS_COMPARED = 8
+KEPT_BYTES = (
+    2**22
+)  # delivered sums of past steps: most are never compared, and forgotten as they are
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
 Digests = dict[int | Range, Any]
@@ -50,8 +53,8 @@ class _Step:
     """What is remembered of one step: its inputs, and what was accepted from whom.
 
     `inputs` are the weights and the hidden states; None where the step is too old to compute again.
-    `delivered` has the sums of nodes as they came; once the step is applied, `checksums` replaces
-    them. Digests are computed when they are needed, or no step waits for them.
+    `delivered` has the sums of nodes as they came; `checksums` replaces them where the frames of
+    past steps are many. Digests are computed when they are needed, or no step waits for them.
     """
 
     inputs: tuple[NDArray[Any], NDArray[Any]] | None
@@ -68,6 +71,10 @@ class _Step:
             weights, hidden = self.inputs
             self.weights_digest = checksum_bytes(as_frame(weights))
             self.hidden_digests = [digest(as_frame(each)) for each in hidden]
+
+    @property
+    def delivered_bytes(self) -> int:
+        return sum(len(frame) for _, frame in self.delivered.values())
 
     def compute_checksums(self) -> None:
         """Compute those of the delivered sums, and release the frames."""
@@ -151,8 +158,9 @@ class Aggregation:
             repeat = self._compare(result, payload)
             if repeat is not None:
                 return repeat
-        hidden = (self._array(each) for each in payload.hidden)
-        finite = all(map(math.isfinite, payload.losses)) and all(map(_all_finite, hidden))
+        finite = all(map(math.isfinite, payload.losses)) and all(
+            map(self._is_finite, payload.hidden)
+        )
         return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
     def _compare(self, result: UnitResult, payload: Payload) -> Assessment | None:
@@ -188,8 +196,11 @@ class Aggregation:
     def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
         """Compute digests, for which no step has to wait."""
         self._open.compute_digests()
-        if (before := self._steps.get(self.state.step - 1)) is not None:
-            before.compute_checksums()
+        kept = KEPT_BYTES
+        for step in reversed(self._steps.values()):
+            kept -= step.delivered_bytes
+            if kept < 0 and step is not self._open:
+                step.compute_checksums()
 
     @property
     def complete(self) -> bool:
@@ -217,7 +228,7 @@ class Aggregation:
         return [
             (sender, node)
             for node, (sender, frame) in self._open.delivered.items()
-            if not _all_finite(self._array(frame))
+            if not self._is_finite(frame)
         ]
 
     def accepted(self, step: int, first: int, last: int) -> list[tuple[Identities, Digests]]:
@@ -277,6 +288,9 @@ class Aggregation:
     def _cover(self, result: UnitResult) -> tuple[Range, ...]:
         return cover(self.definition.shards, (result.first, result.last))
 
+    def _is_finite(self, frame: Frame) -> bool:
+        return bool(np.isfinite(self._array(frame)).all())
+
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)
 
@@ -288,9 +302,3 @@ def _shards(result: UnitResult) -> range:
 def _senders_of(step: _Step) -> set[Identities]:
     of_nodes = [sender for sender, _ in [*step.delivered.values(), *step.checksums.values()]]
     return {*step.senders.values(), *of_nodes}
-
-
-def _all_finite(array: NDArray[Any]) -> bool:
-    """Whether all values are finite; fast where the sum of their squares is."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())

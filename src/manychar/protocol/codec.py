@@ -124,15 +124,13 @@ def _record_of(kind: type[tuple[Any, ...]]) -> Check:
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     if type(values) is not dict or values.keys() != checks.keys():
         raise WireError("not the fields of this message")
-    return {name: _named(name, check, values[name]) for name, check in checks.items()}
-
-
-def _named(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `read` returns; a WireError says which field it is about."""
+    found, name = {}, ""
     try:
-        return read(*arguments)
+        for name, check in checks.items():
+            found[name] = check(values[name])
     except WireError as error:
         raise WireError(f"{name}: {error}") from None
+    return found
 
 
 LAYOUTS = {kind.__name__: Layout.of(kind) for kind in get_args(Message)}
@@ -173,7 +171,10 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     layout = LAYOUTS.get(kind)
     if layout is None:
         raise WireError("an unknown type of message")
-    message: Message = layout.kind(**_named(kind, _values, layout, header, frames[1:], dimensions))
+    try:
+        message: Message = layout.kind(**_values(layout, header, frames[1:], dimensions))
+    except WireError as error:
+        raise WireError(f"{kind}: {error}") from None
     return message
 
 
@@ -187,7 +188,10 @@ def _values(
     if frames and size is None:
         raise WireError("frames from a peer that was not welcomed")
     for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
-        values[name] = _named(name, rule.unpack, frame, size, values)
+        try:
+            values[name] = rule.unpack(frame, size, values)
+        except WireError as error:
+            raise WireError(f"{name}: {error}") from None
     return values
 
 
