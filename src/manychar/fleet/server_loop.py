@@ -220,7 +220,8 @@ class ServerLoop:
         match effect:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
-            case effects.Append(step, loss, digest):
+            case effects.Append(step, loss):
+                digest = self.machine.aggregation.weights_checksum
                 record = AppliedStep(self.machine.spec.term, step, loss, digest)
                 self.resume_point.journal.append([record])
             case effects.Save(state):

@@ -27,9 +27,7 @@ from manychar.protocol.messages import Frame, Identities, UnitResult
 from manychar.protocol.unit_payload import Payload, as_frame, digest
 
 STEPS_COMPARED = 8
-KEPT_BYTES = (
-    2**22
-)  # delivered sums of past steps: most are never compared, and forgotten as they are
+KEPT_BYTES = 2**22  # delivered sums of past steps: most of them are never compared
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
 Digests = dict[int | Range, Any]
@@ -83,7 +81,7 @@ class _Step:
         self.delivered.clear()
 
 
-# 20 methods, 13 attributes: one state, whose parts change together when a step is applied.
+# 20 methods, 14 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
@@ -114,6 +112,7 @@ class Aggregation:
             old.inputs = None
         self.weights = as_frame(self.state.parameters.flat)
         self.is_fresh = self.corpus.is_fresh(step)
+        self._is_digested = False
         self._next_hidden = np.empty_like(self.state.hidden)
         self._sums: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
 
@@ -195,6 +194,9 @@ class Aggregation:
 
     def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
         """Compute digests, for which no step has to wait."""
+        if self._is_digested:
+            return
+        self._is_digested = True
         self._open.compute_digests()
         kept = KEPT_BYTES
         for step in reversed(self._steps.values()):

@@ -55,11 +55,10 @@ class Show(Effect):
 
 
 class Append(Effect):
-    """Add to the journal: weights `step`, their checksum, and the loss of the step before."""
+    """Add to the journal: the newest weights, of this step, and the loss of the step before."""
 
     step: int
     loss: float
-    digest: int
 
 
 class RecordMetrics(Effect):

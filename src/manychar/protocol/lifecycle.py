@@ -94,8 +94,7 @@ class Lifecycle(ServerPart):
         )
         if not ends:
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
-        loss, checksum = self._aggregation.loss, self._aggregation.weights_checksum
-        self._outbox.add(effects.Append(step, loss, checksum))
+        self._outbox.add(effects.Append(step, self._aggregation.loss))
         if _is_due(step, RECORD_EVERY_STEPS) or ends:
             self._outbox.add(effects.RecordMetrics(self._status_report.figures(now)))
         if ends:
