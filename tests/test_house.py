@@ -90,6 +90,7 @@ def test_the_protocol_does_no_io(path: Path) -> None:
         "dataclasses",
         "enum",
         "functools",
+        "heapq",
         "math",
         "re",
         "struct",

@@ -99,6 +99,7 @@ def test_more_workers_than_shards_leave_some_without_a_range() -> None:
 def test_a_holder_continues_with_what_it_computed_under_this_lease() -> None:
     membership = Membership(4, silence=2.0)
     working(membership, "ann")
+    working(membership, "bob")
     lease = membership.lease((1, 3), b"ann")
     assert not membership.can_continue(lease)
     membership.accepted([1, 2], b"ann", lease.number)

@@ -313,9 +313,12 @@ def test_a_finished_unit_is_sent_again_only_for_exactly_its_range() -> None:
     bench.grant(1, (0, 3))
     bench.compute_all()
     assert bench.grant(1, (1, 2), of=(0, 3)) == []
+    part = only(bench.compute_all(), UnitResult)
+    assert part.payload == unit_result(bench.known, 1, 2, 0).payload
+    assert bench.units() == {Unit(1, 1, 2, 0, UnitState.SENT)}, "one for each shard is kept"
+    assert bench.grant(1, (0, 3)) == []
     again = only(bench.compute_all(), UnitResult)
-    assert again.payload == unit_result(bench.known, 1, 2, 0).payload
-    assert names(bench.grant(1, (0, 3))) == [(1, (0, 3), 0)]
+    assert again.payload == unit_result(bench.known, 0, 3, 0).payload
 
 
 def test_what_the_next_weights_acknowledge_is_forgotten() -> None:
