@@ -18,7 +18,7 @@ def tree_sum(values: Sequence[Summand]) -> Summand:
     """Return the sum of at least one value in the tree's order."""
     tree = TreeSum[Summand](len(values))
     for index, value in enumerate(values):
-        tree.add(index, value)
+        tree.put((index, index), value)
     return tree.result()
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from manychar.numerics import clipped_adagrad
+from manychar.numerics.clipped_adagrad import NotFiniteError
 from tests.numerics import specification
 
 
@@ -54,11 +55,42 @@ def test_the_mean_is_a_division_and_no_product_with_the_reciprocal() -> None:
     assert squares[1].tobytes() != (product * product).tobytes()
 
 
-def test_clip_limits_each_element_and_does_not_hide_what_is_not_a_number() -> None:
-    gradient = np.array([-7.0, -5.0, -4.9, -0.0, 4.9, np.inf, -np.inf, np.nan])
+def test_clip_limits_each_element() -> None:
+    gradient = np.array([-7.0, -5.0, -4.9, -0.0, 4.9, 1e300])
     zeros = np.zeros(len(gradient))
     squares = clipped_adagrad.update(
         zeros, zeros, (gradient,), total_streams=1, clip=5, learning_rate=0.1
     )
-    expected = np.array([5.0, 5.0, 4.9, 0.0, 4.9, 5.0, 5.0, np.nan])
+    expected = np.array([5.0, 5.0, 4.9, 0.0, 4.9, 5.0])
     np.testing.assert_array_equal(squares[1], expected * expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shared_from", [clipped_adagrad.SHARED_FROM, 0])
+@pytest.mark.parametrize("place", [0, 0.4, 0.99])
+def test_a_mean_that_is_not_finite_is_found_before_the_clip_hides_it(
+    monkeypatch: pytest.MonkeyPatch, shared_from: int, place: float, value: float
+) -> None:
+    monkeypatch.setattr(clipped_adagrad, "SHARED_FROM", shared_from)
+    monkeypatch.setattr(clipped_adagrad, "BLOCK_BYTES", 4000)
+    gradient = np.ones(5_500, "float32")
+    zeros = np.zeros_like(gradient)
+    gradient[int(place * len(gradient))] = value
+    for halves in ((gradient,), (np.ones_like(gradient), gradient)):
+        with pytest.raises(NotFiniteError):
+            clipped_adagrad.update(
+                zeros, zeros, halves, total_streams=2, clip=5.0, learning_rate=0.1
+            )
+    assert not zeros.any()
+
+
+def test_halves_whose_sum_overflows_are_found_and_large_finite_ones_are_not() -> None:
+    large, zeros = np.full(10, 3e38, "float32"), np.zeros(10, "float32")
+    with pytest.raises(NotFiniteError):
+        clipped_adagrad.update(
+            zeros, zeros, (large, large), total_streams=2, clip=5.0, learning_rate=0.1
+        )
+    weights, _ = clipped_adagrad.update(
+        zeros, zeros, (large,), total_streams=2, clip=5.0, learning_rate=0.1
+    )
+    assert np.isfinite(weights).all()

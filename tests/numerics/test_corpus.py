@@ -172,3 +172,18 @@ def test_a_batch_is_a_contiguous_copy_of_the_ids_dtype(streams: int) -> None:
     assert batch.ids.flags.c_contiguous
     assert batch.ids.dtype == text.dtype
     assert not np.shares_memory(batch.ids, text)
+
+
+def test_the_ids_of_a_range_are_those_of_its_shards_as_one_contiguous_copy() -> None:
+    text: NDArray[Any] = numbered(5 * 2 * 11)
+    streams = Streams(text, 5, 2, 3)
+    for step in (0, 1, streams.steps_per_pass - 1, streams.steps_per_pass, 40):
+        assert streams.is_fresh(step) is streams.batch_at(0, step).fresh
+        for first in range(5):
+            for last in range(first, 5):
+                ids = streams.ids_at(first, last, step)
+                batches = [streams.batch_at(shard, step).ids for shard in range(first, last + 1)]
+                assert ids.tolist() == np.array(batches).tolist()
+                assert ids.flags.c_contiguous
+                assert ids.dtype == text.dtype
+                assert not np.shares_memory(ids, text)
