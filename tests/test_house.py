@@ -93,6 +93,7 @@ def test_the_protocol_does_no_io(path: Path) -> None:
         "heapq",
         "math",
         "re",
+        "statistics",
         "struct",
         "types",
         "typing",

@@ -108,10 +108,10 @@ class Stage:
         return effects
 
     def heartbeat(
-        self, name: str, *units: Unit, slowest: float = 0.01, computing: float = 0.0
+        self, name: str, *units: Unit, slowest: float = 0.01, heard: int = 0
     ) -> list[Effect]:
         """Let a peer say that it lives."""
-        beat = Heartbeat(**IN_RUN, slowest=slowest, computing=computing, units=units)
+        beat = Heartbeat(**IN_RUN, slowest=slowest, heard=heard, units=units)
         return self.tell(name, beat)
 
     def deliver(

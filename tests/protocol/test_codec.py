@@ -171,12 +171,13 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 # One case for each limit.
 
 NOTICE = messages.Notice(**IN_RUN, level=messages.Level.INFO, text="ann has joined")
-HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, computing=0.0, units=(Unit(1, 0, 0, 0, 0),))
-STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 4),))
+HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=(Unit(1, 0, 0, 0, 0),))
+STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 7),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
 READY = messages.Ready(**IN_RUN, fingerprint="0" * 64, libraries={}, slowest=0.0)
 GRANT = messages.Grant(
     **IN_RUN,
+    number=1,
     lease=1,
     lease_first=0,
     lease_last=2,
@@ -203,6 +204,7 @@ RESULT = messages.UnitResult(
 )
 NEW_WEIGHTS = messages.NewWeights(
     **IN_RUN,
+    number=1,
     lease=1,
     first=1,
     last=2,

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manychar.numerics.tree_reduction import Range
-from manychar.protocol.membership import OWN_PEER, Lease, Member, Membership, PeerState, runs_of
+from manychar.protocol.membership import OWN_PEER, Lease, Member, Membership, PeerState
 from manychar.protocol.messages import Unit, UnitState
+from manychar.protocol.range_cut import runs_of
+from manychar.protocol.worker_speed import WorkerSpeed
 from tests.protocol.stage import hello
 
 
@@ -29,11 +31,10 @@ def test_all_shards_go_to_the_first_worker_and_are_cut_between_two_steps() -> No
     working(membership, "bob")
     membership.come()
     assert membership.lease_unheld(range(5)) == [], "somebody holds every shard"
-    revoked, given_out = membership.cut_anew()
+    revoked, _ = membership.cut_anew(0.0)
     assert [lease.number for lease in revoked] == [1]
-    assert [lease.number for lease in given_out] == [2, 3]
     assert ranges(membership) == {2: (b"ann", (0, 1)), 3: (b"bob", (2, 4))}
-    assert membership.cut_anew() == ([], [])
+    assert membership.cut_anew(0.0) == ([], [])
 
 
 def test_who_keeps_its_range_keeps_its_lease() -> None:
@@ -41,17 +42,17 @@ def test_who_keeps_its_range_keeps_its_lease() -> None:
     working(membership, "ann")
     bob = working(membership, "bob")
     membership.come()
-    membership.cut_anew()
+    membership.cut_anew(0.0)
     before = ranges(membership)
     membership.come()
-    assert membership.cut_anew() == ([], [])
+    assert membership.cut_anew(0.0) == ([], [])
     assert ranges(membership) == before
     bob.state = PeerState.SILENT
     assert [lease.number for lease in membership.end_leases(bob.peer)] == [2]
     membership.lease_unheld([2, 3])
     bob.state = PeerState.WORKING
     membership.come()
-    revoked, _ = membership.cut_anew()
+    revoked, _ = membership.cut_anew(0.0)
     assert [lease.number for lease in revoked] == [3], "what ann held in addition"
     assert ranges(membership) == {1: (b"ann", (0, 1)), 4: (b"bob", (2, 3))}
 
@@ -64,7 +65,7 @@ def test_workers_keep_the_order_of_their_ranges() -> None:
     membership.lease((0, 3), b"bob")
     working(membership, "eve")
     membership.come()
-    membership.cut_anew()
+    membership.cut_anew(0.0)
     order = sorted((shards, peer) for peer, shards in ranges(membership).values())
     assert [peer for _, peer in order] == [b"bob", b"ann", b"eve"]
 
@@ -92,7 +93,7 @@ def test_more_workers_than_shards_leave_some_without_a_range() -> None:
     for name in ("ann", "bob", "eve"):
         working(membership, name)
     membership.come()
-    membership.cut_anew()
+    membership.cut_anew(0.0)
     assert ranges(membership) == {1: (b"ann", (0, 0)), 2: (b"bob", (1, 1))}
 
 
@@ -117,6 +118,110 @@ def test_a_holder_continues_with_what_it_computed_under_this_lease() -> None:
 def test_runs_are_the_contiguous_parts() -> None:
     assert runs_of([7, 1, 2, 3, 5, 8]) == [(1, 3), (5, 5), (7, 8)]
     assert runs_of([]) == []
+
+
+# Speeds.
+
+
+def at_speeds(*seconds: float | None, shards: int = 16) -> Membership:
+    """Return a membership of workers that take so long for a shard, with their first ranges."""
+    membership = Membership(shards, silence=2.0)
+    for i, each in enumerate(seconds):
+        member = working(membership, f"w{i}")
+        if each is not None:
+            member.speed.note(each)
+    membership.come()
+    membership.cut_anew(0.0)
+    return membership
+
+
+def shards_of(membership: Membership) -> list[Range | None]:
+    held = {lease.peer: lease.shards for lease in membership.leases.values()}
+    return [held.get(peer) for peer in membership.members]
+
+
+def test_ranges_are_proportional_to_speeds() -> None:
+    assert shards_of(at_speeds(1.0, 3.0)) == [(0, 11), (12, 15)]
+    assert shards_of(at_speeds(None, 1.0)) == [(0, 7), (8, 15)], "unknown: as the others"
+    assert shards_of(at_speeds(0.0, -1.0)) == [(0, 7), (8, 15)], "of a worker that says nonsense"
+
+
+def test_ranges_move_for_a_gain_of_five_percent_and_once_a_second() -> None:
+    membership = at_speeds(1.0, 1.0, shards=40)
+    w1 = membership.members[b"w1"]
+    w1.speed.note(1.2)  # 1.1 on average: a step of 22 now, and of 21 else
+    assert membership.cut_anew(5.0) == ([], [])
+    for _ in range(9):
+        w1.speed.note(1.2)  # 1.18: of 23.6, and of 22
+    assert membership.cut_anew(5.9) == ([], []), "looked at a second ago"
+    membership.cut_anew(6.1)
+    assert shards_of(membership) == [(0, 21), (22, 39)]
+
+
+def test_a_speed_is_the_mean_of_the_last_twenty_units() -> None:
+    speed = WorkerSpeed()
+    assert speed.seconds_a_shard is None
+    for seconds in [9.0, *[1.0] * 10, *[3.0] * 10]:
+        speed.note(seconds)
+    assert speed.seconds_a_shard == 2.0
+
+
+def test_a_worker_that_only_costs_gets_nothing_and_comes_back_after_two_good_probes() -> None:
+    membership = at_speeds(1.0, None, shards=4)
+    slow = membership.members[b"w1"]
+    assert shards_of(membership) == [(0, 1), (2, 3)]
+    slow.speed.note(9.0)
+    _, too_slow = membership.cut_anew(2.0)
+    assert too_slow == [slow], "said once"
+    assert shards_of(membership) == [(0, 3), None]
+    assert membership.cut_anew(4.0) == ([], [])
+    now = 2.0
+    for probe in (1, 2):
+        now += 10.0
+        assert membership.lease_duplicate([0, 1, 2, 3], now - 0.1) is None, "every ten seconds"
+        lease = membership.lease_duplicate([0, 1, 2, 3], now)
+        assert lease is not None
+        assert (lease.peer, lease.shards) == (slow.peer, (0, 3)), "all that another computes"
+        assert membership.lease_duplicate([0, 1, 2, 3], now) is None
+        slow.speed.note(1.0)
+        revoked, _ = membership.cut_anew(now + 1)
+        assert lease in revoked
+        assert shards_of(membership) == ([(0, 3), None] if probe == 1 else [(0, 1), (2, 3)])
+
+
+def test_a_probe_that_is_slow_again_leaves_it_without_a_range() -> None:
+    membership = at_speeds(1.0, None, shards=4)
+    slow = membership.members[b"w1"]
+    slow.speed.note(9.0)
+    membership.cut_anew(2.0)
+    now = 2.0
+    for _ in range(4):
+        now += 15.0
+        assert membership.lease_duplicate([0, 1, 2, 3], now) is not None
+        slow.speed.note(8.0)
+        assert membership.cut_anew(now + 1)[1] == [], "said once"
+        assert shards_of(membership) == [(0, 3), None]
+
+
+def test_more_workers_than_shards_are_no_slow_workers() -> None:
+    membership = at_speeds(1.0, 1.0, 1.0, shards=2)
+    assert not any(member.speed.is_too_slow for member in membership.members.values())
+    assert membership.lease_duplicate([0, 1], 100.0) is None
+
+
+def test_lost_shards_go_to_a_slow_worker_only_where_nobody_else_is_here() -> None:
+    membership = at_speeds(1.0, 1.0, None, shards=4)
+    slow = membership.members[b"w2"]
+    slow.speed.note(9.0)
+    membership.cut_anew(2.0)
+    fast = [membership.members[peer] for peer in (b"w0", b"w1")]
+    for member, holders in ((fast[0], {b"w1"}), (fast[1], {b"w2"})):
+        member.state = PeerState.SILENT
+        membership.end_leases(member.peer)
+        assert {lease.peer for lease in membership.lease_unheld(range(4))} == holders
+
+
+# Silence.
 
 
 def test_the_limit_follows_the_slowest_piece_of_work() -> None:

@@ -120,7 +120,8 @@ def test_it_says_goodbye() -> None:
 
 @pytest.mark.parametrize("kind", [Grant, NewWeights])
 def test_work_is_not_for_observers(kind: type[Grant | NewWeights]) -> None:
-    of_unit: dict[str, Any] = {"lease": 1, "first": 0, "last": 0, "step": 0, "fresh": True}
+    numbers = dict.fromkeys(("number", "lease", "first", "last", "step"), 0)
+    of_unit: dict[str, Any] = {**numbers, "fresh": True}
     of_grant: dict[str, Any] = (
         {"lease_first": 0, "lease_last": 0, "hidden": b""} if kind is Grant else {}
     )

@@ -37,7 +37,7 @@ from manychar.protocol.events import (
 )
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FAULTS_ALLOWED
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState
+from manychar.protocol.membership import OWN_PEER, PeerState
 from manychar.protocol.messages import (
     Alive,
     Done,
@@ -286,6 +286,52 @@ def test_what_no_answer_comes_to_is_asked_for_again_with_growing_pauses() -> Non
     assert times == [1, 3, 7, 15]
 
 
+def test_a_heartbeat_that_knows_of_a_grant_but_not_of_its_unit_brings_it_again() -> None:
+    stage = Stage(shards=2)
+    (grant,) = sent(stage.join("ann"), Grant)
+    assert grant.number == 1
+    assert not sent(stage.heartbeat("ann", heard=0), Grant), "it may be on its way"
+    for state in (UnitState.QUEUED, UnitState.COMPUTING):
+        unit = Unit(1, 0, 1, 0, state)
+        assert not sent(stage.heartbeat("ann", unit, heard=1), Grant)
+    (again,) = sent(stage.heartbeat("ann", heard=1), Grant)
+    assert (again.number, again.lease, again.step) == (2, 1, 0)
+    assert not sent(stage.heartbeat("ann", heard=1), Grant)
+    assert stage.server.counts["grants_resent"] == 1
+    (weights,) = sent(stage.deliver("ann", (0, 1)), NewWeights)
+    assert weights.number == 3
+    sent_unit = Unit(1, 0, 1, 1, UnitState.SENT)
+    assert sent(stage.heartbeat("ann", sent_unit, heard=3), Grant), "its result was lost"
+
+
+def test_what_is_asked_of_each_worker_is_numbered_by_itself() -> None:
+    stage = Stage(shards=2)
+    stage.share("ann", "bob")
+    stage.deliver("ann", 0)
+    effects = stage.deliver("bob", 1)
+    numbers = [sent(effects, NewWeights, name)[0].number for name in ("ann", "bob")]
+    assert numbers == [3, 2]
+
+
+def test_a_worker_that_only_costs_gets_no_range_and_is_measured_by_a_duplicate() -> None:
+    stage = Stage(shards=4)
+    stage.share("ann", "bob")
+    stage.deliver("ann", (0, 1), seconds=0.01)
+    stage.deliver("bob", (2, 3), seconds=9.0)
+    assert stage.ranges_of("bob") == [(2, 3)], "ranges are looked at once a second"
+    stage.now += 1.0
+    stage.deliver("ann", (0, 1), seconds=0.01)
+    effects = stage.deliver("bob", (2, 3), seconds=9.0)
+    assert "bob takes 9 s for a shard: it gets none, a step without it is shorter" in said(effects)
+    assert stage.ranges_of("bob") == []
+    effects = stage.wait(10.2, "ann", "bob")
+    assert [each[1:3] for each in grants(effects, "bob")] == [((0, 3), (0, 3))]
+    stage.deliver("ann", (0, 3), seconds=0.01)
+    assert stage.ranges_of("bob") == [], "a duplicate ends with the step"
+    stage.deliver("bob", (0, 3), stage.server.state.step - 1, seconds=0.01)
+    assert stage.server.counts["units_repeated"] == 1
+
+
 def test_a_member_that_has_long_been_silent_is_removed() -> None:
     stage = Stage()
     stage.hello("olga", "observer")
@@ -361,6 +407,7 @@ def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
         ({"wire": 99}, "it speaks wire version 99"),
         ({"role": "cook"}, "there is no role cook"),
         ({"name": "eve"}, "banned: it lied"),
+        ({"name": "server"}, "the name server is that of the server's own share"),
     ],
 )
 def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> None:
@@ -681,6 +728,24 @@ def test_who_repeats_other_bytes_is_banned_if_the_server_finds_them_wrong() -> N
     assert only(stage.hello("bob"), Refused)
 
 
+@pytest.mark.parametrize("first", ["own", "bob"])
+def test_a_difference_to_the_server_s_own_share_ends_the_run_and_names_this_machine(
+    first: str,
+) -> None:
+    stage = Stage()
+    own = OWN_PEER.decode()
+    stage.tell(own, hello("server"))
+    stage.ready(own)
+    stage.join("bob")
+    names = [own, "bob"] if first == "own" else ["bob", own]
+    stage.deliver(names[0], 0)
+    end = finish(stage.deliver(names[1], 0, losses=[1.0]))
+    assert end.code == 3
+    assert "this machine and " in end.reason
+    assert "computed step 0, shard 0 differently" in end.reason
+    assert not stage.server.admission.banned
+
+
 def test_a_wrong_range_is_computed_again_shard_by_shard() -> None:
     stage = Stage(shards=4)
     stage.join("ann", "bob")
@@ -774,7 +839,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage.server.handle(
         Received(hello("eye", "observer"), b"eye", owner("eye", KeyRole.OBSERVER)), 0.0
     )
-    beat = Heartbeat(**IN_RUN | {"term": TERM + 1}, slowest=0.0, computing=0.0, units=())
+    beat = Heartbeat(**IN_RUN | {"term": TERM + 1}, slowest=0.0, heard=0, units=())
     effects = stage.server.handle(Received(beat, b"eye", owner("eye", KeyRole.OBSERVER)), 0.0)
     assert only(effects, Reset)
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
@@ -961,7 +1026,7 @@ def test_the_server_says_that_it_waits_for_the_disk() -> None:
 def test_a_heartbeat_is_answered() -> None:
     stage = Stage()
     stage.join("ann")
-    beat = Heartbeat(**IN_RUN, slowest=0.0, computing=0.0, units=())
+    beat = Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=())
     assert only(stage.tell("ann", beat), Alive) == Alive(**IN_RUN)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
 from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
 from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, sent
@@ -17,19 +19,53 @@ def seen(stage: Stage) -> dict[str, WorkerStats]:
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     stage = Stage(shards=3)
     stage.share("ann", "bob")
-    stage.deliver("ann", stage.ranges_of("ann")[0])
-    stage.heartbeat("ann", computing=0.25)
+    stage.deliver("ann", stage.ranges_of("ann")[0], seconds=0.25)
     stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
-    assert (ann.present, ann.computing, ann.waiting, ann.late) == (1.0, 0.25, 1.0, 0.0)
-    assert (bob.present, bob.waiting, bob.late) == (1.0, 0.0, 1.0)
-    assert (ann.gradients, ann.leases, bob.leases) == (3 + 2, 2, 1), "shards, not messages"
+    assert (ann.waiting, ann.late) == (1.0, 0.0)
+    assert (bob.waiting, bob.late) == (0.0, 1.0)
+    assert (ann.leases, bob.leases) == (2, 1)
+    assert ann.gradients == 3 + 2, "shards, not messages"
 
-    stage.deliver("bob", stage.ranges_of("bob")[0])
-    stage.now += 0.5
+    stage.deliver("bob", stage.ranges_of("bob")[0], seconds=0.25)
+    stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
-    assert (ann.waiting, bob.waiting) == (1.0, 0.0), "both have the next step to compute"
-    assert (ann.late, bob.late) == (0.5, 0.5)
+    assert (ann.waiting, bob.waiting) == (0.5, 0.0), "both have the next step to compute"
+    assert (ann.late, bob.late) == (1.0, 1.0)
+    assert (bob.computing, bob.exchanging) == (0.125, 0.875)
+
+
+def test_the_straggler_is_who_the_step_waits_for_alone() -> None:
+    stage = Stage(shards=3)
+    stage.share("ann", "bob")
+    for _ in range(5):
+        stage.now += 1.0
+        stage.deliver("ann", (0, 0))
+        stage.now += 1.0
+        stage.deliver("bob", (1, 2))
+    ann, bob = seen(stage)["ann"], seen(stage)["bob"]
+    assert (ann.straggling, bob.straggling) == (0.0, 0.5)
+
+
+def test_shares_are_of_the_last_ten_seconds() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.wait(60.0, "ann")
+    assert seen(stage)["ann"].computing == 0.0
+    for _ in range(11):
+        stage.wait(1.0, "ann")
+        stage.deliver("ann", (0, 1), seconds=0.25)
+    ann = seen(stage)["ann"]
+    assert ann.computing == pytest.approx(0.5, abs=0.06)
+    assert ann.speed == pytest.approx(2.0, rel=0.15)
+    assert ann.shard_seconds == 0.25
+
+
+def test_a_status_asked_for_twice_at_once_says_the_same() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.now += 3.0
+    assert seen(stage) == seen(stage)
 
 
 def test_a_status_says_what_the_run_waits_for_once_a_step_is_long() -> None:
@@ -54,10 +90,11 @@ def test_standing_by_is_waiting() -> None:
     stage.join(*everyone)
     stage.now += 3.0
     last = everyone[-1]
-    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("idle", 3.0)
+    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("idle", 1.0)
     stage.server.admission._remove(stage.member(everyone[0]), stage.now)
     stage.now += 1.0
-    assert (seen(stage)[last].state, seen(stage)[last].waiting) == ("working", 3.0)
+    assert seen(stage)[last].state == "working"
+    assert seen(stage)[last].waiting == pytest.approx(3.0 / 4.0)
 
 
 def test_dropped_messages_are_counted_by_worker() -> None:
@@ -115,8 +152,7 @@ def test_time_without_a_lease_is_counted_once() -> None:
         stage.server.admission._remove(stage.member(everyone[0]), stage.now)
         stage.now += 10.0
         stage.join(everyone[0])
-    last = seen(stage)["last"]
-    assert last.waiting <= last.present == 60.0
+    assert stage.member("last").tally.waiting <= 60.0
 
 
 def test_a_worker_that_came_back_is_told_of_once() -> None:

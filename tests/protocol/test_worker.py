@@ -98,6 +98,7 @@ class Bench:
         lease_first, lease_last = of or shards
         message = Grant(
             **IN_RUN,
+            number=0,
             lease=lease,
             lease_first=lease_first,
             lease_last=lease_last,
@@ -115,6 +116,7 @@ class Bench:
         """Send the weights of a step, with the unit that they open."""
         message = NewWeights(
             **IN_RUN,
+            number=0,
             lease=lease,
             first=shards[0],
             last=shards[1],
@@ -144,10 +146,17 @@ class Bench:
             effects += self.finish(only(unit, Compute))
         return effects
 
+    def heartbeat(self) -> Heartbeat:
+        self.worker.session.next_heartbeat = 0.0
+        return only(self.worker.handle(HeartbeatDue(), 0.0), Heartbeat)
+
     def units(self) -> set[Unit]:
         """Return the units of its next heartbeat."""
-        self.worker.session.next_heartbeat = 0.0
-        return set(only(self.worker.handle(HeartbeatDue(), 0.0), Heartbeat).units)
+        return set(self.heartbeat().units)
+
+    def heard(self) -> int:
+        """Return the number that its next heartbeat echoes."""
+        return self.heartbeat().heard
 
 
 def names(effects: list[Effect]) -> list[tuple[int, Range, int]]:
@@ -456,6 +465,20 @@ def test_a_heartbeat_lists_the_units() -> None:
     assert beat.slowest == 0.2
     assert bench.worker.handle(HeartbeatDue(), 1.1) == []
     assert only(bench.worker.handle(HeartbeatDue(), 1.0 + SILENCE / 4), Heartbeat)
+
+
+def test_a_heartbeat_echoes_the_highest_number_that_asked_for_a_unit() -> None:
+    bench = Bench().at_work()
+    assert bench.heard() == 0
+    bench.grant(1, (0, 1), number=4)
+    bench.grant(1, (0, 1), number=3)
+    assert bench.heard() == 4
+    bench.weights(1, 1, (0, 1), number=5)
+    bench.grant(1, (0, 1), 0, number=6)
+    assert bench.heard() == 6, "of an older step, too: it has come"
+    bench.hear(Reset(**IN_RUN))
+    bench.hear(bench.welcome())
+    assert bench.heard() == 0
 
 
 def test_it_leaves_in_good_order() -> None:

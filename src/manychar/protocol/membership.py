@@ -119,6 +119,7 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
+# 19 methods: peers and leases change together.
 class Membership:
     """The members by peer, as they joined, and the leases by number.
 
@@ -255,8 +256,9 @@ class Membership:
                 kept.add(lease.peer)
             else:
                 revoked.append(self.leases.pop(lease.number))
-        for peer in wanted.keys() - kept:
-            self.lease(wanted[peer], peer)
+        for peer, shards in wanted.items():
+            if peer not in kept:
+                self.lease(shards, peer)
         too_slow = []
         for worker in workers:
             if worker.peer in wanted:

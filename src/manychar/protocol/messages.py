@@ -242,6 +242,7 @@ class Unbanned(_InRun):
     text: field.Text
 
 
+# 13 fields: one figure each.
 class WorkerStats(NamedTuple):
     """What one worker does.
 

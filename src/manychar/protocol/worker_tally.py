@@ -68,8 +68,10 @@ class WorkerTally:
         """Return how its recent time was used; to be called every now and then."""
         waiting = self.waiting + (0.0 if is_awaited else now - self.delivered_at)
         here = _Mark(now, self.gradients, self.computing, waiting, self.straggling)
-        before = self.marks[0] if self.marks else _Mark(self.since, 0, 0.0, 0.0, 0.0)
-        if not self.marks or now - self.marks[-1].at >= MARK_EVERY:
+        if not self.marks:
+            self.marks.append(_Mark(self.since, 0, 0.0, 0.0, 0.0))
+        before = self.marks[0]
+        if now - self.marks[-1].at >= MARK_EVERY:
             self.marks.append(here)
         seconds = max(now - before.at, 1e-9)
         computing, waiting, straggling = (
