@@ -299,8 +299,14 @@ def test_the_senders_of_sums_and_of_shards_are_remembered() -> None:
 # Frames.
 
 
-def test_the_frames_of_an_accepted_result_are_held_until_their_checksums_are_computed() -> None:
+@pytest.mark.parametrize("frames_kept", [0, 4])
+def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
+    frames_kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case()
+    monkeypatch.setattr(
+        aggregation, "KEPT_BYTES", frames_kept * case.aggregation.state.parameters.flat.nbytes
+    )
     result = case.result(ALL, 0)
     received = np.frombuffer(result.payload, np.uint8).copy()
     kept = weakref.ref(received)
@@ -309,6 +315,10 @@ def test_the_frames_of_an_accepted_result_are_held_until_their_checksums_are_com
     del received, payload
     case.aggregation.apply()
     assert kept() is not None
+    for step in range(1, frames_kept + 1):
+        case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
+        assert kept() is not None
+        case.advance_to(step + 1)
     case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     assert kept() is None
     ((_, claim),) = [each for each in case.aggregation.accepted(0, *ALL) if ALL in each[1]]

@@ -83,11 +83,15 @@ def serve(
         screen.on_bound(router.endpoint)
         server.notifier.ready(f"listening on {router.endpoint}")
         outcome = server.run(pending_stop())
-    if isinstance(outcome, Finish):
-        return outcome
-    flags = [*flags, "--compute"] if compute else flags
-    arguments = ["server", "--resume", str(directory.path), "--bind", router.endpoint, *flags]
-    variables, requested = server.notifier.variables, machine.lifecycle.requested_stop
+    return outcome if isinstance(outcome, Finish) else _serve_again(server, flags)
+
+
+def _serve_again(server: ServerLoop, flags: Sequence[str]) -> Finish:
+    """Have this process execute itself again, so that the run resumes earlier."""
+    own = ["--resume", str(server.directory.path), "--bind", server.router.endpoint]
+    arguments = ["server", *own, *flags, *(["--compute"] if server.compute else [])]
+    variables = server.notifier.variables
+    requested = server.machine.lifecycle.requested_stop
     return execute_again(arguments, environment=variables, requested_stop=requested)
 
 
