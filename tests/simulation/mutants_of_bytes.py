@@ -110,7 +110,7 @@ def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:
     return plant
 
 
-@mutant("2", "confused", "counted", "assessment")
+@mutant("2", "confused", "counted", "assessment", seed=2)
 def the_hidden_states_are_not_compared(patch: pytest.MonkeyPatch) -> None:
     _inputs_are_right(weights=False, hidden=True)(patch)
 
@@ -151,13 +151,13 @@ def a_result_that_is_not_finite_counts(patch: pytest.MonkeyPatch) -> None:
     _assessed_as(Assessment.NOT_FINITE, Assessment.WANTED)(patch)
 
 
-@mutant("6", "reordering", "counted", "assessment", "exception")
+@mutant("6", "reordering", "counted", "assessment", "exception", seed=4)
 def a_stale_result_counts(patch: pytest.MonkeyPatch) -> None:
     _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
     _assessed_as(Assessment.REPEAT_TOO_OLD, Assessment.WANTED)(patch)
 
 
-@mutant("3", "none", "grant", "asked again")
+@mutant("3", "none", "grant", "asked again", seed=1)
 def steps_after_the_last_are_granted(patch: pytest.MonkeyPatch) -> None:
     def endless(self: Aggregation, shard: int) -> bool:
         return shard not in self._open.senders
@@ -227,7 +227,7 @@ def nobody_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Worker, "_queue", stale)
 
 
-@mutant("8", "mixed", "weights", "grant", "unit", "checkpoint")
+@mutant("8", "mixed", "weights", "grant", "unit", "checkpoint", seed=2)
 def a_version_is_overwritten_before_it_is_sent(patch: pytest.MonkeyPatch) -> None:
     apply = trainer.apply
 
@@ -243,7 +243,7 @@ def a_version_is_overwritten_before_it_is_sent(patch: pytest.MonkeyPatch) -> Non
 # The sums.
 
 
-@mutant("sum", "none", "sums")
+@mutant("sum", "none", "sums", seed=1)
 def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     class ArrivalSum(TreeSum[Any]):
         come = 0
@@ -256,7 +256,7 @@ def sums_are_formed_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(aggregation, "TreeSum", ArrivalSum)
 
 
-@mutant("sum", "none", "sent result")
+@mutant("sum", "none", "sent result", seed=1)
 def a_cover_is_summed_from_left_to_right(patch: pytest.MonkeyPatch) -> None:
     class RunningSum(TreeSum[Any]):
         def __init__(self, count: int) -> None:
@@ -278,7 +278,7 @@ def a_cover_is_summed_from_left_to_right(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker, "TreeSum", RunningSum)
 
 
-@mutant("4", "other-cut", "sums")
+@mutant("4", "other-cut", "sums", seed=15)
 def an_overlapping_sum_is_added_to_what_is_below_it(patch: pytest.MonkeyPatch) -> None:
     class AddingSum(TreeSum[Any]):
         def put(self, node: Range, value: Any) -> None:
@@ -288,7 +288,7 @@ def an_overlapping_sum_is_added_to_what_is_below_it(patch: pytest.MonkeyPatch) -
     patch.setattr(aggregation, "TreeSum", AddingSum)
 
 
-@mutant("4", "other-cut", "sums", "exception", "counted")
+@mutant("4", "other-cut", "sums", "exception", "counted", seed=1)
 def an_overlapping_sum_is_held_beside_what_is_below_it(patch: pytest.MonkeyPatch) -> None:
     class KeepingSum(TreeSum[Any]):
         def put(self, node: Range, value: Any) -> None:
@@ -327,7 +327,7 @@ def only_sums_are_compared(patch: pytest.MonkeyPatch) -> None:
     _compares(tuple)(patch)
 
 
-@mutant("9", "differing-repeat", "assessment")
+@mutant("9", "differing-repeat", "assessment", seed=3)
 def no_sums_are_compared(patch: pytest.MonkeyPatch) -> None:
     _compares(int)(patch)
 
@@ -352,7 +352,7 @@ def a_dispute_is_counted_and_not_settled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ConflictingResults, "begin", lambda *_, **__: None)
 
 
-@mutant("19", "differing-repeat", "banned", "refused")
+@mutant("19", "differing-repeat", "banned", "refused", seed=2)
 def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
     def strict(self: ConflictingResults, conflict: Conflict, now: float) -> None:
         workers = {member.identities for member in self._membership.workers()}
@@ -367,13 +367,13 @@ def a_wrong_result_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "resume_before", lambda *_: None)
 
 
-@mutant("10", "broken", "resume")
+@mutant("10", "broken", "resume", seed=13)
 def the_run_resumes_after_the_wrong_step(patch: pytest.MonkeyPatch) -> None:
     resume_before = Lifecycle.resume_before
     patch.setattr(Lifecycle, "resume_before", lambda self, step: resume_before(self, step + 1))
 
 
-@mutant("10", "broken", "resume", "resumed state")
+@mutant("10", "broken", "resume", "resumed state", seed=5)
 def the_next_server_takes_the_newest_checkpoint(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Disk, "recover", lambda _: None)
 

@@ -27,7 +27,7 @@ from tests.simulation.world import World
 # Terms (rules 11, 12).
 
 
-@mutant("11", "server-crash", "another term")
+@mutant("11", "server-crash", "another term", seed=11)
 def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._received_from_member
 
@@ -37,7 +37,7 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ParameterServer, "_received_from_member", blind)
 
 
-@mutant("11", "copied", "another term")
+@mutant("11", "copied", "another term", seed=3)
 def the_server_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._received_from_member
 
@@ -47,7 +47,7 @@ def the_server_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(ParameterServer, "_received_from_member", blind)
 
 
-@mutant("11", "copied", "another term", "abandoned")
+@mutant("11", "copied", "another term", "abandoned", seed=7)
 def a_worker_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> None:
     def blind(self: ClientSession, run_and_term: RunAndTerm) -> bool:
         mine = self.welcome
