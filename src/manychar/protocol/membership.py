@@ -207,7 +207,8 @@ class Membership:
     def lease_unheld(self, missing: Iterable[int]) -> list[Lease]:
         """Lease those of the missing shards that nobody holds to the present workers."""
         workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
-        held = {shard for lease in self.leases.values() for shard in lease.numbers}
+        ranges = [lease for lease in self.leases.values() if not lease.duplicate]
+        held = {shard for lease in ranges for shard in lease.numbers}
         unheld = runs_of(shard for shard in missing if shard not in held)
         if not workers or not unheld:
             return []
