@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState, runs_of
+from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import Grant, Message, NewWeights, Peer, UnitResult
+from manychar.protocol.range_cut import runs_of
 from manychar.protocol.server import ParameterServer
 from tests.simulation.violation import Violation
 
@@ -21,11 +22,12 @@ class LeaseOracle:
         self._leases: dict[int, tuple[Range, Peer]] = {}
         self._live: dict[int, int] = {}
         self._held: dict[int, tuple[Range, Peer]] = {}
+        self.duplicates: set[int] = set()
         self._step = -1
 
     def server_starts(self) -> None:
         """No lease of another server is known."""
-        self._leases, self._live, self._held = {}, {}, {}
+        self._leases, self._live, self._held, self.duplicates = {}, {}, {}, set()
 
     def check_leases(self, machine: ParameterServer) -> None:
         """Nobody holds what another holds; within a step all that is missing is held by somebody.
@@ -38,7 +40,7 @@ class LeaseOracle:
             member = membership.members.get(lease.peer)
             if lease.number != number or member is None or member.state is not PeerState.WORKING:
                 raise Violation("lease", f"number {number} at {lease.peer!r}")
-            for shard in range(lease.shards[0], lease.shards[1] + 1):
+            for shard in () if lease.duplicate else lease.numbers:
                 if held.setdefault(shard, number) != number:
                     raise Violation("lease", f"shard {shard} is held twice")
         unheld = [shard for shard in machine.aggregation.missing() if shard not in held]
@@ -118,15 +120,24 @@ class LeaseOracle:
                 raise Violation("grant", f"{what} of {name_of(message)}")
 
     def _check_lease(self, number: int, shards: Range, peer: Peer, *, begins: bool) -> None:
-        """One live lease a shard, with a number that was never another's."""
+        """One live lease a shard, duplicates aside, with a number that was never another's."""
+        numbers = range(shards[0], shards[1] + 1)
+        held = self._oracle.machine.membership.leases.get(number)
+        if held is not None and held.duplicate:
+            self.duplicates.add(number)
         if number not in self._leases and begins:
-            newest = max(self._live.get(i, 0) for i in range(shards[0], shards[1] + 1))
+            newest = max(self._live.get(i, 0) for i in numbers)
             if number <= newest:
                 raise Violation("lease", f"number {number} after {newest}")
             self._leases[number] = (shards, peer)
-            self._live |= dict.fromkeys(range(shards[0], shards[1] + 1), number)
-        live = {self._live.get(shard) for shard in range(shards[0], shards[1] + 1)}
-        if self._leases.get(number) != (shards, peer) or live != {number}:
+            if number not in self.duplicates:
+                self._live |= dict.fromkeys(numbers, number)
+        live = {self._live.get(shard) for shard in numbers} | {number} & self.duplicates
+        if (
+            self._leases.get(number) != (shards, peer)
+            or number not in live
+            or (len(live) > 1 and number not in self.duplicates)
+        ):
             raise Violation("lease", f"number {number} for {shards} at {peer!r} is not live")
 
 

@@ -2,16 +2,20 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 from manychar.numerics.tree_reduction import Range
-from manychar.protocol import membership
-from manychar.protocol.membership import Lease, Membership
+from manychar.protocol import membership, worker_speed
+from manychar.protocol.effects import Effect
+from manychar.protocol.events import Event
+from manychar.protocol.membership import Lease, Member, Membership
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 
 MOVES = 0.6
+PROBE_EVERY = 0.5
 
 
 class _MovingMembership(Membership):
@@ -19,19 +23,23 @@ class _MovingMembership(Membership):
 
     chance: random.Random
 
-    def cut_anew(self) -> tuple[list[Lease], list[Lease]]:
+    def cut_anew(self, now: float) -> tuple[list[Lease], list[Member]]:
         """Cut anew more often than there is a reason."""
-        if self.chance.random() < MOVES:
-            self.come()
-        with mock.patch.object(membership, "cut", self._cut):
-            return super().cut_anew()
+        if self.chance.random() >= MOVES:
+            return super().cut_anew(now)
+        self.come()
+        with (
+            mock.patch.object(membership, "cut", self._cut),
+            mock.patch.object(membership, "_pays", return_value=True),
+        ):
+            return super().cut_anew(now)
 
     def lease_unheld(self, missing: Any) -> list[Lease]:
         """Cut what nobody holds at random places, too."""
         with mock.patch.object(membership, "cut", self._cut):
             return super().lease_unheld(missing)
 
-    def _cut(self, shards: Range, seconds: list[float]) -> list[Range | None]:
+    def _cut(self, shards: Range, seconds: Sequence[float]) -> list[Range | None]:
         first, last = shards
         most = min(len(seconds), last - first + 1)
         inner = self.chance.sample(range(first + 1, last + 1), self.chance.randint(1, most) - 1)
@@ -50,3 +58,8 @@ class MovingServer(ParameterServer):
         super().__init__(spec, now=now)
         self.membership.__class__ = _MovingMembership
         self.membership.chance = random.Random(spec.session)  # type: ignore[attr-defined]  # noqa: S311
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Measure a worker without a range more often than a real server."""
+        with mock.patch.object(worker_speed, "PROBE_EVERY", PROBE_EVERY):
+            return super().handle(event, now)

@@ -252,9 +252,9 @@ def ranges_are_cut_anew_within_a_step(patch: pytest.MonkeyPatch) -> None:
     def hasty(self: LeaseGrants, now: float) -> None:
         joined(self, now)
         self._membership.come()
-        revoked, given = self._membership.cut_anew()
+        revoked, _ = self._membership.cut_anew(now)
         self._revoke(revoked)
-        for lease in given:
+        for lease in self._membership.leases.values():
             self.grant(lease, now)
 
     patch.setattr(LeaseGrants, "joined", hasty)
@@ -264,9 +264,9 @@ def ranges_are_cut_anew_within_a_step(patch: pytest.MonkeyPatch) -> None:
 def what_was_leased_in_addition_stays(patch: pytest.MonkeyPatch) -> None:
     cut_anew = Membership.cut_anew
 
-    def lazy(self: Membership) -> tuple[list[Lease], list[Lease]]:
+    def lazy(self: Membership, now: float) -> tuple[list[Lease], list[Member]]:
         several = len(self.holders()) < len(self.leases)
-        return ([], []) if several else cut_anew(self)
+        return ([], []) if several else cut_anew(self, now)
 
     patch.setattr(Membership, "cut_anew", lazy)
 

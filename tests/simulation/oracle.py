@@ -75,6 +75,7 @@ class Oracle:
         if machine.state.step != saved_step:
             raise Violation("resume", f"from step {machine.state.step}, saved is {saved_step}")
         self.term = machine.spec.term
+        self.machine = machine
         self._dimensions = machine.dimensions
         self.step = self._first = saved_step
         self.next = [saved_step] * self.plan.shards

@@ -66,11 +66,13 @@ class Reference:
     weights: list[bytes]
     state_bytes: list[tuple[bytes, ...]]
 
+    @functools.cache  # noqa: B019 - references are few, and kept
     def halves(self, node: Range) -> list[Range]:
         """Return the two largest nodes below a node; of a shard there is none."""
         inside = [each for each in self.sums[0] if node[0] <= each[0] and each[1] <= node[1]]
         return [each for each in inside if each != node and _is_largest(each, inside, but=node)]
 
+    @functools.cache  # noqa: B019
     def cover(self, first: int, last: int) -> list[Range]:
         """Return the largest nodes whose shards are in a range, in order."""
         inside = [node for node in self.sums[0] if first <= node[0] and node[1] <= last]

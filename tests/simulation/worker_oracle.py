@@ -106,7 +106,7 @@ class WorkerOracle:
         assert in_hand is not None
         term = tuple(in_hand.run_and_term.values())
         key: tuple[Any, ...] = (term, unit.step, unit.shard)
-        if not self.at_ease:
+        if not self.at_ease or in_hand.lease in self.oracle.lease_oracle.duplicates:
             key = (machine.session.hello.instance, in_hand.lease, in_hand.shards, *key)
         if key in self._computed and not self.disorder:
             raise Violation("computed twice", f"{key} by {machine.session.hello.name}")
