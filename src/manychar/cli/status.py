@@ -16,7 +16,6 @@ from manychar.processes import log
 if TYPE_CHECKING:
     from manychar.observability.snapshot import Snapshot
 
-SHORTEST_LOOK = 0.5  # seconds that a speed needs
 CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -32,15 +31,14 @@ def status(
     from manychar.observability.status import show
 
     found = snapshots(endpoint, key, connect_timeout=connect_timeout)
-    before = None
+    shown = None
     with contextlib.closing(found):
         for snapshot in found if watch else [first(found, endpoint)]:
             if as_json:
                 write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")
-            elif not before or snapshot.status.seconds - before.status.seconds >= SHORTEST_LOOK:
-                write(CLEAR * (watch and sys.stdout.isatty()) + show(snapshot, before))
-                write("\n" * watch)
-                before = snapshot
+            elif snapshot.workers is not shown:  # once a second
+                write(CLEAR * (watch and sys.stdout.isatty()) + show(snapshot) + "\n" * watch)
+                shown = snapshot.workers
 
 
 def _as_json(snapshot: "Snapshot") -> dict[str, Any]:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from manychar.observability.history import open_history
 from manychar.observability.text_format import bits_of
-from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import replace_where_told
+from manychar.processes.errors import UserError
+from manychar.storage.atomic_files import write_output
 
 By = Literal["steps", "characters"]
 
@@ -34,10 +34,7 @@ def draw_curves(runs: list[Path], target: Path, by: By) -> None:
     picture = io.BytesIO()
     with mpl.rc_context(SETTINGS):
         figure_of(runs, by).savefig(picture, format=suffix[1:], metadata={"Date": None})
-    try:
-        replace_where_told(target, picture.getvalue())
-    except OSError as error:
-        raise UserError(f"{target}: {because(error)}; give another -o FILE") from None
+    write_output(target, picture.getvalue())
 
 
 def figure_of(runs: list[Path], by: By) -> Figure:

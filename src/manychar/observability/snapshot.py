@@ -36,6 +36,12 @@ class Snapshot:
         return sum(shares) / max(len(shares), 1)
 
     @property
+    def speed(self) -> float:
+        """Characters a second over the last ten seconds."""
+        size = self.dimensions
+        return sum(worker.speed for worker in self.workers) * size.streams * size.seq_length
+
+    @property
     def nats(self) -> float:
         """The smooth loss in nats a character."""
         return self.status.smooth_loss / self.dimensions.seq_length

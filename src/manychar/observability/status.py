@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from manychar.network.keys import ClientKey
-from manychar.observability.history import Point, point_of, recent_speed
 from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
@@ -59,7 +58,7 @@ COUNTER_SENTENCES: dict[str, str] = {
 """What each counter counts; deploy/README.md adds what to do about it."""
 
 
-def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | None = None) -> str:
+def show(snapshot: Snapshot, console: Console | None = None) -> str:
     """Return the status as text, not wrapped where there is no terminal."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
@@ -72,20 +71,18 @@ def show(snapshot: Snapshot, before: Snapshot | None = None, console: Console | 
     for row in rows_of(snapshot):
         table.add_row(*map(escape, row))
     with console.capture() as capture:
-        for line in lines_of(snapshot, before):
+        for line in lines_of(snapshot):
             console.print(escape(line))
         if snapshot.workers:
             console.print(table)
     return capture.get()
 
 
-def lines_of(snapshot: Snapshot, before: Snapshot | None) -> list[str]:
-    """Return the lines above the table; the speed is that since `before`, or the average."""
+def lines_of(snapshot: Snapshot) -> list[str]:
+    """Return the lines above the table."""
     status = snapshot.status
     loss = f"smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character)"
-    earlier = point_of(before) if before else Point(0, 0, 0.0, 0.0, 0.0)
-    speed = f"{recent_speed([earlier, point_of(snapshot)]) or 0:,.0f} characters/s"
-    speed += "" if before else " on average"
+    speed = f"{snapshot.speed:,.0f} characters/s"
     lines = [
         f"run {status.run_id}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",

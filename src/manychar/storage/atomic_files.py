@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from manychar.processes.errors import UserError, because
+
 LOCK_PAUSE = 0.05  # seconds
 
 
@@ -42,11 +44,14 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise
 
 
-def replace_where_told(path: Path, data: bytes) -> None:
-    """Replace a file that a user named; follow a link, replace no device. Raises OSError."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    replace_file(Path(os.path.realpath(path)), data)
+def write_output(path: Path, data: bytes) -> None:
+    """Replace the file of -o; follow a link, replace no device. Raises UserError."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "not a regular file")
+        replace_file(Path(os.path.realpath(path)), data)
+    except OSError as error:
+        raise UserError(f"{path}: {because(error)}; give another -o FILE") from None
 
 
 def rename(source: Path, target: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from manychar.numerics.model import Parameters
-from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import replace_where_told
+from manychar.storage.atomic_files import write_output
 from manychar.storage.canonical_safetensors import as_safetensors
 
 
@@ -33,7 +32,4 @@ def write_state_dict(parameters: Parameters, vocabulary: str, target: Path) -> N
         "hidden": str(parameters.hidden_size),
         "nonlinearity": "tanh",
     }
-    try:
-        replace_where_told(target, as_safetensors(named, metadata))
-    except OSError as error:
-        raise UserError(f"{target}: {because(error)}; give another -o FILE") from None
+    write_output(target, as_safetensors(named, metadata))

@@ -1,4 +1,4 @@
-"""What is said of a hidden unit, and that nothing of a text becomes markup."""
+"""A text coloured by a hidden unit, and that nothing of a text becomes markup."""
 
 import numpy as np
 
@@ -21,18 +21,9 @@ def test_characters_are_marked_below_zero_and_escaped() -> None:
     shown = html.coloured(sample, 2)
     assert shown.count("<span") == 4
     assert '<span class="high" style="--a:0.25" title="+0.25">&lt;</span>' in shown
-    assert '<span class="low" style="--a:1.00" title="−1.00">&amp;</span>' in shown
+    assert '<span class="low" style="--a:1.00" title="-1.00">&amp;</span>' in shown
     assert "↵\n</span>" in shown
     assert "\x1b" not in shown
-
-
-def test_in_words_it_says_where_the_extremes_are() -> None:
-    states = np.zeros(len(TEXT))
-    states[TEXT.index("cat") + 2], states[TEXT.index("dog") + 2] = 0.9, -0.8
-    words = html.summary_of(sample_with(states), 2)
-    assert words.startswith(f"Hidden unit 2 over {len(TEXT)} characters of step 7: ")
-    assert "highest (+0.90) after “&quot;the cat”" in words
-    assert "lowest (−0.80) after “d &quot;a dog”" in words
 
 
 def test_whatever_comes_from_a_run_is_escaped() -> None:
@@ -49,6 +40,5 @@ def test_whatever_comes_from_a_run_is_escaped() -> None:
         html.workers(view),
         html.samples([sample]),
         html.coloured(sample, 0),
-        html.summary_of(sample, 0),
     ]
     assert all("<img" not in html for html in shown)

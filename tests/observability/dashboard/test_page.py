@@ -58,7 +58,7 @@ def test_nothing_is_fetched_from_elsewhere(page: str, browser: Browser) -> None:
 
 @pytest.mark.usefixtures("page")
 def test_a_hidden_unit_is_picked_by_keyboard_and_colours_the_text(browser: Browser) -> None:
-    before, words = browser.script(_COLOURS), browser.text(".words")
+    before = browser.script(_COLOURS)
     assert len(before) == 300
     _tab_to(browser, FIELD)
     assert browser.script(_OUTLINE) == "solid"
@@ -71,7 +71,6 @@ def test_a_hidden_unit_is_picked_by_keyboard_and_colours_the_text(browser: Brows
         "other colours for another hidden unit",
     )
     assert len(after) == 300
-    browser.wait_for(".words", lambda shown: shown.startswith("Hidden unit ") and shown != words)
 
 
 _HEADINGS = "return [...document.querySelectorAll('article h3')].map(e => e.textContent)"

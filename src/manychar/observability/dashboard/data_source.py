@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import is_served, open_run
 
 SAMPLE_LENGTH = 300
-SNAPSHOTS = 60  # the workers' figures are those of the last minute
 RECONNECT_TIMEOUT = 600.0
 FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
 
@@ -72,7 +70,6 @@ class LiveServer(DataSource):
 
     def __init__(self, endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
         super().__init__(endpoint)
-        self._recent: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
         self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
         while not self.view.run:
             self._client.socket.poll(TURN_MS)
@@ -112,9 +109,6 @@ class LiveServer(DataSource):
         status = snapshot.status
         if status.run_id != self.view.run:
             self._client.request(WeightsRequest)
-            self._recent.clear()
-        if not self._recent or self._recent[-1].workers is not snapshot.workers:
-            self._recent.append(snapshot)
         validation = None
         if status.validated is not None and status.validation is not None:
             validation = status.validated, status.validation

@@ -96,27 +96,6 @@ def coloured(sample: Sample, hidden_unit: int) -> str:
     for character, value in zip(sample.text, values, strict=True):
         sign = "high" if value >= 0 else "low"
         shown = {"\n": "↵\n", "\t": "⇥"}.get(character) or escape(printable(character))
-        alpha, title = f"--a:{abs(value):.2f}", _signed(value)
-        spans.append(f'<span class="{sign}" style="{alpha}" title="{title}">{shown}</span>')
+        style = f'style="--a:{abs(value):.2f}" title="{value:+.2f}"'
+        spans.append(f'<span class="{sign}" {style}>{shown}</span>')
     return "".join(spans)
-
-
-def summary_of(sample: Sample, hidden_unit: int) -> str:
-    """Return in a sentence what a hidden unit does over a text."""
-    values = sample.states[:, hidden_unit]
-    low, high = int(values.argmin()), int(values.argmax())
-    return escape(
-        f"Hidden unit {hidden_unit} over {len(sample.text)} characters of step {sample.step:,}:"
-        f" mean {_signed(values.mean())}, above zero after {float((values >= 0).mean()):.0%} of"
-        f" them; highest ({_signed(values[high])}) after “{_up_to(sample.text, high)}”, lowest"
-        f" ({_signed(values[low])}) after “{_up_to(sample.text, low)}”."
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _up_to(text: str, position: int, reach: int = 8) -> str:
-    before = text[max(0, position - reach + 1) : position + 1]
-    return printable(before).replace("\n", "↵").replace("\t", "⇥")

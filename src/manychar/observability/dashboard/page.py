@@ -71,8 +71,7 @@ class _HiddenUnits:
         with _section("Hidden units"):
             _html("p", html.HIDDEN_UNITS)
             self._select = ui.select([], label="Hidden unit", on_change=self._colour)
-            self._text = _html("p").classes("text coloured").props("role=img")
-            self._words = _html("p").classes("words")
+            self._text = _html("p").classes("text coloured")
 
     def draw(self, view: View) -> None:
         """Show the newest sample, coloured by the hidden unit that was picked, else the first."""
@@ -89,8 +88,6 @@ class _HiddenUnits:
         if sample is None or hidden_unit is None:
             return
         self._text.set_content(html.coloured(sample, hidden_unit))
-        self._text.props["aria-label"] = f"The sample, coloured by hidden unit {hidden_unit}"
-        self._words.set_content(html.summary_of(sample, hidden_unit))
 
 
 def _html(tag: str, content: str = "") -> ui.html:
