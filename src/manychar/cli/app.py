@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from manychar import __version__
-from manychar.cli import doctor, keys, server, status, verify
+from manychar.cli import keys, server, status, verify
 from manychar.cli.config_file import configurable, from_file
 from manychar.cli.dashboard import dashboard
+from manychar.cli.doctor import doctor
 from manychar.cli.equivalence import equivalence
 from manychar.cli.evaluate import evaluate
 from manychar.cli.export import export
@@ -82,13 +83,12 @@ _add(plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
 _add(follow, "tcp://127.0.0.1:5577 --metrics-port 9464", numerics="portable")
 _add(stop, "tcp://127.0.0.1:5577", numerics="portable")
 _add(unban, "runs/RUN worker-2", numerics="portable")
-_add(doctor.doctor, "> machine.json")
+_add(doctor, "> machine.json")
 _add(keys.create, "KEYS", group=_keys)
 _add(keys.add, "KEYS olga --role observer", group=_keys)
 _add(keys.revoke, "KEYS olga", group=_keys)
 _add(keys.show, "KEYS --json", group=_keys, name="list")
 app.add_typer(_keys, name="keys")
-app.command(hidden=True)(doctor.fingerprints)
 app.command(hidden=True)(server.validate)
 app.command(hidden=True)(verify.verify_share)
 

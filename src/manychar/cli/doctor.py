@@ -1,23 +1,18 @@
 """The command `doctor`."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 from manychar.cli.console import write
-from manychar.cli.options import argument
+from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 
+SETTING = Option("Arithmetic whose libraries and fingerprints are reported.")
 
-def doctor() -> None:
+
+def doctor(numerics: Annotated[Literal["portable", "native"], SETTING] = "portable") -> None:
     """Report as JSON whether this machine can join a fleet: CPU, BLAS, numpy, limits."""
+    pin(numerics)
     from manychar.verification.doctor import examine
 
-    write(json.dumps(examine(), indent=2) + "\n")
-
-
-def fingerprints(numerics: Annotated[str, argument("NUMERICS", "portable or native")]) -> None:
-    """Print the libraries and fingerprints of this process as JSON, for `doctor`."""
-    pin(numerics)
-    from manychar.verification.doctor import compute_fingerprints
-
-    write(json.dumps(compute_fingerprints()))
+    write(json.dumps({**examine(), "numerics": numerics}, indent=2) + "\n")

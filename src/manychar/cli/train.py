@@ -1,13 +1,10 @@
 """The command `train`."""
 
-import logging
 from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, given, pin_run, run_of
 from manychar.observability.output_options import Export
-
-logger = logging.getLogger(__name__)
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:
@@ -19,12 +16,6 @@ def train(text: TextFiles = None, **flags: Any) -> None:
 
     with exporters(**given(Export, flags)) as targets:  # before a run directory is made for nothing
         directory = run_of(text, flags)
-        workers, shards = directory.operation.workers, directory.definition.shards
-        if workers > shards:
-            logger.info(
-                f"{workers} workers for {shards} shards: the others are idle;"
-                f" --shards {workers} would give each of them work"
-            )
         with ProgressDisplay(directory) as display:
             finish = LocalFleet(directory, display, exporters=targets).run()
     exit_with(finish, directory, again="train")

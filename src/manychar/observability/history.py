@@ -4,13 +4,11 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from manychar.observability.snapshot import Snapshot
-from manychar.processes.errors import UserError
 from manychar.storage.journal import read_metrics
-from manychar.storage.run_directory import RunDirectory, open_run
+from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import read_validation_losses
 
 RECENT_POINTS = 26  # of a live run the last five seconds, or so many steps that take longer
@@ -51,15 +49,6 @@ def read_history(directory: RunDirectory) -> History:
         losses = line["loss"] / size, line["smooth_loss"] / size
         points.append(Point(line["step"], line["characters"], line["seconds"], *losses))
     return History(tuple(points), tuple(sorted(read_validation_losses(directory).items())))
-
-
-def open_history(run: Path) -> tuple[RunDirectory, History]:
-    """Open a run directory. Raises UserError where it is none, or has no losses yet."""
-    directory = open_run(run)
-    history = read_history(directory)
-    if not history.points:
-        raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
-    return directory, history
 
 
 def recent_speed(points: Sequence[Point]) -> float | None:

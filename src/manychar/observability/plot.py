@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from manychar.observability.history import open_history
+from manychar.observability.history import read_history
 from manychar.observability.text_format import bits_of
 from manychar.processes.errors import UserError
 from manychar.storage.atomic_files import write_output
+from manychar.storage.run_directory import open_run
 
 By = Literal["steps", "characters"]
 
@@ -55,7 +56,10 @@ def figure_of(runs: list[Path], by: By) -> Figure:
 
 def _draw_run(axes: Axes, run: Path, by: By, *, colour: str) -> None:
     """Draw a run's loss faint, its smooth loss, and its validation losses in dots."""
-    directory, history = open_history(run)
+    directory = open_run(run)
+    history = read_history(directory)
+    if not history.points:
+        raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
     scale = 1 if by == "steps" else directory.definition.characters_per_step
     x = [point.step * scale for point in history.points]
     losses = [point.loss for point in history.points]

@@ -1,6 +1,5 @@
 """Whether this machine can join a fleet: what decides its bits, its speed and its limits."""
 
-import json
 import os
 import platform
 import resource
@@ -12,14 +11,17 @@ import zmq
 
 from manychar import __version__
 from manychar.fleet.launch_options import usable_cores
-from manychar.processes.errors import UserError
-from manychar.processes.subcommand import Command
+from manychar.numerics.kernel import Kernel
+from manychar.numerics.numerics_fingerprint import fingerprint
+from manychar.processes.numeric_libraries import kernels, libraries
 
 DTYPES = "float32", "float64"
 
 
 def examine() -> dict[str, Any]:
-    """Return the facts by topic; those of each numerics setting come from a new process."""
+    """Return the facts by topic; fingerprints are those of a fixed probe in this process."""
+    names = libraries()
+    probes = {each: Kernel(65, 100, seq_length=25, streams=16, dtype=each) for each in DTYPES}
     return {
         "manychar": __version__,
         "python": platform.python_version(),
@@ -32,7 +34,9 @@ def examine() -> dict[str, Any]:
         "pyzmq": zmq.__version__,
         "libzmq": zmq.zmq_version(),
         "curve": bool(zmq.has("curve")),
-        "numerics": {name: _numerics(name) for name in ("portable", "native")},
+        "libraries": names,
+        "kernels": kernels(),
+        "fingerprints": {dtype: fingerprint(kernel, names) for dtype, kernel in probes.items()},
     }
 
 
@@ -41,26 +45,3 @@ def _cpu() -> str:
     lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _numerics(setting: str) -> dict[str, Any]:
-    """Return the libraries, kernels and fingerprint of a process with this setting."""
-    try:
-        found: dict[str, Any] = json.loads("".join(Command("fingerprints", setting).output()))
-    except UserError as error:
-        return {"error": str(error)}
-    return found
-
-
-def compute_fingerprints() -> dict[str, Any]:
-    """Return the libraries that compute in this process, and the fingerprints of a fixed probe."""
-    from manychar.numerics.kernel import Kernel  # noqa: PLC0415 - numpy, pinned
-    from manychar.numerics.numerics_fingerprint import fingerprint  # noqa: PLC0415
-    from manychar.processes.numeric_libraries import kernels, libraries  # noqa: PLC0415
-
-    names = libraries()
-    found = {}
-    for dtype in DTYPES:
-        kernel = Kernel(65, 100, seq_length=25, streams=16, dtype=dtype)
-        found[dtype] = fingerprint(kernel, names)
-    return {"libraries": names, "kernels": kernels(), "fingerprints": found}
