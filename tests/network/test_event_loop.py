@@ -1,6 +1,5 @@
 """The event loop with real sockets, pipes, signals and threads."""
 
-import itertools
 import os
 import signal
 import threading
@@ -143,7 +142,45 @@ def test_a_sleep_far_past_its_deadline_is_reported(
     loop.on_suspension(late.append)
     loop.turn(0.01)
     assert late == []
-    times = itertools.chain([100.0], itertools.repeat(103.5))  # before and after the sleep
-    monkeypatch.setattr(event_loop, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    clock = Clock(monkeypatch)
+    loop.turn(0)
+    late.clear()
+
+    def sleeps(_: int) -> list[object]:
+        clock.go_on(3.5)
+        return []
+
+    monkeypatch.setattr(loop, "_poller", SimpleNamespace(poll=sleeps))
     loop.turn(0.25)
     assert late == [3.25]
+
+
+def test_time_off_the_cores_between_two_polls_is_reported(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[float] = []
+    loop.on_suspension(late.append)
+    clock = Clock(monkeypatch)
+    loop.turn(0)
+    late.clear()
+    clock.go_on(60.0, on_core=59.5)
+    loop.turn(0)
+    assert late == [], "a long piece of work"
+    clock.go_on(60.0, on_core=0.5)
+    loop.turn(0)
+    assert late == [59.5]
+    loop.turn(0)
+    assert late == [59.5]
+
+
+class Clock:
+    """The clocks of the loop, which a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.on_core = 100.0
+        clocks = {"monotonic": lambda: self.now, "thread_time": lambda: self.on_core}
+        monkeypatch.setattr(event_loop, "time", SimpleNamespace(**clocks))
+
+    def go_on(self, seconds: float, *, on_core: float = 0.0) -> None:
+        self.now += seconds
+        self.on_core += on_core

@@ -34,6 +34,7 @@ class EventLoop(contextlib.ExitStack):
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: list[Callable[[], object]] = []
         self._suspended: list[Callable[[float], object]] = []
+        self._off_core = _off_core()
 
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
         """Call back while the socket or descriptor can be read."""
@@ -54,7 +55,10 @@ class EventLoop(contextlib.ExitStack):
         self._woken.append(callback)
 
     def on_suspension(self, callback: Callable[[float], object]) -> None:
-        """Call back with the seconds by which the loop slept too long: the process was stopped."""
+        """Call back with the seconds by which the loop slept too long: the process was stopped.
+
+        What was off the cores between two polls is counted, too: the server's own share computes.
+        """
         self._suspended.append(callback)
 
     def remove(self, source: Source) -> None:
@@ -69,10 +73,11 @@ class EventLoop(contextlib.ExitStack):
     def turn(self, at_most: float = math.inf) -> None:
         """Wait until something happens, for `at_most` seconds, and call back."""
         times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
-        began = time.monotonic()
+        began, off_core = time.monotonic(), _off_core() - self._off_core
         wait = max(0.0, min(min(times, default=math.inf) - began, at_most))
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
-        late = time.monotonic() - began - wait
+        late = time.monotonic() - began - wait + off_core
+        self._off_core = _off_core()
         if late > SUSPENDED_AFTER:
             for suspended in self._suspended:
                 suspended(late)
@@ -87,3 +92,8 @@ class EventLoop(contextlib.ExitStack):
         for deadline, passed in self._deadlines:
             if (due := deadline()) is not None and time.monotonic() >= due:
                 passed()
+
+
+def _off_core() -> float:
+    """Return the time in which this thread was not on a core, from any point on."""
+    return time.monotonic() - time.thread_time()
