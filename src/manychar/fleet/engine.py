@@ -52,15 +52,18 @@ class Engine:
             streams=dimensions.streams,
             dtype=dimensions.dtype,
         )
+        self._fingerprint: FingerprintComputed | None = None
         self._loaded: Frame | None = None
         self._digest = b""
 
     def compute_fingerprint(self) -> FingerprintComputed:
-        """Return the fingerprint of this process in the run's shapes and dtype."""
-        names, timer = libraries(), PieceTimer()
-        found = fingerprint(self._kernel, names, timer)
-        self._loaded = None  # the kernel holds the weights of the probe
-        return FingerprintComputed(found, names | kernels(), timer.slowest)
+        """Return the fingerprint of this process in the run's shapes and dtype; computed once."""
+        if self._fingerprint is None:
+            names, timer = libraries(), PieceTimer()
+            found = fingerprint(self._kernel, names, timer)
+            self._loaded = None  # the kernel holds the weights of the probe
+            self._fingerprint = FingerprintComputed(found, names | kernels(), timer.slowest)
+        return self._fingerprint
 
     def compute(self, unit: Compute, heartbeat: Callable[[], float] = lambda: math.inf) -> Computed:
         """Return the result of a shard; `heartbeat` is as in PieceTimer."""
