@@ -74,7 +74,8 @@ def server(
     with ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
-    exit_with(finish, directory, again=shlex.join(["server", "--bind", bind, *access]))
+    again = ["server", "--bind", bind, *access, *["--compute"] * compute]
+    exit_with(finish, directory, again=shlex.join(again))
 
 
 def validate(run_dir: Run) -> None:

@@ -184,7 +184,8 @@ class LocalFleet:
             return
         elif code == RUN_FAILED:  # another start would end in the same way
             logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
-            if all(worker.is_empty for worker in self.workers):
+            computes = self.directory.operation.compute
+            if not computes and all(worker.is_empty for worker in self.workers):
                 self.stop(RUN_FAILED, "no worker is left")
         elif failure := self._supervisor.restart(slot, code):
             self.stop(RUN_FAILED, failure)
