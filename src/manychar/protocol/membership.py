@@ -24,7 +24,6 @@ name none, and one may name any other."""
 
 MOVE_EVERY = 1.0
 MOVE_GAIN = 0.95
-LEAST_SECONDS = 1e-6  # a shard takes longer
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
 FIRST_RESEND_AFTER = 1.0
@@ -242,14 +241,15 @@ class Membership:
 
         Return the leases that are revoked, and the workers that are found too slow for a range.
         """
-        if not self._must_cut and now < self._next_move:
+        may_move = now >= self._next_move
+        if not (self._must_cut or may_move):
             return [], []
         self._must_cut, self._next_move = False, now + MOVE_EVERY
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (self._shards,)))
         ranges = cut((0, self._shards - 1), _seconds_of(workers)) if workers else []
         wanted = {w.peer: r for w, r in zip(workers, ranges, strict=True) if r is not None}
-        if self._is_whole(present, workers) and not _pays(workers, present, wanted):
+        if self._is_whole(present, workers) and not (may_move and _pays(workers, present, wanted)):
             wanted = present
         kept, revoked = set(), []
         for lease in list(self.leases.values()):
@@ -313,7 +313,7 @@ def _seconds_of(workers: Sequence[Member]) -> list[float]:
     known = [worker.speed.seconds_a_shard for worker in workers]
     measured = [each for each in known if each is not None]
     mean = sum(measured) / len(measured) if measured else 1.0
-    return [max(LEAST_SECONDS, mean if each is None else each) for each in known]
+    return [mean if each is None else each for each in known]
 
 
 def _pays(

@@ -6,13 +6,14 @@ import statistics
 UNITS_MEASURED = 20
 GOOD_PROBES = 2
 PROBE_EVERY = 10.0
+LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e6  # of a shard, whatever a worker says
 
 
 class WorkerSpeed:
     """The seconds of a shard. A worker that is too slow for a range is probed now and then.
 
     Without a range it keeps the figure for which it lost it, until it has computed GOOD_PROBES
-    units anew.
+    units anew; then the last of these count.
     """
 
     def __init__(self) -> None:
@@ -33,17 +34,19 @@ class WorkerSpeed:
         return self._when_too_slow is not None
 
     def note(self, seconds: float) -> None:
-        self._seconds.append(seconds)
+        if self.is_too_slow and len(self._seconds) == GOOD_PROBES:
+            self._seconds.popleft()
+        self._seconds.append(min(max(LEAST_SECONDS, seconds), MOST_SECONDS))
 
     def lose_range(self, now: float) -> bool:
         """Note that the worker gets no range; return whether that is new, and for its speed."""
         seconds = self.seconds_a_shard
-        new = seconds is not None and not self.is_too_slow
-        if new or len(self._seconds) >= GOOD_PROBES:
-            self._when_too_slow = seconds
-            self._seconds.clear()
-            self._probe_at = now + PROBE_EVERY
-        return new
+        if seconds is None or self.is_too_slow:
+            return False
+        self._when_too_slow = seconds
+        self._seconds.clear()
+        self._probe_at = now + PROBE_EVERY
+        return True
 
     def get_range(self) -> None:
         self._when_too_slow = None

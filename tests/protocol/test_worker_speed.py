@@ -1,0 +1,234 @@
+"""Ranges follow the workers' speeds: when they move, when they stay, and who gets none."""
+
+import itertools
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from manychar.numerics.tree_reduction import Range
+from manychar.protocol.events import DeadlinePassed
+from manychar.protocol.membership import MOVE_EVERY, Membership, PeerState
+from manychar.protocol.messages import Grant, Revoke
+from manychar.protocol.worker_speed import GOOD_PROBES, PROBE_EVERY, UNITS_MEASURED, WorkerSpeed
+from tests.protocol.stage import Stage, hello, said, sent
+
+SHARDS = 16
+LATENCY = 1e-4
+Seconds = Mapping[str, float]
+
+
+class Fleet:
+    """Workers that take their time for each shard, on a clock of their own."""
+
+    def __init__(self, *names: str, shards: int = SHARDS) -> None:
+        self.now = 0.0
+        self.shards = shards
+        self.membership = Membership(shards, silence=2.0)
+        self.applied: list[float] = []
+        self.moved: list[float] = []
+        self.too_slow: list[str] = []
+        for name in names:
+            self.come(name)
+
+    def come(self, name: str) -> None:
+        member = self.membership.admit(name.encode(), hello(name), None, self.now)
+        member.state = PeerState.WORKING
+        self.membership.come()
+        self.membership.lease_unheld(range(self.shards))
+
+    def speed(self, name: str) -> WorkerSpeed:
+        return self.membership.members[name.encode()].speed
+
+    def ranges(self) -> dict[str, Range]:
+        leases = sorted(self.membership.leases.values(), key=lambda lease: lease.shards)
+        return {lease.peer.decode(): lease.shards for lease in leases if not lease.duplicate}
+
+    def counts(self) -> list[int]:
+        return [last - first + 1 for first, last in self.ranges().values()]
+
+    def step(self, seconds: Seconds) -> None:
+        """Let every holder compute its ranges once, a duplicate in vain, and cut the ranges."""
+        took = [0.0]
+        for lease in self.membership.leases.values():
+            name = lease.peer.decode()
+            self.speed(name).note(seconds[name])
+            if not lease.duplicate:
+                took.append(len(lease.numbers) * seconds[name])
+        self.now += max(took) + LATENCY
+        self.applied.append(self.now)
+        before = self.ranges()
+        _, too_slow = self.membership.cut_anew(self.now)
+        self.too_slow += [each.name for each in too_slow]
+        if self.ranges() != before:
+            self.moved.append(self.now)
+        assert sorted(self.numbers()) == list(range(self.shards))
+
+    def numbers(self) -> list[int]:
+        return [i for first, last in self.ranges().values() for i in range(first, last + 1)]
+
+    def train(self, until: float, seconds: Seconds | Callable[[], Seconds]) -> None:
+        while self.now < until:
+            self.membership.lease_duplicate(range(self.shards), self.now)
+            self.step(seconds() if callable(seconds) else seconds)
+
+    def shards_a_second(self, since: float) -> float:
+        return self.shards * sum(each > since for each in self.applied) / (self.now - since)
+
+
+def sum_of_speeds(seconds: Seconds) -> float:
+    return sum(1 / each for each in seconds.values())
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        {"ann": 0.002, "bob": 0.01},
+        {"ann": 0.01, "bob": 0.002},
+        {"ann": 0.002, "bob": 0.003},
+        {"ann": 0.002, "bob": 0.01, "eve": 0.004},
+    ],
+)
+def test_stragglers_leave_most_of_the_speed(seconds: Seconds) -> None:
+    fleet = Fleet(*seconds)
+    fleet.train(10.0, seconds)
+    fleet.train(13.0, seconds)
+    assert fleet.shards_a_second(since=10.0) >= 0.85 * sum_of_speeds(seconds)
+    assert fleet.moved[-1] < 3.0, "they come to rest"
+    assert not fleet.too_slow
+
+
+def test_a_worker_that_becomes_slow_and_fast_again() -> None:
+    both = {"ann": 0.002, "bob": 0.002}
+    fleet = Fleet("ann", "bob")
+    fleet.train(3.0, both)
+    assert fleet.counts() == [8, 8]
+    fleet.train(6.0, both | {"ann": 0.01})
+    assert fleet.ranges() == {"ann": (0, 1), "bob": (2, 15)}
+    fleet.train(9.0, both)
+    assert fleet.counts() == [8, 8]
+
+
+def test_at_most_one_move_a_second() -> None:
+    chance = random.Random(1)  # noqa: S311 - speeds, not secrets
+    fleet = Fleet("ann", "bob", "eve")
+    fleet.step({"ann": 1e-3, "bob": 1e-3, "eve": 1e-3})
+    del fleet.moved[:]
+
+    def fickle() -> Seconds:
+        slow = chance.choice(("ann", "bob", "eve"))
+        if chance.random() < 0.02:
+            fleet.membership.come()  # somebody came, or a duplicate ends: ranges are looked at
+        return {name: 8e-3 if name == slow else 1e-3 for name in ("ann", "bob", "eve")}
+
+    fleet.train(30.0, fickle)
+    assert len(fleet.moved) > 5
+    pauses = [later - earlier for earlier, later in itertools.pairwise(fleet.moved)]
+    assert min(pauses) >= MOVE_EVERY
+
+
+@pytest.mark.parametrize(("slower", "counts"), [(1.04, [50, 50]), (1.3, [56, 44])])
+def test_no_move_for_less_than_a_twentieth(slower: float, counts: Sequence[int]) -> None:
+    fleet = Fleet("ann", "bob", shards=100)
+    fleet.train(10.0, {"ann": 1e-3, "bob": 1e-3})
+    fleet.train(20.0, {"ann": 1e-3, "bob": slower * 1e-3})
+    assert sorted(fleet.counts(), reverse=True) == pytest.approx(counts, abs=1)
+
+
+def test_a_worker_that_only_costs_gets_none_until_it_was_fast_twice() -> None:
+    slow = {"ann": 0.002, "bob": 0.2}
+    fleet = Fleet("ann", "bob")
+    fleet.train(15.0, slow)
+    assert fleet.ranges() == {"ann": (0, 15)}
+    assert fleet.too_slow == ["bob"]
+    assert fleet.shards_a_second(since=10.0) >= 0.85 * sum_of_speeds(slow)
+    fleet.train(60.0, slow)
+    assert fleet.ranges() == {"ann": (0, 15)}
+    assert fleet.too_slow == ["bob"], "it is said once"
+    fleet.train(60.0 + PROBE_EVERY, {"ann": 0.002, "bob": 0.002})
+    assert fleet.ranges() == {"ann": (0, 15)}, "once is not enough"
+    fleet.train(61.0 + GOOD_PROBES * PROBE_EVERY, {"ann": 0.002, "bob": 0.002})
+    assert fleet.counts() == [8, 8]
+
+
+def test_a_duplicate_is_the_smallest_unit_and_ends_with_the_step() -> None:
+    seconds = {"ann": 0.002, "bob": 0.2, "eve": 0.004}
+    fleet = Fleet(*seconds)
+    fleet.train(5.0, seconds)
+    assert fleet.ranges().keys() == {"ann", "eve"}
+    fleet.now += PROBE_EVERY
+    lease = fleet.membership.lease_duplicate(range(SHARDS), fleet.now)
+    assert lease is not None
+    assert (lease.peer, lease.shards) == (b"bob", fleet.ranges()["eve"])
+    assert fleet.membership.lease_duplicate(range(SHARDS), fleet.now) is None, "one at a time"
+    before = fleet.ranges()
+    revoked, _ = fleet.membership.cut_anew(fleet.now)
+    assert revoked == [lease]
+    assert fleet.ranges() == before
+
+
+def test_who_is_slow_and_alone_computes_all() -> None:
+    fleet = Fleet("ann", "bob")
+    fleet.train(5.0, {"ann": 0.002, "bob": 0.2})
+    assert fleet.too_slow == ["bob"]
+    fleet.membership.members.pop(b"ann")
+    fleet.membership.end_leases(b"ann")
+    fleet.membership.lease_unheld(range(SHARDS))
+    assert fleet.ranges() == {"bob": (0, 15)}
+    fleet.step({"bob": 0.2})
+    assert not fleet.speed("bob").is_too_slow
+    fleet.come("ann")
+    fleet.train(fleet.now + 5.0, {"ann": 0.2, "bob": 0.2})
+    assert sorted(fleet.counts()) == [8, 8]
+
+
+def test_who_has_computed_nothing_yet_counts_as_fast_as_the_others() -> None:
+    fleet = Fleet("ann")
+    fleet.train(1.0, {"ann": 0.002})
+    fleet.come("bob")
+    fleet.step({"ann": 0.002})
+    assert fleet.ranges() == {"ann": (0, 7), "bob": (8, 15)}
+
+
+def test_a_pause_is_forgotten_after_some_units() -> None:
+    speed = WorkerSpeed()
+    found = []
+    for seconds in (10.0, *[0.001] * UNITS_MEASURED):
+        speed.note(seconds)
+        found.append(speed.seconds_a_shard or 0.0)
+    assert min(found[:-1]) > 0.4
+    assert found[-1] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("seconds", [1.7e308, 0.0, -1.0, 1e-320])
+def test_whatever_a_worker_says_of_its_speed_there_is_a_cut(seconds: float) -> None:
+    for others in (seconds, 0.002):
+        fleet = Fleet("ann", "bob", "eve")
+        said = {"ann": seconds, "bob": others, "eve": seconds}
+        for _ in range(UNITS_MEASURED):
+            for name, each in said.items():
+                fleet.speed(name).note(each)
+        fleet.now = 1e6
+        fleet.membership.cut_anew(fleet.now)
+        assert sorted(fleet.numbers()) == list(range(SHARDS))
+
+
+def test_a_worker_that_gets_no_range_is_named_and_measured_again() -> None:
+    stage = Stage(shards=4, steps=0, lease_timeout=600.0)
+    stage.share("ann", "bob")
+    (fast,), (slow,) = stage.ranges_of("ann"), stage.ranges_of("bob")
+    stage.deliver("ann", fast, seconds=0.01)
+    stage.now += 2.0
+    effects = stage.deliver("bob", slow, seconds=1.0)
+    assert "bob takes 1 s for a shard: it gets none, a step without it is shorter" in said(effects)
+    assert [revoke.lease for revoke in sent(effects, Revoke, "bob")] == [2]
+    assert stage.ranges_of("ann") == [(0, 3)]
+    assert not stage.ranges_of("bob")
+    stage.now += PROBE_EVERY
+    (grant,) = sent(stage.server.handle(DeadlinePassed(), stage.now), Grant, "bob")
+    assert (grant.first, grant.last) == (0, 3)
+    effects = stage.deliver("ann", (0, 3), seconds=0.01)
+    assert [revoke.lease for revoke in sent(effects, Revoke, "bob")] == [grant.lease]
+    repeat = stage.deliver("bob", (0, 3), stage.server.state.step - 1, lease=grant.lease)
+    assert not said(repeat)
+    assert stage.server.counts["units_repeated"] == 1
