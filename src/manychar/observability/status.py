@@ -19,6 +19,7 @@ from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.membership import SHARE_NAME
 from manychar.protocol.messages import Status, WorkerStats
 
 LATE_FROM = 1.0
@@ -96,6 +97,9 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         lines.append(snapshot.straggler)
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
+    if own := [each.longest_piece for each in snapshot.workers if each.name == SHARE_NAME]:
+        at_most = f"{1000 * own[0]:.0f} ms at most"
+        lines.append(f"the server computes, too: a message waits for {at_most}")
     return lines + [_count(name, n) for name, n in sorted(status.counts.items()) if n]
 
 

@@ -248,7 +248,8 @@ class WorkerStats(NamedTuple):
 
     `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
     long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
-    for it, in seconds. The last fields are those of `RecentUse`, of the last ten seconds.
+    for it, in seconds. The next fields are those of `RecentUse`, of the last ten seconds.
+    `longest_piece` is the longest time between two looks at its mailbox, lately, in seconds.
     """
 
     name: field.Name
@@ -264,6 +265,7 @@ class WorkerStats(NamedTuple):
     waiting: field.Number
     straggling: field.Number
     speed: field.Number
+    longest_piece: field.Number = 0.0
 
 
 # 17 fields: one figure each.

@@ -137,6 +137,7 @@ class StatusReport(ServerPart):
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,
             late=now - self._applied_at if awaited else 0.0,
+            longest_piece=member.slowest,
             **tally.recent(now, is_awaited=awaited)._asdict(),
         )
 

@@ -1,0 +1,178 @@
+"""The server computes a share of the shards: real processes, the same bits, and no deaf loop."""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manychar.observability.observer_client import ObserverClient
+from manychar.storage.checkpoint import list_checkpoints
+from tests.commands import SMALL, Commands, Running, until
+from tests.fleet.test_fleet import endless, expect_same_bits, further
+
+BY_HAND = ("--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0")
+
+
+def processes(manychar: Commands, role: str) -> list[list[str]]:
+    return [words for words in manychar.family().values() if role in words]
+
+
+def endpoint_of(server: Running) -> str:
+    return server.wait_for(r"manychar worker (tcp://\S+)")[1]
+
+
+def status(manychar: Commands, endpoint: str) -> dict[str, Any]:
+    done = manychar.run("status", endpoint, "--json")
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def test_one_worker_is_the_server_and_is_so_again_after_a_crash(
+    manychar: Commands, text: Path
+) -> None:
+    running = endless(manychar, text, "--workers", "1", "--checkpoint-every", "50")
+    assert not processes(manychar, "worker")
+    assert "--compute" in processes(manychar, "server")[0]
+    os.kill(manychar.find("server"), signal.SIGKILL)
+    running.wait_for("(?s)starting it again.*server has joined")
+    further(running)
+    assert not processes(manychar, "worker")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 0, done.err
+    manychar.expect_nobody()
+    run = manychar.directory / "run"
+    assert expect_same_bits(run, text) >= 50
+    assert (run / "term").read_text() == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers", "computes"),
+    [
+        ("--workers 2 --compute", ["worker-1"], True),
+        ("--workers 1 --no-compute", ["worker-1"], False),
+        pytest.param("--workers 3", ["worker-1", "worker-2"], True, marks=pytest.mark.long),
+    ],
+)
+def test_the_server_is_one_of_the_workers_where_it_computes(
+    manychar: Commands, text: Path, flags: str, workers: list[str], *, computes: bool
+) -> None:
+    everyone = [*workers, *["server"] * computes]
+    running = endless(manychar, text, *flags.split(), "--shards", "4")
+    for name in everyone:
+        running.wait_for(f"{name} has joined")
+    further(running)
+    started = [words[words.index("--name") + 1] for words in processes(manychar, "worker")]
+    assert sorted(started) == workers
+    assert ("--compute" in processes(manychar, "server")[0]) == computes
+    running.send(signal.SIGTERM)
+    assert running.end().code == 75
+    config = json.loads((manychar.directory / "run" / "config.json").read_text())
+    assert config["operation"]["compute"] == computes
+    expect_same_bits(manychar.directory / "run", text)
+
+
+def test_a_server_that_computes_serves_observers_validation_and_stop(
+    manychar: Commands, text: Path
+) -> None:
+    flags = ("--compute", "--validation", "0.1", "--checkpoint-every", "25")
+    server = manychar.start("server", str(text), *BY_HAND, *SMALL, *flags)
+    endpoint = endpoint_of(server)
+    namesake = manychar.run("worker", endpoint, "--name", "server")
+    assert namesake.code == 3
+    assert "the name server is that of the server's own share" in namesake.last_line
+
+    def validated() -> dict[str, Any] | None:
+        found = status(manychar, endpoint)
+        return found if found["validated"] else None
+
+    found = until(validated, "a validation loss")
+    (own,) = found["workers"]
+    assert (own["name"], own["state"], own["leases"]) == ("server", "working", 4)
+    assert 0 < own["longest_piece"] < own["shard_seconds"] * 100
+    shown = manychar.run("status", endpoint)
+    assert "the server computes, too: a message waits for" in shown.out
+    stopped = manychar.run("stop", endpoint)
+    assert stopped.code == 0, stopped.err
+    done = server.end()
+    assert done.code == 75, done.err
+    assert "resume: manychar server --bind tcp://127.0.0.1:0 --compute --resume run" in done.err
+    assert expect_same_bits(manychar.directory / "run", text) >= 25
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
+)
+def test_a_signal_ends_a_server_while_it_computes(
+    manychar: Commands, text: Path, number: int, code: int
+) -> None:
+    """In the middle of a step, which is completed."""
+    large = ("--hidden", "512", "--seq-length", "20", "--streams", "20", "--shards", "8")
+    server = manychar.start("server", str(text), *BY_HAND, "--compute", *large)
+    server.wait_for("server has joined")
+    server.send(number)
+    assert server.end(seconds=30).code == code
+    assert list_checkpoints(manychar.directory / "run" / "checkpoints")
+
+
+def test_the_shards_of_a_lost_worker_are_computed_here(manychar: Commands, text: Path) -> None:
+    flags = ("--workers", "2", "--compute", "--lease-timeout", "1")
+    running = endless(manychar, text, *flags)
+    running.wait_for("worker-1 has joined")
+    further(running)
+    worker = manychar.find("worker-1")
+    os.kill(worker, signal.SIGSTOP)
+    running.wait_for("the shards of worker-1 are reassigned|worker-1 has left")
+    further(running)
+    os.kill(worker, signal.SIGCONT)
+    running.wait_for("(?s)worker-1 (answers again|has left.*worker-1 has joined)")
+    further(running)
+    running.interrupt()
+    assert running.end().code == 0
+    expect_same_bits(manychar.directory / "run", text)
+
+
+def answered_within(client: ObserverClient) -> float:
+    """Return the seconds until a server answers the Hello of an open connection with its status."""
+    client.connect(60.0)
+    began = time.monotonic()
+    while client.connecting:
+        client.turn()
+        assert client.end is None
+        client.socket.poll(5)
+    return time.monotonic() - began
+
+
+def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, text: Path) -> None:
+    """Within twice the longest piece between two progress calls, not only between two shards."""
+    large = ("--hidden", "1024", "--streams", "64", "--shards", "1")
+    server = manychar.start("server", str(text), *BY_HAND, "--compute", *large)
+    endpoint = endpoint_of(server)
+
+    def has_computed() -> dict[str, Any] | None:
+        found = status(manychar, endpoint)
+        return found if found["step"] >= 2 else None
+
+    until(has_computed, "two steps")
+    client = ObserverClient(endpoint, connect_timeout=60.0, notices=False)
+    with contextlib.closing(client):
+        answered_within(client)  # the connection is made
+        answers = []
+        for _ in range(60):
+            time.sleep(0.02)  # at all moments of some steps
+            answers.append(answered_within(client))
+    (own,) = status(manychar, endpoint)["workers"]
+    bound = max(0.05, 2 * own["longest_piece"])
+    print(f"median {statistics.median(answers):.4f} s, longest {max(answers):.4f} s, bound {bound}")
+    assert statistics.median(answers) <= bound
+    assert max(answers) <= max(bound, own["shard_seconds"])
+    assert own["longest_piece"] < own["shard_seconds"] / 2
+    assert manychar.run("stop", endpoint).code == 0
+    assert server.end().code == 75
