@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from manychar.numerics.checksum import checksum_bytes
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol.effects import Compute, Effect, Log, Send
 from manychar.protocol.events import Computed, DeadlinePassed, Received, Started
@@ -28,7 +27,7 @@ from manychar.protocol.messages import (
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.unit_payload import Payload
+from manychar.protocol.unit_payload import Payload, digest
 from tests.simulation.reference import Reference, compute, reference
 
 RUN, TERM, SESSION, FINGERPRINT = "run-1", 3, 7, "the-runs"
@@ -187,7 +186,7 @@ def unit_result(known: Reference, first: int, last: int, step: int, **changes: A
         "first": first,
         "last": last,
         "step": step,
-        "weights_digest": checksum_bytes(known.weights[step]),
+        "weights_digest": digest(known.weights[step]),
         "seconds": 0.01,
         "payload": known.payload(step, first, last)._replace(**parts).pack(),
     }

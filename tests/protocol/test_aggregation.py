@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manychar.numerics.checksum import checksum
 from manychar.numerics.clipped_adagrad import NotFiniteError
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol import aggregation
@@ -322,7 +321,7 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
     case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     assert kept() is None
     ((_, claim),) = [each for each in case.aggregation.accepted(0, *ALL) if ALL in each[1]]
-    assert claim[ALL] == checksum(case_sums(case, ALL)[0])
+    assert claim[ALL] == digest(case_sums(case, ALL)[0])
 
 
 def test_a_hidden_state_is_no_view_of_a_received_frame() -> None:

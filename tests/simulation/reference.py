@@ -11,7 +11,6 @@ import random
 
 import numpy as np
 
-from manychar.numerics.checksum import checksum_bytes
 from manychar.numerics.corpus import Batch, Streams, encode
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.run_definition import Definition
@@ -159,7 +158,7 @@ def _pieces_of(
     state: TrainingState, streams: Streams, kernel: Kernel
 ) -> dict[tuple[int, int], Piece]:
     kernel.load(state.parameters.flat)
-    weights_digest = checksum_bytes(state.parameters.flat.tobytes())
+    weights_digest = digest(state.parameters.flat.tobytes())
     pieces = {}
     for shard, hidden in enumerate(state.hidden):
         batch = streams.batch_at(shard, state.step)
@@ -208,7 +207,5 @@ def compute(unit: Compute, size: Dimensions) -> Piece:
         )
         before = np.frombuffer(hidden, size.dtype).reshape(size.streams, size.hidden).copy()
         loss, gradient, after = compute_shard(kernel, batch, before)
-        _computed[key] = Piece(
-            checksum_bytes(weights), loss, gradient.flat.tobytes(), after.tobytes()
-        )
+        _computed[key] = Piece(digest(weights), loss, gradient.flat.tobytes(), after.tobytes())
     return _computed[key]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from manychar.numerics.checksum import checksum_bytes
 from manychar.numerics.corpus import Batch
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.numerics_fingerprint import fingerprint
@@ -16,7 +15,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Frame
-from manychar.protocol.unit_payload import as_frame
+from manychar.protocol.unit_payload import as_frame, digest
 
 
 class PieceTimer:
@@ -70,7 +69,7 @@ class Engine:
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
-            self._digest = checksum_bytes(unit.weights)
+            self._digest = digest(unit.weights)
         hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
         batch, timer, began = Batch(ids, unit.fresh), PieceTimer(heartbeat), time.monotonic()

@@ -221,7 +221,7 @@ class ServerLoop:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
             case effects.Append(step, loss):
-                digest = self.machine.aggregation.weights_checksum
+                digest = self.machine.aggregation.weights_digest.hex()
                 record = AppliedStep(self.machine.spec.term, step, loss, digest)
                 self.resume_point.journal.append([record])
             case effects.Save(state):

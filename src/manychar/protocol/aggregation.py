@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.checksum import checksum, checksum_bytes
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
@@ -31,7 +30,7 @@ KEPT_BYTES = 2**22  # delivered sums of past steps: most of them are never compa
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
 Digests = dict[int | Range, Any]
-"""By shard: its loss to the last bit and its next hidden state's digest. By node: its checksum."""
+"""By shard: its loss to the last bit and its next hidden state's digest. By node: its digest."""
 
 
 class Assessment(enum.Enum):
@@ -51,7 +50,7 @@ class _Step:
     """What is remembered of one step: its inputs, and what was accepted from whom.
 
     `inputs` are the weights and the hidden states; None where the step is too old to compute again.
-    `delivered` has the sums of nodes as they came; `checksums` replaces them where the frames of
+    `delivered` has the sums of nodes as they came; `digests` replaces them where the frames of
     past steps are many. Digests are computed when they are needed, or no step waits for them.
     """
 
@@ -61,23 +60,23 @@ class _Step:
     senders: dict[int, Identities] = dataclasses.field(default_factory=dict)
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     delivered: dict[Range, tuple[Identities, Frame]] = dataclasses.field(default_factory=dict)
-    checksums: dict[Range, tuple[Identities, int]] = dataclasses.field(default_factory=dict)
+    digests: dict[Range, tuple[Identities, bytes]] = dataclasses.field(default_factory=dict)
 
     def compute_digests(self) -> None:
         """Compute those of the inputs, once."""
         if self.inputs is not None and not self.weights_digest:
             weights, hidden = self.inputs
-            self.weights_digest = checksum_bytes(as_frame(weights))
+            self.weights_digest = digest(as_frame(weights))
             self.hidden_digests = [digest(as_frame(each)) for each in hidden]
 
     @property
     def delivered_bytes(self) -> int:
         return sum(len(frame) for _, frame in self.delivered.values())
 
-    def compute_checksums(self) -> None:
-        """Compute those of the delivered sums, and release the frames."""
+    def digest_delivered(self) -> None:
+        """Compute the digests of the delivered sums, and release the frames."""
         for node, (sender, frame) in self.delivered.items():
-            self.checksums[node] = sender, checksum(frame)
+            self.digests[node] = sender, digest(frame)
         self.delivered.clear()
 
 
@@ -132,9 +131,9 @@ class Aggregation:
         return self.state.step >= self.limit
 
     @property
-    def weights_checksum(self) -> int:
+    def weights_digest(self) -> bytes:
         self._open.compute_digests()
-        return int.from_bytes(self._open.weights_digest, "little")
+        return self._open.weights_digest
 
     def ids(self, first: int, last: int) -> memoryview:
         """Return what these shards read at the open step."""
@@ -202,7 +201,7 @@ class Aggregation:
         for step in reversed(self._steps.values()):
             kept -= step.delivered_bytes
             if kept < 0 and step is not self._open:
-                step.compute_checksums()
+                step.digest_delivered()
 
     @property
     def complete(self) -> bool:
@@ -246,10 +245,8 @@ class Aggregation:
             for i, sender in record.senders.items()
             if first <= i <= last
         ]
-        sums = {
-            node: (sender, checksum(frame)) for node, (sender, frame) in record.delivered.items()
-        }
-        for node, (sender, of_sum) in (record.checksums | sums).items():
+        sums = {node: (sender, digest(frame)) for node, (sender, frame) in record.delivered.items()}
+        for node, (sender, of_sum) in (record.digests | sums).items():
             if first <= node[0] and node[1] <= last:
                 found.append((sender, {node: of_sum}))
         return found
@@ -259,7 +256,7 @@ class Aggregation:
         shards = zip(_shards(result), payload.losses, payload.hidden, strict=True)
         digests: Digests = {i: (loss.hex(), digest(hidden)) for i, loss, hidden in shards}
         nodes = zip(self._cover(result), payload.sums, strict=True)
-        return digests | {node: checksum(frame) for node, frame in nodes}
+        return digests | {node: digest(frame) for node, frame in nodes}
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
@@ -302,5 +299,5 @@ def _shards(result: UnitResult) -> range:
 
 
 def _senders_of(step: _Step) -> set[Identities]:
-    of_nodes = [sender for sender, _ in [*step.delivered.values(), *step.checksums.values()]]
+    of_nodes = [sender for sender, _ in [*step.delivered.values(), *step.digests.values()]]
     return {*step.senders.values(), *of_nodes}

@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from manychar.numerics.checksum import checksum
 from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
@@ -50,7 +49,7 @@ class Conflict:
     def _digest_of(self, of: int | Range) -> object:
         if isinstance(of, int):
             return self.computed[of].loss.hex(), digest(self.computed[of].hidden)
-        return checksum(as_frame(_sum(self.computed, of)))
+        return digest(as_frame(_sum(self.computed, of)))
 
 
 def _sum(computed: Mapping[int, Computed], node: Range) -> NDArray[Any]:

@@ -19,7 +19,6 @@ NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
 
 DIGEST_BYTES = 4
-WORD_BYTES = 8
 LOSS_BYTES = 8
 MAX_ITEMS = 32
 MAX_ENTRIES = 24
@@ -59,7 +58,6 @@ Text = Annotated[
 Name = Annotated[str, Only(lambda v: NAME.fullmatch(v) is not None, f"not a name: {NAME_RULE}")]
 Dtype = Annotated[str, Only(lambda v: v in ("float32", "float64"), "neither float32 nor float64")]
 Digest = Annotated[bytes, Only(lambda v: len(v) == DIGEST_BYTES, "not a digest of 4 bytes")]
-Word = Annotated[bytes, Only(lambda v: len(v) == WORD_BYTES, "not a digest of 8 bytes")]
 Texts = Annotated[Mapping[Text, Text], AtMost(MAX_ENTRIES)]
 Counts = Annotated[Mapping[Text, Integer], AtMost(MAX_ENTRIES)]
 
@@ -107,4 +105,4 @@ class Records(NamedTuple):
 
 
 # The header of a packed message: all its fields, one after the other.
-PACKED = {Name: "64s", Integer: "Q", Flag: "?", Number: "d", Word: f"{WORD_BYTES}s"}
+PACKED = {Name: "64s", Integer: "Q", Flag: "?", Number: "d", Digest: f"{DIGEST_BYTES}s"}

@@ -196,7 +196,7 @@ class UnitResult(_InRun, packed=True):
     first: field.Integer
     last: field.Integer
     step: field.Integer
-    weights_digest: field.Word
+    weights_digest: field.Digest
     seconds: field.Number
     payload: dimensions.PayloadFrame
 

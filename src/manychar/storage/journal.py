@@ -26,12 +26,12 @@ class ServerStart:
 
 @dataclasses.dataclass(frozen=True)
 class AppliedStep:
-    """The weights of `step` were made; `digest` is `numerics.checksum` of their bytes."""
+    """The weights of `step` were made; `digest` is the CRC-32 of their bytes in hexadecimal."""
 
     term: int
     step: int
     loss: float
-    digest: int
+    digest: str
 
 
 Record = TypeVar("Record", ServerStart, AppliedStep)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from manychar.network.event_loop import EventLoop
-from manychar.numerics.checksum import checksum
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.supervisor import ProcessSlot, Supervisor
-from manychar.protocol.unit_payload import as_frame
+from manychar.protocol import unit_payload
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
@@ -35,7 +34,7 @@ class Piece:
     path: Path
     begin: int
     end: int
-    digests: dict[int, int]
+    digests: dict[int, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
     for step, state in enumerate(states, piece.begin):
         if step == piece.begin:
             continue
-        digest = checksum(as_frame(state.parameters.flat))
+        digest = unit_payload.digest(unit_payload.as_frame(state.parameters.flat)).hex()
         if first_wrong is None and piece.digests.get(step, digest) != digest:
             first_wrong = step
         if step % PROGRESS_EVERY_STEPS == 0 or step == piece.end:
