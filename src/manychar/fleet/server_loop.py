@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 MESSAGES_A_TURN = 1000
-LOOK_EVERY, TURN_EVERY = 0.0005, 0.01  # seconds, while the kernel computes
+TURN_EVERY = 0.005  # seconds, while the kernel computes
 
 
 class _AbandonedError(Exception):
@@ -77,7 +77,6 @@ class ServerLoop:
         self.snapshots = Snapshots()
         self.share = ServerShare(self.engine, self._handle) if self.compute else None
         self.to_compute: collections.deque[effects.Compute] = collections.deque()
-        self.turn_at = 0.0
         self.validation = ValidationProcess(
             self.directory,
             self.loop,
@@ -101,12 +100,12 @@ class ServerLoop:
         return self.outcome
 
     def _compute(self) -> bool:
-        """Compute one shard that is disputed, or of this server's share; return whether one was."""
+        """Compute a shard that is disputed, or a unit of this server; return whether one was."""
         with contextlib.suppress(_AbandonedError):
             if self.to_compute:
                 self._handle(self.engine.compute(self.to_compute.popleft(), self._serve))
             elif self.share is not None:
-                return self.share.compute_next(self._serve_share)
+                return self.share.compute(self._serve_share)
             else:
                 return False
         return True
@@ -118,16 +117,13 @@ class ServerLoop:
 
     def _serve(self) -> float:
         """Handle what has come while the kernel computes; return when to look again."""
-        now = time.monotonic()
-        if now >= self.turn_at or self.router.has_mail():
-            self.turn_at = now + TURN_EVERY
-            self.loop.turn(0)
-            self.notifier.alive()
-            if self.share is not None:
-                self.share.read_mailbox()
+        self.loop.turn(0)
+        self.notifier.alive()
+        if self.share is not None:
+            self.share.read_mailbox()
         if self.outcome is not None:
             raise _AbandonedError
-        return now + LOOK_EVERY
+        return time.monotonic() + TURN_EVERY
 
     def _register(self) -> None:
         self.loop.on_wake(self._read_written_checkpoints)

@@ -42,15 +42,20 @@ class ServerShare:
         """Send Hello or a heartbeat where it is due."""
         self._handle(events.DeadlinePassed())
 
-    def compute_next(self, serve: Callable[[], float]) -> bool:
-        """Compute one shard, if any is wanted; return whether one was.
+    def compute(self, serve: Callable[[], float]) -> bool:
+        """Compute a unit, if any is wanted; return whether one was.
 
         `serve` lets the server's loop turn, and returns when it wants to be called again.
         """
         self.read_mailbox()
-        wanted = self.machine.handle(events.MailboxEmpty(), time.monotonic())
-        for effect in wanted:
-            self._carry_out(effect, serve)
+        wanted = following = self.machine.handle(events.MailboxEmpty(), time.monotonic())
+        while following:
+            for effect in following:
+                self._carry_out(effect, serve)
+            if not self.machine.has_unit:
+                break
+            self.read_mailbox()
+            following = self.machine.handle(events.MailboxEmpty(), time.monotonic())
         return bool(wanted)
 
     @property

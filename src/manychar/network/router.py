@@ -87,10 +87,6 @@ class Router:
                 frames.append(frame.buffer)
         return Received(peer, frames, owner, revoked)
 
-    def has_mail(self) -> bool:
-        """Whether a message has come."""
-        return sockets.is_readable(self.socket)
-
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full, Unreachable if its connection is gone."""
         parts = [self._copied(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]

@@ -80,7 +80,7 @@ class _Step:
         self.delivered.clear()
 
 
-# 20 methods, 14 attributes: one state, whose parts change together when a step is applied.
+# 20 methods, 15 attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
@@ -113,6 +113,7 @@ class Aggregation:
         self.is_fresh = self.corpus.is_fresh(step)
         self._is_digested = False
         self._next_hidden = np.empty_like(self.state.hidden)
+        self._next_rows = self._next_hidden.reshape(self.definition.shards, -1)
         self._sums: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
 
     def missing(self) -> list[int]:
@@ -185,8 +186,8 @@ class Aggregation:
                 new += [i for i in range(node[0], node[1] + 1) if i not in step.senders]
         for shard in new:
             place = shard - result.first
-            hidden = self._next_hidden[shard].reshape(-1)
-            hidden[:] = self._array(payload.hidden[place])  # never a view of a received frame
+            # Never a view of a received frame.
+            self._next_rows[shard] = self._array(payload.hidden[place])
             step.senders[shard] = sender
             step.losses[shard] = payload.losses[place]
         return new

@@ -164,6 +164,11 @@ class Worker(ClientMachine):
         return [self._in_hand.compute_next()] if self._in_hand is not None else []
 
     @property
+    def has_unit(self) -> bool:
+        """Whether shards of the unit in hand are still to be computed."""
+        return self._in_hand is not None
+
+    @property
     def abandons_unit(self) -> bool:
         """Whether the result of the unit in hand is not wanted any more."""
         return self._in_hand is not None and self._is_over(self._in_hand)

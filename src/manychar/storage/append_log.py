@@ -86,20 +86,23 @@ class AppendLog:
         self._file.truncate(extent.length)
         self._file.seek(extent.length)
         self._crc = extent.crc
+        self._records: list[object] = []
         self._unwritten = bytearray()
         if not extent.length:
             sync_directory(path.parent)
 
     def append(self, records: Iterable[object]) -> None:
         """Add records, dicts or dataclasses; they reach the disk with `flush` and `sync`."""
-        for record in records:
+        self._records += records
+
+    def flush(self) -> None:
+        """Write what was appended. Raises OSError."""
+        for record in self._records:
             values = record if isinstance(record, dict) else vars(record)
             body = _encode(values).encode()[:-1]
             self._crc = zlib.crc32(body, self._crc)
             self._unwritten += body + _tail(self._crc)
-
-    def flush(self) -> None:
-        """Write what was appended. Raises OSError."""
+        self._records.clear()
         while self._unwritten:
             written = self._file.write(self._unwritten)
             del self._unwritten[:written]
