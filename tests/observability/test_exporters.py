@@ -53,8 +53,8 @@ def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
     found = until(workers, "two workers")
     assert found["manychar_step"][0][1] >= 0
     assert found["manychar_characters_total"][0][1] >= 0
-    doing = {labels["doing"] for labels, _ in found["manychar_worker_seconds_total"]}
-    assert doing == {"computing", "exchanging", "waiting"}
+    doing = {labels["doing"] for labels, _ in found["manychar_worker_share"]}
+    assert doing == {"computing", "exchanging", "waiting", "straggling"}
     before = found["manychar_step"][0][1]
     until(lambda: scraped(port)["manychar_step"][0][1] > before, "more steps")
     running.interrupt()
@@ -70,14 +70,14 @@ def test_figures_are_those_of_the_report() -> None:
         metrics.status(snapshot(8.0))
         found = scraped(metrics.port)
         assert found["manychar_smooth_loss"] == [({}, 2.0)]
-        assert found["manychar_dropped_total"] == [({"what": "gradients_repeated"}, 2.0)]
+        assert found["manychar_dropped_total"] == [({"what": "units_repeated"}, 2.0)]
         assert found["manychar_characters_total"] == [({}, 8000.0)]
         states = {labels["state"]: count for labels, count in found["manychar_workers"]}
         assert states == {"working": 1.0, "idle": 0.0, "silent": 0.0}
         assert found["manychar_checkpoint_age_seconds"][0][1] >= 3_700.0
         assert 0 <= found["manychar_silence_seconds"][0][1] < 60
-        spent = {labels["doing"]: s for labels, s in found["manychar_worker_seconds_total"]}
-        assert spent == pytest.approx({"computing": 4.0, "exchanging": 3.2, "waiting": 0.8})
+        spent = {labels["doing"]: s for labels, s in found["manychar_worker_share"]}
+        assert spent == {"computing": 0.5, "exchanging": 0.4, "waiting": 0.1, "straggling": 0.0}
         assert "manychar_validation" not in found
     finally:
         metrics.close()

@@ -13,7 +13,8 @@ from manychar.network.router import Router, Unreachable
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import Health, health_of
 from manychar.protocol.codec import WireError, decode, encode
-from manychar.protocol.messages import Dimensions, Done, Hello, KeyRole, Welcome, WorkerStats
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import Done, Hello, KeyRole, Welcome, WorkerStats
 from tests.commands import SMALL, Commands
 from tests.protocol.stage import status
 
@@ -23,7 +24,7 @@ DIMENSIONS = Dimensions(
 
 
 def worker(name: str, *, leases: int = 1, late: float = 0.0) -> WorkerStats:
-    return WorkerStats(name, "host", "working", leases, 0, 0, 9.0, 1.0, 1.0, late)
+    return WorkerStats(name, "host", "working", leases, 0, 0, 0.1, late, *[0.0] * 5)
 
 
 def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
@@ -137,6 +138,7 @@ class FakeServer(threading.Thread):
         welcome = Welcome(
             run_id="run-1",
             term=1,
+            session=7,
             dimensions=DIMENSIONS,
             numerics="portable",
             seed=0,
@@ -171,7 +173,7 @@ def test_a_server_that_answers_and_does_not_advance_is_not_healthy(
 
 
 def test_failed_writes_are_shown() -> None:
-    counts = {"gradients_repeated": 2, "journal_not_written": 1, "metrics_not_written": 6}
+    counts = {"units_repeated": 2, "journal_not_written": 1, "metrics_not_written": 6}
     now = snapshot(8, worker("a"), counts=counts)
     found = health_of(snapshot(7, worker("a")), now, expired=False)
     assert found == Health(
@@ -184,6 +186,6 @@ def test_failed_writes_are_shown() -> None:
 def test_stop_of_a_run_that_is_ending_says_how_it_ended(
     manychar: Commands, fake: FakeServer, reason: str, said: str
 ) -> None:
-    fake.done = Done(run_id="run-1", term=1, code=0, reason=reason)
+    fake.done = Done(run_id="run-1", term=1, session=7, code=0, reason=reason)
     stopped = manychar.run("stop", fake.router.endpoint)
     assert (stopped.code, stopped.out, stopped.err) == (0, "", f"{said}\n")

@@ -13,9 +13,10 @@ from rich.console import Console
 from manychar.cli.status import _as_json
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.status import COLUMNS, lines_of, rows_of, show, since
+from manychar.observability.status import COLUMNS, lines_of, rows_of, show
 from manychar.processes import log
-from manychar.protocol.messages import Dimensions, Status, WorkerStats
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.messages import Status, WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, Running, until
@@ -47,14 +48,16 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
     assert re.search(r"validation loss: \d\.\d{4} nats a character at step", table)
-    assert re.search(r"worker +host +state +shards +chars/s +compute +exchange +wait", table)
+    columns = "worker +host +state +shards +ms/shard +chars/s +compute +exchange +wait +straggler"
+    assert re.search(columns, table)
     for name in ("worker-1", "worker-2"):
-        assert re.search(rf"{name} +\S+ +working +2 +[\d,]+( +\d+ %){{3}}", table)
+        assert re.search(rf"{name} +\S+ +working +\d +[\d.]+ +[\d,]+( +\d+%){{4}}", table)
 
     found = json.loads(manychar.run("status", endpoint, "--json").out)
     for worker in found["workers"]:
         parts = worker["computing"] + worker["exchanging"] + worker["waiting"]
-        assert 0 < parts <= worker["present"] + 1e-6
+        assert 0.99 < parts < 1.01
+        assert worker["shard_seconds"] > 0
         assert worker["gradients"] > 0
     assert found["checkpoint"] >= 0
     assert found["validation"] > 0
@@ -172,13 +175,13 @@ def snapshot_of(seconds: float, **values: Any) -> Snapshot:
 def _status(seconds: float, **figures: Any) -> Status:
     usual = {"step": int(10 * seconds), "characters": int(1000 * seconds), "smooth_loss": 20.0}
     usual |= {"steps": 0, "checkpoint": 7, "checkpoint_age": 3_700.0, "seconds": seconds}
-    return status(**usual | {"counts": {"gradients_repeated": 2}} | figures)
+    return status(**usual | {"counts": {"units_repeated": 2}} | figures)
 
 
 def _worker(seconds: float, **values: Any) -> WorkerStats:
-    usual = {"gradients": int(10 * seconds), "present": seconds}
-    usual |= {"computing": 0.5 * seconds, "waiting": 0.1 * seconds}
-    known = WorkerStats("ann", "here", "working", 1, 0, 0, *[0.0] * 4)
+    usual = {"gradients": int(10 * seconds), "shard_seconds": 0.05, "speed": 10.0}
+    usual |= {"computing": 0.5, "exchanging": 0.4, "waiting": 0.1}
+    known = WorkerStats("ann", "here", "working", 1, 0, 0, *[0.0] * 7)
     return known._replace(**usual | values)
 
 
@@ -198,25 +201,62 @@ def test_one_long_wait_does_not_change_the_time_left(
     assert "1 min 36 s left" in last
 
 
-def test_rates_are_those_between_two_snapshots() -> None:
-    then = snapshot(10.0)
-    now = snapshot_of(12.0, computing=6.8, waiting=1.0)
-    (row,) = rows_of(now, then)
-    assert row[4:8] == ["200", "90 %", "10 %", "0 %"]
-    (row,) = rows_of(now, None)
-    assert row[5] == "57 %"
+def test_the_speed_of_the_run_is_that_between_two_snapshots() -> None:
+    then, now = snapshot(10.0), snapshot_of(12.0)
     assert lines_of(now, then)[0].endswith("1,000 characters/s")
     assert lines_of(now, None)[0].endswith(" characters/s on average")
 
 
-def test_two_workers_of_one_name_have_a_row_each() -> None:
-    then = Snapshot(
-        SIZE, _status(10.0), (_worker(10.0), _worker(10.0, host="there", computing=3.0))
+def test_a_worker_s_row_has_its_recent_figures() -> None:
+    (row,) = rows_of(snapshot_of(12.0, computing=0.9, exchanging=0.07, waiting=0.03))
+    figures = ["1", "50", "200", "90%", "7%", "3%", "0%"]
+    assert dict(zip(COLUMNS[3:], row[3:], strict=True)) == dict(
+        zip(COLUMNS[3:], [*figures, "", ""], strict=True)
     )
-    workers = _worker(12.0, computing=6.8), _worker(12.0, host="there", computing=3.2)
+    (row,) = rows_of(snapshot_of(12.0, shard_seconds=0.0, straggling=0.25))
+    assert (row[4], row[9]) == ("", "25%"), "not measured yet"
+
+
+def test_two_workers_of_one_name_have_a_row_each() -> None:
+    workers = _worker(12.0, computing=0.9), _worker(12.0, host="there", computing=0.1)
     now = Snapshot(SIZE, _status(12.0), workers)
-    assert [(row[1], row[5]) for row in rows_of(now, then)] == [("here", "90 %"), ("there", "10 %")]
+    assert [(row[1], row[6]) for row in rows_of(now)] == [("here", "90%"), ("there", "10%")]
     assert [worker["host"] for worker in _as_json(now)["workers"]] == ["here", "there"]
+
+
+def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
+    def line_of(*straggling: float) -> str:
+        workers = [_worker(1.0, name=f"w{i}", straggling=s) for i, s in enumerate(straggling)]
+        return Snapshot(SIZE, _status(1.0), tuple(workers)).straggler
+
+    assert line_of(0.02, 0.34) == "waits 34% of the time for w1 alone"
+    assert line_of(0.02, 0.05) == ""
+    assert line_of(0.9) == "", "there is nobody who waits"
+    assert "waits 34% of the time for w1 alone" in lines_of(
+        Snapshot(SIZE, _status(1.0), (_worker(1.0), _worker(1.0, name="w1", straggling=0.34))), None
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "computing", "workers", "hinted"),
+    [(20.0, 0.5, 2, True), (20.0, 0.7, 2, False), (10.0, 0.5, 2, False), (20.0, 0.5, 1, False)],
+)
+def test_a_hint_where_more_workers_do_not_pay(
+    trained: Path,
+    seconds: float,
+    computing: float,
+    workers: int,
+    *,
+    hinted: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure()
+    several = tuple(_worker(seconds, name=f"w{i}", computing=computing) for i in range(workers))
+    with ProgressDisplay(open_run(trained)) as display:
+        for _ in range(3):
+            display.status(Snapshot(SIZE, _status(seconds), several))
+    hint = f"the workers compute only {computing:.0%} of the time: fewer --workers"
+    assert capsys.readouterr().err.count(hint) == hinted
 
 
 def terminal(width: int) -> Console:
@@ -227,7 +267,7 @@ def terminal(width: int) -> Console:
 def test_nothing_is_cut_on_a_terminal(width: int) -> None:
     worker = snapshot_of(10.0, name="worker-with-a-name", late=12.0, dropped=1234)
     shown = show(worker, console=terminal(width))
-    for part in (*COLUMNS, "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50 %"):
+    for part in (*COLUMNS, "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50%"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= width
 
@@ -239,14 +279,8 @@ def test_names_are_whole_on_a_narrow_terminal() -> None:
     assert "".join(cell for cell in cells if set(cell) == {"n"}) == "n" * 40
 
 
-def test_a_worker_that_joined_again_has_new_statistics() -> None:
-    now = snapshot(2.0).workers[0]
-    assert since(now, snapshot(10.0).workers[0]) == now
-    assert now.exchanging == 0.8
-
-
 def test_status_of_a_waiting_run() -> None:
     lines = lines_of(snapshot(5.0, waiting_for="a worker to connect"), None)
     assert "waiting for a worker to connect" in lines
-    assert "gradients_repeated: 2 (gradients that came twice, with the same bytes)" in lines
+    assert "units_repeated: 2 (units that came twice, with the same bytes)" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines

@@ -148,14 +148,12 @@ def validated(snapshot: Snapshot) -> Snapshot:
 
 def test_a_workers_figures_are_recent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a run with validation."""
-    client = ClientOf(
-        validated(snapshot_of(10.0)), validated(snapshot_of(12.0, computing=6.8, waiting=1.0))
-    )
+    client = ClientOf(validated(snapshot_of(10.0)), validated(snapshot_of(12.0, computing=0.9)))
     monkeypatch.setattr(data_source, "ObserverClient", lambda *_, **__: client)
     source = LiveServer("tcp://server:1", None, connect_timeout=1.0)
     source.turn()
     assert source.view.history.validation_losses == ((10, 2.0),)
-    assert source.view.workers[0][4:8] == ["200", "90 %", "10 %", "0 %"]
+    assert source.view.workers[0][5:9] == ["200", "90%", "40%", "10%"]
 
 
 @pytest.mark.long

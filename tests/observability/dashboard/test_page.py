@@ -155,7 +155,7 @@ def test_a_live_run_is_followed_to_its_end(
     step = browser.wait_for(STEP, lambda shown: re.fullmatch("[0-9,]+", shown))
     browser.wait_for(STEP, lambda shown: re.fullmatch("[0-9,]+", shown) and shown != step)
     browser.wait_for(
-        '[aria-label="Workers"] table', lambda t: re.search(r"left.*[1-9]\d* %", t, re.DOTALL)
+        '[aria-label="Workers"] table', lambda t: re.search(r"left.*[1-9]\d*%", t, re.DOTALL)
     )
     first = browser.wait_for("article h3", bool)
     browser.wait_for("article h3", lambda shown: shown not in ("", first))
