@@ -3,8 +3,6 @@
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -21,7 +19,6 @@ logger = logging.getLogger(__name__)
 FIRST = Option("First step to compute again.", names=("--from",), least=0)
 LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")
 CORES = Option("Processes that compute.", least=1, without="cores")
-LINE_EVERY = 2.0  # seconds
 
 
 def verify(
@@ -38,8 +35,7 @@ def verify(
     todo = plan(open_run(run_dir), begin=begin, end=end)
     if todo.remark:
         logger.info(todo.remark)
-    progress = _counter(todo.steps)
-    finding = compare(todo, processes=processes or usable_cores(), progress=progress)
+    finding = compare(todo, processes=processes or usable_cores())
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
@@ -47,24 +43,10 @@ def verify(
     write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
 
 
-def _counter(total: int) -> Callable[[int], None]:
-    """Return what counts the steps that are done, and logs the count every two seconds."""
-    done, next_line = 0, time.monotonic() + LINE_EVERY
-
-    def add(more: int) -> None:
-        nonlocal done, next_line
-        done += more
-        if time.monotonic() >= next_line:
-            next_line = time.monotonic() + LINE_EVERY
-            logger.info(f"{done:,} of {total:,} steps")
-
-    return add
-
-
 def verify_share(run_dir: Run) -> None:
-    """Verify the pieces on standard input, for `verify`; print what was found as JSON lines."""
+    """Verify the pieces on standard input, for `verify`; print the first difference as JSON."""
     pin(numerics_of(run_dir))
-    from manychar.verification.verify import check_share
+    from manychar.verification.verify import Piece, check
 
-    pieces = json.loads(sys.stdin.readline())
-    check_share(run_dir, pieces, lambda line: print(json.dumps(line), flush=True))
+    pieces = [Piece(*each) for each in json.load(sys.stdin)]
+    write(json.dumps(check(run_dir, pieces)))

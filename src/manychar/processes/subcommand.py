@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from manychar.processes import log
 from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_ended
-from manychar.processes.errors import UserError
+from manychar.processes.errors import RUN_FAILED, UserError
 
 
 class Command:
@@ -60,14 +60,19 @@ class Command:
             process.wait()
             raise
         finally:
-            process.kill()  # without effect unless interrupted again
-            process.wait()
+            self.kill()  # without effect unless interrupted again
             for thread in self._threads:
                 thread.join()
             process.close()
         if self.code not in self._accepted:
             reason = self._error or f"manychar {self._name} ended {how_it_ended(self.code)}"
-            raise UserError(reason.removeprefix("manychar: "), code=self.code)
+            code = self.code if self.code > 0 else RUN_FAILED  # a signal ended it
+            raise UserError(reason.removeprefix("manychar: "), code=code)
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        self._process.kill()
+        self._process.wait()
 
     def _read_errors(self) -> None:
         """Print the lines of its standard error, but keep the one that says why it failed."""

@@ -8,37 +8,40 @@ comes to the checkpoint at its end, the whole run does; and pieces can be comput
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable
+import logging
+import math
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from manychar.network.event_loop import EventLoop
-from manychar.processes.child_process import how_it_ended
-from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.processes.supervisor import ProcessSlot, Supervisor
-from manychar.protocol import unit_payload
+from manychar.processes.errors import UserError
+from manychar.processes.subcommand import Command
+from manychar.protocol.unit_payload import as_frame, digest
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference, replay
 
-PROGRESS_EVERY_STEPS = 20
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 2.0  # seconds
 LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between two flushes
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Steps `begin` … `end - 1`, from the checkpoint of `begin`; `digests` are the journal's."""
+class Piece(NamedTuple):
+    """Steps `begin` … `end - 1`, from the checkpoint of `begin`.
 
-    path: Path
+    `digests` are those of the weights after each step, None where the journal has no record.
+    """
+
     begin: int
     end: int
-    digests: dict[int, str]
+    digests: list[str | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """The first step whose weights differ, and the array that does."""
 
     step: int
@@ -49,6 +52,7 @@ class Finding:
 class Plan:
     """What is to be computed again: pieces, the checkpoints that are compared, remarks."""
 
+    path: Path
     pieces: list[Piece]
     checkpoints: int
     remark: str
@@ -80,10 +84,10 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
     pieces = []
     for a, b in itertools.pairwise(edges):
-        digests = {step: living[step].digest for step in range(a + 1, b + 1) if step in living}
-        pieces.append(Piece(directory.path, a, b, digests))
+        records = map(living.get, range(a + 1, b + 1))
+        pieces.append(Piece(a, b, [record.digest if record else None for record in records]))
     compared = [step for step in saved if first < step <= end or step == first == 0]
-    return Plan(pieces, len(compared), remark)
+    return Plan(directory.path, pieces, len(compared), remark)
 
 
 def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, AppliedStep], str]:
@@ -125,89 +129,48 @@ def _lost(missing: set[int], starts: Iterable[int]) -> set[int]:
     return lost
 
 
-def check(piece: Piece, progress: Callable[[int], None]) -> Finding | None:
-    """Compute one piece again; return the first difference. Raises UserError for a damaged file."""
-    directory = open_run(piece.path)
-    state = directory.read(checkpoint_path(directory.checkpoints, piece.begin)).state
-    if piece.begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
-        return Finding(0, array)
-    first_wrong: int | None = None
-    states = replay(directory, piece.end - piece.begin, state)
-    for step, state in enumerate(states, piece.begin):
-        if step == piece.begin:
-            continue
-        digest = unit_payload.digest(unit_payload.as_frame(state.parameters.flat)).hex()
-        if first_wrong is None and piece.digests.get(step, digest) != digest:
-            first_wrong = step
-        if step % PROGRESS_EVERY_STEPS == 0 or step == piece.end:
-            progress((step - piece.begin - 1) % PROGRESS_EVERY_STEPS + 1)
-    end = checkpoint_path(directory.checkpoints, piece.end)
-    array = first_difference(directory.read(end).state, state) if end.exists() else ""
-    if array or first_wrong is not None:
-        step = piece.end if first_wrong is None else first_wrong
-        return Finding(step, array or "the weights, by the journal")
+def check(path: Path, pieces: list[Piece]) -> Finding | None:
+    """Compute some pieces again, in a child process, and return the first difference.
+
+    Raises UserError for a damaged file.
+    """
+    directory = open_run(path)
+    next_line = time.monotonic() + LINE_EVERY
+    for piece in pieces:
+        state = directory.read(checkpoint_path(directory.checkpoints, piece.begin)).state
+        if piece.begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
+            return Finding(0, array)
+        first_wrong: int | None = None
+        states = itertools.islice(replay(directory, piece.end - piece.begin, state), 1, None)
+        for step, (state, known) in enumerate(
+            zip(states, piece.digests, strict=True), piece.begin + 1
+        ):
+            if known not in (None, digest(as_frame(state.parameters.flat)).hex()):
+                first_wrong = first_wrong or step
+            if time.monotonic() >= next_line:
+                next_line = time.monotonic() + LINE_EVERY
+                logger.info(f"verify: step {step:,} of {pieces[-1].end:,}")
+        end = checkpoint_path(directory.checkpoints, piece.end)
+        array = first_difference(directory.read(end).state, state) if end.exists() else ""
+        if array or first_wrong is not None:
+            return Finding(first_wrong or piece.end, array or "the weights, by the journal")
     return None
 
 
-def compare(todo: Plan, *, processes: int, progress: Callable[[int], None]) -> Finding | None:
-    """Compute every piece again, `processes` side by side, and return the first difference.
+def compare(todo: Plan, *, processes: int) -> Finding | None:
+    """Compute every piece again in so many child processes, and return the first difference.
 
-    `progress` is called with the steps that were done since its last call. Raises UserError for a
-    damaged file, and where a process ended before it was through.
+    Raises UserError for a damaged file, and where a process ended before it was through.
     """
-    if processes == 1 or len(todo.pieces) == 1:
-        found = (check(piece, progress) for piece in todo.pieces)
-        return next((finding for finding in found if finding is not None), None)
-    shares = [todo.pieces[i::processes] for i in range(min(processes, len(todo.pieces)))]
-    return _in_processes(shares, progress)
-
-
-def _in_processes(shares: list[list[Piece]], progress: Callable[[int], None]) -> Finding | None:
-    """Compute each share again in a child process; return the first difference."""
-    found: dict[int, Finding | str] = {}  # by the step that a piece begins at
-    failures: list[str] = []
-
-    def read_line(line: str) -> None:
-        match json.loads(line):
-            case {"steps": steps}:
-                progress(steps)
-            case {"begin": begin, "fault": fault}:
-                found[begin] = fault
-            case {"begin": begin, "step": step, "array": array}:
-                found[begin] = Finding(step, array)
-
-    def ended(slot: ProcessSlot, code: int) -> None:
-        if code:
-            failures.append(f"{slot.name} ended {how_it_ended(code)}")
-
-    with EventLoop() as loop:
-        supervisor = Supervisor(loop, on_end=ended)
-        loop.callback(supervisor.kill)
-        for i, share in enumerate(shares):
-            name, arguments = f"process {i + 1} of verify", ["verify-share", str(share[0].path)]
-            slot = ProcessSlot(name=name, arguments=arguments, on_line=read_line, has_stdin=True)
-            supervisor.start(slot)
-            pieces = [(piece.begin, piece.end, list(piece.digests.items())) for piece in share]
-            slot.write(json.dumps(pieces) + "\n")
-        while not (failures or all(slot.is_empty for slot in supervisor.slots)):
-            loop.turn()
-    if failures:
-        raise UserError(failures[0], code=RUN_FAILED)
-    first = found[min(found)] if found else None
-    if isinstance(first, str):
-        raise UserError(first)
-    return first
-
-
-def check_share(path: Path, pieces: list[Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Compute some pieces again, in a child; report progress and the first finding."""
-    for begin, end, digests in pieces:
-        try:
-            piece = Piece(path, begin, end, dict(digests))
-            finding = check(piece, lambda steps: tell({"steps": steps}))
-        except UserError as error:
-            tell({"begin": begin, "fault": str(error)})
-            return
-        if finding is not None:
-            tell({"begin": begin, "step": finding.step, "array": finding.array})
-            return
+    size = math.ceil(len(todo.pieces) / processes)
+    shares = [todo.pieces[i : i + size] for i in range(0, len(todo.pieces), size)]
+    commands = [
+        Command("verify-share", str(todo.path), given=json.dumps(share).encode())
+        for share in shares
+    ]
+    try:
+        found = (json.loads("".join(command.output())) for command in commands)
+        return next((Finding(*each) for each in found if each is not None), None)
+    finally:
+        for command in commands:
+            command.kill()
