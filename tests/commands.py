@@ -20,6 +20,8 @@ MARK = "MANYCHAR_TEST_MARK"
 GENEROUS = 90.0
 LOOK_EVERY = 0.02
 SMALL = ("--hidden", "8", "--seq-length", "5", "--streams", "2")
+ONE_WORKER, TWO_WORKERS = (("--workers", number, "--no-compute") for number in "12")
+"""Processes of their own: by default the server is one of them where cores are few."""
 _NOT_INHERITED = ("COLUMNS", "FORCE_COLOR", "OPENBLAS", "OMP_", "MKL_", "VECLIB", "NPY_", MARK)
 
 

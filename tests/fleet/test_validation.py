@@ -29,7 +29,7 @@ from manychar.storage.validation_log import (
     resume_validation,
     validation_log,
 )
-from tests.commands import SMALL, Commands, until
+from tests.commands import ONE_WORKER, SMALL, Commands, until
 from tests.single_process import bits_alone, bits_of
 from tests.texts import small_text
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_stopped_ends_at_once_while_a_checkpoint_is_validated(
 ) -> None:
     large = tmp_path / "large.txt"
     large.write_text("the cat sat on a mat and the dog ran home\n" * 500_000, encoding="utf-8")
-    flags = (*SMALL, "--validation", "0.9", "--steps", "0", "--run-dir", "run", "--workers", "1")
+    flags = (*SMALL, "--validation", "0.9", "--steps", "0", "--run-dir", "run", *ONE_WORKER)
     running = manychar.start("train", str(large), *flags)
     running.wait_for("worker-1 has joined")
     manychar.find("validate")

@@ -19,7 +19,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status, WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
-from tests.commands import SMALL, Commands, Running, until
+from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
 from tests.protocol.stage import status
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
@@ -27,9 +27,7 @@ ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", 
 
 def training(manychar: Commands, text: Path, *more: str) -> tuple[Running, str]:
     """Start an endless run of two workers; return it and its endpoint."""
-    running = manychar.start(
-        "train", str(text), "--run-dir", "run", *ENDLESS, "--workers", "2", *more
-    )
+    running = manychar.start("train", str(text), "--run-dir", "run", *ENDLESS, *TWO_WORKERS, *more)
     endpoint = running.wait_for(r"ipc://\S+")[0]
     for name in ("worker-1", "worker-2"):
         running.wait_for(f"{name} has joined")
@@ -110,7 +108,7 @@ def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
     lines = [json.loads(line) for line in done.err.splitlines()]
     assert {line["level"] for line in lines} <= {"info", "warning"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"]) for line in lines)
-    assert "worker-1 has joined" in [line["text"] for line in lines]
+    assert "server has joined" in [line["text"] for line in lines]
     reports = [line for line in lines if "step" in line]
     assert reports[-1]["step"] == 40
     assert reports[-1]["smooth_loss"] > 0
@@ -201,10 +199,10 @@ def test_one_long_wait_does_not_change_the_time_left(
     assert "1 min 36 s left" in last
 
 
-def test_the_speed_of_the_run_is_that_between_two_snapshots() -> None:
-    then, now = snapshot(10.0), snapshot_of(12.0)
-    assert lines_of(now, then)[0].endswith("1,000 characters/s")
-    assert lines_of(now, None)[0].endswith(" characters/s on average")
+def test_the_speed_of_the_run_is_that_of_its_workers() -> None:
+    now = snapshot(12.0)
+    two = Snapshot(SIZE, now.status, (*now.workers, _worker(12.0, name="bob", speed=15.0)))
+    assert lines_of(two)[0].endswith(" 500 characters/s"), "2 streams of 10 characters a shard"
 
 
 def test_a_worker_s_row_has_its_recent_figures() -> None:
@@ -233,7 +231,7 @@ def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
     assert line_of(0.02, 0.05) == ""
     assert line_of(0.9) == "", "there is nobody who waits"
     assert "waits 34% of the time for w1 alone" in lines_of(
-        Snapshot(SIZE, _status(1.0), (_worker(1.0), _worker(1.0, name="w1", straggling=0.34))), None
+        Snapshot(SIZE, _status(1.0), (_worker(1.0), _worker(1.0, name="w1", straggling=0.34)))
     )
 
 
@@ -265,9 +263,9 @@ def terminal(width: int) -> Console:
 
 @pytest.mark.parametrize("width", [100, 160])
 def test_nothing_is_cut_on_a_terminal(width: int) -> None:
-    worker = snapshot_of(10.0, name="worker-with-a-name", late=12.0, dropped=1234)
+    worker = snapshot_of(10.0, name="a-worker-name", late=12.0, dropped=1234)
     shown = show(worker, console=terminal(width))
-    for part in (*COLUMNS, "worker-with-a-name", "here", "working", "12.0 s", "1,234", "50%"):
+    for part in (*COLUMNS, "a-worker-name", "here", "working", "12.0 s", "1,234", "50%"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= width
 
@@ -280,7 +278,7 @@ def test_names_are_whole_on_a_narrow_terminal() -> None:
 
 
 def test_status_of_a_waiting_run() -> None:
-    lines = lines_of(snapshot(5.0, waiting_for="a worker to connect"), None)
+    lines = lines_of(snapshot(5.0, waiting_for="a worker to connect"))
     assert "waiting for a worker to connect" in lines
     assert "units_repeated: 2 (units that came twice, with the same bytes)" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines

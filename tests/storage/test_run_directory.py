@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def a_definition(hidden: int = 4) -> Definition:
 
 
 def made(path: Path, **operation: int) -> RunDirectory:
-    return create_run(path, a_definition(), a_corpus(), Operation(**{"workers": 1} | operation))
+    values: dict[str, Any] = {"workers": 1, "compute": False} | operation
+    return create_run(path, a_definition(), a_corpus(), Operation(**values))
 
 
 @pytest.fixture
@@ -77,7 +79,9 @@ class TestMaking:
         one, two = made(tmp_path / "one"), made(tmp_path / "two")
         assert one.run_id != two.run_id
         assert one.run_id[:12] == two.run_id[:12]
-        other = create_run(tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1))
+        other = create_run(
+            tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1, compute=False)
+        )
         assert other.run_id[:12] != one.run_id[:12]
 
     def test_fills_an_empty_directory_in_place(self, tmp_path: Path) -> None:
@@ -191,9 +195,11 @@ class TestMaking:
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
     def test_a_run_that_goes_on_is_carried_out_otherwise(self, run: RunDirectory) -> None:
-        dataclasses.replace(run, operation=Operation(workers=1, steps=5)).write_config()
+        dataclasses.replace(
+            run, operation=Operation(workers=1, compute=False, steps=5)
+        ).write_config()
         again = open_run(run.path)
-        assert again.operation == Operation(workers=1, steps=5)
+        assert again.operation == Operation(workers=1, compute=False, steps=5)
         assert (again.run_id, again.definition) == (run.run_id, run.definition)
 
 

@@ -65,8 +65,8 @@ def server(
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:
         try:
-            flags_again = [*access, "--child"]
-            finish = serve(directory, bind, Screen(bound), keys, flags=flags_again, compute=compute)
+            screen, flags_again = Screen(bound, by_parent=True), [*access, "--child"]
+            finish = serve(directory, bind, screen, keys, flags=flags_again, compute=compute)
         except UserError as error:
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")

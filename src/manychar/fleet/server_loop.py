@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 MESSAGES_A_TURN = 1000
+SHOWN_WITHIN = 5.0
 TURN_EVERY = 0.005  # seconds, while the kernel computes
 
 
@@ -48,11 +49,15 @@ class _AbandonedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Where the server shows its endpoint, its status, and the weights to sample from."""
+    """Where the server shows its endpoint, its status, and the weights to sample from.
+
+    With `by_parent`, it is an observer that shows the run.
+    """
 
     on_bound: Callable[[str], None]
     status: Callable[[Snapshot], None] = lambda _: None
     weights: Callable[[Weights], object] = lambda _: None
+    by_parent: bool = False
 
 
 # More methods and attributes than elsewhere: one for each source of events and target of effects.
@@ -77,6 +82,7 @@ class ServerLoop:
         self.snapshots = Snapshots()
         self.share = ServerShare(self.engine, self._handle) if self.compute else None
         self.to_compute: collections.deque[effects.Compute] = collections.deque()
+        self.share_at = time.monotonic() + SHOWN_WITHIN if self.screen.by_parent else 0.0
         self.validation = ValidationProcess(
             self.directory,
             self.loop,
@@ -104,11 +110,17 @@ class ServerLoop:
         with contextlib.suppress(_AbandonedError):
             if self.to_compute:
                 self._handle(self.engine.compute(self.to_compute.popleft(), self._serve))
-            elif self.share is not None:
+            elif self.share is not None and self._is_shown():
                 return self.share.compute(self._serve_share)
             else:
                 return False
         return True
+
+    def _is_shown(self) -> bool:
+        """Whether the parent is here by now: it is to see the steps of the shortest run, too."""
+        if self.share_at and self.machine.membership.observers():
+            self.share_at = 0.0
+        return time.monotonic() >= self.share_at
 
     def _serve_share(self) -> float:
         if self.share is not None and self.share.is_abandoned:

@@ -64,7 +64,7 @@ def show(snapshot: Snapshot, console: Console | None = None) -> str:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width, console.soft_wrap = PLAIN_WIDTH, True
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for heading in TEXT_COLUMNS:
         table.add_column(heading, overflow="fold")
     for heading in NUMBER_COLUMNS:
