@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from manychar.protocol.messages import Dimensions
+from manychar.protocol.dimensions import Dimensions
 from tests.deploy.recipes import DEPLOY
 
 PAGE = DEPLOY / "README.md"
@@ -17,7 +17,7 @@ HIDDEN = (100, 256, 512, 1024, 2048, 4096)
 WORKERS = (1, 10, 100, 1_000, 10_000)
 TEN_GBIT = 1.25e9 * 1448 / 1538  # what a 1,500-byte packet leaves of it to the payload
 WITH_KEYS = 0.8e9  # both directions together: one thread encrypts and decrypts
-GRADIENT_HEADER, WEIGHTS_HEADER, UNIT_BYTES = 256, 128, 32
+RESULT_HEADER, WEIGHTS_HEADER, SHARD_BYTES = 160, 128, 12
 MIB = 2**20
 
 
@@ -33,15 +33,15 @@ def dimensions(hidden: int, workers: int) -> Dimensions:
     )
 
 
-def inward(size: Dimensions) -> int:
-    """Return the bytes that a server is sent in a step: a gradient for each shard."""
-    return size.shards * (size.parameters_bytes + size.hidden_bytes + GRADIENT_HEADER)
+def inward(size: Dimensions, workers: int, sums: int) -> int:
+    """Return the bytes that a server is sent in a step: the sums of the ranges' covers."""
+    results = sums * size.parameters_bytes + workers * RESULT_HEADER
+    return results + size.shards * (size.hidden_bytes + SHARD_BYTES)
 
 
 def outward(size: Dimensions, workers: int) -> int:
-    """Return the bytes that it sends: weights to each worker that holds shards, ids for each."""
-    weights = workers * (size.parameters_bytes + WEIGHTS_HEADER)
-    return weights + size.shards * (size.ids_bytes + UNIT_BYTES)
+    """Return the bytes that it sends: weights to each worker that holds a range, ids of shards."""
+    return workers * (size.parameters_bytes + WEIGHTS_HEADER) + size.shards * size.ids_bytes
 
 
 def server_memory(size: Dimensions, workers: int) -> float:
@@ -62,16 +62,21 @@ def unrolled(size: Dimensions) -> int:
     return size.value_bytes * positions * (size.hidden + size.vocabulary_size)
 
 
+def inward_of(size: Dimensions) -> int:
+    """Return the bytes towards the server where each worker has one shard."""
+    return inward(size, workers=size.shards, sums=size.shards)
+
+
 def tables() -> str:
     """Return the tables."""
     rows = [(hidden, [dimensions(hidden, workers) for workers in WORKERS]) for hidden in HIDDEN]
     heads = [f"{workers:,} worker{'s' if workers > 1 else ''}" for workers in WORKERS]
     weights = [readable(sizes[0].parameters_bytes) for _, sizes in rows]
-    moved = [[readable(inward(size)) for size in sizes] for _, sizes in rows]
+    moved = [[readable(inward_of(size)) for size in sizes] for _, sizes in rows]
     times = [
         [
-            f"{seconds(max(inward(size), outward(size, size.shards)) / TEN_GBIT)}"
-            f" · {seconds((inward(size) + outward(size, size.shards)) / WITH_KEYS)}"
+            f"{seconds(max(inward_of(size), outward(size, size.shards)) / TEN_GBIT)}"
+            f" · {seconds((inward_of(size) + outward(size, size.shards)) / WITH_KEYS)}"
             for size in sizes
         ]
         for _, sizes in rows

@@ -6,19 +6,22 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from manychar.numerics.tree_reduction import cover
 from manychar.observability.status import COUNTER_SENTENCES
 from manychar.protocol.codec import encode
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Effect, Send
-from manychar.protocol.field_types import DIGEST_BYTES, MAX_INTEGER
-from manychar.protocol.messages import WIRE_VERSION, Dimensions, Gradient, Message, Unit, Weights
+from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.effects import Send
+from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES, MAX_INTEGER
+from manychar.protocol.messages import WIRE_VERSION, Message, NewWeights, UnitResult
 from tests.commands import SMALL, Commands
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
-from tests.protocol.stage import Stage
+from tests.protocol.stage import Stage, unit_result
 
 PAGE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 PROGRAM = ROOT / "src" / "manychar"
@@ -55,63 +58,61 @@ def test_the_tables_are_those_of_the_formulas() -> None:
     )
 
 
-def longest_gradient(size: Dimensions) -> Gradient:
-    return Gradient(
-        run_id="r" * 21,
-        term=MAX_INTEGER,
-        lease=MAX_INTEGER,
-        shard=MAX_INTEGER,
-        step=MAX_INTEGER,
-        hidden_digest=bytes(DIGEST_BYTES),
-        loss=0.1,
-        gradient=bytes(size.parameters_bytes),
-        hidden=bytes(size.hidden_bytes),
-    )
-
-
-def longest_weights(size: Dimensions, units: int) -> Weights:
-    return Weights(
-        run_id="r" * 21,
-        term=MAX_INTEGER,
-        version=MAX_INTEGER,
-        weights=bytes(size.parameters_bytes),
-        units=(Unit(MAX_INTEGER, MAX_INTEGER, MAX_INTEGER, 1),) * units,
-        ids=(bytes(size.ids_bytes),) * units,
-    )
+def ids(size: Dimensions, *, result: bool) -> dict[str, Any]:
+    """Return the longest fields of a message for all shards of a run."""
+    numbers = ["term", "session", "lease", "step", *([] if result else ["number"])]
+    longest: dict[str, Any] = dict.fromkeys(numbers, MAX_INTEGER)
+    return {**longest, "run_id": "r" * 64, "first": 0, "last": size.shards - 1}
 
 
 @pytest.mark.parametrize("hidden", operating.HIDDEN)
-@pytest.mark.parametrize("held", [1, 3])
-def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, held: int) -> None:
-    size = operating.dimensions(hidden, held)
-    gradients = held * length(longest_gradient(size))
-    assert gradients <= operating.inward(size) < gradients + held * operating.GRADIENT_HEADER
-    weights = length(longest_weights(size, held))
-    assert weights <= operating.outward(size, 1) < weights + operating.WEIGHTS_HEADER
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: int) -> None:
+    size = operating.dimensions(hidden, shards)
+    sums = len(cover(shards, (0, shards - 1)))
+    of_shard = size.hidden_bytes + DIGEST_BYTES + LOSS_BYTES
+    result = UnitResult(
+        **ids(size, result=True),
+        weights_digest=bytes(DIGEST_BYTES),
+        seconds=0.1,
+        payload=bytes(sums * size.parameters_bytes + shards * of_shard),
+    )
+    bytes_in = length(result)
+    formula = operating.inward(size, workers=1, sums=sums)
+    assert bytes_in <= formula < bytes_in + operating.RESULT_HEADER
+    weights = NewWeights(
+        **ids(size, result=False),
+        fresh=True,
+        weights=bytes(size.parameters_bytes),
+        ids=bytes(shards * size.ids_bytes),
+    )
+    bytes_out = length(weights)
+    assert bytes_out <= operating.outward(size, 1) < bytes_out + operating.WEIGHTS_HEADER
 
 
-def test_the_formulas_count_what_a_server_sends_for_a_step() -> None:
-    stage = Stage(shards=2)
-    stage.join("a", "b")
-    effects: list[Effect] = []
-    received = 0
-    for shard, name in enumerate(("a", "b")):
-        gradient = stage.gradient(shard, 0)
-        received += length(gradient)
-        effects += stage.tell(name, gradient)
+def test_the_formulas_count_what_a_server_sends_and_is_sent_for_a_step() -> None:
+    stage = Stage(shards=6)
+    stage.share("a", "b")
+    size, effects, received, sums = stage.server.dimensions, [], 0, 0
+    for name in ("a", "b"):
+        ((first, last),) = stage.ranges_of(name)
+        result = unit_result(stage.known, first, last, 1, lease=stage.leases(name)[0])
+        sums += len(cover(size.shards, (first, last)))
+        received += length(result)
+        effects += stage.tell(name, result)
     sent = [effect.message for effect in effects if isinstance(effect, Send)]
-    assert [type(message) for message in sent] == [Weights, Weights]
-    size = stage.server.dimensions
+    assert [type(message) for message in sent] == [NewWeights, NewWeights]
     bytes_sent = sum(map(length, sent))
     assert bytes_sent <= operating.outward(size, 2) <= bytes_sent + 2 * operating.WEIGHTS_HEADER
-    assert received <= operating.inward(size) <= received + 2 * operating.GRADIENT_HEADER
+    formula = operating.inward(size, workers=2, sums=sums)
+    assert received <= formula <= received + 2 * operating.RESULT_HEADER
 
 
 def test_the_formulas_stand_in_the_page() -> None:
     for formula in (
         "P    = v (H (2 V + H + 1) + V)",
-        f"in   = S (P + v B H + {operating.GRADIENT_HEADER})",
-        f"out  = W (P + {operating.WEIGHTS_HEADER}) + S (c B (T + 1) + {operating.UNIT_BYTES})",
+        f"in   = C P + {operating.RESULT_HEADER} W + S (v B H + {operating.SHARD_BYTES})",
+        f"out  = W (P + {operating.WEIGHTS_HEADER}) + S c B (T + 1)",
         "server   70 MiB + (30 + S + 4 W) P + 14 v S B H + 5 v B T (H + V)",
         "worker   60 MiB + (14 + 2 h) P + 3 v h B H + 6 v B T (H + V)",
     ):
@@ -171,7 +172,7 @@ def test_another_wire_version_is_refused_and_both_are_named(
     server.wait_for(f"newer was refused: {reason}")
     server.send(15)
     assert server.end().code == 75
-    assert "it speaks wire version 1, this server speaks 2" in PAGE
+    assert f"it speaks wire version {WIRE_VERSION - 1}, this server speaks {WIRE_VERSION}" in PAGE
 
 
 def said(path: Path) -> Iterator[str]:

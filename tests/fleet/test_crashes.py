@@ -287,9 +287,12 @@ def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
 def _journal(run: Path) -> bytes:
     journal = continue_journal(run, "run-1", read_journal(run, "run-1"))
     journal.append(
-        [ServerStart(1, 0, "ab" * 32), *(AppliedStep(1, k, 0.5 * k, 7 * k) for k in range(1, 6))]
+        [
+            ServerStart(1, 0, "ab" * 32),
+            *(AppliedStep(1, k, 0.5 * k, f"{7 * k:08x}") for k in range(1, 6)),
+        ]
     )
-    journal.append([ServerStart(2, 3, "cd" * 32), AppliedStep(2, 4, 9.0, 99)])
+    journal.append([ServerStart(2, 3, "cd" * 32), AppliedStep(2, 4, 9.0, "00000063")])
     journal.close()
     return journal.path.read_bytes()
 
@@ -329,7 +332,7 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     path.write_bytes(data[:-3])
     reading = read_journal(tmp_path, "run-1")
     journal = continue_journal(tmp_path, "run-1", reading)
-    journal.append([AppliedStep(2, 4, 9.0, 99)])
+    journal.append([AppliedStep(2, 4, 9.0, "00000063")])
     journal.close()
     assert path.read_bytes() == data
     living = read_journal(tmp_path, "run-1").living(AppliedStep)
@@ -345,17 +348,17 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     ("records", "newest"),
     [
         ([], 0),
-        ([ServerStart(1, 0, ""), *(AppliedStep(1, k, 0.0, 0) for k in (1, 2, 3))], 3),
+        ([ServerStart(1, 0, ""), *(AppliedStep(1, k, 0.0, "0" * 8) for k in (1, 2, 3))], 3),
         (
             [
                 ServerStart(1, 0, ""),
-                AppliedStep(1, 1, 0.0, 0),
+                AppliedStep(1, 1, 0.0, "0" * 8),
                 ServerStart(2, 3, ""),
-                AppliedStep(2, 4, 0.0, 0),
+                AppliedStep(2, 4, 0.0, "0" * 8),
             ],
             4,
         ),
-        ([AppliedStep(1, k, 0.0, 0) for k in (1, 2, 3)] + [ServerStart(2, 1, "")], 1),
+        ([AppliedStep(1, k, 0.0, "0" * 8) for k in (1, 2, 3)] + [ServerStart(2, 1, "")], 1),
     ],
 )
 def test_a_journal_knows_its_newest_step(

@@ -120,7 +120,7 @@ class FullDisk:
 
 
 def steps(first: int, last: int) -> list[AppliedStep]:
-    return [AppliedStep(1, k, 1.0, k) for k in range(first, last + 1)]
+    return [AppliedStep(1, k, 1.0, f"{k:08x}") for k in range(first, last + 1)]
 
 
 def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_run_that_is_closed_wants_no_more_of_its_open_step() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"weights_digest": bytes(8)},
+        {"weights_digest": bytes(4)},
         {"digests": [bytes(4)] * 2},
         {"digests": [digest(reference(SHARDS, 2, 11).hidden[0][0]), bytes(4)]},
     ],
@@ -180,7 +180,7 @@ def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
 
 def test_its_step_comes_before_its_inputs_and_these_before_a_repeat() -> None:
     case = Case()
-    wrong = {"weights_digest": bytes(8), "losses": [math.nan] * 2}
+    wrong = {"weights_digest": bytes(4), "losses": [math.nan] * 2}
     assert case.assess((0, 1), 1, **wrong) is Assessment.NOT_OPEN
     assert case.assess((0, 1), 0, **wrong) is Assessment.FROM_ANOTHER_STATE
     case.accept((0, 0))

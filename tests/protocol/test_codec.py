@@ -39,7 +39,6 @@ ANY: dict[Any, st.SearchStrategy[Any]] = {
     field.Name: st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True),
     field.Dtype: st.sampled_from(["float32", "float64"]),
     field.Digest: frame(4),
-    field.Word: frame(8),
 }
 """What a field of each simple type may hold; `any_of` makes the others from them."""
 
@@ -198,7 +197,7 @@ RESULT = messages.UnitResult(
     first=1,
     last=2,
     step=0,
-    weights_digest=bytes(8),
+    weights_digest=bytes(4),
     seconds=0.5,
     payload=PAYLOAD.pack(),
 )

@@ -589,7 +589,7 @@ def test_one_wrong_result_renews_its_lease_once() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     for _ in range(2):
-        stage.deliver("ann", 0, weights_digest=bytes(8), lease=1)
+        stage.deliver("ann", 0, weights_digest=bytes(4), lease=1)
     assert stage.leases("ann") == [2]
 
 

@@ -40,7 +40,7 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.UNITS_NOT_OPEN: "units of a step that the ending run does not compute",
     Counter.UNITS_FROM_WRONG_STATE: "units from other weights or hidden states",
     Counter.UNITS_NOT_FINITE: "units with a loss or hidden state that is not finite",
-    Counter.GRANTS_RESENT: "grants sent again because no gradient came in time",
+    Counter.GRANTS_RESENT: "grants sent again because no result came in time",
     Counter.MESSAGES_BEFORE_READY: "messages of workers that had not sent their fingerprint",
     Counter.MESSAGES_FROM_STALE_SESSION: "messages to an earlier server, or from a forgotten peer",
     Counter.MESSAGES_MALFORMED: "messages that could not be read, or that the sender may not send",
