@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.protocol import codec
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.field_types import DIGEST_BYTES, WORD_BYTES
+from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.messages import Frame, Message, Peer, UnitResult
 from manychar.protocol.unit_payload import Payload
 from tests.simulation.reference import Piece
@@ -160,7 +160,7 @@ class Network:
         if self.world.chance.random() < 0.5:
             wrong = payload._replace(sums=sums)
             return dataclasses.replace(
-                result, payload=wrong.pack(), weights_digest=bytes(WORD_BYTES)
+                result, payload=wrong.pack(), weights_digest=bytes(DIGEST_BYTES)
             )
         other = self.world.chance.randrange(len(payload.digests))
         digests = [
