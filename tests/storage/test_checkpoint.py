@@ -372,7 +372,7 @@ class TestNames:
         assert list_checkpoints(tmp_path) == [(s, checkpoint_path(tmp_path, s)) for s in steps]
 
     def test_of_a_writer_that_was_killed_go(self, tmp_path: Path) -> None:
-        temporary = atomic_files.temporary_name(checkpoint_path(tmp_path, 7))
+        temporary = tmp_path / ".step-000000007.safetensors.1.tmp"
         temporary.touch()
         assert list_checkpoints(tmp_path) == []
         atomic_files.remove_temporary(tmp_path)

@@ -228,7 +228,7 @@ class TestHolding:
 
     def test_a_refused_one_changes_nothing(self, run: RunDirectory) -> None:
         with locked(run):
-            temporary = atomic_files.temporary_name(run.checkpoints / "step-000000007.safetensors")
+            temporary = run.checkpoints / ".step-000000007.safetensors.1.tmp"
             temporary.touch()
             with refused(), locked(run):
                 pytest.fail("two hold it")

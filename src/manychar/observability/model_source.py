@@ -23,7 +23,7 @@ from manychar.processes.errors import UserError
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
-from manychar.storage.run_directory import RunDirectory, open_run
+from manychar.storage.run_directory import open_run
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +46,6 @@ def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model
             logger.warning(f"{complaint}; taking an earlier checkpoint")
     else:
         checkpoint = read_checkpoint(path)
-    return checkpoint.state.parameters, checkpoint.vocabulary
-
-
-def load_of_run(directory: RunDirectory, path: Path) -> Model | None:
-    """Return the model of a run's checkpoint; None, and a warning, where it cannot be read."""
-    try:
-        checkpoint = directory.read(path)
-    except UserError as error:
-        logger.warning(str(error))
-        return None
     return checkpoint.state.parameters, checkpoint.vocabulary
 
 

@@ -1,7 +1,6 @@
 """Loss curves of several runs in one picture, without a screen. Needs `manychar[plot]`."""
 
 import io
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from manychar.observability.history import read_history
-from manychar.observability.text_format import bits_of
 from manychar.processes.errors import UserError
 from manychar.storage.atomic_files import write_output
 from manychar.storage.run_directory import open_run
@@ -19,7 +17,6 @@ from manychar.storage.run_directory import open_run
 By = Literal["steps", "characters"]
 
 SUFFIXES = (".png", ".svg")
-UNITS: Any = (bits_of, lambda bits: bits * math.log(2))
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text, for searching and for screen readers
     "svg.hashsalt": "manychar",  # the same figures, the same file
@@ -48,7 +45,6 @@ def figure_of(runs: list[Path], by: By) -> Figure:
     axes.set_xlabel(by)
     axes.set_ylabel("nats a character")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axes.secondary_yaxis("right", functions=UNITS).set_ylabel("bits a character")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure

@@ -1,9 +1,11 @@
 """Writes files so that a crash leaves the old one or the new one, never half of it."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,9 +37,16 @@ def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace a file: temporary file, fsync, rename, fsync of the directory. Raises OSError."""
-    temporary = temporary_name(path)
-    try:
+    with replacing(path) as temporary:
         write_file(temporary, data, mode)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file, which replaces `path` at the end, or is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
         rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -76,11 +85,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def temporary_name(path: Path) -> Path:
-    """Return a name beside `path` for a file that is not complete."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def remove_temporary(directory: Path) -> None:

@@ -20,7 +20,7 @@ from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import Definition, canonical_json
 from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import rename, temporary_name, write_file
+from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
@@ -71,15 +71,10 @@ def write_checkpoint(
         "config": definition.to_json(),
     }
     metadata["sha256"] = _sha256(tensors, metadata)
-    temporary = temporary_name(path)
-    try:
+    with replacing(path) as temporary:
         write_file(temporary, as_safetensors(tensors, metadata))
         if read_checkpoint(temporary).sha256 != metadata["sha256"]:
             raise RuntimeError(f"{path}: the checkpoint read back differs from the one written")
-        rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

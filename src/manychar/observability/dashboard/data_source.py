@@ -19,7 +19,7 @@ from manychar.numerics.model import activations
 from manychar.numerics.run_definition import Definition
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
-from manychar.observability.model_source import Model, load_of_run, model_of, training_sample
+from manychar.observability.model_source import Model, model_of, training_sample
 from manychar.observability.observer_client import ENDED_WELL, TURN_MS, ObserverClient
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import rows_of
@@ -148,9 +148,14 @@ class StoredRun(DataSource):
         checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
         for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
             self._seen.add(step)
-            if (model := load_of_run(self._directory, path)) is not None:
-                seed = self._directory.definition.seed
-                self.view = self.view.with_sample(sample_of(model, seed=seed, step=step))
+            try:
+                checkpoint = self._directory.read(path)
+            except UserError as error:
+                logger.warning("%s", error)
+                return
+            model = checkpoint.state.parameters, checkpoint.vocabulary
+            seed = self._directory.definition.seed
+            self.view = self.view.with_sample(sample_of(model, seed=seed, step=step))
 
     def _read_logs(self) -> None:
         directory, live = self._directory, is_served(self._directory.path)

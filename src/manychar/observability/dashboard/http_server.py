@@ -34,11 +34,7 @@ def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
 def url_of(listening: socket.socket) -> str:
     """Return the page's address."""
     host, port = listening.getsockname()[:2]
-    return f"http://{_bracketed(host)}:{port}/"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def serve(source: DataSource, listening: socket.socket) -> None:
