@@ -42,7 +42,8 @@ def run(plan: Plan) -> Iterator[str]:
         except SideError as error:
             failed = True
             yield f"{name}: failed: {error}\n"
-    yield comparisons(rows)
+    if rows:
+        yield comparisons(rows)
     if failed:
         raise SideError("rows are missing above")
 
