@@ -35,7 +35,7 @@ OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     512: [({"learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
 }
-SEEDS_TO_THE_END = {64: 2, 100: 2, 256: 2, 512: 1}
+TO_THE_END = (64, 100, 256, 512)
 ON_THE_WAY = (1_000_000, 2_500_000, 5_000_000, 8_000_000, 12_800_000)
 SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
@@ -55,7 +55,7 @@ class Trainings:
         asked = json.dumps({**values, **more, "marks": [*marks]}, sort_keys=True)
         if asked not in self._known:
             self._known[asked] = self._side.ask(asked)
-            tell(f"{asked}: {self._known[asked]}")
+            tell(f"{dict(values)}: {self._known[asked][-1]:.4f}")
             if self._file:
                 with self._file.open("a") as file:
                     print(json.dumps([asked, self._known[asked]]), file=file)
@@ -96,7 +96,7 @@ def _grid(trainings: Trainings) -> Iterator[str]:
             asked = ({**values, "learning_rate": rate, "warmup": warmup} for warmup in warmups)
             losses = (trainings.losses(each, [COARSE])[0] for each in asked)
             rows.append((f"{rate:g}", *map(_shown, losses)))
-        yield f"H {hidden:,}, {values['streams']} streams in all, after {COARSE:,} characters:\n"
+        yield f"H {hidden:,}, {values['streams']} total streams, after {COARSE:,} characters:\n"
         yield table(("rate", *(f"warm-up {warmup}" for warmup in warmups)), rows)
 
 
@@ -111,7 +111,7 @@ def _by_streams(trainings: Trainings) -> Iterator[str]:
             cells += [_shown(trainings.losses(values, marks)[-1]) if streams in chosen else ""]
         rows.append(cells)
     yield f"The default rate and warm-up, after {LEARNS_WITHIN:,} characters:\n"
-    yield table(("streams in all", *(f"H {hidden}" for hidden in SIZES_BY_STREAMS)), rows)
+    yield table(("total streams", *(f"H {hidden}" for hidden in SIZES_BY_STREAMS)), rows)
 
 
 def _seeds(trainings: Trainings) -> Iterator[str]:
@@ -129,21 +129,19 @@ def _seeds(trainings: Trainings) -> Iterator[str]:
             recipe = f"{values['learning_rate']:.3g}", str(values["warmup"]), str(values["streams"])
             rows.append((f"{hidden:,}", *recipe, *figures, learned))
     yield f"Several seeds, after {LEARNS_WITHIN:,} characters; first the defaults of each size:\n"
-    head = ("H", "rate", "warm-up", "streams in all", "lowest", "median", "highest")
+    head = ("H", "rate", "warm-up", "total streams", "lowest", "median", "highest")
     yield table((*head, f"below {LEARNS}"), rows)
 
 
 def _ends(trainings: Trainings) -> Iterator[str]:
     """Default runs to the default number of steps."""
     rows = []
-    for hidden, seeds in SEEDS_TO_THE_END.items():
-        values = _defaults(hidden)
+    for hidden in TO_THE_END:
+        values = {**_defaults(hidden), "seed": 1}
         end = Operation(workers=1).steps * values["streams"] * 25
-        for seed in range(1, seeds + 1):
-            found = trainings.losses({**values, "seed": seed}, [*ON_THE_WAY, end])
-            rows.append((f"{hidden:,}", str(seed), *map(_shown, found)))
-    yield "Default runs, after so many characters:\n"
-    yield table(("H", "seed", *(f"{mark:,}" for mark in ON_THE_WAY), "default steps"), rows)
+        rows.append((f"{hidden:,}", *map(_shown, trainings.losses(values, [*ON_THE_WAY, end]))))
+    yield "Default runs, after so many characters, and after the default number of steps:\n"
+    yield table(("H", *(f"{mark:,}" for mark in ON_THE_WAY), "default steps"), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
