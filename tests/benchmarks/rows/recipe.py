@@ -26,17 +26,17 @@ GRID = {  # by hidden units: rates, warm-ups
     1024: ((0.0125, 0.025), (100, 300)),
 }
 STREAMS = (16, 32, 64, 128, 256, 512)
-SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (64, 128, 256)}
+SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
 # Other values than the default ones, and the number of seeds; 10 / H is a rate that falls with H.
 OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     64: [],
-    100: [({"warmup": 200}, 5)],
+    100: [({"warmup": 50}, 2), ({"warmup": 200}, 5)],
     256: [({"learning_rate": 10 / 256, "warmup": 100}, 5)],
-    512: [({"learning_rate": 10 / 512, "warmup": 100}, 5)],
+    512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
 }
 TO_THE_END = (64, 100, 256, 512)
-ON_THE_WAY = (1_000_000, 2_500_000, 5_000_000, 8_000_000, 12_800_000)
+ON_THE_WAY = (3_125, 5_000, 8_000)
 SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
 Values = Mapping[str, Any]
@@ -135,13 +135,14 @@ def _seeds(trainings: Trainings) -> Iterator[str]:
 
 def _ends(trainings: Trainings) -> Iterator[str]:
     """Default runs to the default number of steps."""
-    rows = []
+    rows, steps = [], (*ON_THE_WAY, Operation(workers=1).steps)
     for hidden in TO_THE_END:
         values = {**_defaults(hidden), "seed": 1}
-        end = Operation(workers=1).steps * values["streams"] * 25
-        rows.append((f"{hidden:,}", *map(_shown, trainings.losses(values, [*ON_THE_WAY, end]))))
-    yield "Default runs, after so many characters, and after the default number of steps:\n"
-    yield table(("H", *(f"{mark:,}" for mark in ON_THE_WAY), "default steps"), rows)
+        characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
+        losses = trainings.losses(values, [characters * each for each in steps])
+        rows.append((f"{hidden:,}", str(values["streams"]), *map(_shown, losses)))
+    yield "Default runs, after so many steps; the last number is the default one:\n"
+    yield table(("H", "total streams", *(f"{each:,}" for each in steps)), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
