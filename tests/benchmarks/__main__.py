@@ -23,7 +23,6 @@ ROWS = {
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
     "recipe": "study: learning rate, warm-up and streams by size, and the defaults",
-    "streams": "study: time to that loss by --streams",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",
 }

@@ -45,7 +45,7 @@ RECORDED: list[tuple[dict[str, Any], int, str]] = [
         60,
         "b97971c07f1e85a03ad791fcd07e7d5523221720fa2f5fc755733ff42e00a8c7",
     ),
-    (  # one stream in all: the rate and no warm-up are its defaults
+    (  # one stream: the rate and no warm-up are its defaults
         {"shards": 1, "streams": 1, "hidden": 300},
         50,
         "54bdbc1c83f33a80956a19e8b783a1e0b9e8a55edf9c86d851a678eb6852d7df",

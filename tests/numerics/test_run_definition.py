@@ -73,7 +73,7 @@ def test_the_canonical_json_of_a_definition_does_not_change() -> None:
         ({"hidden": 64}, 16, 0.1, 100),
         ({"hidden": 100}, 16, 0.1, 100),
         ({"hidden": 256}, 16, 0.1 * 0.625**1.5, 256),
-        ({"hidden": 512, "shards": 7}, 9, 0.1 * (100 / 512) ** 0.75, 400),
+        ({"hidden": 512, "shards": 7}, 4, 0.1 * (100 / 512) ** 0.75, 400),
         ({"hidden": 1600}, 8, 0.1 / 8, 400),
         ({"shards": 1}, 64, 0.1, 100),
         ({"shards": 100}, 1, 0.1, 100),

@@ -16,13 +16,13 @@ from manychar.numerics.option import Formula, OptionError, check, option
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
-def usual_streams(hidden: int, shards: int) -> int:
-    """Return 64 streams in all, whatever the shards; 32 for large models, which need more steps."""
-    return max(1, (64 if hidden <= 512 else 32) // shards)
+def choose_streams(hidden: int, shards: int) -> int:
+    """Return B for 64 total streams; for large models, which need more steps, for 32."""
+    return max(1, (64 if hidden <= 256 else 32) // shards)
 
 
-def usual_learning_rate(hidden: int, shards: int, streams: int) -> float:
-    """Return min-char-rnn's rate up to its 100 hidden units, and for one stream; above, less.
+def choose_learning_rate(hidden: int, shards: int, streams: int) -> float:
+    """Return min-char-rnn's rate for its 100 hidden units, or for one stream; for more, less.
 
     Adagrad's first steps move every weight by the whole rate, so that the input of a hidden unit
     changes by the rate times their number. `python -m tests.benchmarks recipe` has the study.
@@ -33,8 +33,8 @@ def usual_learning_rate(hidden: int, shards: int, streams: int) -> float:
     return 0.1 * root * math.sqrt(root)  # the same bits everywhere, which `**` does not promise
 
 
-def usual_warmup(hidden: int, shards: int, streams: int) -> int:
-    """Return no warm-up for one stream, which is min-char-rnn's own recipe; else more by size."""
+def choose_warmup(hidden: int, shards: int, streams: int) -> int:
+    """Return H steps between 100 and 400; for one stream none, which is min-char-rnn's recipe."""
     return 0 if shards * streams == 1 else min(400, max(100, hidden))
 
 
@@ -52,18 +52,18 @@ class Definition:
         4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
     )
     streams: int = _option(
-        Formula("max(1, 64 // shards); hidden above 512: max(1, 32 // shards)", usual_streams),
+        Formula("max(1, 64 // shards); hidden above 256: max(1, 32 // shards)", choose_streams),
         "Streams of text in a shard.",
         least=1,
         most=65_536,
     )
     learning_rate: float = _option(
-        Formula("0.1 * min(1, 100 / hidden) ** 0.75; one stream: 0.1", usual_learning_rate),
+        Formula("0.1 * min(1, 100 / hidden) ** 0.75; one stream: 0.1", choose_learning_rate),
         "Adagrad's learning rate.",
         above=0,
     )
     warmup: int = _option(
-        Formula("min(400, max(100, hidden)); one stream: 0", usual_warmup),
+        Formula("min(400, max(100, hidden)); one stream: 0", choose_warmup),
         "Steps over which the learning rate rises to its value; 0: none.",
         least=0,
         most=2**53,

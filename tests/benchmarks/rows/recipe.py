@@ -25,18 +25,19 @@ GRID = {  # by hidden units: rates, warm-ups
     256: ((0.025, 0.035, 0.05, 0.07, 0.1), (50, 100, 200, 400)),
     1024: ((0.0125, 0.025), (100, 300)),
 }
-STREAMS, SIZES_BY_STREAMS = (16, 32, 64, 128, 256, 512), (100, 256, 512)
+STREAMS = (16, 32, 64, 128, 256, 512)
+SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
 # Other values than the default ones, and the number of seeds; 10 / H is a rate that falls with H.
 OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     64: [],
-    100: [({"warmup": 200}, 5)],
+    100: [({"warmup": 50}, 2), ({"warmup": 200}, 5)],
     256: [({"learning_rate": 10 / 256, "warmup": 100}, 5)],
-    512: [({"learning_rate": 10 / 512, "warmup": 100}, 5)],
+    512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
 }
-SEEDS_TO_THE_END = {64: 2, 100: 2, 256: 2, 512: 1}
-ON_THE_WAY = (1_000_000, 2_500_000, 5_000_000, 8_000_000, 12_800_000)
-SEEDS_TO_TARGET = 9
+TO_THE_END = (64, 100, 256, 512)
+ON_THE_WAY = (3_125, 5_000, 8_000)
+SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
 Values = Mapping[str, Any]
 
@@ -54,7 +55,7 @@ class Trainings:
         asked = json.dumps({**values, **more, "marks": [*marks]}, sort_keys=True)
         if asked not in self._known:
             self._known[asked] = self._side.ask(asked)
-            tell(f"{asked}: {self._known[asked]}")
+            tell(f"{dict(values)}: {self._known[asked][-1]:.4f}")
             if self._file:
                 with self._file.open("a") as file:
                     print(json.dumps([asked, self._known[asked]]), file=file)
@@ -70,7 +71,7 @@ def run(plan: Plan) -> Iterator[str]:
         yield f"Nats a character on the last {plan.held_out:,} characters."
         yield from _grid(trainings)
         yield from _by_streams(trainings)
-        yield from _seeds(trainings, plan.seeds)
+        yield from _seeds(trainings)
         yield from _ends(trainings)
         yield from _to_target(trainings, plan)
 
@@ -95,7 +96,7 @@ def _grid(trainings: Trainings) -> Iterator[str]:
             asked = ({**values, "learning_rate": rate, "warmup": warmup} for warmup in warmups)
             losses = (trainings.losses(each, [COARSE])[0] for each in asked)
             rows.append((f"{rate:g}", *map(_shown, losses)))
-        yield f"H {hidden:,}, {values['streams']} streams in all, after {COARSE:,} characters:\n"
+        yield f"H {hidden:,}, {values['streams']} total streams, after {COARSE:,} characters:\n"
         yield table(("rate", *(f"warm-up {warmup}" for warmup in warmups)), rows)
 
 
@@ -103,20 +104,21 @@ def _by_streams(trainings: Trainings) -> Iterator[str]:
     """The default rate and warm-up with other numbers of streams."""
     rows = []
     for streams in STREAMS:
-        asked = (
-            {**_defaults(hidden), "streams": streams, "seed": 1} for hidden in SIZES_BY_STREAMS
-        )
-        losses = (trainings.losses(each, [COARSE, LEARNS_WITHIN])[-1] for each in asked)
-        rows.append((str(streams), *map(_shown, losses)))
+        cells = [str(streams)]
+        for hidden, chosen in SIZES_BY_STREAMS.items():
+            values = {**_defaults(hidden), "streams": streams, "seed": 1}
+            marks = [COARSE, LEARNS_WITHIN]
+            cells += [_shown(trainings.losses(values, marks)[-1]) if streams in chosen else ""]
+        rows.append(cells)
     yield f"The default rate and warm-up, after {LEARNS_WITHIN:,} characters:\n"
-    yield table(("streams in all", *(f"H {hidden}" for hidden in SIZES_BY_STREAMS)), rows)
+    yield table(("total streams", *(f"H {hidden}" for hidden in SIZES_BY_STREAMS)), rows)
 
 
-def _seeds(trainings: Trainings, seeds: int) -> Iterator[str]:
+def _seeds(trainings: Trainings) -> Iterator[str]:
     """The default recipe, and others that came near it, with several seeds."""
     rows = []
     for hidden, others in OTHERS.items():
-        for other, count in [({}, seeds), *others]:
+        for other, count in [({}, SEEDS), *others]:
             values = {**_defaults(hidden), **other}
             each = [
                 trainings.losses({**values, "seed": seed}, [COARSE, LEARNS_WITHIN])[-1]
@@ -127,21 +129,20 @@ def _seeds(trainings: Trainings, seeds: int) -> Iterator[str]:
             recipe = f"{values['learning_rate']:.3g}", str(values["warmup"]), str(values["streams"])
             rows.append((f"{hidden:,}", *recipe, *figures, learned))
     yield f"Several seeds, after {LEARNS_WITHIN:,} characters; first the defaults of each size:\n"
-    head = ("H", "rate", "warm-up", "streams in all", "lowest", "median", "highest")
+    head = ("H", "rate", "warm-up", "total streams", "lowest", "median", "highest")
     yield table((*head, f"below {LEARNS}"), rows)
 
 
 def _ends(trainings: Trainings) -> Iterator[str]:
     """Default runs to the default number of steps."""
-    rows = []
-    for hidden, seeds in SEEDS_TO_THE_END.items():
-        values = _defaults(hidden)
-        end = Operation(workers=1).steps * values["streams"] * 25
-        for seed in range(1, seeds + 1):
-            found = trainings.losses({**values, "seed": seed}, [*ON_THE_WAY, end])
-            rows.append((f"{hidden:,}", str(seed), *map(_shown, found)))
-    yield "Default runs, after so many characters:\n"
-    yield table(("H", "seed", *(f"{mark:,}" for mark in ON_THE_WAY), "default steps"), rows)
+    rows, steps = [], (*ON_THE_WAY, Operation(workers=1).steps)
+    for hidden in TO_THE_END:
+        values = {**_defaults(hidden), "seed": 1}
+        characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
+        losses = trainings.losses(values, [characters * each for each in steps])
+        rows.append((f"{hidden:,}", str(values["streams"]), *map(_shown, losses)))
+    yield "Default runs, after so many steps; the last number is the default one:\n"
+    yield table(("H", "total streams", *(f"{each:,}" for each in steps)), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
@@ -151,11 +152,11 @@ def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
         values = {**_defaults(100), **recipe}
         each = [
             _characters_to(plan.target, trainings, {**values, "seed": seed})
-            for seed in range(1, SEEDS_TO_TARGET + 1)
+            for seed in range(1, plan.seeds + 1)
         ]
         medians.append(statistics.median(each))
         rows.append((name, *(f"{value:,.0f}" for value in (min(each), medians[-1], max(each)))))
-    yield f"H 100, {SEEDS_TO_TARGET} seeds: characters to {plan.target:g} nats:\n"
+    yield f"H 100, {plan.seeds} seeds: characters to {plan.target:g} nats:\n"
     yield table(("recipe", "lowest", "median", "highest"), rows)
     yield f"Ratio of the medians: {medians[1] / medians[0]:.2f}"
 

@@ -12,13 +12,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from manychar.numerics.corpus import Streams
+from manychar.numerics.evaluation import loss_of
+from manychar.numerics.model import Parameters
 from manychar.numerics.training_step import advance, kernel_of, start
-from tests.benchmarks.sides.held_out import crossing, nats_per_character
+from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.sides.plain import Plain
 from tests.benchmarks.sides.texts import definition_of, read_ids
 from tests.benchmarks.task import CHARACTERS_A_LOOK, Task
-
-Weights = dict[str, NDArray[Any]]
 
 
 class Batch:
@@ -33,8 +33,8 @@ class Batch:
     def step(self) -> None:
         self._state = advance(self._state, self._definition, self._streams, self._kernel)
 
-    def named(self) -> Weights:
-        return self._state.parameters.named()
+    def weights(self) -> Parameters:
+        return self._state.parameters
 
 
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
@@ -55,7 +55,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
             for _ in range(steps):
                 model.step()
             seconds += time.perf_counter() - began
-            now = (seconds, nats_per_character(model.named(), held))
+            now = (seconds, loss_of(model.weights(), held))
             if now[1] <= task.target:
                 return crossing(before, now, task.target)
             before = now

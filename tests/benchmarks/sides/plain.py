@@ -5,11 +5,11 @@ parameter. One stream. Nothing in it is slower than in the form that it follows.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.model import Parameters
 from tests.benchmarks.pace import per_second
 from tests.benchmarks.sides.texts import read_ids
 from tests.benchmarks.task import Task
@@ -84,10 +84,10 @@ class Plain:
             np.clip(gradient, -5, 5, out=gradient)
         return gradients
 
-    def named(self) -> dict[str, NDArray[Any]]:
-        """Return the five parameters by name, biases as (H,) and (V,)."""
-        arrays = [self.Wxh, self.Whh, self.Why, self.bh[:, 0], self.by[:, 0]]
-        return dict(zip(("Wxh", "Whh", "Why", "bh", "by"), arrays, strict=True))
+    def weights(self) -> Parameters:
+        """Return the five parameters as this program has them."""
+        flat = np.concatenate([parameter.ravel() for parameter in self.parameters])
+        return Parameters(flat, self.V, len(self.h))
 
 
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from manychar.numerics.evaluation import loss_of
 from manychar.storage.checkpoint import read_checkpoint
-from tests.benchmarks.sides.held_out import nats_per_character
 from tests.benchmarks.task import Task
 
 
@@ -21,6 +21,6 @@ def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
         checkpoint = read_checkpoint(Path(path))
         id_of = {character: i for i, character in enumerate(checkpoint.vocabulary)}
         ids = np.array([id_of[character] for character in held if character in id_of])
-        return nats_per_character(checkpoint.state.parameters.named(), ids)
+        return loss_of(checkpoint.state.parameters, ids)
 
     return "", go
