@@ -40,7 +40,7 @@ The rules that keep the bits the same; tests/simulation plants a bug for each.
     each shard, and begins its lowest unit first. A unit whose step is applied, or whose term is
     over, is abandoned between two shards.
 16. Ranges move between steps only: when a step is applied, before its weights are sent. Within a
-    step, shards that nobody holds are leased at once, in addition, to whoever is here.
+    step, shards that nobody holds are leased at once, in addition, to the present workers.
 19. Where two results differ, the server computes the shards itself, and bans only the wrong worker.
     Losses and hidden states name their worker, sums only their sender. A result that is not finite
     is wrong only where the server gets another one.

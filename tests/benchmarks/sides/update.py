@@ -22,7 +22,7 @@ def fused_form(weights: NDArray[Any], memory: NDArray[Any], gradients: Arrays) -
     """Do as the server does."""
     total = TreeSum[NDArray[Any]](len(gradients))
     for shard, gradient in enumerate(gradients):
-        total.add(shard, gradient)
+        total.put((shard, shard), gradient)
     return clipped_adagrad.update(
         weights, memory, total.halves(), total_streams=STREAMS, clip=BOUND, learning_rate=RATE
     )
