@@ -175,7 +175,7 @@ class TestARun:
         assert pieces, done.out
         assert re.findall(r"--- step (\d+) ---\n", done.out) == ["100", "200", "230"]
         assert done.last_line == "sample from it: manychar sample run"
-        assert re.search(r"worker-[12] has joined", done.err)
+        assert re.search(r"(server|worker-1) has joined", done.err)
         assert "step 230/230" in done.err
         assert re.search(r"smooth loss [\d.]+ \([\d.]+ nats, [\d.]+ bits a character\)", done.err)
         assert "characters/s" in done.err

@@ -660,6 +660,16 @@ def test_a_worker_whose_loss_is_not_finite_where_the_server_s_is_is_banned() -> 
     assert only(effects, ResumeBefore).step == 1, "ann had a part in step 0"
 
 
+def test_who_is_banned_with_nothing_accepted_costs_nothing() -> None:
+    stage = Stage()
+    stage.join("ann", "eve")
+    effects = stage.compute(stage.deliver("eve", (0, 1), losses=[0.5, math.inf]))
+    assert only(effects, RememberBans).banned.keys() == {"eve"}
+    assert stage.server.lifecycle.phase is RunPhase.TRAINING
+    stage.deliver("ann", (0, 1))
+    assert stage.server.state.step == 1
+
+
 def test_a_worker_whose_sum_is_not_finite_is_found_before_the_step_is_applied() -> None:
     stage = Stage(shards=4, step=2)
     stage.join("bob")

@@ -87,6 +87,7 @@ def parameter_of(
         show_envvar=False,
         rich_help_panel=panel,
         hidden=option.hidden,
+        metavar="<level>" if name == "log_level" else None,  # its words would cut flags' names
         callback=lambda value: _checked(name, value, plain, option),
     )
     annotation: Any = Annotated[plain | None if default is None else plain, declaration]
