@@ -34,7 +34,11 @@ class Logging:
     """What is logged, and how. Child processes inherit the variables."""
 
     log_level: Literal["info", "warning", "error"] | None = option(
-        None, "Lowest level that is logged: info, warning or error.", roles=LOGGED, variable=LEVEL_VARIABLE, without="info"
+        None,
+        "Lowest level that is logged: info, warning or error.",
+        roles=LOGGED,
+        variable=LEVEL_VARIABLE,
+        without="info",
     )
     log_format: Literal["text", "json"] | None = option(
         None, "Text, or JSON lines.", roles=LOGGED, variable=FORMAT_VARIABLE, without="text"
