@@ -44,11 +44,12 @@ class TestHelp:
         for parameter in GROUP.commands[command].params:
             if not getattr(parameter, "hidden", False):
                 assert SENTENCE.fullmatch(parameter.help or ""), f"{command} {parameter.name}"
-                if parameter.param_type_name == "option":  # typer shows the type of each
+                # typer shows the type of each, but for one whose words are too long
+                if parameter.param_type_name == "option" and parameter.name != "log_level":
                     assert parameter.metavar is None, f"{command} {parameter.metavar}"
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 19), ("server", 18), ("equivalence", 11)])
+@pytest.mark.parametrize(("command", "count"), [("train", 20), ("server", 18), ("equivalence", 11)])
 def test_help_shows_the_declared_defaults(command: str, count: int) -> None:
     checked = 0
     for parameter in GROUP.commands[command].params:
