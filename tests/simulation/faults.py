@@ -27,7 +27,7 @@ FACTORS = (0.5, 1.0, 1.0, SLOWEST)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One run of the world, named by a seed and either one fault or `mixed` or `none`."""
+    """One run of the world, named by a seed and faults joined by +, or `mixed` or `none`."""
 
     seed: int
     kind: str = "mixed"
@@ -97,7 +97,7 @@ def draw(schedule: Schedule) -> Plan:
     """Return the plan of a schedule."""
     chance = random.Random(f"plan {schedule}")  # noqa: S311
     faults = _faults(schedule, chance)
-    lasts = chance.uniform(2, 8)
+    lasts = chance.uniform(2, 6)
     events = [
         (chance.uniform(0, lasts), fault)
         for fault in sorted(faults.intersection(STRIKES))
@@ -105,13 +105,13 @@ def draw(schedule: Schedule) -> Plan:
     ]
     suspended = "suspended" in faults
     least = 2 if "broken" in faults else 1
-    shards = chance.randint(1, 8)
+    shards = chance.randint(1, 2 if suspended else 8)
     return Plan(
         faults=faults,
         shards=shards,
         streams=chance.randint(1, 2),
         length=chance.choice((5, 8, 11, 14)),
-        steps=2 if suspended else chance.randint(6, 15),
+        steps=2 if suspended else chance.randint(5, 11),
         checkpoint_every=chance.randint(2, 4),
         silence=chance.choice((1.0, 2.0, 4.0)),
         workers=1 if suspended else chance.randint(least, 5),
@@ -142,7 +142,8 @@ def _faults(schedule: Schedule, chance: random.Random) -> frozenset[str]:
     if schedule.kind == "broken":
         return frozenset({"broken", *chance.sample(MESSAGE_FAULTS, chance.randint(0, 1))})
     if schedule.kind != "mixed":
-        if schedule.kind not in FAULTS:
-            raise ValueError(f"no fault is named {schedule.kind}: {', '.join(FAULTS)}")
-        return frozenset({schedule.kind})
+        faults = frozenset(schedule.kind.split("+"))
+        if not faults <= set(FAULTS):
+            raise ValueError(f"no such fault, {schedule.kind}: {', '.join(FAULTS)}")
+        return faults
     return frozenset(chance.sample(MIXED, chance.randint(2, 6)))

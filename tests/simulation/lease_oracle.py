@@ -100,10 +100,10 @@ class LeaseOracle:
     def check_new_weights(self, peer: Peer, message: NewWeights) -> None:
         """Weights alone are for a holder from whom all its shards were accepted before."""
         shards = (message.first, message.last)
-        self._check_lease(message.lease, shards, peer, begins=False)
         before = {self._oracle.accepted_from.get(i) for i in range(shards[0], shards[1] + 1)}
         if before != {(message.step - 1, peer, message.lease)}:
             raise Violation("weights", f"{name_of(message)} after {before}")
+        self._check_lease(message.lease, shards, peer, begins=False)
         self._check_inputs(message)
 
     def _check_inputs(self, message: Grant | NewWeights) -> None:

@@ -23,7 +23,7 @@ from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import Payload, digest
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
-MOST_STEPS = 15
+MOST_STEPS = 11
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.simulation.recording import record, replay
 BUG = "a worker forgets what it has sent"
 
 
-@pytest.mark.parametrize("kind", ["none", "mixed", "server-crash", "broken", "duplication"])
+@pytest.mark.parametrize("kind", ["none", "mixed", "moves", "server-crash", "broken"])
 def test_the_same_events_give_the_same_effects(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "recording"
     assert record(Schedule(3, kind), path) is None

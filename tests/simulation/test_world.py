@@ -17,8 +17,9 @@ from tests.simulation.world import World
 
 SEEDS = Path(__file__).with_name("seeds.txt")
 CHUNK = 100
+PAIRS = ("other-cut+loss", "moves+worker-crash", "moves+other-cut")
 FAILURES_KEPT = 2
-KINDS = (*MIXED, *("mixed",) * 20, "none", "broken", "broken")
+KINDS = (*MIXED, *("mixed",) * 18, *PAIRS, "none", "broken", "broken", "copied")
 
 
 def kept_seeds() -> list[Schedule]:

@@ -16,7 +16,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute, Finish, ResumeBefore
 from manychar.protocol.events import PeerError
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import Member, PeerState
+from manychar.protocol.membership import OWN_PEER, Member, PeerState
 from manychar.protocol.messages import UnitResult
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
@@ -284,10 +284,14 @@ class World:
         return spoils
 
     def _healthy(self) -> list[Member]:
-        """Who has worked for the server and is not broken."""
+        """Return the workers of other machines that are not broken."""
         members = self.server.machine.membership.members.values() if self.server else ()
         ready = (PeerState.WORKING, PeerState.SILENT)
-        return [m for m in members if m.state in ready and m.name not in self.broken]
+        return [
+            m
+            for m in members
+            if m.state in ready and m.name not in self.broken and m.peer != OWN_PEER
+        ]
 
     def tell_the_truth(self) -> None:
         """Some steps after a wrong result was counted, let another's right one come."""
@@ -324,6 +328,9 @@ class World:
             self.server_crashed()
             self.after(1.0, self.start_server)
             self.after(1.0, self.join)
+            return
+        if self.broken and self.plan.computes and "cannot tell" in finish.reason:
+            self.over = True  # its own share and a broken worker differ
             return
         if finish.code != 0:
             raise Violation("result", f"{finish} at step {machine.state.step}")
