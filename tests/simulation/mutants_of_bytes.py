@@ -374,7 +374,7 @@ def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ConflictingResults, "settle", strict)
 
 
-@mutant("10", "broken", "result", "exception")
+@mutant("10", "broken", "result", "exception", "stuck")
 def a_wrong_result_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "resume_before", lambda *_: None)
 
