@@ -136,9 +136,8 @@ class LocalFleet:
                 self._display.status(event)
                 for exporter in self._exporters:
                     exporter.status(event)
-            elif isinstance(event, Weights) and (text := self._display.weights(event)) is not None:
-                for exporter in self._exporters:
-                    exporter.sample(event.version, text)
+            elif isinstance(event, Weights):
+                self._display.weights(event)
         if self._client.connecting and self._client.end is not None:
             # One that listens hangs: another one resumes from its last checkpoint. One that does
             # not is still starting.

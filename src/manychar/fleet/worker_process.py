@@ -19,7 +19,6 @@ from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
 from manychar.processes.numerics_pinning import can_pin, pin
 from manychar.processes.sd_notify import Notifier
-from manychar.processes.time_slice import make_way
 from manychar.protocol import effects, events
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.messages import Hello, Welcome
@@ -111,7 +110,6 @@ class _Loop:
         pin(numerics)
         from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
-        make_way()
         self.engine = Engine(welcome.dimensions)
         self._handle(self.engine.compute_fingerprint())
         logger.info(f"joined the run at {self.machine.session.server}")

@@ -83,10 +83,10 @@ class ProgressDisplay:
                     " --workers, or more --hidden or --streams, make better use of the cores"
                 )
 
-    def weights(self, weights: Weights) -> str | None:
-        """Print, and return, a sample of what these weights write, once a version above 0."""
+    def weights(self, weights: Weights) -> None:
+        """Print a sample of what these weights write, once a version above 0."""
         if self._sample_length == 0 or weights.version <= self._sampled_version:
-            return None
+            return
         step = self._sampled_version = weights.version
         model = parameters_of(self._dimensions, weights), self._vocabulary
         text = training_sample(model, seed=self._seed, step=step, length=self._sample_length)
@@ -101,7 +101,6 @@ class ProgressDisplay:
             logger.warning(f"standard output: {because(error)}: no more samples")
         if self._bar:
             self._bar.start()
-        return text
 
     def _line(self, snapshot: Snapshot) -> None:
         self._shown_step = snapshot.status.step

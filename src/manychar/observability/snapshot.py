@@ -73,8 +73,5 @@ class Exporter:
     def status(self, snapshot: Snapshot) -> None:
         """Export the run's figures."""
 
-    def sample(self, step: int, text: str) -> None:
-        """Export a sample of the weights of a step."""
-
     def close(self) -> None:
         """Export what is left, and end."""
