@@ -12,16 +12,6 @@ MARKS = 10
 MARK_EVERY = 1.0
 
 
-class _Mark(NamedTuple):
-    """The totals at one time."""
-
-    at: float
-    gradients: int
-    computing: float
-    waiting: float
-    straggling: float
-
-
 class RecentUse(NamedTuple):
     """Shares of the last ten seconds, 0 … 1, and gradients a second in them.
 
@@ -49,7 +39,7 @@ class WorkerTally:
     waiting: float = 0.0
     straggling: float = 0.0
     delivered_at: float = 0.0
-    marks: collections.deque[_Mark] = dataclasses.field(
+    marks: collections.deque[tuple[float, ...]] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=MARKS)
     )
 
@@ -67,16 +57,14 @@ class WorkerTally:
     def recent(self, now: float, *, is_awaited: bool) -> RecentUse:
         """Return how its recent time was used; to be called every now and then."""
         waiting = self.waiting + (0.0 if is_awaited else now - self.delivered_at)
-        here = _Mark(now, self.gradients, self.computing, waiting, self.straggling)
+        here = now, self.gradients, self.computing, waiting, self.straggling
         if not self.marks:
-            self.marks.append(_Mark(self.since, 0, 0.0, 0.0, 0.0))
-        before = self.marks[0]
-        if now - self.marks[-1].at >= MARK_EVERY:
+            self.marks.append((self.since, 0.0, 0.0, 0.0, 0.0))
+        seconds, *spent = (b - a for a, b in zip(self.marks[0], here, strict=True))
+        if now - self.marks[-1][0] >= MARK_EVERY:
             self.marks.append(here)
-        seconds = max(now - before.at, 1e-9)
-        computing, waiting, straggling = (
-            min(1.0, max(0.0, here[i] - before[i]) / seconds) for i in (2, 3, 4)
-        )
+        speed, computing, waiting, straggling = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
         exchanging = max(0.0, 1 - computing - waiting)
-        speed = (here.gradients - before.gradients) / seconds
-        return RecentUse(computing, exchanging, waiting, straggling, speed)
+        return RecentUse(
+            min(1.0, computing), exchanging, min(1.0, waiting), min(1.0, straggling), speed
+        )
