@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from manychar.observability.exporters import LOOPBACK, exporters
+from manychar.observability.exporters import LOOPBACK, exported
 from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
 from tests.commands import SMALL, Commands, until
@@ -97,7 +97,8 @@ def test_a_restarted_server_does_not_reset_the_counter() -> None:
 
 
 def test_it_listens_on_loopback_alone() -> None:
-    with exporters(metrics_port=0) as (metrics,):
+    with exported(metrics_port=0) as on_status:
+        metrics = on_status.__self__  # type: ignore[attr-defined] # a method
         assert isinstance(metrics, Metrics)
         assert metrics._server.server_address[0] == "127.0.0.1"
 
@@ -106,7 +107,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(UserError, match="choose another"),
-        exporters(metrics_port=taken.getsockname()[1]),
+        exported(metrics_port=taken.getsockname()[1]),
     ):
         pass
 

@@ -10,12 +10,11 @@ def follow(
     endpoint: Endpoint, connect_timeout: ConnectTimeout = 600.0, key: Key = None, **flags: Any
 ) -> None:
     """Export a live run to Prometheus until it ends."""
-    from manychar.observability.exporters import exporters
+    from manychar.observability.exporters import exported
     from manychar.observability.observer_client import snapshots
 
     if not flags:
         raise UserError("nowhere to export to: give --metrics-port N")
-    with exporters(**flags) as targets:
+    with exported(**flags) as on_status:
         for snapshot in snapshots(endpoint, key, connect_timeout=connect_timeout):
-            for target in targets:
-                target.status(snapshot)
+            on_status(snapshot)

@@ -11,11 +11,11 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
     pin_run(text, flags)
     from manychar.fleet.local_fleet import LocalFleet
-    from manychar.observability.exporters import exporters
+    from manychar.observability.exporters import exported
     from manychar.observability.progress import ProgressDisplay
 
-    with exporters(**given(Export, flags)) as targets:  # before a run directory is made for nothing
+    with exported(**given(Export, flags)) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         with ProgressDisplay(directory) as display:
-            finish = LocalFleet(directory, display, exporters=targets).run()
+            finish = LocalFleet(directory, display, on_status).run()
     exit_with(finish, directory, again="train")

@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from manychar.network.client_identity import WITHOUT_KEYS
 from manychar.network.event_loop import EventLoop
@@ -18,7 +18,7 @@ from manychar.network.private_endpoint import private_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.observability.observer_client import ObserverClient
 from manychar.observability.progress import ProgressDisplay
-from manychar.observability.snapshot import Exporter, Snapshot
+from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import ChildProcess, how_it_ended
 from manychar.processes.errors import CRASHED, STOPPING, UserError
@@ -39,14 +39,17 @@ logger = logging.getLogger(__name__)
 
 # Methods and attributes: a run's children, what is shown of it, and how it ends belong together.
 class LocalFleet:
-    """The children of one run. Exporters get what the display shows."""
+    """The children of one run. `on_status` gets what the display shows."""
 
     def __init__(
-        self, directory: RunDirectory, display: ProgressDisplay, exporters: Sequence[Exporter] = ()
+        self,
+        directory: RunDirectory,
+        display: ProgressDisplay,
+        on_status: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
         self.directory = directory
         self._display = display
-        self._exporters = exporters
+        self._on_status = on_status
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
@@ -134,8 +137,7 @@ class LocalFleet:
         for event in events:
             if isinstance(event, Snapshot):
                 self._display.status(event)
-                for exporter in self._exporters:
-                    exporter.status(event)
+                self._on_status(event)
             elif isinstance(event, Weights):
                 self._display.weights(event)
         if self._client.connecting and self._client.end is not None:

@@ -2,22 +2,23 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from manychar.observability.snapshot import Exporter
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
 from manychar.processes.optional_dependencies import needing
 
 logger = logging.getLogger(__name__)
 
+OnStatus = Callable[[Snapshot], None]
 LOOPBACK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def exporters(*, metrics_port: int | None = None) -> Iterator[list[Exporter]]:
-    """Yield the exporters of these options; they are closed at the end. Raises UserError."""
+def exported(metrics_port: int | None = None) -> Iterator[OnStatus]:
+    """Yield what is to be called with each snapshot of a run. Raises UserError."""
     if metrics_port is None:
-        yield []
+        yield lambda _: None
         return
     with needing("prometheus", "--metrics-port"):
         from manychar.observability.prometheus import Metrics  # noqa: PLC0415 - an extra
@@ -28,4 +29,4 @@ def exporters(*, metrics_port: int | None = None) -> Iterator[list[Exporter]]:
         raise UserError(f"--metrics-port {metrics_port}: {reason}; choose another") from None
     with contextlib.closing(metrics):
         logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
-        yield [metrics]
+        yield metrics.status

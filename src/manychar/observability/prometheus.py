@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from manychar.observability.snapshot import Exporter, Snapshot
+from manychar.observability.snapshot import Snapshot
 from manychar.protocol.messages import WorkerStats
 
 STATES = ("working", "idle", "silent")
 LABELS = ("worker", "host")
 
 
-class Metrics(Exporter):
-    """An exporter: holds the newest figures, and answers requests for them."""
+class Metrics:
+    """Holds the newest figures, and answers requests for them."""
 
     def __init__(self, host: str, port: int) -> None:
         """Listen. Raises OSError."""

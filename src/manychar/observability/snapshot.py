@@ -1,4 +1,4 @@
-"""A snapshot: all that observers know of a run at one moment; and what it can be exported to."""
+"""A snapshot: all that observers know of a run at one moment."""
 
 import dataclasses
 
@@ -65,13 +65,3 @@ class Snapshots:
         if self._workers is None:
             return None
         return Snapshot(dimensions, status, self._workers)
-
-
-class Exporter:
-    """A program outside of manychar that a run is exported to; here, nothing is exported."""
-
-    def status(self, snapshot: Snapshot) -> None:
-        """Export the run's figures."""
-
-    def close(self) -> None:
-        """Export what is left, and end."""

@@ -14,7 +14,7 @@ from manychar.fleet.local_fleet import LocalFleet
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
-from manychar.observability.snapshot import Exporter, Snapshot
+from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.supervisor import ProcessSlot
 from manychar.protocol.run_operation import Operation
@@ -65,7 +65,7 @@ class Equivalence:
         directory = self._directory(name.replace(" ", "-"), workers=workers, compute=compute)
         killer = _Killer(kill, at_step=self.operation.steps // 4)
         with ProgressDisplay(directory) as display:
-            killer.fleet = LocalFleet(directory, display, [killer])
+            killer.fleet = LocalFleet(directory, display, killer.status)
             with _slowed(killer.fleet.workers[-1]) if slow else contextlib.nullcontext():
                 finish = killer.fleet.run()
         if finish.code:
@@ -105,7 +105,7 @@ def _slowed(slot: ProcessSlot) -> Iterator[None]:
         thread.join()
 
 
-class _Killer(Exporter):
+class _Killer:
     """Kills the server or a worker that holds a lease, once, when the fleet has come to a step."""
 
     fleet: LocalFleet
