@@ -105,7 +105,7 @@ print(json.dumps({{
     assert values["evaluated"][1] == pytest.approx(float(validation_ids(path)[200]))
     assert values["other"][0] == len("the cat") - 1
     assert values["verified"] is True
-    for said in ("worker-1 has joined", "the same bits: 200 steps, 2 checkpoints", "step 300/300"):
+    for said in (" has joined", "the same bits: 200 steps, 2 checkpoints", "step 300/300"):
         assert said in done.err
 
 

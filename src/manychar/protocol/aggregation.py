@@ -26,7 +26,7 @@ from manychar.protocol.messages import Frame, Identities, UnitResult
 from manychar.protocol.unit_payload import Payload, as_frame, digest
 
 STEPS_COMPARED = 8
-KEPT_BYTES = 2**22  # delivered sums of past steps: most of them are never compared
+KEPT_BYTES = 2**22  # payloads of past steps: most of their sums are never compared
 INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what is disputed again
 
 Digests = dict[int | Range, Any]
@@ -60,6 +60,7 @@ class _Step:
     senders: dict[int, Identities] = dataclasses.field(default_factory=dict)
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     delivered: dict[Range, tuple[Identities, Frame]] = dataclasses.field(default_factory=dict)
+    payload_bytes: int = 0
     digests: dict[Range, tuple[Identities, bytes]] = dataclasses.field(default_factory=dict)
 
     def compute_digests(self) -> None:
@@ -69,15 +70,12 @@ class _Step:
             self.weights_digest = digest(as_frame(weights))
             self.hidden_digests = [digest(as_frame(each)) for each in hidden]
 
-    @property
-    def delivered_bytes(self) -> int:
-        return sum(len(frame) for _, frame in self.delivered.values())
-
     def digest_delivered(self) -> None:
         """Compute the digests of the delivered sums, and release the frames."""
         for node, (sender, frame) in self.delivered.items():
             self.digests[node] = sender, digest(frame)
         self.delivered.clear()
+        self.payload_bytes = 0
 
 
 # 20 methods, 15 attributes: one state, whose parts change together when a step is applied.
@@ -178,6 +176,7 @@ class Aggregation:
     def accept(self, result: UnitResult, payload: Payload, sender: Identities) -> list[int]:
         """Add a result that was assessed as WANTED; return the shards that are accepted now."""
         step = self._open
+        step.payload_bytes += len(result.payload)  # a view of a sum holds all of it
         new = []
         for node, frame in zip(self._cover(result), payload.sums, strict=True):
             if not self._sums.has(node):
@@ -200,7 +199,7 @@ class Aggregation:
         self._open.compute_digests()
         kept = KEPT_BYTES
         for step in reversed(self._steps.values()):
-            kept -= step.delivered_bytes
+            kept -= step.payload_bytes
             if kept < 0 and step is not self._open:
                 step.digest_delivered()
 
