@@ -202,6 +202,21 @@ def a_checkpoint_has_the_hidden_states_of_the_step_before(patch: pytest.MonkeyPa
     patch.setattr(Aggregation, "apply", older)
 
 
+@mutant("5", "none", "checkpoint", "state", seed=1)
+def hidden_states_are_committed_when_they_are_accepted(patch: pytest.MonkeyPatch) -> None:
+    accept = Aggregation.accept
+
+    def hasty(
+        self: Aggregation, result: UnitResult, payload: Payload, sender: Identities
+    ) -> list[int]:
+        new = accept(self, result, payload, sender)
+        self.state.hidden[new] = self._next_hidden[new]
+        return new
+
+    patch.setattr(Aggregation, "accept", hasty)
+    patch.setattr(World, "restore", lambda _, state: copy_of(state))
+
+
 @mutant("6", "none", "weights", "grant")
 def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
     apply = Aggregation.apply

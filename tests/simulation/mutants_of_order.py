@@ -38,6 +38,17 @@ def the_server_takes_another_terms_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ParameterServer, "_received_from_member", blind)
 
 
+@mutant("11", "server-crash", "another term")
+def who_is_not_known_is_not_answered(patch: pytest.MonkeyPatch) -> None:
+    receive = ParameterServer._received_from_member
+
+    def deaf(self: ParameterServer, peer: Peer, message: Any, now: float) -> None:
+        if message.run_and_term == self.spec.run_and_term:
+            receive(self, peer, message, now)
+
+    patch.setattr(ParameterServer, "_received_from_member", deaf)
+
+
 @mutant("11", "copied", "another term", seed=3)
 def the_server_takes_another_sessions_messages(patch: pytest.MonkeyPatch) -> None:
     receive = ParameterServer._received_from_member
@@ -129,6 +140,11 @@ def every_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
 @mutant("13", "none", "asked again", seed=89)
 def no_holder_is_thought_busy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Member, "is_busy", lambda *_: False)
+
+
+@mutant("13", "none", "asked again", seed=1)
+def a_worker_is_asked_again_for_what_it_has(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Member, "has_unit", lambda *_: False)
 
 
 @mutant("14", "suspended", "stuck")

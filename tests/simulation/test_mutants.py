@@ -2,6 +2,7 @@
 
 import pytest
 
+from manychar.protocol.membership import Membership
 from tests.simulation import mutants_of_bytes, mutants_of_order
 from tests.simulation.faults import Schedule
 from tests.simulation.planted import Mutant, planted_in
@@ -23,11 +24,24 @@ def first_violation(kind: str, known: int) -> tuple[Schedule, Violation] | None:
     return None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_planted_bug_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant.plant(monkeypatch)
+def check_that_it_is_noticed(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
+    """Plant the bug, and look for it."""
+    mutant.plant(patch)
     caught = first_violation(mutant.kind, mutant.seed)
     assert caught, f"{SEEDS} schedules of kind {mutant.kind} did not notice it"
     schedule, violation = caught
     print(f"rule {mutant}: {schedule}: {violation}")
     assert violation.invariant in mutant.invariants
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_planted_bug_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_that_it_is_noticed(mutant, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if "duplicate" not in m.name], ids=str)
+def test_it_is_noticed_without_duplicates(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another worker computes, too, must not be what hides a bug."""
+    monkeypatch.setattr(Membership, "lease_duplicate", lambda *_: None)
+    check_that_it_is_noticed(mutant, monkeypatch)
