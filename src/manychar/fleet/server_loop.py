@@ -123,7 +123,7 @@ class ServerLoop:
         return time.monotonic() >= self.share_at
 
     def _serve_share(self) -> float:
-        if self.share is not None and self.share.is_abandoned:
+        if self.share is not None and self.share.machine.abandons_unit:
             raise _AbandonedError
         return self._serve()
 
@@ -172,13 +172,13 @@ class ServerLoop:
     def _deadline_passed(self) -> None:
         self._handle(events.DeadlinePassed())
         if self.share is not None:
-            self.share.tick()
+            self.share.handle(events.DeadlinePassed())
         self.router.connection_limit.enforce()
 
     def _suspended(self, seconds: float) -> None:
         self._handle(events.Suspended(seconds))
         if self.share is not None:
-            self.share.suspended(seconds)
+            self.share.handle(events.Suspended(seconds))
 
     def _flush(self) -> None:
         """Once a second: flush the journal, count failed handshakes, look for revoked keys."""

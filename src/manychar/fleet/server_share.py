@@ -36,11 +36,7 @@ class ServerShare:
 
     def read_mailbox(self) -> None:
         while self._mailbox:
-            self._handle(events.Received(self._mailbox.popleft()))
-
-    def tick(self) -> None:
-        """Send Hello or a heartbeat where it is due."""
-        self._handle(events.DeadlinePassed())
+            self.handle(events.Received(self._mailbox.popleft()))
 
     def compute(self, serve: Callable[[], float]) -> bool:
         """Compute a unit, if any is wanted; return whether one was.
@@ -48,25 +44,17 @@ class ServerShare:
         `serve` lets the server's loop turn, and returns when it wants to be called again.
         """
         self.read_mailbox()
-        wanted = following = self.machine.handle(events.MailboxEmpty(), time.monotonic())
-        while following:
+        wanted = False
+        while following := self.machine.handle(events.MailboxEmpty(), time.monotonic()):
+            wanted = True
             for effect in following:
                 self._carry_out(effect, serve)
             if not self.machine.has_unit:
                 break
             self.read_mailbox()
-            following = self.machine.handle(events.MailboxEmpty(), time.monotonic())
-        return bool(wanted)
+        return wanted
 
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether the unit in hand is not wanted any more."""
-        return self.machine.abandons_unit
-
-    def suspended(self, seconds: float) -> None:
-        self._handle(events.Suspended(seconds))
-
-    def _handle(self, event: events.Event) -> None:
+    def handle(self, event: events.Event) -> None:
         for effect in self.machine.handle(event, time.monotonic()):
             self._carry_out(effect)
 
@@ -77,8 +65,8 @@ class ServerShare:
             case effects.Send(message):
                 self._deliver(events.Received(message, OWN_PEER))
             case effects.Compute():
-                self._handle(self._engine.compute(effect, serve))
+                self.handle(self._engine.compute(effect, serve))
             case effects.ComputeFingerprint():
-                self._handle(self._engine.compute_fingerprint())
+                self.handle(self._engine.compute_fingerprint())
             case _:  # the server logs, and ends, by itself
                 pass

@@ -53,6 +53,7 @@ class Dealer:
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
         self.refusal = ""
+        self.has_key = key is not None
         self._why_refused = WITHOUT_KEY if key is None else WITH_KEY
         # Without a key, a handshake without detail is that of a server that closes meanwhile.
         self._refusals = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if key is None else _REFUSED
@@ -67,11 +68,6 @@ class Dealer:
         except zmq.ZMQError as error:
             self.close()
             raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
-
-    @property
-    def lacks_key(self) -> bool:
-        """Whether the server asks for a key, and there is none: waiting is in vain."""
-        return bool(self.refusal) and self._why_refused is WITHOUT_KEY
 
     def receive(self) -> list[Frame] | None:
         if not is_readable(self.socket):

@@ -91,7 +91,7 @@ class ObserverClient:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.handle(DeadlinePassed(), time.monotonic())
         events = self._events(effects)
-        if self.connecting and self._dealer.lacks_key:
+        if self.connecting and self._dealer.refusal and not self._dealer.has_key:
             self.end = Finish(RUN_FAILED, self._dealer.refusal)
         return events
 
