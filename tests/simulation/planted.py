@@ -1,9 +1,10 @@
 """The list of planted bugs, and how a module adds to it.
 
 A mutant is a function that plants one bug; its name says what is wrong then. Noted with it are the
-rule of the protocol that is left out, by its number (a word stands for a promise beside the rules;
-rules that hide one another are left out together, too), the kind of schedule in which it is looked
-for, the invariants that may find it, and a seed with which one of them does: the first to be tried.
+rule of the protocol that is left out, by its number in the protocol's README (a word stands for a
+promise beside the rules; rules that hide one another are left out together, too), the kind of
+schedule in which it is looked for, the invariants that may find it, and a seed with which one of
+them does: the first to be tried.
 
 Left to other tests: the lock, the term file and checkpoint 0 of rule 12 and the mailbox of rule 15
 belong to the shells; a newer server's term (11) is a story in tests/protocol.
