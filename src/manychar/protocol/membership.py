@@ -244,7 +244,9 @@ class Membership:
         may_move = now >= self._next_move
         if not (self._must_cut or may_move):
             return [], []
-        self._must_cut, self._next_move = False, now + MOVE_EVERY
+        self._must_cut = False
+        if may_move:
+            self._next_move = now + MOVE_EVERY
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (self._shards,)))
         ranges = cut((0, self._shards - 1), _seconds_of(workers)) if workers else []
