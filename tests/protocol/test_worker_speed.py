@@ -16,6 +16,7 @@ from tests.protocol.stage import Stage, hello, said, sent
 
 SHARDS = 16
 LATENCY = 1e-4
+TURNS = "olga"  # a worker that is stopped most of the time, and as fast as the others else
 Seconds = Mapping[str, float]
 
 
@@ -52,10 +53,11 @@ class Fleet:
         """Let every holder compute its ranges once, a duplicate in vain, and cut the ranges."""
         took = [0.0]
         for lease in self.membership.leases.values():
-            name = lease.peer.decode()
-            self.speed(name).note(seconds[name])
+            name, count = lease.peer.decode(), len(lease.numbers)
+            each = self.in_turns(count * seconds[name]) / count if name == TURNS else seconds[name]
+            self.speed(name).note(each)
             if not lease.duplicate:
-                took.append(len(lease.numbers) * seconds[name])
+                took.append(count * each)
         self.now += max(took) + LATENCY
         self.applied.append(self.now)
         before = self.ranges()
@@ -64,6 +66,12 @@ class Fleet:
         if self.ranges() != before:
             self.moved.append(self.now)
         assert sorted(self.numbers()) == list(range(self.shards))
+
+    def in_turns(self, work: float) -> float:
+        """Return how long some work takes that goes on for 20 ms, and stands still for 80 ms."""
+        phase = self.now % 0.1
+        turns, rest = divmod(min(phase, 0.02) + work, 0.02)
+        return turns * 0.1 + rest - phase
 
     def numbers(self) -> list[int]:
         return [i for first, last in self.ranges().values() for i in range(first, last + 1)]
@@ -97,6 +105,16 @@ def test_stragglers_leave_most_of_the_speed(seconds: Seconds) -> None:
     assert fleet.shards_a_second(since=10.0) >= 0.85 * sum_of_speeds(seconds)
     assert fleet.moved[-1] < 3.0, "they come to rest"
     assert not fleet.too_slow
+
+
+@pytest.mark.parametrize("seconds", [0.0005, 0.002, 0.02, 0.1])
+def test_a_worker_that_is_stopped_most_of_the_time(seconds: float) -> None:
+    """With short steps, each turn holds up a step, however small its range is."""
+    both = {"ann": seconds, TURNS: seconds}
+    fleet = Fleet(*both)
+    fleet.train(10.0, both)
+    fleet.train(20.0, both)
+    assert fleet.shards_a_second(since=10.0) >= 0.8 * 1.2 / seconds
 
 
 def test_a_worker_that_becomes_slow_and_fast_again() -> None:

@@ -8,13 +8,14 @@ addition, and what somebody holds stays.
 import dataclasses
 import enum
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
 from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
-from manychar.protocol.range_cut import cut, predicted_step, runs_of
+from manychar.protocol.range_cut import MOVE_GAIN, best_cut, expected_step, runs_of
 from manychar.protocol.worker_speed import WorkerSpeed
 from manychar.protocol.worker_tally import WorkerTally
 
@@ -23,7 +24,6 @@ OWN_PEER, SHARE_NAME = b"", "server"
 name none, and one may name any other."""
 
 MOVE_EVERY = 1.0
-MOVE_GAIN = 0.95
 FORGET_SILENT_AFTER = 60.0
 SLOW_FACTOR = 4
 FIRST_RESEND_AFTER = 1.0
@@ -215,7 +215,7 @@ class Membership:
         return [
             self.lease(shards, worker.peer)
             for run in unheld
-            for worker, shards in zip(workers, cut(run, _seconds_of(workers)), strict=True)
+            for worker, shards in zip(workers, best_cut(run, _units_of(workers)), strict=True)
             if shards is not None
         ]
 
@@ -249,8 +249,9 @@ class Membership:
             self._next_move = now + MOVE_EVERY
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (self._shards,)))
-        ranges = cut((0, self._shards - 1), _seconds_of(workers)) if workers else []
-        wanted = {w.peer: r for w, r in zip(workers, ranges, strict=True) if r is not None}
+        able = [each for each in workers if not each.speed.awaits_probes] or workers
+        ranges = best_cut((0, self._shards - 1), _units_of(able)) if able else []
+        wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
         if self._is_whole(present, workers) and not (may_move and _pays(workers, present, wanted)):
             wanted = present
         kept, revoked = set(), []
@@ -310,26 +311,22 @@ class Membership:
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
-def _seconds_of(workers: Sequence[Member]) -> list[float]:
-    """Return how long a shard takes at each; the mean of the others where it is not known."""
-    known = [worker.speed.seconds_a_shard for worker in workers]
-    measured = [each for each in known if each is not None]
-    mean = sum(measured) / len(measured) if measured else 1.0
-    return [mean if each is None else each for each in known]
+def _units_of(workers: Sequence[Member]) -> list[list[float]]:
+    """Return how long a shard took at each lately; the mean of the others where it is not known."""
+    known = [worker.speed.units for worker in workers]
+    measured = [statistics.fmean(each) for each in known if each]
+    mean = statistics.fmean(measured) if measured else 1.0
+    return [each or [mean] for each in known]
 
 
 def _pays(
     workers: Sequence[Member], present: Mapping[Peer, Range], wanted: Mapping[Peer, Range]
 ) -> bool:
     """Whether the predicted step gets so much shorter that ranges should move."""
-    if any(worker.speed.seconds_a_shard is None for worker in workers):
+    if not all(worker.speed.units for worker in workers):
         return False
     now, then = (
-        predicted_step([_count(ranges.get(w.peer)) for w in workers], _seconds_of(workers))
+        expected_step([ranges.get(w.peer) for w in workers], _units_of(workers))
         for ranges in (present, wanted)
     )
     return then < MOVE_GAIN * now
-
-
-def _count(shards: Range | None) -> int:
-    return 0 if shards is None else shards[1] - shards[0] + 1

@@ -2,12 +2,14 @@
 
 import heapq
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from manychar.numerics.tree_reduction import Range
 
 AS_GOOD = 1.02
 """A cut whose predicted step is longer by no more than this may be taken for its fewer sums."""
+MOVE_GAIN = 0.95
 
 
 def predicted_step(counts: Sequence[int], seconds: Sequence[float]) -> float:
@@ -52,6 +54,36 @@ def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
         ranges[i] = start, end - 1
         start = end
     return ranges
+
+
+def best_cut(shards: Range, units: Sequence[Sequence[float]]) -> list[Range | None]:
+    """Cut by the mean of each worker's last units, or without the one that took longest.
+
+    A step waits for the longest unit: a worker that stands still now and then costs more than its
+    mean says. It gets no range where the steps would get MOVE_GAIN shorter.
+    """
+    seconds = [statistics.fmean(each) for each in units]
+    ranges = cut(shards, seconds)
+    longest = [count_of(each) * max(of) for each, of in zip(ranges, units, strict=True)]
+    last = longest.index(max(longest))
+    if others := seconds[:last] + seconds[last + 1 :]:
+        without = cut(shards, others)
+        without.insert(last, None)
+        if expected_step(without, units) < MOVE_GAIN * expected_step(ranges, units):
+            return without
+    return ranges
+
+
+def expected_step(ranges: Sequence[Range | None], units: Sequence[Sequence[float]]) -> float:
+    """Return the mean of the steps that the workers' last units would make: the longest of each."""
+    held = [(count_of(each), of) for each, of in zip(ranges, units, strict=True) if each]
+    steps = range(max((len(of) for _, of in held), default=0))
+    return sum(max(count * of[k % len(of)] for count, of in held) for k in steps) / len(steps)
+
+
+def count_of(shards: Range | None) -> int:
+    """Return how many shards a range has."""
+    return 0 if shards is None else shards[1] - shards[0] + 1
 
 
 def _alignment(boundary: int) -> int:

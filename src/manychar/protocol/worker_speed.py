@@ -24,9 +24,19 @@ class WorkerSpeed:
     @property
     def seconds_a_shard(self) -> float | None:
         """The mean, so that a worker that stands still now and then is slow; None before a unit."""
-        if self._when_too_slow is not None and len(self._seconds) < GOOD_PROBES:
+        if self.awaits_probes:
             return self._when_too_slow
         return statistics.fmean(self._seconds) if self._seconds else None
+
+    @property
+    def units(self) -> list[float]:
+        """The seconds of a shard in each of its last units."""
+        return list(self._seconds) or ([] if self._when_too_slow is None else [self._when_too_slow])
+
+    @property
+    def awaits_probes(self) -> bool:
+        """Whether it is too slow for a range, and was not measured again since."""
+        return self.is_too_slow and len(self._seconds) < GOOD_PROBES
 
     @property
     def is_too_slow(self) -> bool:
