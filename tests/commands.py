@@ -17,7 +17,7 @@ from typing import IO, Literal, TypeVar
 T = TypeVar("T")
 
 MARK = "MANYCHAR_TEST_MARK"
-GENEROUS = 25.0
+GENEROUS = 90.0
 LOOK_EVERY = 0.02
 SMALL = ("--hidden", "8", "--seq-length", "5", "--streams", "2")
 ONE_WORKER, TWO_WORKERS = (("--workers", number, "--no-compute") for number in "12")
