@@ -28,24 +28,25 @@ class _MovingMembership(Membership):
         if self.chance.random() >= MOVES:
             return super().cut_anew(now)
         self.come()
+        self._next_move = now
         with (
-            mock.patch.object(membership, "cut", self._cut),
+            mock.patch.object(membership, "best_cut", self._cut),
             mock.patch.object(membership, "_pays", return_value=True),
         ):
             return super().cut_anew(now)
 
     def lease_unheld(self, missing: Any) -> list[Lease]:
         """Cut what nobody holds at random places, too."""
-        with mock.patch.object(membership, "cut", self._cut):
+        with mock.patch.object(membership, "best_cut", self._cut):
             return super().lease_unheld(missing)
 
-    def _cut(self, shards: Range, seconds: Sequence[float]) -> list[Range | None]:
+    def _cut(self, shards: Range, units: Sequence[Sequence[float]]) -> list[Range | None]:
         first, last = shards
-        most = min(len(seconds), last - first + 1)
+        most = min(len(units), last - first + 1)
         inner = self.chance.sample(range(first + 1, last + 1), self.chance.randint(1, most) - 1)
         starts = [first, *sorted(inner), last + 1]
         ranges: list[Range | None] = [(a, b - 1) for a, b in itertools.pairwise(starts)]
-        ranges += [None] * (len(seconds) - len(ranges))
+        ranges += [None] * (len(units) - len(ranges))
         if self.chance.random() < 0.5:
             self.chance.shuffle(ranges)
         return ranges
