@@ -1,20 +1,29 @@
 """The server computes a share of the shards: real processes, the same bits, and no deaf loop."""
 
+import collections
 import contextlib
 import json
 import os
 import signal
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from manychar.fleet.server_loop import ServerLoop
+from manychar.fleet.server_share import ServerShare
 from manychar.observability.observer_client import ObserverClient
+from manychar.protocol.effects import Compute, Finish, Send
+from manychar.protocol.events import Computed, DeadlinePassed, FingerprintComputed, Received
+from manychar.protocol.membership import OWN_PEER
 from manychar.storage.checkpoint import list_checkpoints
 from tests.commands import SMALL, Commands, Running, until
 from tests.fleet.test_fleet import endless, expect_same_bits, further
+from tests.protocol.stage import FINGERPRINT, Stage, computed, unit_result
 
 BY_HAND = ("--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0")
 
@@ -176,3 +185,112 @@ def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, 
     assert own["longest_piece"] < own["shard_seconds"] / 2
     assert manychar.run("stop", endpoint).code == 0
     assert server.end().code == 75
+
+
+@pytest.mark.long
+def test_nobody_is_accused_of_the_time_in_which_the_machine_was_suspended(
+    manychar: Commands, text: Path
+) -> None:
+    """The server is stopped while its kernel computes, and the worker with it."""
+    large = ("--hidden", "300", "--streams", "16", "--shards", "8", "--sample-every", "5")
+    server = manychar.start("server", str(text), *BY_HAND, "--compute", *large)
+    worker = manychar.start("worker", endpoint_of(server), "--name", "w0")
+    server.wait_for("w0 has joined")
+    further(server)
+    for process in (server, worker):
+        process.send(signal.SIGSTOP)
+    time.sleep(5.0)  # more than twice the lease timeout
+    for process in (server, worker):
+        process.send(signal.SIGCONT)
+    further(server)
+    further(server)
+    server.interrupt()
+    done = server.end()
+    assert done.code == 0
+    assert "reassigned" not in done.err
+    assert done.err.count("has joined") == 2
+    assert worker.end().code == 0
+
+
+class Within:
+    """A server and its share without sockets; `during` is called while a shard is computed."""
+
+    def __init__(self, **operation: Any) -> None:
+        self.stage = Stage(**operation)
+        self.computed: list[tuple[int, int]] = []
+        self.during: Callable[[Callable[[], float]], object] = lambda serve: serve()
+        self.share = ServerShare(cast("Any", self), self.deliver)
+
+    def deliver(self, event: Received) -> None:
+        for effect in self.stage.server.handle(event, self.stage.now):
+            if isinstance(effect, Send) and effect.to == OWN_PEER:
+                self.share.receive(effect.message)
+
+    def compute_fingerprint(self) -> FingerprintComputed:
+        return FingerprintComputed(FINGERPRINT, {}, 0.01)
+
+    def compute(self, unit: Compute, serve: Callable[[], float]) -> Computed:
+        self.during(serve)
+        self.computed.append((unit.step, unit.shard))
+        return computed(unit, self.stage.known)
+
+    def serve(self) -> float:
+        self.share.read_mailbox()
+        if self.share.machine.abandons_unit:
+            raise InterruptedError
+        return 0.0
+
+
+def test_a_share_trains_alone() -> None:
+    within = Within(shards=3, steps=9)
+    within.share.handle(DeadlinePassed())
+    while within.share.compute(within.serve):
+        pass
+    known, state = within.stage.known, within.stage.server.state
+    assert state.parameters.flat.tobytes() == known.states[9].parameters.flat.tobytes()
+    assert within.computed == [(step, shard) for step in range(9) for shard in range(3)]
+
+
+def test_a_share_abandons_a_shard_of_a_step_that_others_have_completed() -> None:
+    within = Within(shards=2, steps=12)
+    within.share.handle(DeadlinePassed())
+    within.share.read_mailbox()
+    within.stage.join("ann")
+
+    def another_is_faster(serve: Callable[[], float]) -> None:
+        step = within.stage.server.state.step
+        within.deliver(Received(unit_result(within.stage.known, 0, 1, step), b"ann"))
+        serve()
+
+    within.during = another_is_faster
+    with pytest.raises(InterruptedError):
+        within.share.compute(within.serve)
+    within.during = lambda serve: serve()
+    assert within.share.compute(within.serve)
+    assert {step for step, _ in within.computed} == {1}
+
+
+def test_a_computation_for_a_conflict_lets_the_loop_turn_and_ends_with_the_run() -> None:
+    server = object.__new__(ServerLoop)
+    within, turns = Within(), []
+    finish = Finish(0, "stopped")
+
+    def turn(at_most: float) -> None:
+        turns.append(at_most)
+        server.outcome = finish if len(turns) == 3 else None
+
+    server.__dict__ |= {
+        "share": None,
+        "engine": within,
+        "turn_at": 0.0,
+        "outcome": None,
+        "loop": SimpleNamespace(turn=turn),
+        "router": SimpleNamespace(has_mail=lambda: True),
+        "notifier": SimpleNamespace(alive=lambda: None),
+        "to_compute": collections.deque([within.stage.server.aggregation.compute_again(0, 0)]),
+    }
+    within.during = lambda serve: [serve() for _ in range(10)]
+    assert server._compute()
+    assert turns == [0, 0, 0]
+    assert not within.computed
+    assert server.outcome is finish
