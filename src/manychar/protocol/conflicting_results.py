@@ -16,11 +16,11 @@ from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.events import Computed
-from manychar.protocol.membership import OWN_PEER, SHARE_NAME, Member
+from manychar.protocol.membership import Member
 from manychar.protocol.messages import Identities, Level, UnitResult
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
-from manychar.protocol.unit_payload import as_frame, digest
+from manychar.protocol.unit_payload import Payload, as_frame, digest
 
 
 @dataclasses.dataclass
@@ -68,11 +68,16 @@ class ConflictingResults(ServerPart):
         self.open: dict[tuple[int, Range], Conflict] = {}
         self._admission = admission
 
-    def is_party(self, member: Member, result: UnitResult) -> bool:
-        """Whether one of the results was computed by this server's own share."""
+    def parties(self, member: Member, result: UnitResult, payload: Payload) -> set[str]:
+        """Return the names of the workers whose results differ: a member's and accepted ones."""
+        here = self._aggregation.digests_of(result, payload)
         accepted = self._aggregation.accepted(result.step, result.first, result.last)
-        own = (SHARE_NAME, SHARE_NAME)
-        return member.peer == OWN_PEER or own in [sender for sender, _ in accepted]
+        differ = [
+            name
+            for (name, _), claim in accepted
+            if any(here.get(of, value) != value for of, value in claim.items())
+        ]
+        return {member.name, *differ}
 
     @property
     def not_finite(self) -> bool:
