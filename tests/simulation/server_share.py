@@ -6,6 +6,7 @@ in the middle.
 
 from typing import TYPE_CHECKING, Any
 
+from manychar.protocol.effects import Finish
 from manychar.protocol.membership import OWN_PEER, SHARE_NAME
 from manychar.protocol.messages import Message
 from tests.simulation.transcript import sent
@@ -40,6 +41,9 @@ class ServerShare(WorkerShell):
 
     def _read(self, message: Any) -> Message:
         return message  # type: ignore[no-any-return]
+
+    def _finish(self, finish: Finish) -> None:
+        self.alive = False
 
     def _send(self, message: Message) -> None:
         world = self.world
