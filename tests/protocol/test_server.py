@@ -748,11 +748,35 @@ def test_a_difference_to_the_server_s_own_share_ends_the_run_and_names_this_mach
     stage.join("bob")
     names = [own, "bob"] if first == "own" else ["bob", own]
     stage.deliver(names[0], 0)
-    end = finish(stage.deliver(names[1], 0, losses=[1.0]))
+    end = finish(stage.compute(stage.deliver(names[1], 0, losses=[1.0])))
     assert end.code == 3
-    assert "this machine and " in end.reason
+    others = end.reason.removeprefix("this machine and ").partition(" computed ")[0]
+    assert others in ("bob", "server")
     assert "computed step 0, shard 0 differently" in end.reason
     assert not stage.server.admission.banned
+
+
+def test_a_difference_in_a_shard_that_the_server_did_not_compute_is_the_workers_own() -> None:
+    stage = Stage()
+    own = OWN_PEER.decode()
+    stage.tell(own, hello("server"))
+    stage.ready(own)
+    stage.join("ann", "bob")
+    stage.deliver(own, 0)
+    stage.deliver("ann", 1)
+    losses = payload_of(stage.known, unit_result(stage.known, 0, 1, 0)).losses
+    effects = stage.compute(stage.deliver("bob", (0, 1), 0, losses=[losses[0], 1.0]))
+    assert only(effects, RememberBans).banned == {"bob": "it computed step 0, shards 0 … 1 wrongly"}
+
+
+def test_a_result_of_the_server_that_is_not_finite_only_once_ends_the_run() -> None:
+    stage = Stage()
+    own = OWN_PEER.decode()
+    stage.tell(own, hello("server"))
+    stage.ready(own)
+    end = finish(stage.compute(stage.deliver(own, 0, losses=[math.inf])))
+    assert end.code == 3
+    assert "this machine and itself computed step 0, shard 0 differently" in end.reason
 
 
 def test_a_wrong_range_is_computed_again_shard_by_shard() -> None:

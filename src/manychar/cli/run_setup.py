@@ -15,7 +15,7 @@ from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-from manychar.protocol.run_operation import Operation
+from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     if flags.get("or_resume"):
         _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
-    operation = dataclasses.replace(directory.operation, **given(Operation, flags))
+    changed = given(Operation, flags)
+    if "workers" in changed:
+        changed.setdefault("compute", pays_to_compute(changed["workers"], usable_cores()))
+    operation = dataclasses.replace(directory.operation, **changed)
     return dataclasses.replace(directory, operation=operation)
 
 

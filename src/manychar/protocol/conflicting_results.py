@@ -16,11 +16,11 @@ from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.events import Computed
-from manychar.protocol.membership import Member
-from manychar.protocol.messages import Identities, Level, UnitResult
+from manychar.protocol.membership import SHARE_NAME
+from manychar.protocol.messages import Identities, Level
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
-from manychar.protocol.unit_payload import Payload, as_frame, digest
+from manychar.protocol.unit_payload import as_frame, digest
 
 
 @dataclasses.dataclass
@@ -35,7 +35,6 @@ class Conflict:
     claims: list[tuple[Identities, Digests]]
     accepted: int
     finite: bool = True
-    found_wrong: bool = False
     computed: dict[int, Computed] = dataclasses.field(default_factory=dict)
 
     @property
@@ -45,6 +44,19 @@ class Conflict:
     def is_wrong(self, claim: Digests) -> bool:
         """Whether what was computed here has other digests."""
         return any(self._digest_of(each) != value for each, value in claim.items())
+
+    def wrong(self) -> set[Identities]:
+        """Return the senders of what has other digests than what was computed here."""
+        return {sender for sender, claim in self.claims if self.is_wrong(claim)}
+
+    def differing_from(self, sender: Identities) -> list[str]:
+        """Return the names of those who computed differently what this sender computed, too."""
+        own = [claim for each, claim in self.claims if each == sender]
+        return [
+            name
+            for (name, _), other in self.claims
+            if any(a[key] != other[key] for a in own for key in a.keys() & other.keys())
+        ]
 
     def _digest_of(self, of: int | Range) -> object:
         if isinstance(of, int):
@@ -67,17 +79,6 @@ class ConflictingResults(ServerPart):
         super().__init__(shared)
         self.open: dict[tuple[int, Range], Conflict] = {}
         self._admission = admission
-
-    def parties(self, member: Member, result: UnitResult, payload: Payload) -> set[str]:
-        """Return the names of the workers whose results differ: a member's and accepted ones."""
-        here = self._aggregation.digests_of(result, payload)
-        accepted = self._aggregation.accepted(result.step, result.first, result.last)
-        differ = [
-            name
-            for (name, _), claim in accepted
-            if any(here.get(of, value) != value for of, value in claim.items())
-        ]
-        return {member.name, *differ}
 
     @property
     def not_finite(self) -> bool:
@@ -107,6 +108,20 @@ class ConflictingResults(ServerPart):
             del self.open[conflict.step, conflict.shards]
         return settled
 
+    def why_it_ends_the_run(self, conflict: Conflict) -> str:
+        """Return the reason; nothing where the server can tell which workers were wrong."""
+        what = f"step {conflict.step}, {shards_named(*conflict.shards)}"
+        own, wrong = (SHARE_NAME, SHARE_NAME), conflict.wrong()
+        if own in wrong or conflict.differing_from(own):
+            others = ", ".join(sorted({*conflict.differing_from(own)})) or "itself"
+            return (
+                f"this machine and {others} computed {what} differently, and this machine cannot"
+                " tell which is right: run manychar doctor here, and verify the run"
+            )
+        if not conflict.finite and not wrong:
+            return f"a loss, gradient or hidden state is not finite: {what}"
+        return ""
+
     def settle(self, conflict: Conflict, now: float) -> int | None:
         """Ban the workers that were wrong.
 
@@ -114,14 +129,11 @@ class ConflictingResults(ServerPart):
         """
         step, (first, last) = conflict.step, conflict.shards
         are_wrong = [conflict.is_wrong(claim) for _, claim in conflict.claims]
-        wrong = sorted(
-            {who for (who, _), bad in zip(conflict.claims, are_wrong, strict=True) if bad}
-        )
+        wrong = sorted(conflict.wrong())
         for sender in wrong:
             self._admission.ban(
                 sender, f"it computed step {step}, {shards_named(first, last)} wrongly", now
             )
-        conflict.found_wrong = bool(wrong)
         senders = {identity for sender in wrong for identity in sender}
         at_most = step if any(are_wrong[: conflict.accepted]) else math.inf
         if math.isinf(resume := self._aggregation.first_from(senders, at_most=at_most)):

@@ -17,7 +17,6 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import RUN_FAILED, Finish
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.messages import Done, Level, Reset, one_line
-from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.status_report import StatusReport
 
@@ -166,11 +165,10 @@ class Lifecycle(ServerPart):
 
     def computed(self, event: events.Computed, now: float) -> None:
         for conflict in self._conflicting_results.computed(event):
-            if (step := self._conflicting_results.settle(conflict, now)) is not None:
+            if reason := self._conflicting_results.why_it_ends_the_run(conflict):
+                self.finish(RUN_FAILED, reason)
+            elif (step := self._conflicting_results.settle(conflict, now)) is not None:
                 self.resume_before(step)
-            elif not conflict.finite and not conflict.found_wrong:
-                what = f"step {conflict.step}, {shards_named(*conflict.shards)}"
-                self.finish(RUN_FAILED, f"a loss, gradient or hidden state is not finite: {what}")
 
     def resume_before(self, step: int) -> None:
         """End this term, and have every peer join the next one. Nothing follows.

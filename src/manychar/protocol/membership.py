@@ -323,7 +323,7 @@ def _pays(
     workers: Sequence[Member], present: Mapping[Peer, Range], wanted: Mapping[Peer, Range]
 ) -> bool:
     """Whether the predicted step gets so much shorter that ranges should move."""
-    if not all(worker.speed.units for worker in workers):
+    if not all(worker.speed.units for worker in workers if worker.peer in present):
         return False
     now, then = (
         expected_step([ranges.get(w.peer) for w in workers], _units_of(workers))

@@ -29,7 +29,7 @@ from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect
 from manychar.protocol.events import PeerError, ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
-from manychar.protocol.membership import SHARE_NAME, Member, Membership, PeerState
+from manychar.protocol.membership import Member, Membership, PeerState
 from manychar.protocol.messages import FromMember, KeyRole, Owner, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.range_cut import shards_named
@@ -180,16 +180,6 @@ class ParameterServer:
             case Assessment.NOT_OPEN if self.lifecycle.phase is not _SAVING:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
-            case Assessment.REPEAT_DIFFERS if SHARE_NAME in (
-                names := self.conflicting_results.parties(member, result, payload)
-            ):
-                what = f"step {result.step}, {shards_named(*shards)}"
-                others = ", ".join(sorted(names - {SHARE_NAME}))
-                reason = (
-                    f"this machine and {others} computed {what} differently, and this machine"
-                    " cannot tell which is right: run manychar doctor here, and verify the run"
-                )
-                self.lifecycle.finish(RUN_FAILED, reason)
             case Assessment.REPEAT_DIFFERS | Assessment.NOT_FINITE:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 problem = "is not finite" if assessment is Assessment.NOT_FINITE else "differs"
