@@ -217,7 +217,7 @@ run = manychar.Run("run").resume(steps=step + 5)
 print(list(run.checkpoints())[-1] - step)
 """
     running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))
-    running.wait_for("worker-1 has joined")
+    running.wait_for("server has joined")
     running.interrupt()
     done = running.end()
     assert done.code == 0, done.err
@@ -229,7 +229,7 @@ print(list(run.checkpoints())[-1] - step)
 def test_a_killed_process_leaves_no_children(manychar: Commands) -> None:
     script = f"manychar.train(text, {SMALL}, steps=0, run_dir='run')"
     running = manychar.start(program=("-c", f"import manychar\n{TEXT}{script}"))
-    running.wait_for("worker-1 has joined")
+    running.wait_for("server has joined")
     running.send(signal.SIGKILL)
     manychar.expect_nobody()
     assert manychar.run("verify", "run").code == 0

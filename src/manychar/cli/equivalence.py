@@ -22,8 +22,8 @@ STEPS = Option("Steps of each trial.", least=3)
 EVERY = Option("Steps between comparisons.", least=1)
 FLEETS: tuple[dict[str, Any], ...] = (
     {"workers": 1, "compute": True, "kill": None, "slow": False},
-    {"workers": 2, "compute": True, "kill": "worker", "slow": False},
-    {"workers": 4, "compute": False, "kill": "server", "slow": True},
+    {"workers": 2, "compute": False, "kill": "worker", "slow": False},
+    {"workers": 4, "compute": True, "kill": "server", "slow": True},
 )
 
 
