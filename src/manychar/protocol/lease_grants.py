@@ -37,7 +37,9 @@ class LeaseGrants(ServerPart):
     def renew(self, old: Lease, now: float) -> None:
         """Give the holder a new lease on its range: what it has of the old one is void."""
         del self._membership.leases[old.number]
-        self.grant(self._membership.lease(old.shards, old.peer), now)
+        new = self._membership.lease(old.shards, old.peer)
+        new.duplicate = old.duplicate
+        self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
         """Grant what is missing of the lease's range: a grant for each contiguous part."""
