@@ -25,11 +25,11 @@ def ranges(membership: Membership) -> dict[int, tuple[bytes, Range]]:
 def test_all_shards_go_to_the_first_worker_and_are_cut_between_two_steps() -> None:
     membership = Membership(5, silence=2.0)
     working(membership, "ann")
-    membership.come()
+    membership.workers_changed()
     membership.lease_unheld(range(5))
     assert ranges(membership) == {1: (b"ann", (0, 4))}
     working(membership, "bob")
-    membership.come()
+    membership.workers_changed()
     assert membership.lease_unheld(range(5)) == [], "somebody holds every shard"
     revoked, _ = membership.cut_anew(0.0)
     assert [lease.number for lease in revoked] == [1]
@@ -41,17 +41,17 @@ def test_who_keeps_its_range_keeps_its_lease() -> None:
     membership = Membership(4, silence=2.0)
     working(membership, "ann")
     bob = working(membership, "bob")
-    membership.come()
+    membership.workers_changed()
     membership.cut_anew(0.0)
     before = ranges(membership)
-    membership.come()
+    membership.workers_changed()
     assert membership.cut_anew(0.0) == ([], [])
     assert ranges(membership) == before
     bob.state = PeerState.SILENT
     assert [lease.number for lease in membership.end_leases(bob.peer)] == [2]
     membership.lease_unheld([2, 3])
     bob.state = PeerState.WORKING
-    membership.come()
+    membership.workers_changed()
     revoked, _ = membership.cut_anew(0.0)
     assert [lease.number for lease in revoked] == [3], "what ann held in addition"
     assert ranges(membership) == {1: (b"ann", (0, 1)), 4: (b"bob", (2, 3))}
@@ -64,7 +64,7 @@ def test_workers_keep_the_order_of_their_ranges() -> None:
     membership.lease((4, 7), b"ann")
     membership.lease((0, 3), b"bob")
     working(membership, "eve")
-    membership.come()
+    membership.workers_changed()
     membership.cut_anew(0.0)
     order = sorted((shards, peer) for peer, shards in ranges(membership).values())
     assert [peer for _, peer in order] == [b"bob", b"ann", b"eve"]
@@ -92,7 +92,7 @@ def test_more_workers_than_shards_leave_some_without_a_range() -> None:
     membership = Membership(2, silence=2.0)
     for name in ("ann", "bob", "eve"):
         working(membership, name)
-    membership.come()
+    membership.workers_changed()
     membership.cut_anew(0.0)
     assert ranges(membership) == {1: (b"ann", (0, 0)), 2: (b"bob", (1, 1))}
 
@@ -130,7 +130,7 @@ def at_speeds(*seconds: float | None, shards: int = 16) -> Membership:
         member = working(membership, f"w{i}")
         if each is not None:
             member.speed.note(each)
-    membership.come()
+    membership.workers_changed()
     membership.cut_anew(0.0)
     return membership
 

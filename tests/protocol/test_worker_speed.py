@@ -36,7 +36,7 @@ class Fleet:
     def come(self, name: str) -> None:
         member = self.membership.admit(name.encode(), hello(name), None, self.now)
         member.state = PeerState.WORKING
-        self.membership.come()
+        self.membership.workers_changed()
         self.membership.lease_unheld(range(self.shards))
 
     def speed(self, name: str) -> WorkerSpeed:
@@ -137,7 +137,7 @@ def test_at_most_one_move_a_second() -> None:
     def fickle() -> Seconds:
         slow = chance.choice(("ann", "bob", "eve"))
         if chance.random() < 0.05:
-            fleet.membership.come()  # a duplicate ends: ranges are looked at, and do not move
+            fleet.membership.workers_changed()  # as when a duplicate ends
         return {name: 8e-3 if name == slow else 1e-3 for name in ("ann", "bob", "eve")}
 
     fleet.train(30.0, fickle)

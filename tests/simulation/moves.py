@@ -27,7 +27,7 @@ class _MovingMembership(Membership):
         """Cut anew more often than there is a reason."""
         if self.chance.random() >= MOVES:
             return super().cut_anew(now)
-        self.come()
+        self.workers_changed()
         self._next_move = now
         with (
             mock.patch.object(membership, "best_cut", self._cut),

@@ -257,7 +257,7 @@ def shards_are_only_leased_when_they_are_lost_and_somebody_is_here(
         if self._step == self._spec.state.step:
             joined(self, now)
         else:
-            self._membership.come()
+            self._membership.workers_changed()
 
     patch.setattr(LeaseGrants, "joined", deaf)
 
@@ -279,7 +279,7 @@ def ranges_are_cut_anew_within_a_step(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(self: LeaseGrants, now: float) -> None:
         joined(self, now)
-        self._membership.come()
+        self._membership.workers_changed()
         revoked, _ = self._membership.cut_anew(now)
         self._revoke(revoked)
         for lease in self._membership.leases.values():

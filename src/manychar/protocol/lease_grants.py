@@ -12,8 +12,8 @@ class LeaseGrants(ServerPart):
     """Grants ranges of shards to workers, and grants each again until its results are accepted."""
 
     def joined(self, now: float) -> None:
-        """Give a new worker, or one that answers again, what nobody holds; more after the step."""
-        self._membership.come()
+        """Lease the shards that nobody holds; a new worker gets its range after the step."""
+        self._membership.workers_changed()
         self._lease_unheld(now)
 
     def lost(self, member: Member, now: float) -> None:

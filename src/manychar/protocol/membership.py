@@ -188,7 +188,7 @@ class Membership:
         self.leases[lease.number] = lease
         return lease
 
-    def come(self) -> None:
+    def workers_changed(self) -> None:
         """Note that the workers have changed: the ranges are cut anew after this step."""
         self._must_cut = True
 
