@@ -180,7 +180,7 @@ def said(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            leveled = name in ("notice", "Log") and len(node.args) > 1
+            leveled = name in ("log", "Log") and len(node.args) > 1
             if name in SAID_BY or leveled:
                 yield from map(fixed, node.args)
         elif isinstance(node, ast.Assign):

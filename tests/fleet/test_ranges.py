@@ -75,7 +75,7 @@ class ByHand:
 
     def snapshots(self) -> Generator[Snapshot]:
         """Yield what an observer sees, for as long as a test may wait."""
-        client = ObserverClient(self.endpoint, connect_timeout=GENEROUS, notices=False)
+        client = ObserverClient(self.endpoint, connect_timeout=GENEROUS)
         with contextlib.closing(client):
             for _ in itertools.count():
                 yield from (each for each in client.turn() if isinstance(each, Snapshot))

@@ -170,7 +170,7 @@ def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, 
         return found if found["step"] >= 2 else None
 
     until(has_computed, "two steps")
-    client = ObserverClient(endpoint, connect_timeout=60.0, notices=False)
+    client = ObserverClient(endpoint, connect_timeout=60.0)
     with contextlib.closing(client):
         answered_within(client)  # the connection is made
         answers = []

@@ -169,7 +169,7 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 
 # One case for each limit.
 
-NOTICE = messages.Notice(**IN_RUN, level=messages.Level.INFO, text="ann has joined")
+GOODBYE = messages.Goodbye(**IN_RUN, reason="done")
 HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=(Unit(1, 0, 0, 0, 0),))
 STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 7),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
@@ -235,22 +235,22 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
 @pytest.mark.parametrize(
     ("message", "field", "value", "reason"),
     [
-        (NOTICE, "term", -1, "term: not a whole number in range"),
-        (NOTICE, "term", field.MAX_INTEGER + 1, "term: not a whole number in range"),
-        (NOTICE, "term", 1.0, "term: not a whole number in range"),
-        (NOTICE, "term", True, "term: not a whole number in range"),
-        (NOTICE, "run_id", "", "run_id: not a name"),
-        (NOTICE, "run_id", "a" * 65, "run_id: not a name"),
-        (NOTICE, "run_id", "a b", "run_id: not a name"),
-        (NOTICE, "run_id", "../a", "run_id: not a name"),
-        (NOTICE, "run_id", "a\n", "run_id: not a name"),
-        (NOTICE, "run_id", "ä", "run_id: not a name"),
-        (NOTICE, "run_id", b"run", "run_id: not a name"),
-        (NOTICE, "text", "two\nlines", "text: not a short printable text"),
-        (NOTICE, "text", "\x1b[2J", "text: not a short printable text"),
-        (NOTICE, "text", "\u202e", "text: not a short printable text"),
-        (NOTICE, "text", "a" * 501, "text: not a short printable text"),
-        (NOTICE, "text", 1, "text: not a short printable text"),
+        (GOODBYE, "term", -1, "term: not a whole number in range"),
+        (GOODBYE, "term", field.MAX_INTEGER + 1, "term: not a whole number in range"),
+        (GOODBYE, "term", 1.0, "term: not a whole number in range"),
+        (GOODBYE, "term", True, "term: not a whole number in range"),
+        (GOODBYE, "run_id", "", "run_id: not a name"),
+        (GOODBYE, "run_id", "a" * 65, "run_id: not a name"),
+        (GOODBYE, "run_id", "a b", "run_id: not a name"),
+        (GOODBYE, "run_id", "../a", "run_id: not a name"),
+        (GOODBYE, "run_id", "a\n", "run_id: not a name"),
+        (GOODBYE, "run_id", "ä", "run_id: not a name"),
+        (GOODBYE, "run_id", b"run", "run_id: not a name"),
+        (GOODBYE, "reason", "two\nlines", "reason: not a short printable text"),
+        (GOODBYE, "reason", "\x1b[2J", "reason: not a short printable text"),
+        (GOODBYE, "reason", "\u202e", "reason: not a short printable text"),
+        (GOODBYE, "reason", "a" * 501, "reason: not a short printable text"),
+        (GOODBYE, "reason", 1, "reason: not a short printable text"),
         (HEARTBEAT, "slowest", math.nan, "slowest: not a finite number"),
         (HEARTBEAT, "slowest", math.inf, "slowest: not a finite number"),
         (HEARTBEAT, "slowest", "1", "slowest: not a finite number"),
@@ -296,7 +296,7 @@ def test_a_loss_may_be_any_number(value: float) -> None:
 def test_the_number_of_frames() -> None:
     refused([], "0 frames")
     refused([*encode(GRANT), b""], "5 frames")
-    refused([*encode(NOTICE), b""], "Notice: 1 frames after the header")
+    refused([*encode(GOODBYE), b""], "Goodbye: 1 frames after the header")
     for message in (GRANT, NEW_WEIGHTS, RESULT):
         frames = encode(message)
         kind = type(message).__name__
@@ -439,18 +439,18 @@ def test_the_size_of_lists_and_maps() -> None:
 
 
 def test_fields_that_are_missing_or_unknown() -> None:
-    refused(with_header(NOTICE, lambda fields: fields.pop("text")), "not the fields")
-    refused(with_header(NOTICE, lambda fields: fields.update(more=1)), "not the fields")
+    refused(with_header(GOODBYE, lambda fields: fields.pop("reason")), "not the fields")
+    refused(with_header(GOODBYE, lambda fields: fields.update(more=1)), "not the fields")
 
 
 @pytest.mark.parametrize("kind", ["Nothing", "__class__", "notice", ""])
 def test_a_type_that_is_not_known(kind: str) -> None:
     refused(
-        with_header(NOTICE, lambda fields: fields.update(type=kind)), "an unknown type of message"
+        with_header(GOODBYE, lambda fields: fields.update(type=kind)), "an unknown type of message"
     )
 
 
-@pytest.mark.parametrize("header", [[], 1, "Notice", {}, {"type": 1}, {"type": ["Notice"]}])
+@pytest.mark.parametrize("header", [[], 1, "Goodbye", {}, {"type": 1}, {"type": ["Goodbye"]}])
 def test_a_header_that_is_no_map_with_a_type(header: object) -> None:
     refused([msgpack.packb(header)], "a header that is no map with a type")
 
@@ -458,9 +458,9 @@ def test_a_header_that_is_no_map_with_a_type(header: object) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        msgpack.packb({"type": "Notice", "text": msgpack.ExtType(4, b"x")}),
-        msgpack.packb({"type": "Notice", "text": msgpack.Timestamp(0)}),
-        msgpack.packb({1: "Notice"}),
+        msgpack.packb({"type": "Goodbye", "text": msgpack.ExtType(4, b"x")}),
+        msgpack.packb({"type": "Goodbye", "text": msgpack.Timestamp(0)}),
+        msgpack.packb({1: "Goodbye"}),
         b"\x91" * 4000 + b"\x90",
         b"\x81\xa4type" * 600,
         b"\xdd\xff\xff\xff\xff",
@@ -512,7 +512,7 @@ def test_the_number_of_units_is_bounded_by_the_run() -> None:
 def test_tensors_need_the_dimensions_of_a_run() -> None:
     refused(encode(GRANT), "Grant: frames from a peer that was not welcomed", None)
     assert decode(encode(WELCOME), None) == WELCOME
-    assert decode(encode(NOTICE), None) == NOTICE
+    assert decode(encode(GOODBYE), None) == GOODBYE
 
 
 def test_the_hello_of_another_version_can_be_read() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol.client_session import ClientPhase
-from manychar.protocol.effects import Finish, Log, Show
+from manychar.protocol.effects import Finish, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received
 from manychar.protocol.messages import (
     Alive,
@@ -15,9 +15,7 @@ from manychar.protocol.messages import (
     Grant,
     Heartbeat,
     Hello,
-    Level,
     NewWeights,
-    Notice,
     Refused,
     Reset,
     Weights,
@@ -56,13 +54,11 @@ def test_it_connects_and_observes() -> None:
     assert observer.deadline() == 0.6
 
 
-def test_it_shows_status_weights_and_notices() -> None:
+def test_it_shows_status_and_weights() -> None:
     observer = watching()
     weights = Weights(**IN_RUN, version=1, weights=KNOWN.weights[1])
     assert only(observer.handle(Received(STATUS), 0.1), Show).message == STATUS
     assert only(observer.handle(Received(weights), 0.1), Show).message == weights
-    notice = Notice(**IN_RUN, level=Level.INFO, text="ann has joined")
-    assert observer.handle(Received(notice), 0.1) == [Log("ann has joined")]
     assert observer.handle(Received(Alive(**IN_RUN)), 0.1) == []
 
 

@@ -45,7 +45,6 @@ from manychar.protocol.messages import (
     Heartbeat,
     KeyRole,
     NewWeights,
-    Notice,
     Owner,
     Refused,
     Reset,
@@ -1000,13 +999,6 @@ def test_only_an_operator_lifts_a_ban() -> None:
         effects = stage.server.handle(Received(unban, name.encode(), key), 0.0)
         assert bool(sent(effects, Refused)) is (role is KeyRole.OBSERVER)
     assert not stage.server.admission.banned
-
-
-def test_an_observer_hears_every_notice() -> None:
-    stage = Stage()
-    stage.hello("olga", "observer")
-    effects = stage.join("ann")
-    assert [notice.text for notice in sent(effects, Notice, "olga")] == ["ann has joined"]
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run() -> None:

@@ -112,10 +112,8 @@ class LocalFleet:
         self.server.arguments = self._server_arguments(self._endpoint)
         path = self._private.client_key(OBSERVER)
         key = read_client_key(path) if path else None
-        # The server logs its notices, too, and its log lines are forwarded here.
-        self._client = ObserverClient(
-            self._endpoint, key, connect_timeout=OBSERVER_CONNECT_TIMEOUT, notices=False
-        )
+        timeout = OBSERVER_CONNECT_TIMEOUT
+        self._client = ObserverClient(self._endpoint, key, connect_timeout=timeout)
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         self._loop.on_deadline(self._client.deadline, self._observe)

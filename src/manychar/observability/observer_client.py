@@ -34,19 +34,13 @@ T = TypeVar("T")
 class ObserverClient:
     """An observer of one server. `turn` never waits: poll `socket`, until `deadline` at most.
 
-    `end` says how it ended, once it has. The server's notices are logged, unless not `notices`.
+    `end` says how it ended, once it has.
     """
 
     def __init__(
-        self,
-        endpoint: str,
-        key: ClientKey | None = None,
-        *,
-        connect_timeout: float,
-        notices: bool = True,
+        self, endpoint: str, key: ClientKey | None = None, *, connect_timeout: float
     ) -> None:
         self.endpoint = endpoint
-        self._notices = notices
         self._dealer = Dealer(endpoint, key)
         self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots = Snapshots()
@@ -84,9 +78,7 @@ class ObserverClient:
         try:
             while (frames := self._dealer.receive()) is not None:
                 message = decode(frames, self._machine.dimensions)
-                received = self._machine.handle(Received(message), time.monotonic())
-                if self._notices or not isinstance(message, messages.Notice):
-                    effects += received
+                effects += self._machine.handle(Received(message), time.monotonic())
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.handle(DeadlinePassed(), time.monotonic())
@@ -180,7 +172,7 @@ def send_stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -
 
 def send_unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout, notices=False)
+    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
     events = events_of(client, lambda: client.request(messages.Unban, name=name))
     with contextlib.closing(events):
         answers = (event.text for event in events if isinstance(event, messages.Unbanned))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from manychar.protocol.messages import Level
+from manychar.protocol.effects import Level
 
 LEVEL_VARIABLE = "MANYCHAR_LOG_LEVEL"
 FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"

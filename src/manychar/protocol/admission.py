@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import RememberBans
+from manychar.protocol.effects import Level, RememberBans
 from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import (
@@ -15,7 +15,7 @@ from manychar.protocol.membership import (
     Member,
     PeerState,
 )
-from manychar.protocol.messages import KeyRole, Level, Owner, Peer, Refused, Role, one_line
+from manychar.protocol.messages import KeyRole, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.worker_tally import WorkerTally
@@ -106,10 +106,10 @@ class Admission(ServerPart):
 
     def _start(self, member: Member, now: float) -> None:
         member.state = PeerState.WORKING
-        self._outbox.notice(f"{member.name} has joined")
+        self._outbox.log(f"{member.name} has joined")
         self._lease_grants.joined(now)
         if len(self._membership.workers()) > self._spec.definition.shards:
-            self._outbox.notice(
+            self._outbox.log(
                 f"{member.name} is idle: this run has {self._spec.definition.shards} shards"
                 f" (--shards) and {len(self._membership.workers())} workers"
             )
@@ -144,7 +144,7 @@ class Admission(ServerPart):
 
     def _leave(self, member: Member, why: str, now: float) -> None:
         if member.role is Role.WORKER:
-            self._outbox.notice(f"{member.name} has left: {why}")
+            self._outbox.log(f"{member.name} has left: {why}")
         self._remove(member, now)
 
     def _remove(self, member: Member, now: float) -> None:
@@ -168,7 +168,7 @@ class Admission(ServerPart):
 
     def end_silence(self, member: Member, now: float) -> None:
         member.state = PeerState.WORKING
-        self._outbox.notice(f"{member.name} answers again")
+        self._outbox.log(f"{member.name} answers again")
         self._lease_grants.joined(now)
 
     # Faults.
@@ -222,7 +222,7 @@ class Admission(ServerPart):
         """Refuse this worker from now on, on any connection."""
         self.banned.update(dict.fromkeys(identities, why))
         self._outbox.add(RememberBans(dict(self.banned)))
-        self._outbox.notice(f"{identities[0]} is banned: {why}", Level.ERROR)
+        self._outbox.log(f"{identities[0]} is banned: {why}", Level.ERROR)
         for member in list(self._membership.members.values()):
             if member.role is Role.WORKER and not {*identities}.isdisjoint(member.identities):
                 self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
@@ -234,7 +234,7 @@ class Admission(ServerPart):
             self.banned, text = lift_ban(before, message.name)
             if self.banned != before:
                 self._outbox.add(RememberBans(dict(self.banned)))
-                self._outbox.notice(f"{text} (requested by {member.name})")
+                self._outbox.log(f"{text} (requested by {member.name})")
             answer = messages.Unbanned(**self._spec.run_and_term, text=one_line(text))
             self._outbox.send(member.peer, answer)
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from manychar.protocol import events, messages
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Log, Send
+from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Level, Log, Send
 from manychar.protocol.events import DeadlinePassed, PeerError, ProtocolError, Received, Table, rows
 from manychar.protocol.messages import Heartbeat, Hello, Message, Reset, RunAndTerm, Welcome
 
@@ -79,7 +79,7 @@ class ClientSession:
             return []
         self.connect(now)
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
-        return [Log(text, messages.Level.WARNING)]
+        return [Log(text, Level.WARNING)]
 
     def _tick_connecting(self, now: float, waited: float) -> list[Effect]:
         if waited >= self._connect_timeout:
@@ -93,7 +93,7 @@ class ClientSession:
             self._next_report = now + REPORT_EVERY
             left = self._connect_timeout - waited
             text = f"waiting for a server at {self.server}, up to {left:.0f} s"
-            effects.append(Log(text, messages.Level.WARNING))
+            effects.append(Log(text, Level.WARNING))
         return effects
 
     def deadline(self) -> float:

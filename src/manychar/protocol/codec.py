@@ -9,7 +9,6 @@ msgpack map: of those messages each step has two for every worker.
 """
 
 import dataclasses
-import enum
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
@@ -63,10 +62,6 @@ def _check_of(hint: Any) -> Check:
     if dataclasses.is_dataclass(hint):
         layout = Layout.of(cast("type[Any]", hint))
         return lambda value: layout.kind(**_checked(value, layout.header))
-    if isinstance(hint, type) and issubclass(hint, enum.StrEnum):
-        members = {str(member): member for member in hint}
-        known = _value_of(str, field.Only(members.__contains__, "not a known word"))
-        return lambda value: members[known(value)]
     if isinstance(hint, type) and issubclass(hint, tuple):
         return _record_of(hint)
     raise TypeError(f"{hint}: a field of a message needs a type with a limit, see field_types.py")

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from manychar.numerics.tree_reduction import Range, children
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
+from manychar.protocol.effects import Level
 from manychar.protocol.events import Computed
 from manychar.protocol.membership import SHARE_NAME
-from manychar.protocol.messages import Identities, Level
+from manychar.protocol.messages import Identities
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.unit_payload import as_frame, digest
@@ -143,5 +144,5 @@ class ConflictingResults(ServerPart):
             f"no gradient of {names} can be trusted: resuming before step {resume}, the"
             " first that is remembered; manychar verify checks the steps before it"
         )
-        self._outbox.notice(text, Level.ERROR)
+        self._outbox.log(text, Level.ERROR)
         return int(resume) + 1

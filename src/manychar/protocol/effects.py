@@ -1,17 +1,26 @@
 """What a machine asks its shell to do: imperatives, carried out in order."""
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, dataclass_transform
 
 from manychar.protocol import messages
-from manychar.protocol.messages import Frame, Level, Message, Peer, Status
+from manychar.protocol.messages import Frame, Message, Peer, Status
 
 if TYPE_CHECKING:
     from manychar.numerics.training_step import TrainingState
 
 RUN_FAILED = 3  # exit codes of a Finish
 STOPPED = 75
+
+
+class Level(enum.StrEnum):
+    """The level of a log line."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 @dataclass_transform(frozen_default=True)

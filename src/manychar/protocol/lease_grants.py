@@ -72,7 +72,7 @@ class LeaseGrants(ServerPart):
         for member in too_slow:
             shard = member.speed.seconds_a_shard or 0.0
             text = f"takes {shard:.3g} s for a shard: it gets none, a step without it is shorter"
-            self._outbox.notice(f"{member.name} {text}")
+            self._outbox.log(f"{member.name} {text}")
         aggregation = self._aggregation
         for lease in self._membership.leases.values():
             self._membership.members[lease.peer].tally.waits_until(now)

@@ -14,9 +14,9 @@ from manychar.numerics.clipped_adagrad import NotFiniteError
 from manychar.protocol import effects, events
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import RUN_FAILED, Finish
+from manychar.protocol.effects import RUN_FAILED, Finish, Level
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.messages import Done, Level, Reset, one_line
+from manychar.protocol.messages import Done, Reset, one_line
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.status_report import StatusReport
 
@@ -212,7 +212,7 @@ class Lifecycle(ServerPart):
     def validation_failed(self, event: events.ValidationFailed, now: float) -> None:
         """Go on without validation, unless the end of the run depends on it."""
         text = f"checkpoints are not validated any more: {event.reason}"
-        self._outbox.notice(text, Level.ERROR)
+        self._outbox.log(text, Level.ERROR)
         self._early_stopping.end()
         if self._early_stopping.decides and self.phase is RunPhase.TRAINING:
             self._finish = Finish(RUN_FAILED, f"early stopping cannot decide: {event.reason}")

@@ -32,14 +32,6 @@ class Role(enum.StrEnum):
     OBSERVER = "observer"
 
 
-class Level(enum.StrEnum):
-    """The level of a log line."""
-
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 class KeyRole(enum.StrEnum):
     """What a key allows: to send gradients, only to observe, or to stop the run and lift bans."""
 
@@ -298,13 +290,6 @@ class Status(_InRun):
     workers: Annotated[tuple[WorkerStats, ...], field.AtMost(PAGE_LENGTH)]
 
 
-class Notice(_InRun):
-    """One log line for the observers."""
-
-    level: Level
-    text: field.Text
-
-
 class Done(_InRun):
     """The server has ended the run, with this exit code: not 0 where the run may be resumed."""
 
@@ -323,7 +308,6 @@ FromServer = (
     | Revoke
     | Alive
     | Status
-    | Notice
     | Unbanned
     | Done
 )

@@ -1,4 +1,4 @@
-"""Observer: a client that receives status, notices and weights, and holds no lease.
+"""Observer: a client that receives status and weights, and holds no lease.
 
     CONNECTING ──Welcome──▶ CONNECTED ──Reset, or a silent server──▶ CONNECTING
     either ──Refused, Done, LeaveRequested, or the connect timeout──▶ ENDED
@@ -8,7 +8,7 @@ What was sent before the last Hello, or to it again, arrives while it is connect
 
 from manychar.protocol import messages
 from manychar.protocol.client_session import ClientMachine, ClientPhase
-from manychar.protocol.effects import Effect, Finish, Log, Show
+from manychar.protocol.effects import Effect, Finish, Show
 from manychar.protocol.events import rows
 from manychar.protocol.messages import Reset, Status, Unbanned, Weights, Welcome
 
@@ -25,16 +25,13 @@ class Observer(ClientMachine):
     def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
         return [Show(message)]
 
-    def _log(self, notice: messages.Notice, now: float) -> list[Effect]:
-        return [Log(notice.text, notice.level)]
-
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED
         return [Finish(done.code, done.reason or "the run has ended")]
 
 
 _CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_EARLY = (Status, Weights, Unbanned, messages.Notice, messages.Alive, Reset)
+_EARLY = (Status, Weights, Unbanned, messages.Alive, Reset)
 
 Observer.table = {
     **ClientMachine.table,
@@ -42,6 +39,5 @@ Observer.table = {
     **rows((_CONNECTING,), _EARLY, Observer._ignore),
     **rows((_CONNECTED,), (Welcome,), Observer._welcome, _CONNECTED),
     **rows((_CONNECTED,), (Status, Weights, Unbanned), Observer._show),
-    **rows((_CONNECTED,), (messages.Notice,), Observer._log),
     **rows((_CONNECTING, _CONNECTED), (messages.Done,), Observer._done, _ENDED),
 }

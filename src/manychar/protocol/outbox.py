@@ -3,11 +3,10 @@
 import collections
 
 from manychar.protocol.counters import Counter
-from manychar.protocol.effects import Effect, Log, Send, Show
+from manychar.protocol.effects import Effect, Level, Log, Send, Show
 from manychar.protocol.events import Dropped
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import Level, Message, Notice, Peer, Status, Weights, one_line
-from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.messages import Message, Peer, Status, Weights
 
 COUNTS_KEPT = 100
 
@@ -15,9 +14,8 @@ COUNTS_KEPT = 100
 class Outbox:
     """Collects the effects of an event; `counts` are by Counter, and by COUNTER:SENDER."""
 
-    def __init__(self, spec: RunSpec, membership: Membership) -> None:
+    def __init__(self, membership: Membership) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
-        self._spec = spec
         self._membership = membership
         self._effects: list[Effect] = []
         self._closed = False
@@ -53,21 +51,15 @@ class Outbox:
         for peer in self._membership.members:
             self.send(peer, message)
 
-    def notice(self, text: str, level: Level = Level.INFO) -> None:
-        """Log one line, here and at every observer."""
+    def log(self, text: str, level: Level = Level.INFO) -> None:
         self.add(Log(text, level))
-        notice = Notice(**self._spec.run_and_term, level=level, text=one_line(text))
-        self._send_to_observers(notice)
 
     def warn(self, text: str) -> None:
-        self.notice(text, Level.WARNING)
+        self.log(text, Level.WARNING)
 
     def show(self, message: Status | Weights) -> None:
         """Show it, here and at every observer."""
         self.add(Show(message))
-        self._send_to_observers(message)
-
-    def _send_to_observers(self, message: Message) -> None:
         for observer in self._membership.observers():
             self.send(observer.peer, message)
 

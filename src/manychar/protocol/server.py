@@ -64,7 +64,7 @@ class ParameterServer:
             every=spec.operation.checkpoint_every,
             patience=spec.operation.stop_when_no_better,
         )
-        self.outbox = Outbox(spec, self.membership)
+        self.outbox = Outbox(self.membership)
         self.counts = self.outbox.counts
         shared = Shared(spec, self.aggregation, self.membership, self.early_stopping, self.outbox)
         self.lease_grants = LeaseGrants(shared)
