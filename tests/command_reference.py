@@ -18,8 +18,8 @@ HEAD = """# The command line
 
 Every command and flag, written by `python -m tests.command_reference` from the declarations in
 `numerics/run_definition.py`, `protocol/run_operation.py`, `fleet/launch_options.py`,
-`observability/output_options.py` and `cli/`. In brackets: the default, and the environment variable
-that can give the value. `--config` sets any flag from a TOML file.
+`observability/sampling_options.py` and `cli/`. In brackets: the default, and the environment
+variable that can give the value. `--config` sets any flag from a TOML file.
 
 `--patience` of connecting is now `--connect-timeout`. `--transport` is gone: the program chooses
 how the processes on one machine talk.

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
-from manychar.fleet.launch_options import Logging, RunPlace
+from manychar.fleet.launch_options import Reporting, RunPlace
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
-from manychar.observability.output_options import Export, Sampling
+from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.run_operation import Operation
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeOptions(Logging, Export, Operation):
+class ResumeOptions(Reporting, Operation):
     """The arguments of `Run.resume`."""
 
     log_format: None = dataclasses.field(init=False)

@@ -19,7 +19,7 @@ from manychar.network.dealer import Dealer
 from manychar.network.keys import create, read_client_key
 from manychar.network.router import FAILURES_A_READ, Router, Unreachable, messages_queued
 from manychar.numerics.tree_reduction import Range, cover
-from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.processes.errors import UserError
 from manychar.protocol.codec import MAX_FRAMES, decode, encode
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
@@ -428,12 +428,6 @@ class TestLimits:
     )
     def test_of_what_waits_for_one_peer(self, sizes: dict[str, int], expected: int) -> None:
         assert messages_queued(dataclasses.replace(SIZES, **sizes)) == expected  # type: ignore[arg-type]
-
-    def test_of_age(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 2))
-        with pytest.raises(UserError, match=r"libzmq .* has known faults") as refusal:
-            Router("tcp://127.0.0.1:*", SIZES)
-        assert refusal.value.code == REFUSED_FOR_SAFETY
 
     @pytest.mark.long
     def test_a_handshake_that_never_ends_is_ended(self) -> None:

@@ -11,7 +11,7 @@ from manychar.cli.console import write
 from manychar.cli.options import Key, Source
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
-from manychar.observability.output_options import Sampling
+from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
 
 if TYPE_CHECKING:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import exit_with, given, pin_run, run_of
-from manychar.observability.output_options import Export
+from manychar.cli.run_setup import exit_with, pin_run, run_of
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:
@@ -14,7 +13,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.exporters import exported
     from manychar.observability.progress import ProgressDisplay
 
-    with exported(**given(Export, flags)) as on_status:  # before a run directory is made
+    with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         with ProgressDisplay(directory) as display:
             finish = LocalFleet(directory, display, on_status).run()

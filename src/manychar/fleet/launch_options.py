@@ -6,7 +6,7 @@ from typing import Literal
 
 from manychar.numerics.option import option
 from manychar.numerics.run_definition import Definition
-from manychar.observability.output_options import Export, Sampling, StrPath
+from manychar.observability.sampling_options import Sampling, StrPath
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from manychar.protocol.run_operation import Operation
 
@@ -30,8 +30,8 @@ class RunPlace:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Logging:
-    """What is logged, and how. Child processes inherit the variables."""
+class Reporting:
+    """What is logged and exported, and how. Child processes inherit the variables."""
 
     log_level: Literal["info", "warning", "error"] | None = option(
         None,
@@ -43,6 +43,13 @@ class Logging:
     log_format: Literal["text", "json"] | None = option(
         None, "Text, or JSON lines.", roles=LOGGED, variable=FORMAT_VARIABLE, without="text"
     )
+    metrics_port: int | None = option(
+        None,
+        "Serve Prometheus metrics on this port of the loopback interface.",
+        roles=("train", "follow"),
+        least=0,
+        most=65_535,
+    )
 
 
 def usable_cores() -> int:
@@ -52,4 +59,4 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-RUN_OPTIONS = (Definition, Operation, RunPlace, Export, Logging, Sampling)
+RUN_OPTIONS = (Definition, Operation, RunPlace, Reporting, Sampling)

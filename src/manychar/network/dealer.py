@@ -12,14 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 from manychar.network.endpoints import check_endpoint, is_six, name_in
 from manychar.network.keys import ClientKey
 from manychar.network.name_resolution import TRY_FOR, NameResolver
-from manychar.network.sockets import (
-    HANDSHAKE_FAILED,
-    LINGER_MS,
-    events_of,
-    is_readable,
-    new_context,
-    new_socket,
-)
+from manychar.network.sockets import HANDSHAKE_FAILED, LINGER_MS, events_of, is_readable, new_socket
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import Frame
 
@@ -44,7 +37,7 @@ class Dealer:
 
     def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
         check_endpoint(endpoint)
-        self._context = new_context()
+        self._context = zmq.Context()
         self.socket = new_socket(self._context, zmq.DEALER, endpoint)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)

@@ -51,7 +51,7 @@ class Router:
         self.endpoint = ""
         self.authenticator: Authenticator | None = None
         self._shared: tuple[Frame, zmq.Frame] | None = None
-        self._context = sockets.new_context()
+        self._context = zmq.Context()
         self.socket = sockets.new_socket(self._context, zmq.ROUTER, endpoint)
         self._failures = sockets.events_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
         for option, value in OPTIONS.items():

@@ -1,14 +1,12 @@
-"""What the sockets of server and clients have in common: versions, limits, times."""
+"""What the sockets of server and clients have in common: limits and times."""
 
 import zmq
 
 from manychar.network.endpoints import is_six
-from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-OLDEST_LIBZMQ = (4, 3, 3)  # pyzmq may have been built with the system's
 HIGH_WATER_MARK = 1000
 LINGER_MS = 2000
 KEEPALIVE = {
@@ -20,16 +18,6 @@ KEEPALIVE = {
 }
 HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS_AT = "inproc://events"
-
-
-def new_context() -> Context:
-    """Return a context of its own. Raises UserError where libzmq is too old to be safe."""
-    if zmq.zmq_version_info() < OLDEST_LIBZMQ:
-        raise UserError(
-            f"libzmq {zmq.zmq_version()} has known faults: install 4.3.3 or newer",
-            code=REFUSED_FOR_SAFETY,
-        )
-    return zmq.Context()
 
 
 def new_socket(context: Context, kind: int, endpoint: str) -> Socket:

@@ -16,7 +16,7 @@ from manychar.network.keys import ClientKey
 from manychar.numerics.corpus import encode_with
 from manychar.numerics.model import Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
-from manychar.observability.output_options import Sampling
+from manychar.observability.sampling_options import Sampling
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import printable
 from manychar.processes.errors import UserError

@@ -12,21 +12,14 @@ AS_GOOD = 1.02
 MOVE_GAIN = 0.95
 
 
-def predicted_step(counts: Sequence[int], seconds: Sequence[float]) -> float:
-    """Return how long the slowest worker takes; `seconds` are each one's for one shard."""
-    return max(count * each for count, each in zip(counts, seconds, strict=True))
-
-
-def shares(shards: int, seconds: Sequence[float]) -> list[int]:
-    """Return how many shards each worker computes, so that the slowest one takes least long."""
-    counts = [0] * len(seconds)
-    after_one_more = [(each, i) for i, each in enumerate(seconds)]
-    heapq.heapify(after_one_more)
-    for _ in range(shards):
-        _, i = heapq.heappop(after_one_more)
-        counts[i] += 1
-        heapq.heappush(after_one_more, ((counts[i] + 1) * seconds[i], i))
-    return counts
+def shortest_step(shards: int, seconds: Sequence[float]) -> float:
+    """Return how long so many shards take at best; `seconds` are each worker's for one shard."""
+    ends = [(each, 1, each) for each in seconds]  # when each has computed one shard more
+    heapq.heapify(ends)
+    for _ in range(shards - 1):
+        _, count, each = ends[0]
+        heapq.heapreplace(ends, ((count + 1) * each, count + 1, each))
+    return ends[0][0]
 
 
 def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
@@ -37,7 +30,7 @@ def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
     """
     first, last = shards
     count = last - first + 1
-    longest = AS_GOOD * predicted_step(shares(count, seconds), seconds)
+    longest = AS_GOOD * shortest_step(count, seconds)
     most = [min(count, math.floor(longest / each)) for each in seconds]
     able = [i for i, each in enumerate(most) if each > 0]
     ranges: list[Range | None] = [None] * len(seconds)
