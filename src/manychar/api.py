@@ -21,7 +21,7 @@ from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError
 from manychar.processes.subcommand import Command
 from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
@@ -138,7 +138,7 @@ class Run(Model):
     """A run directory: its `path`, what can be read from it, and how to verify and resume it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _absolute(path)
+        self.path = Path(path).absolute()
         if not os.path.isfile(self.path / CONFIG_NAME):  # noqa: PTH113 - raises nothing
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
@@ -188,7 +188,7 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
     if not is_endpoint(name):
         if not os.path.exists(name):  # noqa: PTH110 - raises nothing, whatever the name is
             raise UserError(f"{name}: no such file or directory")
-        name = str(_absolute(name))
+        name = str(Path(name).absolute())
     return Model(name, None if key is None else Path(key))
 
 
@@ -203,7 +203,7 @@ def train(text: Text = None, **named: Any) -> Run:
     and writes a checkpoint before KeyboardInterrupt is raised; `Run(path).resume()` goes on.
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
-    path = _absolute(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}")
+    path = Path(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}").absolute()
     words, given = _arguments(text)
     flags = as_flags({**named, "run_dir": path})
     _train([*words, *flags], given=given, endless=named.get("steps") == 0)
@@ -218,13 +218,6 @@ def _train(arguments: list[str], *, endless: bool, given: bytes | None = None) -
     except KeyboardInterrupt:
         if not endless:  # otherwise it is the way to end
             raise
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(path).absolute()
-    except OSError as error:
-        raise UserError(f"the working directory: {because(error)}") from None
 
 
 def _arguments(text: Text) -> tuple[list[str], bytes | None]:
@@ -243,4 +236,4 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
         raise UserError("no text: the list of files is empty")
     if any(isinstance(path, str) for path in paths):
         raise TypeError("several texts are given as Paths: a str is a text itself")
-    return [str(_absolute(path)) for path in paths], None
+    return [str(Path(path).absolute()) for path in paths], None

@@ -47,11 +47,6 @@ def test_any_text_comes_back_from_its_ids(text: str) -> None:
     assert list(vocabulary) == sorted(set(text))
 
 
-def test_an_empty_text_is_refused() -> None:
-    with pytest.raises(CorpusError, match="empty"):
-        encode("")
-
-
 @pytest.mark.parametrize(
     ("size", "dtype"), [(1, "u1"), (256, "u1"), (257, "<u2"), (65_536, "<u2"), (65_537, "<u4")]
 )

@@ -67,12 +67,6 @@ def test_weights_of_zero_know_nothing() -> None:
     assert found == pytest.approx(math.log(V))
 
 
-@pytest.mark.parametrize("length", [0, 1])
-def test_a_text_without_a_next_character_is_an_error(length: int) -> None:
-    with pytest.raises(ValueError, match="less than two characters"):
-        loss_of(parameters(), ids(length))
-
-
 @pytest.mark.parametrize("length", [60, 5 * SHORTEST_SEGMENT])
 def test_progress_is_called_at_least_once_a_time_step(length: int) -> None:
     calls: list[None] = []

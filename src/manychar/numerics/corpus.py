@@ -30,16 +30,8 @@ def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
-    """Return (vocabulary, ids): the distinct characters in code-point order, ids (len(text),).
-
-    Raises CorpusError for an empty text, or one with a lone surrogate.
-    """
-    if not text:
-        raise CorpusError("the text is empty")
-    try:
-        code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    except UnicodeEncodeError as error:
-        raise CorpusError(f"character {error.start:,} of the text is a lone surrogate") from None
+    """Return (vocabulary, ids): the distinct characters in code-point order, ids (len(text),)."""
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     present = np.zeros(CODE_POINTS, dtype=bool)
     present[code_points] = True
     vocabulary = np.flatnonzero(present)

@@ -28,12 +28,10 @@ def loss_of(
 ) -> float:
     """Return the mean loss, in nats a character, of the N - 1 characters after the first.
 
-    `ids` has shape (N,); ValueError where N is below 2. `progress` is called between the pieces of
-    the work, at least once a time step.
+    `ids` has shape (N,), N of at least 2. `progress` is called between the pieces of the work, at
+    least once a time step.
     """
     predicted = len(ids) - 1
-    if predicted < 1:
-        raise ValueError("a text of less than two characters predicts nothing")
     columns = max(1, min(COLUMNS, predicted // SHORTEST_SEGMENT))
     length = math.ceil(predicted / columns)
     reader, nats = _Reader(parameters, columns), 0.0

@@ -85,10 +85,7 @@ def sample(
 
     `prime`, at least one id, is read from a zero hidden state and not yielded. Temperature 0
     takes the likeliest character; `top_k` above 0 draws among the k likeliest only.
-    Raises ValueError for an empty prime, a negative temperature or a negative k.
     """
-    if len(prime) == 0 or not temperature >= 0 or top_k < 0:
-        raise ValueError("sampling needs a prime, and temperature and k of at least 0")
     weights = {name: view.astype(np.float64) for name, view in parameters.named().items()}
     h = np.zeros(parameters.hidden_size)
     for character in prime[:-1]:
