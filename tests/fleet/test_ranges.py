@@ -2,10 +2,7 @@
 
 import contextlib
 import itertools
-import os
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import pytest
 from manychar.observability.observer_client import ObserverClient
 from manychar.observability.snapshot import Snapshot
 from manychar.protocol.messages import WorkerStats
+from manychar.verification.equivalence import slowed
 from tests.commands import GENEROUS, SMALL, Commands, Running, until
 from tests.fleet.test_fleet import expect_same_bits
 
@@ -137,26 +135,6 @@ def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
     fleet.stop()
 
 
-@contextlib.contextmanager
-def in_short_turns(pid: int, *, stopped: float, running: float) -> Iterator[None]:
-    """Stop a process and let it go on, over and over."""
-    ended = threading.Event()
-
-    def work() -> None:
-        while not ended.wait(running):
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(stopped)
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 @pytest.mark.long
 def test_a_worker_that_is_stopped_most_of_the_time_is_named_and_gets_less(
     manychar: Commands, text: Path
@@ -164,7 +142,8 @@ def test_a_worker_that_is_stopped_most_of_the_time_is_named_and_gets_less(
     flags = ("--hidden", "100", "--streams", "8", "--seq-length", "10")
     fleet = ByHand(manychar, text, *flags, fast=0.0, slow=0.0)
     fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].leases >= 4})
-    with in_short_turns(fleet.workers["slow"].pid, stopped=0.08, running=0.02):
+    slow = fleet.workers["slow"].process
+    with slowed(lambda: slow, running=0.02, stopped=0.08):
         fleet.wait_until(lambda of: of["slow"].straggling > 0.3 or not of["slow"].leases)
         fleet.wait_until(lambda of: of["slow"].leases <= 3)
         found = efficiency(fleet)

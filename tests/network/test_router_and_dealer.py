@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -250,28 +251,32 @@ def test_failed_handshakes_that_nobody_counts_do_not_stop_the_rest() -> None:
 
 
 PEER_GONE_WITH_MESSAGES_UNREAD = """
-import socket, time
-from manychar.network.router import Router
+import signal, socket, sys, zmq
+from manychar.network import router as module
 from tests.network.test_hostile import handshake_without_keys
-router = Router("tcp://127.0.0.1:0", None)
-visitor = handshake_without_keys(int(router.endpoint.rsplit(":", 1)[1]))
-visitor.sendall(b"\\x00\\x01x" * 2_000)
+module.OPTIONS[zmq.HEARTBEAT_IVL] = interval = int(sys.argv[1])
+router = module.Router("tcp://127.0.0.1:0", None)
+port = int(router.endpoint.rsplit(":", 1)[1])
+visitor = handshake_without_keys(port)
+visitor.sendall(b"\\x00\\x01x" * 20_000)
 while router.socket.poll(0) == 0:
     pass
-time.sleep(0.1)
 visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, 0, 0, 0)) + bytes(4))
 visitor.close()
-time.sleep(1)
-while router.receive() is not None:
+if interval:
+    signal.pause()
+handshake_without_keys(port).sendall(b"\\x00\\x01y")
+while (message := router.receive()) is None or bytes(message.frames[0]) != b"y":
     pass
 router.close()
 """
 
 
-def test_a_peer_that_goes_with_messages_unread_ends_nobody() -> None:
+@pytest.mark.parametrize(("interval", "code"), [(0, 0), (10, -signal.SIGABRT)])
+def test_a_peer_that_goes_with_messages_unread_ends_nobody(interval: int, code: int) -> None:
     """libzmq would end the process at its next heartbeat, if the server sent any."""
-    done = subprocess.run([sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD], check=False)
-    assert done.returncode == 0
+    command = [sys.executable, "-c", PEER_GONE_WITH_MESSAGES_UNREAD, str(interval)]
+    assert subprocess.run(command, check=False, timeout=60.0).returncode == code
 
 
 def test_a_refusal_is_forgotten_once_a_server_accepts(tmp_path: Path) -> None:

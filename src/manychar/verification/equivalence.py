@@ -5,8 +5,9 @@ import dataclasses
 import logging
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,6 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.processes.supervisor import ProcessSlot
 from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
@@ -26,7 +26,7 @@ from manychar.verification.replay import first_difference, replay
 logger = logging.getLogger(__name__)
 
 HASH_SHOWN = 16
-RUNS_FOR, STOPS_FOR = 0.02, 0.04  # seconds
+TURNS = {"running": 0.02, "stopped": 0.04}  # seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +66,8 @@ class Equivalence:
         killer = _Killer(kill, at_step=self.operation.steps // 4)
         with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, killer.status)
-            with _slowed(killer.fleet.workers[-1]) if slow else contextlib.nullcontext():
+            turns = slowed(lambda: killer.fleet.workers[-1].process, **TURNS)
+            with turns if slow else contextlib.nullcontext():
                 finish = killer.fleet.run()
         if finish.code:
             raise UserError(f"{name}: {finish.reason}", code=finish.code)
@@ -84,16 +85,18 @@ class Equivalence:
 
 
 @contextlib.contextmanager
-def _slowed(slot: ProcessSlot) -> Iterator[None]:
-    """Stop a process and let it go on, in short turns."""
+def slowed(
+    current: Callable[[], subprocess.Popen[bytes] | None], *, running: float, stopped: float
+) -> Iterator[None]:
+    """Stop the current process and let it go on, in turns of so many seconds."""
     ended = threading.Event()
 
     def work() -> None:
-        while not ended.wait(RUNS_FOR):
+        while not ended.wait(running):
             with contextlib.suppress(ProcessLookupError):
-                if (process := slot.process) is not None:
+                if (process := current()) is not None:
                     os.kill(process.pid, signal.SIGSTOP)
-                    ended.wait(STOPS_FOR)
+                    ended.wait(stopped)
                     os.kill(process.pid, signal.SIGCONT)
 
     thread = threading.Thread(target=work)
