@@ -126,8 +126,6 @@ class TestHeaders:
             header, *frames = chance.choice(framed)
             header = chance.choice([mutated, with_another_value, noise])(chance, header)
             peer = chance.choice([b"ann", b"eve", b"mallory"])
-            if stage.server.admission.is_blocked(peer, None, 0.0):
-                peer = chance.randbytes(5)
             try:
                 message = decode([header, *frames], size)
                 stage.server.handle(Received(message, peer), 0.0)
@@ -384,7 +382,7 @@ class TestConnections:
         fleet.end(text)
 
     @pytest.mark.long
-    def test_with_a_key_but_many_faults_are_blocked(
+    def test_with_a_key_but_many_faults_are_counted(
         self, manychar: Commands, text: Path, measured: None
     ) -> None:
         fleet = Fleet(manychar, text)
@@ -397,15 +395,12 @@ class TestConnections:
         for _ in range(2_000):
             dealer.send([chance.randbytes(60), chance.randbytes(1000)])
         fleet.server.wait_for("mallory: dropped a message: ")
-        fleet.server.wait_for("mallory is blocked for 30 s")
         dealer.close()
         me_key = str(fleet.keys / "me.key")
         shown = manychar.run("status", fleet.endpoint, "--json", env={"MANYCHAR_KEY_FILE": me_key})
         assert shown.code == 0, shown.err
         counts = json.loads(shown.out)["counts"]
-        assert counts["messages_malformed"] == counts["messages_malformed:mallory"] == 21
-        assert counts["senders_blocked"] == 1
-        assert counts["messages_ignored"] > 0
+        assert counts["messages_malformed"] == counts["messages_malformed:mallory"] > 100
         assert resident_mib(fleet.server.pid) - memory < GROWTH_MIB
         fleet.end(text)
 

@@ -34,7 +34,6 @@ from manychar.protocol.events import (
     StopRequested,
     ValidationFailed,
 )
-from manychar.protocol.fault_limiter import BLOCKED_FOR, FAULTS_ALLOWED
 from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import OWN_PEER, PeerState
 from manychar.protocol.messages import (
@@ -456,21 +455,6 @@ def test_the_counts_fit_into_a_status() -> None:
     report = dataclasses.replace(stage.server.status_report.figures(0.0), loss=1.0)
     assert decode(encode(report), stage.server.dimensions) == report
     assert report.counts["messages_malformed"] == 300
-
-
-def test_who_keeps_at_it_is_blocked_for_a_while_and_its_shards_move() -> None:
-    stage = Stage()
-    stage.share("ann", "bob")
-    for _ in range(FAULTS_ALLOWED):
-        stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
-    assert not stage.server.admission.is_blocked(b"ann", None, 0.0)
-    effects = stage.server.handle(Malformed(b"ann", "nonsense"), 0.0)
-    assert "ann is blocked for 30 s" in said(effects)
-    assert "ann has left: too many invalid messages" in said(effects)
-    assert sent(effects, Grant, "bob")
-    assert stage.server.admission.is_blocked(b"ann", None, BLOCKED_FOR - 0.1)
-    assert not stage.server.admission.is_blocked(b"bob", None, 0.0)
-    assert not stage.server.admission.is_blocked(b"ann", None, BLOCKED_FOR)
 
 
 # Keys.
@@ -1053,29 +1037,3 @@ def test_a_heartbeat_is_answered() -> None:
     stage.join("ann")
     beat = Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=())
     assert only(stage.tell("ann", beat), Alive) == Alive(**IN_RUN)
-
-
-def test_who_asks_again_and_again_though_it_is_refused_is_blocked() -> None:
-    stage = Stage()
-    old = dataclasses.replace(hello("old"), wire=99)
-    lines = [
-        said(stage.tell("old", old))
-        for _ in range(30)
-        if not stage.server.admission.is_blocked(b"old", None, stage.now)
-    ]
-    assert len([line for line in lines if "old was refused" in line]) == 21
-    assert stage.server.counts["clients_refused"] == 21
-
-
-def test_refused_processes_do_not_block_the_healthy_workers_of_their_key() -> None:
-    stage = Stage()
-    gpu = owner("gpu")
-    stage.server.handle(Received(hello("gpu-1"), b"healthy", gpu), stage.now)
-    old = dataclasses.replace(hello("gpu-2"), wire=99)
-    for i in range(2 * FAULTS_ALLOWED):
-        stage.server.handle(Received(old, b"%d" % i, gpu), stage.now)
-    assert not stage.server.admission.is_blocked(b"healthy", gpu, stage.now)
-    for _ in range(FAULTS_ALLOWED):
-        stage.server.handle(Received(old, b"0", gpu), stage.now)
-    assert stage.server.admission.is_blocked(b"0", gpu, stage.now)
-    assert not stage.server.admission.is_blocked(b"healthy", gpu, stage.now)

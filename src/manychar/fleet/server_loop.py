@@ -199,14 +199,12 @@ class ServerLoop:
             peer, frames, owner, revoked = received
             if revoked:
                 self._handle(events.KeyRevoked(peer))
-            elif self.machine.admission.is_blocked(peer, owner, time.monotonic()):
-                self._handle(events.Dropped(Counter.MESSAGES_IGNORED))
-            else:
-                try:
-                    message = decode(frames, self.machine.dimensions)
-                    self._handle(events.Received(message, peer, owner))
-                except (WireError, events.PeerError) as error:
-                    self._handle(events.Malformed(peer, str(error), owner))
+                continue
+            try:
+                message = decode(frames, self.machine.dimensions)
+                self._handle(events.Received(message, peer, owner))
+            except (WireError, events.PeerError) as error:
+                self._handle(events.Malformed(peer, str(error), owner))
 
     def _read_results(self, step: int, fault: str) -> None:
         """Read the new validation losses; a fault says why that of the step is not in the log."""

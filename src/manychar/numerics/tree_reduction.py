@@ -109,8 +109,8 @@ class TreeSum(Generic[Summand]):
         return [self.result()] if self.complete else [self.nodes[n] for n in sorted(self.nodes)]
 
 
-def sum_in_tree(values: Sequence[float]) -> float:
-    """Return the sum of all shards' values, in the order of the tree."""
+def sum_in_tree(values: Sequence[Summand]) -> Summand:
+    """Return the sum of the values of all shards, or of a node's, in the order of the tree."""
     level = list(values)
     while len(level) > 1:
         odd = level[len(level) - len(level) % 2 :]

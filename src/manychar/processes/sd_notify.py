@@ -35,7 +35,6 @@ class Notifier:
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Report that it is alive, if it is time."""
         now = time.monotonic()
         if self._alive_every and now >= self._alive_at:
             self._alive_at = now + self._alive_every

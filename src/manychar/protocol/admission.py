@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level, RememberBans
-from manychar.protocol.fault_limiter import BLOCKED_FOR, FaultLimiter
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import (
     FORGET_SILENT_AFTER,
@@ -24,7 +23,7 @@ WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-# 24 methods: one for each way in which a peer comes, stays or leaves.
+# 22 methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
     """Admits peers. `banned` gives the reason for each ban by name."""
 
@@ -32,7 +31,6 @@ class Admission(ServerPart):
         super().__init__(shared)
         self.banned = dict(self._spec.banned)
         self._lease_grants = lease_grants
-        self._fault_limiter = FaultLimiter()
         self._next_warning = -math.inf
 
     def connect(
@@ -42,8 +40,6 @@ class Admission(ServerPart):
         if reason := self._reason_to_refuse(peer, hello, owner):
             self._refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
-            # Not against the key: its other connections may be healthy workers.
-            self._fault(peer, None, hello.name, now)
             return None
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
@@ -173,10 +169,6 @@ class Admission(ServerPart):
 
     # Faults.
 
-    def is_blocked(self, peer: Peer, owner: Owner | None, now: float) -> bool:
-        senders = (peer, _sender(peer, owner))
-        return any(self._fault_limiter.is_blocked(sender, now) for sender in senders)
-
     def malformed(self, event: events.Malformed, now: float) -> None:
         """Count a message that could not be read, or that its sender may not send."""
         member, owner = self._membership.members.get(event.peer), event.owner
@@ -188,16 +180,6 @@ class Admission(ServerPart):
             self._next_warning = now + WARN_EVERY
             total = self._outbox.counts[Counter.MESSAGES_MALFORMED]
             self._outbox.warn(f"{name}: dropped a message: {event.reason} ({total:,} in total)")
-        self._fault(event.peer, owner, name, now)
-
-    def _fault(self, peer: Peer, owner: Owner | None, name: str, now: float) -> None:
-        """Count a fault against a sender; one with too many is blocked."""
-        if not self._fault_limiter.fault(_sender(peer, owner), now):
-            return
-        self._outbox.count(Counter.SENDERS_BLOCKED)
-        self._outbox.warn(f"{name} is blocked for {BLOCKED_FOR:.0f} s")
-        if (member := self._membership.members.get(peer)) is not None:
-            self._leave(member, "too many invalid messages", now)
 
     def from_wrong_state(self, member: Member, result: messages.UnitResult, now: float) -> None:
         """Renew the lease of a unit that was computed from a wrong state, or ban its holder.
@@ -245,11 +227,6 @@ class Admission(ServerPart):
         reason = f"the key of {member.owner.name} is not an operator's: it cannot {what}"
         self._outbox.send(member.peer, Refused(reason=reason))
         return False
-
-
-def _sender(peer: Peer, owner: Owner | None) -> bytes:
-    """Return the identity by which faults are counted: the key's owner, or the connection."""
-    return peer if owner is None else b"key " + owner.name.encode()
 
 
 def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]:

@@ -7,12 +7,8 @@ result that is not finite, and right, ends the run.
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from numpy.typing import NDArray
-
-from manychar.numerics.tree_reduction import Range, children
+from manychar.numerics.tree_reduction import Range, sum_in_tree
 from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.effects import Level
@@ -62,15 +58,8 @@ class Conflict:
     def _digest_of(self, of: int | Range) -> object:
         if isinstance(of, int):
             return self.computed[of].loss.hex(), digest(self.computed[of].hidden)
-        return digest(as_frame(_sum(self.computed, of)))
-
-
-def _sum(computed: Mapping[int, Computed], node: Range) -> NDArray[Any]:
-    if node[0] == node[1]:
-        return computed[node[0]].gradient
-    left, right = children(node)
-    total: NDArray[Any] = _sum(computed, left) + _sum(computed, right)
-    return total
+        gradients = [self.computed[shard].gradient for shard in range(of[0], of[1] + 1)]
+        return digest(as_frame(sum_in_tree(gradients)))
 
 
 class ConflictingResults(ServerPart):

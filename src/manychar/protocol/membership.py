@@ -108,7 +108,6 @@ class Lease:
 
     @property
     def numbers(self) -> range:
-        """The numbers of its shards."""
         return range(self.shards[0], self.shards[1] + 1)
 
     def ask(self, step: int, now: float) -> None:
