@@ -21,19 +21,23 @@ from manychar.protocol.unit_payload import as_frame, digest
 class PieceTimer:
     """A progress callback: times the pieces of a computation, and sends due heartbeats.
 
-    `heartbeat` sends one, or does what else is due, and returns when it is due again.
+    `heartbeat` sends one, or does what else is due at the time `due`, and returns when it is due
+    again.
     """
 
-    def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf) -> None:
+    def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0) -> None:
         self.slowest = 0.0
+        self.due = due
         self._heartbeat = heartbeat
-        self._due = self._last = time.monotonic()
+        self._last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        self.slowest = max(self.slowest, now - self._last)
-        if now >= self._due:
-            self._due = self._heartbeat()
+        piece = now - self._last
+        if piece > self.slowest:
+            self.slowest = piece
+        if now >= self.due:
+            self.due = self._heartbeat()
             now = time.monotonic()
         self._last = now
 
@@ -54,6 +58,7 @@ class Engine:
         self._fingerprint: FingerprintComputed | None = None
         self._loaded: Frame | None = None
         self._digest = b""
+        self._due = 0.0
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype; computed once."""
@@ -72,8 +77,9 @@ class Engine:
             self._digest = digest(unit.weights)
         hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
-        batch, timer, began = Batch(ids, unit.fresh), PieceTimer(heartbeat), time.monotonic()
-        loss, gradient, after = compute_shard(self._kernel, batch, hidden, timer)
+        timer, began = PieceTimer(heartbeat, self._due), time.monotonic()
+        loss, gradient, after = compute_shard(self._kernel, Batch(ids, unit.fresh), hidden, timer)
+        self._due = timer.due
         return Computed(
             unit.shard,
             unit.step,

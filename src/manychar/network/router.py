@@ -16,13 +16,15 @@ from manychar.network.connection_limit import ConnectionLimit
 from manychar.network.endpoints import check_endpoint, is_listening
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
-from manychar.protocol.dimensions import Dimensions, largest_payload, most_units
+from manychar.protocol.dimensions import Dimensions, most_units
 from manychar.protocol.messages import Frame, Owner, Peer, Unit
+from manychar.protocol.unit_payload import largest_payload
 
 CURVE_BYTES = 64  # more than encryption adds to a frame
 QUEUED_BYTES = 64 * 2**20
 OPTIONS = {zmq.ROUTER_MANDATORY: 1, zmq.HANDSHAKE_IVL: 5000}
 SHARED_FROM_BYTES = 65_536
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 FAILURES_A_READ = 1000
 CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
 
@@ -75,12 +77,12 @@ class Router:
     def receive(self) -> Received | None:
         if not sockets.is_readable(self.socket):
             return None
-        frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-        peer, owner, revoked = frame.bytes, None, False
+        peer, owner, revoked = self.socket.recv(_NOBLOCK), None, False
+        frame = self.socket.recv(copy=False)
         if self.authenticator is not None:
             owner = self.authenticator.owner_of(str(frame.get("User-Id")))
             revoked = owner is None
-        frames: list[Frame] = []
+        frames: list[Frame] = [frame.buffer]
         while frame.more:
             frame = self.socket.recv(copy=False)
             if len(frames) <= MAX_FRAMES:  # of more than a message can have, one too many
@@ -89,9 +91,12 @@ class Router:
 
     def send(self, peer: Peer, frames: Sequence[Frame]) -> bool:
         """Send to a peer; False if its queue is full, Unreachable if its connection is gone."""
-        parts = [self._copied(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]
+        *parts, last = [self._copied(f) if len(f) >= SHARED_FROM_BYTES else f for f in frames]
         try:
-            self.socket.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
+            self.socket.send(peer, _MORE)
+            for part in parts:
+                self.socket.send(part, _MORE, copy=not isinstance(part, zmq.Frame))
+            self.socket.send(last, _NOBLOCK, copy=not isinstance(last, zmq.Frame))
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

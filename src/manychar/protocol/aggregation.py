@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.clipped_adagrad import all_finite
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
@@ -23,7 +24,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import Frame, Identities, UnitResult
-from manychar.protocol.unit_payload import Payload, as_frame, digest
+from manychar.protocol.unit_payload import as_frame, digest, equal_parts
 
 STEPS_COMPARED = 8
 KEPT_BYTES = 2**22  # payloads of past steps: most of their sums are never compared
@@ -68,7 +69,7 @@ class _Step:
         if self.inputs is not None and not self.weights_digest:
             weights, hidden = self.inputs
             self.weights_digest = digest(as_frame(weights))
-            self.hidden_digests = [digest(as_frame(each)) for each in hidden]
+            self.hidden_digests = list(map(digest, equal_parts(as_frame(hidden), len(hidden))))
 
     def digest_delivered(self) -> None:
         """Compute the digests of the delivered sums, and release the frames."""
@@ -138,7 +139,7 @@ class Aggregation:
         """Return what these shards read at the open step."""
         return as_frame(self.corpus.ids_at(first, last, self.state.step))
 
-    def assess(self, result: UnitResult, payload: Payload) -> Assessment:
+    def assess(self, result: UnitResult) -> Assessment:
         """Return whether this result is wanted, or why not."""
         open_step = self.state.step
         if result.step > open_step or (result.step == open_step and self.closed):
@@ -147,25 +148,23 @@ class Aggregation:
         if step is None or step.inputs is None:
             return Assessment.REPEAT_TOO_OLD
         step.compute_digests()
-        shards = slice(result.first, result.last + 1)
-        inputs = result.weights_digest, list(payload.digests)
-        if inputs != (step.weights_digest, step.hidden_digests[shards]):
+        inputs = b"".join(step.hidden_digests[result.first : result.last + 1])
+        if (result.weights_digest, result.payload.digests) != (step.weights_digest, inputs):
             return Assessment.FROM_ANOTHER_STATE
         if any(shard in step.senders for shard in _shards(result)):
-            repeat = self._compare(result, payload)
+            repeat = self._compare(result)
             if repeat is not None:
                 return repeat
-        finite = all(map(math.isfinite, payload.losses)) and all(
-            map(self._is_finite, payload.hidden)
-        )
+        losses_are_finite = all(map(math.isfinite, result.payload.losses))
+        finite = losses_are_finite and self._is_finite(result.payload.hidden)
         return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
-    def _compare(self, result: UnitResult, payload: Payload) -> Assessment | None:
+    def _compare(self, result: UnitResult) -> Assessment | None:
         """Compare it with what was accepted; None where that is the same, and more is here."""
         known: Digests = {}
         for _, digests in self.accepted(result.step, result.first, result.last):
             known |= digests
-        here = self.digests_of(result, payload)
+        here = self.digests_of(result)
         if any(known[each] != here[each] for each in here.keys() & known.keys()):
             return Assessment.REPEAT_DIFFERS
         if any(shard not in known for shard in _shards(result)):
@@ -173,20 +172,20 @@ class Aggregation:
         compared = any(node in known for node in self._cover(result))
         return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
 
-    def accept(self, result: UnitResult, payload: Payload, sender: Identities) -> list[int]:
+    def accept(self, result: UnitResult, sender: Identities) -> list[int]:
         """Add a result that was assessed as WANTED; return the shards that are accepted now."""
-        step = self._open
-        step.payload_bytes += len(result.payload)  # a view of a sum holds all of it
+        step, payload = self._open, result.payload
+        step.payload_bytes += payload.length  # a view of a sum holds all of it
         new = []
         for node, frame in zip(self._cover(result), payload.sums, strict=True):
             if not self._sums.has(node):
                 self._sums.put(node, self._array(frame))
                 step.delivered[node] = sender, frame
                 new += [i for i in range(node[0], node[1] + 1) if i not in step.senders]
+        hidden = self._array(payload.hidden).reshape(len(payload.losses), -1)
         for shard in new:
             place = shard - result.first
-            # Never a view of a received frame.
-            self._next_rows[shard] = self._array(payload.hidden[place])
+            self._next_rows[shard] = hidden[place]  # a copy, never a view of a received frame
             step.senders[shard] = sender
             step.losses[shard] = payload.losses[place]
         return new
@@ -251,10 +250,12 @@ class Aggregation:
                 found.append((sender, {node: of_sum}))
         return found
 
-    def digests_of(self, result: UnitResult, payload: Payload) -> Digests:
+    def digests_of(self, result: UnitResult) -> Digests:
         """Return the digests of a result's shards and nodes."""
-        shards = zip(_shards(result), payload.losses, payload.hidden, strict=True)
-        digests: Digests = {i: (loss.hex(), digest(hidden)) for i, loss, hidden in shards}
+        payload = result.payload
+        hidden = equal_parts(payload.hidden, len(payload.losses))
+        shards = zip(_shards(result), payload.losses, hidden, strict=True)
+        digests: Digests = {i: (loss.hex(), digest(each)) for i, loss, each in shards}
         nodes = zip(self._cover(result), payload.sums, strict=True)
         return digests | {node: digest(frame) for node, frame in nodes}
 
@@ -288,7 +289,7 @@ class Aggregation:
         return cover(self.definition.shards, (result.first, result.last))
 
     def _is_finite(self, frame: Frame) -> bool:
-        return bool(np.isfinite(self._array(frame)).all())
+        return all_finite(self._array(frame))
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, dataclass_transform
 
-from manychar.numerics.tree_reduction import cover, largest_cover
 from manychar.protocol import field_types as field
 from manychar.protocol.field_types import Frame
 
@@ -71,24 +70,8 @@ def shards_in(values: Mapping[str, int]) -> int:
     return values["last"] - values["first"] + 1
 
 
-def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
-    first, last = values["first"], values["last"]
-    if not first <= last < size.shards:
-        raise field.WireError(f"shards {first} … {last} of {size.shards}")
-    nodes = len(cover(size.shards, (first, last)))
-    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
-    return nodes * size.parameters_bytes + shards_in(values) * of_shard
-
-
-def largest_payload(size: Dimensions) -> int:
-    """Return the length of the longest payload of a unit's result: no range has more nodes."""
-    of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
-    return largest_cover(size.shards) * size.parameters_bytes + size.shards * of_shard
-
-
 ParametersFrame = Annotated[Frame, field.Tensor(lambda size, _: size.parameters_bytes)]
 HiddenFrame = Annotated[
     Frame, field.Tensor(lambda size, values: shards_in(values) * size.hidden_bytes)
 ]
 IdsFrame = Annotated[Frame, field.Tensor(lambda size, values: shards_in(values) * size.ids_bytes)]
-PayloadFrame = Annotated[Frame, field.Tensor(_payload_bytes)]

@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 Frame = bytes | bytearray | memoryview
 """Anything that holds raw bytes and can be sent as one frame."""
@@ -72,10 +72,10 @@ class Tensor(NamedTuple):
     length: Callable[[Any, Mapping[str, Any]], int]
     exact: bool = True
 
-    def pack(self, value: Frame) -> Frame:
-        return value
+    def pack(self, value: Any) -> Frame:
+        return cast("Frame", value)
 
-    def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> Frame:
+    def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> Any:
         """Return the value, or raise WireError."""
         length = self.length(size, values)
         if len(frame) > length or (self.exact and len(frame) < length):

@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple, TypedDict
 from manychar.protocol import dimensions
 from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions, Structure
+from manychar.protocol.unit_payload import PayloadField
 
 WIRE_VERSION = 3  # rises with every release that changes the messages
 
@@ -182,7 +183,7 @@ class Revoke(_InRun):
 
 
 class UnitResult(_InRun, packed=True):
-    """What a worker computed: a `unit_payload.Payload`; `seconds` is how long a shard took."""
+    """What a worker computed; `seconds` is how long a shard took."""
 
     lease: field.Integer
     first: field.Integer
@@ -190,7 +191,7 @@ class UnitResult(_InRun, packed=True):
     step: field.Integer
     weights_digest: field.Digest
     seconds: field.Number
-    payload: dimensions.PayloadFrame
+    payload: PayloadField
 
 
 class Heartbeat(_InRun):

@@ -36,7 +36,6 @@ from manychar.protocol.range_cut import shards_named
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server_part import Shared
 from manychar.protocol.status_report import StatusReport
-from manychar.protocol.unit_payload import Payload
 
 TICK = 0.1
 STOP_WITHIN = 5.0
@@ -164,12 +163,11 @@ class ParameterServer:
             self.lifecycle.stop(stop, now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
-        payload = Payload.of(result, self.dimensions)
         shards = result.first, result.last
         member.speed.note(result.seconds)
-        match assessment := self.aggregation.assess(result, payload):
+        match assessment := self.aggregation.assess(result):
             case Assessment.WANTED:
-                accepted = self.aggregation.accept(result, payload, member.identities)
+                accepted = self.aggregation.accept(result, member.identities)
                 self.membership.accepted(accepted, member.peer, result.lease)
                 seconds = result.seconds * (result.last - result.first + 1)
                 member.tally.delivered(len(accepted), seconds, now)
@@ -188,7 +186,7 @@ class ParameterServer:
                     member.identities,
                     result.step,
                     shards,
-                    self.aggregation.digests_of(result, payload),
+                    self.aggregation.digests_of(result),
                     finite=assessment is not Assessment.NOT_FINITE,
                 )
             case Assessment.FROM_ANOTHER_STATE:

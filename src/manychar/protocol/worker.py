@@ -118,8 +118,12 @@ class _InHand:
         self.seconds += shard.seconds
 
     def result(self, weights_digest: bytes) -> UnitResult:
-        sums = [as_frame(each) for each in self.sums.sums()]
-        digests = [digest(each) for each in self.hidden]
+        payload = Payload(
+            sums=tuple(as_frame(each) for each in self.sums.sums()),
+            hidden=b"".join(self.next_hidden),
+            losses=tuple(self.losses),
+            digests=b"".join(digest(each) for each in self.hidden),
+        )
         return UnitResult(
             **self.run_and_term,
             lease=self.lease,
@@ -128,7 +132,7 @@ class _InHand:
             step=self.step,
             weights_digest=weights_digest,
             seconds=self.seconds / len(self.losses),
-            payload=Payload(sums, self.next_hidden, self.losses, digests).pack(),
+            payload=payload,
         )
 
 
