@@ -16,8 +16,9 @@ from manychar.protocol.codec import encode
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Send
-from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES, MAX_INTEGER
+from manychar.protocol.field_types import DIGEST_BYTES, MAX_INTEGER
 from manychar.protocol.messages import WIRE_VERSION, Message, NewWeights, UnitResult
+from manychar.protocol.unit_payload import Payload
 from tests.commands import SMALL, Commands
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
@@ -70,12 +71,16 @@ def ids(size: Dimensions, *, result: bool) -> dict[str, Any]:
 def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: int) -> None:
     size = operating.dimensions(hidden, shards)
     sums = len(cover(shards, (0, shards - 1)))
-    of_shard = size.hidden_bytes + DIGEST_BYTES + LOSS_BYTES
     result = UnitResult(
         **ids(size, result=True),
         weights_digest=bytes(DIGEST_BYTES),
         seconds=0.1,
-        payload=bytes(sums * size.parameters_bytes + shards * of_shard),
+        payload=Payload(
+            (bytes(size.parameters_bytes),) * sums,
+            bytes(shards * size.hidden_bytes),
+            (0.0,) * shards,
+            bytes(shards * DIGEST_BYTES),
+        ),
     )
     bytes_in = length(result)
     formula = operating.inward(size, workers=1, sums=sums)

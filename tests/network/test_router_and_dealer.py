@@ -26,6 +26,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
 from manychar.protocol.membership import OWN_PEER
 from manychar.protocol.messages import Frame, UnitResult
+from manychar.protocol.unit_payload import Payload
 from tests.commands import until
 
 SIZES = Dimensions(vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, dtype="float32")
@@ -168,7 +169,12 @@ def longest_result(size: Dimensions) -> UnitResult:
         step=0,
         weights_digest=bytes(4),
         seconds=1.0,
-        payload=bytes(length((first, last))),
+        payload=Payload(
+            (bytes(size.parameters_bytes),) * len(cover(size.shards, (first, last))),
+            bytes((last - first + 1) * size.hidden_bytes),
+            (0.0,) * (last - first + 1),
+            bytes((last - first + 1) * DIGEST_BYTES),
+        ),
     )
 
 

@@ -180,7 +180,12 @@ def test_inputs_are_not_modified() -> None:
     assert [array.tobytes() for array in arrays] == before
 
 
-def test_progress_is_told_after_each_time_step_and_each_large_product() -> None:
+@pytest.mark.parametrize("piece", [1, 3, 4])
+def test_progress_is_told_after_some_time_steps_and_each_large_product(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manychar.numerics.kernel.PIECE", piece * 2 * H + 1)
+
     def calls(steps: int) -> int:
         told: list[None] = []
         ids = np.zeros((2, steps), dtype=np.intp)
@@ -189,11 +194,16 @@ def test_progress_is_told_after_each_time_step_and_each_large_product() -> None:
 
     large_products = 5  # scores, dh, and the gradients of Wxh, Whh and Why
     assert calls(1) >= 2 + large_products
-    assert calls(30) - calls(10) >= 2 * 20
+    assert calls(36) - calls(12) == 2 * 24 // piece
+    monkeypatch.setattr("manychar.numerics.kernel.PIECE", 1)
+    assert calls(30) - calls(10) == 2 * 20, "a time step is not cut"
 
 
 @pytest.mark.parametrize("calls", [0, 3, T, T + 2, 2 * T + 2])
-def test_a_progress_callback_may_end_a_computation(calls: int) -> None:
+def test_a_progress_callback_may_end_a_computation(
+    calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manychar.numerics.kernel.PIECE", 1)
     model, batch, left = random_model(), random_batch(2), [None] * calls
     kernel = Kernel(V, H, seq_length=T, streams=2, dtype="float64")
     kernel.load(model.flat)

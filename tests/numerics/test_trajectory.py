@@ -68,9 +68,10 @@ def computed(
     return compute_shard(kernel, batch, hidden)
 
 
-def test_an_id_beyond_the_vocabulary_is_refused() -> None:
-    batch = Batch(np.array([[0, 1, 6]], np.uint8), fresh=True)
-    with pytest.raises(IndexError, match=r"not in 0 … 5"):
+@pytest.mark.parametrize("ids", [[0, 1, 6], [6, 1, 0], [6, *[1] * 8], [*[1] * 8, 6]])
+def test_an_id_beyond_the_vocabulary_is_refused(ids: list[int]) -> None:
+    batch = Batch(np.array([ids], np.uint8), fresh=True)
+    with pytest.raises(IndexError):
         computed(initialize(6, 3), batch, np.zeros((1, 3), np.float32))
 
 

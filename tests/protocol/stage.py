@@ -27,7 +27,7 @@ from manychar.protocol.messages import (
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.unit_payload import Payload, digest
+from manychar.protocol.unit_payload import Payload, digest, equal_parts
 from tests.simulation.reference import Reference, compute, reference
 
 RUN, TERM, SESSION, FINGERPRINT = "run-1", 3, 7, "the-runs"
@@ -177,9 +177,12 @@ class Stage:
 def unit_result(known: Reference, first: int, last: int, step: int, **changes: Any) -> UnitResult:
     """Return the right result of the shards at one step, but for the changes.
 
-    What is named like a part of the payload is changed in the payload.
+    What is named like a part of the payload is changed in the payload; hidden states are a list.
     """
     parts = {name: changes.pop(name) for name in Payload._fields if name in changes}
+    for name, of_parts in (("sums", tuple), ("losses", tuple), ("hidden", b"".join)):
+        if name in parts:
+            parts[name] = of_parts(parts[name])
     right: dict[str, Any] = {
         **IN_RUN,
         "lease": 1,
@@ -188,20 +191,20 @@ def unit_result(known: Reference, first: int, last: int, step: int, **changes: A
         "step": step,
         "weights_digest": digest(known.weights[step]),
         "seconds": 0.01,
-        "payload": known.payload(step, first, last)._replace(**parts).pack(),
+        "payload": known.payload(step, first, last)._replace(**parts),
     }
     return UnitResult(**right | changes)
 
 
-def payload_of(known: Reference, result: UnitResult) -> Payload:
-    """Return the parts of a result's payload."""
-    return Payload.of(result, dimensions_of(known.definition, len(known.vocabulary)))
+def hidden_of(result: UnitResult) -> list[Frame]:
+    """Return a result's hidden states by shard."""
+    return equal_parts(result.payload.hidden, result.last - result.first + 1)
 
 
 def nodes_of(known: Reference, result: UnitResult) -> dict[Range, Frame]:
     """Return the sums of a result by node."""
     nodes = cover(known.definition.shards, (result.first, result.last))
-    return dict(zip(nodes, payload_of(known, result).sums, strict=True))
+    return dict(zip(nodes, result.payload.sums, strict=True))
 
 
 def computed(unit: Compute, known: Reference, *, seconds: float = 0.01) -> Computed:

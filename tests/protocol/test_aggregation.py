@@ -15,7 +15,7 @@ from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation, Assessmen
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import digest
-from tests.protocol.stage import computed, flip, nodes_of, payload_of, unit_result
+from tests.protocol.stage import computed, flip, hidden_of, nodes_of, unit_result
 from tests.simulation.reference import Reference, bytes_of, reference
 
 SHARDS = 5
@@ -39,7 +39,7 @@ class Case:
     def assess(self, shards: Range, step: int, **changes: Any) -> Assessment:
         """Return what a result is to the run."""
         result = self.result(shards, step, **changes)
-        return self.aggregation.assess(result, payload_of(self.known, result))
+        return self.aggregation.assess(result)
 
     def accept(
         self, *units: Range, step: int = 0, sender: str = "ann", **changes: Any
@@ -49,8 +49,7 @@ class Case:
         for shards in units:
             assert self.assess(shards, step, **changes) is Assessment.WANTED
             result = self.result(shards, step, **changes)
-            payload = payload_of(self.known, result)
-            new += self.aggregation.accept(result, payload, (sender, sender))
+            new += self.aggregation.accept(result, (sender, sender))
         return new
 
     def advance_to(self, step: int, *, by: tuple[Range, ...] = (ALL,)) -> None:
@@ -134,7 +133,7 @@ def test_a_delivered_node_in_a_complete_one_is_no_summand() -> None:
 
 def case_sums(case: Case, shards: Range) -> list[bytes]:
     """Return the right sums of a range's cover."""
-    return [bytes(each) for each in payload_of(case.known, case.result(shards, 0)).sums]
+    return [bytes(each) for each in case.result(shards, 0).payload.sums]
 
 
 # The order of checks: step, inputs, shards that are here, finite.
@@ -190,7 +189,7 @@ def test_its_step_comes_before_its_inputs_and_these_before_a_repeat() -> None:
 def test_where_a_shard_that_is_here_differs_nothing_of_the_unit_is_taken() -> None:
     case = Case()
     case.accept((1, 1))
-    losses = list(payload_of(case.known, case.result((0, 2), 0)).losses)
+    losses = list(case.result((0, 2), 0).payload.losses)
     losses[1] += 1
     assert case.assess((0, 2), 0, losses=losses) is Assessment.REPEAT_DIFFERS
     assert case.aggregation.missing() == [0, 2, 3, 4]
@@ -202,15 +201,15 @@ def test_where_a_shard_that_is_here_differs_nothing_of_the_unit_is_taken() -> No
 def test_a_repeat_differs_in_any_of_its_parts() -> None:
     case = Case()
     case.accept((1, 3))
-    right = payload_of(case.known, case.result((1, 3), 0))
+    right = case.result((1, 3), 0)
     for place in range(3):
-        losses, hidden = list(right.losses), list(right.hidden)
+        losses, hidden = list(right.payload.losses), hidden_of(right)
         losses[place] = math.nextafter(losses[place], 0)
         hidden[place] = flip(hidden[place])
         assert case.assess((1, 3), 0, losses=losses) is Assessment.REPEAT_DIFFERS
         assert case.assess((1, 3), 0, hidden=hidden) is Assessment.REPEAT_DIFFERS
     for place in range(2):
-        sums = list(right.sums)
+        sums = list(right.payload.sums)
         sums[place] = flip(sums[place])
         assert case.assess((1, 3), 0, sums=sums) is Assessment.REPEAT_DIFFERS
     assert case.assess((1, 3), 0, lease=9, seconds=1.0) is Assessment.REPEAT
@@ -303,13 +302,12 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
     frames_kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case()
-    monkeypatch.setattr(aggregation, "KEPT_BYTES", frames_kept * len(case.result(ALL, 0).payload))
     result = case.result(ALL, 0)
-    received = np.frombuffer(result.payload, np.uint8).copy()
+    monkeypatch.setattr(aggregation, "KEPT_BYTES", frames_kept * result.payload.length)
+    received = np.frombuffer(result.payload.sums[0], np.uint8).copy()
     kept = weakref.ref(received)
-    payload = payload_of(case.known, case.result(ALL, 0, payload=received.data))
-    case.aggregation.accept(result, payload, ("ann", "ann"))
-    del received, payload
+    case.aggregation.accept(case.result(ALL, 0, sums=[received.data]), ("ann", "ann"))
+    del received
     case.aggregation.apply()
     assert kept() is not None
     for step in range(1, frames_kept + 1):
@@ -324,10 +322,9 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
 
 def test_a_hidden_state_is_no_view_of_a_received_frame() -> None:
     case = Case()
-    result = case.result(ALL, 0)
-    received = bytearray(result.payload)
-    payload = payload_of(case.known, case.result(ALL, 0, payload=received))
-    case.aggregation.accept(result, payload, ("ann", "ann"))
+    received = bytearray(case.result(ALL, 0).payload.hidden)
+    payload = case.result(ALL, 0).payload._replace(hidden=received)
+    case.aggregation.accept(case.result(ALL, 0, payload=payload), ("ann", "ann"))
     case.aggregation.apply()
     received[:] = bytes(len(received))
     assert case.is_right()
@@ -340,8 +337,8 @@ def test_a_hidden_state_is_no_view_of_a_received_frame() -> None:
 @pytest.mark.parametrize("part", ["losses", "hidden"])
 def test_a_loss_or_hidden_state_that_is_not_finite_is_not_accepted(part: str, value: float) -> None:
     case = Case()
-    right = payload_of(case.known, case.result((0, 2), 0))
-    changed: list[Any] = list(getattr(right, part))
+    right = case.result((0, 2), 0)
+    changed: list[Any] = list(right.payload.losses) if part == "losses" else hidden_of(right)
     if part == "losses":
         changed[1] = value
     else:
@@ -379,7 +376,7 @@ def test_a_sum_that_overflows_is_nobody_s() -> None:
 
 def test_large_finite_hidden_states_are_finite() -> None:
     case = Case()
-    hidden = [bytes(each) for each in payload_of(case.known, case.result(ALL, 0)).hidden]
+    hidden = [bytes(each) for each in hidden_of(case.result(ALL, 0))]
     large = np.full_like(np.frombuffer(hidden[0], np.float32), 1e30).tobytes()
     assert case.assess(ALL, 0, hidden=[large, *hidden[1:]]) is Assessment.WANTED
 

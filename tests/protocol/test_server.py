@@ -67,7 +67,6 @@ from tests.protocol.stage import (
     flip,
     hello,
     only,
-    payload_of,
     said,
     sent,
     unit_result,
@@ -656,7 +655,7 @@ def test_who_is_banned_with_nothing_accepted_costs_nothing() -> None:
 def test_a_worker_whose_sum_is_not_finite_is_found_before_the_step_is_applied() -> None:
     stage = Stage(shards=4, step=2)
     stage.join("bob")
-    sums = payload_of(stage.known, unit_result(stage.known, 0, 1, 2)).sums
+    sums = unit_result(stage.known, 0, 1, 2).payload.sums
     stage.join("eve")
     stage.deliver("eve", (0, 1), sums=[with_nan(sums[0])])
     effects = stage.deliver("bob", (2, 3))
@@ -692,7 +691,7 @@ def test_a_sum_that_overflows_ends_the_run_and_names_nobody() -> None:
     stage = Stage(shards=4)
     stage.join("ann")
     for shards in ((0, 1), (2, 3)):
-        sums = payload_of(stage.known, unit_result(stage.known, *shards, 0)).sums
+        sums = unit_result(stage.known, *shards, 0).payload.sums
         largest = np.full_like(np.frombuffer(sums[0], np.float32), 3e38).tobytes()
         effects = stage.deliver("ann", shards, sums=[largest])
     end = finish(effects)
@@ -747,7 +746,7 @@ def test_a_difference_in_a_shard_that_the_server_did_not_compute_is_the_workers_
     stage.join("ann", "bob")
     stage.deliver(own, 0)
     stage.deliver("ann", 1)
-    losses = payload_of(stage.known, unit_result(stage.known, 0, 1, 0)).losses
+    losses = unit_result(stage.known, 0, 1, 0).payload.losses
     effects = stage.compute(stage.deliver("bob", (0, 1), 0, losses=[losses[0], 1.0]))
     assert only(effects, RememberBans).banned == {"bob": "it computed step 0, shards 0 … 1 wrongly"}
 
@@ -766,7 +765,7 @@ def test_a_wrong_range_is_computed_again_shard_by_shard() -> None:
     stage = Stage(shards=4)
     stage.join("ann", "bob")
     stage.deliver("ann", (0, 2))
-    sums = payload_of(stage.known, unit_result(stage.known, 0, 2, 0)).sums
+    sums = unit_result(stage.known, 0, 2, 0).payload.sums
     effects = stage.deliver("bob", (0, 2), sums=[flip(sums[0]), sums[1]])
     shards = [effect for effect in effects if isinstance(effect, Compute)]
     assert [unit.shard for unit in shards] == [0, 1, 2]

@@ -45,7 +45,6 @@ from tests.protocol.stage import (
     computed,
     hello,
     only,
-    payload_of,
     said,
     sent,
     status,
@@ -188,7 +187,7 @@ def test_it_computes_a_range_shard_by_shard_and_sends_the_sums_of_its_cover_once
     result = only(bench.finish(bench.begin()), UnitResult)
     assert order == [(1, 0, True), (2, 0, True), (3, 0, True)]
     right = unit_result(bench.known, 1, 4, 0, lease=7)
-    assert len(payload_of(bench.known, result).sums) == 3, "shard 1, shards 2 … 3, shard 4"
+    assert len(result.payload.sums) == 3, "shard 1, shards 2 … 3, shard 4"
     assert result == dataclasses.replace(right, seconds=result.seconds)
     assert result.seconds == pytest.approx(0.2), "of one shard"
 

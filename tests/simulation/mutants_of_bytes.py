@@ -18,7 +18,6 @@ from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Frame, Identities, UnitResult
-from manychar.protocol.unit_payload import Payload
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk, copy_of
 from tests.simulation.lease_oracle import LeaseOracle
@@ -106,16 +105,17 @@ def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         assess = Aggregation.assess
 
-        def assessed(self: Aggregation, result: UnitResult, payload: Payload) -> Assessment:
+        def assessed(self: Aggregation, result: UnitResult) -> Assessment:
             step = self._steps.get(result.step)
             if step is not None and step.inputs is not None:
                 step.compute_digests()
                 if weights:
                     result = dataclasses.replace(result, weights_digest=step.weights_digest)
                 if hidden:
-                    digests = step.hidden_digests[result.first : result.last + 1]
-                    payload = payload._replace(digests=digests)
-            return assess(self, result, payload)
+                    digests = b"".join(step.hidden_digests[result.first : result.last + 1])
+                    payload = result.payload._replace(digests=digests)
+                    result = dataclasses.replace(result, payload=payload)
+            return assess(self, result)
 
         patch.setattr(Aggregation, "assess", assessed)
 
@@ -144,8 +144,8 @@ def _assessed_as(assessment: Assessment, instead: Assessment) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         assess = Aggregation.assess
 
-        def assessed(self: Aggregation, result: UnitResult, payload: Payload) -> Assessment:
-            said = assess(self, result, payload)
+        def assessed(self: Aggregation, result: UnitResult) -> Assessment:
+            said = assess(self, result)
             return instead if said is assessment else said
 
         patch.setattr(Aggregation, "assess", assessed)
@@ -206,10 +206,8 @@ def a_checkpoint_has_the_hidden_states_of_the_step_before(patch: pytest.MonkeyPa
 def hidden_states_are_committed_when_they_are_accepted(patch: pytest.MonkeyPatch) -> None:
     accept = Aggregation.accept
 
-    def hasty(
-        self: Aggregation, result: UnitResult, payload: Payload, sender: Identities
-    ) -> list[int]:
-        new = accept(self, result, payload, sender)
+    def hasty(self: Aggregation, result: UnitResult, sender: Identities) -> list[int]:
+        new = accept(self, result, sender)
         self.state.hidden[new] = self._next_hidden[new]
         return new
 
@@ -233,10 +231,8 @@ def weights_are_one_version_off(patch: pytest.MonkeyPatch) -> None:
 def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     accept = Aggregation.accept
 
-    def zeroing(
-        self: Aggregation, result: UnitResult, payload: Payload, sender: Identities
-    ) -> list[int]:
-        new = accept(self, result, payload, sender)
+    def zeroing(self: Aggregation, result: UnitResult, sender: Identities) -> list[int]:
+        new = accept(self, result, sender)
         if self.corpus.is_fresh(result.step + 1):
             self._next_hidden[new] = 0
         return new
@@ -340,8 +336,8 @@ def _compares(kind: type[Any]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         digests_of = Aggregation.digests_of
 
-        def some(self: Aggregation, result: UnitResult, payload: Payload) -> Digests:
-            digests = digests_of(self, result, payload)
+        def some(self: Aggregation, result: UnitResult) -> Digests:
+            digests = digests_of(self, result)
             return {of: each for of, each in digests.items() if isinstance(of, kind)}
 
         patch.setattr(Aggregation, "digests_of", some)

@@ -16,7 +16,7 @@ from manychar.protocol import codec
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.messages import Frame, Message, Peer, UnitResult
-from manychar.protocol.unit_payload import Payload
+from manychar.protocol.unit_payload import equal_parts
 from tests.simulation.reference import Piece
 from tests.simulation.violation import Violation
 
@@ -155,25 +155,21 @@ class Network:
     def _confused(self, result: UnitResult, _: Connection) -> UnitResult:
         """Return a result that was computed from other weights, or another hidden state."""
         assert self.world.server is not None
-        payload = Payload.of(result, self.world.server.machine.dimensions)
-        sums = [flip(each) for each in payload.sums]
+        payload = result.payload
+        sums = tuple(flip(each) for each in payload.sums)
         if self.world.chance.random() < 0.5:
             wrong = payload._replace(sums=sums)
-            return dataclasses.replace(
-                result, payload=wrong.pack(), weights_digest=bytes(DIGEST_BYTES)
-            )
-        other = self.world.chance.randrange(len(payload.digests))
-        digests = [
-            bytes(DIGEST_BYTES) if i == other else each for i, each in enumerate(payload.digests)
-        ]
-        wrong = payload._replace(sums=sums, digests=digests)
-        return dataclasses.replace(result, payload=wrong.pack())
+            return dataclasses.replace(result, payload=wrong, weights_digest=bytes(DIGEST_BYTES))
+        digests = equal_parts(payload.digests, len(payload.losses))
+        digests[self.world.chance.randrange(len(digests))] = bytes(DIGEST_BYTES)
+        wrong = payload._replace(sums=sums, digests=b"".join(digests))
+        return dataclasses.replace(result, payload=wrong)
 
     def _differing(self, result: UnitResult, link: Connection) -> UnitResult:
         """Return a result that was computed wrongly; its sender is broken from now on."""
         assert self.world.server is not None
         self.world.broken.add(link.worker.name)
-        return spoiled_result(result, self.world.server.machine.dimensions, self.world.chance)
+        return spoiled_result(result, self.world.chance)
 
     def _cut_otherwise(self, result: UnitResult, _: Connection) -> UnitResult:
         """Return the right result of another range, as if its lease had been revoked long ago."""
@@ -218,14 +214,18 @@ def spoiled(piece: Piece, chance: random.Random) -> Piece:
             return dataclasses.replace(piece, hidden=_not_finite(piece.hidden))
 
 
-def spoiled_result(result: UnitResult, size: Dimensions, chance: random.Random) -> UnitResult:
+def spoiled_result(result: UnitResult, chance: random.Random) -> UnitResult:
     """Return a unit's result with one loss, hidden state or sum wrong."""
-    payload = Payload.of(result, size)
+    payload = result.payload
     name = chance.choice(("losses", "hidden", "sums"))
-    parts: list[Any] = list(getattr(payload, name))
+    if name == "hidden":
+        parts: list[Any] = equal_parts(payload.hidden, len(payload.losses))
+    else:
+        parts = list(getattr(payload, name))
     wrong = chance.randrange(len(parts))
     parts[wrong] = parts[wrong] + 0.5 if name == "losses" else flip(parts[wrong])
-    return dataclasses.replace(result, payload=payload._replace(**{name: parts}).pack())
+    changed: Any = b"".join(parts) if name == "hidden" else tuple(parts)
+    return dataclasses.replace(result, payload=payload._replace(**{name: changed}))
 
 
 def flip(frame: Frame) -> bytes:

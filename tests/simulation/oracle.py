@@ -22,7 +22,7 @@ from manychar.protocol.lifecycle import RunPhase
 from manychar.protocol.membership import PeerState
 from manychar.protocol.messages import Hello, Message, Peer, Reset, Role, UnitResult
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.unit_payload import Payload
+from manychar.protocol.unit_payload import Payload, equal_parts
 from tests.simulation.lease_oracle import LeaseOracle, name_of
 from tests.simulation.reference import Reference, bytes_of
 from tests.simulation.violation import Violation
@@ -129,11 +129,10 @@ class Oracle:
             return Assessment.NOT_OPEN
         if step < max(self.step - STEPS_COMPARED, self._first):
             return Assessment.REPEAT_TOO_OLD
-        payload = Payload.of(result, self._dimensions)
-        reference = self.reference
+        payload, reference = result.payload, self.reference
         inputs = reference.payload(step, result.first, result.last).digests
         if (
-            list(payload.digests) != inputs
+            payload.digests != inputs
             or result.weights_digest != reference.pieces[0, step].weights_digest
         ):
             return Assessment.FROM_ANOTHER_STATE
@@ -144,7 +143,7 @@ class Oracle:
         if all(shard in known for shard in _shards(result)):
             compared = any(isinstance(of, tuple) for of in known)
             return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
-        numbers = np.frombuffer(b"".join(payload.hidden), "<f4")
+        numbers = np.frombuffer(payload.hidden, "<f4")
         finite = np.isfinite(numbers).all() and np.isfinite(payload.losses).all()
         return Assessment.WANTED if finite else Assessment.NOT_FINITE
 
@@ -196,7 +195,7 @@ class Oracle:
         It must be, unless a broken worker was the first.
         """
         step, reference = result.step, self.reference
-        parts = _parts(result, Payload.of(result, self._dimensions), reference)
+        parts = _parts(result, result.payload, reference)
         nodes = [of for of in parts if isinstance(of, tuple) and not self._is_complete(of)]
         shards = [i for i in _shards(result) if (step, i) not in self._accepted]
         right = _parts(result, reference.payload(step, result.first, result.last), reference)
@@ -233,7 +232,7 @@ class Oracle:
     def check_sent(self, result: UnitResult, invariant: str) -> None:
         """A result is the reference's, to the last bit."""
         right = self.reference.result(result, result.step, result.first, result.last)
-        if bytes(result.payload) != right.payload or result.weights_digest != right.weights_digest:
+        if result.payload != right.payload or result.weights_digest != right.weights_digest:
             raise Violation(invariant, f"{name_of(result)} differs")
 
     def _check_sums(self, machine: ParameterServer) -> None:
@@ -353,7 +352,7 @@ def _shards(result: UnitResult) -> range:
 
 def _parts(result: UnitResult, payload: Payload, reference: Reference) -> dict[Any, Any]:
     """Return what can be compared: loss and hidden state by shard, the sum by node."""
-    hidden = map(bytes, payload.hidden)
+    hidden = map(bytes, equal_parts(payload.hidden, len(payload.losses)))
     shards = dict(
         zip(_shards(result), zip(map(float.hex, payload.losses), hidden, strict=True), strict=True)
     )

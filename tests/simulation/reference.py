@@ -87,17 +87,17 @@ class Reference:
             step=step,
             weights_digest=self.pieces[first, step].weights_digest,
             seconds=0.0,
-            payload=self.payload(step, first, last).pack(),
+            payload=self.payload(step, first, last),
         )
 
     def payload(self, step: int, first: int, last: int) -> Payload:
         """Return what a worker sends for these shards."""
         pieces = [self.pieces[shard, step] for shard in range(first, last + 1)]
         return Payload(
-            sums=[self.sums[step][node] for node in self.cover(first, last)],
-            hidden=[piece.hidden for piece in pieces],
-            losses=[piece.loss for piece in pieces],
-            digests=[digest(each) for each in self.hidden[step][first : last + 1]],
+            sums=tuple(self.sums[step][node] for node in self.cover(first, last)),
+            hidden=b"".join(piece.hidden for piece in pieces),
+            losses=tuple(piece.loss for piece in pieces),
+            digests=b"".join(digest(each) for each in self.hidden[step][first : last + 1]),
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from manychar.protocol.messages import Message
+from manychar.protocol.unit_payload import Payload
 
 
 def sent(who: str, message: Message) -> str:
@@ -20,6 +21,6 @@ def brief(message: Message) -> str:
     shown = {
         name: value
         for name, value in fields.items()
-        if not isinstance(value, bytes | bytearray | memoryview)
+        if not isinstance(value, bytes | bytearray | memoryview | Payload)
     }
     return f"{type(message).__name__}({', '.join(f'{k}={v}' for k, v in shown.items())})"

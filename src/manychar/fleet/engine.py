@@ -33,9 +33,7 @@ class PieceTimer:
 
     def __call__(self) -> None:
         now = time.monotonic()
-        piece = now - self._last
-        if piece > self.slowest:
-            self.slowest = piece
+        self.slowest = max(self.slowest, now - self._last)
         if now >= self.due:
             self.due = self._heartbeat()
             now = time.monotonic()
@@ -59,6 +57,7 @@ class Engine:
         self._loaded: Frame | None = None
         self._digest = b""
         self._due = 0.0
+        self.digest_of: Callable[[Frame], bytes] = digest
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype; computed once."""
@@ -74,7 +73,7 @@ class Engine:
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
             self._loaded = unit.weights  # held on to, so that no other frame can be this one
-            self._digest = digest(unit.weights)
+            self._digest = self.digest_of(unit.weights)
         hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
         timer, began = PieceTimer(heartbeat, self._due), time.monotonic()

@@ -77,6 +77,7 @@ class ServerLoop:
     flush_at: float = 0.0
 
     def __post_init__(self) -> None:
+        self.engine.digest_of = self.machine.aggregation.digest_of
         self.notifier = Notifier()
         self.writer = Writer(self.directory, self.resume_point, self.loop.wake)
         self.snapshots = Snapshots()

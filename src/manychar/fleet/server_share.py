@@ -7,6 +7,7 @@ machine sends to this worker waits in a queue until the machine that sent it has
 
 import collections
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -46,6 +47,8 @@ class ServerShare:
         self.read_mailbox()
         wanted = False
         while following := self.machine.handle(events.MailboxEmpty(), time.monotonic()):
+            if not wanted:
+                os.sched_yield()  # to the thread that sends the weights, if it has no other core
             wanted = True
             for effect in following:
                 self._carry_out(effect, serve)

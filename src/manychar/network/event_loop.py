@@ -34,7 +34,7 @@ class EventLoop(contextlib.ExitStack):
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: list[Callable[[], object]] = []
         self._suspended: list[Callable[[float], object]] = []
-        self._off_core = _off_core()
+        self._off_core = time.monotonic() - time.thread_time()  # when this thread was on no core
 
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
         """Call back while the socket or descriptor can be read."""
@@ -73,11 +73,12 @@ class EventLoop(contextlib.ExitStack):
     def turn(self, at_most: float = math.inf) -> None:
         """Wait until something happens, for `at_most` seconds, and call back."""
         times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
-        began, off_core = time.monotonic(), _off_core() - self._off_core
-        wait = max(0.0, min(min(times, default=math.inf) - began, at_most))
+        began, first = time.monotonic(), min(times, default=math.inf)
+        wait = max(0.0, min(first - began, at_most))
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
-        late = time.monotonic() - began - wait + off_core
-        self._off_core = _off_core()
+        ended, before = time.monotonic(), self._off_core
+        self._off_core = ended - time.thread_time()
+        late = self._off_core - before - min(wait, ended - began)
         if late > SUSPENDED_AFTER:
             for suspended in self._suspended:
                 suspended(late)
@@ -89,11 +90,7 @@ class EventLoop(contextlib.ExitStack):
         for source in ready:
             if (readable := self._readable.get(source)) is not None:  # not removed meanwhile
                 readable()
-        for deadline, passed in self._deadlines:
-            if (due := deadline()) is not None and time.monotonic() >= due:
-                passed()
-
-
-def _off_core() -> float:
-    """Return the time in which this thread was not on a core, from any point on."""
-    return time.monotonic() - time.thread_time()
+        if time.monotonic() >= first:
+            for deadline, passed in self._deadlines:
+                if (due := deadline()) is not None and time.monotonic() >= due:
+                    passed()

@@ -50,7 +50,7 @@ def update(
                 if second:
                     total = np.add(total, second[0], g)
                 np.divide(total, total_streams, g)
-                if not all_finite(g):
+                if not _all_finite(g):
                     raise NotFiniteError("the mean gradient is not finite")
             g.clip(-clip, clip, out=g)
             np.multiply(g, g, root)
@@ -71,6 +71,6 @@ def update(
     return new_weights, new_memory
 
 
-def all_finite(array: NDArray[Any]) -> bool:
+def _all_finite(array: NDArray[Any]) -> bool:
     """Whether all values are finite; fast where the sum of their squares is."""
     return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())

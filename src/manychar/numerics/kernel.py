@@ -9,7 +9,7 @@ outputs are transposed, (V, n): a softmax then runs along memory. The tests comp
 a plain form of the same arithmetic: one-hot vectors, a loop over time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from manychar.numerics.corpus import id_dtype
 from manychar.numerics.model import Parameters, count_parameters
 
 TRANSPOSED_AT_ONCE = 128
+PIECE = 2**14  # numbers in the hidden states of the time steps between two calls of `progress`
+
+
+Arrays = tuple[NDArray[Any], ...]
 
 
 def no_progress() -> None:
@@ -63,8 +67,12 @@ class Kernel:
         self._rows_of_sums = list(self._sums)
         before, h = self._states[:-1], self._states[1:]
         inputs, da = self._inputs.reshape(h.shape), self._da.reshape(h.shape)
-        self._forward = list(zip(inputs, before, h, strict=True))
-        self._backward = list(zip(da, inputs, strict=True))[::-1]
+        self._forward = self._pieces(zip(inputs, before, h, strict=True))
+        self._backward = self._pieces(list(zip(da, inputs, strict=True))[::-1])
+
+    def _pieces(self, time_steps: Iterable[Arrays]) -> list[list[Arrays]]:
+        steps, size = list(time_steps), max(1, PIECE // (self.streams * self.hidden_size))
+        return [steps[start : start + size] for start in range(0, len(steps), size)]
 
     def load(self, flat: NDArray[Any]) -> None:
         """Copy the weights, shape (P,), that the next computations use."""
@@ -83,10 +91,11 @@ class Kernel:
     ) -> tuple[float, Parameters, NDArray[Any]]:
         """Return (loss, gradient, next hidden state) of T characters of B streams, as new arrays.
 
-        `inputs` and `targets` are ids below V, shape (B, T); `hidden`, shape (B, H), is the state
+        `inputs` and `targets` are ids, shape (B, T); `hidden`, shape (B, H), is the state
         before the first character, in the kernel's dtype: the caller has checked that. Loss (nats)
         and gradient are sums over time and streams; the gradient is not clipped. `progress` is
-        called between the pieces of the work, at least once a time step.
+        called between the pieces of the work: some time steps, or one where they take long.
+        Raises IndexError for an id that is not below V.
         """
         self._x[:], self._targets[:] = inputs.T, targets.T
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
@@ -102,10 +111,11 @@ class Kernel:
         # With mode "raise", numpy would write into a buffer of its own first.
         self._rows.take(self._x.reshape(-1), axis=0, out=self._inputs, mode="clip")
         WhhT, add, tanh = self._WhhT, np.add, np.tanh
-        for x, before, h in self._forward:  # each (B, H)
-            before.dot(WhhT, h)
-            add(h, x, h)
-            tanh(h, h)
+        for piece in self._forward:
+            for x, before, h in piece:  # each (B, H)
+                before.dot(WhhT, h)
+                add(h, x, h)
+                tanh(h, h)
             progress()
 
     def _compute_loss(self, progress: Callable[[], None]) -> float:
@@ -137,12 +147,13 @@ class Kernel:
         np.subtract(1, slopes, slopes)
         Whh, from_later, add, multiply = self._w["Whh"], self._from_later, np.add, np.multiply
         from_later[:] = 0
-        first = self._backward[-1][0]  # no hidden state of this step is before it
-        for da, slope in self._backward:  # each (B, H), the last time step first
-            add(da, from_later, da)
-            multiply(da, slope, da)
-            if da is not first:
-                da.dot(Whh, from_later)
+        first = self._backward[-1][-1][0]  # no hidden state of this step is before it
+        for piece in self._backward:
+            for da, slope in piece:  # each (B, H), the last time step first
+                add(da, from_later, da)
+                multiply(da, slope, da)
+                if da is not first:
+                    da.dot(Whh, from_later)
             progress()
 
     def _compute_gradient(self, progress: Callable[[], None]) -> Parameters:
@@ -175,11 +186,14 @@ class Kernel:
             of_character = np.zeros((len(sums), len(x)), da.dtype)
             of_character[x, self._columns] = 1
             return of_character.dot(da, sums)
+        counts = np.bincount(x).tolist()
+        if len(counts) > len(sums):
+            raise IndexError(f"an id that is not in 0 … {len(sums) - 1}")
         order = x.astype(self._id_dtype).argsort(kind="stable")  # in linear time up to 16 bits
         da.take(order, axis=0, out=rows, mode="clip")
         sums[:] = 0
         start = 0
-        for row_of_sums, count in zip(self._rows_of_sums, np.bincount(x).tolist(), strict=False):
+        for row_of_sums, count in zip(self._rows_of_sums, counts, strict=False):
             if count:
                 ones[count].dot(rows[start : start + count], row_of_sums)
                 start += count

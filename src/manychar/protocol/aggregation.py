@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.clipped_adagrad import all_finite
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
@@ -134,6 +133,10 @@ class Aggregation:
     def weights_digest(self) -> bytes:
         self._open.compute_digests()
         return self._open.weights_digest
+
+    def digest_of(self, weights: Frame) -> bytes:
+        """Return the digest of weights; computed once for the open step's."""
+        return self.weights_digest if weights is self.weights else digest(weights)
 
     def ids(self, first: int, last: int) -> memoryview:
         """Return what these shards read at the open step."""
@@ -289,7 +292,7 @@ class Aggregation:
         return cover(self.definition.shards, (result.first, result.last))
 
     def _is_finite(self, frame: Frame) -> bool:
-        return all_finite(self._array(frame))
+        return bool(np.isfinite(self._array(frame)).all())
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)

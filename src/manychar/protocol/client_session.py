@@ -110,7 +110,7 @@ class ClientSession:
         return self.welcome
 
 
-class ClientPhase(enum.Enum):
+class ClientPhase(enum.StrEnum):
     """The phase of a client."""
 
     CONNECTING = "connecting"

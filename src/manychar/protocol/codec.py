@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         packed, limits = None, tuple[tuple[str, field.Only], ...]()
         if kind.packed:
             packed = struct.Struct("<2s" + "".join(field.PACKED[h] for h in of_header.values()))
-            limits = tuple((n, get_args(h)[1]) for n, h in of_header.items() if n != "run_id")
+            limits = tuple((n, get_args(h)[1]) for n, h in list(of_header.items())[1:])
         return cls(kind, header, frames, packed, limits)
 
 
@@ -200,11 +200,11 @@ def _tensors(
 
 
 def _unpacked(layout: Layout, frame: Frame) -> dict[str, Any]:
-    """Return the header of a packed message."""
+    """Return the header of a packed message, whose first field is the name of the run."""
     if layout.struct is None or len(frame) != layout.struct.size:
         raise WireError(f"a header of {len(frame)} bytes")
-    values = dict(zip(layout.header, layout.struct.unpack(frame)[1:], strict=True))
-    values["run_id"] = _run_id(values["run_id"])
+    _, run_id, *numbers = layout.struct.unpack(frame)
+    values = dict(zip(layout.header, (_run_id(run_id), *numbers), strict=True))
     for name, limit in layout.limits:
         if not limit.holds(values[name]):
             raise WireError(f"{name}: {limit.wrong}")

@@ -23,7 +23,7 @@ from manychar.protocol.status_report import StatusReport
 RECORD_EVERY_STEPS = 100
 
 
-class RunPhase(enum.Enum):
+class RunPhase(enum.StrEnum):
     """The phase of the run."""
 
     STARTING = "starting"

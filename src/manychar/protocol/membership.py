@@ -32,7 +32,7 @@ LONGEST_UNIT = 3600.0
 MAX_DOUBLINGS = 10
 
 
-class PeerState(enum.Enum):
+class PeerState(enum.StrEnum):
     """The state of a connection, as the server sees it."""
 
     UNKNOWN = "unknown"

@@ -13,11 +13,12 @@ from manychar.protocol.field_types import Frame
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_IS_LITTLE = struct.pack("=H", 1) == struct.pack("<H", 1)
+
 
 def as_frame(array: "NDArray[Any]") -> memoryview:
     """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return little.data.cast("B")
+    return (array if _IS_LITTLE else array.byteswap()).data.cast("B")
 
 
 def digest(frame: Frame) -> bytes:
