@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import CorpusError, Streams, encode, encode_with, id_dtype
+from manychar.numerics.corpus import Streams, encode, encode_with, id_dtype
+from manychar.numerics.option import OptionError
 from tests.numerics import reference
 
 TEXTS = {
@@ -134,7 +135,7 @@ def test_the_validation_split_is_held_out_at_the_end(validation: float, kept: in
 
 @pytest.mark.parametrize("validation", [0.0004, 0.001])
 def test_one_character_is_nothing_to_judge_by(validation: float) -> None:
-    with pytest.raises(CorpusError, match="at least 2 are needed"):
+    with pytest.raises(OptionError, match="at least 2 are needed"):
         Streams(numbered(1000), 2, 5, 1, validation)
 
 
@@ -155,7 +156,7 @@ def test_a_text_of_exactly_one_step_is_enough() -> None:
 def test_a_text_that_is_too_short_is_refused_with_what_it_takes(
     characters: int, validation: float
 ) -> None:
-    with pytest.raises(CorpusError, match=r"1,664.*--shards.*--streams") as refusal:
+    with pytest.raises(OptionError, match=r"1,664.*--shards.*--streams") as refusal:
         Streams(numbered(characters), 4, 16, 25, validation)
     assert f"{int(characters * (1 - validation)):,} characters" in str(refusal.value)
 

@@ -17,10 +17,6 @@ from manychar.numerics.option import OptionError
 CODE_POINTS = 0x110000
 
 
-class CorpusError(OptionError):
-    """A text that cannot be trained on."""
-
-
 def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
     """Return the narrowest unsigned little-endian type that holds every id."""
     for name in ("u1", "<u2"):
@@ -64,7 +60,7 @@ class Batch:
 class Streams:
     """The corpus cut into S * B streams of equal length; shard i owns streams i*B … i*B + B-1.
 
-    `ids` are those of the whole text, shape (N,). Raises CorpusError where a stream would be
+    `ids` are those of the whole text, shape (N,). Raises OptionError where a stream would be
     shorter than the T + 1 characters of one step.
     """
 
@@ -79,7 +75,7 @@ class Streams:
     def __post_init__(self) -> None:
         """Find the length of a stream; remainder and validation text are not read."""
         if self.validation > 0 and len(self.validation_ids) < 2:
-            raise CorpusError(
+            raise OptionError(
                 f"--validation {self.validation} of {len(self.ids):,} characters leaves"
                 f" {len(self.validation_ids)} for validation: at least 2 are needed"
             )
@@ -87,7 +83,7 @@ class Streams:
         length = characters // (self.shards * self.streams)
         if length < self.seq_length + 1:
             needed = self.shards * self.streams * (self.seq_length + 1)
-            raise CorpusError(
+            raise OptionError(
                 f"the text has {characters:,} characters, and {self.shards} shards of"
                 f" {self.streams} streams of {self.seq_length} + 1 characters need {needed:,}:"
                 " use a longer text, or fewer --shards or --streams"

@@ -15,7 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import CorpusError, Streams
+from manychar.numerics.corpus import Streams
+from manychar.numerics.option import OptionError
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError, because
@@ -81,7 +82,7 @@ class RunDirectory:
         vocabulary, ids = corpus_file.map_corpus(self.path)
         try:
             return vocabulary, streams_of(self.definition, ids)
-        except CorpusError as error:
+        except OptionError as error:
             raise UserError(f"{self.path}: {error}") from None
 
     def read(self, path: Path) -> Checkpoint:
@@ -127,7 +128,7 @@ class RunDirectory:
 
 
 def streams_of(definition: Definition, ids: NDArray[Any]) -> Streams:
-    """Return a corpus as the definition's streams. Raises CorpusError where it is too short."""
+    """Return a corpus as the definition's streams. Raises OptionError where it is too short."""
     sizes = (definition.shards, definition.streams, definition.seq_length)
     return Streams(ids, *sizes, definition.validation)
 
