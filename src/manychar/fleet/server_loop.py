@@ -15,7 +15,7 @@ from collections.abc import Callable
 from manychar.fleet.engine import Engine
 from manychar.fleet.server_share import ServerShare
 from manychar.fleet.validation_process import ValidationProcess
-from manychar.network.event_loop import EventLoop
+from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.router import Router, Unreachable
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
@@ -40,7 +40,6 @@ SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 MESSAGES_A_TURN = 1000
 SHOWN_WITHIN = 5.0
-TURN_EVERY = 0.005  # seconds, while the kernel computes
 
 
 class _AbandonedError(Exception):

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from manychar.network.dealer import Dealer
-from manychar.network.event_loop import EventLoop
+from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.keys import ClientKey
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
@@ -63,8 +63,19 @@ class _Loop:
         while self.finish is None:
             self.loop.turn(0 if busy else math.inf)
             self.notifier.alive()
-            busy = self._handle(events.MailboxEmpty())
+            busy = self._compute()
         return self.finish
+
+    def _compute(self) -> bool:
+        """Compute shards of a unit for some milliseconds; return whether any was wanted."""
+        turn_at = time.monotonic() + TURN_EVERY
+        wanted = False
+        while self._handle(events.MailboxEmpty()):
+            wanted = True
+            if not self.machine.has_unit or time.monotonic() >= turn_at:
+                break
+            self._read_mailbox()
+        return wanted
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()

@@ -14,6 +14,7 @@ import zmq
 
 from manychar.processes.signals import SelfPipe
 
+TURN_EVERY = 0.005  # seconds between two turns of a loop whose thread computes
 SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
 
 Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor

@@ -46,9 +46,9 @@ UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and i
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What the shards of a queued unit read, one frame for all."""
+    """What the shards of a queued unit read."""
 
-    ids: Frame
+    ids: list[Frame]
     fresh: bool
 
 
@@ -108,7 +108,7 @@ class _InHand:
             fresh=self.inputs.fresh,
             weights=self.weights,
             hidden=self.hidden[done],
-            ids=equal_parts(self.inputs.ids, len(self.hidden))[done],
+            ids=self.inputs.ids[done],
         )
 
     def add(self, shard: events.Computed) -> None:
@@ -263,7 +263,8 @@ class Worker(ClientMachine):
             lease = self._leases[grant.lease] = _Lease(grant.lease, shards)
         numbers = range(grant.first, grant.last + 1)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
-        return self._queue(lease, (grant.first, grant.last), _Inputs(grant.ids, grant.fresh))
+        ids = equal_parts(grant.ids, len(numbers))
+        return self._queue(lease, (grant.first, grant.last), _Inputs(ids, grant.fresh))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
         self._heard = max(self._heard, message.number)
@@ -272,7 +273,8 @@ class Worker(ClientMachine):
         lease = self._leases.get(message.lease)
         if lease is None or lease.shards != (message.first, message.last):
             return []
-        return self._queue(lease, lease.shards, _Inputs(message.ids, message.fresh))
+        ids = equal_parts(message.ids, message.last - message.first + 1)
+        return self._queue(lease, lease.shards, _Inputs(ids, message.fresh))
 
     def _adopt_weights(self, step: int, weights: Frame) -> bool:
         """Advance to the weights' step; return False where the worker is at a later one already."""
