@@ -17,8 +17,8 @@ _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
 def choose_streams(hidden: int, shards: int) -> int:
-    """Return B for 64 total streams; for large models, which need more steps, for 32."""
-    return max(1, (64 if hidden <= 256 else 32) // shards)
+    """Return B for 64 total streams; from 256 hidden units on, which need more steps, for 32."""
+    return max(1, (64 if hidden < 256 else 32) // shards)
 
 
 def choose_learning_rate(hidden: int, shards: int, streams: int) -> float:
@@ -52,7 +52,7 @@ class Definition:
         4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
     )
     streams: int = _option(
-        Formula("max(1, 64 // shards); hidden above 256: max(1, 32 // shards)", choose_streams),
+        Formula("max(1, 64 // shards); hidden from 256 on: max(1, 32 // shards)", choose_streams),
         "Streams of text in a shard.",
         least=1,
         most=65_536,

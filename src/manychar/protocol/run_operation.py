@@ -27,7 +27,7 @@ def pays_to_compute(workers: int, cores: int) -> bool:
 class Operation:
     """The options of a run's operation; intervals are in steps."""
 
-    steps: int = _count(10_000, "Total number of steps; 0: until Ctrl-C.")
+    steps: int = _count(12_500, "Total number of steps; 0: until Ctrl-C.")
     checkpoint_every: int = _count(1000, "Steps between checkpoints; 0: only the first and last.")
     keep_checkpoints: int = _count(20, "Newest checkpoints to keep, beside 0 and the best; 0: all.")
     sample_every: int = _count(1000, "Steps between samples; 0: only at the end.")

@@ -20,10 +20,10 @@ from tests.benchmarks.tables import table
 
 COARSE, LEARNS_WITHIN, LEARNS = 600_000, 1_000_000, 2.6
 DEFAULTS_OF_0_1_0 = {"learning_rate": 0.1, "warmup": 0, "streams": 64}
-GRID = {  # by hidden units: rates, warm-ups
-    64: ((0.07, 0.1, 0.14, 0.2), (0, 50, 100, 200)),
-    256: ((0.025, 0.035, 0.05, 0.07, 0.1), (50, 100, 200, 400)),
-    1024: ((0.0125, 0.025), (100, 300)),
+GRID = {  # by hidden units: total streams, rates, warm-ups
+    64: (64, (0.07, 0.1, 0.14, 0.2), (0, 50, 100, 200)),
+    256: (64, (0.025, 0.035, 0.05, 0.07, 0.1), (50, 100, 200, 400)),
+    1024: (32, (0.0125, 0.025), (100, 300)),
 }
 STREAMS = (16, 32, 64, 128, 256, 512)
 SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
@@ -31,12 +31,12 @@ SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
 OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     64: [],
     100: [({"warmup": 50}, 2), ({"warmup": 200}, 5)],
-    256: [({"learning_rate": 10 / 256, "warmup": 100}, 5)],
+    256: [({"streams": 64}, 5), ({"streams": 64, "learning_rate": 10 / 256, "warmup": 100}, 5)],
     512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
 }
-TO_THE_END = (64, 100, 256, 512)
-ON_THE_WAY = (3_125, 5_000, 8_000)
+TO_THE_END = {64: 1, 100: 1, 256: 3, 512: 3}  # seeds by hidden units
+ON_THE_WAY = (5_000, 7_500, 10_000)
 SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
 Values = Mapping[str, Any]
@@ -90,13 +90,13 @@ def _defaults(hidden: int) -> dict[str, Any]:
 
 def _grid(trainings: Trainings) -> Iterator[str]:
     """The coarse grid, with one seed."""
-    for hidden, (rates, warmups) in GRID.items():
-        values, rows = _defaults(hidden), []
+    for hidden, (streams, rates, warmups) in GRID.items():
+        values, rows = {**_defaults(hidden), "streams": streams}, []
         for rate in rates:
             asked = ({**values, "learning_rate": rate, "warmup": warmup} for warmup in warmups)
             losses = (trainings.losses(each, [COARSE])[0] for each in asked)
             rows.append((f"{rate:g}", *map(_shown, losses)))
-        yield f"H {hidden:,}, {values['streams']} total streams, after {COARSE:,} characters:\n"
+        yield f"H {hidden:,}, {streams} total streams, after {COARSE:,} characters:\n"
         yield table(("rate", *(f"warm-up {warmup}" for warmup in warmups)), rows)
 
 
@@ -136,13 +136,15 @@ def _seeds(trainings: Trainings) -> Iterator[str]:
 def _ends(trainings: Trainings) -> Iterator[str]:
     """Default runs to the default number of steps."""
     rows, steps = [], (*ON_THE_WAY, Operation(workers=1).steps)
-    for hidden in TO_THE_END:
-        values = {**_defaults(hidden), "seed": 1}
-        characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
-        losses = trainings.losses(values, [characters * each for each in steps])
-        rows.append((f"{hidden:,}", str(values["streams"]), *map(_shown, losses)))
+    for hidden, seeds in TO_THE_END.items():
+        for seed in range(1, seeds + 1):
+            values = {**_defaults(hidden), "seed": seed}
+            characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
+            losses = trainings.losses(values, [characters * each for each in steps])
+            sizes = f"{hidden:,}", str(seed), str(values["streams"])
+            rows.append((*sizes, *(f"{loss:.3f}" for loss in losses)))
     yield "Default runs, after so many steps; the last number is the default one:\n"
-    yield table(("H", "total streams", *(f"{each:,}" for each in steps)), rows)
+    yield table(("H", "seed", "total streams", *(f"{each:,}" for each in steps)), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
