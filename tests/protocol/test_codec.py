@@ -395,6 +395,10 @@ def test_a_packed_header_is_that_of_a_known_message() -> None:
     refused([b"\xc1\x07" + header[2:], payload], "no msgpack map within the limits")
     refused([b"\xc1", payload], "no msgpack map within the limits")
     refused([header, payload], "UnitResult: frames from a peer that was not welcomed", None)
+    named = {"type": "UnitResult", "a": "x" * 40}
+    as_long = msgpack.packb(named | {"b": "x" * (len(header) - len(msgpack.packb(named)) - 4)})
+    assert len(as_long) == len(header)
+    refused([as_long, payload], "an unknown type of message")
 
 
 @given(built(AddedPacked))

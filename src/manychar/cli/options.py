@@ -16,9 +16,8 @@ import typer
 from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
-from manychar.numerics.option import Option, checked, flag, options_of
+from manychar.numerics.option import Option, StrPath, checked, flag, options_of
 from manychar.numerics.run_definition import Definition
-from manychar.observability.sampling_options import StrPath
 from manychar.processes import log
 
 DEFINING = "What is trained (the weights depend on these options and on nothing else)"

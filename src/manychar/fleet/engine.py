@@ -19,10 +19,9 @@ from manychar.protocol.unit_payload import as_frame, digest
 
 
 class PieceTimer:
-    """A progress callback: times the pieces of a computation, and sends due heartbeats.
+    """A progress callback: times the pieces of a computation, and calls `heartbeat` when it is due.
 
-    `heartbeat` sends one, or does what else is due at the time `due`, and returns when it is due
-    again.
+    `due` is when, first; `heartbeat` returns when it is due again.
     """
 
     def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0) -> None:
@@ -56,7 +55,7 @@ class Engine:
         self._fingerprint: FingerprintComputed | None = None
         self._loaded: Frame | None = None
         self._digest = b""
-        self._due = 0.0
+        self._due = 0.0  # when the heartbeat is due, kept from shard to shard
         self.digest_of: Callable[[Frame], bytes] = digest
 
     def compute_fingerprint(self) -> FingerprintComputed:
@@ -68,7 +67,7 @@ class Engine:
             self._fingerprint = FingerprintComputed(found, names | kernels(), timer.slowest)
         return self._fingerprint
 
-    def compute(self, unit: Compute, heartbeat: Callable[[], float] = lambda: math.inf) -> Computed:
+    def compute(self, unit: Compute, heartbeat: Callable[[], float]) -> Computed:
         """Return the result of a shard; `heartbeat` is as in PieceTimer."""
         if unit.weights is not self._loaded:
             self._kernel.load(np.frombuffer(unit.weights, self._dtype))
@@ -78,7 +77,8 @@ class Engine:
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
         timer, began = PieceTimer(heartbeat, self._due), time.monotonic()
         loss, gradient, after = compute_shard(self._kernel, Batch(ids, unit.fresh), hidden, timer)
-        self._due = timer.due
+        if math.isfinite(timer.due):
+            self._due = timer.due
         return Computed(
             unit.shard,
             unit.step,

@@ -4,9 +4,9 @@ import dataclasses
 import os
 from typing import Literal
 
-from manychar.numerics.option import option
+from manychar.numerics.option import StrPath, option
 from manychar.numerics.run_definition import Definition
-from manychar.observability.sampling_options import Sampling, StrPath
+from manychar.observability.sampling_options import Sampling
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from manychar.protocol.run_operation import Operation
 

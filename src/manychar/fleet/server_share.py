@@ -48,7 +48,7 @@ class ServerShare:
         wanted = False
         while following := self.machine.handle(events.MailboxEmpty(), time.monotonic()):
             if not wanted:
-                os.sched_yield()  # to the thread that sends the weights, if it has no other core
+                os.sched_yield()  # libzmq's thread may need this core to send the weights
             wanted = True
             for effect in following:
                 self._carry_out(effect, serve)

@@ -1,4 +1,4 @@
-"""The worker's shell: read the mailbox to its end, compute the next unit, send; one thread.
+"""The worker's shell, one thread: it reads the mailbox before each shard that it computes.
 
 numpy is imported only after the welcome, because the run says which numerics to pin first. While
 the kernel works, its progress callback sends the heartbeats: a computation that hangs is silent.
@@ -67,7 +67,7 @@ class _Loop:
         return self.finish
 
     def _compute(self) -> bool:
-        """Compute shards of a unit for some milliseconds; return whether any was wanted."""
+        """Compute shards of a unit for TURN_EVERY; return whether any was wanted."""
         turn_at = time.monotonic() + TURN_EVERY
         wanted = False
         while self._handle(events.MailboxEmpty()):

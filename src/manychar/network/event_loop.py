@@ -35,7 +35,7 @@ class EventLoop(contextlib.ExitStack):
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: list[Callable[[], object]] = []
         self._suspended: list[Callable[[float], object]] = []
-        self._off_core = time.monotonic() - time.thread_time()  # when this thread was on no core
+        self._off_core = time.monotonic() - time.thread_time()  # seconds on no core, from any zero
 
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
         """Call back while the socket or descriptor can be read."""
@@ -58,7 +58,7 @@ class EventLoop(contextlib.ExitStack):
     def on_suspension(self, callback: Callable[[float], object]) -> None:
         """Call back with the seconds by which the loop slept too long: the process was stopped.
 
-        What was off the cores between two polls is counted, too: the server's own share computes.
+        Time off the cores between two turns counts, too, because the thread may compute there.
         """
         self._suspended.append(callback)
 

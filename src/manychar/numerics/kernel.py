@@ -19,8 +19,7 @@ from manychar.numerics.corpus import id_dtype
 from manychar.numerics.model import Parameters, count_parameters
 
 TRANSPOSED_AT_ONCE = 128
-PIECE = 2**14  # numbers in the hidden states of the time steps between two calls of `progress`
-
+PIECE = 2**14  # hidden values computed between two calls of `progress`; at least a time step's
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -94,7 +93,7 @@ class Kernel:
         `inputs` and `targets` are ids, shape (B, T); `hidden`, shape (B, H), is the state
         before the first character, in the kernel's dtype: the caller has checked that. Loss (nats)
         and gradient are sums over time and streams; the gradient is not clipped. `progress` is
-        called between the pieces of the work: some time steps, or one where they take long.
+        called between the pieces of the work: after each PIECE hidden values, and large product.
         Raises IndexError for an id that is not below V.
         """
         self._x[:], self._targets[:] = inputs.T, targets.T

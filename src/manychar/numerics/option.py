@@ -8,10 +8,12 @@ because the definition of a run, which the numerics read, is declared with it.
 import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 KEY = "option"
+StrPath = str | os.PathLike[str]
 
 
 class OptionError(ValueError):

@@ -17,7 +17,7 @@ _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
 
 def choose_streams(hidden: int, shards: int) -> int:
-    """Return B for 64 total streams; from 256 hidden units on, which need more steps, for 32."""
+    """Return B for 64 total streams; for 32 from 256 hidden units on, as they need more steps."""
     return max(1, (64 if hidden < 256 else 32) // shards)
 
 
@@ -52,7 +52,7 @@ class Definition:
         4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
     )
     streams: int = _option(
-        Formula("max(1, 64 // shards); hidden from 256 on: max(1, 32 // shards)", choose_streams),
+        Formula("max(1, 64 // shards); hidden >= 256: max(1, 32 // shards)", choose_streams),
         "Streams of text in a shard.",
         least=1,
         most=65_536,

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import os
 
-from manychar.numerics.option import option
+from manychar.numerics.option import StrPath, option
 
-StrPath = str | os.PathLike[str]
 _option = functools.partial(option, roles=("sample",))
 
 

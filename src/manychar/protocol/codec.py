@@ -32,7 +32,8 @@ FrameRule = field.Tensor | field.Records
 class Layout(NamedTuple):
     """How one type of message lies on the wire: its header's fields and its frames, in order.
 
-    A packed message has a `struct`, which holds the fields to their kinds, but not to `limits`.
+    A packed message's header is a `struct`, which fixes the types of its fields; `limits` are
+    checked in addition.
     """
 
     kind: type[Any]
@@ -171,8 +172,8 @@ def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
     if layout is None:
         header = _header(frames[0])
         layout = LAYOUTS.get(header.pop("type"))
-    if layout is None:
-        raise WireError("an unknown type of message")
+        if layout is None or layout.struct is not None:
+            raise WireError("an unknown type of message")
     try:
         values = _unpacked(layout, frames[0]) if layout.struct else _checked(header, layout.header)
         values |= _tensors(layout, frames[1:], dimensions or values.get("dimensions"), values)

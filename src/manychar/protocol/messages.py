@@ -242,7 +242,8 @@ class WorkerStats(NamedTuple):
     `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
     long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
     for it, in seconds. The next fields are those of `RecentUse`, of the last ten seconds.
-    `longest_piece` is the longest time between two looks at its mailbox, lately, in seconds.
+    `longest_piece` is the longest time between two calls of the kernel's progress callback, lately,
+    in seconds.
     """
 
     name: field.Name

@@ -13,12 +13,10 @@ from manychar.protocol.field_types import Frame
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_IS_LITTLE = struct.pack("=H", 1) == struct.pack("<H", 1)
-
 
 def as_frame(array: "NDArray[Any]") -> memoryview:
-    """Return the little-endian bytes of a contiguous array that is never written to; no copy."""
-    return (array if _IS_LITTLE else array.byteswap()).data.cast("B")
+    """Return the bytes of a contiguous array that is never written to; no copy."""
+    return array.data.cast("B")  # little-endian, as every platform that is supported
 
 
 def digest(frame: Frame) -> bytes:
@@ -75,7 +73,7 @@ class _PayloadFrame(field.Tensor):
         )
 
 
-def _bytes(size: Dimensions, nodes: int, shards: int) -> int:
+def _frame_length(size: Dimensions, nodes: int, shards: int) -> int:
     of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
     return nodes * size.parameters_bytes + shards * of_shard
 
@@ -84,12 +82,12 @@ def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
     first, last = values["first"], values["last"]
     if not first <= last < size.shards:
         raise field.WireError(f"shards {first} … {last} of {size.shards}")
-    return _bytes(size, len(cover(size.shards, (first, last))), last - first + 1)
+    return _frame_length(size, len(cover(size.shards, (first, last))), last - first + 1)
 
 
 def largest_payload(size: Dimensions) -> int:
     """Return the length of the longest payload of a unit's result: no range has more nodes."""
-    return _bytes(size, largest_cover(size.shards), size.shards)
+    return _frame_length(size, largest_cover(size.shards), size.shards)
 
 
 PayloadField = Annotated[Payload, _PayloadFrame(_payload_bytes)]
