@@ -119,7 +119,7 @@ def test_workers_come_and_die_and_the_time_ends_and_no_bit_changes(slurm: Cluste
     job.wait_for_lines(*(rf"job-{more}\.0-{i} has left" for i in (0, 1)))
     until(lambda: "its key is revoked" in slurm.output(more), slurm.described)
 
-    lost = r"\nworker-\d (has left: its connection is gone|are reassigned)"
+    lost = r"\n(worker-\d has left: its connection is gone|the shards of worker-\d are reassigned)"
     slurm.kill("worker", "n2")
     job.wait_for_lines(lost)
     slurm.kill_node("n3")
