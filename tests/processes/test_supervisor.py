@@ -15,7 +15,7 @@ from manychar.processes.supervisor import ProcessSlot, Supervisor
 
 READY = "print('ready', flush=True)\n"
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-SLEEPS = "import time; time.sleep(600)\n"
+WAITS = "import signal; signal.pause()\n"
 WRITES = "import sys\nfor i in range(20_000): sys.stderr.write(f'line {i}\\n')\n"
 ENDS_WITH_PARENT = (
     "from manychar.processes.parent_death import end_with_parent\nend_with_parent()\n"
@@ -99,7 +99,7 @@ def test_all_that_a_process_wrote_is_read_before_its_end_is_reported(family: Fam
 
 
 def test_a_process_reads_what_is_written_to_it_and_has_a_session_of_its_own(family: Family) -> None:
-    slot = family.start("print(input(), flush=True)\n" + SLEEPS, has_stdin=True)
+    slot = family.start("print(input(), flush=True)\n" + WAITS, has_stdin=True)
     assert slot.process is not None
     assert slot.process.stdin is not None
     slot.process.stdin.write(b"hello\n")
@@ -110,7 +110,7 @@ def test_a_process_reads_what_is_written_to_it_and_has_a_session_of_its_own(fami
 
 
 def test_stopping_ends_all_in_good_order_and_starts_none_again(family: Family) -> None:
-    slots = [family.start(READY + SLEEPS, name=name) for name in "ab"]
+    slots = [family.start(READY + WAITS, name=name) for name in "ab"]
     family.turn_until(lambda: len(family.output) == len(slots))
     family.supervisor.stop(60.0)
     assert family.ends == [-signal.SIGTERM] * 2
@@ -120,7 +120,7 @@ def test_stopping_ends_all_in_good_order_and_starts_none_again(family: Family) -
 def test_a_process_that_does_not_end_is_read_meanwhile_and_killed(
     family: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
-    family.start(IGNORES_SIGTERM + READY + WRITES + SLEEPS)
+    family.start(IGNORES_SIGTERM + READY + WRITES + WAITS)
     family.turn_until(lambda: family.output)
     family.supervisor.stop(3.0)
     assert family.ends == [-signal.SIGKILL]
@@ -130,7 +130,7 @@ def test_a_process_that_does_not_end_is_read_meanwhile_and_killed(
 
 def test_a_process_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c"))
-    child = ChildProcess([ENDS_WITH_PARENT + SLEEPS])
+    child = ChildProcess([ENDS_WITH_PARENT + WAITS])
     os.close(child.parent_pipe)  # what the operating system does when the parent ends
     assert child.wait(60.0) == -signal.SIGTERM
     child.communicate()
@@ -141,7 +141,7 @@ def test_a_process_that_ignores_sigterm_ends_with_its_parent(
 ) -> None:
     monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c"))
     short = "from manychar.processes import parent_death; parent_death.GRACE = 0.1\n"
-    child = ChildProcess([short + IGNORES_SIGTERM + ENDS_WITH_PARENT + SLEEPS])
+    child = ChildProcess([short + IGNORES_SIGTERM + ENDS_WITH_PARENT + WAITS])
     os.close(child.parent_pipe)
     assert child.wait(60.0) == 128 + signal.SIGTERM
     child.communicate()

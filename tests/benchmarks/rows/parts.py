@@ -8,7 +8,13 @@ from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.tables import number, table
 
-CASES = ((100, 1, "float64"), (100, 1, "float32"), (100, 64, "float32"), (512, 128, "float32"))
+CASES = (
+    (100, 1, "float64"),
+    (100, 1, "float32"),
+    (100, 16, "float32"),
+    (100, 64, "float32"),
+    (512, 128, "float32"),
+)
 
 
 def run(plan: Plan) -> Iterator[str]:

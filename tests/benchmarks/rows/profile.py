@@ -13,6 +13,7 @@ from tests.benchmarks.tables import number, table
 
 HEAD = ("", "thread", "on a core, µs a step", "ready, but waiting for a core, µs a step")
 ROLES = ("server", "worker")
+FLEETS = ((100, 4, 16), (100, 2, 64), (512, 4, 16))  # H, S, B
 NANOSECONDS_A_MICROSECOND = 1e3
 
 Times = dict[str, tuple[int, int]]
@@ -22,21 +23,22 @@ def run(plan: Plan) -> Iterator[str]:
     """Yield the tables: a fleet that computes, and the exchange."""
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
-    yield "Where a step goes, H 100, B 64, S 2, server and 2 workers:\n"
-    yield table(HEAD, _fleet(plan))
+    yield "Where a step goes, `train --workers 2`: the server computes, and one worker:\n"
+    yield table(HEAD, [row for sizes_of in FLEETS for row in _fleet(plan, *sizes_of)])
     yield "Where a step of the exchange alone goes, S 2, B 1, 2 workers that compute nothing:\n"
     yield table(HEAD, [row for hidden in (100, 512) for row in _exchange(plan, hidden)])
 
 
-def _fleet(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _fleet(plan: Plan, hidden: int, shards: int, streams: int) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
         run_dir = Path(folder) / "run"
-        task = plan.task(shards=2, streams=64)
+        task = plan.task(numerics="portable", hidden=hidden, shards=shards, streams=streams)
         flags = ["--workers", "2", *sizes(task), *operation(run_dir)]
         with manychar("train", str(plan.text), *flags) as fleet:
             next(watched(run_dir, [fleet]))
             who = _members(fleet.process.pid)
-            yield from _watch("H 100", who, run_dir, [fleet], 4 * plan.seconds)
+            what = f"H {hidden}, S {shards}, B {streams}"
+            yield from _watch(what, who, run_dir, [fleet], 4 * plan.seconds)
 
 
 def _exchange(plan: Plan, hidden: int) -> Iterator[tuple[str, ...]]:
