@@ -54,26 +54,6 @@ def test_a_socket_and_a_descriptor_are_called_back_while_they_can_be_read(
         assert len(seen) == 3
 
 
-def test_a_message_whose_notice_was_taken_by_another_call_ends_the_turn(loop: EventLoop) -> None:
-    with (
-        zmq.Context() as context,
-        context.socket(zmq.PAIR) as left,
-        context.socket(zmq.PAIR) as right,
-    ):
-        left.bind("inproc://pair")
-        right.connect("inproc://pair")
-        seen: list[bytes] = []
-        loop.on_readable(left, lambda: seen.append(left.recv()))
-        right.send(b"first")
-        right.send(b"second")
-        assert left.poll(int(1000 * LONG)), "it takes the notice"
-        began = time.monotonic()
-        loop.turn(LONG)
-        loop.turn(LONG)
-        assert seen == [b"first", b"second"]
-        assert time.monotonic() < began + LONG
-
-
 def test_what_was_removed_is_not_called_even_in_the_same_turn(
     loop: EventLoop, pipe: tuple[int, int]
 ) -> None:
@@ -170,7 +150,7 @@ def test_a_sleep_far_past_its_deadline_is_reported(
         clock.go_on(3.5)
         return []
 
-    monkeypatch.setattr(loop, "_poll", SimpleNamespace(poll=sleeps))
+    monkeypatch.setattr(loop, "_poller", SimpleNamespace(poll=sleeps))
     loop.turn(0.25)
     assert late == [3.25]
 

@@ -2,26 +2,19 @@
 
 One turn polls once, then calls in this order: the callbacks of signals, of `wake`, of what can be
 read, and of deadlines that have passed. So messages are read before silence is measured.
-
-The descriptor of a ZeroMQ socket can be read once after something has happened, and any use of the
-socket may end that. So each socket is asked for its events before the loop sleeps and afterwards,
-as libzmq's guide says of ZMQ_FD.
 """
 
 import contextlib
 import math
-import select
 import time
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from manychar.network.sockets import is_readable
 from manychar.processes.signals import SelfPipe
 
 TURN_EVERY = 0.005  # seconds between two turns of a loop whose thread computes
-LONGEST_SLEEP = 3600.0  # seconds; poll() takes no infinity
 SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
 
 Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor
@@ -35,9 +28,8 @@ class EventLoop(contextlib.ExitStack):
         super().__init__()
         self._pipe = SelfPipe()
         self.callback(self._pipe.close)
-        self._poll = select.poll()
-        self._poll.register(self._pipe.fileno(), select.POLLIN)
-        self._sockets: list[zmq.Socket[Any]] = []
+        self._poller = zmq.Poller()
+        self._poller.register(self._pipe.fileno(), zmq.POLLIN)
         self._readable: dict[Any, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[int], object]] = {}
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
@@ -48,9 +40,7 @@ class EventLoop(contextlib.ExitStack):
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
         """Call back while the socket or descriptor can be read."""
         self._readable[source] = callback
-        if isinstance(source, zmq.Socket):
-            self._sockets.append(source)
-        self._poll.register(_descriptor(source), select.POLLIN)
+        self._poller.register(source, zmq.POLLIN)
 
     def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
         """Call back with the number of each of these signals."""
@@ -75,8 +65,7 @@ class EventLoop(contextlib.ExitStack):
     def remove(self, source: Source) -> None:
         """Watch a socket or descriptor no more; to be called before it is closed."""
         if self._readable.pop(source, None) is not None:
-            self._sockets = [each for each in self._sockets if each is not source]
-            self._poll.unregister(_descriptor(source))
+            self._poller.unregister(source)
 
     def wake(self) -> None:
         """End the present or the next sleep; from any thread."""
@@ -87,14 +76,14 @@ class EventLoop(contextlib.ExitStack):
         times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
         began, first = time.monotonic(), min(times, default=math.inf)
         wait = max(0.0, min(first - began, at_most))
-        ready = self._wait(wait)
+        ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
         ended, before = time.monotonic(), self._off_core
         self._off_core = ended - time.thread_time()
         late = self._off_core - before - min(wait, ended - began)
         if late > SUSPENDED_AFTER:
             for suspended in self._suspended:
                 suspended(late)
-        if self._pipe.fileno() in ready:
+        if ready.pop(self._pipe.fileno(), None):
             for number in self._pipe.pop_signals():
                 self._signals[number](number)
             for woken in self._woken:
@@ -106,14 +95,3 @@ class EventLoop(contextlib.ExitStack):
             for deadline, passed in self._deadlines:
                 if (due := deadline()) is not None and time.monotonic() >= due:
                     passed()
-
-    def _wait(self, seconds: float) -> list[Source]:
-        """Wait until a source can be read; return those that can."""
-        if any(map(is_readable, self._sockets)):
-            seconds = 0.0
-        polled = self._poll.poll(1000 * min(seconds, LONGEST_SLEEP))
-        return [descriptor for descriptor, _ in polled] + list(filter(is_readable, self._sockets))
-
-
-def _descriptor(source: Source) -> int:
-    return source if isinstance(source, int) else int(source.getsockopt(zmq.FD))

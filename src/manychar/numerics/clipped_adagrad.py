@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 EPSILON = 1e-8
 BLOCK_BYTES = 524_288
-UNDERFLOW = 1e-30  # more than what the squares of the smallest values of a block lose
 SHARED_FROM = 2**20  # weights: starting a thread takes as long as a twentieth of their update
 
 
@@ -51,11 +50,9 @@ def update(
                 if second:
                     total = np.add(total, second[0], g)
                 np.divide(total, total_streams, g)
-                squares = float(np.dot(g, g))
-            if not math.isfinite(squares) and not np.isfinite(g).all():
-                raise NotFiniteError("the mean gradient is not finite")
-            if not squares < clip * clip / 4 - UNDERFLOW:  # else the clip would change nothing
-                g.clip(-clip, clip, out=g)
+                if not _all_finite(g):
+                    raise NotFiniteError("the mean gradient is not finite")
+            g.clip(-clip, clip, out=g)
             np.multiply(g, g, root)
             np.add(memory[block], root, m)
             np.add(m, EPSILON, root)
@@ -72,3 +69,8 @@ def update(
             work(blocks[::2])
             odd_blocks.result()
     return new_weights, new_memory
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Whether all values are finite; fast where the sum of their squares is."""
+    return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
