@@ -1,16 +1,18 @@
 """A real worker that computes nothing: `python -m tests.benchmarks.idle_worker ENDPOINT NAME`.
 
 Its loop, its messages, its sums and its fingerprint are the program's own; only the result of a
-shard is preset, so that a repeat is the same bytes. What is left is the exchange.
+shard is preset, so that a repeat is the same bytes, and its time, so that no range moves. What is
+left is the exchange.
 """
 
 import sys
+from typing import Any
 from unittest.mock import patch
 
 from manychar.fleet import worker_process
 from manychar.network.client_identity import hello
 from manychar.processes.numerics_pinning import pin
-from manychar.protocol.events import FingerprintComputed
+from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Role
 
 SMALL = 1e-3
@@ -36,9 +38,14 @@ def pin_and_idle(numerics: str) -> None:
             result = (1.0, Parameters(flat, *sizes), hidden)
             patch.object(engine, "compute_shard", lambda *_: result).start()
             patch.object(Kernel, "load", lambda *_: None).start()
+            patch.object(engine, "Computed", _computed).start()
             return found
 
     patch.object(engine, "Engine", Idle).start()
+
+
+def _computed(*values: Any, **others: Any) -> Computed:
+    return Computed(*values, **others | {"seconds": SMALL})
 
 
 def main(endpoint: str, name: str) -> int:

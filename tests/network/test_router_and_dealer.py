@@ -261,6 +261,7 @@ import signal, socket, sys, zmq
 from manychar.network import router as module
 from tests.network.test_hostile import handshake_without_keys
 module.OPTIONS[zmq.HEARTBEAT_IVL] = interval = int(sys.argv[1])
+module.OPTIONS[zmq.HEARTBEAT_TIMEOUT] = 60_000  # the visitor answers none
 router = module.Router("tcp://127.0.0.1:0", None)
 port = int(router.endpoint.rsplit(":", 1)[1])
 visitor = handshake_without_keys(port)
