@@ -82,6 +82,7 @@ class ServerLoop:
         self.snapshots = Snapshots()
         self.share = ServerShare(self.engine, self._handle) if self.compute else None
         self.to_compute: collections.deque[effects.Compute] = collections.deque()
+        self.lost: collections.deque[Peer] = collections.deque()
         self.share_at = time.monotonic() + SHOWN_WITHIN if self.screen.by_parent else 0.0
         self.validation = ValidationProcess(
             self.directory,
@@ -219,8 +220,16 @@ class ServerLoop:
             self._handle(events.NotValidated(step, fault))
 
     def _handle(self, event: events.Event) -> None:
+        """Carry out what follows from an event, then from each loss of a peer that it showed.
+
+        Losses wait for their turn: where many peers are gone, each leads to a message to the next.
+        """
         for effect in self.machine.handle(event, time.monotonic()):
             self._carry_out(effect)
+        while self.lost:
+            lost = events.PeerLost(self.lost.popleft())
+            for effect in self.machine.handle(lost, time.monotonic()):
+                self._carry_out(effect)
 
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
@@ -280,7 +289,7 @@ class ServerLoop:
             if not self.router.send(peer, encode(message)):
                 self._handle(events.Dropped(Counter.SENDS_DROPPED))
         except Unreachable:
-            self._handle(events.PeerLost(peer))
+            self.lost.append(peer)
 
     def _record(self, status: Status) -> None:
         names = ("step", "loss", "smooth_loss", "characters")

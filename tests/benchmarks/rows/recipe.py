@@ -35,7 +35,7 @@ OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
 }
-TO_THE_END = {64: 1, 100: 1, 256: 3, 512: 3}  # seeds by hidden units
+TO_THE_END = {64: 1, 100: 1, 256: 5, 512: 5}  # seeds by hidden units
 ON_THE_WAY = (5_000, 7_500, 10_000)
 SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
