@@ -42,14 +42,20 @@ def end(running: Running) -> None:
 def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text, "--validation", "0.1")
     running.wait_for(r"validation \d")
-    table = manychar.run("status", endpoint).out
+    table = ""
+
+    def all_have_computed() -> bool:
+        nonlocal table
+        table = manychar.run("status", endpoint).out
+        row = r"worker-{} +\S+ +working +\d +[\d.]+ +[\d,]+( +\d+%){{4}}"
+        return all(re.search(row.format(number), table) for number in (1, 2))
+
+    until(all_have_computed, lambda: table)
     assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
     assert re.search(r"validation loss: \d\.\d{4} nats a character at step", table)
     columns = "worker +host +state +shards +ms/shard +chars/s +compute +exchange +wait +straggler"
     assert re.search(columns, table)
-    for name in ("worker-1", "worker-2"):
-        assert re.search(rf"{name} +\S+ +working +\d +[\d.]+ +[\d,]+( +\d+%){{4}}", table)
 
     found = json.loads(manychar.run("status", endpoint, "--json").out)
     for worker in found["workers"]:
