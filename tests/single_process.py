@@ -48,9 +48,10 @@ def _main() -> None:
 
     asked = json.load(sys.stdin)
     pin(asked["definition"]["numerics"])
-    from manychar.numerics.corpus import Streams, encode  # noqa: PLC0415
+    from manychar.numerics.corpus import Streams  # noqa: PLC0415
     from manychar.numerics.run_definition import Definition  # noqa: PLC0415
     from manychar.numerics.training_step import advance, kernel_of, start  # noqa: PLC0415
+    from tests.encoding import encode  # noqa: PLC0415
 
     definition = Definition.from_mapping(asked["definition"])
     vocabulary, ids = encode(asked["text"])

@@ -79,7 +79,7 @@ def _about(plan: Plan) -> str:
 
 
 def _default_text(scratch: Path) -> Path:
-    from manychar.storage.corpus_file import default_text  # noqa: PLC0415 - only where it is used
+    from manychar.storage.text_file import default_text  # noqa: PLC0415 - only where it is used
 
     path = scratch / "language-reference.txt"
     path.write_text(default_text(), encoding="utf-8")

@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import Streams, encode, encode_with, id_dtype
+from manychar.numerics.corpus import CharacterSet, Encoder, Streams, decode, id_dtype
 from manychar.numerics.option import OptionError
+from tests import encoding
 from tests.numerics import reference
+
+
+def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
+    """Return (vocabulary, ids) of a text that is one piece."""
+    characters = CharacterSet()
+    characters.add(text)
+    return characters.vocabulary, Encoder(characters.vocabulary).encode(text)
+
 
 TEXTS = {
     "English": "To be, or not to be: that is the question.\r\n",
@@ -46,6 +55,34 @@ def test_any_text_comes_back_from_its_ids(text: str) -> None:
     vocabulary, ids = encode(text)
     assert "".join(vocabulary[i] for i in ids) == text
     assert list(vocabulary) == sorted(set(text))
+    plain = encoding.encode(text)
+    assert (vocabulary, ids.dtype, ids.tobytes()) == (plain[0], plain[1].dtype, plain[1].tobytes())
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_the_ids_of_pieces_are_those_of_the_whole(text: str) -> None:
+    vocabulary, ids = encode(text)
+    for length in (1, 2, 7):
+        encoder, characters = Encoder(vocabulary), CharacterSet()
+        pieces = [text[i : i + length] for i in range(0, len(text), length)]
+        assert np.concatenate([*map(encoder.encode, pieces)]).tolist() == ids.tolist()
+        for piece in pieces:
+            characters.add(piece)
+        assert (characters.vocabulary, characters.length) == (vocabulary, len(text))
+        assert not encoder.unknown
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_ids_become_the_utf_8_that_they_were(text: str, more: str) -> None:
+    vocabulary, ids = encode(text + more)
+    assert decode(vocabulary, ids[: len(text)]) == text.encode()
+
+
+@pytest.mark.parametrize("vocabulary", ["abc", "ab\u00e9"])
+def test_ids_out_of_range_are_no_text(vocabulary: str) -> None:
+    with pytest.raises(IndexError):
+        decode(vocabulary, np.array([0, 3], "u1"))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +177,12 @@ def test_one_character_is_nothing_to_judge_by(validation: float) -> None:
 
 
 def test_another_text_is_read_with_the_same_vocabulary() -> None:
-    ids, unknown = encode_with("abc", "cab, bach")
-    assert list(ids) == [2, 0, 1, 1, 0, 2]
-    assert unknown == {",": 1, " ": 1, "h": 1}
+    encoder = Encoder("abc\u00e9")
+    assert encoder.encode("cab, bach").tolist() == [2, 0, 1, 1, 0, 2]
+    assert encoder.encode("abba").tolist() == [0, 1, 1, 0]
+    assert encoder.encode("\u00e9\ud800b\U0001f40d,").tolist() == [3, 1]
+    assert encoder.unknown == {",": 2, " ": 1, "h": 1, "\ud800": 1, "\U0001f40d": 1}
+    assert [character for character, _ in encoder.unknown.most_common(3)] == [",", " ", "h"]
 
 
 def test_a_text_of_exactly_one_step_is_enough() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import Batch, Streams, encode
+from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.model import Parameters, initialize
 from manychar.numerics.run_definition import Definition
@@ -22,6 +22,7 @@ from manychar.numerics.training_step import (
     start,
     weights_sha256,
 )
+from tests.encoding import encode
 from tests.numerics import reference, specification
 
 TEXT = "she sells sea shells; he sells she-shells, she says. "

@@ -11,7 +11,7 @@ import random
 
 import numpy as np
 
-from manychar.numerics.corpus import Batch, Streams, encode
+from manychar.numerics.corpus import Batch, Streams
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, advance, compute_shard, kernel_of, start
@@ -21,6 +21,7 @@ from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed
 from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import Payload, digest
+from tests.encoding import encode
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
 MOST_STEPS = 11

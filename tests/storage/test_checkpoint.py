@@ -341,8 +341,9 @@ class TestAtomic:
     ) -> None:
         write = atomic_files.write_file
 
-        def wrong(path: Path, data: bytes) -> None:
-            write(path, data[:-1] + bytes([data[-1] ^ 1]))
+        def wrong(path: Path, pieces: list[bytes]) -> None:
+            (data,) = pieces
+            write(path, [data[:-1] + bytes([data[-1] ^ 1])])
 
         monkeypatch.setattr(checkpoint, "write_file", wrong)
         definition = a_definition()

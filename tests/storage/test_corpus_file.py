@@ -1,36 +1,37 @@
-"""Text files in any language become one text, byte for byte; it is encoded once, and mapped."""
+"""Texts in any language become ids, byte for byte; they are encoded once, and mapped."""
 
 import hashlib
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from manychar.numerics.corpus import encode
 from manychar.processes.errors import UserError
+from manychar.storage import corpus_file, text_file
 from manychar.storage.corpus_file import (
     Corpus,
     check_corpus,
-    default_text,
     map_corpus,
+    map_temporarily,
     read_corpus,
     write_corpus,
 )
+from manychar.storage.text_file import default_text
+from tests.encoding import encode
+from tests.storage.given_texts import corpus_in, corpus_of, files
 
 
-def text_of(corpus: Corpus) -> str:
-    return "".join(corpus.vocabulary[i] for i in corpus.ids)
+def written(directory: Path, corpus: Corpus) -> str:
+    """Write a corpus, check what is there, and return its text."""
+    write_corpus(directory, corpus)
+    check_corpus(directory, corpus.sha256)
+    vocabulary, ids = map_corpus(directory)
+    assert vocabulary == corpus.vocabulary
+    assert len(ids) == corpus.characters
+    return "".join(vocabulary[i] for i in ids)
 
 
-def given(tmp_path: Path, *contents: bytes) -> list[Path]:
-    paths = [tmp_path / f"text-{i}" for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    return paths
-
-
+@pytest.mark.parametrize("piece", [1, 5, text_file.PIECE_BYTES])
 @pytest.mark.parametrize(
     "text",
     [
@@ -45,28 +46,23 @@ def given(tmp_path: Path, *contents: bytes) -> list[Path]:
         "\0\x01\x7f",
     ],
 )
-def test_every_character_is_kept(tmp_path: Path, text: str) -> None:
-    corpus = read_corpus(given(tmp_path, text.encode()))
-    assert text_of(corpus) == text
+def test_every_character_is_kept(
+    tmp_path: Path, text: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_file, "PIECE_BYTES", piece)
+    monkeypatch.setattr(corpus_file, "CHECKED_AT_ONCE", piece)
+    corpus = corpus_in(*files(tmp_path, text.encode()))
+    assert written(tmp_path, corpus) == text
     assert list(corpus.vocabulary) == sorted(set(text))
     assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_several_are_joined_in_their_order(tmp_path: Path) -> None:
-    one, two, three = given(tmp_path, b"ab\n", b"", "é\r\n".encode())
-    corpus = read_corpus([three, one, two, one])
-    assert text_of(corpus) == "é\r\nab\nab\n"
+    one, two, three = files(tmp_path, b"ab\n", b"", "é\r\n".encode())
+    corpus = corpus_in(three, one, two, one)
+    assert written(tmp_path, corpus) == "é\r\nab\nab\n"
     assert corpus.sha256 == hashlib.sha256("é\r\nab\nab\n".encode()).hexdigest()
     assert all(str(path) in corpus.source for path in (one, two, three))
-
-
-def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stdin:
-        buffer = io.BytesIO("à\r\n".encode())
-
-    monkeypatch.setattr(sys, "stdin", Stdin)
-    (path,) = given(tmp_path, b"first ")
-    assert text_of(read_corpus([path, Path("-")])) == "first à\r\n"
 
 
 @pytest.mark.parametrize(
@@ -81,33 +77,48 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_what_is_not_utf_8(tmp_path: Path, content: bytes, offset: str, byte: str) -> None:
-    good, bad = given(tmp_path, b"good", content)
+    good, bad = files(tmp_path, b"good", content)
     with pytest.raises(UserError, match=f"{bad}: not UTF-8: byte {byte} at offset {offset};"):
-        read_corpus([good, bad])
+        corpus_in(good, bad)
 
 
 def test_a_character_is_not_joined_from_two_files(tmp_path: Path) -> None:
-    half, other = given(tmp_path, "é".encode()[:1], "é".encode()[1:])
+    half, other = files(tmp_path, "é".encode()[:1], "é".encode()[1:])
     with pytest.raises(UserError, match=f"{half}: not UTF-8"):
-        read_corpus([half, other])
+        corpus_in(half, other)
 
 
 def test_what_is_empty_missing_or_no_file(tmp_path: Path) -> None:
-    empty, also = given(tmp_path, b"", b"")
+    empty, also = files(tmp_path, b"", b"")
     with pytest.raises(UserError, match="the text is empty"):
-        read_corpus([empty, also])
+        corpus_in(empty, also)
     with pytest.raises(UserError, match="nowhere: no such file"):
-        read_corpus([tmp_path / "nowhere"])
+        corpus_in(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a directory"):
-        read_corpus([tmp_path])
+        corpus_in(tmp_path)
 
 
-def test_the_default_is_the_language_reference() -> None:
-    corpus = read_corpus([])
-    assert text_of(corpus) == default_text()
-    assert len(corpus.ids) > 300_000
-    assert "class" in default_text()
-    assert "pydoc_data.topics" in corpus.source
+def test_the_default_is_the_language_reference(tmp_path: Path) -> None:
+    with read_corpus([], tmp_path) as corpus:
+        assert written(tmp_path, corpus) == default_text()
+    assert corpus.characters > 300_000
+
+
+@pytest.mark.parametrize("piece", [3, text_file.PIECE_BYTES])
+@pytest.mark.parametrize("content", [b"abd", b"ab", b"abca", "ab\u00e9".encode(), b"ab\xff", b""])
+def test_one_that_changes_between_the_two_readings_is_refused(
+    tmp_path: Path, content: bytes, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_file, "PIECE_BYTES", piece)
+    (path,) = files(tmp_path, b"abc")
+    (tmp_path / "again").mkdir()
+    corpus = corpus_in(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: (changed while|not UTF-8)"):
+        write_corpus(tmp_path, corpus)
+    path.unlink()
+    with pytest.raises(UserError, match=f"^{path}: no such file"):
+        write_corpus(tmp_path / "again", corpus)
 
 
 @pytest.mark.parametrize(
@@ -117,26 +128,25 @@ def test_the_default_is_the_language_reference() -> None:
 def test_in_the_run_directory(tmp_path: Path, characters: int, dtype: str) -> None:
     text = "".join(map(chr, range(0xE000, 0xE000 + min(characters, 0x2000))))
     text += "".join(map(chr, range(0x10000, 0x10000 + characters - len(text))))
-    vocabulary, ids = encode(text[::-1])
-    digest = hashlib.sha256(text[::-1].encode()).hexdigest()
-    write_corpus(tmp_path, Corpus("it", digest, vocabulary, ids))
+    corpus = corpus_of(text[::-1])
+    write_corpus(tmp_path, corpus)
     found, mapped = map_corpus(tmp_path)
-    assert found == vocabulary == text
+    assert found == corpus.vocabulary == text
     assert isinstance(mapped.base, np.memmap)
     assert mapped.dtype == np.dtype(dtype)
-    assert mapped.tobytes() == ids.tobytes()
+    assert mapped.tobytes() == encode(text[::-1])[1].tobytes()
     with pytest.raises(ValueError, match="read-only"):
         mapped[0] = 0
-    check_corpus(tmp_path, digest)
+    check_corpus(tmp_path, corpus.sha256)
     with pytest.raises(UserError, match="altered"):
         check_corpus(tmp_path, "0" * 64)
 
 
-def test_an_altered_one_is_noticed(tmp_path: Path) -> None:
-    text = "to be or not to be"
-    vocabulary, ids = encode(text)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_corpus(tmp_path, Corpus("it", digest, vocabulary, ids))
+@pytest.mark.parametrize("text", ["to be or not to be", "être ou ne pas être"])
+def test_an_altered_one_is_noticed(tmp_path: Path, text: str) -> None:
+    corpus = corpus_of(text)
+    digest = corpus.sha256
+    write_corpus(tmp_path, corpus)
     whole = (tmp_path / "corpus.bin").read_bytes()
     for at in range(len(whole)):
         for bit in (1, 128):
@@ -149,3 +159,15 @@ def test_an_altered_one_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "corpus.bin").write_bytes(whole[:length])
         with pytest.raises(UserError):
             check_corpus(tmp_path, digest)
+
+
+def test_ids_that_are_mapped_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_file, "gettempdir", lambda: str(tmp_path))
+    ids = map_temporarily((np.array(each, "<u2") for each in ([1, 2], [], [300])), "<u2")
+    assert ids.tolist() == [1, 2, 300]
+    assert isinstance(ids.base, np.memmap)
+    assert not list(tmp_path.iterdir())
+    assert len(map_temporarily(iter(()), "u1")) == 0
+    monkeypatch.setattr(corpus_file, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere: no such file .*; \$TMPDIR names"):
+        map_temporarily(iter(()), "u1")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manychar.numerics.corpus import encode
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError
@@ -23,13 +22,12 @@ from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.run_directory import RunDirectory, create_run, locked, open_run, raise_term
 from tests.single_process import bits_of
+from tests.storage.given_texts import corpus_in, corpus_of
 from tests.texts import small_text
 
 
 def a_corpus() -> Corpus:
-    vocabulary, ids = encode(small_text())
-    digest = hashlib.sha256(small_text().encode()).hexdigest()
-    return Corpus("a text", digest, vocabulary, ids)
+    return corpus_of(small_text())
 
 
 def a_definition(hidden: int = 4) -> Definition:
@@ -141,6 +139,20 @@ class TestMaking:
             made(run.path)
         assert sorted(run.path.rglob("*")) == before
         assert list(run.path.parent.iterdir()) == [run.path]
+
+    def test_leaves_nothing_of_a_text_that_changed_while_it_was_read(self, tmp_path: Path) -> None:
+        text = tmp_path / "text"
+        text.write_text(small_text())
+        corpus = corpus_in(text)
+        text.write_text(small_text() + "more")
+        with refused():
+            create_run(
+                tmp_path / "deep" / "run",
+                a_definition(),
+                corpus,
+                Operation(workers=1, compute=False),
+            )
+        assert list(tmp_path.iterdir()) == [text]
 
     @pytest.mark.parametrize(
         ("module", "failing"),

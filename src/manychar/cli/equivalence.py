@@ -1,7 +1,6 @@
 """The command `equivalence`."""
 
 import logging
-import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -10,10 +9,10 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import define
+from manychar.cli.run_setup import defined
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.signals import STOPS, end_by_exception
+from manychar.processes.signals import undo_when_stopped
 from manychar.protocol.run_operation import Operation
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ def equivalence(
     pin(flags.get("numerics", "portable"))
     from manychar.verification.equivalence import Equivalence, difference_between, table
 
-    definition, corpus = define(text, flags)
     quiet: dict[str, Any] = {
         "compute": False,
         "keep_checkpoints": 0,
@@ -45,11 +43,13 @@ def equivalence(
         "sample_length": 0,
     }
     operation = Operation(steps=steps, checkpoint_every=checkpoint_every, workers=1, **quiet)
-    for number in STOPS:
-        signal.signal(number, end_by_exception)  # so that the scratch directory is removed
-    with TemporaryDirectory(prefix="manychar-") as scratch:
+    undo_when_stopped()  # the scratch directory
+    with (
+        TemporaryDirectory(prefix="manychar-") as scratch,
+        defined(text, flags, Path(scratch)) as (definition, corpus),
+    ):
         trials = Equivalence(definition, corpus, operation, Path(scratch))
-        logger.info(f"{corpus.source}: {len(corpus.ids):,} characters, {steps:,} steps a trial")
+        logger.info(f"{corpus.source}: {corpus.characters:,} characters, {steps:,} steps a trial")
         done = [trials.alone()]
         for fleet in FLEETS:
             count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from manychar.cli.console import write
@@ -29,15 +30,19 @@ def evaluate(
 ) -> None:
     """Print a model's loss on a text, in nats and bits a character."""
     pin(numerics_of(Path(source)))
+    from manychar.numerics.corpus import id_dtype
     from manychar.numerics.evaluation import loss_of
     from manychar.observability.model_source import known_ids, load
-    from manychar.storage.corpus_file import read_text
+    from manychar.storage.corpus_file import map_temporarily
+    from manychar.storage.text_file import read_pieces, texts_of
 
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
     if text:
-        joined = b"".join(map(read_text, text)).decode()
         skip, hint = unknown == "skip", " (--unknown skip leaves them out)"
-        ids = known_ids(joined, vocabulary, "the text" + hint * (not skip), skip=skip)
+        what = "the text" + hint * (not skip)
+        with texts_of(text, Path(gettempdir())) as texts:
+            pieces = known_ids(read_pieces(texts, "reading"), vocabulary, what, skip=skip)
+            ids = map_temporarily(pieces, id_dtype(len(vocabulary)))
     else:
         ids = _validation_ids(source)
     if len(ids) < 2:

@@ -30,7 +30,7 @@ def argument(metavar: str, text: str) -> Any:
     return typer.Argument(metavar=metavar, help=text, show_default=False)
 
 
-FILES = "UTF-8 text files, joined; - is standard input. Without TEXT:"
+FILES = "UTF-8 text files, also .gz, .xz or .zst, joined; - is standard input. Without TEXT:"
 _TEXT = argument("TEXT", f"{FILES} the language reference that ships with Python.")
 TextFiles = Annotated[list[Path] | None, _TEXT]
 Endpoint = Annotated[str, argument("ENDPOINT", "The server's endpoint: tcp://HOST:PORT.")]

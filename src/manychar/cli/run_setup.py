@@ -1,9 +1,11 @@
 """From a command's flags to a run directory, and from the end of a run to an exit code."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.signals import undo_when_stopped
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
 
@@ -34,15 +37,17 @@ def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
 def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError."""
     path = pin_run(text, flags)
-    from manychar.storage.run_directory import create_run, open_run
+    from manychar.storage.run_directory import RUNS, create_run, open_run
 
     if path is None:
-        definition, corpus = define(text, flags)
-        known = {"shards": definition.shards, "cores": usable_cores()}
-        operation = Operation(**resolve(Operation, flags, **known))
-        directory = create_run(flags.get("run_dir"), definition, corpus, operation)
-        characters, distinct = len(corpus.ids), len(corpus.vocabulary)
-        logger.info(f"{corpus.source}: {characters:,} characters, {distinct} distinct")
+        own = flags.get("run_dir")
+        undo_when_stopped()  # a run directory that is half made
+        with defined(text, flags, own or RUNS) as (definition, corpus):
+            known = {"shards": definition.shards, "cores": usable_cores()}
+            operation = Operation(**resolve(Operation, flags, **known))
+            directory = create_run(own, definition, corpus, operation)
+            count, distinct = corpus.characters, len(corpus.vocabulary)
+            logger.info(f"{corpus.source}: {count:,} characters, {distinct} distinct")
         logger.info(f"run directory: {directory.path}")
         return directory
     directory = open_run(path)
@@ -91,21 +96,29 @@ def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, A
                 f"{flag(name)} {flags[name]}: the run in {path} has {flag(name)} {value};"
                 " leave it out, or choose another --run-dir"
             )
-    if text and read_corpus(text).sha256 != run.definition.corpus_sha256:
-        raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
+    if text:
+        with read_corpus(text, path) as corpus:
+            if corpus.sha256 != run.definition.corpus_sha256:
+                raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
 
 
-def define(text: list[Path] | None, flags: dict[str, Any]) -> "tuple[Definition, Corpus]":
-    """Read the text and return (definition, corpus). Raises UserError and OptionError."""
+@contextlib.contextmanager
+def defined(
+    text: list[Path] | None, flags: dict[str, Any], directory: Path
+) -> "Iterator[tuple[Definition, Corpus]]":
+    """Read the text, yield (definition, corpus); standard input is copied to `directory`'s disk."""
+    import numpy as np
+
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
     values = given(Definition, flags)
     Definition(corpus_sha256="0" * 64, **values)  # before a long text is read
-    corpus = read_corpus(text or [])
-    definition = Definition(corpus_sha256=corpus.sha256, **values)
-    streams_of(definition, corpus.ids)
-    return definition, corpus
+    disk = next(each for each in (directory, *directory.parents) if each.is_dir())
+    with read_corpus(text or [], disk) as corpus:
+        definition = Definition(corpus_sha256=corpus.sha256, **values)
+        streams_of(definition, np.broadcast_to(np.uint8(0), corpus.characters))  # long enough?
+        yield definition, corpus
 
 
 def numerics_of(path: Path) -> str:

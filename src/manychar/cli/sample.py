@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import secrets
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
 
 from manychar.cli.console import write
@@ -30,14 +31,15 @@ def sample(
     import numpy as np
 
     from manychar.observability.model_source import draw, for_reading, load, models
-    from manychar.storage.corpus_file import read_text
+    from manychar.storage.text_file import read_pieces, texts_of
 
     options = Sampling(**flags)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     if options.prime_file is not None:
         if options.prime:
             raise UserError("--prime and --prime-file: give one of them")
-        prime = read_text(Path(options.prime_file)).decode()
+        with texts_of([Path(options.prime_file)], Path(gettempdir())) as texts:
+            prime = "".join(read_pieces(texts, "reading"))
         options = dataclasses.replace(options, prime=prime)
 
     def show(model: "Model") -> None:

@@ -25,23 +25,54 @@ def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype("<u4")
 
 
-def encode(text: str) -> tuple[str, NDArray[np.unsignedinteger]]:
-    """Return (vocabulary, ids): the distinct characters in code-point order, ids (len(text),)."""
-    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    present = np.zeros(CODE_POINTS, dtype=bool)
-    present[code_points] = True
-    vocabulary = np.flatnonzero(present)
-    id_of = np.zeros(CODE_POINTS, dtype=id_dtype(len(vocabulary)))
-    id_of[vocabulary] = np.arange(len(vocabulary))
-    return "".join(map(chr, vocabulary)), id_of[code_points]
+class CharacterSet:
+    """The distinct characters of a text that is read piece by piece, and its length."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._is_present = np.zeros(CODE_POINTS, dtype=bool)
+
+    def add(self, text: str) -> None:
+        """Add a piece of the text."""
+        self.length += len(text)
+        codes = _code_points(text)
+        if not np.take(self._is_present, codes).all():
+            self._is_present[codes] = True
+
+    @property
+    def vocabulary(self) -> str:
+        """The characters in code-point order."""
+        return "".join(map(chr, np.flatnonzero(self._is_present)))
 
 
-def encode_with(vocabulary: str, text: str) -> tuple[NDArray[np.unsignedinteger], Counter[str]]:
-    """Return (ids, unknown): another text's characters that the vocabulary has, and the others."""
-    id_of = {character: i for i, character in enumerate(vocabulary)}
-    known = [id_of[character] for character in text if character in id_of]
-    unknown = Counter(character for character in text if character not in id_of)
-    return np.array(known, dtype=id_dtype(len(vocabulary))), unknown
+class Encoder:
+    """Turns pieces of a text into ids. Characters that the vocabulary lacks are only counted."""
+
+    def __init__(self, vocabulary: str) -> None:
+        codes = _code_points(vocabulary)
+        self.unknown: Counter[str] = Counter()
+        self._is_known = np.zeros(CODE_POINTS, dtype=bool)
+        self._is_known[codes] = True
+        self._id_of = np.zeros(CODE_POINTS, dtype=id_dtype(len(vocabulary)))
+        self._id_of[codes] = np.arange(len(vocabulary))
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """Return the ids of the characters that are known."""
+        codes = _code_points(text)
+        known = np.take(self._is_known, codes)
+        if not known.all():
+            self.unknown.update(map(chr, codes[~known].tolist()))
+            codes = codes[known]
+        return np.take(self._id_of, codes)
+
+
+def decode(vocabulary: str, ids: NDArray[np.unsignedinteger]) -> bytes:
+    """Return the UTF-8 of ids. Raises IndexError where one is out of range."""
+    return np.take(_code_points(vocabulary), ids).tobytes().decode("utf-32-le").encode()
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
-from manychar.numerics.corpus import encode_with
+from manychar.numerics.corpus import Encoder
 from manychar.numerics.model import Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
 from manychar.observability.sampling_options import Sampling
@@ -85,7 +85,8 @@ def draw(model: Model, generator: np.random.Generator, options: Sampling) -> Ite
     """
     parameters, vocabulary = model
     start, heat = max(vocabulary.find("\n"), 0), options.temperature
-    ids = np.array([start, *known_ids(options.prime, vocabulary, "the prime")], dtype=np.intp)
+    prime = known_ids([options.prime], vocabulary, "the prime")
+    ids = np.concatenate([[start], *prime], dtype=np.intp)
     drawn = sample(parameters, generator, prime=ids, temperature=heat, top_k=options.top_k)
     return (vocabulary[character] for character in islice(drawn, options.length))
 
@@ -101,17 +102,19 @@ def for_reading(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
-def known_ids(text: str, vocabulary: str, what: str, *, skip: bool = False) -> NDArray[Any]:
-    """Return the ids of a text; `what` is its name in messages.
+def known_ids(
+    pieces: Iterable[str], vocabulary: str, what: str, *, skip: bool = False
+) -> Iterator[NDArray[Any]]:
+    """Yield the ids of a text in pieces; `what` is its name in messages.
 
-    Unknown characters are skipped, and logged; without `skip` they raise UserError.
+    Unknown characters are skipped, and logged at the end; without `skip` they raise UserError.
     """
-    ids, unknown = encode_with(vocabulary, text)
-    if unknown:
+    encoder = Encoder(vocabulary)
+    yield from map(encoder.encode, pieces)
+    if unknown := encoder.unknown:
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in unknown.most_common(UNKNOWN_SHOWN))
         more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""
         found = f"the model does not know {unknown.total():,} characters of {what}: {shown}{more}"
         if not skip:
             raise UserError(found)
         logger.info(f"{found}; skipped")
-    return ids

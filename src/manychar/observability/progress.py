@@ -20,8 +20,8 @@ from manychar.observability import history
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import bits_of, duration
-from manychar.processes import log
 from manychar.processes.errors import because
+from manychar.processes.work_progress import can_draw
 from manychar.protocol.messages import Weights
 from manychar.protocol.run_spec import dimensions_of
 from manychar.storage.run_directory import RunDirectory
@@ -47,8 +47,7 @@ class ProgressDisplay:
         self._hinted = False
         self._sampled_version = 0
         self._last: Snapshot | None = None
-        can_draw = sys.stderr.isatty() and not log.is_json()
-        self._bar = _bar() if can_draw and logger.isEnabledFor(logging.INFO) else None
+        self._bar = _bar() if can_draw() else None
 
     def __enter__(self) -> Self:
         if self._bar:

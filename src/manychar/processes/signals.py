@@ -1,7 +1,7 @@
 """Self-pipe: wakes the poll loop for signals, exited children and thread results.
 
-Until there is a loop, SIGINT and SIGTERM end the process at once: nothing needs to be undone then.
-Children end with their parent, and a run directory that is half made is filled later.
+Until there is a loop, SIGINT and SIGTERM end a process at once; by an exception where there is
+something to undo. Children end with their parent.
 """
 
 import contextlib
@@ -27,6 +27,12 @@ def end_at_once(number: int, _frame: object) -> None:
 def end_by_exception(number: int, _frame: object = None) -> None:
     """End this process by SystemExit: the handler where something has to be undone."""
     raise SystemExit(STOPS[number])
+
+
+def undo_when_stopped() -> None:
+    """From now on, end by an exception where there is no loop: something has to be undone."""
+    for number in STOPS:
+        signal.signal(number, end_by_exception)
 
 
 class SelfPipe:

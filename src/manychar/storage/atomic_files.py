@@ -4,8 +4,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,19 +27,28 @@ def lock_file(file: IO[Any], *, within: float) -> None:
         time.sleep(LOCK_PAUSE)
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o666) -> None:
     """Write and fsync a new file; `rename` makes its name durable. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def unnamed_file(directory: Path, pieces: Iterable[bytes]) -> Iterator[IO[bytes]]:
+    """Yield a file that consists of these pieces, on the disk of a directory. Raises OSError."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.writelines(pieces)
+        file.flush()
+        yield file
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace a file: temporary file, fsync, rename, fsync of the directory. Raises OSError."""
     with replacing(path) as temporary:
-        write_file(temporary, data, mode)
+        write_file(temporary, [data], mode)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def write_checkpoint(
     }
     metadata["sha256"] = _sha256(tensors, metadata)
     with replacing(path) as temporary:
-        write_file(temporary, as_safetensors(tensors, metadata))
+        write_file(temporary, [as_safetensors(tensors, metadata)])
         if read_checkpoint(temporary).sha256 != metadata["sha256"]:
             raise RuntimeError(f"{path}: the checkpoint read back differs from the one written")
 

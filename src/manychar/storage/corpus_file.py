@@ -1,75 +1,64 @@
-"""Reads text files as one text; writes the encoded corpus and maps it into memory."""
+"""Reads texts as one corpus; writes its ids, and maps them into memory."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from pydoc_data import topics
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from manychar.numerics.corpus import encode, id_dtype
+from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
 from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import write_file
+from manychar.processes.work_progress import work_progress
+from manychar.storage.atomic_files import unnamed_file, write_file
+from manychar.storage.text_file import Text, read_pieces, texts_of
 
 CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
-CHECKED_AT_ONCE = 1 << 20
+CHECKED_AT_ONCE = 2**18  # characters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text as ids: `sha256` is that of its original bytes, `source` its name for a person."""
+    """A text that was read once: `sha256` is that of its bytes, `source` its name for a person."""
 
     source: str
     sha256: str
     vocabulary: str
-    ids: NDArray[Any]
+    characters: int
+    texts: list[Text]
 
 
-def read_corpus(paths: list[Path]) -> Corpus:
-    """Read the texts, joined in order; `-` is standard input, no path the default corpus.
-
-    Raises UserError for a file that cannot be read, is empty, or is not UTF-8.
-    """
-    source = ", ".join(map(str, paths)) or "Python's language reference (pydoc_data.topics)"
-    data = b"".join(map(read_text, paths)) if paths else default_text().encode()
-    if not data:
-        raise UserError(f"{source}: the text is empty; give a text with some characters in it")
-    vocabulary, ids = encode(data.decode())
-    return Corpus(source, hashlib.sha256(data).hexdigest(), vocabulary, ids)
-
-
-def default_text() -> str:
-    """Return the language reference that ships inside CPython, topic by topic."""
-    return "\n".join(topics.topics[name] for name in sorted(topics.topics))
-
-
-def read_text(path: Path) -> bytes:
-    """Return the bytes of a UTF-8 text. Raises UserError where there is none."""
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: {because(error)}; give the path of a text file") from None
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}: not UTF-8: byte {data[error.start]:#04x} at offset {error.start:,};"
-            " convert the text to UTF-8 first"
-        ) from None
-    return data
+@contextlib.contextmanager
+def read_corpus(paths: list[Path], directory: Path) -> Iterator[Corpus]:
+    """Yield the corpus of the texts that `texts_of` gives. Raises UserError where it is empty."""
+    with texts_of(paths, directory) as texts:
+        source = ", ".join(text.name for text in texts)
+        hashed, found = hashlib.sha256(), CharacterSet()
+        for piece in read_pieces(texts, "reading", hashed.update):
+            found.add(piece)
+        if not found.length:
+            raise UserError(f"{source}: the text is empty; give a text with some characters in it")
+        yield Corpus(source, hashed.hexdigest(), found.vocabulary, found.length, texts)
 
 
 def write_corpus(directory: Path, corpus: Corpus) -> None:
-    """Write the ids and the vocabulary into a run directory. Raises OSError."""
-    write_file(directory / CORPUS_NAME, corpus.ids.tobytes())
+    """Write the ids and the vocabulary into a run directory.
+
+    Raises OSError, and UserError where the text cannot be read again as it was.
+    """
+    hashed, encoder = hashlib.sha256(), Encoder(corpus.vocabulary)
+    pieces = read_pieces(corpus.texts, "encoding", hashed.update)
+    write_file(directory / CORPUS_NAME, (encoder.encode(piece).tobytes() for piece in pieces))
+    if hashed.hexdigest() != corpus.sha256:
+        raise UserError(f"{corpus.source}: changed while it was read; give a text that is complete")
     vocabulary = json.dumps(list(corpus.vocabulary), ensure_ascii=False)
-    write_file(directory / VOCABULARY_NAME, vocabulary.encode() + b"\n")
+    write_file(directory / VOCABULARY_NAME, [vocabulary.encode() + b"\n"])
 
 
 def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
@@ -89,15 +78,29 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     return vocabulary, ids
 
 
+def map_temporarily(pieces: Iterable[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    """Return ids that come in pieces, mapped from a file without a name in the temporary directory.
+
+    Raises UserError where there is no room for it.
+    """
+    directory = Path(gettempdir())
+    try:
+        with unnamed_file(directory, (piece.tobytes() for piece in pieces)) as file:
+            ids = np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+            return np.asarray(ids)
+    except OSError as error:
+        raise UserError(f"{directory}: {because(error)}; $TMPDIR names another one") from None
+
+
 def check_corpus(directory: Path, sha256: str) -> None:
-    """Compare the encoded corpus with the text's SHA-256. Raises UserError if it was altered."""
+    """Compare the ids with the text's SHA-256. Raises UserError if they were altered."""
     vocabulary, ids = map_corpus(directory)
-    code_points = np.array([ord(character) for character in vocabulary], dtype="<u4")
     hashed = hashlib.sha256()
     try:
-        for start in range(0, len(ids), CHECKED_AT_ONCE):
-            part = code_points[ids[start : start + CHECKED_AT_ONCE]]
-            hashed.update(part.tobytes().decode("utf-32-le").encode())
+        with work_progress(f"checking {directory / CORPUS_NAME}", draw=False) as progress:
+            for start in range(0, len(ids), CHECKED_AT_ONCE):
+                hashed.update(decode(vocabulary, ids[start : start + CHECKED_AT_ONCE]))
+                progress(start * ids.itemsize, ids.nbytes)
     except (IndexError, UnicodeError):
         raise UserError(f"{directory}: {VOCABULARY_NAME} or {CORPUS_NAME} is altered") from None
     if hashed.hexdigest() != sha256:

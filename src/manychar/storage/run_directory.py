@@ -37,6 +37,7 @@ LOCK_NAME = "lock"
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
+RUNS = Path("runs")  # where a run directory is made that has no other name
 UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
 
 
@@ -142,7 +143,7 @@ def create_run(
     UserError where it cannot be written, or where something else is there.
     """
     run = definition.run_id(secrets.token_hex(4))
-    path = path or Path("runs") / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
+    path = path or RUNS / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
     if path.name in ("", ".."):
         raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
     directory = RunDirectory(path, run, definition, operation)

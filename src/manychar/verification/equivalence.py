@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -49,8 +50,10 @@ class Equivalence:
 
     def alone(self) -> Trial:
         every, last = self.operation.checkpoint_every, self.operation.steps
-        done = replay(self._directory("one-process", workers=1), last)
+        directory = self._directory("one-process", workers=1)
+        done = replay(directory, last)
         kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
+        shutil.rmtree(directory.path)  # of a large text one copy at a time
         return Trial("one process", kept)
 
     def fleet(
@@ -76,6 +79,7 @@ class Equivalence:
             raise UserError(early, code=RUN_FAILED)
         saved = list_checkpoints(directory.checkpoints)
         states = {step: read_checkpoint(path).state for step, path in saved}
+        shutil.rmtree(directory.path)
         notes = [killer.note, "a worker slowed" if slow else ""]
         return Trial(name, states, note=", ".join(filter(None, notes)))
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from manychar.numerics.corpus import Streams, encode
+from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from tests.benchmarks.task import Task
+from tests.encoding import encode
 
 
 def read_ids(path: str) -> tuple[int, NDArray[Any]]:

@@ -1,0 +1,47 @@
+"""How far a long piece of work is: a bar on a terminal, elsewhere a line every two seconds."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from manychar.processes import log
+
+SHOWN_EVERY = 2.0  # seconds; shorter work is not shown
+MB = 10**6
+
+logger = logging.getLogger(__name__)
+
+
+def can_draw() -> bool:
+    """Whether standard error is a terminal, and shows what is logged."""
+    return sys.stderr.isatty() and not log.is_json() and logger.isEnabledFor(logging.INFO)
+
+
+@contextlib.contextmanager
+def work_progress(what: str, *, draw: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows how many bytes are done, and of how many (0: not known)."""
+    show_at, draw = time.monotonic() + SHOWN_EVERY, draw and can_draw()
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal show_at, bar
+        if time.monotonic() < show_at:
+            return
+        if draw:
+            if bar is None:
+                from rich.console import Console  # noqa: PLC0415 - takes time, is rarely needed
+                from rich.progress import Progress  # noqa: PLC0415
+
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                bar.add_task(what)
+            bar.update(bar.task_ids[0], completed=done, total=total or None)
+        else:
+            show_at = time.monotonic() + SHOWN_EVERY
+            share = f"{done / total:.0%} of {total / MB:,.0f}" if total else f"{done / MB:,.0f}"
+            logger.info(f"{what}: {share} MB")
+
+    with contextlib.ExitStack() as stack:
+        yield show

@@ -1,0 +1,134 @@
+"""Texts as they are given: UTF-8 files, plain or compressed, and standard input; read in pieces."""
+
+import codecs
+import contextlib
+import dataclasses
+import gzip
+import importlib
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any, BinaryIO
+
+from manychar.processes.errors import UserError, because
+from manychar.processes.optional_dependencies import needing
+from manychar.processes.work_progress import work_progress
+from manychar.storage.atomic_files import unnamed_file
+
+PIECE_BYTES = 2**16
+GIVE = "give the path of a text file"
+GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"  # no UTF-8 text begins so
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text that can be read more than once: its name in messages, its file, the file's size."""
+
+    name: str
+    path: Path
+    size: int
+
+    def pieces(self, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[str, int]]:
+        """Yield (piece, bytes of the file read by then); the text's bytes go to `on_bytes`.
+
+        Raises UserError where the text cannot be read, is damaged, or is not UTF-8.
+        """
+        damage: type[Exception] = EOFError
+        rest, offset, read = b"", 0, b"begin"
+        try:
+            with self.path.open("rb") as stored:
+                content, damage = _content(stored, self.name)
+                while read:
+                    read = content.read(PIECE_BYTES)
+                    on_bytes(read)
+                    data = rest + read
+                    piece, used = codecs.utf_8_decode(data, "strict", not read)
+                    rest, offset = data[used:], offset + used
+                    yield piece, stored.tell()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.name}: not UTF-8: byte {error.object[error.start]:#04x} at offset"
+                f" {offset + error.start:,}; convert the text to UTF-8 first"
+            ) from None
+        except (EOFError, gzip.BadGzipFile, damage) as error:
+            raise UserError(f"{self.name}: truncated or damaged: {error}; get it anew") from None
+        except OSError as error:
+            raise UserError(f"{self.name}: {because(error)}; {GIVE}") from None
+
+
+def read_pieces(
+    texts: list[Text], doing: str, on_bytes: Callable[[bytes], object] = len
+) -> Iterator[str]:
+    """Yield the texts, joined in order, in pieces. Raises UserError as `Text.pieces` does."""
+    before, total = 0, sum(text.size for text in texts)
+    with work_progress(f"{doing} {', '.join(text.name for text in texts)}") as progress:
+        for text in texts:
+            for piece, done in text.pieces(on_bytes):
+                progress(before + done, total)
+                yield piece
+            before += text.size
+
+
+@contextlib.contextmanager
+def texts_of(paths: list[Path], directory: Path) -> Iterator[list[Text]]:
+    """Yield the texts of these paths: `-` is standard input; no path, the default text.
+
+    What can be read only once is copied to a file without a name in `directory`. Raises UserError.
+    """
+    with contextlib.ExitStack() as stack:
+        texts = [_text(path, directory, stack) for path in paths]
+        if not paths:
+            default, name = io.BytesIO(default_text().encode()), "Python's language reference"
+            texts = [_copy(default, f"{name} (pydoc_data.topics)", directory, stack)]
+        yield texts
+
+
+def default_text() -> str:
+    """Return the language reference that ships inside CPython, topic by topic."""
+    return "\n".join(topics.topics[name] for name in sorted(topics.topics))
+
+
+def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        if str(path) == "-":
+            return _copy(sys.stdin.buffer, name, directory, stack)
+        if path.is_file():
+            return Text(name, path, path.stat().st_size)
+        with path.open("rb") as pipe:
+            return _copy(pipe, name, directory, stack)
+    except OSError as error:
+        raise UserError(f"{name}: {because(error)}; {GIVE}") from None
+
+
+def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
+    def pieces() -> Iterator[bytes]:
+        done = 0
+        with work_progress(f"reading {name}") as progress:
+            while piece := source.read(PIECE_BYTES):
+                done += len(piece)
+                progress(done, 0)
+                yield piece
+
+    copy = stack.enter_context(unnamed_file(directory, pieces()))
+    return Text(name, Path(f"/dev/fd/{copy.fileno()}"), copy.tell())
+
+
+def _content(stored: BinaryIO, name: str) -> tuple[Any, type[Exception]]:
+    """Return the file that gives the text, and what it raises where it is damaged."""
+    first = stored.read(len(XZ))
+    stored.seek(0)
+    if first.startswith(GZIP):
+        return gzip.GzipFile(fileobj=stored), zlib.error
+    if first.startswith(XZ):
+        return lzma.LZMAFile(stored), lzma.LZMAError
+    if first.startswith(ZSTD):
+        package = "compression" if sys.version_info >= (3, 14) else "backports"
+        with needing("zstd", name):
+            zstd = importlib.import_module(f"{package}.zstd")
+        return zstd.ZstdFile(stored), zstd.ZstdError
+    return stored, EOFError
