@@ -161,13 +161,12 @@ def test_an_altered_one_is_noticed(tmp_path: Path, text: str) -> None:
             check_corpus(tmp_path, digest)
 
 
-def test_ids_that_are_mapped_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_file, "gettempdir", lambda: str(tmp_path))
-    ids = map_temporarily((np.array(each, "<u2") for each in ([1, 2], [], [300])), "<u2")
+def test_ids_that_are_mapped_for_a_while(tmp_path: Path) -> None:
+    pieces = (np.array(each, "<u2") for each in ([1, 2], [], [300]))
+    ids = map_temporarily(pieces, "<u2", tmp_path)
     assert ids.tolist() == [1, 2, 300]
     assert isinstance(ids.base, np.memmap)
     assert not list(tmp_path.iterdir())
-    assert len(map_temporarily(iter(()), "u1")) == 0
-    monkeypatch.setattr(corpus_file, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    assert len(map_temporarily(iter(()), "u1", tmp_path)) == 0
     with pytest.raises(UserError, match=r"nowhere: no such file .*; \$TMPDIR names"):
-        map_temporarily(iter(()), "u1")
+        map_temporarily(iter(()), "u1", tmp_path / "nowhere")

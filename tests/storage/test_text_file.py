@@ -134,6 +134,14 @@ class TestCompressed:
             read(path)
 
 
+def test_a_wrong_checksum_is_noticed(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(WORDS.encode()))
+    whole[-8] ^= 1
+    (path,) = files(tmp_path, bytes(whole))
+    with pytest.raises(UserError, match=f"^{path}: truncated or damaged: CRC check failed"):
+        read(path)
+
+
 def test_zstandard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compression.zstd", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)

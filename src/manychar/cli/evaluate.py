@@ -40,9 +40,10 @@ def evaluate(
     if text:
         skip, hint = unknown == "skip", " (--unknown skip leaves them out)"
         what = "the text" + hint * (not skip)
-        with texts_of(text, Path(gettempdir())) as texts:
+        directory = Path(gettempdir())
+        with texts_of(text, directory) as texts:
             pieces = known_ids(read_pieces(texts, "reading"), vocabulary, what, skip=skip)
-            ids = map_temporarily(pieces, id_dtype(len(vocabulary)))
+            ids = map_temporarily(pieces, id_dtype(len(vocabulary)), directory)
     else:
         ids = _validation_ids(source)
     if len(ids) < 2:

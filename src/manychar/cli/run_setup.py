@@ -40,12 +40,11 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     from manychar.storage.run_directory import RUNS, create_run, open_run
 
     if path is None:
-        own = flags.get("run_dir")
         undo_when_stopped()  # a run directory that is half made
-        with defined(text, flags, own or RUNS) as (definition, corpus):
+        with defined(text, flags, flags.get("run_dir") or RUNS) as (definition, corpus):
             known = {"shards": definition.shards, "cores": usable_cores()}
             operation = Operation(**resolve(Operation, flags, **known))
-            directory = create_run(own, definition, corpus, operation)
+            directory = create_run(flags.get("run_dir"), definition, corpus, operation)
             count, distinct = corpus.characters, len(corpus.vocabulary)
             logger.info(f"{corpus.source}: {count:,} characters, {distinct} distinct")
         logger.info(f"run directory: {directory.path}")

@@ -10,7 +10,6 @@ from typing import Any
 from manychar.processes import log
 
 SHOWN_EVERY = 2.0  # seconds; shorter work is not shown
-MB = 10**6
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def work_progress(what: str, *, draw: bool = True) -> Iterator[Callable[[int, in
             bar.update(bar.task_ids[0], completed=done, total=total or None)
         else:
             show_at = time.monotonic() + SHOWN_EVERY
-            share = f"{done / total:.0%} of {total / MB:,.0f}" if total else f"{done / MB:,.0f}"
+            share = f"{done / total:.0%} of {total / 1e6:,.0f}" if total else f"{done / 1e6:,.0f}"
             logger.info(f"{what}: {share} MB")
 
     with contextlib.ExitStack() as stack:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,7 @@ def read_corpus(paths: list[Path], directory: Path) -> Iterator[Corpus]:
 
 
 def write_corpus(directory: Path, corpus: Corpus) -> None:
-    """Write the ids and the vocabulary into a run directory.
-
-    Raises OSError, and UserError where the text cannot be read again as it was.
-    """
+    """Write a run's ids and vocabulary. Raises OSError, and UserError where the text changed."""
     hashed, encoder = hashlib.sha256(), Encoder(corpus.vocabulary)
     pieces = read_pieces(corpus.texts, "encoding", hashed.update)
     write_file(directory / CORPUS_NAME, (encoder.encode(piece).tobytes() for piece in pieces))
@@ -78,12 +74,10 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
     return vocabulary, ids
 
 
-def map_temporarily(pieces: Iterable[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
-    """Return ids that come in pieces, mapped from a file without a name in the temporary directory.
-
-    Raises UserError where there is no room for it.
-    """
-    directory = Path(gettempdir())
+def map_temporarily(
+    pieces: Iterable[NDArray[Any]], dtype: DTypeLike, directory: Path
+) -> NDArray[Any]:
+    """Return ids that come in pieces, mapped from a file without a name. Raises UserError."""
     try:
         with unnamed_file(directory, (piece.tobytes() for piece in pieces)) as file:
             ids = np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)

@@ -50,10 +50,9 @@ class Equivalence:
 
     def alone(self) -> Trial:
         every, last = self.operation.checkpoint_every, self.operation.steps
-        directory = self._directory("one-process", workers=1)
-        done = replay(directory, last)
+        done = replay(self._directory("one-process", workers=1), last)
         kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
-        shutil.rmtree(directory.path)  # of a large text one copy at a time
+        shutil.rmtree(self.parent / "one-process")  # of a large text one copy at a time
         return Trial("one process", kept)
 
     def fleet(
