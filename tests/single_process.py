@@ -37,8 +37,10 @@ def hashes_alone(text: str, definition: str, steps: int) -> list[str]:
     """Return the hashes of states 0 … steps of a definition, given as JSON, on a text."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS", "NPY_"))}
     asked = json.dumps({"text": text, "definition": json.loads(definition), "steps": steps})
-    command = [sys.executable, str(Path(__file__))]
-    done = subprocess.run(command, input=asked, env=env, capture_output=True, text=True, check=True)
+    command, root = [sys.executable, "-m", "tests.single_process"], Path(__file__).parents[1]
+    done = subprocess.run(
+        command, cwd=root, input=asked, env=env, capture_output=True, text=True, check=True
+    )
     hashes: list[str] = json.loads(done.stdout)
     return hashes
 
