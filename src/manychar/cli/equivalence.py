@@ -34,6 +34,7 @@ def equivalence(
 ) -> None:
     """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
     pin(flags.get("numerics", "portable"))
+    from manychar.storage.run_directory import create_run
     from manychar.verification.equivalence import Equivalence, difference_between, table
 
     quiet: dict[str, Any] = {
@@ -44,12 +45,12 @@ def equivalence(
     }
     operation = Operation(steps=steps, checkpoint_every=checkpoint_every, workers=1, **quiet)
     undo_when_stopped()  # the scratch directory
-    with (
-        TemporaryDirectory(prefix="manychar-") as scratch,
-        defined(text, flags, Path(scratch)) as (definition, corpus),
-    ):
-        trials = Equivalence(definition, corpus, operation, Path(scratch))
-        logger.info(f"{corpus.source}: {corpus.characters:,} characters, {steps:,} steps a trial")
+    with TemporaryDirectory(prefix="manychar-") as scratch:
+        with defined(text, flags, Path(scratch)) as (definition, corpus):
+            count = corpus.characters
+            logger.info(f"{corpus.source}: {count:,} characters, {steps:,} steps a trial")
+            run = create_run(Path(scratch) / "one-process", definition, corpus, operation)
+        trials = Equivalence(run)
         done = [trials.alone()]
         for fleet in FLEETS:
             count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]

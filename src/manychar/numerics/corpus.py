@@ -68,7 +68,10 @@ class Encoder:
 
 def decode(vocabulary: str, ids: NDArray[np.unsignedinteger]) -> bytes:
     """Return the UTF-8 of ids. Raises IndexError where one is out of range."""
-    return np.take(_code_points(vocabulary), ids).tobytes().decode("utf-32-le").encode()
+    codes = _code_points(vocabulary)
+    if vocabulary.isascii():  # twice as fast
+        return np.take(codes.astype("u1"), ids).tobytes()
+    return np.take(codes, ids).tobytes().decode("utf-32-le").encode()
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

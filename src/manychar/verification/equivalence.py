@@ -9,19 +9,15 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal
 
 from manychar.fleet.local_fleet import LocalFleet
-from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
-from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
-from manychar.storage.corpus_file import Corpus
-from manychar.storage.run_directory import RunDirectory, create_run
+from manychar.storage.run_directory import RunDirectory
 from manychar.verification.replay import first_difference, replay
 
 logger = logging.getLogger(__name__)
@@ -41,18 +37,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equivalence:
-    """Trains one definition in one process and in fleets, each in a run directory of its own."""
+    """Trains one run in one process and in fleets, each in a copy of its directory."""
 
-    definition: Definition
-    corpus: Corpus
-    operation: Operation
-    parent: Path
+    run: RunDirectory
 
     def alone(self) -> Trial:
-        every, last = self.operation.checkpoint_every, self.operation.steps
-        done = replay(self._directory("one-process", workers=1), last)
+        every, last = self.run.operation.checkpoint_every, self.run.operation.steps
+        done = replay(self.run, last)
         kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
-        shutil.rmtree(self.parent / "one-process")  # of a large text one copy at a time
         return Trial("one process", kept)
 
     def fleet(
@@ -65,7 +57,7 @@ class Equivalence:
         """
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         directory = self._directory(name.replace(" ", "-"), workers=workers, compute=compute)
-        killer = _Killer(kill, at_step=self.operation.steps // 4)
+        killer = _Killer(kill, at_step=self.run.operation.steps // 4)
         with ProgressDisplay(directory) as display:
             killer.fleet = LocalFleet(directory, display, killer.status)
             turns = slowed(lambda: killer.fleet.workers[-1].process, **TURNS)
@@ -78,13 +70,16 @@ class Equivalence:
             raise UserError(early, code=RUN_FAILED)
         saved = list_checkpoints(directory.checkpoints)
         states = {step: read_checkpoint(path).state for step, path in saved}
-        shutil.rmtree(directory.path)
         notes = [killer.note, "a worker slowed" if slow else ""]
         return Trial(name, states, note=", ".join(filter(None, notes)))
 
-    def _directory(self, name: str, *, workers: int, compute: bool = False) -> RunDirectory:
-        operation = dataclasses.replace(self.operation, workers=workers, compute=compute)
-        return create_run(self.parent / name, self.definition, self.corpus, operation)
+    def _directory(self, name: str, *, workers: int, compute: bool) -> RunDirectory:
+        path = self.run.path.with_name(name)
+        shutil.copytree(self.run.path, path, copy_function=os.link)  # the ids are one file
+        operation = dataclasses.replace(self.run.operation, workers=workers, compute=compute)
+        directory = dataclasses.replace(self.run, path=path, operation=operation)
+        directory.write_config()
+        return directory
 
 
 @contextlib.contextmanager
