@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from manychar.numerics.tree_reduction import cover, largest_cover
 from manychar.protocol import field_types as field
-from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.dimensions import Dimensions, shards_in
 from manychar.protocol.field_types import Frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+SPARSE_FROM = 1024  # characters in the vocabulary
 
 
 def as_frame(array: "NDArray[Any]") -> memoryview:
@@ -35,16 +37,22 @@ class Payload(NamedTuple):
 
     `sums` are the gradient's over the nodes of the range's cover; the others are by shard: the next
     hidden states, the losses, summed over the streams, the digests of the input hidden states.
+    `sparse` are the run's sizes where the sums go without the columns of Wxh that are zero.
     """
 
     sums: tuple[Frame, ...]
     hidden: Frame
     losses: tuple[float, ...]
     digests: bytes
+    sparse: Dimensions | None = None
 
     def pack(self) -> bytes:
-        losses = struct.pack(f"<{len(self.losses)}d", *self.losses)
-        return b"".join((*self.sums, self.hidden, losses, self.digests))
+        losses, sums = struct.pack(f"<{len(self.losses)}d", *self.losses), self.sums
+        if self.sparse is not None:
+            from manychar.protocol.sparse_sum import pack_sum  # noqa: PLC0415 - imports numpy
+
+            sums = tuple(part for each in sums for part in pack_sum(each, self.sparse))
+        return b"".join((*sums, self.hidden, losses, self.digests))
 
     @property
     def length(self) -> int:
@@ -60,29 +68,44 @@ class _PayloadFrame(field.Tensor):
         return value.pack()
 
     def unpack(self, frame: Frame, size: Dimensions, values: Mapping[str, Any]) -> Any:
-        view = memoryview(super().unpack(frame, size, values))
-        count = values["last"] - values["first"] + 1
+        sparse, count = sparse_form(size), shards_in(values)
+        of_shards = _frame_length(size, 0, count)
+        if sparse is None:
+            whole = memoryview(super().unpack(frame, size, values))
+            parts, view = whole[:-of_shards], whole[-of_shards:]
+            sums = equal_parts(parts, len(parts) // size.parameters_bytes)
+        else:
+            from manychar.protocol.sparse_sum import unpack_sums  # noqa: PLC0415 - imports numpy
+
+            sums, view = unpack_sums(frame, size, _nodes(size, values))
+            if len(view) != of_shards:
+                raise field.WireError(f"{len(view)} bytes after the sums, expected {of_shards}")
         at_digests = len(view) - count * field.DIGEST_BYTES
         at_losses = at_digests - count * field.LOSS_BYTES
-        at_hidden = at_losses - count * size.hidden_bytes
-        return Payload(
-            tuple(equal_parts(view[:at_hidden], at_hidden // size.parameters_bytes)),
-            view[at_hidden:at_losses],
-            struct.unpack_from(f"<{count}d", view, at_losses),
-            bytes(view[at_digests:]),
-        )
+        losses = struct.unpack_from(f"<{count}d", view, at_losses)
+        return Payload(tuple(sums), view[:at_losses], losses, bytes(view[at_digests:]), sparse)
+
+
+def sparse_form(size: Dimensions) -> Dimensions | None:
+    """Return the sizes where sums go without zero columns: small ones are as fast with them."""
+    return size if size.vocabulary_size >= SPARSE_FROM else None
 
 
 def _frame_length(size: Dimensions, nodes: int, shards: int) -> int:
     of_shard = size.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES
-    return nodes * size.parameters_bytes + shards * of_shard
+    of_node = size.parameters_bytes + (size.vocabulary_size if sparse_form(size) else 0)
+    return nodes * of_node + shards * of_shard
 
 
-def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
+def _nodes(size: Dimensions, values: Mapping[str, int]) -> int:
     first, last = values["first"], values["last"]
     if not first <= last < size.shards:
         raise field.WireError(f"shards {first} … {last} of {size.shards}")
-    return _frame_length(size, len(cover(size.shards, (first, last))), last - first + 1)
+    return len(cover(size.shards, (first, last)))
+
+
+def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
+    return _frame_length(size, _nodes(size, values), shards_in(values))
 
 
 def largest_payload(size: Dimensions) -> int:

@@ -36,7 +36,7 @@ from manychar.protocol.messages import (
     UnitState,
     Welcome,
 )
-from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_parts
+from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_parts, sparse_form
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,13 +117,7 @@ class _InHand:
         self.next_hidden.append(shard.hidden)
         self.seconds += shard.seconds
 
-    def result(self, weights_digest: bytes) -> UnitResult:
-        payload = Payload(
-            sums=tuple(as_frame(each) for each in self.sums.sums()),
-            hidden=b"".join(self.next_hidden),
-            losses=tuple(self.losses),
-            digests=b"".join(digest(each) for each in self.hidden),
-        )
+    def result(self, weights_digest: bytes, welcome: Welcome) -> UnitResult:
         return UnitResult(
             **self.run_and_term,
             lease=self.lease,
@@ -132,7 +126,13 @@ class _InHand:
             step=self.step,
             weights_digest=weights_digest,
             seconds=self.seconds / len(self.losses),
-            payload=payload,
+            payload=Payload(
+                sums=tuple(as_frame(each) for each in self.sums.sums()),
+                hidden=b"".join(self.next_hidden),
+                losses=tuple(self.losses),
+                digests=b"".join(digest(each) for each in self.hidden),
+                sparse=sparse_form(welcome.dimensions),
+            ),
         )
 
 
@@ -214,7 +214,7 @@ class Worker(ClientMachine):
         self._in_hand = None
         if self.phase is not ClientPhase.CONNECTED or self._is_over(unit):
             return []
-        result = unit.result(event.weights_digest)
+        result = unit.result(event.weights_digest, self.session.welcomed())
         lease = self._leases.get(unit.lease)
         if lease is not None and unit.step == self._step:
             lease.finish(unit.shards, result, unit.next_hidden)
