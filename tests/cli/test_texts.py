@@ -138,6 +138,21 @@ def test_memory_does_not_grow_with_the_text(manychar: Commands, tmp_path: Path, 
     assert int(done.out.split()[0]) < BOUND / 2
 
 
+@linux
+@pytest.mark.long
+def test_a_run_passes_with_a_memory_limit_smaller_than_the_text(
+    manychar: Commands, tmp_path: Path, require: Require
+) -> None:
+    require(shutil.which("prlimit"), "needs prlimit")
+    text = repeated(tmp_path / "text", small_text(), 500 * MB)
+    done = manychar.start(
+        *("train", str(text), *LARGE, "--workers", "2", "--run-dir", "run"),
+        before=("prlimit", f"--data={400 * MB}"),
+    ).end()
+    assert done.code == 0, done.err
+    assert state_of(manychar.directory / "run", 20)
+
+
 class Memory:
     """The largest anonymous memory of each process of a family, by what it does."""
 

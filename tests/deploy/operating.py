@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from manychar.protocol.aggregation import INPUT_BYTES, STEPS_COMPARED
 from manychar.protocol.dimensions import Dimensions
 from tests.deploy.recipes import DEPLOY
 
@@ -46,14 +47,16 @@ def outward(size: Dimensions, workers: int) -> int:
 
 def server_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a server, in bytes."""
-    parameters = (30 + size.shards + 4 * workers) * size.parameters_bytes
+    inputs = size.parameters_bytes + size.shards * size.hidden_bytes
+    kept = min(STEPS_COMPARED, max(1, INPUT_BYTES // inputs))
+    parameters = (20 + kept + 2 * workers) * size.parameters_bytes
     return 70 * MIB + parameters + 14 * size.shards * size.hidden_bytes + 5 * unrolled(size)
 
 
 def worker_memory(size: Dimensions, held: int) -> float:
     """Return what to allow a worker that holds at most so many shards, in bytes."""
-    parameters = (14 + 2 * held) * size.parameters_bytes
-    return 60 * MIB + parameters + 3 * held * size.hidden_bytes + 6 * unrolled(size)
+    parameters = (10 + (held - 1).bit_length()) * size.parameters_bytes
+    return 60 * MIB + parameters + 4 * held * size.hidden_bytes + 6 * unrolled(size)
 
 
 def unrolled(size: Dimensions) -> int:

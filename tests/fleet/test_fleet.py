@@ -132,6 +132,18 @@ def expect_same_bits(run: Path, text: Path) -> int:
     return last
 
 
+def test_sums_without_the_columns_that_were_not_seen_give_the_same_bits(
+    manychar: Commands, tmp_path: Path
+) -> None:
+    """A unit sees at most 20 of 1,511 characters; a frame of another length would end the run."""
+    text = tmp_path / "text"
+    text.write_text("".join(chr(0x4E00 + i**3 % 1_511) for i in range(9_000)) * 2, "utf-8")
+    flags = (*SMALL, *TWO_WORKERS, "--steps", "12", "--checkpoint-every", "4")
+    done = manychar.run("train", str(text), "--run-dir", "run", *flags)
+    assert done.code == 0, done.err
+    assert expect_same_bits(manychar.directory / "run", text) == 12
+
+
 def expect_nothing_half_written(run: Path) -> None:
     names = [path.name for path in run.rglob("*")]
     assert not [name for name in names if name.startswith(".") or name.endswith(".tmp")]

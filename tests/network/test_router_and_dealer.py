@@ -19,6 +19,9 @@ from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
 from manychar.network.keys import create, read_client_key
 from manychar.network.router import FAILURES_A_READ, Router, Unreachable, messages_queued
+from manychar.numerics.corpus import CODE_POINTS
+from manychar.numerics.option import options_of
+from manychar.numerics.run_definition import Definition
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import MAX_FRAMES, decode, encode
@@ -26,7 +29,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
 from manychar.protocol.membership import OWN_PEER
 from manychar.protocol.messages import Frame, UnitResult
-from manychar.protocol.unit_payload import Payload
+from manychar.protocol.unit_payload import Payload, largest_payload
 from tests.commands import until
 
 SIZES = Dimensions(vocabulary_size=5, hidden=3, seq_length=2, streams=2, shards=2, dtype="float32")
@@ -176,6 +179,22 @@ def longest_result(size: Dimensions) -> UnitResult:
             bytes((last - first + 1) * DIGEST_BYTES),
         ),
     )
+
+
+def test_every_size_that_the_options_allow_can_be_sent(tmp_path: Path) -> None:
+    """Larger ones are refused when the run is defined. ZeroMQ's lengths have 63 bits."""
+    bounds = {name: most_of(name) for name in ("hidden", "seq_length", "streams", "shards")}
+    size = Dimensions(vocabulary_size=CODE_POINTS, dtype="float64", **bounds)
+    with contextlib.closing(Router(f"ipc://{tmp_path}/it", size)) as router:
+        accepted = router.socket.getsockopt(zmq.MAXMSGSIZE)
+        assert isinstance(accepted, int)
+        assert largest_payload(size) < accepted < 2**63
+
+
+def most_of(name: str) -> int:
+    most = options_of(Definition)[name][1].most
+    assert most is not None
+    return int(most)
 
 
 @pytest.mark.parametrize("with_keys", [False, True])
