@@ -22,6 +22,7 @@ ROWS = {
     "curve": "the price of keys: the same fleet with and without them",
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
+    "vocabulary": "columns of Wxh that are not sent, by the links' speed",
     "recipe": "study: learning rate, warm-up and streams by size, and the defaults",
     "parts": "study: what each part of one process's step costs",
     "profile": "study: what a step of a fleet costs each thread",
