@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from manychar.numerics.model import count_parameters
 from tests.benchmarks.plan import MissingError, Plan
 
 CHARACTERS, HIDDEN, WORKERS, STEPS = 5_000, 1_024, 2, 16
+UNIT = 2 * 8 * 25  # characters: of 32 streams, two workers
 FLAGS = (
     f"--hidden {HIDDEN} --steps {STEPS} --insecure"
     " --checkpoint-every 0 --sample-every 0 --sample-length 0"
@@ -40,7 +42,7 @@ def run(plan: Plan) -> Iterator[str]:
     text.write_text(frequent_and_rare(600_000), encoding="utf-8")
     yield (
         f"Seconds a step, {CHARACTERS:,} characters, H {HIDDEN:,}, {WORKERS} workers on hosts of"
-        " their own:\n"
+        f" their own. {of_messages(text.read_text(encoding='utf-8'))}:\n"
     )
     rows = ["| link | all columns | columns that were seen | ratio |", "|" + " --- |" * 4]
     for link, (rate, burst) in RATES.items():
@@ -54,6 +56,17 @@ def run(plan: Plan) -> Iterator[str]:
         cells.append(f"{statistics.median(a / b for a, b in pairs):.2f}x")
         rows.append(f"| {link} | {' | '.join(cells)} |")
     yield "\n".join(rows)
+
+
+def of_messages(text: str) -> str:
+    """Say how long a unit's message is, with all columns and without."""
+    seen = [len(set(text[at : at + UNIT])) for at in range(0, len(text) - UNIT, UNIT)]
+    whole = 4 * count_parameters(CHARACTERS, HIDDEN)
+    short = whole - 4 * HIDDEN * (CHARACTERS - statistics.mean(seen))
+    return (
+        f"A unit of {UNIT} characters sees {statistics.mean(seen):.0f} different ones:"
+        f" {short / 1e6:.1f} MB instead of {whole / 1e6:.1f}"
+    )
 
 
 def frequent_and_rare(length: int) -> str:
