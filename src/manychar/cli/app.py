@@ -24,6 +24,7 @@ from manychar.cli.equivalence import equivalence
 from manychar.cli.evaluate import evaluate
 from manychar.cli.export import export
 from manychar.cli.follow import follow
+from manychar.cli.plan import plan
 from manychar.cli.plot import plot
 from manychar.cli.sample import sample
 from manychar.cli.stop import stop
@@ -78,6 +79,7 @@ _add(equivalence, "book.txt --hidden 64 --shards 8")
 _add(status.status, "tcp://127.0.0.1:5577 --watch", numerics="portable")
 _add(status.health, "tcp://127.0.0.1:5577 --key probe.key", numerics="portable")
 _add(dashboard, "tcp://127.0.0.1:5577", numerics="portable")
+_add(plan, "--workers 256 --hidden 512 --streams 32")
 _add(export, "runs/RUN -o model.safetensors", numerics="portable")
 _add(plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
 _add(follow, "tcp://127.0.0.1:5577 --metrics-port 9464", numerics="portable")

@@ -66,7 +66,7 @@ def _watch(
     what: str, who: Mapping[str, int], run_dir: Path, processes: Sequence[Process], seconds: float
 ) -> Iterator[tuple[str, ...]]:
     """Yield what each thread of a run did a step, over some seconds."""
-    grown, before, after = growth(run_dir, processes, seconds, read=lambda: _times(who))
+    grown, before, after = growth(run_dir, processes, seconds, read=lambda: thread_times(who))
     for thread in sorted(after):
         spent = [b - a for a, b in zip(before[thread], after[thread], strict=True)]
         on_core, waiting = (ns / grown["step"] / NANOSECONDS_A_MICROSECOND for ns in spent)
@@ -74,7 +74,7 @@ def _watch(
             yield what, thread, number(on_core), number(waiting)
 
 
-def _times(who: Mapping[str, int]) -> Times:
+def thread_times(who: Mapping[str, int]) -> Times:
     """Return (ns on a core, ns ready and waiting) of each thread of these processes."""
     found: Times = {}
     for name, process in who.items():

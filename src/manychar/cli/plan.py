@@ -1,0 +1,68 @@
+"""The command `plan`."""
+
+from typing import Annotated
+
+from manychar.cli.console import write
+from manychar.fleet.capacity import Fleet, predict
+from manychar.numerics.option import Option
+from manychar.numerics.run_definition import choose_streams
+from manychar.protocol.dimensions import Dimensions
+
+MOST = 65_536
+WORKERS = Option("Workers, each on a core of its own.", least=1, most=MOST)
+HIDDEN = Option("Hidden units.", least=1, most=MOST)
+SHARDS = Option("Units of parallel work.", least=1, most=MOST, without="as many as workers")
+STREAMS = Option("Streams of text in a shard.", least=1, most=MOST, without="as train chooses")
+SEQ_LENGTH = Option("Characters a step.", least=1, most=MOST)
+VOCABULARY = Option("Distinct characters of the text.", least=1, most=0x110000)
+GBITS = Option("Gbit/s of the server's link, in each direction.", least=1e-3, most=1e6)
+KEYS = Option("Connections have keys, so they are encrypted.", names=("--keys/--no-keys",))
+SHARD_MS = Option(
+    "Milliseconds that a worker computes a shard, as status shows.", above=0, without="as measured"
+)
+REMEDIES = {
+    "computing": "faster workers, or more of them and as many --shards",
+    "network": "more --streams, fewer workers with more shards each, or a faster link",
+    "server": "more --streams, or fewer workers with more shards each",
+}
+
+
+def plan(
+    workers: Annotated[int, WORKERS] = 4,
+    hidden: Annotated[int, HIDDEN] = 100,
+    shards: Annotated[int | None, SHARDS] = None,
+    streams: Annotated[int | None, STREAMS] = None,
+    seq_length: Annotated[int, SEQ_LENGTH] = 25,
+    vocabulary: Annotated[int, VOCABULARY] = 103,
+    gbits: Annotated[float, GBITS] = 10.0,
+    keys: Annotated[bool, KEYS] = True,
+    shard_ms: Annotated[float | None, SHARD_MS] = None,
+) -> None:
+    """Predict the speed of a fleet on many machines, and what limits it."""
+    shards = shards or workers
+    size = Dimensions(
+        vocabulary_size=vocabulary,
+        hidden=hidden,
+        seq_length=seq_length,
+        streams=streams or choose_streams(hidden, shards),
+        shards=shards,
+        dtype="float32",
+    )
+    seconds = shard_ms / 1000 if shard_ms else None
+    found = predict(
+        Fleet(size=size, workers=workers, gbits=gbits, keys=keys, shard_seconds=seconds)
+    )
+    rate = 1 / found.seconds
+    computing, network, server = (
+        f"{1000 * each:,.3g}" for each in (found.computing, found.network, found.server)
+    )
+    write(
+        f"{found.holders:,} of {workers:,} workers compute {shards:,} shards of"
+        f" {size.streams:,} streams: {rate:,.3g} steps/s,"
+        f" {rate * shards * size.streams * seq_length:,.0f} characters/s\n"
+        f"the server receives {rate * found.bytes_in / 1e6:,.3g} MB/s, and sends"
+        f" {rate * found.bytes_out / 1e6:,.3g} MB/s\n"
+        f"a step takes {1000 * found.seconds:,.3g} ms: computing {computing}, network {network},"
+        f" server {server}; they overlap\n"
+        f"the limit is {found.limit}: {REMEDIES[found.limit]}\n"
+    )

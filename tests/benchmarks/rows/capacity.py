@@ -1,0 +1,202 @@
+"""Study: the costs by which a fleet is planned, and whether they predict other fleets.
+
+Costs are fitted to small fleets that are started for it. Then real fleets of the default sizes,
+with 1, 2 and 4 workers, are compared with the simulation in virtual time: time on the cores a step.
+"""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manychar.fleet.capacity import Costs, Fleet
+from manychar.protocol.dimensions import Dimensions
+from tests.benchmarks.asking import SideError
+from tests.benchmarks.plan import MissingError, Plan
+from tests.benchmarks.rounds import tell
+from tests.benchmarks.rows.profile import thread_times
+from tests.benchmarks.running import growth, manychar, operation, sizes
+from tests.benchmarks.tables import number, table
+from tests.benchmarks.task import Task
+from tests.simulation.virtual_fleet import VirtualFleet
+
+FITTED = (  # H, S, B, W
+    *((100, 1, 1, 1), (100, 3, 1, 3), (100, 1, 16, 1), (100, 1, 64, 1), (100, 8, 4, 1)),
+    *((100, 6, 8, 3), (256, 1, 1, 1), (256, 3, 1, 3), (256, 1, 32, 1), (256, 4, 4, 2)),
+    *((512, 1, 1, 1), (512, 3, 1, 3), (512, 1, 16, 1), (512, 4, 4, 2)),
+)
+WITH_KEYS = (512, 3, 1, 3)
+CHECKED_SIZES, CHECKED_WORKERS = (100, 256, 512), (1, 2, 4)
+WITHIN = 0.2
+SETTLED_AT = 100  # steps
+TRANSFERS = 4  # of each worker in a step: two messages, each at both ends
+ROUNDS_OF_FIT = 5_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A real fleet, and what a step took: in all, and on the cores, in seconds.
+
+    `transfers` are the threads that send and receive, of all processes.
+    """
+
+    size: Dimensions
+    workers: int
+    seconds: float
+    server: float
+    computing: float
+    transfers: float
+
+
+def run(plan: Plan) -> Iterator[str]:
+    """Yield the costs, and the table of the fleets that they were not fitted to."""
+    if not Path("/proc/self/schedstat").exists():
+        raise MissingError("this system has no /proc/PID/schedstat")
+    fitted = [_measure(plan, _task(plan, *case), case[-1]) for case in FITTED]
+    encrypted = _measure(plan, _task(plan, *WITH_KEYS), WITH_KEYS[-1], keys=True)
+    costs, idle = fit(fitted, encrypted)
+    yield "Costs, in seconds, for the defaults of `Costs` in src/manychar/fleet/capacity.py:\n"
+    yield table(("cost", "seconds"), [(n, f"{v:.2e}") for n, v in vars(costs).items()])
+    yield "Beside them each second costs, of threads that wait and look at their clocks:\n"
+    yield table(("server", "worker"), [[f"{each:.3f} s" for each in idle]])
+    rows, missed = [], []
+    for hidden in CHECKED_SIZES:
+        for workers in CHECKED_WORKERS:
+            real = _measure(plan, plan.default_task(hidden), workers)
+            parts = predicted(real, costs, idle)
+            measured = (real.server, real.computing, real.transfers)
+            ratio = sum(parts) / sum(measured)
+            what = f"H {hidden}, `--workers` {workers}"
+            cells = [_both(a, b) for a, b in zip(measured, parts, strict=True)]
+            rows.append((what, *cells, _both(sum(measured), sum(parts)), f"{ratio:.2f}x"))
+            missed += [what] if abs(ratio - 1) > WITHIN else []
+    yield "On the cores, ms a step, measured · predicted by the simulation:\n"
+    yield table(("fleet", "server", "workers", "sending and receiving", "in all", "ratio"), rows)
+    if missed:
+        raise SideError(f"not within {WITHIN:.0%}: {', '.join(missed)}")
+
+
+def _both(measured: float, found: float) -> str:
+    return f"{number(1e3 * measured)} · {number(1e3 * found)}"
+
+
+def predicted(real: _Run, costs: Costs, idle: Sequence[float]) -> tuple[float, float, float]:
+    """Return what a step of the same fleet takes on the cores: server, workers, transfers."""
+    fleet = Fleet(size=real.size, workers=real.workers, keys=False)
+    use = VirtualFleet(fleet, costs).run().use
+    of_server, of_worker = (each * real.seconds for each in idle)
+    return use.server + of_server, use.worker + of_worker * real.workers, use.transfers
+
+
+def fit(runs: Sequence[_Run], encrypted: _Run) -> tuple[Costs, tuple[float, float]]:
+    """Return the costs that the runs come closest to, and the idle share of server and worker."""
+    step, step_byte, unit, unit_byte, server_idle = closest(
+        runs,
+        lambda r: r.server,
+        lambda r: [
+            *(1, r.size.parameters_bytes, r.workers, r.workers * r.size.parameters_bytes),
+            r.seconds,
+        ],
+    )
+    worker, *of_shard, worker_idle = closest(
+        runs,
+        lambda r: r.computing,
+        lambda r: [r.workers, *_parts_of_shards(r.size), r.workers * r.seconds],
+    )
+    message, message_byte = closest(
+        runs, lambda r: r.transfers, lambda r: [TRANSFERS * r.workers, _transferred(r)]
+    )
+    plain = message * TRANSFERS * encrypted.workers
+    position, each_number, product, weight = of_shard
+    costs = Costs(
+        step=step,
+        step_byte=step_byte,
+        unit=unit,
+        unit_byte=unit_byte,
+        message=message,
+        message_byte=message_byte,
+        encrypted_byte=(encrypted.transfers - plain) / _transferred(encrypted),
+        worker=worker,
+        position=position,
+        number=each_number,
+        product=product,
+        weight=weight,
+    )
+    return costs, (server_idle, worker_idle)
+
+
+def _parts_of_shards(size: Dimensions) -> list[float]:
+    positions, wide = size.shards * size.seq_length, size.hidden + size.vocabulary_size
+    numbers = positions * size.streams * wide
+    return [positions, numbers, numbers * size.hidden, positions * size.hidden**2]
+
+
+def _transferred(run: _Run) -> float:
+    return float(TRANSFERS * run.workers * run.size.parameters_bytes)
+
+
+def closest(
+    runs: Sequence[_Run], measured: Callable[[_Run], float], parts: Callable[[_Run], list[float]]
+) -> list[float]:
+    """Return the factors, none negative, with the least squares of relative errors."""
+    rows: NDArray[np.float64] = np.array([parts(run) for run in runs])
+    rows /= np.array([[measured(run)] for run in runs])
+    scale = rows.max(axis=0)
+    rows /= scale
+    factors = np.zeros(len(scale))
+    missing = np.ones(len(runs))
+    for _ in range(ROUNDS_OF_FIT):
+        for i, column in enumerate(rows.T):
+            better = max(0.0, factors[i] + column @ missing / (column @ column))
+            missing -= column * (better - factors[i])
+            factors[i] = better
+    return [float(each) for each in factors / scale]
+
+
+def _task(plan: Plan, hidden: int, shards: int, streams: int, _: int) -> Task:
+    return plan.task(numerics="portable", hidden=hidden, shards=shards, streams=streams)
+
+
+def _measure(plan: Plan, task: Task, workers: int, *, keys: bool = False) -> _Run:
+    """Start a server that does not compute, and workers; return what a step takes."""
+    with tempfile.TemporaryDirectory(dir=plan.scratch) as folder, contextlib.ExitStack() as stack:
+        run_dir, locked, key = Path(folder) / "run", list[str](), list[str]()
+        if keys:
+            with manychar("keys", "create", f"{folder}/keys") as making:
+                making.until_it_ends()
+            locked, key = ["--keys", f"{folder}/keys"], ["--key", f"{folder}/keys/worker.key"]
+        server = manychar(
+            *("server", str(plan.text), "--bind", "tcp://127.0.0.1:*", "--child", *locked),
+            *(*sizes(task), *operation(run_dir)),
+            speaks=True,
+        )
+        started = [stack.enter_context(server)]
+        endpoint = json.loads(server.listen())["endpoint"]
+        for i in range(workers):
+            worker = manychar("worker", endpoint, "--name", f"worker-{i}", *key)
+            started.append(stack.enter_context(worker))
+        names = ["server", *(f"worker {i}" for i in range(workers))]
+        who = {name: each.process.pid for name, each in zip(names, started, strict=True)}
+        grown, before, after = growth(
+            run_dir, started, plan.seconds, after=SETTLED_AT, read=lambda: thread_times(who)
+        )
+    spent = {k: (after[k][0] - before[k][0]) / 1e9 / grown["step"] for k in after if k in before}
+    transfers = sum(value for k, value in spent.items() if k.endswith("output"))
+    in_all, server_seconds = sum(spent.values()), spent["server, main"]
+    size = Dimensions(
+        vocabulary_size=len(set(plan.text.read_text(encoding="utf-8"))),
+        hidden=task.hidden,
+        seq_length=task.seq_length,
+        streams=task.streams,
+        shards=task.shards,
+        dtype="float32",
+    )
+    seconds = grown["seconds"] / grown["step"]
+    computing = in_all - server_seconds - transfers
+    tell(f"{size}: {workers} workers: {seconds:.5f} s a step, {in_all:.5f} s on the cores")
+    return _Run(size, workers, seconds, server_seconds, computing, transfers)
