@@ -1,24 +1,37 @@
-"""What a fleet moves and holds, by formula: the arithmetic and the tables of deploy/README.md.
+"""What a fleet does and holds: the arithmetic, the tables and the picture of deploy/README.md.
 
-`python -m tests.deploy.operating` writes the tables into it.
+`python -m tests.deploy.operating` writes them (3 minutes, most of them for the simulation).
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from manychar.fleet.capacity import Fleet, predict
 from manychar.protocol.aggregation import INPUT_BYTES, STEPS_COMPARED
 from manychar.protocol.dimensions import Dimensions
 from tests.deploy.recipes import DEPLOY
+from tests.simulation.virtual_fleet import Luck, VirtualFleet
 
-PAGE = DEPLOY / "README.md"
+PAGE, PICTURE = DEPLOY / "README.md", DEPLOY / "speed.svg"
 BEGIN, END = "<!-- begin: tables -->", "<!-- end: tables -->"
+BEGIN_SIMULATED, END_SIMULATED = "<!-- begin: simulated -->", "<!-- end: simulated -->"
 VOCABULARY, STREAMS, SEQ_LENGTH = 103, 32, 25
 HIDDEN = (100, 256, 512, 1024, 2048, 4096)
 WORKERS = (1, 10, 100, 1_000, 10_000)
-TEN_GBIT = 1.25e9 * 1448 / 1538  # what a 1,500-byte packet leaves of it to the payload
-WITH_KEYS = 0.8e9  # both directions together: one thread encrypts and decrypts
-RESULT_HEADER, WEIGHTS_HEADER, SHARD_BYTES = 160, 128, 12
+GBITS = (1, 10, 100)
+SIMULATED_WORKERS = (1, 10, 100, 1_000)
+UNEQUAL = {  # more computing for each byte than in the other tables, or the exchange hides it
+    "10 workers, H 2,048, B 128": (10, 2048, 128),
+    "100 workers, H 512, B 1,024": (100, 512, 1024),
+}
+LUCK = {
+    "speeds spread by 10 %": Luck(spread=0.1),
+    "speeds spread by 30 %": Luck(spread=0.3),
+    "each worker fails once an hour": Luck(failures=1 / 3600),
+    "each worker fails every ten minutes": Luck(failures=1 / 600),
+}
+SETTLED, STEPS = 20, 40
 MIB = 2**20
 
 
@@ -32,17 +45,6 @@ def dimensions(hidden: int, workers: int) -> Dimensions:
         shards=workers,
         dtype="float32",
     )
-
-
-def inward(size: Dimensions, workers: int, sums: int) -> int:
-    """Return the bytes that a server is sent in a step: the sums of the ranges' covers."""
-    results = sums * size.parameters_bytes + workers * RESULT_HEADER
-    return results + size.shards * (size.hidden_bytes + SHARD_BYTES)
-
-
-def outward(size: Dimensions, workers: int) -> int:
-    """Return the bytes that it sends: weights to each worker that holds a range, ids of shards."""
-    return workers * (size.parameters_bytes + WEIGHTS_HEADER) + size.shards * size.ids_bytes
 
 
 def server_memory(size: Dimensions, workers: int) -> float:
@@ -65,37 +67,52 @@ def unrolled(size: Dimensions) -> int:
     return size.value_bytes * positions * (size.hidden + size.vocabulary_size)
 
 
-def inward_of(size: Dimensions) -> int:
-    """Return the bytes towards the server where each worker has one shard."""
-    return inward(size, workers=size.shards, sums=size.shards)
+def fleet(hidden: int, workers: int, gbits: float) -> Fleet:
+    """Return a fleet of the tables: a shard for each worker, with keys."""
+    return Fleet(size=dimensions(hidden, workers), workers=workers, gbits=gbits)
 
 
 def tables() -> str:
-    """Return the tables."""
-    rows = [(hidden, [dimensions(hidden, workers) for workers in WORKERS]) for hidden in HIDDEN]
+    """Return the tables that follow from formulas."""
     heads = [f"{workers:,} worker{'s' if workers > 1 else ''}" for workers in WORKERS]
-    weights = [readable(sizes[0].parameters_bytes) for _, sizes in rows]
-    moved = [[readable(inward_of(size)) for size in sizes] for _, sizes in rows]
-    times = [
-        [
-            f"{seconds(max(inward_of(size), outward(size, size.shards)) / TEN_GBIT)}"
-            f" · {seconds((inward_of(size) + outward(size, size.shards)) / WITH_KEYS)}"
-            for size in sizes
-        ]
-        for _, sizes in rows
+    weights = [readable(dimensions(hidden, 1).parameters_bytes) for hidden in HIDDEN]
+    speeds = [
+        [" · ".join(steps(predict(fleet(hidden, n, g)).seconds) for g in GBITS) for n in WORKERS]
+        for hidden in HIDDEN
     ]
-    held = [[readable(server_memory(size, size.shards)) for size in sizes] for _, sizes in rows]
+    sizes = [[dimensions(hidden, workers) for workers in WORKERS] for hidden in HIDDEN]
+    held = [[readable(server_memory(size, size.shards)) for size in row] for row in sizes]
     return "\n\n".join(
         [
-            "Bytes a step towards the server (up to a tenth fewer go the other way):",
-            _table(["H", "weights", *heads], weights, moved),
-            "Seconds a step that they take at least, at 10 Gbit/s without keys · with keys on the"
-            "\nmachine of the README's figures:",
-            _table(["H", "weights", *heads], weights, times),
+            "Steps a second at 1 · 10 · 100 Gbit/s, with keys:",
+            _table(["H", "weights", *heads], weights, speeds),
             "Memory to allow the server:",
             _table(["H", "weights", *heads], weights, held),
         ]
     )
+
+
+def simulated() -> str:
+    """Return the table of what only the simulation tells."""
+    rows = [["", *LUCK], ["---"] * (1 + len(LUCK))]
+    rows += [[name, *(f"{slowdown(name, each):.2f}x" for each in LUCK)] for name in UNEQUAL]
+    return "\n".join(_lines(rows))
+
+
+def slowdown(name: str, luck: str) -> float:
+    """Return how many times as long a step takes as with equal workers that do not fail."""
+    workers, hidden, streams = UNEQUAL[name]
+    size = Dimensions(
+        vocabulary_size=VOCABULARY,
+        hidden=hidden,
+        seq_length=SEQ_LENGTH,
+        streams=streams,
+        shards=workers,
+        dtype="float32",
+    )
+    unequal = Fleet(size=size, workers=workers, gbits=100, keys=False)
+    found = VirtualFleet(unequal, luck=LUCK[luck]).run(settled=SETTLED, steps=STEPS)
+    return found.seconds / predict(unequal).seconds
 
 
 def _table(heads: Sequence[str], weights: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -120,20 +137,51 @@ def readable(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def seconds(time: float) -> str:
-    """Return a time with two digits, in plain decimals."""
-    if time < 0.001:
-        return "< 0.001"
-    digits = 4 if time < 0.01 else 3 if time < 0.1 else 2 if time < 1 else 1 if time < 10 else 0
-    return f"{time:,.{digits}f}"
+def steps(seconds: float) -> str:
+    """Return steps a second with two digits, in plain decimals."""
+    rate = 1 / seconds
+    digits = 4 if rate < 0.01 else 3 if rate < 0.1 else 2 if rate < 1 else 1 if rate < 10 else 0
+    return f"{rate:,.{digits}f}"
+
+
+def draw(hidden: int = 512) -> None:
+    """Draw the formula's speeds as lines, and the simulation's as dots."""
+    import matplotlib as mpl  # noqa: PLC0415 - only here
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    from manychar.observability.plot import SETTINGS  # noqa: PLC0415
+
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for colour, gbits in enumerate(GBITS):
+            rates = [1 / predict(fleet(hidden, n, gbits)).seconds for n in WORKERS]
+            axes.plot(WORKERS, rates, color=f"C{colour}", label=f"{gbits} Gbit/s")
+            dots = [
+                1 / VirtualFleet(fleet(hidden, n, gbits)).run().seconds for n in SIMULATED_WORKERS
+            ]
+            axes.plot(SIMULATED_WORKERS, dots, "o", color=f"C{colour}")
+        axes.set(xscale="log", yscale="log", xlabel="workers, one shard each", ylabel="steps/s")
+        axes.set_title(f"H {hidden}, B {STREAMS}, with keys: lines by formula, dots simulated")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def replaced(text: str, begin: str, end: str, inside: str) -> str:
+    """Return the text with what stands between two lines replaced."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}"
 
 
 def write(page: Path = PAGE) -> int:
-    """Write the tables into the page."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}", encoding="utf-8")
+    """Write the tables into the page, and the picture."""
+    text = replaced(page.read_text(encoding="utf-8"), BEGIN, END, tables())
+    text = replaced(text, BEGIN_SIMULATED, END_SIMULATED, simulated())
+    page.write_text(text, encoding="utf-8")
+    draw()
     return 0
 
 

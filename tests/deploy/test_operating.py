@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from manychar.fleet.capacity import RESULT_HEADER, SHARD_BYTES, WEIGHTS_HEADER, inward, outward
 from manychar.numerics.tree_reduction import cover
 from manychar.observability.status import COUNTER_SENTENCES
 from manychar.protocol.codec import encode
@@ -59,6 +60,25 @@ def test_the_tables_are_those_of_the_formulas() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=[] if each.startswith("10 ") else pytest.mark.long)
+        for each in operating.UNEQUAL
+    ],
+)
+def test_the_simulated_table_is_what_the_simulation_tells(name: str) -> None:
+    found = [f"{operating.slowdown(name, luck):.2f}x" for luck in operating.LUCK]
+    assert f"| {' | '.join([name, *found])} |" in PAGE, (
+        "write it anew: python -m tests.deploy.operating"
+    )
+
+
+def test_the_picture_stands_in_the_page() -> None:
+    assert f"]({operating.PICTURE.name})" in PAGE
+    assert operating.PICTURE.is_file()
+
+
 def ids(size: Dimensions, *, result: bool) -> dict[str, Any]:
     """Return the longest fields of a message for all shards of a run."""
     numbers = ["term", "session", "lease", "step", *([] if result else ["number"])]
@@ -83,8 +103,8 @@ def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: i
         ),
     )
     bytes_in = length(result)
-    formula = operating.inward(size, workers=1, sums=sums)
-    assert bytes_in <= formula < bytes_in + operating.RESULT_HEADER
+    formula = inward(size, workers=1, sums=sums)
+    assert bytes_in <= formula < bytes_in + RESULT_HEADER
     weights = NewWeights(
         **ids(size, result=False),
         fresh=True,
@@ -92,7 +112,7 @@ def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: i
         ids=bytes(shards * size.ids_bytes),
     )
     bytes_out = length(weights)
-    assert bytes_out <= operating.outward(size, 1) < bytes_out + operating.WEIGHTS_HEADER
+    assert bytes_out <= outward(size, 1) < bytes_out + WEIGHTS_HEADER
 
 
 def test_the_formulas_count_what_a_server_sends_and_is_sent_for_a_step() -> None:
@@ -108,16 +128,16 @@ def test_the_formulas_count_what_a_server_sends_and_is_sent_for_a_step() -> None
     sent = [effect.message for effect in effects if isinstance(effect, Send)]
     assert [type(message) for message in sent] == [NewWeights, NewWeights]
     bytes_sent = sum(map(length, sent))
-    assert bytes_sent <= operating.outward(size, 2) <= bytes_sent + 2 * operating.WEIGHTS_HEADER
-    formula = operating.inward(size, workers=2, sums=sums)
-    assert received <= formula <= received + 2 * operating.RESULT_HEADER
+    assert bytes_sent <= outward(size, 2) <= bytes_sent + 2 * WEIGHTS_HEADER
+    formula = inward(size, workers=2, sums=sums)
+    assert received <= formula <= received + 2 * RESULT_HEADER
 
 
 def test_the_formulas_stand_in_the_page() -> None:
     for formula in (
         "P    = v (H (2 V + H + 1) + V)",
-        f"in   = C P + {operating.RESULT_HEADER} W + S (v B H + {operating.SHARD_BYTES})",
-        f"out  = W (P + {operating.WEIGHTS_HEADER}) + S c B (T + 1)",
+        f"in   = C P + {RESULT_HEADER} W + S (v B H + {SHARD_BYTES})",
+        f"out  = W (P + {WEIGHTS_HEADER}) + S c B (T + 1)",
         "server   70 MiB + (20 + k + 2 W) P + 14 v S B H + 5 v B T (H + V)",
         "worker   60 MiB + (10 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
     ):

@@ -240,7 +240,7 @@ class VirtualFleet:
             HIDDEN * (2 * len(LETTERS) + HIDDEN + 1) + len(LETTERS), 1e-3, "<f4"
         )
         self._hidden = np.full(HIDDEN, 1e-3, "<f4").tobytes()
-        self._server = _Server(self)
+        self.server = _Server(self)
 
     def run(self, *, settled: int = SETTLED, steps: int = STEPS) -> Outcome:
         """Run, and return the means of `steps` steps after the first `settled`."""
@@ -308,7 +308,7 @@ class VirtualFleet:
 
     def _arrive_up(self, peer: bytes, message: Message) -> None:
         if peer in self._workers:
-            self._server.arrive(Received(message, peer))
+            self.server.arrive(Received(message, peer))
 
     def _arrive_down(self, worker: _Worker, message: Message) -> None:
         if worker.alive:
@@ -365,5 +365,5 @@ class VirtualFleet:
         worker = self.chance.choice([each for each in self._workers.values() if each.alive])
         worker.alive = False
         del self._workers[worker.peer]
-        self._server.arrive(PeerLost(worker.peer))
+        self.server.arrive(PeerLost(worker.peer))
         self.after(self.luck.replaced_after, functools.partial(self._join, f"{worker.name}-again"))

@@ -1,0 +1,54 @@
+"""`manychar plan` says what to expect; it reads no text and does not import numpy."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from manychar.fleet.capacity import Fleet, predict
+from manychar.protocol.dimensions import Dimensions
+from tests.commands import Commands
+
+WITHOUT_NUMPY = """
+import sys
+from manychar.cli.app import run
+code = run(["plan", "--workers", "256", "--hidden", "512"])
+sys.exit(code or "numpy" in sys.modules)
+"""
+
+
+def test_it_says_what_the_formula_gives(manychar: Commands) -> None:
+    flags = ("--workers", "256", "--hidden", "512", "--streams", "32", "--no-keys")
+    done = manychar.run("plan", *flags, "--shards", "512", "--gbits", "1", "--shard-ms", "40")
+    assert (done.code, done.err) == (0, "")
+    size = Dimensions(
+        vocabulary_size=103, hidden=512, seq_length=25, streams=32, shards=512, dtype="float32"
+    )
+    found = predict(Fleet(size=size, workers=256, gbits=1.0, keys=False, shard_seconds=0.04))
+    assert "256 of 256 workers compute 512 shards of 32 streams: " in done.out
+    assert f"{1 / found.seconds:,.3g} steps/s" in done.out
+    assert f"{512 * 32 * 25 / found.seconds:,.0f} characters/s" in done.out
+    assert f"receives {found.bytes_in / found.seconds / 1e6:,.3g} MB/s" in done.out
+    assert f"the limit is {found.limit}: " in done.out
+    assert found.limit == "network"
+    assert "faster link" in done.out
+
+
+def test_the_defaults_are_those_of_train(manychar: Commands) -> None:
+    done = manychar.run("plan", "--workers", "8", "--hidden", "256", "--shards", "4")
+    assert re.match(r"4 of 8 workers compute 4 shards of 8 streams: ", done.out)
+
+
+def test_it_is_quick() -> None:
+    command = [sys.executable, "-c", WITHOUT_NUMPY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flag", ["workers", "hidden", "gbits", "shard-ms"])
+def test_a_value_out_of_bounds_is_one_line(manychar: Commands, flag: str) -> None:
+    done = manychar.run("plan", f"--{flag}", "0")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert f"--{flag}" in done.err

@@ -1,0 +1,105 @@
+"""A fleet in virtual time takes as long as the formula says, and longer where workers differ."""
+
+import dataclasses
+
+import pytest
+
+from manychar.fleet.capacity import Costs, Fleet, predict
+from manychar.protocol.dimensions import Dimensions
+from tests.simulation.virtual_fleet import Luck, VirtualFleet
+
+FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
+
+
+def fleet(
+    workers: int, *, hidden: int = 512, shards: int = 0, streams: int = 32, **others: float
+) -> Fleet:
+    size = Dimensions(
+        vocabulary_size=103,
+        hidden=hidden,
+        seq_length=25,
+        streams=streams,
+        shards=shards or workers,
+        dtype="float32",
+    )
+    return Fleet(size=size, workers=workers, **others)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gbits", [1, 10, 100])
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize(
+    ("workers", "shards", "hidden", "streams"),
+    [
+        *((1, 1, 100, 1), (1, 4, 512, 16), (4, 4, 512, 1), (4, 16, 100, 16)),
+        *((30, 30, 100, 32), (30, 120, 2048, 1), (30, 30, 512, 1024)),
+        pytest.param(300, 300, 512, 32, marks=pytest.mark.long),
+        pytest.param(1000, 1000, 512, 32, marks=pytest.mark.long),
+    ],
+)
+def test_the_formula_is_what_the_machines_do(
+    workers: int, shards: int, hidden: int, streams: int, gbits: int, *, keys: bool
+) -> None:
+    here = fleet(workers, hidden=hidden, shards=shards, streams=streams, gbits=gbits, keys=keys)
+    found, formula = VirtualFleet(here).run(), predict(here)
+    assert found.seconds == pytest.approx(formula.seconds, rel=0.02)
+    assert found.use.bytes_in == formula.bytes_in
+    assert found.use.bytes_out == formula.bytes_out
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(3, 8), (5, 32), (12, 50), (8, 4)])
+def test_ranges_that_do_not_come_out_even_are_predicted_too(workers: int, shards: int) -> None:
+    here = fleet(workers, shards=shards)
+    found, formula = VirtualFleet(here).run(), predict(here)
+    assert found.seconds == pytest.approx(formula.seconds, rel=0.15)
+    assert found.use.bytes_in == formula.bytes_in
+
+
+@pytest.mark.parametrize(
+    ("here", "limit"),
+    [
+        (fleet(4, streams=256), "computing"),
+        (fleet(100, gbits=1), "network"),
+        (fleet(100, gbits=100), "server"),
+    ],
+)
+def test_the_limit_is_what_makes_a_step_shorter(here: Fleet, limit: str) -> None:
+    faster = {
+        "computing": dataclasses.replace(here, shard_seconds=1e-6),
+        "network": dataclasses.replace(here, gbits=1e6),
+    }
+    cheaper = dataclasses.replace(
+        Costs(), **dict.fromkeys(("unit", "unit_byte", "message", "encrypted_byte"), 0.0)
+    )
+    found = {name: VirtualFleet(each).run().seconds for name, each in faster.items()}
+    found["server"] = VirtualFleet(here, cheaper).run().seconds
+    assert predict(here).limit == min(found, key=lambda name: found[name]) == limit
+
+
+def test_keys_take_time_at_the_thread_that_sends_and_receives() -> None:
+    with_keys = VirtualFleet(fleet(100, gbits=100)).run()
+    without = VirtualFleet(fleet(100, gbits=100, keys=False)).run()
+    each, plain = Costs().encrypted_byte, Costs().message_byte
+    moved = with_keys.use.bytes_in + with_keys.use.bytes_out
+    more = with_keys.use.transfers - without.use.transfers
+    assert more == pytest.approx(2 * moved * (each - plain))  # at both ends
+    assert with_keys.seconds > 1.2 * without.seconds
+
+
+def test_what_costs_nothing_takes_the_time_of_the_wire() -> None:
+    here = fleet(1, gbits=1, shard_seconds=1e-9)
+    size = here.size
+    weights = size.parameters_bytes + 128 + size.ids_bytes
+    result = size.parameters_bytes + 160 + size.hidden_bytes + 12
+    on_wire = (weights + result) * 8 / 1e9 * 1538 / 1448
+    found = VirtualFleet(here, FREE).run().seconds
+    assert found == pytest.approx(on_wire + 100e-6, rel=1e-6)
+
+
+def test_workers_that_differ_or_fail_make_a_step_longer_and_the_same_seed_the_same() -> None:
+    here = fleet(10, streams=1024, gbits=100)
+    equal = VirtualFleet(here).run().seconds
+    for luck in (Luck(spread=0.3), Luck(failures=1 / 60)):
+        runs = [VirtualFleet(here, luck=luck).run(steps=20).seconds for _ in range(2)]
+        assert runs[0] == runs[1] > 1.05 * equal
+    other = Luck(seed=1, spread=0.3)
+    assert VirtualFleet(here, luck=other).run().seconds != runs[0]
