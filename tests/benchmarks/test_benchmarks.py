@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from manychar.fleet.capacity import Costs, Fleet, predict
+from manychar.protocol.dimensions import Dimensions
 from tests.benchmarks import to_loss
 from tests.benchmarks.asking import Side, Together
 from tests.benchmarks.comparison import Comparison, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
-from tests.benchmarks.rows import targets
+from tests.benchmarks.rows import capacity, targets
 from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
@@ -94,3 +96,44 @@ def test_a_ratio_is_that_of_the_median_round() -> None:
 
 def test_a_crossing_lies_between_its_two_points() -> None:
     assert math.isclose(crossing((1.0, 2.4), (2.0, 2.0), 2.2), 1.5)
+
+
+def test_costs_are_found_again_from_what_they_make() -> None:
+    costs, idle = dataclasses.replace(Costs(), unit=2e-4), (0.05, 0.1)
+    known = [_run_of(costs, idle, *case, keys=False) for case in capacity.FITTED]
+    encrypted = _run_of(costs, idle, *capacity.WITH_KEYS, keys=True)
+    found, found_idle = capacity.fit(known, encrypted)
+    for run in known:
+        parts = capacity.predicted(run, found, found_idle)
+        assert parts == pytest.approx((run.server, run.computing, run.transfers), rel=0.02)
+    assert found.encrypted_byte == pytest.approx(costs.encrypted_byte, rel=0.02)
+
+
+def _run_of(
+    costs: Costs,
+    idle: tuple[float, float],
+    hidden: int,
+    shards: int,
+    streams: int,
+    workers: int,
+    *,
+    keys: bool,
+) -> capacity._Run:
+    size = Dimensions(
+        vocabulary_size=103,
+        hidden=hidden,
+        seq_length=25,
+        streams=streams,
+        shards=shards,
+        dtype="float32",
+    )
+    bytes_of = predict(Fleet(size=size, workers=workers))
+    moved, seconds = bytes_of.bytes_in + bytes_of.bytes_out, 1e-3 * hidden * streams / workers
+    return capacity._Run(
+        size,
+        workers,
+        seconds,
+        costs.of_step(size) + costs.of_units(size, workers, workers) + idle[0] * seconds,
+        workers * (costs.worker + idle[1] * seconds) + shards * costs.of_shard(size),
+        2 * costs.of_messages(2 * workers, moved, keys=keys),
+    )

@@ -25,18 +25,18 @@ class Costs:
     unit; and of a shard's positions, numbers, multiplications, and weights that are read anew.
     """
 
-    step: float = 1.58e-4
-    step_byte: float = 1.44e-9
-    unit: float = 1.17e-4
-    unit_byte: float = 1.16e-9
-    message: float = 3.24e-5
-    message_byte: float = 2.73e-10
-    encrypted_byte: float = 1.15e-9
-    worker: float = 2.22e-4
-    position: float = 1.20e-5
-    number: float = 3.26e-9
-    product: float = 1.37e-10
-    weight: float = 5.04e-10
+    step: float = 3.00e-04
+    step_byte: float = 1.17e-09
+    unit: float = 9.61e-05
+    unit_byte: float = 1.31e-09
+    message: float = 3.54e-05
+    message_byte: float = 2.64e-10
+    encrypted_byte: float = 1.37e-09
+    worker: float = 2.17e-04
+    position: float = 1.30e-05
+    number: float = 7.23e-09
+    product: float = 1.16e-10
+    weight: float = 5.66e-10
 
     def of_step(self, size: Dimensions) -> float:
         return self.step + self.step_byte * size.parameters_bytes
