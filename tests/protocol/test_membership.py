@@ -111,7 +111,7 @@ def test_a_holder_continues_with_what_it_computed_under_this_lease() -> None:
         membership.accepted([2], peer, number)
         assert not membership.can_continue(lease)
         membership.accepted([2], b"ann", lease.number)
-    membership.leases.pop(lease.number)
+    membership.end_lease(lease)
     assert not membership.can_continue(membership.lease((1, 3), b"ann")), "another number"
 
 

@@ -149,7 +149,7 @@ def a_worker_is_asked_again_for_what_it_has(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("14", "suspended", "stuck")
 def the_limit_for_a_hang_does_not_double(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Membership, "limit", lambda self, _: self._silence)
+    patch.setattr(Membership, "limit", lambda self, _: self.silence)
 
 
 @mutant("14", "suspended", "stuck", "undelivered")

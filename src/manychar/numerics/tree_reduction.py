@@ -80,8 +80,9 @@ class TreeSum(Generic[Summand]):
     def put(self, node: Range, value: Summand) -> None:
         """Set a node's sum, in the place of all that is held below it."""
         held = self.nodes
-        for below in [each for each in held if node[0] <= each[0] and each[1] <= node[1]]:
-            del held[below]
+        if node[0] < node[1]:
+            for below in [each for each in held if node[0] <= each[0] and each[1] <= node[1]]:
+                del held[below]
         held[node] = value
         for above in ancestors(self.count, node)[:-1]:
             left, right = children(above)

@@ -41,6 +41,13 @@ class Admission(ServerPart):
             self._refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
             return None
+        known = self._membership.members.get(peer)
+        if known is not None and (known.state, known.instance) == (
+            PeerState.ADMITTED,
+            hello.instance,
+        ):
+            self._welcome(known)  # the same Hello again, of which many may wait
+            return known
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
                 self._remove(former, now)
@@ -104,10 +111,11 @@ class Admission(ServerPart):
         member.state = PeerState.WORKING
         self._outbox.log(f"{member.name} has joined")
         self._lease_grants.joined(now)
-        if len(self._membership.workers()) > self._spec.definition.shards:
+        shards, workers = self._spec.definition.shards, len(self._membership.workers())
+        if workers > shards:
             self._outbox.log(
-                f"{member.name} is idle: this run has {self._spec.definition.shards} shards"
-                f" (--shards) and {len(self._membership.workers())} workers"
+                f"{member.name} is idle: this run has {shards} shards (--shards) and {workers}"
+                " workers"
             )
 
     def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
@@ -151,7 +159,10 @@ class Admission(ServerPart):
     def check_silence(self, now: float) -> None:
         """Take the leases of workers that have been silent for too long."""
         for member in list(self._membership.members.values()):
-            silent_for, limit = now - member.heard_at, self._membership.limit(member)
+            silent_for = now - member.heard_at
+            if silent_for < self._membership.silence:
+                continue
+            limit = self._membership.limit(member)
             if member.state is PeerState.WORKING and silent_for >= limit:
                 self._mark_silent(member, f"it has sent nothing for {silent_for:.1f} s", now)
             elif silent_for >= max(FORGET_SILENT_AFTER, 2 * limit):

@@ -116,7 +116,9 @@ class Aggregation:
 
     def missing(self) -> list[int]:
         """Return the shards whose gradients of the open step are still wanted."""
-        return list(filter(self.is_missing, range(self.definition.shards)))
+        if self.closed:
+            return []
+        return [i for i in range(self.definition.shards) if i not in self._open.senders]
 
     def is_missing(self, shard: int) -> bool:
         return shard not in self._open.senders and not self.closed

@@ -37,8 +37,28 @@ class ClientSession:
         self.connecting_since = now
         self._next_hello = now
         self._next_report = now + FIRST_REPORT_AFTER
-        self.next_heartbeat = now
+        self.next_heartbeat = self._heartbeat_at = now
         self.heard_at = now
+        self.is_idle = False  # a worker that had no range at its last heartbeat
+
+    @property
+    def interval(self) -> float:
+        """How long after what this client last sent a heartbeat is due, in seconds."""
+        often = self.welcomed().silence / HEARTBEATS_PER_SILENCE
+        return LONGEST_INTERVAL if self.is_idle else min(often, LONGEST_INTERVAL)
+
+    def sent_heartbeat(self, now: float) -> None:
+        self._heartbeat_at = now
+        self.next_heartbeat = now + self.interval
+
+    def sent_unit(self, now: float) -> None:
+        """Count a unit as a heartbeat; what only a heartbeat says is sent now and then, too."""
+        self.next_heartbeat = min(now + self.interval, self._heartbeat_at + LONGEST_INTERVAL)
+
+    def get_range(self, now: float) -> None:
+        """Note that this worker has a range: the next heartbeat may be due sooner."""
+        self.is_idle = False
+        self.next_heartbeat = min(self.next_heartbeat, now + self.interval)
 
     def belongs(self, run_and_term: RunAndTerm) -> bool:
         return self.welcome is not None and self.welcome.run_and_term == run_and_term
@@ -74,9 +94,9 @@ class ClientSession:
         """Do what is due: send Hello, report the wait, time out, or notice a silent server."""
         if self.connecting:
             return self._tick_connecting(now, now - self.connecting_since)
-        silence = self.welcomed().silence * SERVER_SILENCES
-        if now < self.heard_at + silence:
+        if now < self._silent_at:
             return []
+        silence = self._silent_at - self.heard_at
         self.connect(now)
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
@@ -100,8 +120,12 @@ class ClientSession:
         """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
-        silent_at = self.heard_at + self.welcomed().silence * SERVER_SILENCES
-        return min(self.next_heartbeat, silent_at)
+        return min(self.next_heartbeat, self._silent_at)
+
+    @property
+    def _silent_at(self) -> float:
+        """When the server has been silent for too long: it answers heartbeats."""
+        return self.heard_at + SERVER_SILENCES * max(self.welcomed().silence, self.interval)
 
     def welcomed(self) -> Welcome:
         """Return the welcome, where there must be one."""
@@ -166,8 +190,7 @@ class ClientMachine:
         if session.connecting or now < session.next_heartbeat:
             return []
         welcome = session.welcomed()
-        interval = min(welcome.silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
-        session.next_heartbeat = now + interval
+        session.sent_heartbeat(now)
         return [Send(self._progress(welcome.run_and_term))]
 
     def _progress(self, run_and_term: RunAndTerm) -> Heartbeat:

@@ -14,12 +14,14 @@ class LeaseGrants(ServerPart):
     def joined(self, now: float) -> None:
         """Lease the shards that nobody holds; a new worker gets its range after the step."""
         self._membership.workers_changed()
-        self._lease_unheld(now)
+        if not self._membership.leases:  # else other workers hold all that is missing
+            self._lease_unheld(now)
 
     def lost(self, member: Member, now: float) -> None:
         """Take the leases of a worker that is gone or silent, and lease their shards to others."""
-        self._revoke(self._membership.end_leases(member.peer))
-        self._lease_unheld(now)
+        if ended := self._membership.end_leases(member.peer):
+            self._revoke(ended)
+            self._lease_unheld(now)
 
     def _lease_unheld(self, now: float) -> None:
         idle = {each.peer for each in self._membership.workers()} - self._membership.holders()
@@ -36,13 +38,15 @@ class LeaseGrants(ServerPart):
 
     def renew(self, old: Lease, now: float) -> None:
         """Give the holder a new lease on its range: what it has of the old one is void."""
-        del self._membership.leases[old.number]
+        self._membership.end_lease(old)
         new = self._membership.lease(old.shards, old.peer)
         new.duplicate = old.duplicate
         self.grant(new, now)
 
     def grant(self, lease: Lease, now: float) -> None:
         """Grant what is missing of the lease's range: a grant for each contiguous part."""
+        if lease.asked_step < 0 and len(self._membership.leases_of(lease.peer)) == 1:
+            self._membership.members[lease.peer].heard_at = now  # until now heartbeats were rare
         lease.ask(self._step, now)
         aggregation = self._aggregation
         for first, last in runs_of(filter(aggregation.is_missing, lease.numbers)):

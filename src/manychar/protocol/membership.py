@@ -7,15 +7,17 @@ addition, and what somebody holds stays.
 
 import dataclasses
 import enum
+import heapq
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
+from manychar.protocol.client_session import HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL
 from manychar.protocol.events import Suspended
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
-from manychar.protocol.range_cut import MOVE_GAIN, best_cut, expected_step, runs_of
+from manychar.protocol.range_cut import MOVE_GAIN, best_cut, count_of, expected_step, runs_of
 from manychar.protocol.worker_speed import WorkerSpeed
 from manychar.protocol.worker_tally import WorkerTally
 
@@ -29,6 +31,7 @@ SLOW_FACTOR = 4
 FIRST_RESEND_AFTER = 1.0
 LONGEST_RESEND_AFTER = 30.0
 LONGEST_UNIT = 3600.0
+IDLE_SILENCE = HEARTBEATS_PER_SILENCE * LONGEST_INTERVAL
 MAX_DOUBLINGS = 10
 
 
@@ -117,7 +120,7 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
-# 19 methods: peers and leases change together.
+# 20 methods: peers and leases change together.
 class Membership:
     """The members by peer, as they joined, and the leases by number.
 
@@ -127,8 +130,9 @@ class Membership:
     def __init__(self, shards: int, *, silence: float) -> None:
         self.members: dict[Peer, Member] = {}
         self.leases: dict[int, Lease] = {}
+        self._leases_of: dict[Peer, dict[int, Lease]] = {}  # nobody looks for one in all
         self._shards = shards
-        self._silence = silence
+        self.silence = silence
         self._numbers = 0
         self._takeovers = [0] * shards
         self._accepted_under = [0] * shards
@@ -175,17 +179,24 @@ class Membership:
         return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
 
     def holders(self) -> set[Peer]:
-        return {lease.peer for lease in self.leases.values()}
+        return {*self._leases_of}
 
     def leases_of(self, peer: Peer) -> list[Lease]:
-        return [lease for lease in self.leases.values() if lease.peer == peer]
+        return list(self._leases_of.get(peer, {}).values())
 
     def lease(self, shards: Range, peer: Peer) -> Lease:
         self._numbers += 1
-        first = max(FIRST_RESEND_AFTER, self._silence / 2)
+        first = max(FIRST_RESEND_AFTER, self.silence / 2)
         lease = Lease(self._numbers, shards, peer, first_resend_after=first)
         self.leases[lease.number] = lease
+        self._leases_of.setdefault(peer, {})[lease.number] = lease
         return lease
+
+    def end_lease(self, lease: Lease) -> None:
+        del self.leases[lease.number]
+        del self._leases_of[lease.peer][lease.number]
+        if not self._leases_of[lease.peer]:
+            del self._leases_of[lease.peer]
 
     def workers_changed(self) -> None:
         """Note that the workers have changed: the ranges are cut anew after this step."""
@@ -195,7 +206,7 @@ class Membership:
         """Remove and return the leases of a worker that is gone or silent."""
         ended = self.leases_of(peer)
         for lease in ended:
-            del self.leases[lease.number]
+            self.end_lease(lease)
             if self.state_of(peer) is PeerState.SILENT:
                 for shard in lease.numbers:
                     self._takeovers[shard] += 1
@@ -204,18 +215,30 @@ class Membership:
 
     def lease_unheld(self, missing: Iterable[int]) -> list[Lease]:
         """Lease those of the missing shards that nobody holds to the present workers."""
-        workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
-        ranges = [lease for lease in self.leases.values() if not lease.duplicate]
-        held = {shard for lease in ranges for shard in lease.numbers}
+        present = [lease for lease in self.leases.values() if not lease.duplicate]
+        held = {shard for lease in present for shard in lease.numbers}
         unheld = runs_of(shard for shard in missing if shard not in held)
-        if not workers or not unheld:
-            return []
-        self._must_cut = True
+        leases = []
+        for run in unheld:
+            workers = self._least_loaded(count_of(run))
+            ranges = best_cut(run, _units_of(workers)) if workers else []
+            for worker, shards in zip(workers, ranges, strict=True):
+                if shards is not None:
+                    leases.append(self.lease(shards, worker.peer))
+        self._must_cut |= bool(leases)
+        return leases
+
+    def _least_loaded(self, count: int) -> list[Member]:
+        """Return so many workers at most: those with the fewest shards, as they joined."""
+        workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
+        if len(workers) <= count:
+            return workers
+        loads = [
+            sum(map(len, (lease.numbers for lease in self.leases_of(w.peer)))) for w in workers
+        ]
         return [
-            self.lease(shards, worker.peer)
-            for run in unheld
-            for worker, shards in zip(workers, best_cut(run, _units_of(workers)), strict=True)
-            if shards is not None
+            workers[i]
+            for i in sorted(heapq.nsmallest(count, range(len(workers)), loads.__getitem__))
         ]
 
     def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
@@ -258,7 +281,8 @@ class Membership:
             if wanted.get(lease.peer) == lease.shards and not lease.duplicate:
                 kept.add(lease.peer)
             else:
-                revoked.append(self.leases.pop(lease.number))
+                self.end_lease(lease)
+                revoked.append(lease)
         for peer, shards in wanted.items():
             if peer not in kept:
                 self.lease(shards, peer)
@@ -302,11 +326,10 @@ class Membership:
         """
         if member.peer == OWN_PEER:
             return math.inf
-        held = [
-            max(self._takeovers[i] for i in each.numbers) for each in self.leases_of(member.peer)
-        ]
-        takeovers = max(held, default=0)
-        longest = max(self._silence, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
+        leases = self.leases_of(member.peer)
+        takeovers = max((self._takeovers[i] for each in leases for i in each.numbers), default=0)
+        least = self.silence if leases else max(self.silence, IDLE_SILENCE)
+        longest = max(least, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
         return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 

@@ -152,6 +152,7 @@ class Worker(ClientMachine):
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
         slowest, units = max(self._slowest_pieces, default=0.0), self._units()
+        self.session.is_idle = not self._leases and self._in_hand is None
         return messages.Heartbeat(**run_and_term, slowest=slowest, heard=self._heard, units=units)
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
@@ -218,6 +219,7 @@ class Worker(ClientMachine):
         lease = self._leases.get(unit.lease)
         if lease is not None and unit.step == self._step:
             lease.finish(unit.shards, result, unit.next_hidden)
+        self.session.sent_unit(now)
         return [Send(result)]
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
@@ -261,6 +263,7 @@ class Worker(ClientMachine):
             for number in overlapping:
                 del self._leases[number]
             lease = self._leases[grant.lease] = _Lease(grant.lease, shards)
+            self.session.get_range(now)
         numbers = range(grant.first, grant.last + 1)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
         ids = equal_parts(grant.ids, len(numbers))
