@@ -19,6 +19,7 @@ ROWS = {
     "torch": "one process beside PyTorch eager",
     "targets": "fleets and the exchange beside fc2e580, one process, PyTorch DDP and Ray",
     "workers": "speed by workers and hidden units, beside one process",
+    "many": "a server with 1 to 1,000 workers that compute nothing",
     "curve": "the price of keys: the same fleet with and without them",
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",

@@ -227,9 +227,25 @@ def test_lost_shards_go_to_a_slow_worker_only_where_nobody_else_is_here() -> Non
 def test_the_limit_follows_the_slowest_piece_of_work() -> None:
     membership = Membership(1, silence=2.0)
     ann = working(membership, "ann")
+    lease = membership.lease((0, 0), ann.peer)
     assert membership.limit(ann) == 2.0
     ann.slowest = 1.5
     assert membership.limit(ann) == 6.0
+    membership.end_lease(lease)
+    assert membership.limit(ann) == 20.0, "four heartbeats of a worker without a range"
+
+
+def test_the_shards_of_many_lost_workers_go_to_as_many_others() -> None:
+    membership = Membership(8, silence=2.0)
+    for shard in range(8):
+        working(membership, f"w{shard}")
+        membership.lease((shard, shard), f"w{shard}".encode())
+    for lost in (0, 2, 4, 6):
+        membership.members[f"w{lost}".encode()].state = PeerState.SILENT
+        membership.end_leases(f"w{lost}".encode())
+    leased = membership.lease_unheld(range(8))
+    assert sorted(lease.shards for lease in leased) == [(0, 0), (2, 2), (4, 4), (6, 6)]
+    assert {lease.peer for lease in leased} == {b"w1", b"w3", b"w5", b"w7"}
 
 
 def test_the_limit_doubles_with_each_takeover_of_the_worst_shard_of_what_is_held() -> None:

@@ -130,12 +130,12 @@ def test_a_takeover_is_granted_at_once_beside_what_the_other_holds() -> None:
     ]
     stage.deliver("eve", 3)
     effects = stage.server.handle(PeerLost(b"bob"), stage.now)
-    assert grants(effects, "ann") == [(stage.leases("ann")[1], (2, 2), (2, 2), 1)]
+    assert grants(effects, "eve") == [(stage.leases("eve")[1], (2, 2), (2, 2), 1)]
     assert not sent(effects, Revoke)
-    (grant,) = sent(effects, Grant, "ann")
+    (grant,) = sent(effects, Grant, "eve")
     assert bytes(grant.hidden) == stage.known.hidden[1][2]
     assert bytes(grant.weights) == stage.known.weights[1]
-    stage.deliver("ann", 2)
+    stage.deliver("eve", 2)
     effects = stage.deliver("ann", (0, 1))
     assert stage.server.state.step == 2
     assert stage.ranges_of("ann") == [(0, 1)], "one range each, from here on"
@@ -257,6 +257,25 @@ def test_a_silent_worker_is_lost_within_the_lease_timeout() -> None:
     effects = stage.wait(2.1, "bob")
     assert "the shards of ann are reassigned: it has sent nothing for 2.0 s" in said(effects)
     assert stage.ranges_of("bob") == [(0, 0), (1, 1)]
+
+
+def test_the_silence_of_a_worker_counts_from_its_first_range_on() -> None:
+    stage = Stage(shards=1, lease_timeout=2.0)
+    stage.join("ann", "bob")
+    stage.wait(6.0, "ann")
+    stage.server.handle(PeerLost(b"ann"), stage.now)
+    assert stage.ranges_of("bob") == [(0, 0)]
+    stage.wait(1.9)
+    assert stage.ranges_of("bob") == [(0, 0)]
+    assert "the shards of bob are reassigned" in said(stage.wait(0.2))
+
+
+def test_a_repeated_hello_is_only_welcomed_again() -> None:
+    stage = Stage(shards=1)
+    stage.hello("ann")
+    before = stage.member("ann")
+    assert only(stage.hello("ann"), Welcome)
+    assert stage.member("ann") is before
 
 
 def test_a_slow_worker_that_beats_is_not_lost() -> None:
@@ -573,6 +592,17 @@ def test_one_wrong_result_renews_its_lease_once() -> None:
     for _ in range(2):
         stage.deliver("ann", 0, weights_digest=bytes(4), lease=1)
     assert stage.leases("ann") == [2]
+
+
+def test_a_right_repeat_ends_the_row_of_wrong_results() -> None:
+    stage = Stage(shards=2)
+    stage.share("ann", "bob")
+    for _ in range(3):
+        stage.deliver("ann", 0, weights_digest=bytes(4))
+        stage.deliver("ann", 0)
+        stage.deliver("ann", 0, weights_digest=bytes(4))
+        stage.deliver("ann", 0)
+    assert not stage.server.admission.banned
 
 
 def test_a_result_from_another_state_under_the_lease_of_another_renews_nothing() -> None:

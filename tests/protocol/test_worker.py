@@ -175,6 +175,43 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert bench.phase() is ClientPhase.CONNECTED
 
 
+def test_a_unit_counts_as_a_heartbeat_for_five_seconds_at_most() -> None:
+    bench = Bench().at_work()
+    session = bench.worker.session
+    assert only(bench.worker.handle(DeadlinePassed(), 0.0), Heartbeat)
+    sent_at = []
+    for step in range(1, 40):
+        now = 0.2 * step
+        session.sent_unit(now)
+        if session.next_heartbeat <= now:
+            sent_at += [now for _ in sent(bench.worker.handle(DeadlinePassed(), now), Heartbeat)]
+    assert sent_at == [pytest.approx(5.0)]
+
+
+def test_a_unit_that_it_sends_postpones_its_heartbeat() -> None:
+    bench = Bench().at_work()
+    bench.worker.handle(DeadlinePassed(), 0.0)
+    bench.grant(1, (0, 0))
+    shard = only(bench.worker.handle(MailboxEmpty(), 0.0), Compute)
+    bench.worker.handle(computed(shard, bench.known, seconds=0.2), 0.4)
+    assert bench.worker.session.next_heartbeat == pytest.approx(0.4 + SILENCE / 4)
+
+
+def test_without_a_range_it_sends_a_heartbeat_every_five_seconds() -> None:
+    bench = Bench().at_work()
+    session = bench.worker.session
+    assert only(bench.worker.handle(DeadlinePassed(), 0.0), Heartbeat)
+    assert session.next_heartbeat == 5.0
+    assert bench.worker.handle(DeadlinePassed(), 4.9) == [], "the server is not silent yet"
+    bench.grant(1, (0, 0))  # at 0.0
+    assert session.next_heartbeat == SILENCE / 4
+    assert only(bench.worker.handle(DeadlinePassed(), 0.5), Heartbeat).units
+    assert session.next_heartbeat == 0.5 + SILENCE / 4
+    bench.hear(Revoke(**IN_RUN, lease=1), 0.6)
+    bench.worker.handle(DeadlinePassed(), 1.0)
+    assert session.next_heartbeat == 6.0
+
+
 def test_it_computes_a_range_shard_by_shard_and_sends_the_sums_of_its_cover_once() -> None:
     bench = Bench().at_work()
     assert bench.grant(7, (1, 4)) == []

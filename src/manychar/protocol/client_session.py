@@ -190,8 +190,9 @@ class ClientMachine:
         if session.connecting or now < session.next_heartbeat:
             return []
         welcome = session.welcomed()
+        heartbeat = self._progress(welcome.run_and_term)
         session.sent_heartbeat(now)
-        return [Send(self._progress(welcome.run_and_term))]
+        return [Send(heartbeat)]
 
     def _progress(self, run_and_term: RunAndTerm) -> Heartbeat:
         return Heartbeat(**run_and_term, slowest=0.0, heard=0, units=())

@@ -120,7 +120,7 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
-# 20 methods: peers and leases change together.
+# 22 methods: peers and leases change together.
 class Membership:
     """The members by peer, as they joined, and the leases by number.
 
@@ -229,17 +229,12 @@ class Membership:
         return leases
 
     def _least_loaded(self, count: int) -> list[Member]:
-        """Return so many workers at most: those with the fewest shards, as they joined."""
+        """Return so many workers at most, those with the fewest shards first."""
         workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
-        if len(workers) <= count:
-            return workers
-        loads = [
-            sum(map(len, (lease.numbers for lease in self.leases_of(w.peer)))) for w in workers
-        ]
-        return [
-            workers[i]
-            for i in sorted(heapq.nsmallest(count, range(len(workers)), loads.__getitem__))
-        ]
+        return heapq.nsmallest(count, workers, key=lambda worker: self._load(worker.peer))
+
+    def _load(self, peer: Peer) -> int:
+        return sum(count_of(lease.shards) for lease in self.leases_of(peer))
 
     def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
         """Have a worker that is too slow for a range compute the smallest unit too, to measure it.

@@ -189,6 +189,8 @@ class ParameterServer:
                     self.aggregation.digests_of(result),
                     finite=assessment is not Assessment.NOT_FINITE,
                 )
+            case Assessment.REPEAT:
+                member.renewals = 0  # it was computed from the right state
             case Assessment.FROM_ANOTHER_STATE:
                 self.admission.from_wrong_state(member, result, now)
         member.tally.dropped += 1

@@ -324,11 +324,8 @@ class Worker(ClientMachine):
         if (unit := self._in_hand) is not None and not self._is_over(unit):
             units = [Unit(unit.lease, *unit.shards, unit.step, UnitState.COMPUTING)]
         for lease in self._leases.values():
-            for state, of_state in (
-                (UnitState.QUEUED, lease.queued),
-                (UnitState.SENT, lease.finished),
-            ):
-                units += [Unit(lease.number, *shards, self._step, state) for shards in of_state]
+            units += [Unit(lease.number, *s, self._step, UnitState.QUEUED) for s in lease.queued]
+            units += [Unit(lease.number, *s, self._step, UnitState.SENT) for s in lease.finished]
         return tuple(units)
 
 
