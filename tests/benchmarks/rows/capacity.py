@@ -9,7 +9,6 @@ import dataclasses
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 from manychar.fleet.capacity import Costs, Fleet, predict
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.events import DeadlinePassed
 from tests.benchmarks.asking import SideError
 from tests.benchmarks.plan import MissingError, Plan
 from tests.benchmarks.rounds import tell
@@ -36,7 +34,6 @@ FITTED = (  # H, S, B, W
 WITH_KEYS = (512, 3, 1, 3)
 CHECKED_SIZES, CHECKED_WORKERS = (100, 256, 512), (1, 2, 4)
 WITHIN = 0.2
-LARGE = (10, 100, 1_000)
 SETTLED_AT = 100  # steps
 TRANSFERS = 4  # of each worker in a step: two messages, each at both ends
 ROUNDS_OF_FIT = 5_000
@@ -86,8 +83,6 @@ def run(plan: Plan) -> Iterator[str]:
         missed += [what] if abs(ratio - 1) > WITHIN else []
     yield "On the cores, ms a step, measured · predicted by the simulation:\n"
     yield table(("fleet", "server", "workers", "sending and receiving", "in all", "ratio"), rows)
-    yield "The server's periodic check, ten times a second, which no formula has:\n"
-    yield table(("workers", "ms"), [(f"{n:,}", number(1e3 * _check(n))) for n in LARGE])
     if missed:
         raise SideError(f"not within {WITHIN:.0%}: {', '.join(missed)}")
 
@@ -97,18 +92,6 @@ def _median(runs: Sequence[_Run]) -> _Run:
     names = ("seconds", "server", "computing", "transfers")
     found = {n: statistics.median(getattr(run, n) for run in runs) for n in names}
     return dataclasses.replace(runs[0], **found)
-
-
-def _check(workers: int) -> float:
-    """Return the seconds on a core of the server's periodic check, every worker with a shard."""
-    size = Dimensions(
-        vocabulary_size=1, hidden=1, seq_length=1, streams=1, shards=workers, dtype="float32"
-    )
-    fleet = VirtualFleet(Fleet(size=size, workers=workers))
-    fleet.run(settled=2, steps=1)
-    began = time.thread_time()
-    fleet.server.machine.handle(DeadlinePassed(), fleet.now + 1.0)
-    return time.thread_time() - began
 
 
 def _both(measured: float, found: float) -> str:
