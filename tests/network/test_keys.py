@@ -263,3 +263,12 @@ def test_a_storm_of_handshakes_is_answered_in_portions(folder: Path) -> None:
     asking.close(0)
     authenticator.socket.close(0)
     context.term()
+
+
+def test_a_key_does_not_take_the_mode_of_a_file_that_was_there(tmp_path: Path) -> None:
+    keys.create_server(tmp_path)
+    (tmp_path / "olga.key").touch(mode=0o644)
+    assert mode(keys.add(tmp_path, "olga", KeyRole.OBSERVER)) == 0o600
+    (tmp_path / "clients.json").chmod(0o640)
+    keys.revoke(tmp_path, "olga")
+    assert mode(tmp_path / "clients.json") == 0o640

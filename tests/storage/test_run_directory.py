@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from manychar.protocol.run_operation import Operation
 from manychar.storage import atomic_files, corpus_file, run_directory
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.corpus_file import Corpus
+from manychar.storage.recovery import recover
 from manychar.storage.run_directory import RunDirectory, create_run, locked, open_run, raise_term
 from tests.single_process import bits_of
 from tests.storage.given_texts import corpus_in, corpus_of
@@ -89,6 +91,60 @@ class TestMaking:
         assert open_run(made(tmp_path / "run").path).definition == a_definition()
         after = (tmp_path / "run").stat()
         assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+    @pytest.mark.parametrize("mode", [0o700, 0o2750, 0o711, 0o755])
+    def test_no_file_is_more_readable_than_its_directory(self, tmp_path: Path, mode: int) -> None:
+        """Also what a server and the processes that it starts write."""
+        path = tmp_path / "run"
+        path.mkdir()
+        path.chmod(mode)
+        before = os.umask(0o022)
+        try:
+            run = made(path)
+            assert os.umask(0o022) == 0o022
+            with locked(run):
+                resumed = recover(run, raise_term(run))
+                resumed.journal.close()
+                resumed.metrics.close()
+                run.write_config()
+                command = [sys.executable, "-c", "open('a child was here', 'w')"]
+                subprocess.run(command, cwd=path, check=True)
+            assert os.umask(0o022) == 0o022
+        finally:
+            os.umask(before)
+        found = [path, *path.rglob("*")]
+        assert {each.name for each in found} >= {"a child was here", "term", "journal.jsonl"}
+        for each in found:
+            assert not each.stat().st_mode & 0o066 & ~mode, each
+
+    def test_through_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "volume").mkdir()
+        (tmp_path / "volume" / "lost+found").mkdir(mode=0o700)  # a new file system has it
+        (tmp_path / "run").symlink_to("volume")
+        run = made(tmp_path / "run")
+        assert run.path.is_symlink()
+        assert open_run(tmp_path / "volume").run_id == run.run_id
+
+    def test_in_the_working_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert open_run(made(Path()).path).run_id == open_run(tmp_path).run_id
+
+    def test_below_a_directory_that_nobody_may_write_to(self, tmp_path: Path) -> None:
+        (tmp_path / "kept" / "run").mkdir(parents=True)
+        (tmp_path / "kept").chmod(0o555)
+        made(tmp_path / "kept" / "run")
+        (tmp_path / "kept").chmod(0o755)
+
+    def test_files_that_are_written_again_keep_mode_and_link(self, run: RunDirectory) -> None:
+        (run.path / "config.json").chmod(0o600)
+        (run.path / "config.json").rename(run.path.parent / "elsewhere")
+        (run.path / "config.json").symlink_to("../elsewhere")
+        run.with_facts(banned={"worker-1": "it was wrong"}).write_config()
+        assert (run.path / "config.json").is_symlink()
+        assert stat.S_IMODE((run.path.parent / "elsewhere").stat().st_mode) == 0o600
+        assert open_run(run.path).facts.banned
 
     def test_an_empty_directory_is_empty_after_a_failure(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,9 +1,13 @@
-"""Writes files so that a crash leaves the old one or the new one, never half of it."""
+"""Writes files so that a crash leaves the old one or the new one, never half of it.
+
+A file that is replaced keeps its mode, owner and group, and a symbolic link to it stays.
+"""
 
 import contextlib
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -47,6 +51,8 @@ def unnamed_file(directory: Path, pieces: Iterable[bytes]) -> Iterator[IO[bytes]
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace a file: temporary file, fsync, rename, fsync of the directory. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        mode &= path.stat().st_mode  # from its first byte on
     with replacing(path) as temporary:
         write_file(temporary, [data], mode)
 
@@ -54,13 +60,36 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file, which replaces `path` at the end, or is removed."""
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with contextlib.suppress(FileNotFoundError):
+            _give(temporary, path.stat())
         rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _give(path: Path, like: os.stat_result) -> None:
+    """Give a file the owner, group and mode of another one, as far as this user may."""
+    for owner, group in ((-1, like.st_gid), (like.st_uid, -1)):
+        with contextlib.suppress(PermissionError):
+            os.chown(path, owner, group)
+    path.chmod(stat.S_IMODE(like.st_mode))
+
+
+@contextlib.contextmanager
+def no_more_readable_than(directory: Path) -> Iterator[None]:
+    """Make files, in this process and its children, that only those may read who may list it."""
+    closed = 0o777 & ~directory.stat().st_mode
+    before = os.umask(closed)
+    os.umask(before | closed)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_output(path: Path, data: bytes) -> None:
@@ -68,7 +97,7 @@ def write_output(path: Path, data: bytes) -> None:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "not a regular file")
-        replace_file(Path(os.path.realpath(path)), data)
+        replace_file(path, data)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}; give another -o FILE") from None
 

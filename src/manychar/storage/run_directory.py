@@ -144,14 +144,13 @@ def create_run(
     """
     run = definition.run_id(secrets.token_hex(4))
     path = path or RUNS / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
-    if path.name in ("", ".."):
-        raise UserError(f"{path}: a run's directory needs a name; choose another --run-dir")
     directory = RunDirectory(path, run, definition, operation)
     made: list[Path] = []
     try:
         _refuse_what_is_there(path)
         atomic_files.make_directories(path, made)
-        _fill(directory, corpus)
+        with atomic_files.no_more_readable_than(path):
+            _fill(directory, corpus)
     except BaseException as error:
         for each in reversed(made):
             with contextlib.suppress(OSError):
@@ -165,9 +164,14 @@ def create_run(
 def _refuse_what_is_there(path: Path) -> None:
     resumable = (path / CONFIG_NAME).exists()
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
-    if path.exists() and not unfinished and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not unfinished and not _is_empty_directory(path):
         hint = f", or go on with it by --resume {path}" if resumable else ""
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
+
+
+def _is_empty_directory(path: Path) -> bool:
+    """Whether nothing is in it, or only what a new file system has."""
+    return path.is_dir() and all(each.name == "lost+found" for each in path.iterdir())
 
 
 def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
@@ -231,6 +235,7 @@ def locked(directory: RunDirectory) -> Iterator[None]:
     """Hold the run directory for one server. Raises UserError where another holds it."""
     with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(atomic_files.no_more_readable_than(directory.path))
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
             atomic_files.lock_file(lock, within=LOCKED_WITHIN)
             atomic_files.remove_temporary(directory.path)
