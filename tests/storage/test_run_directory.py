@@ -19,7 +19,13 @@ from manychar.numerics.training_step import start
 from manychar.processes.errors import UserError
 from manychar.protocol.run_operation import Operation
 from manychar.storage import atomic_files, corpus_file, run_directory
-from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
 from manychar.storage.corpus_file import Corpus
 from manychar.storage.recovery import recover
 from manychar.storage.run_directory import RunDirectory, create_run, locked, open_run, raise_term
@@ -442,6 +448,38 @@ class TestOpening:
         (run.checkpoints / "step-000000000.safetensors").unlink()
         with refused():
             run.newest_checkpoint()
+
+
+def write_at(run: RunDirectory, step: int) -> None:
+    """Write a checkpoint of this step, with the first weights."""
+    vocabulary, _ = run.corpus()
+    state = dataclasses.replace(start(run.definition, len(vocabulary)), step=step)
+    write_checkpoint(checkpoint_path(run.checkpoints, step), run.definition, vocabulary, state)
+
+
+@pytest.mark.parametrize("pruned", [1, 3])
+def test_a_checkpoint_that_is_pruned_before_it_is_read_gives_way_to_a_newer_one(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, pruned: int
+) -> None:
+    """The live run keeps one checkpoint, and writes the next one between the list and the read."""
+    write_at(run, 10)
+
+    def prune_and_read(path: Path) -> Checkpoint:
+        step = list_checkpoints(run.checkpoints)[-1][0]
+        if step < 10 + 10 * pruned:
+            write_at(run, step + 10)
+            checkpoint_path(run.checkpoints, step).unlink()
+        return read_checkpoint(path)
+
+    monkeypatch.setattr(run_directory, "read_checkpoint", prune_and_read)
+    checkpoint, damaged = run.newest_checkpoint()
+    assert (checkpoint.state.step, damaged) == (10 + 10 * pruned, {})
+
+
+def test_a_link_that_leads_nowhere_is_a_damaged_checkpoint(run: RunDirectory) -> None:
+    checkpoint_path(run.checkpoints, 10).symlink_to("nowhere")
+    checkpoint, damaged = run.newest_checkpoint()
+    assert (checkpoint.state.step, len(damaged)) == (0, 1)
 
 
 def test_the_corpus_is_mapped_and_not_read(run: RunDirectory) -> None:

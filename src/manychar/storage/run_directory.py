@@ -5,6 +5,8 @@ import dataclasses
 import datetime
 import fcntl
 import json
+import math
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -95,19 +97,33 @@ class RunDirectory:
             raise UserError(f"{path}: it is a checkpoint of another run")
         return checkpoint
 
-    def newest_checkpoint(self) -> tuple[Checkpoint, dict[Path, str]]:
+    def read_if_there(self, path: Path) -> Checkpoint | None:
+        """Do the same, but return None where it was removed: a live run prunes its checkpoints."""
+        try:
+            return self.read(path)
+        except UserError:
+            if os.path.lexists(path):
+                raise
+            return None
+
+    def newest_checkpoint(self, *, up_to: float = math.inf) -> tuple[Checkpoint, dict[Path, str]]:
         """Return the newest whole checkpoint, and what is wrong with newer ones, by path.
 
-        Raises UserError if there is none.
+        Where one is removed between listing and reading, the list is read again. Raises UserError
+        if there is none.
         """
         damaged: dict[Path, str] = {}
-        for _, path in reversed(list_checkpoints(self.checkpoints)):
+        while True:
+            listed = [path for step, path in list_checkpoints(self.checkpoints) if step <= up_to]
+            untried = [path for path in listed if path not in damaged]
+            if not untried:
+                faults = [f"the newest: {each}" for each in damaged.values()] or ["there is none"]
+                raise UserError(f"{self.checkpoints}: no whole checkpoint; {faults[0]}")
             try:
-                return self.read(path), damaged
+                if (checkpoint := self.read_if_there(untried[-1])) is not None:
+                    return checkpoint, damaged
             except UserError as error:
-                damaged[path] = str(error)
-        newest = f"the newest: {next(iter(damaged.values()))}" if damaged else "there is none"
-        raise UserError(f"{self.checkpoints}: no whole checkpoint; {newest}")
+                damaged[untried[-1]] = str(error)
 
     def with_facts(self, **changes: Any) -> "RunDirectory":
         """Return this run with other facts; `write_config` makes them durable."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from manychar.processes.errors import UserError
 from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
-from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
@@ -104,10 +104,11 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     if unexplained := missing - lost:
         raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
     for step, started in starts.items():
-        checkpoint = checkpoint_path(directory.checkpoints, step)
-        if checkpoint.exists() and read_checkpoint(checkpoint).sha256 != started.sha256:
+        start = checkpoint_path(directory.checkpoints, step)
+        checkpoint = directory.read_if_there(start)
+        if checkpoint is not None and checkpoint.sha256 != started.sha256:
             known = f"not the checkpoint that term {started.term} started from, by the journal"
-            raise UserError(f"{checkpoint}: {known}")
+            raise UserError(f"{start}: {known}")
     remarks = []
     if lost:
         remarks.append(
@@ -137,21 +138,24 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
     directory = open_run(path)
     next_line = time.monotonic() + LINE_EVERY
     for piece in pieces:
-        state = directory.read(checkpoint_path(directory.checkpoints, piece.begin)).state
-        if piece.begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
+        checkpoint, damaged = directory.newest_checkpoint(up_to=piece.begin)
+        for complaint in damaged.values():
+            raise UserError(complaint)
+        state = checkpoint.state  # an earlier one where a live run has pruned that of the piece
+        digests = [None] * (piece.begin - state.step) + piece.digests
+        begin = state.step
+        if begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
             return Finding(0, array)
         first_wrong: int | None = None
-        states = itertools.islice(replay(directory, piece.end - piece.begin, state), 1, None)
-        for step, (state, known) in enumerate(
-            zip(states, piece.digests, strict=True), piece.begin + 1
-        ):
+        states = itertools.islice(replay(directory, piece.end - begin, state), 1, None)
+        for step, (state, known) in enumerate(zip(states, digests, strict=True), begin + 1):
             if known not in (None, digest(as_frame(state.parameters.flat)).hex()):
                 first_wrong = first_wrong or step
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY
                 logger.info(f"verify: step {step:,} of {pieces[-1].end:,}")
-        end = checkpoint_path(directory.checkpoints, piece.end)
-        array = first_difference(directory.read(end).state, state) if end.exists() else ""
+        end = directory.read_if_there(checkpoint_path(directory.checkpoints, piece.end))
+        array = first_difference(end.state, state) if end is not None else ""
         if array or first_wrong is not None:
             return Finding(first_wrong or piece.end, array or "the weights, by the journal")
     return None

@@ -14,7 +14,7 @@ from manychar.observability.dashboard.data_source import DataSource, LiveServer,
 from manychar.observability.dashboard.view import View
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
-from manychar.storage.checkpoint import checkpoint_path
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints
 from manychar.storage.run_directory import locked, open_run
 from tests.commands import SMALL, Commands, until
 from tests.logs import write_losses
@@ -77,6 +77,19 @@ def test_a_torn_line_and_a_damaged_checkpoint_are_passed_over(
     assert len(view.history.points) == count
     assert [sample.step for sample in view.samples] == [0, 300]
     assert [str(path) in line for line in caplog.messages] == [True]
+
+
+def test_a_checkpoint_that_is_pruned_before_it_is_read_is_no_fault(
+    trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_and_prune(directory: Path) -> list[tuple[int, Path]]:
+        listed = list_checkpoints(directory)
+        checkpoint_path(directory, 300).unlink(missing_ok=True)
+        return listed
+
+    monkeypatch.setattr(data_source, "list_checkpoints", list_and_prune)
+    assert [sample.step for sample in read(trained).samples] == [0, 150]
+    assert not caplog.messages
 
 
 def test_an_unreadable_validation_log_is_one_line(

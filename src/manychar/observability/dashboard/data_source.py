@@ -149,9 +149,11 @@ class StoredRun(DataSource):
         for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
             self._seen.add(step)
             try:
-                checkpoint = self._directory.read(path)
+                checkpoint = self._directory.read_if_there(path)
             except UserError as error:
                 logger.warning("%s", error)
+                return
+            if checkpoint is None:
                 return
             model = checkpoint.state.parameters, checkpoint.vocabulary
             seed = self._directory.definition.seed
