@@ -1,6 +1,9 @@
 """Watching a live server: status and its table, logs with levels, samples that follow."""
 
+import dataclasses
+import io
 import json
+import logging
 import os
 import re
 import signal
@@ -281,6 +284,36 @@ def test_names_are_whole_on_a_narrow_terminal() -> None:
     shown = show(worker, console=terminal(60))
     cells = [line.split()[0] for line in shown.splitlines() if line.strip()]
     assert "".join(cell for cell in cells if set(cell) == {"n"}) == "n" * 40
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+STRANGE = "node:x:3", "[b]bold[/b]", "a\\\\"
+"""Names that rich would show as something else: emoji, markup, a backslash before markup."""
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_are_shown_as_they_are(
+    trained: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = snapshot_of(10.0, name=name, straggling=0.5)
+    now = dataclasses.replace(now, workers=(*now.workers, _worker(10.0, name="bob")))
+    shown = show(now)
+    assert f"for {name} alone" in shown
+    assert [name] in [line.split()[:1] for line in shown.splitlines()], "a row of the table"
+    screen = Terminal()
+    for key, value in {"TERM": "xterm", "COLUMNS": "160"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("sys.stderr", screen)
+    log.configure()
+    with ProgressDisplay(open_run(trained)) as display:
+        display.status(now)
+        logging.getLogger("manychar").warning(f"{name} was said")
+    assert f" {name} bob " in screen.getvalue()
+    assert f"{name} was said\n" in screen.getvalue()
 
 
 def test_status_of_a_waiting_run() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from manychar.observability.plot import By, figure_of
+from manychar.observability.plot import By, draw_curves, figure_of
 from tests.commands import Commands
 from tests.logs import write_losses
 
@@ -52,6 +52,12 @@ def test_curves_along_characters(validated: Path) -> None:
     _, (_, smooth_loss, validation) = drawn([validated], "characters")
     assert smooth_loss[0] == [line["characters"] for line in lines_of(validated)]
     assert validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
+
+
+def test_a_path_with_dollar_signs_is_no_formula(validated: Path, tmp_path: Path) -> None:
+    strange = validated.rename(validated.with_name(r"$\run$"))
+    draw_curves([strange], tmp_path / "losses.svg", "steps")
+    assert rf"{strange}: smooth loss" in (tmp_path / "losses.svg").read_text()
 
 
 def test_a_torn_line_is_passed_over(validated: Path) -> None:

@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".svg")
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text, for searching and for screen readers
     "svg.hashsalt": "manychar",  # the same figures, the same file
+    "text.parse_math": False,  # a run's path may have dollar signs
     "axes.spines.top": False,
 }
 

@@ -12,7 +12,6 @@ from collections import deque
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
@@ -69,7 +68,7 @@ class ProgressDisplay:
         if self._bar:
             steps, done, total = _steps(snapshot), status.step, status.steps or None
             room = self._bar.console.width - len(steps) - BAR_WIDTH - 3
-            text = escape(_fitting(self._words(snapshot), room))
+            text = _fitting(self._words(snapshot), room)
             self._bar.update(TaskID(0), completed=done, total=total, steps=steps, text=text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
@@ -137,8 +136,8 @@ def _steps(snapshot: Snapshot) -> str:
 
 
 def _bar() -> Progress:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True))
     columns = TextColumn("{task.fields[steps]}"), BarColumn(bar_width=BAR_WIDTH), text
     bar = Progress(*columns, console=console, transient=True, refresh_per_second=5)
     bar.add_task("", total=None, steps="", text="starting")

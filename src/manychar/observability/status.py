@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from manychar.network.keys import ClientKey
@@ -59,7 +58,7 @@ COUNTER_SENTENCES: dict[str, str] = {
 
 def show(snapshot: Snapshot, console: Console | None = None) -> str:
     """Return the status as text, not wrapped where there is no terminal."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width, console.soft_wrap = PLAIN_WIDTH, True
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
@@ -68,10 +67,10 @@ def show(snapshot: Snapshot, console: Console | None = None) -> str:
     for heading in NUMBER_COLUMNS:
         table.add_column(heading, overflow="fold", justify="right")
     for row in rows_of(snapshot):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     with console.capture() as capture:
         for line in lines_of(snapshot):
-            console.print(escape(line))
+            console.print(line)
         if snapshot.workers:
             console.print(table)
     return capture.get()
