@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ except manychar.UserError as error:
         ("load('nowhere')", "nowhere: no such file"),
         ("Run('.')", ".: not a run directory"),
         ("train('\\ud800')", "text: no UTF-8 for the character at 0"),
-        ("load('run').sample(prime='a\\0b')", "embedded null byte"),
+        ("load('run').evaluate(Path('a\\0b'))", "embedded null byte"),
         ("load('text.txt/file')", "text.txt/file: no such file"),
         ("load('run').sample(prime='\u2603')", "the model does not know"),
     ],
@@ -162,13 +163,78 @@ except manychar.UserError as error:
     assert done.out.count("\n") == 1
 
 
+def test_any_argument_reaches_the_command(manychar: Commands, trained: Path) -> None:
+    """Those of a process are bounded, and have no NUL and no lone surrogate."""
+    script = """
+from pathlib import Path
+model = manychar.load("run")
+prime = text[:50] * 4000
+print(model.sample(1, prime=prime, seed=1)[:-1] == prime)
+for call in (
+    lambda: model.sample(prime="the\\0"),
+    lambda: model.sample(prime="the\\ud800"),
+    lambda: model.sample(prime_file="a\\0b"),
+    lambda: manychar.train(text, run_dir="a\\0b"),
+    lambda: manychar.train([Path("text.txt"), Path("a\\ud800b")]),
+):
+    try:
+        call()
+    except manychar.UserError as error:
+        print(error)
+"""
+    done = python(manychar, script)
+    assert (done.code, done.err) == (0, "")
+    expected = [
+        "True",
+        r"the model does not know 1 characters of the prime: '\x00' (U+0000)",
+        r"the model does not know 1 characters of the prime: '\ud800' (U+D800)",
+        "prime-file",
+        "run-dir",
+        "TEXT",
+    ]
+    for line, part in zip(done.out.splitlines(), expected, strict=True):
+        assert part in line
+
+
+def test_a_false_argument_is_given(manychar: Commands) -> None:
+    script = f"manychar.train(text, {SMALL}, steps=1, compute=False, run_dir='run')"
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    assert not json.loads((manychar.directory / "run" / "config.json").read_text())["operation"][
+        "compute"
+    ]
+
+
+def test_a_working_directory_that_is_gone_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (api.train, lambda text: api.train(Path(text), run_dir="/run")):
+        with pytest.raises(api.UserError, match="the working directory: no such file"):
+            call("text")
+
+
 def test_dir_lists_the_names() -> None:
     assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(api))
 
 
-def test_one_of_several_texts_is_no_str() -> None:
-    with pytest.raises(TypeError, match="given as Paths"):
-        api.train(["text.txt"])  # type: ignore[list-item]
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: api.train(["text.txt"]),  # type: ignore[list-item]
+        lambda: api.train(b"text"),  # type: ignore[arg-type]
+        lambda: api.Model("run").evaluate(b"text"),  # type: ignore[arg-type]
+        lambda: api.Model("run").sample(prime=b"the"),  # type: ignore[arg-type]
+        lambda: api.Model("run").sample(prime=["the"]),  # type: ignore[arg-type]
+        lambda: api.train("text", hidden=[3]),  # type: ignore[arg-type]
+        lambda: api.train("text", run_dir=3),  # type: ignore[arg-type]
+    ],
+)
+def test_another_type_is_a_type_error(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"str|Path"):
+        call()
 
 
 def test_a_run_whose_bits_are_others_is_found_out(manychar: Commands, trained: Path) -> None:

@@ -21,7 +21,7 @@ from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
-from manychar.processes.errors import UserError
+from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
@@ -138,7 +138,7 @@ class Run(Model):
     """A run directory: its `path`, what can be read from it, and how to verify and resume it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self.path = _absolute(path)
         if not os.path.isfile(self.path / CONFIG_NAME):  # noqa: PTH113 - raises nothing
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
@@ -175,7 +175,7 @@ class Run(Model):
 
         Raises UserError and KeyboardInterrupt as `train` does.
         """
-        _train(["--resume", self.source, *as_flags(named)], endless=named.get("steps") == 0)
+        _train(["--resume", self.source], named)
         return self
 
 
@@ -188,7 +188,7 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
     if not is_endpoint(name):
         if not os.path.exists(name):  # noqa: PTH110 - raises nothing, whatever the name is
             raise UserError(f"{name}: no such file or directory")
-        name = str(Path(name).absolute())
+        name = str(_absolute(name))
     return Model(name, None if key is None else Path(key))
 
 
@@ -203,27 +203,34 @@ def train(text: Text = None, **named: Any) -> Run:
     and writes a checkpoint before KeyboardInterrupt is raised; `Run(path).resume()` goes on.
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
-    path = Path(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}").absolute()
+    path = _absolute(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}")
     words, given = _arguments(text)
-    flags = as_flags({**named, "run_dir": path})
-    _train([*words, *flags], given=given, endless=named.get("steps") == 0)
+    _train(words, {**named, "run_dir": path}, given)
     return Run(path)
 
 
-def _train(arguments: list[str], *, endless: bool, given: bytes | None = None) -> None:
+def _train(words: list[str], named: dict[str, Any], given: bytes = b"") -> None:
     """Run `manychar train` to its end; its samples go to standard output."""
+    flags = [*as_flags(named), *["--no-compute"] * (named.get("compute") is False)]
     try:
-        for piece in Command("train", *arguments, given=given).output():
+        for piece in Command("train", *words, *flags, given=given).output():
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        if not endless:  # otherwise it is the way to end
+        if named.get("steps") != 0:  # otherwise it is the way to end
             raise
 
 
-def _arguments(text: Text) -> tuple[list[str], bytes | None]:
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        raise UserError(f"the working directory: {because(error)}") from None
+
+
+def _arguments(text: Text) -> tuple[list[str], bytes]:
     """Return a text as (words of the command line, standard input). Raises UserError."""
     if text is None:
-        return [], None
+        return [], b""
     if isinstance(text, str):
         if text.isprintable() and os.path.isfile(text):  # noqa: PTH113 - raises nothing
             raise UserError(f"{text!r} is a file, and a str is the text: give Path({text!r})")
@@ -231,9 +238,9 @@ def _arguments(text: Text) -> tuple[list[str], bytes | None]:
             return ["-"], text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"text: no UTF-8 for the character at {error.start:,}") from None
-    paths = [text] if isinstance(text, os.PathLike) else list(text)
+    paths: list[Any] = [text] if isinstance(text, os.PathLike) else list(text)
     if not paths:
         raise UserError("no text: the list of files is empty")
-    if any(isinstance(path, str) for path in paths):
-        raise TypeError("several texts are given as Paths: a str is a text itself")
-    return [str(Path(path).absolute()) for path in paths], None
+    if not all(isinstance(path, os.PathLike) for path in paths):
+        raise TypeError("a text is a str, a Path, or several Paths")
+    return [str(_absolute(path)) for path in paths], b""

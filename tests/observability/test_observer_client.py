@@ -312,7 +312,7 @@ def test_names_are_shown_as_they_are(
     with ProgressDisplay(open_run(trained)) as display:
         display.status(now)
         logging.getLogger("manychar").warning(f"{name} was said")
-        until(lambda: f" {name} bob " in screen.getvalue(), lambda: screen.getvalue())
+        until(lambda: f" {name} bob " in screen.getvalue(), screen.getvalue)
     assert f"{name} was said\n" in screen.getvalue()
 
 

@@ -5,6 +5,7 @@ after they have pinned the numerics.
 """
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
 from manychar.processes.parent_death import end_with_parent
+from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
+    if ARGUMENTS_ON_STDIN in arguments:
+        arguments = [arguments[0], *json.loads(sys.stdin.buffer.readline())]
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)

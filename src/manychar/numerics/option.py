@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin
 
 KEY = "option"
@@ -129,9 +130,15 @@ def flag(name: str) -> str:
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return values as words of a command line; None and False are left out."""
-    return [
-        flag(name) if value is True else f"{flag(name)}={value}"
-        for name, value in values.items()
-        if value is not None and value is not False
-    ]
+    """Return values as words of a command line; None and False are left out.
+
+    Raises TypeError for what is no value of an option.
+    """
+    words = []
+    for name, value in values.items():
+        plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(plain, str | int | Real | None):
+            raise TypeError(f"{name} is {plain!r:.40}; allowed: str, number or Path")
+        if plain is not None and plain is not False:
+            words.append(flag(name) if plain is True else f"{flag(name)}={plain}")
+    return words

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -12,28 +13,32 @@ from collections.abc import Iterator
 
 from manychar.processes import log
 from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_ended
-from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.errors import RUN_FAILED, UserError, because
+
+ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
 
 
 class Command:
     """One command, in a process that ends when this one does, however it ends.
 
-    `given` is its standard input; exit codes other than `accepted` are errors.
+    `given` is its standard input, after a line with its arguments: those of a process are bounded,
+    and cannot be any text. Exit codes other than `accepted` are errors.
     """
 
     def __init__(
-        self, *arguments: str, given: bytes | None = None, accepted: tuple[int, ...] = (0,)
+        self, name: str, *arguments: str, given: bytes = b"", accepted: tuple[int, ...] = (0,)
     ) -> None:
         self.code = 0
-        self._name = arguments[0]
+        self._name = name
         self._accepted = accepted
         self._error = ""
-        stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
-        env = {log.FORMAT_VARIABLE: "json"}
+        words, env = (name, ARGUMENTS_ON_STDIN), {log.FORMAT_VARIABLE: "json"}
+        pipe = subprocess.PIPE
         try:
-            self._process = ChildProcess(arguments, stdin=stdin, stdout=subprocess.PIPE, env=env)
-        except (OSError, ValueError) as error:  # ValueError: no process takes such an argument
-            raise UserError(f"manychar {arguments[0]}: {error}") from None
+            self._process = ChildProcess(words, stdin=pipe, stdout=pipe, env=env)
+        except OSError as error:
+            raise UserError(f"manychar {name}: {because(error)}") from None
+        given = json.dumps(arguments).encode() + b"\n" + given
         self._descriptor = self._process.stdout.fileno() if self._process.stdout else -1
         self._threads = [
             threading.Thread(target=self._read_errors, daemon=True),
@@ -84,8 +89,8 @@ class Command:
             else:
                 print(line if log.is_json() else text, file=sys.stderr, flush=True)
 
-    def _feed(self, given: bytes | None) -> None:
+    def _feed(self, given: bytes) -> None:
         """Write its standard input, in a thread: it may write before it has read to the end."""
-        if given is not None and self._process.stdin is not None:
+        if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
                 pipe.write(given)
