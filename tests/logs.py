@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
-from manychar.storage.append_log import AppendLog, Extent
+from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.checkpoint import checkpoint_path, stated_sha256
+from manychar.storage.journal import JOURNAL_NAME
 from manychar.storage.validation_log import VALIDATION_NAME
+
+SEQ_LENGTH = 5  # of SMALL
 
 
 def write_losses(run: Path, losses: Mapping[int, float]) -> None:
@@ -15,3 +19,10 @@ def write_losses(run: Path, losses: Mapping[int, float]) -> None:
         sha256 = stated_sha256(checkpoint_path(run / "checkpoints", step)) or "pruned"
         log.append([{"step": step, "sha256": sha256, "nats": nats}])
     log.close()
+
+
+def mean_loss(run: Path, first: int, last: int) -> float:
+    """Return the mean loss of the steps that made the weights first … last, nats a character."""
+    records = LogReader(run / JOURNAL_NAME)
+    losses = {record["step"]: record["loss"] for record in records if "digest" in record}
+    return fmean(losses[step] for step in range(first, last + 1)) / SEQ_LENGTH

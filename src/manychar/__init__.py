@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from manychar.api import Evaluation, Model, Run, load, train
     from manychar.processes.errors import UserError
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["Evaluation", "Model", "Run", "UserError", "load", "train"]
 
 

@@ -144,7 +144,7 @@ class Run(Model):
         super().__init__(str(self.path))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the run's history: a dict every 100 steps, losses in nats a stream.
+        """Return the run's history: a dict every 100 steps, with their mean loss.
 
         `pandas.DataFrame(run.metrics())` makes a table of them. Raises UserError.
         """

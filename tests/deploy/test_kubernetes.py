@@ -105,7 +105,7 @@ def test_an_overlay_with_a_text_of_ones_own(require: Require, tmp_path: Path) ->
     job = kinds["Job", "manychar-worker"]["spec"]
     shards = int(flag(container["args"], "shards"))
     assert job["parallelism"] == job["completions"] == shards == 16
-    assert container["image"] == "registry.example/manychar:0.3.0"
+    assert container["image"] == "registry.example/manychar:0.4.0"
     assert {"name": "text", "mountPath": "/text", "readOnly": True} in container["volumeMounts"]
     assert kinds["ConfigMap", "text"]["data"] == {"text.txt": "the cat sat on a mat\n"}
 

@@ -17,8 +17,10 @@ from manychar.protocol.effects import Finish
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import open_run
 from tests.commands import ONE_WORKER, SMALL, TWO_WORKERS, Commands, Running, until
+from tests.logs import mean_loss
 from tests.single_process import bits_alone, bits_of
 
+LOSS = "loss_nats_per_character"
 ENDLESS = ("--steps", "0", "--sample-every", "25", "--sample-length", "1")
 MORE_RUNS = (
     "--workers 1",
@@ -189,17 +191,19 @@ class TestARun:
         assert done.last_line == "sample from it: manychar sample run"
         assert re.search(r"(server|worker-1) has joined", done.err)
         assert "step 230/230" in done.err
-        assert re.search(r"smooth loss [\d.]+ \([\d.]+ nats, [\d.]+ bits a character\)", done.err)
+        assert re.search(
+            r"  loss \d\.\d{3} nats a character  .*  smooth loss \d\.\d{3}\n", done.err
+        )
         assert "characters/s" in done.err
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [100, 200, 230]
-        assert all(
-            line.keys() >= {"step", "loss", "smooth_loss", "characters", "seconds", "workers"}
-            for line in lines
-        )
+        names = {"step", LOSS, f"smooth_{LOSS}", "characters", "seconds", "workers", "crc"}
+        assert all(line.keys() == names for line in lines)
+        means = [mean_loss(run, *steps) for steps in ((1, 100), (101, 200), (201, 230))]
+        assert [line[LOSS] for line in lines] == pytest.approx(means)
         assert lines[-1]["characters"] == 230 * 4 * 2 * 5
         smooth = read_checkpoint(run / "checkpoints" / "step-000000230.safetensors")
-        assert lines[-1]["smooth_loss"] == smooth.state.smooth_loss
+        assert lines[-1][f"smooth_{LOSS}"] == smooth.state.smooth_loss / 5
 
     def test_keeps_the_newest_checkpoints_and_the_first(
         self, manychar: Commands, text: Path, run: Path

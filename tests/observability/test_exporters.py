@@ -69,7 +69,8 @@ def test_figures_are_those_of_the_report() -> None:
         assert "manychar_step" not in scraped(metrics.port), "nothing is known yet"
         metrics.status(snapshot(8.0))
         found = scraped(metrics.port)
-        assert found["manychar_smooth_loss"] == [({}, 2.0)]
+        assert found["manychar_smooth_loss_nats_per_character"] == [({}, 2.0)]
+        assert found["manychar_loss_nats_per_character"] == [({}, 1.0)]
         assert found["manychar_dropped_total"] == [({"what": "units_repeated"}, 2.0)]
         assert found["manychar_characters_total"] == [({}, 8000.0)]
         states = {labels["state"]: count for labels, count in found["manychar_workers"]}
@@ -78,7 +79,7 @@ def test_figures_are_those_of_the_report() -> None:
         assert 0 <= found["manychar_silence_seconds"][0][1] < 60
         spent = {labels["doing"]: s for labels, s in found["manychar_worker_share"]}
         assert spent == {"computing": 0.5, "exchanging": 0.4, "waiting": 0.1, "straggling": 0.0}
-        assert "manychar_validation" not in found
+        assert "manychar_validation_loss_nats_per_character" not in found
     finally:
         metrics.close()
 

@@ -4,9 +4,11 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import os
 import re
 import signal
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from manychar.cli.status import _as_json
-from manychar.observability.progress import ProgressDisplay
+from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import COLUMNS, lines_of, rows_of, show
 from manychar.processes import log
@@ -23,6 +25,7 @@ from manychar.protocol.messages import Status, WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
+from tests.logs import mean_loss
 from tests.protocol.stage import status
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
@@ -54,9 +57,12 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
         return all(re.search(row.format(number), table) for number in (1, 2))
 
     until(all_have_computed, lambda: table)
-    assert re.search(r"run \S+, term 1: step [\d,]+, smooth loss \d+\.\d+ .* characters/s", table)
+    assert re.search(r"run \S+, term 1: step [\d,]+, [\d,]+ characters/s\n", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
-    assert re.search(r"validation loss: \d\.\d{4} nats a character at step", table)
+    loss = r"\d\.\d{4}"
+    at = r"\(at step [\d,]+, the best is step [\d,]+\)"
+    wanted = f"loss {loss} nats a character, validation loss {loss} {at}, smooth loss {loss}\n"
+    assert re.search(wanted, table)
     columns = "worker +host +state +shards +ms/shard +chars/s +compute +exchange +wait +straggler"
     assert re.search(columns, table)
 
@@ -67,7 +73,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
         assert worker["shard_seconds"] > 0
         assert worker["gradients"] > 0
     assert found["checkpoint"] >= 0
-    assert found["validation"] > 0
+    assert found["validation_loss_nats_per_character"] > 0
 
     watched = manychar.start("status", endpoint, "--watch", "--json")
 
@@ -120,7 +126,13 @@ def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:
     assert "server has joined" in [line["text"] for line in lines]
     reports = [line for line in lines if "step" in line]
     assert reports[-1]["step"] == 40
-    assert reports[-1]["smooth_loss"] > 0
+    assert reports[-1]["smooth_loss_nats_per_character"] > 0
+    run, before = manychar.directory / "run", 0
+    for report in reports:
+        step, found = report["step"], report["loss_nats_per_character"]
+        if step > before:
+            assert found == pytest.approx(mean_loss(run, before + 1, step)), "since the last line"
+        before = step
 
 
 @pytest.mark.long
@@ -128,7 +140,7 @@ def test_log_level(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--steps", "40", "--workers", "1", "--sample-length", "0")
     env = {"MANYCHAR_LOG_LEVEL": "warning"}
     said = manychar.run("train", str(text), *flags, env=env).err
-    assert not re.search("joined|listens|smooth loss|sample from it", said)
+    assert not re.search("joined|listens|loss |sample from it", said)
     wrong = manychar.run("train", "nowhere.txt", "--log-level", "error", "--log-format", "json")
     line = json.loads(wrong.err)
     assert line["level"] == "error"
@@ -180,7 +192,11 @@ def snapshot_of(seconds: float, **values: Any) -> Snapshot:
 
 
 def _status(seconds: float, **figures: Any) -> Status:
-    usual = {"step": int(10 * seconds), "characters": int(1000 * seconds), "smooth_loss": 20.0}
+    usual = {
+        "step": int(10 * seconds),
+        "characters": int(1000 * seconds),
+        "smooth_loss_nats_per_character": 2.0,
+    }
     usual |= {"steps": 0, "checkpoint": 7, "checkpoint_age": 3_700.0, "seconds": seconds}
     return status(**usual | {"counts": {"units_repeated": 2}} | figures)
 
@@ -206,6 +222,34 @@ def test_one_long_wait_does_not_change_the_time_left(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "10,000 characters/s" in last
     assert "1 min 36 s left" in last
+
+
+def test_a_loss_is_that_of_the_steps_since_the_last_line(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, and that of another term, is what the status says of the last 100 steps."""
+    log.configure()
+    display = ProgressDisplay(open_run(trained))
+    sums = [(1, 10, 2.5, 31.0), (1, 20, 2.5, 47.0), (2, 15, 2.25, 9.0)]
+    for term, step, recent, total in sums:
+        monkeypatch.setattr(display, "_next_line", 0.0)
+        losses = {"loss_nats_per_character": recent, "loss_sum_nats_per_character": total}
+        display.status(snapshot(step, term=term, step=step, **losses))
+    lines = capsys.readouterr().err.splitlines()
+    heads = [line.split("  ")[1] for line in lines]
+    assert heads == [f"loss {n:.3f} nats a character" for n in (2.5, 1.6, 2.25)]
+
+
+def test_loss_and_validation_loss_fit_into_80_columns() -> None:
+    display = ProgressDisplay.__new__(ProgressDisplay)
+    display._recent = deque()
+    now = snapshot(900.0, validation_loss_nats_per_character=1.75, steps=12_500, step=12_500)
+    room = 80 - len("12,500/12,500") - BAR_WIDTH - 3
+    words = display._words(now, 1.5)
+    assert _fitting(words, room).startswith("loss 1.500 nats a character  validation 1.750")
+    assert words[-1] == "smooth loss 2.000"
+    assert "smooth loss" in display._words(now, math.nan)[-1], "before the first step"
+    assert "nan" not in " ".join(display._words(now, math.nan))
 
 
 def test_the_speed_of_the_run_is_that_of_its_workers() -> None:

@@ -16,7 +16,7 @@ from tests.logs import write_losses
 
 # A module in front of the real one that says it is not there.
 MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
-SEQ_LENGTH, PER_STEP = 5, 4 * 2 * 5  # of the small run
+PER_STEP = 4 * 2 * 5  # of the small run
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def drawn(runs: list[Path], by: By = "steps") -> tuple[Axes, list[Any]]:
 def test_losses_are_drawn_in_nats_a_character(validated: Path) -> None:
     _, (loss, smooth_loss, validation) = drawn([validated])
     noted = lines_of(validated)
-    assert loss == ([100, 200, 300], [line["loss"] / SEQ_LENGTH for line in noted])
-    assert smooth_loss == (loss[0], [line["smooth_loss"] / SEQ_LENGTH for line in noted])
+    assert loss == ([100, 200, 300], [line["loss_nats_per_character"] for line in noted])
+    assert smooth_loss == (loss[0], [line["smooth_loss_nats_per_character"] for line in noted])
     assert validation == ([0, 150, 300], [2.7, 2.5, 2.25])
 
 
 def test_curves_along_characters(validated: Path) -> None:
-    _, (_, smooth_loss, validation) = drawn([validated], "characters")
-    assert smooth_loss[0] == [line["characters"] for line in lines_of(validated)]
+    _, (loss, _, validation) = drawn([validated], "characters")
+    assert loss[0] == [line["characters"] for line in lines_of(validated)]
     assert validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
 
 
@@ -76,9 +76,9 @@ def test_a_run_has_a_colour_and_its_name(validated: Path) -> None:
     legend = axes.get_legend()
     assert legend
     assert [text.get_text() for text in legend.get_texts()] == [
-        f"{validated}: smooth loss",
+        f"{validated}: loss",
         f"{validated}: validation loss",
-        f"{another}: smooth loss",
+        f"{another}: loss",
     ]
 
 
@@ -89,7 +89,7 @@ def test_svg_of_two_runs(manychar: Commands, validated: Path) -> None:
     first, second = ((manychar.directory / f"{n}.svg").read_bytes() for n in ("1", "2"))
     assert first == second, "the same curves are the same file"
     said = "".join(ET.fromstring(first).itertext())  # noqa: S314 - it is ours
-    for words in ("run: smooth loss", "second: validation loss", "steps", "nats a"):
+    for words in ("run: loss", "second: validation loss", "steps", "nats a"):
         assert words in said
 
 

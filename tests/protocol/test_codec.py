@@ -261,7 +261,7 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (HEARTBEAT, "slowest", math.inf, "slowest: not a finite number"),
         (HEARTBEAT, "slowest", "1", "slowest: not a finite number"),
         (STATUS, "seconds", math.nan, "seconds: not a finite number"),
-        (STATUS, "loss", 1, "loss: not a number"),
+        (STATUS, "loss_nats_per_character", 1, "loss_nats_per_character: not a number"),
         (STATUS, "workers", ["a b"], "workers: not"),
         (STATUS, "workers", "ann", "workers: not a list of at most 7"),
         (STATUS, "counts", {"late": -1}, "counts: not a whole number in range"),

@@ -36,7 +36,7 @@ def test_a_checkpoint_is_validated_when_it_is_on_disk() -> None:
 
     effects = stage.server.handle(Validated(2, 2.5), stage.now)
     report = only(effects, Status)
-    assert (report.validated, report.validation, report.best) == (2, 2.5, 2)
+    assert (report.validated, report.validation_loss_nats_per_character, report.best) == (2, 2.5, 2)
 
 
 def test_a_worse_one_is_not_the_best() -> None:
@@ -45,7 +45,7 @@ def test_a_worse_one_is_not_the_best() -> None:
     stage.server.handle(CheckpointWritten(2), stage.now)
     effects = stage.server.handle(Validated(2, 3.5), stage.now)
     report = only(effects, Status)
-    assert (report.validated, report.validation, report.best) == (2, 3.5, 0)
+    assert (report.validated, report.validation_loss_nats_per_character, report.best) == (2, 3.5, 0)
 
 
 def test_without_a_validation_text_nothing_is_validated() -> None:

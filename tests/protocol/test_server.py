@@ -470,7 +470,9 @@ def test_the_counts_fit_into_a_status() -> None:
         stage.server.handle(Malformed(b"x%d" % i, "nonsense", owner(f"x{i}")), 0.0)
     assert stage.server.counts["messages_malformed"] == 300
     assert len(stage.server.counts) <= COUNTS_KEPT + 3
-    report = dataclasses.replace(stage.server.status_report.figures(0.0), loss=1.0)
+    report = dataclasses.replace(
+        stage.server.status_report.figures(0.0), loss_nats_per_character=1.0
+    )
     assert decode(encode(report), stage.server.dimensions) == report
     assert report.counts["messages_malformed"] == 300
 

@@ -1,12 +1,16 @@
 """How each worker spends its time, and who is late."""
 
 import dataclasses
+import math
+from statistics import fmean
 
 import pytest
 
+from manychar.protocol import status_report
+from manychar.protocol.effects import Append
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
 from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
-from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, sent
+from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, sent
 
 
 def seen(stage: Stage) -> dict[str, WorkerStats]:
@@ -14,6 +18,21 @@ def seen(stage: Stage) -> dict[str, WorkerStats]:
     pages = sent(stage.hello("olga", "observer"), Status)
     stage.server.admission._remove(stage.member("olga"), stage.now)
     return {worker.name: worker for page in pages for worker in page.workers}
+
+
+def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_report, "LOSS_STEPS", 4)
+    stage = Stage()
+    stage.join("ann")
+    assert math.isnan(stage.server.status_report.figures(0.0).loss_nats_per_character)
+    size, losses = stage.known.definition.seq_length, []
+    for step in range(1, 8):
+        losses += [only(stage.advance_to(step, "ann"), Append).loss / size]
+    figures = stage.server.status_report.figures(0.0)
+    assert figures.loss_nats_per_character == pytest.approx(fmean(losses[-4:]))
+    assert figures.loss_sum_nats_per_character == pytest.approx(sum(losses))
+    smooth_loss = stage.server.aggregation.state.smooth_loss
+    assert figures.smooth_loss_nats_per_character == smooth_loss / size
 
 
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:

@@ -404,13 +404,13 @@ class TestOpening:
     def test_of_another_format_is_refused_by_name(self, run: RunDirectory) -> None:
         path = run.path / "config.json"
         config = json.loads(path.read_text())
-        path.write_text(json.dumps({"format": 4, "run": "of another shape"}))
-        with pytest.raises(UserError, match=r"config.json: format 4: this version reads format 3$"):
+        path.write_text(json.dumps({"format": 5, "run": "of another shape"}))
+        with pytest.raises(UserError, match=r"config.json: format 5: this version reads format 4$"):
             open_run(run.path)
-        path.write_text(json.dumps({"format": 2}))
-        with pytest.raises(UserError, match=r"format 2: .*; install manychar 0\.2\.0 to read it"):
+        path.write_text(json.dumps({"format": 3}))
+        with pytest.raises(UserError, match=r"format 3: .*; install manychar 0\.3\.0 to read it"):
             open_run(run.path)
-        config["definition"]["format"] = config.pop("format") - 2  # where format 1 has it
+        config["definition"]["format"] = config.pop("format") - 3  # where format 1 has it
         path.write_text(json.dumps(config))
         with pytest.raises(UserError, match=r"format 1: .*; install manychar 0\.1\.0 to read it"):
             open_run(run.path)

@@ -28,6 +28,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.membership import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
+from manychar.protocol.status_report import mean_loss
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import ResumePoint
@@ -74,6 +75,7 @@ class ServerLoop:
     compute: bool
     outcome: effects.Finish | effects.ResumeBefore | None = None
     flush_at: float = 0.0
+    recorded: Status | None = None
 
     def __post_init__(self) -> None:
         self.engine.digest_of = self.machine.aggregation.digest_of
@@ -292,12 +294,15 @@ class ServerLoop:
             self.lost.append(peer)
 
     def _record(self, status: Status) -> None:
-        names = ("step", "loss", "smooth_loss", "characters")
         line = {
-            **{name: getattr(status, name) for name in names},
+            "step": status.step,
+            "loss_nats_per_character": mean_loss(status, self.recorded),
+            "smooth_loss_nats_per_character": status.smooth_loss_nats_per_character,
+            "characters": status.characters,
             "seconds": round(status.seconds, 3),
             "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
         }
+        self.recorded = status
         self.resume_point.metrics.append([line])
         self.resume_point.metrics.flush()
 

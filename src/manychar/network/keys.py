@@ -203,8 +203,8 @@ def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
     """Write a file, whole or not at all, that has its mode from its first byte on."""
     content = json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
     try:
-        if "secret" in values:
-            path.unlink(missing_ok=True)  # a file that is replaced would keep its mode
+        with contextlib.suppress(FileNotFoundError):
+            path.chmod(mode)  # a file that is replaced keeps its mode
         replace_file(path, content.encode(), mode)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}") from None

@@ -15,7 +15,10 @@ RECENT_POINTS = 26  # of a live run the last five seconds, or so many steps that
 
 
 class Point(NamedTuple):
-    """A run after a step. Losses are nats a character, `seconds` is the training time."""
+    """A run after a step. Losses are nats a character, `seconds` is the training time.
+
+    `loss` is the mean of the last 100 steps at most.
+    """
 
     step: int
     characters: int
@@ -38,15 +41,16 @@ class History:
 
 def point_of(snapshot: Snapshot) -> Point:
     """Return a live run's newest point."""
-    status, nats = snapshot.status, snapshot.status.loss / snapshot.dimensions.seq_length
-    return Point(status.step, status.characters, status.seconds, nats, snapshot.nats)
+    status = snapshot.status
+    losses = status.loss_nats_per_character, status.smooth_loss_nats_per_character
+    return Point(status.step, status.characters, status.seconds, *losses)
 
 
 def read_history(directory: RunDirectory) -> History:
     """Read what a run has logged so far. Raises UserError for a log that cannot be read."""
-    size, points = directory.definition.seq_length, []
+    points = []
     for line in read_metrics(directory.path):
-        losses = line["loss"] / size, line["smooth_loss"] / size
+        losses = line["loss_nats_per_character"], line["smooth_loss_nats_per_character"]
         points.append(Point(line["step"], line["characters"], line["seconds"], *losses))
     return History(tuple(points), tuple(sorted(read_validation_losses(directory).items())))
 

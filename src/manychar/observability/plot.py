@@ -52,7 +52,7 @@ def figure_of(runs: list[Path], by: By) -> Figure:
 
 
 def _draw_run(axes: Axes, run: Path, by: By, *, colour: str) -> None:
-    """Draw a run's loss faint, its smooth loss, and its validation losses in dots."""
+    """Draw a run's loss, its smooth loss faint, and its validation losses in dots."""
     directory = open_run(run)
     history = read_history(directory)
     if not history.points:
@@ -61,8 +61,8 @@ def _draw_run(axes: Axes, run: Path, by: By, *, colour: str) -> None:
     x = [point.step * scale for point in history.points]
     losses = [point.loss for point in history.points]
     smooth_losses = [point.smooth_loss for point in history.points]
-    axes.plot(x, losses, color=colour, alpha=0.4, linewidth=0.8)
-    axes.plot(x, smooth_losses, color=colour, label=f"{run}: smooth loss")
+    axes.plot(x, losses, color=colour, label=f"{run}: loss")
+    axes.plot(x, smooth_losses, color=colour, alpha=0.4, linewidth=0.8)
     if history.validation_losses:
         x = [step * scale for step, _ in history.validation_losses]
         nats = [nats for _, nats in history.validation_losses]

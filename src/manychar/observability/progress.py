@@ -5,6 +5,7 @@ Samples go to standard output, everything else to standard error.
 
 import dataclasses
 import logging
+import math
 import os
 import sys
 import time
@@ -18,11 +19,12 @@ from rich.table import Column
 from manychar.observability import history
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.text_format import bits_of, duration
+from manychar.observability.text_format import duration
 from manychar.processes.errors import because
 from manychar.processes.work_progress import can_draw
-from manychar.protocol.messages import Weights
+from manychar.protocol.messages import Status, Weights
 from manychar.protocol.run_spec import dimensions_of
+from manychar.protocol.status_report import mean_loss
 from manychar.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class ProgressDisplay:
         self._dimensions = dimensions_of(directory.definition, len(self._vocabulary))
         self._recent: deque[history.Point] = deque(maxlen=history.RECENT_POINTS)
         self._next_line = 0.0
-        self._shown_step = -1
+        self._shown: Status | None = None
         self._hinted = False
         self._sampled_version = 0
         self._last: Snapshot | None = None
@@ -57,7 +59,7 @@ class ProgressDisplay:
         """Show the last status once more as a plain line, and end the bar."""
         if self._bar:
             self._bar.stop()
-        if self._last and self._last.status.step != self._shown_step:
+        if self._last and (self._shown is None or self._last.status.step != self._shown.step):
             self._line(self._last)
 
     def status(self, snapshot: Snapshot) -> None:
@@ -68,7 +70,7 @@ class ProgressDisplay:
         if self._bar:
             steps, done, total = _steps(snapshot), status.step, status.steps or None
             room = self._bar.console.width - len(steps) - BAR_WIDTH - 3
-            text = _fitting(self._words(snapshot), room)
+            text = _fitting(self._words(snapshot, status.loss_nats_per_character), room)
             self._bar.update(TaskID(0), completed=done, total=total, steps=steps, text=text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
@@ -101,23 +103,22 @@ class ProgressDisplay:
             self._bar.start()
 
     def _line(self, snapshot: Snapshot) -> None:
-        self._shown_step = snapshot.status.step
-        values = {**dataclasses.asdict(snapshot.status), "workers": snapshot.working}
-        line = "  ".join([f"step {_steps(snapshot)}", *self._words(snapshot)])
+        nats = mean_loss(snapshot.status, self._shown)
+        self._shown = dataclasses.replace(snapshot.status, loss_nats_per_character=nats)
+        values = {**dataclasses.asdict(self._shown), "workers": snapshot.working}
+        line = "  ".join([f"step {_steps(snapshot)}", *self._words(snapshot, nats)])
         logger.info(line, extra={"values": values})
 
-    def _words(self, snapshot: Snapshot) -> list[str]:
+    def _words(self, snapshot: Snapshot, nats: float) -> list[str]:
         """Return the parts of the line, the most important first."""
-        status, nats = snapshot.status, snapshot.nats
-        a_character = f"({nats:.3f} nats, {bits_of(nats):.3f} bits a character)"
-        words = [f"smooth loss {status.smooth_loss:.2f} {a_character}"]
-        points = tuple(self._recent)
+        status, points = snapshot.status, tuple(self._recent)
+        words = [] if math.isnan(nats) else [f"loss {nats:.3f} nats a character"]
+        if (validation := status.validation_loss_nats_per_character) is not None:
+            words.append(f"validation {validation:.3f}")
         if (left := history.seconds_left(points, status.steps)) is not None:
             words.append(f"{duration(left)} left")
         if speed := history.recent_speed(points):
             words.append(f"{speed:,.0f} characters/s")
-        if status.validation is not None:
-            words.append(f"validation {status.validation:.3f} nats at {status.validated:,}")
         words.append(" ".join(snapshot.working) or "no worker")
         if snapshot.workers:
             words.append(f"{snapshot.computing:.0%} computing")
@@ -127,7 +128,7 @@ class ProgressDisplay:
             words.append(f"{status.idle_workers} idle")
         if dropped := {k: n for k, n in status.counts.items() if n}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
-        return words
+        return [*words, f"smooth loss {status.smooth_loss_nats_per_character:.3f}"]
 
 
 def _steps(snapshot: Snapshot) -> str:
@@ -145,8 +146,8 @@ def _bar() -> Progress:
 
 
 def _fitting(words: list[str], room: int) -> str:
-    """Return as many words as fit; where the first is too long, without its explanation."""
-    line = words[0] if len(words[0]) <= room - 12 else words[0].split(" (")[0]
+    """Return as many words as fit; the first is shown in any case."""
+    line = words[0]
     for word in words[1:]:
         if len(line) + 2 + len(word) > room:
             break

@@ -12,6 +12,8 @@ from manychar.protocol.messages import WorkerStats
 
 STATES = ("working", "idle", "silent")
 LABELS = ("worker", "host")
+LOSS = "loss_nats_per_character"
+VALIDATION_LOSS, SMOOTH_LOSS = f"validation_{LOSS}", f"smooth_{LOSS}"
 
 
 class Metrics:
@@ -45,15 +47,14 @@ class Metrics:
         if (snapshot := self._snapshot) is None:
             return
         status, silence = snapshot.status, time.monotonic() - self._received_at
-        loss = status.loss / snapshot.dimensions.seq_length
         gauges = (
             ("step", "Steps that are applied", status.step),
             ("steps", "Steps of the whole run, 0 for no end", status.steps),
-            ("loss", "Training loss of the last step, nats a character", loss),
-            ("smooth_loss", "Smoothed training loss, nats a character", snapshot.nats),
+            (LOSS, "Mean loss of the last 100 steps at most", status.loss_nats_per_character),
+            (VALIDATION_LOSS, "The newest", status.validation_loss_nats_per_character),
+            (SMOOTH_LOSS, "As in min-char-rnn", status.smooth_loss_nats_per_character),
             ("checkpoint", "Step of the newest checkpoint on disk", status.checkpoint),
             ("checkpoint_age_seconds", "Age of that checkpoint", status.checkpoint_age + silence),
-            ("validation", "Newest validation loss, nats a character", status.validation),
             ("validated", "Step of the newest validation loss", status.validated),
             ("best", "Step of the best checkpoint", status.best),
             ("silence_seconds", "Time since the server's last status", silence),

@@ -41,11 +41,6 @@ class Snapshot:
         size = self.dimensions
         return sum(worker.speed for worker in self.workers) * size.streams * size.seq_length
 
-    @property
-    def nats(self) -> float:
-        """The smooth loss in nats a character."""
-        return self.status.smooth_loss / self.dimensions.seq_length
-
 
 class Snapshots:
     """Makes snapshots of the Status messages as they come."""

@@ -4,6 +4,7 @@ A worker's speed, and the shares of its time, are those of the last ten seconds.
 """
 
 import contextlib
+import math
 import time
 from typing import NamedTuple
 
@@ -79,17 +80,19 @@ def show(snapshot: Snapshot, console: Console | None = None) -> str:
 def lines_of(snapshot: Snapshot) -> list[str]:
     """Return the lines above the table."""
     status = snapshot.status
-    loss = f"smooth loss {status.smooth_loss:.2f} ({snapshot.nats:.3f} nats a character)"
+    validation = status.validation_loss_nats_per_character
+    nats = status.loss_nats_per_character
+    losses = [] if math.isnan(nats) else [f"loss {nats:.4f} nats a character"]
+    if validation is not None:
+        at = f"at step {status.validated:,}, the best is step {status.best:,}"
+        losses.append(f"validation loss {validation:.4f} ({at})")
+    losses.append(f"smooth loss {status.smooth_loss_nats_per_character:.4f}")
     speed = f"{snapshot.speed:,.0f} characters/s"
     lines = [
-        f"run {status.run_id}, term {status.term}: {_step_of(status)}, {loss}, {speed}",
+        f"run {status.run_id}, term {status.term}: {_step_of(status)}, {speed}",
+        ", ".join(losses),
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
     ]
-    if status.validation is not None:
-        lines.append(
-            f"validation loss: {status.validation:.4f} nats a character at step"
-            f" {status.validated:,}; the best is step {status.best:,}"
-        )
     if snapshot.straggler:
         lines.append(snapshot.straggler)
     if status.waiting_for:

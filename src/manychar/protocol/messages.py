@@ -13,7 +13,7 @@ from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions, Structure
 from manychar.protocol.unit_payload import PayloadField
 
-WIRE_VERSION = 3  # rises with every release that changes the messages
+WIRE_VERSION = 4  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection
@@ -262,27 +262,30 @@ class WorkerStats(NamedTuple):
     longest_piece: field.Number = 0.0
 
 
-# 17 fields: one figure each.
+# 18 fields: one figure each.
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.
 
-    Losses are nats a stream, `seconds` the training time of the run, `checkpoint` the step of the
-    newest one on disk. `validated` is the newest one with a validation loss (`validation`, nats a
-    character), `best` the one with the lowest; None before there is one. `waiting_for` is what the
-    run is waiting for, empty while no step is late. `counts` is by Counter, and by COUNTER:SENDER.
-    The page begins with worker `first`; `first` = `total` where only the figures are sent.
+    The loss is the mean of the last 100 steps at most, NaN before the first step of a term;
+    `mean_loss` gives that of the steps between two messages, from the sum over the term's steps.
+    `seconds` is the training time of the run, `checkpoint` the step of the newest one on disk.
+    `validated` is the newest one with a validation loss, `best` the one with the lowest; None
+    before there is one. `waiting_for` is what the run is waiting for, empty while no step is late.
+    `counts` is by Counter, and by COUNTER:SENDER. The page begins with worker `first`; `first` =
+    `total` where only the figures are sent.
     """
 
     step: field.Integer
     steps: field.Integer
-    loss: field.AnyNumber
-    smooth_loss: field.AnyNumber
+    loss_nats_per_character: field.AnyNumber
+    loss_sum_nats_per_character: field.AnyNumber
     characters: field.Integer
     seconds: field.Number
     checkpoint: field.Integer
     checkpoint_age: field.Number
     validated: field.Integer | None
-    validation: field.AnyNumber | None
+    validation_loss_nats_per_character: field.AnyNumber | None
+    smooth_loss_nats_per_character: field.AnyNumber
     best: field.Integer | None
     idle_workers: field.Integer
     waiting_for: field.Text

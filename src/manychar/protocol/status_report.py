@@ -1,6 +1,8 @@
 """The run's status as observers see it: figures, worker statistics, and what a late step awaits."""
 
+import collections
 import dataclasses
+import math
 
 from manychar.protocol import messages
 from manychar.protocol.events import DiskWaited
@@ -16,6 +18,18 @@ FIRST_STALL_AFTER = 1.0
 LONG_STEP = 4  # usual steps
 STALL_EVERY = 10.0
 NAMES_SHOWN = 5
+LOSS_STEPS = 100  # of which a status gives the mean loss
+
+
+def mean_loss(now: Status, before: Status | None) -> float:
+    """Return the mean loss of the steps since an earlier status, in nats a character.
+
+    Where that is not known, it is the mean of the last LOSS_STEPS.
+    """
+    if before is None or before.term != now.term or now.step <= before.step:
+        return now.loss_nats_per_character
+    loss_sum = now.loss_sum_nats_per_character - before.loss_sum_nats_per_character
+    return loss_sum / (now.step - before.step)
 
 
 class StatusReport(ServerPart):
@@ -28,6 +42,7 @@ class StatusReport(ServerPart):
         self._figures_at = self._pages_at = self._applied_at = now
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
+        self._loss_sums = collections.deque([0.0], maxlen=LOSS_STEPS + 1)
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
     def saved(self, step: int, now: float) -> None:
@@ -44,6 +59,8 @@ class StatusReport(ServerPart):
 
     def applied(self, now: float) -> None:
         """Note that a step was applied: the next one may take several times as long."""
+        nats = self._aggregation.loss / self._spec.definition.seq_length
+        self._loss_sums.append(self._loss_sums[-1] + nats)
         usual = LONG_STEP * (now - self._applied_at)
         self._applied_at = now
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
@@ -78,19 +95,20 @@ class StatusReport(ServerPart):
         validated = max(losses, default=None)
         late = self.waits_for_disk or now >= self._late_from
         holders = self._membership.holders()
-        total = len(self._listed())
+        total, sums = len(self._listed()), self._loss_sums
         return Status(
             **self._spec.run_and_term,
             step=state.step,
             steps=self._spec.operation.steps,
-            loss=self._aggregation.loss,
-            smooth_loss=state.smooth_loss,
+            loss_nats_per_character=(sums[-1] - sums[0]) / (len(sums) - 1 or math.nan),
+            loss_sum_nats_per_character=sums[-1],
             characters=state.step * self._spec.definition.characters_per_step,
             seconds=now - self._began_at,
             checkpoint=self._checkpoint,
             checkpoint_age=now - self._saved_at,
             validated=validated,
-            validation=None if validated is None else losses[validated],
+            validation_loss_nats_per_character=None if validated is None else losses[validated],
+            smooth_loss_nats_per_character=state.smooth_loss / self._spec.definition.seq_length,
             best=self._early_stopping.best,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
             waiting_for=one_line(self._awaited()) if late else "",

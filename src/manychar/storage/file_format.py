@@ -5,8 +5,8 @@ from pathlib import Path
 from manychar.processes.errors import UserError
 
 CONFIG_NAME = "config.json"
-FORMAT_VERSION = 3
-READERS = {1: "0.1.0", 2: "0.2.0"}  # earlier formats, and the last version that reads each
+FORMAT_VERSION = 4
+READERS = {1: "0.1.0", 2: "0.2.0", 3: "0.3.0"}  # of earlier formats, the last version each
 
 
 def check_format(path: Path, found: object) -> None:

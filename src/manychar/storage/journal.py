@@ -93,8 +93,9 @@ def continue_journal(run: Path, run_id: str, contents: JournalContents) -> Appen
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl, oldest first, as far as they can be trusted.
 
-    Each has `step`, `loss` and `smooth_loss` in nats a stream, `characters`, `seconds` and
-    `workers`. Raises UserError where the file cannot be read.
+    Each has `step`, `loss_nats_per_character` (the mean of the steps since the record before),
+    `smooth_loss_nats_per_character`, `characters`, `seconds` and `workers`. Raises UserError where
+    the file cannot be read.
     """
     return list(LogReader(run / METRICS_NAME))
 

@@ -36,7 +36,7 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     last = json.loads(lines[-1])
     assert len(view.history.points) == len(lines)
-    assert view.history.points[-1].smooth_loss == pytest.approx(last["smooth_loss"] / 5)
+    assert view.history.points[-1].smooth_loss == last["smooth_loss_nats_per_character"]
     assert (view.live, view.activity, view.steps) == (False, "at step 300", 300)
     assert [sample.step for sample in view.samples] == [0, 150, 300]
     for sample in view.samples:
@@ -155,7 +155,9 @@ class ClientOf:
 
 
 def validated(snapshot: Snapshot) -> Snapshot:
-    status = dataclasses.replace(snapshot.status, validated=10, validation=2.0)
+    status = dataclasses.replace(
+        snapshot.status, validated=10, validation_loss_nats_per_character=2.0
+    )
     return dataclasses.replace(snapshot, status=status)
 
 

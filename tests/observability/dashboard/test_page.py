@@ -42,7 +42,7 @@ def test_a_finished_run_is_shown(browser: Browser) -> None:
     assert browser.wait_for(STEP, bool) == "300 of 300"
     assert "ended at step 300" in browser.text('[aria-label="Status"]')
     names = dict.fromkeys(name for role, name in browser.accessible() if role == "image")
-    assert any(re.match(r"Loss: smooth, from .* to .* at step 300\.", name) for name in names)
+    assert any(re.match(r"Loss: from .* to .* at step 300\.", name) for name in names)
     wanted = ["step 300", "step 150", "step 0"]
     until(lambda: browser.script(_HEADINGS) == wanted, "the samples of all checkpoints")
     lines = browser.all('[aria-label="Loss, nats a character"] svg path')

@@ -14,14 +14,14 @@ Data = Sequence[tuple[float, float]]
 
 
 def loss_chart(view: View) -> Options:
-    """Return the loss a character over the steps: of each step, smoothed, and of validation."""
+    """Return the loss a character over the steps: of training, of validation, and smoothed."""
     points, validation_losses = view.history.points, view.history.validation_losses
     series = [
-        _line("each step", [(p.step, p.loss) for p in points], "--faint", width=1),
-        _line("smooth", [(p.step, p.smooth_loss) for p in points], "--first"),
+        _line("loss", [(p.step, p.loss) for p in points], "--first"),
+        _line("smooth loss", [(p.step, p.smooth_loss) for p in points], "--faint", width=1),
     ]
     if validation_losses:
-        series.append(_line("validation", validation_losses, "--second", dashed=True))
+        series.append(_line("validation loss", validation_losses, "--second", dashed=True))
     return {
         "grid": {"top": 40},
         "legend": {"show": True},
@@ -38,8 +38,8 @@ def loss_summary(view: View) -> str:
     words = "Loss: no step has been reported yet"
     if points:
         first, last = points[0], points[-1]
-        start = f"{first.smooth_loss:.3f} nats a character at step {first.step:,}"
-        words = f"Loss: smooth, from {start} to {last.smooth_loss:.3f} at step {last.step:,}"
+        start = f"{first.loss:.3f} nats a character at step {first.step:,}"
+        words = f"Loss: from {start} to {last.loss:.3f} at step {last.step:,}"
     if validation_losses:
         step, nats = validation_losses[-1]
         words += f"; validation {nats:.3f} at step {step:,}"

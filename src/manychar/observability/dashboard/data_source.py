@@ -110,8 +110,9 @@ class LiveServer(DataSource):
         if status.run_id != self.view.run:
             self._client.request(WeightsRequest)
         validation = None
-        if status.validated is not None and status.validation is not None:
-            validation = status.validated, status.validation
+        nats = status.validation_loss_nats_per_character
+        if status.validated is not None and nats is not None:
+            validation = status.validated, nats
         view = self.view.of_run(status.run_id, _facts(snapshot.dimensions))
         self.view = view.with_point(point_of(snapshot), validation)
         self._set(

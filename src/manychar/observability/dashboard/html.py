@@ -10,7 +10,7 @@ from html import escape
 from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import recent_speed, seconds_left
 from manychar.observability.status import COLUMNS
-from manychar.observability.text_format import bits_of, duration, printable
+from manychar.observability.text_format import duration, printable
 
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
 <span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
@@ -29,10 +29,12 @@ def _figures(view: View) -> dict[str, str]:
     if points:
         last = points[-1]
         found["step"] = f"{last.step:,}" + (f" of {view.steps:,}" if view.steps else "")
-        found["smooth loss"] = f"{last.smooth_loss:.3f} nats, {bits_of(last.smooth_loss):.3f} bits"
+        found["loss"] = f"{last.loss:.3f} nats a character"
     if view.history.validation_losses:
         step, nats = view.history.validation_losses[-1]
-        found["validation loss"] = f"{nats:.3f} nats at step {step:,}"
+        found["validation loss"] = f"{nats:.3f} at step {step:,}"
+    if points:
+        found["smooth loss"] = f"{points[-1].smooth_loss:.3f}"
     if view.best is not None:
         found["best checkpoint"] = f"step {view.best:,}"
     if (speed := recent_speed(points)) is not None:
