@@ -203,7 +203,7 @@ def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
     """Write a file, whole or not at all, that has its mode from its first byte on."""
     content = json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
     try:
-        with contextlib.suppress(FileNotFoundError):
+        if "secret" in values and path.exists():
             path.chmod(mode)  # a file that is replaced keeps its mode
         replace_file(path, content.encode(), mode)
     except OSError as error:
