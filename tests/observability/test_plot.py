@@ -57,7 +57,7 @@ def test_curves_along_characters(validated: Path) -> None:
 def test_a_path_with_dollar_signs_is_no_formula(validated: Path, tmp_path: Path) -> None:
     strange = validated.rename(validated.with_name(r"$\run$"))
     draw_curves([strange], tmp_path / "losses.svg", "steps")
-    assert rf"{strange}: smooth loss" in (tmp_path / "losses.svg").read_text()
+    assert rf"{strange}: loss" in (tmp_path / "losses.svg").read_text()
 
 
 def test_a_torn_line_is_passed_over(validated: Path) -> None:
