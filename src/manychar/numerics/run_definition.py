@@ -25,11 +25,12 @@ def choose_learning_rate(hidden: int, shards: int, streams: int) -> float:
     """Return min-char-rnn's rate for its 100 hidden units, or for one stream; for more, less.
 
     Adagrad's first steps move every weight by the whole rate, so that the input of a hidden unit
-    changes by the rate times their number. `python -m tests.benchmarks recipe` has the study.
+    changes by the rate times their number; above 512 units the rate falls faster than that.
+    `python -m tests.benchmarks recipe` has the study.
     """
     if shards * streams == 1:
         return 0.1
-    root = math.sqrt(min(1.0, 100 / hidden))
+    root = math.sqrt(min(1.0, 100 / hidden, 51_200 / hidden**2))
     return 0.1 * root * math.sqrt(root)  # the same bits everywhere, which `**` does not promise
 
 
@@ -58,7 +59,10 @@ class Definition:
         most=65_536,
     )
     learning_rate: float = _option(
-        Formula("0.1 * min(1, 100 / hidden) ** 0.75; one stream: 0.1", choose_learning_rate),
+        Formula(
+            "0.1 * min(1, 100 / hidden, 51_200 / hidden**2) ** 0.75; one stream: 0.1",
+            choose_learning_rate,
+        ),
         "Adagrad's learning rate.",
         above=0,
     )
