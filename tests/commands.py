@@ -47,11 +47,10 @@ class Running:
         self._heard = threading.Condition()
         self._text = {"out": b"", "err": b""}
         self._enough: set[str] = set()
-        assert process.stdout
-        assert process.stderr
         self._readers = [
-            threading.Thread(target=self._read, args=args, daemon=True)
-            for args in (("out", process.stdout), ("err", process.stderr))
+            threading.Thread(target=self._read, args=(name, pipe), daemon=True)
+            for name, pipe in (("out", process.stdout), ("err", process.stderr))
+            if pipe is not None
         ]
         for reader in self._readers:
             reader.start()
@@ -135,6 +134,8 @@ class Commands:
         *arguments: str,
         env: dict[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
         program: tuple[str, ...] = ("-m", "manychar"),
         before: tuple[str, ...] = (),
         directory: Path | None = None,
@@ -145,8 +146,8 @@ class Commands:
             cwd=directory or self.directory,
             env=self._environment(env or {}),
             stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
         )
         running = Running(process)

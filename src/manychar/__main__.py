@@ -13,8 +13,10 @@ def main() -> None:
     for number in STOPS:
         signal.signal(number, end_at_once)
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
+    from manychar.processes.queued_stream import queued  # noqa: PLC0415
 
-    sys.exit(run(sys.argv[1:]))
+    with queued("stderr"):
+        sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

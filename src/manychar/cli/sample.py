@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
+from manychar.processes.queued_stream import queued
 
 if TYPE_CHECKING:
     from manychar.observability.model_source import Model
@@ -42,22 +45,19 @@ def sample(
             prime = "".join(read_pieces(texts, "reading"))
         options = dataclasses.replace(options, prime=prime)
 
-    def show(model: "Model") -> None:
-        drawn = draw(model, np.random.default_rng([seed, 2]), options)
-        write(for_reading(options.prime))
-        for character in drawn:
-            write(for_reading(character))
-        write("\n")
+    def drawn(model: "Model") -> Iterator[str]:
+        characters = draw(model, np.random.default_rng([seed, 2]), options)
+        return map(for_reading, itertools.chain([options.prime], characters, ["\n"]))
 
     if not follow:
-        show(load(source, key, connect_timeout=options.connect_timeout))
+        for piece in drawn(load(source, key, connect_timeout=options.connect_timeout)):
+            write(piece)
     elif not is_endpoint(source):
         raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
     else:
         found = models(source, key, connect_timeout=options.connect_timeout)
-        with contextlib.closing(found):
+        with contextlib.closing(found), queued("stdout"):
             for step, model in found:
-                write(f"--- step {step:,} ---\n")
-                show(model)
+                write(f"--- step {step:,} ---\n{''.join(drawn(model))}")
     if options.seed is None:
         logger.info(f"--seed {seed}")

@@ -20,6 +20,7 @@ from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.queued_stream import queued
 from manychar.protocol.effects import Finish
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    with ProgressDisplay(directory) as display:
+    with queued("stdout"), ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
     again = ["server", "--bind", bind, *access, *["--compute"] * compute]

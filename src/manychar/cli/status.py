@@ -12,6 +12,7 @@ from manychar.cli.console import write
 from manychar.cli.options import AsJson, ConnectTimeout, Endpoint, Key
 from manychar.numerics.option import Option
 from manychar.processes import log
+from manychar.processes.queued_stream import queued
 
 if TYPE_CHECKING:
     from manychar.observability.snapshot import Snapshot
@@ -32,7 +33,7 @@ def status(
 
     found = snapshots(endpoint, key, connect_timeout=connect_timeout)
     shown = None
-    with contextlib.closing(found):
+    with contextlib.closing(found), queued("stdout") if watch else contextlib.nullcontext():
         for snapshot in found if watch else [first(found, endpoint)]:
             if as_json:
                 write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")

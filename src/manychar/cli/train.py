@@ -4,6 +4,7 @@ from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, pin_run, run_of
+from manychar.processes.queued_stream import queued
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:
@@ -15,6 +16,6 @@ def train(text: TextFiles = None, **flags: Any) -> None:
 
     with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
-        with ProgressDisplay(directory) as display:
+        with queued("stdout"), ProgressDisplay(directory) as display:
             finish = LocalFleet(directory, display, on_status).run()
     exit_with(finish, directory, again="train")

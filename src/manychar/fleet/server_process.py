@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -160,6 +161,8 @@ def execute_again(
     if requested_stop is not None:
         pending = {PENDING_STOP: json.dumps([requested_stop.code, requested_stop.reason])}
     command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "drain", stream.flush)()
     try:
         os.execve(command[0], command, variables)  # noqa: S606 - this program itself
     except OSError as error:

@@ -90,8 +90,6 @@ class ProgressDisplay:
         step = self._sampled_version = weights.version
         model = parameters_of(self._dimensions, weights), self._vocabulary
         text = training_sample(model, seed=self._seed, step=step, length=self._sample_length)
-        if self._bar:
-            self._bar.stop()
         try:
             sys.stdout.write(f"--- step {step:,} ---\n{for_reading(text)}\n")
             sys.stdout.flush()
@@ -99,8 +97,6 @@ class ProgressDisplay:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._sample_length = 0
             logger.warning(f"standard output: {because(error)}: no more samples")
-        if self._bar:
-            self._bar.start()
 
     def _line(self, snapshot: Snapshot) -> None:
         nats = mean_loss(snapshot.status, self._shown)
@@ -140,7 +136,10 @@ def _bar() -> Progress:
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True))
     columns = TextColumn("{task.fields[steps]}"), BarColumn(bar_width=BAR_WIDTH), text
-    bar = Progress(*columns, console=console, transient=True, refresh_per_second=5)
+    above = sys.stdout.isatty()  # the bar, which stays below the samples
+    bar = Progress(
+        *columns, console=console, transient=True, refresh_per_second=5, redirect_stdout=above
+    )
     bar.add_task("", total=None, steps="", text="starting")
     return bar
 
