@@ -1,11 +1,13 @@
 """Options of the test run, and what the tests of real processes share."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
 
 import pytest
 
+from manychar.processes.signals import STOPS
 from tests.commands import SMALL, Commands
 from tests.texts import small_text
 
@@ -49,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for number in STOPS:  # a shell without job control has its background processes ignore some
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     if config.getoption("--schedules") is None:
         config.option.schedules = LONG_SCHEDULES if config.getoption("--long") else SCHEDULES
 

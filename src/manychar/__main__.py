@@ -1,17 +1,15 @@
 """The entry: from the first line on, Ctrl-C ends without a traceback."""
 
-import signal
 import sys
 
-from manychar.processes.signals import STOPS, end_at_once
+from manychar.processes.signals import STOPS, end_at_once, handle
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     if sys.platform == "win32":
         sys.exit("manychar runs on Linux and macOS; on Windows, use it inside WSL: wsl --install")
-    for number in STOPS:
-        signal.signal(number, end_at_once)
+    handle(*STOPS, by=end_at_once)
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
     from manychar.processes.queued_stream import queued  # noqa: PLC0415
 

@@ -114,15 +114,15 @@ def test_another_thread_wakes_it(loop: EventLoop) -> None:
 
 
 def test_signals_are_called_back_and_their_handlers_restored(pipe: tuple[int, int]) -> None:
-    before = signal.getsignal(signal.SIGUSR1)
+    before = signal.getsignal(signal.SIGURG)
     numbers: list[int] = []
     with EventLoop() as loop:
-        loop.on_signal(numbers.append, signal.SIGUSR1, signal.SIGCHLD)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        loop.on_signal(numbers.append, signal.SIGURG, signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGURG)
         loop.turn(LONG)
-        assert numbers == [signal.SIGUSR1]
-        assert signal.getsignal(signal.SIGUSR1) != before
-    assert signal.getsignal(signal.SIGUSR1) == before
+        assert numbers == [signal.SIGURG]
+        assert signal.getsignal(signal.SIGURG) != before
+    assert signal.getsignal(signal.SIGURG) == before
 
 
 def test_an_exception_of_a_callback_ends_the_turn(loop: EventLoop) -> None:

@@ -156,7 +156,7 @@ class ServerLoop:
             endless = self.machine.spec.operation.steps == 0
             self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
         else:
-            self._stop(STOPPED, "stopped by SIGTERM")
+            self._stop(STOPPED, f"stopped by {signal.Signals(number).name}")
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()

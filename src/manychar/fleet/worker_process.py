@@ -16,9 +16,10 @@ from manychar.network.dealer import Dealer
 from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.keys import ClientKey
 from manychar.processes import log
-from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED
+from manychar.processes.errors import RUN_FAILED
 from manychar.processes.numerics_pinning import can_pin, pin
 from manychar.processes.sd_notify import Notifier
+from manychar.processes.signals import STOPS
 from manychar.protocol import effects, events
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.messages import Hello, Welcome
@@ -55,7 +56,7 @@ class _Loop:
     engine: "Engine | None" = None
 
     def run(self) -> effects.Finish:
-        self.loop.on_signal(self._signalled, signal.SIGINT, signal.SIGTERM)
+        self.loop.on_signal(self._signalled, *STOPS)
         self.loop.on_readable(self.dealer.socket, self._read_mailbox)
         self.loop.on_deadline(self.machine.deadline, lambda: self._handle(events.DeadlinePassed()))
         self.loop.on_suspension(lambda seconds: self._handle(events.Suspended(seconds)))
@@ -79,8 +80,8 @@ class _Loop:
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()
-        code = INTERRUPTED if number == signal.SIGINT else STOPPED
-        self._handle(events.LeaveRequested(code, f"stopped by {signal.Signals(number).name}"))
+        reason = f"stopped by {signal.Signals(number).name}"
+        self._handle(events.LeaveRequested(STOPS[number], reason))
 
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:

@@ -126,7 +126,7 @@ def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) ->
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
     `ask` is called before each turn. Raises UserError where no server answers within the
-    connect timeout, it refuses, or the run fails, and SystemExit at Ctrl-C and SIGTERM.
+    connect timeout, it refuses, or the run fails, and SystemExit at a signal that stops.
     """
     with contextlib.closing(client), EventLoop() as loop:
         loop.on_signal(end_by_exception, *STOPS)

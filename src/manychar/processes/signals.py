@@ -1,25 +1,34 @@
 """Self-pipe: wakes the poll loop for signals, exited children and thread results.
 
-Until there is a loop, SIGINT and SIGTERM end a process at once; by an exception where there is
-something to undo. Children end with their parent.
+Until there is a loop, the signals that stop a process end it at once; by an exception where there
+is something to undo. Children end with their parent.
 """
 
 import contextlib
 import os
+import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
-STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
+_OTHERS = signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU
+STOPS: dict[int, int] = {signal.SIGINT: 130, **dict.fromkeys((signal.SIGTERM, *_OTHERS), 75)}
 """The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED."""
+
+
+def handle(*numbers: int, by: Callable[[int, Any], object]) -> dict[int, Any]:
+    """Handle signals; return their earlier handlers. Ignored stops stay ignored, as by nohup."""
+    ignored = {each for each in STOPS if signal.getsignal(each) == signal.SIG_IGN}
+    return {each: signal.signal(each, by) for each in numbers if each not in ignored}
 
 
 def end_at_once(number: int, _frame: object) -> None:
     """End this process, whatever it is doing: the signal handler before there is a loop."""
-    if os.isatty(2):
+    if os.isatty(2) and select.select([], [2], [], 0)[1]:  # not after Ctrl-S
         os.write(2, SHOW_CURSOR)
     os._exit(STOPS[number])
 
@@ -31,8 +40,7 @@ def end_by_exception(number: int, _frame: object = None) -> None:
 
 def undo_when_stopped() -> None:
     """From now on, end by an exception where there is no loop: something has to be undone."""
-    for number in STOPS:
-        signal.signal(number, end_by_exception)
+    handle(*STOPS, by=end_by_exception)
 
 
 class SelfPipe:
@@ -62,11 +70,12 @@ class SelfPipe:
 
     @contextlib.contextmanager
     def catching(self, *signals: int) -> Iterator["SelfPipe"]:
-        """Catch these signals; a second SIGINT or SIGTERM ends a process without parent at once.
+        """Catch these signals; a second one that stops ends a process without parent at once.
 
         A child may get both from its parent and from a container engine that signals a whole group.
+        SIGHUP does not count: a shell whose terminal closes sends it once more.
         """
-        before = {number: signal.signal(number, self._caught) for number in signals}
+        before = handle(*signals, by=self._caught)
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         try:
             yield self
@@ -78,8 +87,7 @@ class SelfPipe:
     def _caught(self, number: int, _frame: object) -> None:
         self._signals.append(number)
         if number in STOPS and not has_parent():
-            for again in STOPS:
-                signal.signal(again, end_at_once)
+            handle(*STOPS.keys() - {signal.SIGHUP}, by=end_at_once)
 
     def close(self) -> None:
         self._read.close()

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -59,7 +58,7 @@ class Command:
             yield from codecs.iterdecode(pieces, "utf-8", "replace")
             self.code = process.wait()
         except BaseException:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # a SIGINT that this program ignores is ignored there, too
             while os.read(self._descriptor, PIECE_BYTES):
                 pass
             process.wait()

@@ -1,0 +1,78 @@
+"""Signals that terminals, shells, engines and schedulers send."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from manychar.processes.signals import STOPS
+from manychar.storage.checkpoint import list_checkpoints
+from tests.commands import SMALL, Commands
+
+IGNORING = ("sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh")
+ALONE = ("--compute", "--bind", "ipc://here", "--run-dir", "run", *SMALL)
+
+
+def newest(manychar: Commands) -> int:
+    return list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
+
+
+@pytest.mark.parametrize("number", sorted(STOPS.keys() - {signal.SIGINT, signal.SIGTERM}))
+def test_a_signal_that_would_kill_has_the_server_write_a_checkpoint(
+    manychar: Commands, text: Path, number: int
+) -> None:
+    server = manychar.start("server", str(text), *ALONE, "--steps", "0")
+    server.wait_for("step [1-9]")
+    server.send(number)
+    done = server.end()
+    assert done.code == 75, done
+    assert f"stopped by {signal.Signals(number).name}" in done.err
+    assert newest(manychar) > 0
+
+
+def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Path) -> None:
+    """The kernel sends SIGHUP to the foreground, and the shell to its jobs once more."""
+    flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run"
+    running = manychar.start("train", str(text), *flags)
+    running.wait_for("step [1-9]")
+    running.send(signal.SIGHUP)
+    running.wait_for("stopping")
+    running.send(signal.SIGHUP)
+    done = running.end()
+    assert done.code == 75
+    assert "\nresume: " in done.err
+    assert newest(manychar) > 0
+    manychar.expect_nobody()
+
+
+@pytest.mark.parametrize("command", ["server", "train"])
+def test_what_is_ignored_at_the_start_stays_ignored(
+    manychar: Commands, text: Path, command: str
+) -> None:
+    """As nohup does, and a shell for a process in the background of a script."""
+    flags = ALONE if command == "server" else (*SMALL, "--run-dir", "run")
+    running = manychar.start(command, str(text), *flags, "--steps", "600", before=IGNORING)
+    running.wait_for("step [1-9]")
+    running.send(signal.SIGHUP)
+    running.send(signal.SIGINT)
+    done = running.end()
+    assert done.code == 0, done
+    assert "stopping" not in done.err
+    assert newest(manychar) == 600
+
+
+def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path) -> None:
+    flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run"
+    running = manychar.start("train", str(text), *flags)
+    server = manychar.find("server", "--child")
+    running.wait_for("step [1-9]")
+    os.kill(server, signal.SIGSTOP)
+    running.send(signal.SIGQUIT)
+    running.wait_for("stopping")
+    running.send(signal.SIGTERM)
+    done = running.end()
+    assert done.code == 75
+    assert "resume: " not in done.err
+    os.kill(server, signal.SIGKILL)
+    manychar.expect_nobody()
