@@ -34,6 +34,7 @@ from manychar.cli.unban import unban
 from manychar.cli.worker import worker
 from manychar.numerics.option import OptionError
 from manychar.processes import log
+from manychar.processes.child_process import pause_on_sigtstp
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
 from manychar.processes.parent_death import end_with_parent
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
@@ -102,6 +103,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     end_with_parent()
+    pause_on_sigtstp()
     if version:
         typer.echo(f"manychar {__version__}")
         raise typer.Exit

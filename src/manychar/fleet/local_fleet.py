@@ -71,6 +71,7 @@ class LocalFleet:
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(EventLoop())
             self._loop.on_signal(self._signalled, *STOPS)
+            self._loop.on_suspension(self._suspended)
             names = [slot.name for slot in self.workers]
             self._private = stack.enter_context(private_endpoint(names, OBSERVER))
             self._connection = stack.enter_context(contextlib.ExitStack())
@@ -166,6 +167,12 @@ class LocalFleet:
         logger.info(STOPPING)
         self._kill_at = time.monotonic() + SECONDS_TO_END
         self.server.signal(signal.SIGTERM)
+
+    def _suspended(self, seconds: float) -> None:
+        if self._kill_at is not None:
+            self._kill_at += seconds
+        if self._client is not None:
+            self._client.suspended(seconds)
 
     def _kill_server(self) -> None:
         self._kill_at = None

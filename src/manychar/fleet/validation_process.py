@@ -67,6 +67,7 @@ class ValidationProcess:
         self._tries = 0
         self._silent_at: float | None = None
         loop.on_deadline(lambda: self._silent_at, self._end_silent)
+        loop.on_suspension(self._suspended)
 
     def ask(self, step: int) -> None:
         """Have a checkpoint that is on disk validated; the process starts at the first one."""
@@ -98,6 +99,10 @@ class ValidationProcess:
         self._tries, self._silent_at = 0, None
         self._on_result(step, fault)
         self._request()
+
+    def _suspended(self, seconds: float) -> None:
+        if self._silent_at is not None:
+            self._silent_at += seconds
 
     def _end_silent(self) -> None:
         self._silent_at = None

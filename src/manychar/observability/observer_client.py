@@ -17,7 +17,7 @@ from manychar.processes.signals import STOPS, end_by_exception
 from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, Send, Show
-from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received
+from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received, Suspended
 from manychar.protocol.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,10 @@ class ObserverClient:
                     self.end = Finish(code, f"{reason}: {refusal}" if refusal else reason)
         return events
 
+    def suspended(self, seconds: float) -> None:
+        """Do not count the time in which this process was stopped as silence of the server."""
+        self._machine.handle(Suspended(seconds), time.monotonic())
+
     def request(self, kind: Callable[..., messages.Message], **fields: str) -> None:
         """Send a WeightsRequest, Stop or Unban; nothing within a second of the last request."""
         now, welcome = time.monotonic(), self.welcome
@@ -130,6 +134,7 @@ def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) ->
     """
     with contextlib.closing(client), EventLoop() as loop:
         loop.on_signal(end_by_exception, *STOPS)
+        loop.on_suspension(client.suspended)
         loop.on_readable(client.socket, lambda: None)
         while (end := client.end) is None:
             ask()

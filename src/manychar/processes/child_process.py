@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from manychar.processes import parent_death
 
 PIECE_BYTES = 65_536
 PROGRAM = (sys.executable, "-P", "-m", "manychar")
+_CHILDREN: weakref.WeakSet["ChildProcess"] = weakref.WeakSet()
 
 
 class Lines:
@@ -54,6 +56,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         env: Mapping[str, str] | None = None,
     ) -> None:
         child_pipe, self.parent_pipe = os.pipe()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP, signal.SIGCONT))
         try:
             super().__init__(
                 [*PROGRAM, *arguments],
@@ -64,10 +67,12 @@ class ChildProcess(subprocess.Popen[bytes]):
                 pass_fds=(child_pipe,),
                 start_new_session=True,
             )
+            _CHILDREN.add(self)
         except BaseException:
             os.close(self.parent_pipe)
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(child_pipe)
 
     def close(self) -> None:
@@ -76,6 +81,30 @@ class ChildProcess(subprocess.Popen[bytes]):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def pause_on_sigtstp() -> None:
+    """From now on, Ctrl-Z and SIGTSTP pause this process with its children, until SIGCONT.
+
+    In a session of its own SIGTSTP would have no effect. So a child waits for SIGCONT: that is
+    blocked from its start, so that one which comes early is kept.
+    """
+    signal.signal(signal.SIGTSTP, _pause)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTSTP,))
+
+
+def _pause(*_: object) -> None:
+    children = list(_CHILDREN)
+    for child in children:
+        child.send_signal(signal.SIGTSTP)
+    if parent_death.has_parent():
+        signal.sigwait((signal.SIGCONT,))
+    else:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, _pause)
+    for child in children:
+        child.send_signal(signal.SIGCONT)
 
 
 def how_it_ended(code: int) -> str:
