@@ -116,8 +116,8 @@ def _bad_values() -> list[tuple[str, str, str]]:
         "--seq-length": positive,
         "--shards": positive,
         "--streams": positive,
-        "--learning-rate": rate,
-        "--clip": rate,
+        "--learning-rate": [*rate, "1e39", "1e-50"],
+        "--clip": [*rate, "1e39", "1e-50"],
         "--dtype": ["float16", "some", ""],
         "--seed": natural,
         "--numerics": ["fast"],
@@ -203,14 +203,15 @@ class TestFlags:
     def test_bad_values(
         self, refused: dict[tuple[str, ...], Ended], command: str, flag: str, value: str
     ) -> None:
-        named = value if flag == "--bind" else flag
-        expect_one_line(refused[with_bad_value(command, flag, value)], named)
+        named = (value,) if flag == "--bind" else (f"manychar: {flag} is ", "; allowed: ")
+        expect_one_line(refused[with_bad_value(command, flag, value)], *named)
 
     @pytest.mark.parametrize(("flag", "value"), BAD_OF_A_WORKER)
     def test_bad_values_of_a_worker(
         self, refused: dict[tuple[str, ...], Ended], flag: str, value: str
     ) -> None:
-        expect_one_line(refused[of_worker("ipc://meet", f"{flag}={value}")], flag)
+        named = f"manychar: {flag} is ", "; allowed: "
+        expect_one_line(refused[of_worker("ipc://meet", f"{flag}={value}")], *named)
 
     @pytest.mark.parametrize("endpoint", NO_ENDPOINTS)
     def test_a_worker_without_an_endpoint(
@@ -450,6 +451,7 @@ class TestSampling:
         [
             ("--length", "-1"),
             ("--length", "some"),
+            ("--length", TOO_LARGE),
             ("--temperature", "-1"),
             ("--temperature", "nan"),
             ("--temperature", "inf"),
@@ -462,7 +464,7 @@ class TestSampling:
     )
     def test_bad_values(self, manychar: Commands, trained: Path, flag: str, value: str) -> None:
         done = manychar.run("sample", "run", f"{flag}={value}")
-        expect_one_line(done, flag)
+        expect_one_line(done, f"manychar: {flag} is ", "; allowed: ")
 
     @pytest.mark.long
     def test_bad_primes(self, manychar: Commands, trained: Path) -> None:

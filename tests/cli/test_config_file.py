@@ -49,11 +49,11 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     [
         ("hiden = 3", "hiden is no flag of this command"),
         ("hidden = ", "not TOML"),
-        ("hidden = 'many'", "c.toml: hidden = \"many\": Invalid value for '--hidden'"),
-        ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: Invalid value for '--hidden'"),
+        ("hidden = 'many'", "c.toml: hidden = \"many\": --hidden is 'many'; allowed: a whole"),
+        ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: --hidden is [1, 2]; allowed: a whole"),
         ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
         ("patience = 3", "patience is no flag of this command"),
-        ("hidden = 0", "--hidden is 0; allowed: a whole number"),
+        ("hidden = 0", "c.toml: hidden = 0: --hidden is 0; allowed: a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
         (None, "c.toml: no such file or directory"),
     ],
@@ -95,7 +95,7 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "Did you mean 'train'?" in manychar.run("trian").err
     assert "--hidden" in manychar.run("train", "--hiden", "3").err
     wrong = manychar.run("train", "--numerics", "portabel", "--steps", "1").err
-    assert "'portabel' is not one of 'portable', 'native'" in wrong
+    assert "--numerics is 'portabel'; allowed: portable or native" in wrong
     renamed = manychar.run("status", "tcp://127.0.0.1:1", "--patience", "3").err
     assert "No such option: --patience. Its name is now --connect-timeout" in renamed
     never_had_it = manychar.run("train", "--patience", "3").err

@@ -94,3 +94,13 @@ def test_halves_whose_sum_overflows_are_found_and_large_finite_ones_are_not() ->
         zeros, zeros, (large,), total_streams=2, clip=5.0, learning_rate=0.1
     )
     assert np.isfinite(weights).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rate_that_is_too_large_for_the_weights_warns_of_nothing() -> None:
+    """The next step's gradient is not finite, and ends the run."""
+    gradient, memory = np.full(3, 5.0, "float32"), np.zeros(3, "float32")
+    weights, _ = clipped_adagrad.update(
+        np.zeros(3, "float32"), memory, (gradient,), total_streams=1, clip=5.0, learning_rate=1e38
+    )
+    assert not np.isfinite(weights).any()

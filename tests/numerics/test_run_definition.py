@@ -42,6 +42,20 @@ BAD: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "clip"])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(1e39, "float32"), (1e-39, "float32"), (1e308, "float64"), (1e-310, "float64")],
+)
+def test_what_the_dtype_cannot_hold_is_refused(name: str, value: float, dtype: str) -> None:
+    changed: dict[str, Any] = {name: value, "dtype": dtype}
+    with pytest.raises(OptionError) as refused:
+        dataclasses.replace(USUAL, **changed)
+    assert str(refused.value).startswith(f"--{name.replace('_', '-')} is {value!r}; allowed: ")
+    assert str(refused.value).endswith(dtype)
+    dataclasses.replace(USUAL, **changed | {name: math.sqrt(value)})
+
+
 def values_of(definition: Definition) -> dict[str, Any]:
     return dataclasses.asdict(definition)
 
@@ -51,7 +65,7 @@ def test_defaults_are_min_char_rnns() -> None:
     assert (USUAL.seed, USUAL.validation) == (0, 0.0)
 
 
-@pytest.mark.parametrize("changed", [{}, OTHER, {"learning_rate": 0.1 + 0.2, "clip": 5e-324}])
+@pytest.mark.parametrize("changed", [{}, OTHER, {"learning_rate": 0.1 + 0.2, "clip": 2.0**-126}])
 def test_a_definition_comes_back_from_json(changed: dict[str, Any]) -> None:
     definition = dataclasses.replace(USUAL, **changed)
     again = Definition.from_mapping(json.loads(definition.to_json()))

@@ -155,4 +155,6 @@ def _usage_line(error: Any) -> str:
     if "No such option: --patience" in message and "connect_timeout" in flags:
         message += ". Its name is now --connect-timeout"
     where = from_file(context, getattr(error, "param", None))
+    if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
+        return f"manychar: {where}{error.message}"
     return f"{path}: {where}{message}; see {path} --help"

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from manychar.cli.console import write
 from manychar.cli.options import AsJson, argument
@@ -15,9 +15,8 @@ logger = logging.getLogger(__name__)
 
 KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.")]
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]
-Role = Annotated[
-    KeyRole, Option("An observer watches; an operator may also stop the run and lift bans.")
-]
+ROLE = Option("An observer watches; an operator may also stop the run and lift bans.")
+Role = Annotated[Literal["worker", "observer", "operator"], ROLE]
 
 
 def create(directory: KeyDirectory) -> None:
@@ -26,9 +25,9 @@ def create(directory: KeyDirectory) -> None:
     logger.info(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
 
 
-def add(directory: KeyDirectory, name: Name, role: Role = KeyRole.WORKER) -> None:
+def add(directory: KeyDirectory, name: Name, role: Role = "worker") -> None:
     """Make a key for another client: DIR/NAME.key. A running server admits it at once."""
-    _explain(keys.add(directory, name, role), role)
+    _explain(keys.add(directory, name, KeyRole(role)), KeyRole(role))
 
 
 def revoke(directory: KeyDirectory, name: Name) -> None:

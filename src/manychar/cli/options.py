@@ -4,6 +4,7 @@ A command takes its own options in its signature, and as `**flags` those of RUN_
 it among their roles; a flag that was not given is not passed.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -16,7 +17,7 @@ import typer
 from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
-from manychar.numerics.option import Option, StrPath, checked, flag, options_of
+from manychar.numerics.option import Option, OptionError, StrPath, checked, flag, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.processes import log
 
@@ -86,7 +87,9 @@ def parameter_of(
         show_envvar=False,
         rich_help_panel=panel,
         hidden=option.hidden,
-        metavar="<level>" if name == "log_level" else None,  # its words would cut flags' names
+        metavar="<level>" if name == "log_level" else _metavar(plain),  # its words are too long
+        parser=(lambda value: value) if _metavar(plain) else None,  # for a message in our words
+        autocompletion=(lambda: get_args(plain)) if get_args(plain) else None,
         callback=lambda value: _checked(name, value, plain, option),
     )
     annotation: Any = Annotated[plain | None if default is None else plain, declaration]
@@ -103,6 +106,12 @@ def _plain(kind: Any) -> Any:
     return next(each for each in get_args(kind) if each is not type(None))
 
 
+def _metavar(kind: Any) -> str | None:
+    """Return how help shows the value of a number or of a choice."""
+    choices = "|".join(get_args(kind))
+    return f"<{choices or kind.__name__}>" if choices or kind in (int, float) else None
+
+
 def _in_words(default: Any) -> str:
     if default is None or default is False or default is inspect.Parameter.empty:
         return ""
@@ -110,9 +119,15 @@ def _in_words(default: Any) -> str:
 
 
 def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
-    """Return a value within its bounds. Raises OptionError."""
-    if value is not None and kind in (int, float):
-        return checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
+    """Return a value as its type has it, within its bounds. Raises BadParameter."""
+    if value is not None and _metavar(kind):
+        if isinstance(value, str) and not get_args(kind):
+            with contextlib.suppress(ValueError):
+                value = kind(value)
+        try:
+            value = checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
+        except OptionError as error:
+            raise typer.BadParameter(str(error)) from None
     if value is not None and option.variable in LOGGING:
         os.environ[option.variable] = value
         log.configure()

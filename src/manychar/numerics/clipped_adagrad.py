@@ -40,18 +40,18 @@ def update(
     size = BLOCK_BYTES // weights.itemsize
     blocks = [slice(start, start + size) for start in range(0, len(weights), size)]
 
+    @np.errstate(over="ignore", invalid="ignore")  # the next step's gradient is not finite then
     def work(blocks: list[slice]) -> None:
         two = np.empty((2, min(size, len(weights))), weights.dtype)
         for block in blocks:
             m, w = new_memory[block], new_weights[block]
             g, root = two[:, : len(m)]
             total, *second = [half[block] for half in gradient_halves]
-            with np.errstate(over="ignore", invalid="ignore"):
-                if second:
-                    total = np.add(total, second[0], g)
-                np.divide(total, total_streams, g)
-                if not _all_finite(g):
-                    raise NotFiniteError("the mean gradient is not finite")
+            if second:
+                total = np.add(total, second[0], g)
+            np.divide(total, total_streams, g)
+            if not _all_finite(g):
+                raise NotFiniteError("the mean gradient is not finite")
             g.clip(-clip, clip, out=g)
             np.multiply(g, g, root)
             np.add(memory[block], root, m)

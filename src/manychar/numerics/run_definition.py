@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from manychar.numerics.option import Formula, OptionError, check, option
+from manychar.numerics.option import Formula, OptionError, check, flag, option
+
+NORMAL_NUMBERS = {"float32": (2.0**-126, 2.0**127), "float64": (2.0**-1022, 2.0**1023)}
 
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
 
@@ -84,6 +86,11 @@ class Definition:
 
     def __post_init__(self) -> None:
         check(self)
+        least, most = NORMAL_NUMBERS[self.dtype]
+        for name in ("learning_rate", "clip"):
+            if not least <= (value := getattr(self, name)) <= most:
+                allowed = f"a number between {least:.2g} and {most:.2g}, for --dtype {self.dtype}"
+                raise OptionError(f"{flag(name)} is {value!r}; allowed: {allowed}")
 
     def to_json(self) -> str:
         """Canonical JSON: keys in order, no spaces, floats by their shortest exact form."""

@@ -12,7 +12,7 @@ _option = functools.partial(option, roles=("sample",))
 class Sampling:
     """How text is sampled from a model."""
 
-    length: int = _option(2000, "Characters to sample.", least=0)
+    length: int = _option(2000, "Characters to sample.", least=0, most=10**15)
     _: dataclasses.KW_ONLY
     prime: str = _option("", "Text to continue; it is printed first.")
     prime_file: StrPath | None = _option(None, "File with the text to continue.")
