@@ -49,6 +49,7 @@ class TrainOptions(RunPlace, ResumeOptions, Definition):
 
     text: Text = dataclasses.field(default=None, kw_only=False)
     corpus_sha256: str = dataclasses.field(init=False)
+    initial_weights: None = dataclasses.field(init=False)
     resume: None = dataclasses.field(init=False)
 
 

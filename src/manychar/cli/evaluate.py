@@ -32,17 +32,16 @@ def evaluate(
     pin(numerics_of(Path(source)))
     from manychar.numerics.corpus import id_dtype
     from manychar.numerics.evaluation import loss_of
-    from manychar.observability.model_source import known_ids, load
-    from manychar.storage.corpus_file import map_temporarily
+    from manychar.observability.model_source import load
+    from manychar.storage.corpus_file import known_ids, map_temporarily
     from manychar.storage.text_file import read_pieces, texts_of
 
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
     if text:
-        skip, hint = unknown == "skip", " (--unknown skip leaves them out)"
-        what = "the text" + hint * (not skip)
         directory = Path(gettempdir())
         with texts_of(text, directory) as texts:
-            pieces = known_ids(read_pieces(texts, "reading"), vocabulary, what, skip=skip)
+            read = read_pieces(texts, "reading")
+            pieces = known_ids(read, vocabulary, "the text", unknown=unknown)
             ids = map_temporarily(pieces, id_dtype(len(vocabulary)), directory)
     else:
         ids = _validation_ids(source)

@@ -5,7 +5,6 @@ it among their roles; a flag that was not given is not passed.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import os
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
 from manychar.numerics.option import Option, OptionError, StrPath, checked, flag, options_of
-from manychar.numerics.run_definition import Definition
 from manychar.processes import log
 
 DEFINING = "What is trained (the weights depend on these options and on nothing else)"
@@ -62,7 +60,7 @@ def command_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
             operating = OPERATING if command.__name__ in RUNNING else None
             for field, option in options_of(*RUN_OPTIONS, role=command.__name__).values():
                 name, kind, shown = field.name, field.type, field.default
-                panel = DEFINING if field in dataclasses.fields(Definition) else operating
+                panel = DEFINING if "equivalence" in option.roles else operating
                 found.append(parameter_of(name, kind, option, None, shown=shown, panel=panel))
         elif isinstance(metadata, Option):
             kind, default = get_args(parameter.annotation)[0], parameter.default

@@ -22,6 +22,7 @@ from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
 
 if TYPE_CHECKING:
+    from manychar.numerics.model import Model
     from manychar.protocol.effects import Finish
     from manychar.storage.corpus_file import Corpus
     from manychar.storage.run_directory import RunDirectory
@@ -74,7 +75,9 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
         if (flags["run_dir"] / CONFIG_NAME).exists():
             path = flags["run_dir"]
     elif path is not None:
-        defining = sorted((options_of(Definition).keys() | {"run_dir"}) & flags.keys())
+        defining = sorted(
+            {*options_of(Definition), "run_dir", "init_from", "unknown"} & flags.keys()
+        )
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
             raise UserError(
                 f"{', '.join(words)}: a resumed run keeps its definition;"
@@ -88,15 +91,16 @@ def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, A
     """Raise UserError where these flags define another run."""
     from manychar.storage.corpus_file import read_corpus
 
-    path = run.path
+    path, (values, model) = run.path, _defining(flags)
     for name, value in dataclasses.asdict(run.definition).items():
-        if flags.get(name, value) != value:
+        if values.get(name, value) != value:
+            named = flag(name.replace("initial_weights", "init_from"))
             raise UserError(
-                f"{flag(name)} {flags[name]}: the run in {path} has {flag(name)} {value};"
+                f"{named} {values[name]}: the run in {path} has {named} {value};"
                 " leave it out, or choose another --run-dir"
             )
     if text:
-        with read_corpus(text, path) as corpus:
+        with read_corpus(text, path, model, flags.get("unknown", "refuse")) as corpus:
             if corpus.sha256 != run.definition.corpus_sha256:
                 raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
 
@@ -111,13 +115,28 @@ def defined(
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
-    values = given(Definition, flags)
+    values, model = _defining(flags)
     Definition(corpus_sha256="0" * 64, **values)  # before a long text is read
     disk = next(each for each in (directory, *directory.parents) if each.is_dir())
-    with read_corpus(text or [], disk) as corpus:
+    with read_corpus(text or [], disk, model, flags.get("unknown", "refuse")) as corpus:
         definition = Definition(corpus_sha256=corpus.sha256, **values)
         streams_of(definition, np.broadcast_to(np.uint8(0), corpus.characters))  # long enough?
         yield definition, corpus
+
+
+def _defining(flags: dict[str, Any]) -> "tuple[dict[str, Any], Model | None]":
+    """Return the values of a definition, and the model of --init-from. Raises UserError."""
+    from manychar.numerics.training_step import weights_sha256
+    from manychar.observability.model_source import load
+
+    values, path = given(Definition, flags), flags.get("init_from")
+    if path is None:
+        return values, None
+    if words := [flag(name) for name in ("hidden", "dtype") if name in values]:
+        raise UserError(f"{', '.join(words)}: {path} has its own; leave it out with --init-from")
+    weights, vocabulary = load(str(path), None, connect_timeout=0)
+    values |= {"hidden": weights.hidden_size, "dtype": weights.flat.dtype.name}
+    return values | {"initial_weights": weights_sha256(weights)}, (weights, vocabulary)
 
 
 def numerics_of(path: Path) -> str:

@@ -19,7 +19,7 @@ from manychar.processes.errors import UserError
 from manychar.processes.queued_stream import queued
 
 if TYPE_CHECKING:
-    from manychar.observability.model_source import Model
+    from manychar.numerics.model import Model
 
 logger = logging.getLogger(__name__)
 

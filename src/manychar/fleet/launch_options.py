@@ -11,13 +11,20 @@ from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from manychar.protocol.run_operation import Operation
 
 RUNNING = ("train", "server")
+DEFINING = (*RUNNING, "equivalence")
 LOGGED = (*RUNNING, "worker")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunPlace:
-    """Where a run is made, or the run that is resumed."""
+    """What a run begins with, where it is made, or the run that is resumed."""
 
+    init_from: StrPath | None = option(
+        None, "Checkpoint whose weights and vocabulary the run starts with.", roles=DEFINING
+    )
+    unknown: Literal["refuse", "skip"] = option(
+        "refuse", "What to do with characters that --init-from does not know.", roles=DEFINING
+    )
     run_dir: StrPath | None = option(
         None, "New directory for the run.", roles=RUNNING, without="runs/<time>-<run id>"
     )

@@ -58,6 +58,10 @@ class Parameters:
         return Parameters(flat, self.vocabulary_size, self.hidden_size)
 
 
+Model = tuple[Parameters, str]
+"""Parameters and vocabulary."""
+
+
 def initialize(
     vocabulary_size: int, hidden_size: int, *, dtype: str = "float32", seed: int = 0
 ) -> Parameters:

@@ -41,14 +41,17 @@ def choose_warmup(hidden: int, shards: int, streams: int) -> int:
     return 0 if shards * streams == 1 else min(400, max(100, hidden))
 
 
+# More fields than elsewhere: all that a bit of the weights depends on.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Definition:
     """The hyperparameters and the corpus of a run; defaults are min-char-rnn's where it has one.
 
-    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard).
+    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard). `initial_weights` is the
+    SHA-256 of the weights before the first step, where they are not drawn from the seed.
     """
 
     corpus_sha256: str
+    initial_weights: str | None = None
     hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
     seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
     shards: int = _option(
@@ -94,12 +97,14 @@ class Definition:
 
     def to_json(self) -> str:
         """Canonical JSON: keys in order, no spaces, floats by their shortest exact form."""
-        return canonical_json(dataclasses.asdict(self))
+        values = dataclasses.asdict(self).items()
+        return canonical_json({name: value for name, value in values if value is not None})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Build a definition from a file's values. OptionError: a field is missing or unknown."""
-        if strange := {*values} ^ {field.name for field in dataclasses.fields(cls)}:
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if strange := {*values, "initial_weights"} ^ fields:
             raise OptionError(f"not the fields of a definition: {', '.join(sorted(strange))}")
         return cls(**values)
 

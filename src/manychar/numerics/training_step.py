@@ -37,9 +37,11 @@ class TrainingState:
     smooth_loss: float
 
 
-def start(definition: Definition, vocabulary_size: int) -> TrainingState:
-    """Return the state before the first step."""
-    parameters = initialize(
+def start(
+    definition: Definition, vocabulary_size: int, parameters: Parameters | None = None
+) -> TrainingState:
+    """Return the state before the first step, with these weights or those of the seed."""
+    parameters = parameters or initialize(
         vocabulary_size, definition.hidden, dtype=definition.dtype, seed=definition.seed
     )
     shape = (definition.shards, definition.streams, definition.hidden)

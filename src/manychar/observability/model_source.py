@@ -3,34 +3,26 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
-from manychar.numerics.corpus import Encoder
-from manychar.numerics.model import Parameters, sample
+from manychar.numerics.model import Model, Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
 from manychar.observability.sampling_options import Sampling
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import printable
-from manychar.processes.errors import UserError
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
+from manychar.storage.corpus_file import known_ids
 from manychar.storage.run_directory import open_run
 
 logger = logging.getLogger(__name__)
-
-Model = tuple[Parameters, str]
-"""Parameters and vocabulary."""
-
-UNKNOWN_SHOWN = 5  # characters
 
 
 def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model:
@@ -100,21 +92,3 @@ def training_sample(model: Model, *, seed: int, step: int, length: int) -> str:
 def for_reading(text: str) -> str:
     """Return a text as standard output may have it: a terminal is sent no control sequences."""
     return printable(text) if sys.stdout.isatty() else text
-
-
-def known_ids(
-    pieces: Iterable[str], vocabulary: str, what: str, *, skip: bool = False
-) -> Iterator[NDArray[Any]]:
-    """Yield the ids of a text in pieces; `what` is its name in messages.
-
-    Unknown characters are skipped, and logged at the end; without `skip` they raise UserError.
-    """
-    encoder = Encoder(vocabulary)
-    yield from map(encoder.encode, pieces)
-    if unknown := encoder.unknown:
-        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in unknown.most_common(UNKNOWN_SHOWN))
-        more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""
-        found = f"the model does not know {unknown.total():,} characters of {what}: {shown}{more}"
-        if not skip:
-            raise UserError(found)
-        logger.info(f"{found}; skipped")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
+from manychar.numerics.model import Model, Parameters
 from manychar.processes.errors import UserError, because
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file, write_file
@@ -20,6 +22,9 @@ from manychar.storage.text_file import Text, read_pieces, texts_of
 CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
 CHECKED_AT_ONCE = 2**18  # characters
+UNKNOWN_SHOWN = 5  # characters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,19 +36,51 @@ class Corpus:
     vocabulary: str
     characters: int
     texts: list[Text]
+    initial_weights: Parameters | None = None  # of the model that the run starts from
+
+
+def known_ids(
+    pieces: Iterable[str], vocabulary: str, what: str, *, unknown: str = ""
+) -> Iterator[NDArray[Any]]:
+    """Yield the ids of a text in pieces; `what` is its name in messages.
+
+    Unknown characters are left out and logged at the end, by "skip"; else they raise UserError.
+    """
+    encoder = Encoder(vocabulary)
+    yield from map(encoder.encode, pieces)
+    if missing := encoder.unknown:
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in missing.most_common(UNKNOWN_SHOWN))
+        more = f" and {len(missing) - UNKNOWN_SHOWN} more" if len(missing) > UNKNOWN_SHOWN else ""
+        hint = " (--unknown skip leaves them out)" if unknown == "refuse" else ""
+        words = f"{missing.total():,} characters of {what}{hint}: {shown}{more}"
+        if unknown != "skip":
+            raise UserError(f"the model does not know {words}")
+        logger.info(f"the model does not know {words}; skipped")
 
 
 @contextlib.contextmanager
-def read_corpus(paths: list[Path], directory: Path) -> Iterator[Corpus]:
-    """Yield the corpus of the texts that `texts_of` gives. Raises UserError where it is empty."""
-    with texts_of(paths, directory) as texts:
+def read_corpus(
+    paths: list[Path], directory: Path, model: Model | None = None, unknown: str = "refuse"
+) -> Iterator[Corpus]:
+    """Yield the corpus of the texts that `texts_of` gives. Raises UserError where it is empty.
+
+    With a model to start from, it is that of the characters that `known_ids` leaves.
+    """
+    with contextlib.ExitStack() as stack:
+        texts = stack.enter_context(texts_of(paths, directory))
         source = ", ".join(text.name for text in texts)
+        weights, known = model or (None, "")
+        if weights is not None:
+            ids = known_ids(read_pieces(texts, "reading"), known, source, unknown=unknown)
+            copy = stack.enter_context(unnamed_file(directory, (decode(known, p) for p in ids)))
+            texts = [Text(source, Path(f"/dev/fd/{copy.fileno()}"), copy.tell())]
         hashed, found = hashlib.sha256(), CharacterSet()
         for piece in read_pieces(texts, "reading", hashed.update):
             found.add(piece)
         if not found.length:
             raise UserError(f"{source}: the text is empty; give a text with some characters in it")
-        yield Corpus(source, hashed.hexdigest(), found.vocabulary, found.length, texts)
+        vocabulary = known or found.vocabulary
+        yield Corpus(source, hashed.hexdigest(), vocabulary, found.length, texts, weights)
 
 
 def write_corpus(directory: Path, corpus: Corpus) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from manychar.numerics.corpus import Streams
 from manychar.numerics.option import OptionError
 from manychar.numerics.run_definition import Definition
-from manychar.numerics.training_step import start
+from manychar.numerics.training_step import start, weights_sha256
 from manychar.processes.errors import UserError, because
 from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.run_operation import Operation
@@ -95,6 +95,9 @@ class RunDirectory:
             raise UserError(f"{path}: altered: it holds step {checkpoint.state.step}")
         if checkpoint.definition != self.definition:
             raise UserError(f"{path}: it is a checkpoint of another run")
+        initial, parameters = self.definition.initial_weights, checkpoint.state.parameters
+        if initial and not checkpoint.state.step and weights_sha256(parameters) != initial:
+            raise UserError(f"{path}: altered: other weights than those of --init-from")
         return checkpoint
 
     def read_if_there(self, path: Path) -> Checkpoint | None:
@@ -135,7 +138,7 @@ class RunDirectory:
         config: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "run": self.run_id,
-            "definition": dataclasses.asdict(self.definition),
+            "definition": json.loads(self.definition.to_json()),
             "operation": dataclasses.asdict(self.operation),
             "facts": dataclasses.asdict(self.facts),
             "versions": {"python": python_version(), **{name: version(name) for name in packages}},
@@ -204,7 +207,8 @@ def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
             corpus_file.write_corpus(path, corpus)
             directory.checkpoints.mkdir()
             first = checkpoint_path(directory.checkpoints, 0)
-            write_checkpoint(first, definition, vocabulary, start(definition, len(vocabulary)))
+            state = start(definition, len(vocabulary), corpus.initial_weights)
+            write_checkpoint(first, definition, vocabulary, state)
             directory.write_config()
         except BaseException:
             _empty(path)

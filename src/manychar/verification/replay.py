@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from manychar.numerics.training_step import TrainingState, advance, kernel_of, start
-from manychar.storage.checkpoint import tensors_of
+from manychar.storage.checkpoint import checkpoint_path, tensors_of
 from manychar.storage.run_directory import RunDirectory
 
 
@@ -21,9 +21,13 @@ def replay(
 ) -> Iterator[TrainingState]:
     """Yield the states of a run from this one on, else the first, computed in this process."""
     vocabulary, corpus = directory.corpus()
-    kernel = kernel_of(directory.definition, len(vocabulary))
-    state = state or start(directory.definition, len(vocabulary))
+    definition = directory.definition
+    kernel = kernel_of(definition, len(vocabulary))
+    if state is None:
+        first = checkpoint_path(directory.checkpoints, 0)
+        given = directory.read(first).state.parameters if definition.initial_weights else None
+        state = start(definition, len(vocabulary), given)
     yield state
     for _ in range(steps):
-        state = advance(state, directory.definition, corpus, kernel)
+        state = advance(state, definition, corpus, kernel)
         yield state

@@ -15,11 +15,11 @@ import numpy as np
 
 from manychar.network.endpoints import is_endpoint
 from manychar.network.keys import ClientKey
-from manychar.numerics.model import activations
+from manychar.numerics.model import Model, activations
 from manychar.numerics.run_definition import Definition
 from manychar.observability.dashboard.view import MOST_POINTS, MOST_SAMPLES, Sample, View
 from manychar.observability.history import point_of, read_history
-from manychar.observability.model_source import Model, model_of, training_sample
+from manychar.observability.model_source import model_of, training_sample
 from manychar.observability.observer_client import ENDED_WELL, TURN_MS, ObserverClient
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import rows_of
