@@ -616,10 +616,27 @@ class TestKilling:
             r"a loss, gradient or hidden state is not finite: step \d+, shard|sum of the gradients"
         )
         assert re.search(said, done.err), done.err
+        assert ": start a new run with a --learning-rate below 1e+38, or a --warmup" in done.err
+        assert "resume" not in done.err, "it would end in the same way"
         assert "Traceback" not in done.err
         assert "Warning" not in done.err
         assert expect_same_bits(run, text) == 0
         expect_nothing_half_written(run)
+
+    def test_says_that_it_diverges(self, manychar: Commands, text: Path, run: Path) -> None:
+        done = manychar.run(
+            *("train", str(text), "--workers", "1", "--run-dir", "run", *SMALL, "--streams", "8"),
+            *("--steps", "200", "--learning-rate", "10", "--warmup", "0", "--log-format", "json"),
+        )
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in done.err.splitlines()]
+        said = "training diverges with --learning-rate 10"
+        warned = [line["text"] for line in lines if line["level"] == "warning"]
+        assert [text.split(":")[0] for text in warned] == [said]
+        last = [line for line in lines if "step" in line][-1]
+        assert said in last["text"]
+        assert last["divergence"] == warned[0]
+        assert f"finished at step 200; {warned[0]}" in [line["text"] for line in lines]
 
     @pytest.mark.long
     def test_refuses_to_resume_a_run_that_began_with_other_numerics(

@@ -258,6 +258,11 @@ def test_the_speed_of_the_run_is_that_of_its_workers() -> None:
     assert lines_of(two)[0].endswith(" 500 characters/s"), "2 streams of 10 characters a shard"
 
 
+def test_a_status_says_that_training_diverges() -> None:
+    text = "training diverges with --learning-rate 10: the mean loss"
+    assert text in lines_of(snapshot(12.0, divergence=text))
+
+
 def test_a_worker_s_row_has_its_recent_figures() -> None:
     (row,) = rows_of(snapshot_of(12.0, computing=0.9, exchanging=0.07, waiting=0.03))
     figures = ["1", "50", "200", "90%", "7%", "3%", "0%"]

@@ -264,6 +264,7 @@ def status(**values: Any) -> Status:
         "validation_loss_nats_per_character": None,
         "smooth_loss_nats_per_character": 1.0,
         "best": None,
+        "divergence": "",
         "idle_workers": 0,
         "waiting_for": "",
         "counts": {},

@@ -654,6 +654,8 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
 
 # Results that are not finite.
 
+NEW_RUN = "start a new run with a --learning-rate below 0.1, or a --warmup above 100"
+
 
 def with_nan(frame: Any) -> bytes:
     array = np.frombuffer(frame, np.float32).copy()
@@ -716,7 +718,8 @@ def test_what_is_not_finite_for_the_server_too_ends_the_run(part: str) -> None:
     effects += stage.deliver("ann", 0)
     assert only(effects, Compute).shard == 1
     end = finish(stage.server.handle(own, stage.now))
-    assert end == Finish(3, "a loss, gradient or hidden state is not finite: step 0, shard 1")
+    reason = "a loss, gradient or hidden state is not finite: step 0, shard 1"
+    assert end == Finish(3, f"{reason}: {NEW_RUN}", resumable=False)
 
 
 def test_a_sum_that_overflows_ends_the_run_and_names_nobody() -> None:
@@ -727,7 +730,8 @@ def test_a_sum_that_overflows_ends_the_run_and_names_nobody() -> None:
         largest = np.full_like(np.frombuffer(sums[0], np.float32), 3e38).tobytes()
         effects = stage.deliver("ann", shards, sums=[largest])
     end = finish(effects)
-    assert end == Finish(3, "the sum of the gradients of step 0 is not finite")
+    reason = "the sum of the gradients of step 0 is not finite"
+    assert end == Finish(3, f"{reason}: {NEW_RUN}", resumable=False)
     assert not stage.server.admission.banned
 
 

@@ -10,7 +10,7 @@ from manychar.protocol import status_report
 from manychar.protocol.effects import Append
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
 from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
-from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, sent
+from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent
 
 
 def seen(stage: Stage) -> dict[str, WorkerStats]:
@@ -33,6 +33,30 @@ def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch)
     assert figures.loss_sum_nats_per_character == pytest.approx(sum(losses))
     smooth_loss = stage.server.aggregation.state.smooth_loss
     assert figures.smooth_loss_nats_per_character == smooth_loss / size
+
+
+@pytest.mark.parametrize("few", [9, 1])
+def test_divergence_is_said_once(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """First 2 steps after the warm-up of 2; with few streams, where losses vary, after 4."""
+    monkeypatch.setattr(status_report, "LOSS_STEPS", 2)
+    monkeypatch.setattr(status_report, "FEW_STREAMS", few)
+    monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 4)
+    stage = Stage()
+    report, size = stage.server.status_report, stage.known.definition.seq_length
+    at = 2 * size * math.log(stage.server.dimensions.vocabulary_size)
+    definition = dataclasses.replace(stage.known.definition, warmup=2)
+    spec = dataclasses.replace(stage.server.spec, definition=definition)
+    monkeypatch.setattr(report, "_spec", spec)
+    stage.join("ann")
+    told = [said(stage.deliver("ann", (0, 1), losses=[at + 0.1] * 2)) for _ in range(8)]
+    first = 6 if few > definition.total_streams else 4
+    assert ["training diverges with --learning-rate 0.1: " in each for each in told] == [
+        step == first for step in range(1, 9)
+    ]
+    assert report.figures(0.0).divergence in told[first - 1]
+    for _ in range(2):
+        stage.deliver("ann", (0, 1), losses=[0.0] * 2)
+    assert report.figures(0.0).divergence == ""
 
 
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:

@@ -159,7 +159,8 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     else:
         logger.info(finish.reason)
     more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
-    logger.info(f"resume: {program()} {again} --resume {path}{more}")
+    if finish.resumable:
+        logger.info(f"resume: {program()} {again} --resume {path}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
     if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
         best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))

@@ -108,9 +108,11 @@ class ProgressDisplay:
     def _words(self, snapshot: Snapshot, nats: float) -> list[str]:
         """Return the parts of the line, the most important first."""
         status, points = snapshot.status, tuple(self._recent)
-        words = [] if math.isnan(nats) else [f"loss {nats:.3f} nats a character"]
+        words = [] if math.isnan(nats) else [f"loss {nats:#.4g} nats a character"]
         if (validation := status.validation_loss_nats_per_character) is not None:
-            words.append(f"validation {validation:.3f}")
+            words.append(f"validation {validation:#.4g}")
+        if status.divergence:
+            words.append(status.divergence.split(":")[0])
         if (left := history.seconds_left(points, status.steps)) is not None:
             words.append(f"{duration(left)} left")
         if speed := history.recent_speed(points):
@@ -124,7 +126,7 @@ class ProgressDisplay:
             words.append(f"{status.idle_workers} idle")
         if dropped := {k: n for k, n in status.counts.items() if n}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
-        return [*words, f"smooth loss {status.smooth_loss_nats_per_character:.3f}"]
+        return [*words, f"smooth loss {status.smooth_loss_nats_per_character:#.4g}"]
 
 
 def _steps(snapshot: Snapshot) -> str:

@@ -93,6 +93,8 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         ", ".join(losses),
         f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
     ]
+    if status.divergence:
+        lines.append(status.divergence)
     if snapshot.straggler:
         lines.append(snapshot.straggler)
     if status.waiting_for:

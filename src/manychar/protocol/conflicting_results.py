@@ -109,7 +109,7 @@ class ConflictingResults(ServerPart):
                 " tell which is right: run manychar doctor here, and verify the run"
             )
         if not conflict.finite and not wrong:
-            return f"a loss, gradient or hidden state is not finite: {what}"
+            return f"a loss, gradient or hidden state is not finite: {what}: {self._new_run}"
         return ""
 
     def settle(self, conflict: Conflict, now: float) -> int | None:

@@ -106,10 +106,14 @@ class RememberBans(Effect):
 
 
 class Finish(Effect):
-    """End this process with the exit code; the reason is printed, so it is never empty."""
+    """End this process with the exit code; the reason is printed, so it is never empty.
+
+    A run that is not `resumable` would end in the same way again.
+    """
 
     code: int
     reason: str
+    resumable: bool = True
 
     def __post_init__(self) -> None:
         if not self.reason:

@@ -112,7 +112,8 @@ class Lifecycle(ServerPart):
         for sender, node in found:
             self._conflicting_results.begin(sender, step, node, {}, finite=False)
         if not found:
-            self.finish(RUN_FAILED, f"the sum of the gradients of step {step} is not finite")
+            reason = f"the sum of the gradients of step {step} is not finite: {self._new_run}"
+            self.finish(RUN_FAILED, reason, resumable=False)
 
     # The end.
 
@@ -153,20 +154,21 @@ class Lifecycle(ServerPart):
         if saved and validated and not self._conflicting_results.open:
             end = self._finish or Finish(0, f"finished at step {self._step:,}")
             summary = "" if end.code else self._early_stopping.summary
-            self.finish(end.code, "; ".join(filter(None, (end.reason, summary))))
+            reasons = end.reason, summary, self._status_report.divergence
+            self.finish(end.code, "; ".join(filter(None, reasons)))
 
-    def finish(self, code: int, reason: str) -> None:
+    def finish(self, code: int, reason: str, *, resumable: bool = True) -> None:
         """Finish now, and tell every peer. Nothing follows."""
         done = Done(**self._spec.run_and_term, code=code, reason=one_line(reason))
         self._outbox.send_to_all(done)
-        self._outbox.add(Finish(code, reason))
+        self._outbox.add(Finish(code, reason, resumable))
         self._outbox.close()
         self.phase = RunPhase.FINISHED
 
     def computed(self, event: events.Computed, now: float) -> None:
         for conflict in self._conflicting_results.computed(event):
             if reason := self._conflicting_results.why_it_ends_the_run(conflict):
-                self.finish(RUN_FAILED, reason)
+                self.finish(RUN_FAILED, reason, resumable=conflict.finite)
             elif (step := self._conflicting_results.settle(conflict, now)) is not None:
                 self.resume_before(step)
 

@@ -262,7 +262,7 @@ class WorkerStats(NamedTuple):
     longest_piece: field.Number = 0.0
 
 
-# 18 fields: one figure each.
+# 19 fields: one figure each.
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.
 
@@ -270,9 +270,9 @@ class Status(_InRun):
     `mean_loss` gives that of the steps between two messages, from the sum over the term's steps.
     `seconds` is the training time of the run, `checkpoint` the step of the newest one on disk.
     `validated` is the newest one with a validation loss, `best` the one with the lowest; None
-    before there is one. `waiting_for` is what the run is waiting for, empty while no step is late.
-    `counts` is by Counter, and by COUNTER:SENDER. The page begins with worker `first`; `first` =
-    `total` where only the figures are sent.
+    before there is one. `divergence` says that training diverges, `waiting_for` what the run is
+    waiting for; empty where neither is so. `counts` is by Counter, and by COUNTER:SENDER. The page
+    begins with worker `first`; `first` = `total` where only the figures are sent.
     """
 
     step: field.Integer
@@ -287,6 +287,7 @@ class Status(_InRun):
     validation_loss_nats_per_character: field.AnyNumber | None
     smooth_loss_nats_per_character: field.AnyNumber
     best: field.Integer | None
+    divergence: field.Text
     idle_workers: field.Integer
     waiting_for: field.Text
     counts: field.Counts

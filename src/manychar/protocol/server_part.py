@@ -34,3 +34,10 @@ class ServerPart:
     def _step(self) -> int:
         """The open step."""
         return self._aggregation.state.step
+
+    @property
+    def _new_run(self) -> str:
+        """What to do where training diverges."""
+        definition = self._spec.definition
+        rate, warmup = f"{definition.learning_rate:g}", f"{definition.warmup:,}"
+        return f"start a new run with a --learning-rate below {rate}, or a --warmup above {warmup}"

@@ -19,6 +19,7 @@ LONG_STEP = 4  # usual steps
 STALL_EVERY = 10.0
 NAMES_SHOWN = 5
 LOSS_STEPS = 100  # of which a status gives the mean loss
+FEW_STREAMS, STEPS_OF_FEW_STREAMS = 8, 1000  # their first losses vary too much to tell a divergence
 
 
 def mean_loss(now: Status, before: Status | None) -> float:
@@ -42,6 +43,7 @@ class StatusReport(ServerPart):
         self._figures_at = self._pages_at = self._applied_at = now
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
+        self.divergence = ""
         self._loss_sums = collections.deque([0.0], maxlen=LOSS_STEPS + 1)
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
@@ -61,10 +63,28 @@ class StatusReport(ServerPart):
         """Note that a step was applied: the next one may take several times as long."""
         nats = self._aggregation.loss / self._spec.definition.seq_length
         self._loss_sums.append(self._loss_sums[-1] + nats)
+        self._look_for_divergence()
         usual = LONG_STEP * (now - self._applied_at)
         self._applied_at = now
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
         self._stall_at = self._late_from
+
+    def _look_for_divergence(self) -> None:
+        """Warn where LOSS_STEPS steps have a mean loss above that of the untrained model."""
+        definition, size = self._spec.definition, self._spec.dimensions.vocabulary_size
+        few = definition.total_streams < FEW_STREAMS
+        first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
+        if self._step < first or self._step % LOSS_STEPS or len(self._loss_sums) <= LOSS_STEPS:
+            return
+        if (self._loss_sums[-1] - self._loss_sums[0]) / LOSS_STEPS <= math.log(size):
+            self.divergence = ""
+        elif not self.divergence:
+            self.divergence = (
+                f"training diverges with --learning-rate {definition.learning_rate:g}: the mean"
+                f" loss of {LOSS_STEPS} steps is above ln {size:,} = {math.log(size):.3f}, that of"
+                f" the untrained model: {self._new_run}"
+            )
+            self._outbox.warn(self.divergence)
 
     def tick(self, now: float) -> None:
         """Show all pages once a second, and the figures alone when a step was applied."""
@@ -110,6 +130,7 @@ class StatusReport(ServerPart):
             validation_loss_nats_per_character=None if validated is None else losses[validated],
             smooth_loss_nats_per_character=state.smooth_loss / self._spec.definition.seq_length,
             best=self._early_stopping.best,
+            divergence=self.divergence,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
             waiting_for=one_line(self._awaited()) if late else "",
             counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
