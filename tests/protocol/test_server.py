@@ -15,6 +15,8 @@ from manychar.protocol.effects import (
     Compute,
     Effect,
     Finish,
+    Level,
+    Log,
     RecordMetrics,
     RememberBans,
     ResumeBefore,
@@ -1053,17 +1055,33 @@ def test_nothing_follows_the_end_of_a_run(later: Event) -> None:
 
 def test_the_server_says_for_whom_it_waits() -> None:
     stage = Stage()
-    assert "step 0 has waited 1 s for a worker to connect" in said(stage.wait(1.2))
     stage.join("ann")
-    text = said(stage.wait(12.0, "ann"))
-    assert "step 0 has waited 11 s for ann (shards 0 … 1)" in text
+    assert said(stage.wait(0.9, "ann")) == ""
+    first, later = [log for log in stage.wait(11.0, "ann") if isinstance(log, Log)]
+    assert first == Log("step 0 has waited 1 s for ann (shards 0 … 1)"), "the first step is long"
+    assert later == Log("step 0 has waited 11 s for ann (shards 0 … 1)", Level.WARNING)
+    stage.advance_to(1, "ann")
+    stage.tell("ann", Goodbye(**IN_RUN, reason="stopped"))
+    (text,) = [log for log in stage.wait(10.2) if isinstance(log, Log)]
+    assert text == Log("step 1 has waited 10 s for a worker to connect", Level.WARNING)
+
+
+def test_a_server_that_is_there_first_is_no_fault() -> None:
+    stage = Stage()
+    logged = [log for log in stage.wait(30.0) if isinstance(log, Log)]
+    assert logged == [Log("waiting for workers (0 of up to 2)")] * 3
+    stage.join("ann")
+    logged = [log for log in stage.wait(9.0, "ann") if isinstance(log, Log)]
+    assert {log.level for log in logged} == {Level.INFO}, "its first step begins only now"
 
 
 def test_the_server_says_that_it_waits_for_the_disk() -> None:
     stage = Stage()
     stage.server.handle(StopRequested(75, "stopped", 9.0), 0.0)
     words = "the disk: the checkpoint of step 0 is being written"
-    assert f"step 0 has waited 1 s for {words}" in said(stage.wait(1.2))
+    first, later = [log for log in stage.wait(12.0) if isinstance(log, Log)]
+    assert first == Log(f"step 0 has waited 1 s for {words}"), "no fault yet"
+    assert later == Log(f"step 0 has waited 11 s for {words}", Level.WARNING)
     assert only(stage.hello("olga", "observer"), Status).waiting_for == words
 
 

@@ -22,6 +22,7 @@ from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
 from manychar.processes.errors import because
 from manychar.processes.work_progress import can_draw
+from manychar.protocol.counters import USUAL
 from manychar.protocol.messages import Status, Weights
 from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.status_report import mean_loss
@@ -124,7 +125,7 @@ class ProgressDisplay:
             words.append(snapshot.straggler)
         if status.idle_workers:
             words.append(f"{status.idle_workers} idle")
-        if dropped := {k: n for k, n in status.counts.items() if n}:
+        if dropped := {k: n for k, n in status.counts.items() if n and k not in USUAL}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
         return [*words, f"smooth loss {status.smooth_loss_nats_per_character:#.4g}"]
 

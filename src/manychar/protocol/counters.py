@@ -25,3 +25,12 @@ class Counter(enum.StrEnum):
     JOURNAL_NOT_WRITTEN = enum.auto()
     METRICS_NOT_WRITTEN = enum.auto()
     CONFIG_NOT_WRITTEN = enum.auto()
+
+
+USUAL = frozenset(
+    {
+        *(Counter.UNITS_REPEATED, Counter.UNITS_NOT_COMPARED, Counter.UNITS_NOT_OPEN),
+        *(Counter.GRANTS_RESENT, Counter.MESSAGES_FROM_STALE_SESSION),
+    }
+)
+"""What starts, ends and shards that move lead to: counted in the status, not in the progress."""

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 from manychar.protocol import messages
+from manychar.protocol.effects import Level
 from manychar.protocol.events import DiskWaited
 from manychar.protocol.membership import Member, PeerState
 from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
@@ -33,6 +34,7 @@ def mean_loss(now: Status, before: Status | None) -> float:
     return loss_sum / (now.step - before.step)
 
 
+# 16 methods: what is shown, and what is logged of a late or diverging step, are the same figures.
 class StatusReport(ServerPart):
     """Makes Status messages, and sends them when it is time; warns of a step that is late."""
 
@@ -44,6 +46,7 @@ class StatusReport(ServerPart):
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
         self.divergence = ""
+        self._nobody_yet = True
         self._loss_sums = collections.deque([0.0], maxlen=LOSS_STEPS + 1)
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
 
@@ -94,11 +97,30 @@ class StatusReport(ServerPart):
             self.show(now)
 
     def report_stall(self, now: float) -> None:
-        """Warn of what the run is waiting for, every STALL_EVERY seconds of a late step."""
-        if now >= self._stall_at:
-            self._stall_at = now + STALL_EVERY
-            waited = now - self._applied_at
-            self._outbox.warn(f"step {self._step} has waited {waited:.0f} s for {self._awaited()}")
+        """Log what the run is waiting for, every STALL_EVERY seconds of a late step.
+
+        It is no fault that a server is there before its workers, that the first step takes long, or
+        that training is faster than disk and validation, whose process is watched on its own.
+        """
+        if self._nobody_yet and self._membership.workers():
+            self._nobody_yet = False
+            self._applied_at, self._stall_at = now, now + FIRST_STALL_AFTER
+        if now < self._stall_at:
+            return
+        self._stall_at = now + STALL_EVERY
+        if self._nobody_yet and not self._aggregation.closed:
+            self._outbox.log(f"waiting for workers (0 of up to {self._spec.definition.shards})")
+            return
+        waited = now - self._applied_at
+        is_usual = self._awaits_validation() or (
+            waited < STALL_EVERY and (self.waits_for_disk or self._step == self._spec.state.step)
+        )
+        text = f"step {self._step} has waited {waited:.0f} s for {self._awaited()}"
+        self._outbox.log(text, Level.INFO if is_usual else Level.WARNING)
+
+    def _awaits_validation(self) -> bool:
+        ends = self._aggregation.closed or self._early_stopping.waits(self._step)
+        return ends and not self.waits_for_disk
 
     def show(self, now: float, *, pages: bool = False) -> None:
         """Show the run's figures, and all workers as well where `pages`."""
@@ -191,7 +213,7 @@ class StatusReport(ServerPart):
     def _awaited(self) -> str:
         if self.waits_for_disk:
             return f"the disk: the checkpoint of step {self._step} is being written"
-        if self._aggregation.closed or self._early_stopping.waits(self._step):
+        if self._awaits_validation():
             awaited = self._early_stopping.awaited_before(self._step) or [self._step]
             return f"the validation loss of step {', '.join(map(str, awaited))}"
         late = [
