@@ -70,7 +70,8 @@ def test_a_flag_means_the_same_wherever_a_run_is_made() -> None:
         {parameter.name: parameter.help for parameter in GROUP.commands[command].params}
         for command in ("train", "server")
     )
-    both = train.keys() & server.keys() - {"compute"}  # a server alone only where it is told to
+    # A server alone computes only where it is told to, and binds where others find it.
+    both = train.keys() & server.keys() - {"compute", "bind"}
     assert len(both) >= 15
     assert {name: train[name] for name in both} == {name: server[name] for name in both}
 

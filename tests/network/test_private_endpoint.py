@@ -38,7 +38,7 @@ def endpoint(
         for path in (directory, directory.parent):
             path.chmod(0o755)
         monkeypatch.setattr(tempfile, "tempdir", str(directory))
-        with private_endpoint(WORKERS, "train") as made:
+        with private_endpoint(WORKERS) as made:
             assert made.bind.startswith(f"{request.param}://")
             yield made
         assert not list(directory.iterdir())

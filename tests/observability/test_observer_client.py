@@ -114,8 +114,9 @@ def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
 
 def test_only_a_server_can_be_followed(manychar: Commands, trained: Path) -> None:
     done = manychar.run("sample", "run", "--follow")
-    assert done.code == 2
-    assert "--follow needs a live server" in done.err
+    assert (done.code, "run: no server of this user is running on it" in done.err) == (3, True)
+    done = manychar.run("sample", "run/checkpoints/step-000000000.safetensors", "--follow")
+    assert (done.code, "--follow needs a live server" in done.err) == (2, True)
 
 
 def test_lines_are_json_if_told(manychar: Commands, text: Path) -> None:

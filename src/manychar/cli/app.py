@@ -27,6 +27,7 @@ from manychar.cli.export import export
 from manychar.cli.follow import follow
 from manychar.cli.plan import plan
 from manychar.cli.plot import plot
+from manychar.cli.runs import runs
 from manychar.cli.sample import sample
 from manychar.cli.stop import stop
 from manychar.cli.train import train
@@ -79,14 +80,15 @@ _add(sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics
 _add(evaluate, "runs/RUN other.txt --unknown skip")
 _add(verify.verify, "runs/RUN --from 1000 --to 2000")
 _add(equivalence, "book.txt --hidden 64 --shards 8")
-_add(status.status, "tcp://127.0.0.1:5577 --watch", numerics="portable")
+_add(runs, "runs", numerics="portable")
+_add(status.status, "runs/RUN --watch", numerics="portable")
 _add(status.health, "tcp://127.0.0.1:5577 --key probe.key", numerics="portable")
-_add(dashboard, "tcp://127.0.0.1:5577", numerics="portable")
+_add(dashboard, "runs/RUN", numerics="portable")
 _add(plan, "--workers 256 --hidden 512 --streams 32")
 _add(export, "runs/RUN -o model.safetensors", numerics="portable")
 _add(plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
-_add(follow, "tcp://127.0.0.1:5577 --metrics-port 9464", numerics="portable")
-_add(stop, "tcp://127.0.0.1:5577", numerics="portable")
+_add(follow, "runs/RUN --metrics-port 9464", numerics="portable")
+_add(stop, "runs/RUN", numerics="portable")
 _add(unban, "runs/RUN worker-2", numerics="portable")
 _add(doctor, "> machine.json")
 _add(keys.create, "KEYS", group=_keys)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from manychar.cli.options import ConnectTimeout, Endpoint, Key
+from manychar.cli.options import ConnectTimeout, Key, Watched
 from manychar.processes.errors import UserError
 
 
 def follow(
-    endpoint: Endpoint, connect_timeout: ConnectTimeout = 600.0, key: Key = None, **flags: Any
+    source: Watched, connect_timeout: ConnectTimeout = 600.0, key: Key = None, **flags: Any
 ) -> None:
     """Export a live run to Prometheus until it ends."""
     from manychar.observability.exporters import exported
@@ -16,5 +16,5 @@ def follow(
     if not flags:
         raise UserError("nowhere to export to: give --metrics-port N")
     with exported(**flags) as on_status:
-        for snapshot in snapshots(endpoint, key, connect_timeout=connect_timeout):
+        for snapshot in snapshots(source, key, connect_timeout=connect_timeout):
             on_status(snapshot)

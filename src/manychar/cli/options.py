@@ -34,7 +34,7 @@ _TEXT = argument("TEXT", f"{FILES} the language reference that ships with Python
 TextFiles = Annotated[list[Path] | None, _TEXT]
 Endpoint = Annotated[str, argument("ENDPOINT", "The server's endpoint: tcp://HOST:PORT.")]
 Source = Annotated[str, argument("SOURCE", "Run directory, checkpoint, or a server's endpoint.")]
-Watched = Annotated[str, argument("SOURCE", "A server's endpoint, or a run directory.")]
+Watched = Annotated[str, argument("SOURCE", "A server's endpoint, or its run directory.")]
 Run = Annotated[Path, argument("RUN", "Run directory.")]
 
 _KEY = Option(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from manychar.cli.console import write
 from manychar.cli.options import Key, Source
-from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
@@ -52,8 +51,8 @@ def sample(
     if not follow:
         for piece in drawn(load(source, key, connect_timeout=options.connect_timeout)):
             write(piece)
-    elif not is_endpoint(source):
-        raise UserError(f"{source}: --follow needs a live server: tcp://HOST:PORT")
+    elif Path(source).is_file():
+        raise UserError(f"{source}: --follow needs a live server: its endpoint or run directory")
     else:
         found = models(source, key, connect_timeout=options.connect_timeout)
         with contextlib.closing(found), queued("stdout"):

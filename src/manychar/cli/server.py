@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import re
 import shlex
 import socket
 import sys
@@ -16,7 +15,7 @@ from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
 from manychar.cli.run_setup import exit_with, numerics_of, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
-from manychar.network.endpoints import check_endpoint, require_safe
+from manychar.network.endpoints import reachable, require_safe
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
@@ -26,7 +25,6 @@ from manychar.protocol.effects import Finish
 logger = logging.getLogger(__name__)
 
 KEYS = "Admit only clients with a key in this directory."
-EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
 def server(
@@ -41,7 +39,6 @@ def server(
     """Serve a run to workers that are started separately, here or on other machines."""
     from manychar.network.router import Router
 
-    check_endpoint(bind)
     command = shlex.join(sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if insecure and keys is not None:
@@ -60,8 +57,8 @@ def server(
             write(json.dumps({"endpoint": endpoint}) + "\n")
         else:
             key = " --key FILE" if keys else ""
-            reachable = EVERY_ADDRESS.sub(f"tcp://{socket.gethostname()}:", endpoint)
-            logger.info(f"listening; a worker joins with: manychar worker {reachable}{key}")
+            here = reachable(endpoint, socket.gethostname())
+            logger.info(f"listening; a worker joins with: manychar worker {here}{key}")
 
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import AsJson, ConnectTimeout, Endpoint, Key
+from manychar.cli.options import AsJson, ConnectTimeout, Key, Watched
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.queued_stream import queued
@@ -21,7 +21,7 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 def status(
-    endpoint: Endpoint,
+    source: Watched,
     connect_timeout: ConnectTimeout = 10.0,
     watch: Annotated[bool, Option("Print the status again every second.")] = False,
     as_json: AsJson = False,
@@ -31,10 +31,10 @@ def status(
     from manychar.observability.observer_client import first, snapshots
     from manychar.observability.status import show
 
-    found = snapshots(endpoint, key, connect_timeout=connect_timeout)
+    found = snapshots(source, key, connect_timeout=connect_timeout)
     shown = None
     with contextlib.closing(found), queued("stdout") if watch else contextlib.nullcontext():
-        for snapshot in found if watch else [first(found, endpoint)]:
+        for snapshot in found if watch else [first(found, source)]:
             if as_json:
                 write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")
             elif snapshot.workers is not shown:  # once a second
@@ -48,11 +48,11 @@ def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("first", "total")}
 
 
-def health(endpoint: Endpoint, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
+def health(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
     """Check whether a live run advances, or reports what it waits for; exit code 1 if neither."""
     from manychar.observability.status import check_health
 
     logging.disable(logging.WARNING)  # a probe's output is one line
-    found = check_health(endpoint, key, connect_timeout=connect_timeout)
+    found = check_health(source, key, connect_timeout=connect_timeout)
     write(f"{found.line}\n")
     raise typer.Exit(0 if found.healthy else 1)

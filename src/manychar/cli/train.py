@@ -1,15 +1,23 @@
 """The command `train`."""
 
+import shlex
 from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, pin_run, run_of
+from manychar.network.endpoints import require_safe
+from manychar.network.router import Router
+from manychar.numerics.option import as_flags
 from manychar.processes.queued_stream import queued
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
     pin_run(text, flags)
+    if bind := flags.get("bind"):
+        require_safe(bind, keys=False, insecure=flags.get("insecure", False))
+        if "resume" not in flags:
+            Router(bind, None).close()  # before a run directory is made for nothing
     from manychar.fleet.local_fleet import LocalFleet
     from manychar.observability.exporters import exported
     from manychar.observability.progress import ProgressDisplay
@@ -17,5 +25,6 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         with queued("stdout"), ProgressDisplay(directory) as display:
-            finish = LocalFleet(directory, display, on_status).run()
-    exit_with(finish, directory, again="train")
+            finish = LocalFleet(directory, display, on_status, bind=bind).run()
+    again = ["train", *as_flags({name: flags.get(name) for name in ("bind", "insecure")})]
+    exit_with(finish, directory, again=shlex.join(again))

@@ -8,6 +8,7 @@ from manychar.cli.options import ConnectTimeout, Key, Watched, argument
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
 from manychar.protocol.field_types import NAME, NAME_RULE
+from manychar.storage.server_address import is_served
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def unban(
     """Lift the ban of a worker that computed wrongly, for example after a repair."""
     if not NAME.fullmatch(name):
         raise UserError(f"NAME {name}: a name is {NAME_RULE}")
-    if is_endpoint(source):
+    if is_endpoint(source) or is_served(Path(source)):
         from manychar.observability.observer_client import send_unban
 
         result = send_unban(source, name, key, connect_timeout=connect_timeout)

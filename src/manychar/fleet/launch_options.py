@@ -38,7 +38,7 @@ class RunPlace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What is logged and exported, and how. Child processes inherit the variables."""
+    """What is logged and exported, how, and where. Child processes inherit the variables."""
 
     log_level: Literal["info", "warning", "error"] | None = option(
         None,
@@ -49,6 +49,14 @@ class Reporting:
     )
     log_format: Literal["text", "json"] | None = option(
         None, "Text, or JSON lines.", roles=LOGGED, variable=FORMAT_VARIABLE, without="text"
+    )
+    bind: str | None = option(
+        None, "Endpoint to listen on.", roles=("train",), without="one that is this user's alone"
+    )
+    insecure: bool = option(
+        default=False,
+        text="Listen where other machines can connect, without keys.",
+        roles=("train",),
     )
     metrics_port: int | None = option(
         None,

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 
 from manychar.network.client_identity import WITHOUT_KEYS
+from manychar.network.endpoints import is_local
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
-from manychar.network.private_endpoint import private_endpoint
+from manychar.network.private_endpoint import OBSERVER, PrivateEndpoint, private_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.observability.observer_client import ObserverClient
 from manychar.observability.progress import ProgressDisplay
@@ -31,7 +32,6 @@ from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0
 OBSERVER_CONNECT_TIMEOUT, WORKER_CONNECT_TIMEOUT = 60.0, 300.0
-OBSERVER = "train"
 ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 
 logger = logging.getLogger(__name__)
@@ -46,10 +46,12 @@ class LocalFleet:
         directory: RunDirectory,
         display: ProgressDisplay,
         on_status: Callable[[Snapshot], None] = lambda _: None,
+        bind: str | None = None,
     ) -> None:
         self.directory = directory
         self._display = display
         self._on_status = on_status
+        self._bind = bind
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
@@ -73,7 +75,8 @@ class LocalFleet:
             self._loop.on_signal(self._signalled, *STOPS)
             self._loop.on_suspension(self._suspended)
             names = [slot.name for slot in self.workers]
-            self._private = stack.enter_context(private_endpoint(names, OBSERVER))
+            alone, bind = private_endpoint(names), self._bind
+            self._private = PrivateEndpoint(bind) if bind else stack.enter_context(alone)
             self._connection = stack.enter_context(contextlib.ExitStack())
             self._supervisor = Supervisor(
                 self._loop, on_end=self._child_ended, on_log=self._forward, env=ENVIRONMENT
@@ -93,7 +96,8 @@ class LocalFleet:
         operation = {name: getattr(self.directory.operation, name) for name in taken}
         keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
         compute = ["--compute"] if self.directory.operation.compute else []
-        return [*resume, *keys, *compute, *as_flags(operation)]
+        insecure = [] if self._private.keys or is_local(bind) else ["--insecure"]
+        return [*resume, *keys, *insecure, *compute, *as_flags(operation)]
 
     def _read_line(self, line: str) -> None:
         """Read where the server listens, or how the run ended."""

@@ -18,6 +18,7 @@ from manychar.fleet.engine import Engine
 from manychar.fleet.server_loop import Screen, ServerLoop
 from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
+from manychar.network.private_endpoint import OBSERVER_KEY
 from manychar.network.router import Router
 from manychar.processes.child_process import PROGRAM
 from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because
@@ -29,6 +30,7 @@ from manychar.protocol.server import ParameterServer
 from manychar.storage.append_log import AppendLog
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
+from manychar.storage.server_address import write_address
 from manychar.storage.validation_log import unvalidated
 
 PENDING_STOP = "MANYCHAR_PENDING_STOP"
@@ -66,11 +68,12 @@ def serve(
             spec, engine = _resumed_run(directory, term, resume_point)
             directory = _with_numerics(directory, spec)
             directory.write_config()
+            machine = ParameterServer(spec, now=time.monotonic())
+            router = Router(endpoint, machine.dimensions, keys)
+            stack.callback(router.close)
+            write_address(directory.path, router.endpoint, keys and keys / OBSERVER_KEY)
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}") from None
-        machine = ParameterServer(spec, now=time.monotonic())
-        router = Router(endpoint, machine.dimensions, keys)
-        stack.callback(router.close)
         server = ServerLoop(
             machine=machine,
             engine=engine,

@@ -9,6 +9,7 @@ from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
 IPC_PATH_LENGTH = 107
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
+_EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
 def is_endpoint(source: str) -> bool:
@@ -26,10 +27,8 @@ def check_endpoint(endpoint: str) -> None:
         return
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
-        is_run = Path(endpoint).is_dir()
-        hint = "; of a run directory there are dashboard and plot" if is_run else ""
-        form = "write it as tcp://HOST:PORT or ipc://PATH"
-        raise UserError(f"{endpoint}: not an endpoint: {form}{hint}")
+        form = "write it as tcp://HOST:PORT or ipc://PATH; of a live run, `manychar runs` shows it"
+        raise UserError(f"{endpoint}: not an endpoint: {form}")
 
 
 def is_local(endpoint: str) -> bool:
@@ -46,8 +45,14 @@ def is_loopback(name: str) -> bool:
     return name == "localhost" if address is None else address.is_loopback
 
 
+def reachable(endpoint: str, host: str) -> str:
+    """Return the endpoint of a server on a host as its clients have to give it."""
+    return _EVERY_ADDRESS.sub(f"tcp://{host}:", endpoint)
+
+
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
     """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
+    check_endpoint(endpoint)
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and there are no keys:"

@@ -11,6 +11,9 @@ from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import SUFFIX, add, create_server
 from manychar.protocol.messages import KeyRole
 
+OBSERVER = "train"
+OBSERVER_KEY = f"{OBSERVER}{SUFFIX}"
+
 
 class PrivateEndpoint(NamedTuple):
     """What the server is to bind to, and the directory of its keys, where it needs any."""
@@ -24,8 +27,8 @@ class PrivateEndpoint(NamedTuple):
 
 
 @contextlib.contextmanager
-def private_endpoint(workers: Iterable[str], observer: str) -> Iterator[PrivateEndpoint]:
-    """Make an endpoint for these workers and an observer that may stop the run; remove it after.
+def private_endpoint(workers: Iterable[str]) -> Iterator[PrivateEndpoint]:
+    """Make an endpoint for these workers and an OBSERVER that may stop the run; remove it after.
 
     It is an ipc file in a fresh directory of mode 0700. Where its path is too long for a socket (a
     long $TMPDIR), it is loopback TCP, with keys that are made for this run in such a directory.
@@ -39,5 +42,5 @@ def private_endpoint(workers: Iterable[str], observer: str) -> Iterator[PrivateE
         create_server(keys)
         for name in workers:
             add(keys, name, KeyRole.WORKER)
-        add(keys, observer, KeyRole.OPERATOR)
+        add(keys, OBSERVER, KeyRole.OPERATOR)
         yield PrivateEndpoint("tcp://127.0.0.1:*", keys)

@@ -42,13 +42,13 @@ def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model
 
 
 def models(
-    endpoint: str, key: ClientKey | None, *, connect_timeout: float
+    source: str, key: ClientKey | None, *, connect_timeout: float
 ) -> Generator[tuple[int, Model]]:
     """Yield (step, model) of a live run, again when the weights have changed.
 
     Raises UserError as `events_of` does.
     """
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    client = ObserverClient(source, key, connect_timeout=connect_timeout)
     shown = -1
     with contextlib.closing(events_of(client)) as events:
         for event in events:

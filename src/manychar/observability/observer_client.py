@@ -2,14 +2,17 @@
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from manychar.network.client_identity import hello
 from manychar.network.dealer import Dealer
+from manychar.network.endpoints import is_endpoint, is_local, reachable
 from manychar.network.event_loop import EventLoop
-from manychar.network.keys import ClientKey
+from manychar.network.keys import ClientKey, read_client_key
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.processes.log import NUMBERS
@@ -19,6 +22,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received, Suspended
 from manychar.protocol.observer import Observer
+from manychar.storage.server_address import read_address
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +42,10 @@ class ObserverClient:
     """
 
     def __init__(
-        self, endpoint: str, key: ClientKey | None = None, *, connect_timeout: float
+        self, source: str, key: ClientKey | None = None, *, connect_timeout: float
     ) -> None:
-        self.endpoint = endpoint
-        self._dealer = Dealer(endpoint, key)
+        self.endpoint, key = find_server(source, key)
+        self._dealer = Dealer(self.endpoint, key)
         self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots = Snapshots()
         self._next_request = 0.0
@@ -126,6 +130,27 @@ class ObserverClient:
         self._dealer.close()
 
 
+def find_server(source: str, key: ClientKey | None) -> tuple[str, ClientKey | None]:
+    """Return the endpoint of a server, and the key to it: of a run directory, its server's own.
+
+    Raises UserError where none is running on it, or cannot be reached from here.
+    """
+    if is_endpoint(source) or not Path(source).is_dir():
+        return source, key
+    if (address := read_address(Path(source))) is None:
+        none = "no server of this user is running on it, or it is still starting"
+        raise UserError(f"{source}: {none}", code=RUN_FAILED)
+    is_here = address.host == socket.gethostname()
+    if is_local(address.endpoint) and not is_here:
+        where = f"{address.endpoint} is reached only on {address.host}"
+        raise UserError(f"{source}: its server's endpoint {where}", code=RUN_FAILED)
+    if address.key is None:  # whatever key there is, it is for another server
+        key = None
+    elif key is None and Path(address.key).exists():
+        key = read_client_key(Path(address.key))
+    return reachable(address.endpoint, "127.0.0.1" if is_here else address.host), key
+
+
 def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) -> Generator[Event]:
     """Yield what comes, until the run has ended well; `client` is closed at the end.
 
@@ -145,40 +170,38 @@ def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) ->
         logger.info(end.reason)
 
 
-def snapshots(
-    endpoint: str, key: ClientKey | None, *, connect_timeout: float
-) -> Generator[Snapshot]:
+def snapshots(source: str, key: ClientKey | None, *, connect_timeout: float) -> Generator[Snapshot]:
     """Yield a live run's snapshots, at once and then at least once a second, until it ends well.
 
     Raises UserError as `events_of` does.
     """
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    client = ObserverClient(source, key, connect_timeout=connect_timeout)
     with contextlib.closing(events_of(client)) as events:
         yield from (event for event in events if isinstance(event, Snapshot))
 
 
-def first(found: Generator[T], endpoint: str) -> T:
+def first(found: Generator[T], source: str) -> T:
     """Return the first of what is found, and close it. Raises UserError where there is none."""
     with contextlib.closing(found):
         for each in found:
             return each
-    raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
+    raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
-def send_stop(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
+def send_stop(source: str, key: ClientKey | None, *, connect_timeout: float) -> None:
     """Have a server end its step, write a checkpoint and finish; how the run ended is logged.
 
     Raises UserError as `events_of` does.
     """
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    client = ObserverClient(source, key, connect_timeout=connect_timeout)
     for _ in events_of(client, lambda: client.request(messages.Stop)):
         pass
 
 
-def send_unban(endpoint: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
+def send_unban(source: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
-    client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    client = ObserverClient(source, key, connect_timeout=connect_timeout)
     events = events_of(client, lambda: client.request(messages.Unban, name=name))
     with contextlib.closing(events):
         answers = (event.text for event in events if isinstance(event, messages.Unbanned))
-        return first(answers, endpoint)
+        return first(answers, source)

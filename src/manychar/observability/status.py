@@ -140,12 +140,12 @@ class Health(NamedTuple):
     healthy: bool = True
 
 
-def check_health(endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
+def check_health(source: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
     """Watch a live run until it advances, or for `connect_timeout` seconds; say what it waits for.
 
     Raises UserError where no server answers within as long, it refuses, or the run has ended.
     """
-    found = snapshots(endpoint, key, connect_timeout=connect_timeout)
+    found = snapshots(source, key, connect_timeout=connect_timeout)
     with contextlib.closing(found):
         for before in found:
             deadline = time.monotonic() + connect_timeout
@@ -153,7 +153,7 @@ def check_health(endpoint: str, key: ClientKey | None, *, connect_timeout: float
                 health = health_of(before, now, expired=time.monotonic() >= deadline)
                 if health is not None:
                     return health
-    raise UserError(f"{endpoint}: the run has ended", code=RUN_FAILED)
+    raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
 def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import math
 import os
@@ -34,8 +33,8 @@ from manychar.storage.checkpoint import (
 )
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
 from manychar.storage.journal import read_journal
+from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, read_address
 
-LOCK_NAME = "lock"
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 TERM_NAME = "term"
 CHECKPOINTS_NAME = "checkpoints"
@@ -240,14 +239,9 @@ def open_run(path: Path) -> RunDirectory:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
-def is_served(path: Path) -> bool:
-    """Whether a server holds this run directory now."""
-    try:
-        with (path / LOCK_NAME).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    return False
+def _where(path: Path) -> str:
+    address = read_address(path)
+    return f" ({address.endpoint}, process {address.process} on {address.host})" if address else ""
 
 
 @contextlib.contextmanager
@@ -258,16 +252,21 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             stack.enter_context(atomic_files.no_more_readable_than(directory.path))
             lock = stack.enter_context((directory.path / LOCK_NAME).open("a"))
             atomic_files.lock_file(lock, within=LOCKED_WITHIN)
+            address = directory.path / ADDRESS_NAME
+            address.unlink(missing_ok=True)  # of a server that was killed
             atomic_files.remove_temporary(directory.path)
             atomic_files.remove_temporary(directory.checkpoints)
         except BlockingIOError:
             raise UserError(
-                f"{directory.path}: another server is running on it; wait for it, or stop it"
+                f"{directory.path}: another server is running on it{_where(directory.path)};"
+                " wait for it, or stop it"
             ) from None
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}") from None
         corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)
         yield
+        with contextlib.suppress(OSError):
+            address.unlink()
 
 
 def raise_term(directory: RunDirectory) -> int:

@@ -28,7 +28,8 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.messages import Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
-from manychar.storage.run_directory import is_served, open_run
+from manychar.storage.run_directory import open_run
+from manychar.storage.server_address import is_served, read_address
 
 SAMPLE_LENGTH = 300
 RECONNECT_TIMEOUT = 600.0
@@ -68,15 +69,17 @@ class LiveServer(DataSource):
 
     interval = 0.2
 
-    def __init__(self, endpoint: str, key: ClientKey | None, *, connect_timeout: float) -> None:
-        super().__init__(endpoint)
-        self._client = ObserverClient(endpoint, key, connect_timeout=connect_timeout)
+    def __init__(self, source: str, key: ClientKey | None, *, connect_timeout: float) -> None:
+        super().__init__(source)
+        self._client = ObserverClient(source, key, connect_timeout=connect_timeout)
         while not self.view.run:
             self._client.socket.poll(TURN_MS)
             self._receive()
             if (end := self._client.end) is not None:
                 self._client.close()
                 raise UserError(end.reason, code=end.code or RUN_FAILED)
+        if not is_endpoint(source):
+            self._set(history=read_history(open_run(Path(source))).thinned(MOST_POINTS))
 
     def update(self) -> None:
         """Receive until the run ends; connect again where the server is lost."""
@@ -196,6 +199,6 @@ def _facts(of: Definition | Dimensions) -> dict[str, str]:
 
 def open_source(source: str, key: ClientKey | None, *, connect_timeout: float) -> DataSource:
     """Return what shows a live server's endpoint or a run directory. Raises UserError."""
-    if is_endpoint(source):
+    if is_endpoint(source) or read_address(Path(source)) is not None:
         return LiveServer(source, key, connect_timeout=connect_timeout)
     return StoredRun(Path(source))

@@ -1,0 +1,41 @@
+"""The command `runs`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from manychar.cli.console import write
+from manychar.cli.options import argument
+from manychar.processes.errors import UserError
+from manychar.storage.file_format import CONFIG_NAME
+
+Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.")]
+
+
+def runs(directory: Below = Path("runs")) -> None:
+    """List the runs below a directory: step, loss in nats a character, state, endpoint."""
+    paths = sorted(path.parent for path in directory.rglob(CONFIG_NAME))
+    for path in paths:
+        try:
+            write(f"{path}  {_described(path)}\n")
+        except UserError as error:
+            write(f"{error}\n")
+    if not paths:
+        raise UserError(f"{directory}: no runs below it")
+
+
+def _described(path: Path) -> str:
+    from manychar.observability.history import read_history
+    from manychar.storage.checkpoint import list_checkpoints
+    from manychar.storage.run_directory import open_run
+    from manychar.storage.server_address import is_served, read_address
+
+    run = open_run(path)
+    points = read_history(run).points
+    loss = f"{points[-1].loss:.3f}" if points else "–"
+    steps = [step for step, _ in list_checkpoints(run.checkpoints)]
+    step = max([0, *steps, *(point.step for point in points[-1:])])
+    state = "finished" if 0 < run.operation.steps <= step else "stopped"
+    if is_served(path):
+        address = read_address(path)
+        state = f"live at {address.endpoint}" if address else "live"
+    return f"step {step:,}  loss {loss} nats a character  {state}"

@@ -1,0 +1,206 @@
+"""A run directory stands for its live server: every command of a live run takes it."""
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from manychar.network.keys import add, create
+from manychar.observability.dashboard.data_source import LiveServer, StoredRun, open_source
+from manychar.observability.observer_client import find_server
+from manychar.processes.errors import UserError
+from manychar.protocol.messages import KeyRole
+from manychar.storage.run_directory import locked, open_run
+from manychar.storage.server_address import ADDRESS_NAME, ServerAddress, read_address, write_address
+from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
+from tests.single_process import bits_alone, bits_of
+
+ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "100")
+HERE = socket.gethostname()
+
+
+@pytest.fixture
+def live(manychar: Commands, text: Path) -> Running:
+    """A run in `run` that is trained by two workers."""
+    running = manychar.start("train", str(text), *ENDLESS, *TWO_WORKERS, "--run-dir", "run")
+    metrics = manychar.directory / "run" / "metrics.jsonl"
+    until(lambda: metrics.exists() and '"step"' in metrics.read_text(), "100 steps")
+    return running
+
+
+def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, live: Running) -> None:
+    run = manychar.directory / "run"
+    address = read_address(run)
+    assert address is not None
+    where = f"{address.endpoint}, process {address.process} on {HERE}"
+    assert (run / ADDRESS_NAME).stat().st_mode & 0o777 == 0o600
+    assert "server" in manychar.family()[address.process]
+
+    status = manychar.run("status", "run", "--json")
+    assert json.loads(status.out)["run_id"] == open_run(run).run_id, status.err
+    health = manychar.run("health", "run")
+    assert (health.code, "it advances" in health.out) == (0, True), health
+    following = manychar.start("sample", "run", "--follow", "--length", "5")
+    following.wait_for("--- step ", "out")
+    following.interrupt()
+    following.end()
+    page = open_source(str(run), None, connect_timeout=30.0)
+    assert isinstance(page, LiveServer)
+    assert page.view.history.points[0].step == 100, "of before it was watched"
+    page.close()
+    lifted = manychar.run("unban", "run", "somebody")
+    assert (lifted.code, lifted.last_line) == (0, "somebody is not banned")
+    listed = manychar.run("runs", ".")
+    assert re.fullmatch(
+        rf"run  step [\d,]+  loss \d\.\d{{3}} nats a character  live at {address.endpoint}\n",
+        listed.out,
+    ), listed
+    second = manychar.run("train", "--resume", "run")
+    assert second.code == 2
+    assert f"run: another server is running on it ({where}); wait for it" in second.err
+
+    stopped = manychar.run("stop", "run")
+    assert (stopped.code, "stopped by" in stopped.err) == (0, True), stopped
+    assert live.end().code == 75
+    assert not (run / ADDRESS_NAME).exists()
+    gone = manychar.run("status", "run")
+    assert (gone.code, gone.out) == (3, "")
+    assert gone.err.startswith("manychar: run: no server of this user is running on it")
+    assert re.search("nats a character  stopped\n", manychar.run("runs", ".").out)
+    assert isinstance(open_source(str(run), None, connect_timeout=1.0), StoredRun)
+
+
+def test_metrics_are_exported_by_run_directory(manychar: Commands, live: Running) -> None:
+    following = manychar.start("follow", "run", "--metrics-port", "0")
+    following.wait_for(r"figures for Prometheus: http://127\.0\.0\.1:\d+/metrics")
+    assert manychar.run("stop", "run").code == 0
+    assert live.end().code == 75
+    ended = following.end()
+    assert (ended.code, "stopped by" in ended.err) == (75, True) or ended.code == 0, ended
+
+
+def test_where_train_has_keys_its_user_reaches_it_too(
+    manychar: Commands, text: Path, tmp_path: Path
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    running = manychar.start(
+        *("train", str(text), *ENDLESS, *TWO_WORKERS, "--run-dir", "run"), env={"TMPDIR": str(long)}
+    )
+    running.wait_for(r"listens on tcp://127\.0\.0\.1:\d+")
+    assert manychar.run("health", "run").code == 0
+    assert manychar.run("stop", "run").code == 0
+    assert running.end().code == 75
+
+
+class TestTheFile:
+    def test_is_believed_only_while_the_lock_is_held(self, trained: Path) -> None:
+        write_address(trained, "tcp://127.0.0.1:1", None)  # of a server that was killed
+        assert read_address(trained) is None
+        with pytest.raises(UserError, match="no server of this user") as refused:
+            find_server(str(trained), None)
+        assert refused.value.code == 3
+        with locked(open_run(trained)):
+            assert read_address(trained) is None, "it was removed"
+            write_address(trained, "tcp://127.0.0.1:2", None)
+            assert read_address(trained) == ServerAddress(
+                "tcp://127.0.0.1:2", HERE, os.getpid(), None
+            )
+        assert not (trained / ADDRESS_NAME).exists()
+
+    @pytest.mark.parametrize(
+        ("endpoint", "here", "elsewhere"),
+        [
+            ("tcp://0.0.0.0:5577", "tcp://127.0.0.1:5577", f"tcp://{HERE}:5577"),
+            ("tcp://[::]:5577", "tcp://127.0.0.1:5577", f"tcp://{HERE}:5577"),
+            ("tcp://10.0.0.7:5577", "tcp://10.0.0.7:5577", "tcp://10.0.0.7:5577"),
+            ("tcp://127.0.0.1:5577", "tcp://127.0.0.1:5577", None),
+            ("ipc:///tmp/it", "ipc:///tmp/it", None),
+        ],
+    )
+    def test_of_another_host_is_reached_there_or_not_at_all(
+        self,
+        trained: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        endpoint: str,
+        here: str,
+        elsewhere: str | None,
+    ) -> None:
+        with locked(open_run(trained)):
+            write_address(trained, endpoint, None)
+            assert find_server(str(trained), None) == (here, None)
+            monkeypatch.setattr(socket, "gethostname", lambda: "another")
+            if elsewhere is not None:
+                assert find_server(str(trained), None) == (elsewhere, None)
+                return
+            with pytest.raises(UserError, match=f"{endpoint} is reached only on {HERE}"):
+                find_server(str(trained), None)
+
+    def test_names_the_key_for_a_server_that_has_keys(self, trained: Path, tmp_path: Path) -> None:
+        create(tmp_path / "keys")
+        train = add(tmp_path / "keys", "train", KeyRole.OPERATOR)
+        with locked(open_run(trained)):
+            write_address(trained, "tcp://127.0.0.1:1", train)
+            _, found = find_server(str(trained), None)
+            assert found is not None
+            assert found.name == "train"
+            assert find_server(str(trained), found)[1] is found, "a key that is given is taken"
+            write_address(trained, "tcp://127.0.0.1:1", tmp_path / "none.key")
+            assert find_server(str(trained), None)[1] is None
+            write_address(trained, "tcp://127.0.0.1:1", None)
+            assert find_server(str(trained), found)[1] is None, "the server has no keys"
+
+
+class TestBind:
+    def test_other_workers_join_train(self, manychar: Commands, text: Path) -> None:
+        running = manychar.start(
+            *("train", str(text), *ENDLESS, "--workers", "1", "--run-dir", "run"),
+            *("--bind", "tcp://127.0.0.1:*"),
+        )
+        endpoint = running.wait_for(r"listens on (tcp://127\.0\.0\.1:\d+)")[1]
+        helper = manychar.start("worker", endpoint, "--name", "helper")
+        running.wait_for("helper has joined")
+        running.send(signal.SIGTERM)
+        done = running.end()
+        assert done.code == 75, done.err
+        assert "train --bind=tcp://127.0.0.1:* --resume run" in done.err.replace("'", "")
+        assert helper.end().code == 75
+        run = manychar.directory / "run"
+        state = open_run(run).newest_checkpoint()[0].state
+        assert bits_of(state) == bits_alone(text, run, state.step)[state.step]
+
+    def test_is_refused_where_others_can_connect(self, manychar: Commands, text: Path) -> None:
+        flags = ("train", str(text), *ENDLESS, "--bind", "tcp://0.0.0.0:*")
+        done = manychar.run(*flags)
+        assert (done.code, done.err.count("\n")) == (78, 1)
+        assert "--insecure" in done.err
+        assert not list(manychar.directory.iterdir())
+        running = manychar.start(*flags, "--insecure", "--run-dir", "run", "--workers", "1")
+        running.wait_for("--insecure: anyone who can reach")
+        running.wait_for(r"listens on tcp://0\.0\.0\.0:\d+")
+        assert manychar.run("stop", "run").code == 0
+        assert running.end().code == 75
+
+    def test_at_a_port_in_use_leaves_nothing(self, manychar: Commands, text: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+            done = manychar.run("train", str(text), *ENDLESS, "--bind", bind)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"cannot bind to {bind}: another program uses it" in done.err
+        assert not list(manychar.directory.iterdir())
+
+
+def test_runs_are_listed_whatever_they_are(manychar: Commands, trained: Path) -> None:
+    (manychar.directory / "sub" / "bad").mkdir(parents=True)
+    (manychar.directory / "sub" / "bad" / "config.json").write_text("{")
+    done = manychar.run("runs", str(manychar.directory))
+    assert done.code == 0, done.err
+    first, second = done.out.splitlines()
+    assert re.fullmatch(rf"{trained}  step 300  loss \d\.\d{{3}} nats a character  finished", first)
+    assert "sub/bad/config.json: damaged or altered" in second
+    nothing = manychar.run("runs")
+    assert (nothing.code, nothing.err) == (2, "manychar: runs: no runs below it\n")
