@@ -1,11 +1,13 @@
 """deploy/container: linted, valid by its schema, and what it starts is run here."""
 
+import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from manychar.network import keys
 from manychar.protocol.messages import KeyRole
 from tests.commands import Commands
 from tests.conftest import Require
+from tests.deploy import image
+from tests.deploy.image import Containers, Engine
 from tests.deploy.recipes import DEPLOY, ROOT, Recipe, flag, shell
 
 CONTAINER = DEPLOY / "container"
@@ -53,15 +57,30 @@ def test_the_compose_file_is_valid_by_the_published_schema() -> None:
 
 
 def test_the_images_versions_are_what_the_project_asks_for() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = dict(requirement.split(">=") for requirement in project["dependencies"])
-    lines = (CONTAINER / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert pinned.keys() == bounds.keys()
-    for name, bound in bounds.items():
-        assert numbers(pinned[name]) >= numbers(bound), name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    built_with = project["build-system"]["requires"]
+    for lock, wanted in (("image", project["project"]["dependencies"]), ("build", built_with)):
+        pinned = locked(lock)
+        for name, bound in (requirement.split(">=") for requirement in wanted):
+            assert numbers(pinned[name]) >= numbers(bound), name
     for service in SERVICES.values():
-        assert service["image"] == f"manychar:{project['version']}"
+        assert service["image"] == f"manychar:{project['project']['version']}"
+
+
+def test_nothing_is_installed_but_the_wheel_and_files_whose_hashes_are_listed() -> None:
+    for command in re.findall(r"pip (?:install|wheel) .*", CONTAINERFILE):
+        assert "--no-index" in command or "--require-hashes --only-binary=:all:" in command
+    assert re.search(r"^ENV .*PIP_NO_DEPS=1", CONTAINERFILE, re.MULTILINE)
+    for name in re.findall(r"--requirement locks/(\w+)\.txt", CONTAINERFILE):
+        assert locked(name)
+
+
+def locked(name: str) -> dict[str, str]:
+    """Return the versions in a lock file; each has the hashes of its files."""
+    text = (CONTAINER / "locks" / f"{name}.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^(\S+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.M)
+    assert len(entries) == text.count("==")
+    return {package: version for package, version, _ in entries}
 
 
 def numbers(version: str) -> list[int]:
@@ -73,7 +92,9 @@ def test_the_image_is_made_of_what_it_copies_and_of_nothing_else() -> None:
     names = {name for line in copied for name in line.split()}
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert ignored[1] == "*"
-    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == names
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == {
+        name.removesuffix("/container/locks") for name in names
+    }
     for name in names:
         assert (ROOT / name).exists(), name
 
@@ -135,17 +156,70 @@ def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
     assert "resuming the run in" in recipe.server.err
 
 
+@pytest.fixture
+def containers(tmp_path: Path, require: Require) -> Iterator[Containers]:
+    """Containers of the image, built here and now."""
+    missing = [program for program in image.PROGRAMS if shutil.which(program) is None]
+    require(not missing, f"an image takes {', '.join(missing)}: apt-get install buildah mmdebstrap")
+    require(os.geteuid() == 0, "not root: cannot make a base image")
+    engine = Engine(tmp_path)
+    started = Containers(tmp_path, engine, SERVICES)
+    try:
+        engine.make_base(re.findall(r"^FROM (\S+)", CONTAINERFILE, re.MULTILINE)[0])
+        engine.build(SERVICES["server"]["image"])
+        yield started
+    except image.MirrorError as error:
+        pytest.skip(f"Debian's mirror cannot be reached: {error}")
+    finally:
+        started.close()
+        engine.close()
+
+
 @pytest.mark.long
-def test_it_is_built_where_there_is_an_engine() -> None:
-    command = re.search(r"^#   (docker build .*)$", CONTAINERFILE, re.MULTILINE)
-    assert command
-    assert command[1] in (CONTAINER / "README.md").read_text(encoding="utf-8")
-    if not engine_is_there():
-        pytest.skip("no container engine here: deploy/container/README.md says so")
-    subprocess.run(command[1].split(), cwd=ROOT, check=True)
+@pytest.mark.timeout(1200)
+def test_the_image_trains_as_nobody_on_a_read_only_root_to_the_same_bits(
+    containers: Containers,
+) -> None:
+    brings = "cd /opt/manychar/share/manychar/deploy && find . -type f | sort"
+    in_deploy = sorted(f"./{file.relative_to(DEPLOY)}" for file in files_of(DEPLOY))
+    assert containers.shell("server", brings).splitlines() == in_deploy
+    installed = containers.shell("server", "ls -d /opt/manychar/lib/python3*/site-packages/*-info")
+    found = dict(re.findall(r"([^/\s]+)-([^-\s]+)\.dist-info", installed.replace("_", "-")))
+    version = SERVICES["server"]["image"].split(":")[1]
+    assert found == {**locked("image"), "manychar": version}
+    for place in ("tmp", "opt/manychar", "keys"):
+        refused = containers.start_in("server", "touch", f"/{place}/file").end()
+        assert "Read-only file system" in refused.err
+    status = containers.shell("server", "id -u; grep -E 'NoNewPrivs|CapEff' /proc/self/status")
+    assert status.split() == ["65532", "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+
+    for _ in range(2):  # as at every `up`
+        done = containers.start_in("keys", *SERVICES["keys"]["entrypoint"], *keys_command()).end()
+        assert done.code == 0, done.err
+    recipe = Recipe(
+        containers,
+        server=SERVICES["server"]["command"],
+        workers=[SERVICES[f"worker-{i}"]["command"] for i in (1, 2, 3)],
+        places={"/runs": Path("/runs")},
+        worker_key=Path(SERVICES["worker-1"]["environment"]["MANYCHAR_KEY_FILE"]),
+    )
+    recipe.start(steps=1_000_000)
+    for i in (1, 2, 3):
+        recipe.server.wait_for(f"worker-{i} has joined")
+    probe = SERVICES["server"]["healthcheck"]["test"][1:]
+    code, said = recipe.health(probe, Path("/keys/probe.key"))
+    assert code == 0, said
+    assert recipe.stop() == (75, [75, 75, 75])
+    recipe.start(steps=recipe.reached() + 50)
+    assert recipe.end() == (0, [0, 0, 0])
+    verified = containers.run("verify", "/runs/run", seconds=300)
+    assert verified.code == 0, verified.err
 
 
-def engine_is_there() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+def keys_command() -> list[str]:
+    command: list[str] = SERVICES["keys"]["command"]
+    return command
+
+
+def files_of(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
