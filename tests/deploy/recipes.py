@@ -16,6 +16,11 @@ DEPLOY = ROOT / "deploy"
 KEY_FILE = "MANYCHAR_KEY_FILE"
 
 
+def files_of(directory: Path) -> list[Path]:
+    """Return all files below a directory."""
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
 def documents(text: str) -> list[dict[str, Any]]:
     """Return the documents of a YAML text."""
     return [document for document in yaml.safe_load_all(text) if document]

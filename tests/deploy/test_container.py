@@ -20,7 +20,7 @@ from tests.commands import Commands
 from tests.conftest import Require
 from tests.deploy import image
 from tests.deploy.image import Containers, Engine
-from tests.deploy.recipes import DEPLOY, ROOT, Recipe, flag, shell
+from tests.deploy.recipes import DEPLOY, ROOT, Recipe, files_of, flag, shell
 
 CONTAINER = DEPLOY / "container"
 COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text(encoding="utf-8"))
@@ -219,7 +219,3 @@ def test_the_image_trains_as_nobody_on_a_read_only_root_to_the_same_bits(
 def keys_command() -> list[str]:
     command: list[str] = SERVICES["keys"]["command"]
     return command
-
-
-def files_of(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
