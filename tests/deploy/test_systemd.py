@@ -23,7 +23,7 @@ MOST_EXPOSED = 1.5
 
 
 def settings_of(unit: str) -> dict[str, str]:
-    """Return a unit's settings, the last of each name."""
+    """Return the settings of a unit, or of what it reads, the last of each name."""
     lines = (UNITS / unit).read_text(encoding="utf-8").splitlines()
     return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=", line))
 
@@ -51,16 +51,14 @@ def test_it_may_do_little(unit: str, require: Require) -> None:
     assert f"says {exposed[1]} (OK) for both" in readme
 
 
-@pytest.mark.parametrize(
-    ("unit", "values"),
-    [
-        (SERVER, {"TEXT": "t", "BIND": "tcp://0.0.0.0:5577", "SHARDS": "8", "MORE": "--hidden 9"}),
-        (WORKER, {"SERVER": "tcp://server.lan:5577", "NAME": "worker"}),
-    ],
-)
-def test_its_command_is_one(manychar: Commands, unit: str, values: dict[str, str]) -> None:
-    line = settings_of(unit)["ExecStart"].replace("%d", "/run/credentials").replace("%i", "1")
-    for name, value in values.items():
+@pytest.mark.parametrize("unit", [SERVER, WORKER])
+def test_its_command_is_one(manychar: Commands, unit: str) -> None:
+    settings = settings_of(unit)
+    line = settings["ExecStart"].replace("%d", "/run/credentials").replace("%i", "1")
+    read = settings["EnvironmentFile"].removeprefix("/etc/manychar/")
+    readme = (UNITS / "README.md").read_text(encoding="utf-8")
+    assert f"install -D -m 644 {read} {settings['EnvironmentFile']}\n" in readme
+    for name, value in settings_of(read).items():
         line = line.replace(f"${{{name}}}", value).replace(f"${name}", value)
     _, *arguments = shlex.split(line)
     done = manychar.run(*arguments, "--print-config")
@@ -109,13 +107,13 @@ WHERE_TESTS_LIVE = """
 [Service]
 ProtectHome=tmpfs
 BindReadOnlyPaths={paths}
-WatchdogSec=5s
-"""
+WatchdogSec=15s
+"""  # a worker without a shard wakes up every 5 s
 RUN = Path("var/lib/manychar/run")
 
 
 def blocks_of_readme() -> list[list[str]]:
-    """Return the lines of the README's blocks: for the server, its settings, for workers."""
+    """Return the lines of the README's blocks: for the server, for workers."""
     text = (UNITS / "README.md").read_text(encoding="utf-8")
     return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
@@ -136,7 +134,7 @@ def prepared(here: Machine) -> None:
 
 def install(here: Machine, lines: list[str]) -> None:
     """Do what the README says; the program itself is there already."""
-    assert "pip install manychar" in lines[0]
+    assert "pip install ./manychar-" in lines[0]
     for line in lines[1:]:
         here.run(line)
 
@@ -148,12 +146,9 @@ def step_of(here: Machine) -> int:
 
 
 def wait_for_progress(here: Machine) -> None:
-    """Wait until the run has come further with four workers."""
+    """Wait until the run has come further; the slowest workers may be idle."""
     first = until(lambda: step_of(here) + 1, here.journal)
-    until(
-        lambda: step_of(here) > first and "4 workers" in here.show(SERVER, "StatusText"),
-        here.journal,
-    )
+    until(lambda: step_of(here) > first, here.journal)
 
 
 @pytest.mark.long
@@ -164,14 +159,15 @@ def test_a_systemd_runs_it_as_the_readme_says(
         pytest.skip("it boots a systemd: --systemd")
     why = machine.why_not()
     require(not why, why)
-    for_server, settings, for_workers = blocks_of_readme()
-    small = [re.sub("^MORE=.*", "MORE=--hidden 16 --streams 4 --steps 0", s) for s in settings]
+    for_server, for_workers = blocks_of_readme()
+    settings = (UNITS / "server.conf").read_text(encoding="utf-8")
+    small = re.sub("(?m)^MORE=.*", "MORE=--hidden 16 --streams 4 --steps 0", settings)
     workers = [f"manychar-worker@{i}.service" for i in (1, 2, 3, 4)]
     text = tmp_path / "text.txt"
     text.write_text(small_text() * 3, encoding="utf-8")
     with machine.started(tmp_path / "console") as here:
         prepared(here)
-        here.run("cat > server.conf", given="\n".join(small) + "\n")
+        here.run("cat > server.conf", given=small)
         install(here, for_server)
         here.run("mv /var/lib/manychar/keys/worker.key .")
         here.run("systemctl disable --now manychar-server")
