@@ -13,6 +13,7 @@ import typer.main
 
 import manychar as api
 from manychar.cli.app import app
+from manychar.fleet.launch_options import RunPlace
 from manychar.numerics.option import options_of
 from manychar.numerics.run_definition import Definition
 from manychar.storage.checkpoint import read_checkpoint, write_checkpoint
@@ -22,7 +23,7 @@ from tests.texts import small_text
 TEXT = "text = open('text.txt').read()\n"
 SMALL = "hidden=8, seq_length=5, streams=2, workers=1"
 COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-DEFINING = set(options_of(Definition))
+DEFINING = set(options_of(Definition, RunPlace))
 FOR_PROCESSES = {"log_format", "as_json", "key", "config", "print_config", "child"}
 
 
@@ -41,7 +42,7 @@ def python(manychar: Commands, script: str) -> Ended:
     ("function", "command", "others"),
     [
         (api.train, "train", {"resume"}),
-        (api.Run.resume, "train", {"resume", "run_dir", "or_resume", "text", *DEFINING}),
+        (api.Run.resume, "train", {"text", *DEFINING}),
         (api.Model.sample, "sample", {"source", "follow"}),
         (api.Model.stream, "sample", {"source", "follow"}),
         (api.Model.evaluate, "evaluate", {"source"}),
