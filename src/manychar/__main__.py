@@ -1,5 +1,6 @@
 """The entry: from the first line on, Ctrl-C ends without a traceback."""
 
+import os
 import sys
 
 from manychar.processes.signals import STOPS, end_at_once, handle
@@ -10,6 +11,9 @@ def main() -> None:
     if sys.platform == "win32":
         sys.exit("manychar runs on Linux and macOS; on Windows, use it inside WSL: wsl --install")
     handle(*STOPS, by=end_at_once)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed: else the next file gets its descriptor
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
     from manychar.processes.queued_stream import queued  # noqa: PLC0415
 

@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
@@ -21,6 +20,7 @@ from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
+from manychar.processes import log
 from manychar.processes.errors import UserError, because
 from manychar.processes.subcommand import Command
 from manychar.protocol.run_operation import Operation
@@ -167,7 +167,7 @@ class Run(Model):
         """
         flags = as_flags({"from": from_, "to": to, "processes": processes})
         command = Command("verify", self.source, *flags, accepted=(0, 1))
-        print("".join(command.output()), end="", file=sys.stderr)
+        log.say("".join(command.output()).rstrip("\n"))
         return command.code == 0
 
     @_method_with_options(ResumeOptions)

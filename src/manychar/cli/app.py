@@ -115,9 +115,6 @@ def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code. Errors that a user can cause are one line."""
     log.configure()
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
-    for name in ("stdout", "stderr"):  # None where it was closed before this began
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
@@ -127,6 +124,10 @@ def run(arguments: list[str]) -> int:
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="manychar", standalone_mode=False)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        code = 0  # the reader of the output has enough
     except (UserError, OptionError) as error:
         logger.error(f"manychar: {error}")
         return getattr(error, "code", BAD_INPUT)

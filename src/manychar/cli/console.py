@@ -1,12 +1,9 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
-import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
-
-from manychar.processes.errors import UserError, because
 
 
 def program() -> str:
@@ -17,15 +14,10 @@ def program() -> str:
 
 
 def write(text: str) -> None:
-    """Write text on standard output at once; exit where its reader has closed it.
-
-    Raises UserError where it cannot be written.
-    """
+    """Write text on standard output at once. Raises OSError with its name."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
-        raise UserError(f"standard output: {because(error)}") from None
+        error.filename = "standard output"
+        raise

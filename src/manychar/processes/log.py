@@ -40,12 +40,17 @@ class Formatter(logging.Formatter):
         return to_json({"time": time, "level": level, "text": text, **values})
 
 
+def say(line: str) -> None:
+    """Write a line to standard error, also where nothing reads it any more, or it is closed."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # None has no `write`
+        sys.stderr.write(f"{line}\n")
+
+
 class StderrHandler(logging.Handler):
-    """Writes each line to standard error, also where nothing reads it any more."""
+    """Writes each record to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{self.format(record)}\n")
+        say(self.format(record))
 
 
 def configure(prefix: str = "") -> None:

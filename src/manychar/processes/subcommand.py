@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -86,7 +85,7 @@ class Command:
             if level == logging.ERROR and text.startswith("manychar"):
                 self._error = text
             else:
-                print(line if log.is_json() else text, file=sys.stderr, flush=True)
+                log.say(line if log.is_json() else text)
 
     def _feed(self, given: bytes) -> None:
         """Write its standard input, in a thread: it may write before it has read to the end."""

@@ -1,0 +1,60 @@
+"""Standard streams that are closed from the start, or that the reader closes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.commands import SMALL, Commands
+
+CLOSED = {"in": "<&-", "out": ">&-", "err": "2>&-", "in and err": "<&- 2>&-"}
+CLOSED |= {"out and err": ">&- 2>&-", "all": "<&- >&- 2>&-"}
+ALONE = ("--steps", "12", "--workers", "1", "--sample-every", "4", "--run-dir", "run")
+
+
+def closing(which: str) -> tuple[str, ...]:
+    return ("sh", "-c", f'exec "$@" {CLOSED[which]}', "sh")
+
+
+@pytest.mark.parametrize("which", CLOSED)
+def test_no_message_gets_into_the_data(manychar: Commands, trained: Path, which: str) -> None:
+    sample = ("sample", str(trained), "--length", "20", "--seed", "1")
+    text = manychar.run(*sample).out
+    done = manychar.start(*sample, before=closing(which)).end()
+    assert (done.code, done.out) == (0, "" if which in ("out", "out and err", "all") else text)
+    done = manychar.start("sample", "nowhere", before=closing(which)).end()
+    assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.parametrize("which", ["err", "all"])
+def test_no_message_gets_into_a_file(manychar: Commands, text: Path, which: str) -> None:
+    done = manychar.start("train", str(text), *SMALL, *ALONE, before=closing(which)).end()
+    assert done.code == 0, done
+    assert all(line.startswith("--- step") for line in done.out.splitlines()[:1])
+    checked = manychar.run("verify", "run")
+    assert checked.code == 0, checked.err
+
+
+def test_a_text_from_a_closed_stream_is_empty(manychar: Commands) -> None:
+    done = manychar.start("train", "-", before=closing("in")).end()
+    assert done.code == 2
+    assert "standard input: the text is empty" in done.err
+
+
+def test_the_api_has_no_log_in_the_output(manychar: Commands, trained: Path) -> None:
+    script = f"import manychar; print(manychar.Run({str(trained)!r}).verify(to=5))"
+    done = manychar.start(program=("-c", script), before=closing("err")).end()
+    assert (done.code, done.out) == (0, "True\n"), done
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "--version", "sample {run}", "doctor"])
+def test_a_reader_that_has_enough_is_no_error(
+    manychar: Commands, trained: Path, words: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = manychar.start(*words.format(run=trained).split(), stdout=writing).end()
+    os.close(writing)
+    assert done.code == 0, done
+    assert "roken" not in done.err
+    assert "Traceback" not in done.err
