@@ -317,8 +317,15 @@ def test_a_hint_where_more_workers_do_not_pay(
     assert capsys.readouterr().err.count(hint) == hinted
 
 
+@pytest.fixture(autouse=True)
+def _capable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def terminal(width: int) -> Console:
-    return Console(width=width, force_terminal=True, color_system=None, highlight=False)
+    return Console(
+        file=Terminal(), width=width, force_terminal=True, color_system=None, highlight=False
+    )
 
 
 @pytest.mark.parametrize("width", [100, 160])

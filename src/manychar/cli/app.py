@@ -117,6 +117,8 @@ def run(arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
+    if os.environ.get("COLUMNS") == "0":  # rich would print nothing
+        del os.environ["COLUMNS"]
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
     if ARGUMENTS_ON_STDIN in arguments:

@@ -13,6 +13,7 @@ from manychar.cli.options import AsJson, ConnectTimeout, Key, Watched
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.queued_stream import queued
+from manychar.processes.work_progress import moves_cursor
 
 if TYPE_CHECKING:
     from manychar.observability.snapshot import Snapshot
@@ -38,7 +39,7 @@ def status(
             if as_json:
                 write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")
             elif snapshot.workers is not shown:  # once a second
-                write(CLEAR * (watch and sys.stdout.isatty()) + show(snapshot) + "\n" * watch)
+                write(CLEAR * (watch and moves_cursor(sys.stdout)) + show(snapshot) + "\n" * watch)
                 shown = snapshot.workers
 
 

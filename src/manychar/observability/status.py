@@ -17,6 +17,7 @@ from manychar.observability.observer_client import snapshots
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.work_progress import moves_cursor
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.membership import SHARE_NAME
@@ -60,7 +61,7 @@ COUNTER_SENTENCES: dict[str, str] = {
 def show(snapshot: Snapshot, console: Console | None = None) -> str:
     """Return the status as text, not wrapped where there is no terminal."""
     console = console or Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    if not moves_cursor(console.file):
         console.width, console.soft_wrap = PLAIN_WIDTH, True
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for heading in TEXT_COLUMNS:

@@ -28,7 +28,7 @@ def handle(*numbers: int, by: Callable[[int, Any], object]) -> dict[int, Any]:
 
 def end_at_once(number: int, _frame: object) -> None:
     """End this process, whatever it is doing: the signal handler before there is a loop."""
-    if os.isatty(2) and select.select([], [2], [], 0)[1]:  # not after Ctrl-S
+    if os.isatty(2) and os.environ.get("TERM") != "dumb" and select.select([], [2], [], 0)[1]:
         os.write(2, SHOW_CURSOR)
     os._exit(STOPS[number])
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from manychar.processes import log
 
@@ -14,9 +15,14 @@ SHOWN_EVERY = 2.0  # seconds; shorter work is not shown
 logger = logging.getLogger(__name__)
 
 
+def moves_cursor(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 def can_draw() -> bool:
-    """Whether standard error is a terminal, and shows what is logged."""
-    return sys.stderr.isatty() and not log.is_json() and logger.isEnabledFor(logging.INFO)
+    """Whether standard error is a terminal to draw on, and shows what is logged."""
+    return moves_cursor(sys.stderr) and not log.is_json() and logger.isEnabledFor(logging.INFO)
 
 
 @contextlib.contextmanager
