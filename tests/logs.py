@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 from manychar.storage.append_log import AppendLog, Extent, LogReader
-from manychar.storage.checkpoint import checkpoint_path, stated_sha256
+from manychar.storage.checkpoint import checkpoint_path, stated_metadata
 from manychar.storage.journal import JOURNAL_NAME
 from manychar.storage.validation_log import VALIDATION_NAME
 
@@ -16,7 +16,7 @@ def write_losses(run: Path, losses: Mapping[int, float]) -> None:
     """Write validation.jsonl anew: these losses by step, in nats a character."""
     log = AppendLog(run / VALIDATION_NAME, Extent())
     for step, nats in losses.items():
-        sha256 = stated_sha256(checkpoint_path(run / "checkpoints", step)) or "pruned"
+        sha256 = stated_metadata(checkpoint_path(run / "checkpoints", step)).get("sha256", "pruned")
         log.append([{"step": step, "sha256": sha256, "nats": nats}])
     log.close()
 

@@ -15,6 +15,7 @@ from manychar.fleet.local_fleet import LocalFleet
 from manychar.observability.progress import ProgressDisplay
 from manychar.protocol.effects import Finish
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
+from manychar.storage.journal import read_journal
 from manychar.storage.run_directory import open_run
 from tests.commands import ONE_WORKER, SMALL, TWO_WORKERS, Commands, Running, until
 from tests.logs import mean_loss
@@ -544,6 +545,37 @@ class TestKilling:
         again = manychar.run("train", "--resume", "run", "--steps", str(reached + 10))
         assert again.code == 0, again.err
         assert expect_same_bits(run, text) == reached + 10
+
+    @pytest.mark.long
+    def test_a_restart_resumes_from_the_checkpoint_by_time_and_says_what_is_done_again(
+        self, manychar: Commands, text: Path, run: Path
+    ) -> None:
+        often = ("--checkpoint-every", "0", "--checkpoint-minutes", "0.02")
+        running = endless(manychar, text, *TWO_WORKERS, *often)
+        server = manychar.find("server")
+
+        def stopped_behind() -> tuple[int, int] | None:
+            os.kill(server, signal.SIGSTOP)
+            newest = read_journal(run, open_run(run).run_id, with_steps=False).newest
+            saved = open_run(run).newest_checkpoint()[0].state.step
+            if 0 < saved < newest:
+                return saved, newest
+            os.kill(server, signal.SIGCONT)
+            return None
+
+        saved, newest = until(stopped_behind, "the journal is past the checkpoint")
+        assert steps_of(run) == [0]
+        verified = manychar.run("verify", "run")
+        assert verified.out.startswith(f"the same bits: {newest:,} steps, 2 checkpoints"), verified
+        os.kill(server, signal.SIGKILL)
+        running.wait_for("the server ended by SIGKILL: starting it again")
+        running.wait_for(f"resuming from step {saved:,}: steps done again: {newest - saved:,}")
+        further(running)
+        running.interrupt()
+        assert running.end().code == 0
+        assert not (run / "checkpoints" / "recovery.safetensors").exists()
+        expect_same_bits(run, text)
+        assert manychar.run("verify", "run").code == 0
 
     @pytest.mark.long
     def test_a_server_that_crashes_by_an_exception_is_started_again(

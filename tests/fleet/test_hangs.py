@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from manychar.protocol.effects import Save
+from manychar.protocol.events import CheckpointWritten
 from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
@@ -155,13 +157,13 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         lambda: None,
     ) as writer:
         journal.append(steps(6, 6))
-        writer.write(checkpoint.state, lambda: None)
+        writer.write(Save(checkpoint.state), lambda: None)
         news = until(writer.news, "what came of it")
-        assert news == [(5, "its journal: no space left on device")]
+        assert news == [CheckpointWritten(5, "its journal: no space left on device")]
         assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0]
         disk.full = False
-        writer.write(checkpoint.state, lambda: None)
-        assert until(writer.news, "what came of it") == [(5, "")]
+        writer.write(Save(checkpoint.state), lambda: None)
+        assert until(writer.news, "what came of it") == [CheckpointWritten(5)]
     journal.close()
     metrics.close()
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]

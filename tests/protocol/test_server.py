@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from manychar.protocol.effects import (
     RememberBans,
     ResumeBefore,
     Save,
+    Validate,
 )
 from manychar.protocol.events import (
     CheckpointWritten,
@@ -936,6 +938,46 @@ def test_a_step_is_appended_recorded_and_broadcast() -> None:
     assert not sent(effects, Grant)
     end = finish(stage.server.handle(CheckpointWritten(2), stage.now))
     assert end == Finish(0, "finished at step 2")
+
+
+def saves(effects: Sequence[Effect]) -> list[tuple[int, bool]]:
+    return [(each.state.step, each.for_recovery) for each in effects if isinstance(each, Save)]
+
+
+def test_a_checkpoint_for_recovery_is_written_by_time_since_the_last_of_any_kind() -> None:
+    stage = Stage(steps=0, checkpoint_every=5, checkpoint_minutes=0.5, validation_losses={})
+    stage.join("ann")
+    assert not saves(stage.advance_to(2, "ann"))
+    stage.now = 30.0
+    assert saves(stage.advance_to(3, "ann")) == [(3, True)]
+    assert not saves(stage.advance_to(4, "ann")), "that of step 3 is not written yet"
+    effects = stage.server.handle(CheckpointWritten(3, for_recovery=True), stage.now)
+    assert not [each for each in effects if isinstance(each, Validate)]
+    assert stage.server.status_report.figures(stage.now).checkpoint == 3
+    stage.now = 50.0
+    assert saves(stage.advance_to(5, "ann")) == [(5, False)]
+    stage.now = 79.0
+    assert not saves(stage.advance_to(6, "ann"))
+    stage.now = 80.0
+    assert saves(stage.advance_to(7, "ann")) == [(7, True)]
+
+
+def test_a_run_does_not_end_with_a_checkpoint_for_recovery() -> None:
+    stage = Stage(checkpoint_minutes=0.5)
+    stage.join("ann")
+    stage.now = 30.0
+    assert saves(stage.advance_to(1, "ann")) == [(1, True)]
+    stage.server.handle(StopRequested(75, "stopped", stage.now), stage.now)
+    assert saves(stage.wait(0.2)) == [(1, False)]
+    assert not stage.server.handle(CheckpointWritten(1, for_recovery=True), stage.now)
+    assert finish(stage.server.handle(CheckpointWritten(1), stage.now)).code == 75
+
+
+def test_without_minutes_there_is_no_checkpoint_for_recovery() -> None:
+    stage = Stage(checkpoint_minutes=0)
+    stage.join("ann")
+    stage.now = 1e9
+    assert not saves(stage.advance_to(2, "ann"))
 
 
 def test_a_run_that_is_through_ends_at_once() -> None:

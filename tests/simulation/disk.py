@@ -5,6 +5,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from manychar.numerics.training_step import TrainingState
+from manychar.protocol.effects import Save
 from manychar.protocol.events import CheckpointWritten, Validated
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class Disk:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.saved = {0: world.reference.states[0]}
+        self.recovery: TrainingState | None = None
         self.validation_losses: dict[int, float] = {}
         self.banned: dict[str, str] = {}
         self.resume_before: int | None = None
@@ -25,11 +27,14 @@ class Disk:
 
     def newest(self) -> TrainingState:
         """Return the newest checkpoint."""
-        return self.saved[max(self.saved)]
+        newest = self.saved[max(self.saved)]
+        return self.recovery if self.recovery and self.recovery.step > newest.step else newest
 
     def recover(self) -> None:
         """Set aside the checkpoints that the next server is not to resume from."""
         if (before := self.resume_before) is not None:
+            if self.recovery and self.recovery.step >= before:
+                self.recovery = None
             self.saved = {step: state for step, state in self.saved.items() if step < before}
             self.validation_losses = {
                 step: nats for step, nats in self.validation_losses.items() if step < before
@@ -59,22 +64,27 @@ class Disk:
             self.world.oracle.check_step(shell.machine)
             shell.carry_out(effects)
 
-    def save(self, shell: "ServerShell", state: TrainingState) -> None:
+    def save(self, shell: "ServerShell", save: Save) -> None:
         """Write a state, beside the loop; what is written is what it holds in the end."""
         world = self.world
-        world.oracle.check_state(state, "checkpoint")
+        world.oracle.check_state(save.state, "checkpoint")
         begins = max(world.now, self._free_at)
         self._free_at = begins + world.plan.disk_seconds * world.chance.uniform(0.2, 1.5)
-        world.after(self._free_at - world.now, functools.partial(self._written, shell, state))
+        world.after(self._free_at - world.now, functools.partial(self._written, shell, save))
 
-    def _written(self, shell: "ServerShell", state: TrainingState) -> None:
+    def _written(self, shell: "ServerShell", save: Save) -> None:
         if self.world.server is not shell:
             self._free_at = 0.0
             return
-        self.world.oracle.check_state(state, "checkpoint")
-        self.saved[state.step] = copy_of(state)
-        self.world.log(lambda: f"checkpoint {state.step} is on disk")
-        shell.carry_out(shell.machine.handle(CheckpointWritten(state.step), shell.world.now))
+        self.world.oracle.check_state(save.state, "checkpoint")
+        step, self.recovery = save.state.step, None
+        if save.for_recovery:
+            self.recovery = copy_of(save.state)
+        else:
+            self.saved[step] = copy_of(save.state)
+        self.world.log(lambda: f"checkpoint {step} is on disk")
+        written = CheckpointWritten(step, for_recovery=save.for_recovery)
+        shell.carry_out(shell.machine.handle(written, shell.world.now))
 
 
 def copy_of(state: TrainingState) -> TrainingState:

@@ -58,6 +58,7 @@ class ServerShell:
                 compute=plan.computes,
                 steps=plan.steps,
                 checkpoint_every=plan.checkpoint_every,
+                checkpoint_minutes=plan.silence / 60,
                 sample_every=0,
                 lease_timeout=plan.silence,
                 stop_when_no_better=plan.patience,
@@ -169,7 +170,7 @@ class ServerShell:
             if len(self._to_compute) == 1:
                 self._compute_later()
         elif isinstance(effect, Save):
-            world.disk.save(self, effect.state)
+            world.disk.save(self, effect)
         elif isinstance(effect, Validate):
             world.disk.validate(self, effect.step)
         elif isinstance(effect, Log):

@@ -164,8 +164,8 @@ class ServerLoop:
         self._handle(events.StopRequested(code, reason, by))
 
     def _read_written_checkpoints(self) -> None:
-        for step, failure in self.writer.news():
-            self._handle(events.CheckpointWritten(step, failure))
+        for written in self.writer.news():
+            self._handle(written)
 
     def _answer_handshakes(self) -> None:
         authenticator = self.router.authenticator
@@ -241,8 +241,8 @@ class ServerLoop:
                 digest = self.machine.aggregation.weights_digest.hex()
                 record = AppliedStep(self.machine.spec.term, step, loss, digest)
                 self.resume_point.journal.append([record])
-            case effects.Save(state):
-                self.writer.write(state, self._wait_for_disk, spare=self._spared())
+            case effects.Save():
+                self.writer.write(effect, self._wait_for_disk, spare=self._spared())
             case effects.Validate(step):
                 self.validation.ask(step)
             case effects.Log(text, level):

@@ -42,6 +42,7 @@ class Save(Effect, eq=False):
     """Write a checkpoint in the background: CheckpointWritten follows."""
 
     state: "TrainingState"
+    for_recovery: bool = False
 
 
 class Validate(Effect):

@@ -119,6 +119,7 @@ class CheckpointWritten(Event):
 
     step: int
     failure: str = ""
+    for_recovery: bool = False
 
 
 class Validated(Event):

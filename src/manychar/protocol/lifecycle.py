@@ -33,7 +33,7 @@ class RunPhase(enum.StrEnum):
     FINISHED = "finished"
 
 
-# 17 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+# 18 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
 class Lifecycle(ServerPart):
     """The run's phase."""
 
@@ -52,11 +52,13 @@ class Lifecycle(ServerPart):
         self._status_report = status_report
         self._finish: Finish | None = None
         self._saved_step = -1
+        self._recovery_at = math.inf
         self._stop_by = math.inf
 
     def started(self, event: events.Started, now: float) -> None:
         """Start with the checkpoints that are not validated; a run that is done is saved."""
         self.phase = RunPhase.TRAINING
+        self._plan_recovery(now)
         for step in self._spec.unvalidated:
             self._early_stopping.expect(step)
             self._validate(step)
@@ -102,6 +104,10 @@ class Lifecycle(ServerPart):
         if _is_due(step, operation.checkpoint_every):
             self._early_stopping.expect(step)
             self._outbox.add(effects.Save(state))
+            self._plan_recovery(now)
+        elif now >= self._recovery_at:
+            self._outbox.add(effects.Save(state, for_recovery=True))
+            self._plan_recovery(now)
         if _is_due(step, operation.sample_every):
             self._status_report.show(now)
             self._outbox.show(self._status_report.weights())
@@ -190,8 +196,13 @@ class Lifecycle(ServerPart):
             self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
             return
         self._status_report.saved(event.step, now)
-        self._validate(event.step)
-        self._saved_step = max(self._saved_step, event.step)
+        if not event.for_recovery:
+            self._validate(event.step)
+            self._saved_step = max(self._saved_step, event.step)
+
+    def _plan_recovery(self, now: float) -> None:
+        minutes = self._spec.operation.checkpoint_minutes
+        self._recovery_at = now + 60 * minutes if minutes else math.inf
 
     def _validate(self, step: int) -> None:
         if self._early_stopping.must_ask(step):

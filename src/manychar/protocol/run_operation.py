@@ -30,6 +30,12 @@ class Operation:
     steps: int = _count(12_500, "Total number of steps; 0: until Ctrl-C.")
     checkpoint_every: int = _count(1000, "Steps between checkpoints; 0: only the first and last.")
     keep_checkpoints: int = _count(20, "Newest checkpoints to keep, beside 0 and the best; 0: all.")
+    checkpoint_minutes: float = _option(
+        2.0,
+        "Minutes between checkpoints for recovery alone, of which the newest is kept; 0: none.",
+        least=0,
+        most=10**6,
+    )
     sample_every: int = _count(1000, "Steps between samples; 0: only at the end.")
     sample_length: int = _count(200, "Characters of a sample; 0: no samples.")
     workers: int = option(

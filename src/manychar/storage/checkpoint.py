@@ -95,15 +95,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 
 
-def stated_sha256(path: Path) -> str | None:
-    """Return the sha256 that a checkpoint's header states; None where no header can be read."""
+def stated_metadata(path: Path) -> dict[str, str]:
+    """Return a checkpoint's metadata unchecked; none where no header can be read."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
             length = min(int.from_bytes(start, "little"), path.stat().st_size)  # it may be damaged
-            return _metadata_of(start + file.read(length)).get("sha256")
+            return _metadata_of(start + file.read(length))
     except (OSError, ValueError, AttributeError):
-        return None
+        return {}
 
 
 def _metadata_of(data: bytes) -> dict[str, str]:

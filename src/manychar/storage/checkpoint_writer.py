@@ -6,15 +6,16 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Self
 
-from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because
+from manychar.protocol.effects import Save
+from manychar.protocol.events import CheckpointWritten
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, write_checkpoint
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 
 MOST_PENDING = 2
 REPORT_EVERY = 2.0  # seconds, while a caller waits
-_Work = tuple[TrainingState, frozenset[int], str]  # spared steps; why it cannot be written
+_Work = tuple[Save, frozenset[int], str]  # spared steps; why it cannot be written
 
 
 class Writer:
@@ -28,7 +29,7 @@ class Writer:
         self._journal = resume_point.journal
         self._wake = wake
         self._pending: queue.Queue[_Work | None] = queue.Queue(MOST_PENDING)
-        self._news: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[CheckpointWritten] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoints")
 
     def __enter__(self) -> Self:
@@ -40,7 +41,7 @@ class Writer:
         self._thread.join()
 
     def write(
-        self, state: TrainingState, waiting: Callable[[], None], *, spare: Collection[int] = ()
+        self, save: Save, waiting: Callable[[], None], *, spare: Collection[int] = ()
     ) -> None:
         """Have a state written; while the disk is MOST_PENDING behind, call `waiting` and wait.
 
@@ -54,13 +55,13 @@ class Writer:
             failure = f"its journal: {because(error)}"
         while True:
             try:
-                self._pending.put((state, frozenset(spare), failure), timeout=REPORT_EVERY)
+                self._pending.put((save, frozenset(spare), failure), timeout=REPORT_EVERY)
                 return
             except queue.Full:
                 waiting()
 
-    def news(self) -> list[tuple[int, str]]:
-        """Return (step, failure) of what was tried since the last call; no failure is ''."""
+    def news(self) -> list[CheckpointWritten]:
+        """Return what became of each since the last call."""
         news = []
         while not self._news.empty():
             news.append(self._news.get())
@@ -68,25 +69,31 @@ class Writer:
 
     def _work(self) -> None:
         while (work := self._pending.get()) is not None:
-            state, spare, failure = work
+            save, spare, failure = work
             try:
                 if not failure:
-                    self._write(state, spare)
+                    self._write(save, spare)
             except OSError as error:
                 failure = because(error)
             except UserError as error:
                 failure = f"read back: {error}"
             except Exception as error:
                 failure = repr(error)
-            self._news.put((state.step, failure))
+            self._news.put(CheckpointWritten(save.state.step, failure, save.for_recovery))
             self._wake()
 
-    def _write(self, state: TrainingState, spare: frozenset[int]) -> None:
-        directory = self._directory
+    def _write(self, save: Save, spare: frozenset[int]) -> None:
+        directory, state = self._directory, save.state
         path = checkpoint_path(directory.checkpoints, state.step)
         self._journal.sync()
+        if save.for_recovery:
+            path = directory.recovery
+            write_checkpoint(path, directory.definition, self._vocabulary, state)
+            return
         if not path.exists():
             write_checkpoint(path, directory.definition, self._vocabulary, state)
+        with contextlib.suppress(OSError):  # the next call tries again
+            directory.recovery.unlink(missing_ok=True)
         kept = directory.operation.keep_checkpoints
         old = [(step, path) for step, path in list_checkpoints(directory.checkpoints) if step > 0]
         for step, path in old[:-kept] if kept else []:

@@ -8,7 +8,7 @@ import logging
 
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import rename
-from manychar.storage.checkpoint import Checkpoint, list_checkpoints
+from manychar.storage.checkpoint import Checkpoint
 from manychar.storage.journal import ServerStart, continue_journal, read_journal, resume_metrics
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import resume_validation
@@ -40,6 +40,8 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     checkpoint = _choose(directory, term)
     step = checkpoint.state.step
     journal = continue_journal(directory.path, directory.run_id, reading)
+    if again := max(reading.newest - step, 0):
+        logger.info(f"resuming from step {step:,}: steps done again: {again:,}")
     if reading.newest < step:
         name = journal.path.name
         logger.warning(f"{name}: no record of some steps up to {step}: verify will say so")
@@ -53,7 +55,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
 
 def _choose(directory: RunDirectory, term: int) -> Checkpoint:
     before = directory.facts.resume_before
-    for step, path in list_checkpoints(directory.checkpoints):
+    for step, path in directory.resumable():
         if before is not None and step >= before:
             rename(path, path.with_name(f"{path.name}.before-term-{term}"))
     checkpoint, damaged = directory.newest_checkpoint()

@@ -29,6 +29,7 @@ from manychar.storage.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     read_checkpoint,
+    stated_metadata,
     write_checkpoint,
 )
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
@@ -37,7 +38,7 @@ from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, read_addres
 
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 TERM_NAME = "term"
-CHECKPOINTS_NAME = "checkpoints"
+CHECKPOINTS_NAME, RECOVERY_NAME = "checkpoints", "recovery.safetensors"
 RUNS = Path("runs")  # where a run directory is made that has no other name
 UNFINISHED_NAME = ".unfinished.tmp"  # locked by the process that makes the run
 
@@ -80,6 +81,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS_NAME
 
+    @property
+    def recovery(self) -> Path:
+        """The checkpoint for recovery alone, in no list, until there is a newer one."""
+        return self.checkpoints / RECOVERY_NAME
+
     def corpus(self) -> tuple[str, Streams]:
         vocabulary, ids = corpus_file.map_corpus(self.path)
         try:
@@ -90,7 +96,8 @@ class RunDirectory:
     def read(self, path: Path) -> Checkpoint:
         """Return a checkpoint of this run. Raises UserError if it is damaged, or is not its own."""
         checkpoint = read_checkpoint(path)
-        if path != checkpoint_path(self.checkpoints, checkpoint.state.step):
+        own = self.recovery, checkpoint_path(self.checkpoints, checkpoint.state.step)
+        if path not in own:
             raise UserError(f"{path}: altered: it holds step {checkpoint.state.step}")
         if checkpoint.definition != self.definition:
             raise UserError(f"{path}: it is a checkpoint of another run")
@@ -108,6 +115,13 @@ class RunDirectory:
                 raise
             return None
 
+    def resumable(self) -> list[tuple[int, Path]]:
+        """Return (step, path) of all checkpoints, oldest first, by what they state."""
+        step = stated_metadata(self.recovery).get("step", "")
+        number = int(step) if step.isdecimal() else MAX_INTEGER
+        recovery = [(number, self.recovery)] if os.path.lexists(self.recovery) else []
+        return sorted(list_checkpoints(self.checkpoints) + recovery)
+
     def newest_checkpoint(self, *, up_to: float = math.inf) -> tuple[Checkpoint, dict[Path, str]]:
         """Return the newest whole checkpoint, and what is wrong with newer ones, by path.
 
@@ -116,13 +130,14 @@ class RunDirectory:
         """
         damaged: dict[Path, str] = {}
         while True:
-            listed = [path for step, path in list_checkpoints(self.checkpoints) if step <= up_to]
+            listed = [path for step, path in self.resumable() if step <= up_to]
             untried = [path for path in listed if path not in damaged]
             if not untried:
                 faults = [f"the newest: {each}" for each in damaged.values()] or ["there is none"]
                 raise UserError(f"{self.checkpoints}: no whole checkpoint; {faults[0]}")
             try:
-                if (checkpoint := self.read_if_there(untried[-1])) is not None:
+                checkpoint = self.read_if_there(untried[-1])
+                if checkpoint is not None and checkpoint.state.step <= up_to:
                     return checkpoint, damaged
             except UserError as error:
                 damaged[untried[-1]] = str(error)

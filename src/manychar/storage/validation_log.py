@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from manychar.processes.errors import UserError
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import lock_file
-from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, stated_sha256
+from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, stated_metadata
 from manychar.storage.run_directory import RunDirectory
 
 VALIDATION_NAME = "validation.jsonl"
@@ -29,7 +29,7 @@ def read_validation_losses(
     for record in reader or LogReader(directory.path / VALIDATION_NAME):
         step, nats = record["step"], record["nats"]
         path = checkpoint_path(directory.checkpoints, step)
-        if stated_sha256(path) in (None, record["sha256"]):  # None: pruned
+        if stated_metadata(path).get("sha256") in (None, record["sha256"]):  # None: pruned
             losses[step] = math.inf if nats is None else nats
     return losses
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from manychar.processes.errors import UserError
 from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
-from manychar.storage.checkpoint import checkpoint_path, list_checkpoints
+from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
@@ -68,7 +68,8 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     Raises UserError for a damaged or altered file.
     """
     check_corpus(directory.path, directory.definition.corpus_sha256)
-    saved = [step for step, _ in list_checkpoints(directory.checkpoints)]
+    directory.read_if_there(directory.recovery)  # its step is what it states
+    saved = sorted({step for step, _ in directory.resumable()})
     if not saved or saved[0] != 0:
         raise UserError(f"{directory.checkpoints}: checkpoint 0 is missing")
     living, remark = _journal(directory, saved[-1])
@@ -154,8 +155,11 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY
                 logger.info(f"verify: step {step:,} of {pieces[-1].end:,}")
-        end = directory.read_if_there(checkpoint_path(directory.checkpoints, piece.end))
-        array = first_difference(end.state, state) if end is not None else ""
+        array = ""
+        for end in (checkpoint_path(directory.checkpoints, piece.end), directory.recovery):
+            saved = directory.read_if_there(end)
+            if saved is not None and saved.state.step == piece.end:
+                array = array or first_difference(saved.state, state)
         if array or first_wrong is not None:
             return Finding(first_wrong or piece.end, array or "the weights, by the journal")
     return None
