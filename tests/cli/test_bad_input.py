@@ -249,6 +249,18 @@ class TestFlags:
         assert f"cannot bind to {bind}" in done.last_line
         expect_nothing_new(manychar)
 
+    @pytest.mark.parametrize("command", ["server"])
+    def test_too_few_open_files(self, manychar: Commands, text: Path, command: str) -> None:
+        few = (
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
+            "from manychar.cli.app import run; sys.exit(run(sys.argv[1:]))"
+        )
+        where = ("--bind", "tcp://127.0.0.1:0") if command == "server" else ()
+        done = manychar.run(command, str(text), *SMALL, *where, program=("-c", few))
+        assert done.code == 2, done
+        assert "40 open files are too few for a server" in done.last_line
+        expect_nothing_new(manychar)
+
 
 class TestRunDirectories:
     @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import pytest
 
+from manychar.network.dealer import Dealer
 from manychar.network.endpoints import IPC_PATH_LENGTH, check_endpoint, is_local, require_safe
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
@@ -53,6 +54,36 @@ def test_those_that_are_not(endpoint: str) -> None:
     with pytest.raises(UserError) as raised:
         check_endpoint(endpoint)
     assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fault"),
+    [
+        ("tcp://127.0.0.1:0", "the port on which a server listens"),
+        ("tcp://127.0.0.1:*", "the port on which a server listens"),
+        ("tcp://*:5577", "the host and the port"),
+        ("tcp://[fe80::1%nowhere]:5577", "no network interface nowhere"),
+        ("tcp://[fe80::1%9999]:5577", "no network interface 9999"),
+        ("tcp://[fe80::1]:5577", "needs its interface"),
+        ("tcp://[host]:5577", "no IPv6 address"),
+        ("tcp://[127.0.0.1]:5577", "no IPv6 address"),
+        ("tcp://300.1.1.1:5577", "neither an IPv4 address nor a host's name"),
+        ("tcp://a..b:5577", "neither an IPv4 address nor a host's name"),
+        (f"tcp://{'a' * 64}.example:5577", "neither an IPv4 address nor a host's name"),
+    ],
+)
+def test_those_that_can_never_be_connected_to(endpoint: str, fault: str) -> None:
+    with pytest.raises(UserError, match=fault):
+        Dealer(endpoint)
+    with pytest.raises(UserError, match=fault):
+        check_endpoint(endpoint, to_connect=True)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://[fe80::1%lo]:5577", "tcp://[::1%1]:1", "tcp://127.1:1"]
+)
+def test_those_that_may_be_connected_to(endpoint: str) -> None:
+    check_endpoint(endpoint, to_connect=True)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,8 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         logger.error(f"manychar: {finish.reason}")
     else:
         logger.info(finish.reason)
+    if not directory.resumable():  # it was removed meanwhile
+        raise typer.Exit(finish.code)
     more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
     if finish.resumable:
         logger.info(f"resume: {program()} {again} --resume {path}{more}")

@@ -32,7 +32,7 @@ def worker(
     from manychar.fleet.worker_pool import WorkerPool
     from manychar.fleet.worker_process import work
 
-    check_endpoint(endpoint)
+    check_endpoint(endpoint, to_connect=True)
     key = find_key(key_file)
     identity = hello(Role.WORKER, name or (key.name if key else None))
     if processes > 1:

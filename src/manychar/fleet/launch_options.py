@@ -1,7 +1,11 @@
 """The options that command line and Python API share, beside a run's definition and operation."""
 
+import contextlib
 import dataclasses
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from manychar.numerics.option import StrPath, option
@@ -10,6 +14,7 @@ from manychar.observability.sampling_options import Sampling
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from manychar.protocol.run_operation import Operation
 
+CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
 DEFINING = (*RUNNING, "equivalence")
 LOGGED = (*RUNNING, "worker")
@@ -68,10 +73,24 @@ class Reporting:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use, by its affinity and its cgroups' CPU quotas."""
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    return min([cores, *_quotas()])
+
+
+def _quotas() -> Iterator[int]:
+    """Yield the quotas of this process's cgroups and those above them, in cores, rounded up."""
+    lines = CGROUPS_OF_PROCESS.read_text().splitlines() if CGROUPS_OF_PROCESS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        group = CGROUPS / controllers / path.strip("/")  # version 2 names no controllers
+        files = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if controllers else ["cpu.max"]
+        for each in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # none there; "max"
+                quota, period = map(int, " ".join((each / f).read_text() for f in files).split())
+                if quota > 0:
+                    yield math.ceil(quota / period)
 
 
 RUN_OPTIONS = (Definition, Operation, RunPlace, Reporting, Sampling)

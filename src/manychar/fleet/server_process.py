@@ -16,7 +16,6 @@ from pathlib import Path
 
 from manychar.fleet.engine import Engine
 from manychar.fleet.server_loop import Screen, ServerLoop
-from manychar.network.connection_limit import raise_limit
 from manychar.network.event_loop import EventLoop
 from manychar.network.private_endpoint import OBSERVER_KEY
 from manychar.network.router import Router
@@ -55,7 +54,6 @@ def serve(
     command line has besides --resume and --bind. Raises UserError where the directory is damaged or
     locked, the endpoint is in use, or this machine's numerics are not the run's.
     """
-    raise_limit()
     with contextlib.ExitStack() as stack:
         loop = stack.enter_context(EventLoop())
         # First of all: a parent that reads the endpoint may send a signal at once.

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import zmq
 
+from manychar.processes.errors import UserError
+
 logger = logging.getLogger(__name__)
 
-KEPT_FREE = 64
+KEPT_FREE = LEAST = 64
 _OPEN = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
 
 
 def raise_limit() -> None:
-    """Allow this process as many open files as this user may have."""
+    """Allow this process as many open files as this user may have. UserError: they are too few."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < LEAST:  # below 0 there is no limit
+        raise UserError(f"{hard} open files are too few for a server: `ulimit -n {LEAST}` or more")
     with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -36,7 +36,7 @@ class Dealer:
     """
 
     def __init__(self, endpoint: str, key: ClientKey | None = None) -> None:
-        check_endpoint(endpoint)
+        check_endpoint(endpoint, to_connect=True)
         self._context = zmq.Context()
         self.socket = new_socket(self._context, zmq.DEALER, endpoint)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)

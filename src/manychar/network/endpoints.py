@@ -17,8 +17,8 @@ def is_endpoint(source: str) -> bool:
     return source.startswith(("tcp://", "ipc://"))
 
 
-def check_endpoint(endpoint: str) -> None:
-    """Raise UserError for what is no endpoint."""
+def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
+    """Raise UserError for what is no endpoint, or cannot be one on this machine."""
     if endpoint.startswith("ipc://@"):  # Linux's abstract names
         raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
     if endpoint.startswith("ipc://"):
@@ -29,6 +29,34 @@ def check_endpoint(endpoint: str) -> None:
     if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
         form = "write it as tcp://HOST:PORT or ipc://PATH; of a live run, `manychar runs` shows it"
         raise UserError(f"{endpoint}: not an endpoint: {form}")
+    if to_connect and (match["port"] in ("*", "0") or match["host"] == "*"):
+        raise UserError(f"{endpoint}: give the host and the port on which a server listens")
+    if fault := _fault_of_six(match["six"]) if match["six"] else _fault_of_name(match["host"]):
+        raise UserError(f"{endpoint}: {fault}")
+
+
+def _fault_of_six(text: str) -> str:
+    """Return why this IPv6 address can never be used here, if so."""
+    address, _, interface = text.partition("%")
+    if not isinstance(found := _address(address), ipaddress.IPv6Address):
+        return f"{address} is no IPv6 address"
+    known = {str(each) for pair in socket.if_nameindex() for each in pair}
+    if interface and interface not in known:
+        return f"this machine has no network interface {interface}"
+    if found.is_link_local and not interface:
+        return f"a link-local address needs its interface: [{address}%eth0]"
+    return ""
+
+
+def _fault_of_name(name: str) -> str:
+    """Return why this name can never be looked up, if so."""
+    try:
+        name.encode("idna")
+        if name.replace(".", "").isdecimal():
+            socket.inet_aton(name)
+    except (UnicodeError, OSError):
+        return f"{name} is neither an IPv4 address nor a host's name"
+    return ""
 
 
 def is_local(endpoint: str) -> bool:

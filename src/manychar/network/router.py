@@ -12,7 +12,7 @@ import zmq
 
 from manychar.network import sockets
 from manychar.network.authenticator import Authenticator
-from manychar.network.connection_limit import ConnectionLimit
+from manychar.network.connection_limit import ConnectionLimit, raise_limit
 from manychar.network.endpoints import check_endpoint, is_listening
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
@@ -47,6 +47,7 @@ class Router:
 
     def __init__(self, endpoint: str, size: Dimensions | None, keys: Path | None = None) -> None:
         """Listen; `size` bounds what is received, `keys` has the clients that may connect."""
+        raise_limit()
         check_endpoint(endpoint)
         if is_listening(endpoint):  # libzmq would take the file over
             raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))

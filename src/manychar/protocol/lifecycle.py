@@ -193,7 +193,7 @@ class Lifecycle(ServerPart):
     def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
         if event.failure:
             what = f"the checkpoint of step {event.step} could not be written: {event.failure}"
-            self.finish(RUN_FAILED, f"{what}; the last good checkpoint is kept")
+            self.finish(RUN_FAILED, what)
             return
         self._status_report.saved(event.step, now)
         if not event.for_recovery:

@@ -79,6 +79,10 @@ class Writer:
                 failure = f"read back: {error}"
             except Exception as error:
                 failure = repr(error)
+            if failure and (kept := self._directory.resumable()):
+                failure += f"; the checkpoint of step {kept[-1][0]} is kept"
+            elif failure:
+                failure += "; no checkpoint is there any more"
             self._news.put(CheckpointWritten(save.state.step, failure, save.for_recovery))
             self._wake()
 
