@@ -27,8 +27,16 @@ from manychar.storage.checkpoint import (
     write_checkpoint,
 )
 from manychar.storage.corpus_file import Corpus
+from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import recover
-from manychar.storage.run_directory import RunDirectory, create_run, locked, open_run, raise_term
+from manychar.storage.run_directory import (
+    RunDirectory,
+    create_run,
+    locked,
+    open_run,
+    raise_term,
+    removed_if_refused,
+)
 from tests.single_process import bits_of
 from tests.storage.given_texts import corpus_in, corpus_of
 from tests.texts import small_text
@@ -57,6 +65,16 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def refused(code: int = 2) -> "pytest.RaisesExc[UserError]":
     return pytest.raises(UserError, check=lambda e: e.code == code and "\n" not in str(e))
+
+
+def serve_a_little(run: RunDirectory, *steps: AppliedStep) -> None:
+    """Write what a server writes before it serves, and the records of some steps."""
+    with locked(run):
+        resumed = recover(run, raise_term(run))
+        resumed.journal.append(steps)
+        resumed.journal.close()
+        resumed.metrics.close()
+        run.write_config()
 
 
 class TestMaking:
@@ -108,11 +126,8 @@ class TestMaking:
         try:
             run = made(path)
             assert os.umask(0o022) == 0o022
+            serve_a_little(run)
             with locked(run):
-                resumed = recover(run, raise_term(run))
-                resumed.journal.close()
-                resumed.metrics.close()
-                run.write_config()
                 command = [sys.executable, "-c", "open('a child was here', 'w')"]
                 subprocess.run(command, cwd=path, check=True)
             assert os.umask(0o022) == 0o022
@@ -259,6 +274,33 @@ class TestMaking:
         with refused():
             made(tmp_path / "deep" / "run")
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_what_follows_is_refused_and_nothing_is_left(
+        self, tmp_path: Path, *, there: bool
+    ) -> None:
+        if there:
+            (tmp_path / "deep").mkdir()
+            (tmp_path / "deep" / "run").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        run = made(tmp_path / "deep" / "run")
+        serve_a_little(run)
+        with pytest.raises(UserError, match="in use"), removed_if_refused(run):
+            raise UserError("the port is in use")
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_run_that_has_begun_was_there_or_is_served_stays(self, tmp_path: Path) -> None:
+        begun, served, resumed = (made(tmp_path / name) for name in ("begun", "served", "resumed"))
+        serve_a_little(begun, AppliedStep(1, 1, 1.0, "0" * 8))
+        with pytest.raises(UserError), removed_if_refused(begun):
+            raise UserError("it failed")
+        with pytest.raises(UserError), removed_if_refused(open_run(resumed.path)):
+            raise UserError("it failed")
+        with pytest.raises(UserError), locked(served), removed_if_refused(served):
+            raise UserError("it failed")
+        with pytest.raises(KeyboardInterrupt), removed_if_refused(resumed):
+            raise KeyboardInterrupt
+        assert [open_run(each.path) for each in (begun, served, resumed)]
 
     def test_in_a_place_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("dear")

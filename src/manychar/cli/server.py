@@ -51,6 +51,7 @@ def server(
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
     from manychar.observability.progress import ProgressDisplay
+    from manychar.storage.run_directory import removed_if_refused
 
     def bound(endpoint: str) -> None:
         if child:  # the parent reads it
@@ -69,7 +70,7 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    with queued("stdout"), ProgressDisplay(directory) as display:
+    with removed_if_refused(directory), queued("stdout"), ProgressDisplay(directory) as display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
     again = ["server", "--bind", bind, *access, *["--compute"] * compute]

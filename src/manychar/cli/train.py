@@ -21,10 +21,11 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.fleet.local_fleet import LocalFleet
     from manychar.observability.exporters import exported
     from manychar.observability.progress import ProgressDisplay
+    from manychar.storage.run_directory import removed_if_refused
 
     with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
-        with queued("stdout"), ProgressDisplay(directory) as display:
+        with removed_if_refused(directory), queued("stdout"), ProgressDisplay(directory) as display:
             finish = LocalFleet(directory, display, on_status, bind=bind).run()
     again = ["train", *as_flags({name: flags.get(name) for name in ("bind", "insecure")})]
     exit_with(finish, directory, again=shlex.join(again))

@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -33,7 +33,7 @@ from manychar.storage.checkpoint import (
     write_checkpoint,
 )
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
-from manychar.storage.journal import read_journal
+from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME, read_journal
 from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, read_address
 
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
@@ -60,13 +60,14 @@ class RunFacts:
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """A run directory that exists."""
+    """A run directory that exists. Where `create_run` made it, `made` are the new directories."""
 
     path: Path
     run_id: str
     definition: Definition
     operation: Operation
     facts: RunFacts = RunFacts()
+    made: tuple[Path, ...] | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raise UserError where the operation needs what the definition does not have."""
@@ -185,13 +186,31 @@ def create_run(
         with atomic_files.no_more_readable_than(path):
             _fill(directory, corpus)
     except BaseException as error:
-        for each in reversed(made):
-            with contextlib.suppress(OSError):
-                each.rmdir()
+        _remove_directories(made)
         if isinstance(error, OSError):
             raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
         raise
-    return directory
+    return dataclasses.replace(directory, made=tuple(made))
+
+
+@contextlib.contextmanager
+def removed_if_refused(directory: RunDirectory) -> Iterator[None]:
+    """Remove a run that was made for what follows, where an error ends it before its first step."""
+    try:
+        yield
+    except (UserError, OSError):
+        path, made = directory.path, directory.made
+        begun = is_served(path) or read_journal(path, directory.run_id, with_steps=False).newest
+        if made is not None and not begun:
+            _empty(path)
+            _remove_directories(made)
+        raise
+
+
+def _remove_directories(made: Sequence[Path]) -> None:
+    for each in reversed(made):
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 def _refuse_what_is_there(path: Path) -> None:
@@ -232,7 +251,8 @@ def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
 
 
 def _empty(path: Path) -> None:
-    for name in (CONFIG_NAME, corpus_file.CORPUS_NAME, corpus_file.VOCABULARY_NAME):
+    corpus = corpus_file.CORPUS_NAME, corpus_file.VOCABULARY_NAME
+    for name in (CONFIG_NAME, *corpus, LOCK_NAME, TERM_NAME, JOURNAL_NAME, METRICS_NAME):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)
 
