@@ -10,7 +10,6 @@ secret in them are readable by their owner alone, or refused.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -23,11 +22,12 @@ import zmq
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
 from manychar.protocol.messages import KeyRole
-from manychar.storage.atomic_files import replace_file
+from manychar.storage.atomic_files import lock_file, replace_file
 
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
 FIRST_CLIENT = "worker"
 FORMAT = 1
+LOCKED_WITHIN = 5.0  # seconds
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
@@ -192,11 +192,13 @@ def _locked(directory: Path) -> Iterator[None]:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(f"{directory}: {because(error)}; make it with `keys create`") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        try:
+            lock_file(descriptor, within=LOCKED_WITHIN)
+        except OSError as error:
+            raise UserError(f"{directory}: {because(error)}") from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:

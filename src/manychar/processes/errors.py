@@ -20,5 +20,6 @@ class UserError(Exception):
 
 
 def because(error: OSError) -> str:
-    """Return the operating system's reason in small letters, without the path."""
-    return (error.strerror or str(error)).lower()
+    """Return the operating system's reason without the path, to go on with in a sentence."""
+    reason = error.strerror or str(error)
+    return reason[:1].lower() + reason[1:]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manychar.processes.errors import UserError, because
-from manychar.storage.atomic_files import sync_directory
+from manychar.storage.atomic_files import sync, sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class AppendLog:
 
     def sync(self) -> None:
         """Make what was flushed durable; from any thread. Raises OSError."""
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno(), self.path)
 
     def close(self) -> None:
         """Flush and close. Raises OSError, and is closed all the same."""

@@ -6,6 +6,7 @@ A file that is replaced keeps its mode, owner and group, and a symbolic link to 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 import tempfile
@@ -17,10 +18,15 @@ from typing import IO, Any
 from manychar.processes.errors import UserError, because
 
 LOCK_PAUSE = 0.05  # seconds
+NO_LOCKS = "this file system has no locks ({}); use another one, or mount it with locks"
+NO_SYNC = "this file system cannot fsync a directory: a power failure may undo the newest files"
+SAID = "MANYCHAR_DIRECTORY_FSYNC"  # by this process or one that started it
+
+logger = logging.getLogger(__name__)
 
 
-def lock_file(file: IO[Any], *, within: float) -> None:
-    """Lock a file for this process alone, within so many seconds. Raises BlockingIOError."""
+def lock_file(file: IO[Any] | int, *, within: float) -> None:
+    """Lock a file for this process alone, within so many seconds. OSError; BlockingIOError."""
     deadline = time.monotonic() + within
     while True:
         try:
@@ -28,6 +34,8 @@ def lock_file(file: IO[Any], *, within: float) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
+        except OSError as error:
+            raise OSError(error.errno, NO_LOCKS.format(f"flock: {because(error)}")) from None
         time.sleep(LOCK_PAUSE)
 
 
@@ -37,7 +45,7 @@ def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o666) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.writelines(pieces)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno(), path)
 
 
 @contextlib.contextmanager
@@ -117,11 +125,25 @@ def make_directories(path: Path, made: list[Path]) -> None:
             sync_directory(each.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(descriptor: int, path: Path) -> None:
+    """Make what was written to an open file durable. Raises an OSError that names it."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, f"fsync of {path}: {because(error)}") from None
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, where its file system can do that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor, path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        if SAID not in os.environ:
+            os.environ[SAID] = ""
+            logger.warning(f"{path}: {NO_SYNC}")
     finally:
         os.close(descriptor)
 

@@ -234,6 +234,9 @@ def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
             atomic_files.lock_file(mark, within=0)
         except BlockingIOError:
             raise UserError(f"{path}: another process makes a run there") from None
+        except OSError:
+            (path / UNFINISHED_NAME).unlink()
+            raise
         _refuse_what_is_there(path)
         try:
             _empty(path)
