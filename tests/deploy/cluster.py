@@ -102,6 +102,18 @@ class Cluster:
         """Start a node's daemon."""
         self._daemon(node, "slurmd", "-D", "-f", str(self._configuration), "-N", node)
 
+    def take_port(self, node: str, port: int) -> None:
+        """Have another program listen at a port of a node."""
+        program = f"""
+import socket, threading
+listening = socket.create_server(("{address_of(node)}", {port}))
+print("listening", flush=True)
+threading.Event().wait()
+"""
+        self._daemon(node, "python3", "-c", program)
+        log = self._scratch / "log" / f"python3.{node}.out"
+        until(lambda: "listening" in log.read_text(), lambda: f"a listener: {log.read_text()}")
+
     def kill_node(self, node: str) -> None:
         """Kill everything that runs on a node, as the end of its power does."""
         while pids := self._pids(node):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import until
-from tests.deploy.cluster import PROGRAMS, Cluster, started
+from tests.deploy.cluster import NODES, PROGRAMS, Cluster, started
 from tests.deploy.hosts import can_be_made
 from tests.fleet.test_fleet import expect_same_bits, steps_of
 from tests.texts import small_text
@@ -22,9 +22,12 @@ SPREAD = ("--ntasks=4", "--nodes=3-4", "--spread-job")
 
 
 @pytest.mark.parametrize("script", ["train.sbatch", "workers.sbatch"])
-def test_a_jobs_memory_is_limited(script: str) -> None:
+def test_a_job_says_what_it_takes_and_has_room_for_what_a_cluster_asks(script: str) -> None:
     text = (RECIPES / script).read_text(encoding="utf-8")
     assert re.search(r"^#SBATCH --mem=\d+G$", text, re.MULTILINE)
+    assert re.search(r"^#SBATCH --cpus-per-task=\d+$", text, re.MULTILINE)
+    placeholders = re.findall(r"^##SBATCH --(\w+)=\S+$", text, re.MULTILINE)
+    assert placeholders == ["partition", "account", "time"]
 
 
 @pytest.fixture
@@ -96,10 +99,15 @@ class Job:
 
 @pytest.mark.long
 def test_a_job_trains_to_its_last_step_and_one_with_bad_flags_fails(slurm: Cluster) -> None:
+    for node in NODES:  # one of them is the server's
+        slurm.take_port(node, 20001)
     job = Job(slurm, "text.txt", *DEFINITION, "--steps", "60")
+    assert job.number == "1"
     mistaken = Job(slurm, "no-such-text.txt")
     job.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
     assert job.expect_the_bits_of_one_process() == 60
+    (port,) = set(re.findall(r"tcp://[\d.]+:(2\d{4})\b", slurm.output(job.number)))
+    assert port != "20001"
     mistaken.wait_for_state(JobState="FAILED", ExitCode="2:0")
     assert "no-such-text.txt: no such file" in slurm.output(mistaken.number)
     assert not mistaken.keys.exists()
