@@ -3,11 +3,13 @@
 `python -m tests.deploy.operating` writes them (3 minutes, most of them for the simulation).
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from manychar.fleet.capacity import Fleet, predict
+from manychar.numerics.run_definition import choose_streams
 from manychar.protocol.aggregation import INPUT_BYTES, STEPS_COMPARED
 from manychar.protocol.dimensions import Dimensions
 from tests.deploy.recipes import DEPLOY
@@ -45,6 +47,13 @@ def dimensions(hidden: int, workers: int) -> Dimensions:
         shards=workers,
         dtype="float32",
     )
+
+
+def recipe_size(characters: int, *, hidden: int, shards: int) -> Dimensions:
+    """Return the sizes of a recipe's run: the defaults but for what it names."""
+    streams = choose_streams(hidden, shards)
+    size = dimensions(hidden, shards)
+    return dataclasses.replace(size, vocabulary_size=characters, streams=streams)
 
 
 def server_memory(size: Dimensions, workers: int) -> float:

@@ -1,6 +1,7 @@
 """deploy/kubernetes: valid by the published schemas, as hardened as it says, and run here."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,10 +19,11 @@ import zmq
 
 from manychar.network import keys
 from manychar.network.authenticator import Authenticator
-from manychar.processes.errors import BAD_INPUT, REFUSED_FOR_SAFETY, STOPPED, UserError
+from manychar.processes.errors import BAD_INPUT, REFUSED_FOR_SAFETY, RUN_FAILED, STOPPED, UserError
 from manychar.protocol.messages import KeyRole
 from tests.commands import Commands, until
 from tests.conftest import Require
+from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, Recipe, documents, flag, shell
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -45,14 +47,20 @@ def by_kind(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]
     return {(one["kind"], one["metadata"]["name"]): one for one in found}
 
 
-SERVER = by_kind(base())["StatefulSet", "manychar-server"]
+SERVER = by_kind(base())["Job", "manychar-server"]
 JOB = by_kind(base())["Job", "manychar-worker"]
 PODS = {"server": SERVER["spec"]["template"]["spec"], "worker": JOB["spec"]["template"]["spec"]}
+VOLUME, FILES = (
+    one
+    for name in ("volume", "files")
+    for one in documents((KUBERNETES / f"{name}.yaml").read_text())
+)
 ALL_CONTAINERS = [
     pytest.param(container, id=f"{pod}-{container['name']}")
-    for pod, spec in PODS.items()
-    for container in (*spec["initContainers"], *spec["containers"])
+    for pod, spec in {**PODS, "files": FILES["spec"]}.items()
+    for container in (*spec.get("initContainers", ()), *spec["containers"])
 ]
+PROBES = 128 * operating.MIB
 
 
 def kustomized(require: Require, directory: Path) -> list[dict[str, Any]]:
@@ -80,7 +88,19 @@ def faults_of(found: list[dict[str, Any]], version: str = NEWEST) -> dict[str, s
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_the_base_is_valid_by_the_strict_schemas(version: str) -> None:
     assert len(base()) > 3
-    assert faults_of(base(), version) == {}
+    assert faults_of([*base(), VOLUME, FILES], version) == {}
+
+
+def test_the_volume_is_the_clusters_default_or_of_a_class_that_is_named() -> None:
+    text = (KUBERNETES / "volume.yaml").read_text()
+    assert "storageClassName" not in VOLUME["spec"]
+    (named,) = documents(text.replace("# storageClassName:", "storageClassName:"))
+    assert named["spec"]["storageClassName"] == "NAME"
+    assert faults_of([named]) == {}
+    for spec in (PODS["server"], FILES["spec"]):
+        claims = [volume.get("persistentVolumeClaim") for volume in spec["volumes"]]
+        assert {"claimName": VOLUME["metadata"]["name"]} in claims
+    assert VOLUME["kind"] not in {kind for kind, _ in by_kind(base())}  # deleted with the base
 
 
 def test_a_misspelt_field_is_not() -> None:
@@ -93,21 +113,41 @@ def test_kustomize_renders_the_base_as_this_test_does(require: Require) -> None:
     assert by_kind(kustomized(require, KUBERNETES / "base")) == by_kind(base())
 
 
-def test_an_overlay_with_a_text_of_ones_own(require: Require, tmp_path: Path) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    mine = tmp_path / "kubernetes" / "own-text"
-    (mine / "text.txt").write_text("the cat sat on a mat\n", encoding="utf-8")
-    found = kustomized(require, mine)
+def test_the_overlay_for_ones_own_text_is_complete_as_it_lies_there(require: Require) -> None:
+    found = kustomized(require, KUBERNETES / "own-text")
     assert faults_of(found) == {}
     kinds = by_kind(found)
-    server = kinds["StatefulSet", "manychar-server"]["spec"]["template"]["spec"]
-    (container,) = server["containers"]
+    assert kinds.keys() == by_kind(base()).keys()
+    server = kinds["Job", "manychar-server"]["spec"]["template"]["spec"]["containers"][0]
     job = kinds["Job", "manychar-worker"]["spec"]
-    shards = int(flag(container["args"], "shards"))
-    assert job["parallelism"] == job["completions"] == shards == 16
-    assert container["image"] == "registry.example/manychar:0.4.0"
-    assert {"name": "text", "mountPath": "/text", "readOnly": True} in container["volumeMounts"]
-    assert kinds["ConfigMap", "text"]["data"] == {"text.txt": "the cat sat on a mat\n"}
+    assert job["parallelism"] == job["completions"] == int(flag(server["args"], "shards")) == 16
+    place = server["args"][1]
+    readme = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+    assert f" cp text.txt {FILES['metadata']['name']}:{place}\n" in readme
+    assert place.startswith("/runs/")
+    expect_limits_of_the_formula(server, job, characters=256)
+
+
+def test_the_limits_of_memory_follow_from_the_formula() -> None:
+    expect_limits_of_the_formula(PODS["server"]["containers"][0], JOB["spec"], characters=103)
+
+
+def expect_limits_of_the_formula(
+    server: dict[str, Any], job: dict[str, Any], *, characters: int
+) -> None:
+    """Twice the formula, the probes beside the server, in steps of 64 MiB."""
+    flags = dict(word[2:].split("=") for word in server["args"] if "=" in word)
+    size = operating.recipe_size(
+        characters, hidden=int(flags.get("hidden", 100)), shards=int(flags["shards"])
+    )
+    worker = job["template"]["spec"]["containers"][0]
+    for container, needed in (
+        (server, 2 * operating.server_memory(size, job["completions"]) + PROBES),
+        (worker, 2 * operating.worker_memory(size, size.shards)),
+    ):
+        memory = container["resources"]["limits"]["memory"]
+        assert memory == container["resources"]["requests"]["memory"]
+        assert memory == f"{math.ceil(needed / 64 / operating.MIB) * 64}Mi"
 
 
 @pytest.mark.parametrize("container", ALL_CONTAINERS)
@@ -120,6 +160,24 @@ def test_a_container_can_do_nothing_that_it_need_not(container: dict[str, Any]) 
     assert container["resources"]["limits"]["memory"]
     assert "cpu" not in container["resources"]["limits"]
     assert not container["image"].endswith(":latest")
+
+
+def test_a_finished_run_is_not_started_again_and_one_that_was_stopped_is() -> None:
+    spec = SERVER["spec"]
+    assert spec["completions"] == spec["parallelism"] == 1
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes takes no policy
+    assert spec["podReplacementPolicy"] == "Failed"  # no second server beside the first
+    never = {BAD_INPUT, RUN_FAILED, REFUSED_FOR_SAFETY}
+    assert actions(SERVER) == {STOPPED: "Ignore", **dict.fromkeys(never, "FailJob")}
+
+
+def actions(job: dict[str, Any]) -> dict[int, str]:
+    """Return what a Job does by the exit code of its container."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    for rule in rules:
+        assert rule["onExitCodes"]["containerName"] == container["name"]
+    return {code: rule["action"] for rule in rules for code in rule["onExitCodes"]["values"]}
 
 
 @pytest.mark.parametrize("pod", PODS)
@@ -153,14 +211,8 @@ def test_as_many_workers_as_shards_and_a_network_for_nobody_else() -> None:
 
 
 def test_the_job_knows_this_programs_exit_codes() -> None:
-    rules = JOB["spec"]["podFailurePolicy"]["rules"]
-    by_code = {
-        code: rule["action"]
-        for rule in rules
-        if "onExitCodes" in rule
-        for code in rule["onExitCodes"]["values"]
-    }
-    assert by_code == {STOPPED: "Ignore", BAD_INPUT: "FailIndex", REFUSED_FOR_SAFETY: "FailIndex"}
+    never = {BAD_INPUT, REFUSED_FOR_SAFETY}
+    assert actions(JOB) == {STOPPED: "Ignore", **dict.fromkeys(never, "FailIndex")}
     assert PODS["worker"]["restartPolicy"] == "Never"  # or Kubernetes takes no such policy
 
 

@@ -144,6 +144,35 @@ def test_the_formulas_stand_in_the_page() -> None:
         assert formula in PAGE
 
 
+def matched(file: str, pattern: str) -> str:
+    """Return what a file of the recipes says."""
+    found = re.search(pattern, (DEPLOY / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"no {pattern} in {file}"
+    return found[1]
+
+
+def test_the_recipes_limits_of_memory_are_above_the_formulas() -> None:
+    """Kubernetes' follow from it exactly: test_kubernetes.py."""
+    compose, unit, job = "container/compose.yaml", "systemd/manychar-server.service", "slurm/"
+    size = operating.recipe_size(256, hidden=100, shards=int(matched(compose, r"--shards=(\d+)")))
+    server = int(matched(compose, r"^    mem_limit: (\d+)g")) * 1024 * operating.MIB
+    worker = int(matched(compose, r"^  mem_limit: (\d+)m")) * operating.MIB
+    assert operating.server_memory(size, size.shards) < server
+    assert operating.worker_memory(size, size.shards) < worker
+    settings = "systemd/server.conf"
+    hidden, shards = (int(matched(settings, p)) for p in (r"--hidden (\d+)", r"^SHARDS=(\d+)"))
+    size = operating.recipe_size(256, hidden=hidden, shards=shards)
+    server = int(matched(unit, r"^MemoryMax=(\d+)G")) * 1024 * operating.MIB
+    worker = int(matched("systemd/manychar-worker@.service", r"^MemoryMax=(\d+)G")) * 1024
+    assert operating.server_memory(size, size.shards) < server
+    assert operating.worker_memory(size, size.shards) < worker * operating.MIB
+    size = operating.recipe_size(256, hidden=100, shards=8)
+    on_a_node = int(matched(f"{job}train.sbatch", r"^#SBATCH --mem=(\d+)G")) * 1024 * operating.MIB
+    workers = int(matched(f"{job}train.sbatch", r"^#SBATCH --ntasks=(\d+)")) - 1
+    needed = operating.server_memory(size, workers) + workers * operating.worker_memory(size, 8)
+    assert needed < on_a_node
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
 @pytest.mark.parametrize(
     ("hidden", "shards", "streams", "seq_length", "workers", "least"),
