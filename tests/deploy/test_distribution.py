@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,15 @@ def test_the_program_is_installed_from_a_file_and_not_by_a_name(page: Path) -> N
     installed = re.findall(r"pip install ([^`\n&|]+)", page.read_text(encoding="utf-8"))
     by_name = [words for words in installed if re.search(r"(^| )manychar\b(?!-\d)", words)]
     assert by_name == []
+
+
+def test_the_recipes_name_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        found
+        for file in files_of(DEPLOY)
+        for found in re.findall(
+            r"(?:manychar:|manychar-|newTag: )(\d+\.\d+\.\d+)", file.read_text(encoding="utf-8")
+        )
+    }
+    assert named == {version["version"]}
