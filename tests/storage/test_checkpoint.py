@@ -293,7 +293,7 @@ class TestAtomic:
             monkeypatch.setattr(Path, "rename", fails)
         else:
             monkeypatch.setattr(atomic_files, "sync_directory", fails)
-        with pytest.raises(OSError, match="(?i)no space"):
+        with pytest.raises(OSError, match=r"(?i)no space"):
             write_checkpoint(path, definition, VOCABULARY, a_state(definition))
         monkeypatch.undo()
         left = [p.name for p in tmp_path.iterdir()]
