@@ -26,6 +26,7 @@ ROWS = {
     "vocabulary": "columns of Wxh that are not sent, by the links' speed",
     "recipe": "study: learning rate, warm-up and streams by size, and the defaults",
     "parts": "study: what each part of one process's step costs",
+    "relays": "the server's time and the exchange with relays, beside the same without them",
     "profile": "study: what a step of a fleet costs each thread",
     "capacity": "study: the costs by which fleets are planned, and what they predict",
 }

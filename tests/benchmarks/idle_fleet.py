@@ -2,14 +2,20 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
+from tests.benchmarks.asking import SideError
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.program import HERE, Program
-from tests.benchmarks.running import Process, growth, manychar, operation, sizes
+from tests.benchmarks.running import PATIENCE, Process, growth, manychar, operation, sizes
 from tests.benchmarks.task import Task
+
+FEW = 8  # they all join before the first metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,7 @@ class IdleFleet:
     task: Task
     workers: int = 2
     program: Program = HERE
+    relays: int = 0
 
     def started(self, stack: contextlib.ExitStack) -> tuple[Path, list[Process]]:
         """Return a run directory, and its server and workers; they end with the stack."""
@@ -34,11 +41,18 @@ class IdleFleet:
         stack.enter_context(server)
         endpoint = json.loads(server.listen())["endpoint"]
         idle = self.program.idle_worker(self.task.numerics)
-        workers = [
-            stack.enter_context(Process([*idle, endpoint, f"idle-{i}"], program=self.program))
-            for i in range(self.workers)
+        above = [f"ipc://{folder}/relay-{i}" for i in range(self.relays)]
+        relays = [
+            stack.enter_context(manychar("relay", endpoint, "--bind", each, "--name", f"relay-{i}"))
+            for i, each in enumerate(above)
         ]
-        return run_dir, [server, *workers]
+        workers = [
+            stack.enter_context(Process([*idle, to, f"idle-{i}"], program=self.program))
+            for i, to in zip(range(self.workers), itertools.cycle(above or [endpoint]))
+        ]
+        if self.relays or self.workers > FEW:
+            _until_all_compute(endpoint, self.relays + self.workers)
+        return run_dir, [server, *relays, *workers]
 
     def measure(self, turn: int) -> float:
         """Return steps a second, the start left out; `turn` does not matter."""
@@ -46,6 +60,20 @@ class IdleFleet:
             run_dir, processes = self.started(stack)
             grown, *_ = growth(run_dir, processes, self.plan.seconds)
         return grown["step"] / grown["seconds"]
+
+
+def _until_all_compute(endpoint: str, count: int) -> None:
+    """Wait until each worker and relay holds shards."""
+    deadline = time.monotonic() + PATIENCE
+    command = [HERE.python, "-m", "manychar", "status", endpoint, "--json"]
+    while time.monotonic() < deadline:
+        done = subprocess.run(command, cwd=HERE.root, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            workers = json.loads(done.stdout)["workers"]
+            if sum(worker["leases"] > 0 for worker in workers) == count:
+                return
+        time.sleep(0.5)
+    raise SideError(f"{count} workers and relays do not all hold shards after {PATIENCE:.0f} s")
 
 
 class ServerThread(IdleFleet):

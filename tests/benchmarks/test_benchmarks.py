@@ -14,7 +14,7 @@ from tests.benchmarks.comparison import Comparison, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
-from tests.benchmarks.rows import capacity, targets
+from tests.benchmarks.rows import capacity, relays, targets
 from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
@@ -60,6 +60,8 @@ def test_a_fleet_goes_beside_one_process(plan: Plan) -> None:
 def test_workers_that_compute_nothing_exchange_all_the_same(plan: Plan) -> None:
     task = plan.task(numerics="portable", hidden=16, shards=2)
     assert IdleFleet(plan, task).measure(0) > 0
+    if Path("/proc/self/schedstat").exists():
+        assert min(relays.figures(IdleFleet(plan, task, relays=1))) > 0
     if Path("/proc/self/schedstat").exists():
         assert ServerThread(plan, task).measure(0) > 0
 

@@ -37,6 +37,7 @@ LOGGING = [
     *("protocol/server", "lifecycle", "status_report", "admission", "conflicting_results"),
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
     *("recovery", "authenticator", "connection_limit", "queued_stream"),
+    *("protocol/relay", "relay_process"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "_refuse", "Finish"}
 NO_TROUBLE = {"", "stopped by", "finished at step", "stopped early at", "to a client that is"}

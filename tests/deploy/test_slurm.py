@@ -174,3 +174,30 @@ def test_the_job_goes_on_elsewhere_when_its_servers_node_is_lost(slurm: Cluster)
     again.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
     assert not again.run.exists()
     assert job.expect_the_bits_of_one_process() == int(further)
+
+
+@pytest.mark.long
+def test_a_relay_a_node_stands_for_its_workers(slurm: Cluster) -> None:
+    job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS)
+    job.wait_for_lines(*(f"worker-{i} has joined" for i in (1, 2, 3)))
+    more = slurm.submit(
+        *("--nodes=2", "--ntasks=6", "--ntasks-per-node=3"),
+        str(RECIPES / "workers.sbatch"),
+        job.number,
+        "relays",
+    )
+    job.wait_for_lines(*(rf"job-{more}\.0-{i} has joined" for i in (0, 3)))
+    below = [
+        rf"job-{more}\.0-{i}: job-{more}\.0-{i + j} has joined" for i in (0, 3) for j in (1, 2)
+    ]
+    until(
+        lambda: all(re.search(line, slurm.output(more)) for line in below),
+        lambda: f"{below}: {slurm.output(more)}{slurm.described()}",
+    )
+    job.wait_for_progress()
+    slurm.kill("relay", slurm.state(more)["BatchHost"])
+    job.wait_for_lines(rf"(job-{more}\.0-\d has left: its connection is gone|reassigned)")
+    job.wait_for_progress()
+    assert not re.search(rf"job-{more}\.0-[1245] has joined", slurm.output(job.number))
+    job.end_well()
+    assert job.expect_the_bits_of_one_process() > 0

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from tests.commands import SMALL, Commands, Running, until
@@ -53,9 +54,13 @@ def bits_alone(run: Path, steps: int) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.long)])
+def long(*values: int) -> ParameterSet:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(("count", "relays"), [(50, 0), (50, 2), long(1000, 0), long(1000, 16)])
 def test_many_workers_share_a_run_and_a_tenth_of_them_is_replaced(
-    manychar: Commands, text: Path, count: int
+    manychar: Commands, text: Path, count: int, relays: int
 ) -> None:
     text.write_text(4 * small_text(), encoding="utf-8")
     server = manychar.start(
@@ -64,8 +69,16 @@ def test_many_workers_share_a_run_and_a_tenth_of_them_is_replaced(
         *(*SMALL, "--streams", "1", "--shards", str(count)),
     )
     endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
+    between = [
+        manychar.start("relay", endpoint, "--bind", "tcp://127.0.0.1:0", "--name", f"r{i}")
+        for i in range(relays)
+    ]
+    below = [each.wait_for(r"manychar worker (tcp://\S+)")[1] for each in between]
     workers = manychar.start(
-        str(count), endpoint, program=PROGRAM, stdin=subprocess.PIPE, directory=ROOT
+        *(str(count), *(below or [endpoint])),
+        program=PROGRAM,
+        stdin=subprocess.PIPE,
+        directory=ROOT,
     )
     assert answer(workers, 0)["leased"] <= LEASED_WITHIN
     expect_none_starved(workers, count)
@@ -73,7 +86,9 @@ def test_many_workers_share_a_run_and_a_tenth_of_them_is_replaced(
     assert replaced["leased"] <= NOTICED_WITHIN + LEASED_WITHIN
     expect_none_starved(workers, count)
     assert manychar.run("stop", endpoint).code == 0
-    assert server.end().code == 75
+    assert [each.end().code for each in (server, *between)] == [75] * (1 + relays)
+    assert workers.process.stdin is not None
+    workers.process.stdin.close()  # its sockets may drop a server's last message
     assert workers.end().code == 0
     step, path = max(list_checkpoints(manychar.directory / "run" / "checkpoints"))
     assert step >= 2 * STEPS_COUNTED

@@ -9,7 +9,7 @@ import pytest
 
 from manychar.observability.observer_client import ObserverClient
 from manychar.observability.snapshot import Snapshot
-from manychar.protocol.messages import WorkerStats
+from manychar.protocol.worker_tally import WorkerStats
 from manychar.verification.equivalence import slowed
 from tests.commands import GENEROUS, SMALL, Commands, Running, until
 from tests.fleet.test_fleet import expect_same_bits

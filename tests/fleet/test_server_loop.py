@@ -39,5 +39,5 @@ def test_the_loss_of_many_peers_at_once_is_handled_one_after_the_other() -> None
         "router": types.SimpleNamespace(send=send),
         "share": None,
     }
-    server._handle(cast("Event", DeadlinePassed()))
+    server.handle(cast("Event", DeadlinePassed()))
     assert machine.lost == list(range(PEERS))

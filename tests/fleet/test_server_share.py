@@ -19,7 +19,7 @@ from manychar.fleet.server_share import ServerShare
 from manychar.observability.observer_client import ObserverClient
 from manychar.protocol.effects import Compute, Finish, Send
 from manychar.protocol.events import Computed, DeadlinePassed, FingerprintComputed, Received
-from manychar.protocol.membership import OWN_PEER
+from manychar.protocol.member import OWN_PEER
 from manychar.storage.checkpoint import list_checkpoints
 from tests.commands import SMALL, Commands, Running, until
 from tests.fleet.test_fleet import endless, expect_same_bits, further

@@ -27,7 +27,7 @@ from manychar.processes.errors import UserError
 from manychar.protocol.codec import MAX_FRAMES, decode, encode
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
-from manychar.protocol.membership import OWN_PEER
+from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Frame, UnitResult
 from manychar.protocol.unit_payload import Payload, largest_payload
 from tests.commands import until

@@ -14,7 +14,8 @@ from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import Health, health_of
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.messages import Done, Hello, KeyRole, Welcome, WorkerStats
+from manychar.protocol.messages import Done, Hello, KeyRole, Welcome
+from manychar.protocol.worker_tally import WorkerStats
 from tests.commands import SMALL, Commands
 from tests.protocol.stage import status
 
@@ -24,7 +25,7 @@ DIMENSIONS = Dimensions(
 
 
 def worker(name: str, *, leases: int = 1, late: float = 0.0) -> WorkerStats:
-    return WorkerStats(name, "host", "working", leases, 0, 0, 0.1, late, *[0.0] * 5)
+    return WorkerStats(name, "host", "working", leases, 0, 0, 0.1, late, *(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
@@ -144,6 +145,8 @@ class FakeServer(threading.Thread):
             seed=0,
             silence=60.0,
             vocabulary=b"abc",
+            fingerprint="same",
+            libraries={},
         )
         self.router.send(peer, encode(welcome))
 

@@ -22,7 +22,8 @@ from manychar.observability.status import COLUMNS, lines_of, rows_of, show
 from manychar.processes import log
 from manychar.protocol.counters import USUAL
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.messages import Status, WorkerStats
+from manychar.protocol.messages import Status
+from manychar.protocol.worker_tally import WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
@@ -206,7 +207,7 @@ def _status(seconds: float, **figures: Any) -> Status:
 def _worker(seconds: float, **values: Any) -> WorkerStats:
     usual = {"gradients": int(10 * seconds), "shard_seconds": 0.05, "speed": 10.0}
     usual |= {"computing": 0.5, "exchanging": 0.4, "waiting": 0.1}
-    known = WorkerStats("ann", "here", "working", 1, 0, 0, *[0.0] * 7)
+    known = WorkerStats("ann", "here", "working", 1, 0, 0, *(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     return known._replace(**usual | values)
 
 

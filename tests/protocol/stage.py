@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol.effects import Compute, Effect, Log, Send
 from manychar.protocol.events import Computed, DeadlinePassed, Received, Started
-from manychar.protocol.membership import Member
+from manychar.protocol.member import Member
 from manychar.protocol.messages import (
     WIRE_VERSION,
     Frame,

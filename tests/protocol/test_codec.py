@@ -20,6 +20,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.dimensions import Dimensions, Structure, most_units
 from manychar.protocol.messages import Frame, Message, Unit
 from manychar.protocol.unit_payload import Payload, largest_payload
+from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import IN_RUN, status
 
 SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=3, streams=2, shards=3, dtype="float32")
@@ -75,7 +76,7 @@ def built(draw: st.DrawFn, kind: Any) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     hints.pop("packed", None)
     for name, hint in hints.items():
-        within = name in ("first", "last") and "lease" in hints
+        within = name in ("first", "last") and "last" in hints
         shards = st.integers(values.get("first", 0), SIZE.shards - 1)
         values[name] = draw(shards if within else any_of(hint, values))
     return kind(**values)
@@ -177,7 +178,7 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 
 GOODBYE = messages.Goodbye(**IN_RUN, reason="done")
 HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=(Unit(1, 0, 0, 0, 0),))
-STATUS = status(workers=(messages.WorkerStats("ann", "here", "working", *[0] * 3, *[0.0] * 7),))
+STATUS = status(workers=(WorkerStats("ann", "here", "working", *(0,) * 3, *(0.0,) * 7),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
 READY = messages.Ready(**IN_RUN, fingerprint="0" * 64, libraries={}, slowest=0.0)
 GRANT = messages.Grant(
@@ -219,7 +220,14 @@ NEW_WEIGHTS = messages.NewWeights(
     ids=bytes(2 * SIZE.ids_bytes),
 )
 WELCOME = messages.Welcome(
-    **IN_RUN, dimensions=SIZE, numerics="portable", seed=0, silence=2.0, vocabulary=b"abcde"
+    **IN_RUN,
+    dimensions=SIZE,
+    numerics="portable",
+    seed=0,
+    silence=2.0,
+    vocabulary=b"abcde",
+    fingerprint="same",
+    libraries={},
 )
 
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manychar.numerics.tree_reduction import Range
-from manychar.protocol.membership import OWN_PEER, Lease, Member, Membership, PeerState
+from manychar.protocol.member import OWN_PEER, Member, PeerState
+from manychar.protocol.membership import Lease, Membership
 from manychar.protocol.messages import Unit, UnitState
 from manychar.protocol.range_cut import runs_of
 from manychar.protocol.worker_speed import WorkerSpeed
@@ -102,17 +103,17 @@ def test_a_holder_continues_with_what_it_computed_under_this_lease() -> None:
     working(membership, "ann")
     working(membership, "bob")
     lease = membership.lease((1, 3), b"ann")
-    assert not membership.can_continue(lease)
-    membership.accepted([1, 2], b"ann", lease.number)
-    assert not membership.can_continue(lease), "shard 3 is not of this lease"
-    membership.accepted([3], b"ann", lease.number)
-    assert membership.can_continue(lease)
+    assert not membership.can_continue(lease, 1)
+    membership.accepted([1, 2], b"ann", lease.number, 0)
+    assert not membership.can_continue(lease, 1), "shard 3 is not of this lease"
+    membership.accepted([3], b"ann", lease.number, 0)
+    assert membership.can_continue(lease, 1)
     for peer, number in ((b"bob", lease.number), (b"ann", 99)):
-        membership.accepted([2], peer, number)
-        assert not membership.can_continue(lease)
-        membership.accepted([2], b"ann", lease.number)
+        membership.accepted([2], peer, number, 0)
+        assert not membership.can_continue(lease, 1)
+        membership.accepted([2], b"ann", lease.number, 0)
     membership.end_lease(lease)
-    assert not membership.can_continue(membership.lease((1, 3), b"ann")), "another number"
+    assert not membership.can_continue(membership.lease((1, 3), b"ann"), 1), "another number"
 
 
 def test_runs_are_the_contiguous_parts() -> None:
@@ -259,9 +260,9 @@ def test_the_limit_doubles_with_each_takeover_of_the_worst_shard_of_what_is_held
         membership.lease((0, 2), next_one.peer)
         limits.append(membership.limit(next_one))
     assert limits == [2.0, 4.0, 8.0, 16.0]
-    membership.accepted([1], ann.peer, 1)
+    membership.accepted([1], ann.peer, 1, 0)
     assert membership.limit(bob) == 8.0, "shards 0 and 2 were taken over twice"
-    membership.accepted([0, 2], ann.peer, 1)
+    membership.accepted([0, 2], ann.peer, 1, 0)
     assert membership.limit(bob) == 2.0
 
 

@@ -34,6 +34,8 @@ WELCOME = Welcome(
     seed=0,
     silence=2.0,
     vocabulary=KNOWN.vocabulary.encode(),
+    fingerprint="same",
+    libraries={},
 )
 STATUS = status()
 

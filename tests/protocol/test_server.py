@@ -39,7 +39,7 @@ from manychar.protocol.events import (
     ValidationFailed,
 )
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import OWN_PEER, PeerState
+from manychar.protocol.member import OWN_PEER, PeerState
 from manychar.protocol.messages import (
     Alive,
     Done,

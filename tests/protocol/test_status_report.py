@@ -9,7 +9,8 @@ import pytest
 from manychar.protocol import status_report
 from manychar.protocol.effects import Append
 from manychar.protocol.events import DeadlinePassed, Malformed, Received
-from manychar.protocol.messages import PAGE_LENGTH, Ready, Status, WorkerStats
+from manychar.protocol.messages import PAGE_LENGTH, Ready, Status
+from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol import events
+from manychar.protocol.aggregation import Aggregation
 from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Effect, Finish
 from manychar.protocol.events import ProtocolError
@@ -28,12 +29,13 @@ def test_an_event_that_the_table_does_not_name_is_a_protocol_error() -> None:
 def test_a_phase_that_the_row_does_not_name_is_a_protocol_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ends(self: ParameterServer, event: events.DeadlinePassed, now: float) -> None:
-        self.lifecycle.phase = RunPhase.FINISHED
+    def ends(*_: Any) -> None:
+        stage.server.lifecycle.phase = RunPhase.FINISHED
 
-    monkeypatch.setattr(ParameterServer, "_deadline_passed", ends)
-    with pytest.raises(ProtocolError, match="DeadlinePassed led from training to finished"):
-        Stage().server.handle(events.DeadlinePassed(), 0.0)
+    monkeypatch.setattr(Aggregation, "mailbox_empty", ends)
+    stage = Stage()
+    with pytest.raises(ProtocolError, match="MailboxEmpty led from training to finished"):
+        stage.server.handle(events.MailboxEmpty(), 0.0)
 
 
 def test_a_peers_state_that_the_row_does_not_name_is_a_protocol_error(

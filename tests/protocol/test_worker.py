@@ -80,6 +80,8 @@ class Bench:
             seed=0,
             silence=SILENCE,
             vocabulary=b"",
+            fingerprint="same",
+            libraries={},
         )
         return dataclasses.replace(message, **changes)
 

@@ -8,11 +8,13 @@ import pytest
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol.events import DeadlinePassed
-from manychar.protocol.membership import MOVE_EVERY, Membership, PeerState
+from manychar.protocol.member import PeerState
+from manychar.protocol.membership import MOVE_EVERY, Membership
 from manychar.protocol.messages import Grant, Revoke
 from manychar.protocol.worker_speed import GOOD_PROBES, PROBE_EVERY, UNITS_MEASURED, WorkerSpeed
 from manychar.protocol.worker_tally import WorkerTally
 from tests.protocol.stage import Stage, hello, said, sent
+from tests.protocol.test_blame import heartbeat_of_relay, join_relay
 
 SHARDS = 16
 LATENCY = 1e-4
@@ -226,6 +228,45 @@ def test_a_worker_that_gets_no_range_is_named_and_measured_again() -> None:
     repeat = stage.deliver("bob", (0, 3), stage.server.state.step - 1, lease=grant.lease)
     assert not said(repeat)
     assert stage.server.counts["units_repeated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds", "later"),
+    [(1, 0.01, 0.0), (99, 1.0, PROBE_EVERY)],
+    ids=["it has more workers now", "a while ago"],
+)
+def test_a_relay_that_was_too_slow_is_tried_again(
+    workers: int, seconds: float, later: float
+) -> None:
+    stage = Stage(shards=4, steps=0, lease_timeout=600.0)
+    join_relay(stage, "r", workers=workers)
+    join_relay(stage, "s", workers=99)
+    effects = stage.deliver("r", (0, 3), seconds=seconds)
+    if stage.ranges_of("r"):
+        stage.now += MOVE_EVERY
+        stage.deliver("s", stage.ranges_of("s")[0], seconds=0.01)
+        effects = stage.deliver("r", stage.ranges_of("r")[0], seconds=seconds)
+    assert f"r takes {seconds} s for a shard: it gets none".replace(".0 s", " s") in said(effects)
+    stage.now += later
+    effects = stage.server.handle(DeadlinePassed(), stage.now)
+    assert not sent(effects, Grant, "r"), "it would be too late with a duplicate"
+    stage.tell("r", heartbeat_of_relay(99))
+    stage.now += MOVE_EVERY
+    stage.deliver("s", (0, 3), seconds=0.01)
+    assert stage.ranges_of("r")
+
+
+def test_ranges_are_cut_anew_where_a_relay_has_more_or_fewer_workers() -> None:
+    fleet = Fleet("ann", "bob", shards=50)
+    for name in ("ann", "bob"):
+        member = fleet.membership.members[name.encode()]
+        member.is_relay, member.workers = True, 25
+        member.speed.note(1e-3)
+    for workers, ranges in ((24, [(0, 25), (26, 49)]), (25, [(0, 24), (25, 49)])):
+        fleet.membership.members[b"bob"].workers = workers
+        fleet.membership.workers_changed()
+        fleet.membership.cut_anew(0.0)
+        assert sorted(each.shards for each in fleet.membership.leases.values()) == ranges
 
 
 def test_shares_stay_shares_whatever_a_worker_says() -> None:

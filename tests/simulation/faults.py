@@ -17,8 +17,9 @@ EVENT_FAULTS = (
     "stop",
 )
 FORGED_FAULTS = ("confused", "differing-repeat", "other-cut", "foreign")
-RARE_FAULTS = ("suspended", "broken", "copied")
+RARE_FAULTS = ("suspended", "broken", "copied", "relays")
 MIXED = (*MESSAGE_FAULTS, *EVENT_FAULTS, *FORGED_FAULTS, "moves")
+RELAYED = (*MESSAGE_FAULTS, *EVENT_FAULTS, "confused", "other-cut", "foreign", "moves")
 STRIKES = (*EVENT_FAULTS, "foreign", "copied")
 FAULTS = (*MIXED, *RARE_FAULTS)
 SLOWEST = 2.0
@@ -51,7 +52,7 @@ class Plan:
     A shard takes up to `shard_seconds`, times 1.5, and the worker's own factor, at most SLOWEST.
     The server's process `computes`, too, and takes up to `dispute_seconds` for a disputed shard.
     The run stops after `patience` checkpoints without a better one; validation takes up to
-    `validation_seconds` for each.
+    `validation_seconds` for each. There are `relays`, in a tree of the schedule's own.
     """
 
     faults: frozenset[str]
@@ -80,6 +81,7 @@ class Plan:
     dispute_seconds: float
     patience: int
     validation_seconds: float
+    relays: int
 
     @property
     def disorder(self) -> bool:
@@ -129,10 +131,11 @@ def draw(schedule: Schedule) -> Plan:
         wrong_from=chance.randint(0, 5),
         truth_after=chance.randint(0, 5),
         attentive=chance.random() < 0.5,
-        computes=not suspended and chance.random() < 0.3,
+        computes=not suspended and chance.random() < 0.3 and "relays" not in faults,
         dispute_seconds=chance.choice((0.0, 0.5)),
         patience=chance.choice((0, 0, 0, 1, 2)),
         validation_seconds=chance.choice((0.0, 0.2, 2.0)),
+        relays=chance.randint(1, 3) if "relays" in faults else 0,
     )
 
 
@@ -141,6 +144,8 @@ def _faults(schedule: Schedule, chance: random.Random) -> frozenset[str]:
         return frozenset()
     if schedule.kind == "broken":
         return frozenset({"broken", *chance.sample(MESSAGE_FAULTS, chance.randint(0, 1))})
+    if schedule.kind == "relayed":
+        return frozenset({"relays", *chance.sample(RELAYED, chance.randint(1, 5))})
     if schedule.kind != "mixed":
         faults = frozenset(schedule.kind.split("+"))
         if not faults <= set(FAULTS):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState
+from manychar.protocol.member import PeerState
 from manychar.protocol.messages import Grant, Message, NewWeights, Peer, UnitResult
 from manychar.protocol.range_cut import runs_of
 from manychar.protocol.server import ParameterServer

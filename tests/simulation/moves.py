@@ -10,7 +10,8 @@ from manychar.numerics.tree_reduction import Range
 from manychar.protocol import membership, worker_speed
 from manychar.protocol.effects import Effect
 from manychar.protocol.events import Event
-from manychar.protocol.membership import Lease, Member, Membership
+from manychar.protocol.member import Member
+from manychar.protocol.membership import Lease, Membership
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 
@@ -18,7 +19,7 @@ MOVES = 0.6
 PROBE_EVERY = 0.5
 
 
-class _MovingMembership(Membership):
+class MovingMembership(Membership):
     """Cuts at random places, which depend on the server's session alone: a recording has it."""
 
     chance: random.Random
@@ -57,7 +58,7 @@ class MovingServer(ParameterServer):
 
     def __init__(self, spec: RunSpec, *, now: float) -> None:
         super().__init__(spec, now=now)
-        self.membership.__class__ = _MovingMembership
+        self.membership.__class__ = MovingMembership
         self.membership.chance = random.Random(spec.session)  # type: ignore[attr-defined]  # noqa: S311
 
     def handle(self, event: Event, now: float) -> list[Effect]:

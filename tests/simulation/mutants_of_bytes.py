@@ -53,27 +53,27 @@ def a_worker_forgets_what_it_has_sent(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("1 and 3", "other-cut+loss", "unit", seed=34)
 def a_unit_begins_with_the_hidden_states_of_any_step(patch: pytest.MonkeyPatch) -> None:
-    advance = worker._Lease.advance
+    advance = worker.HeldLease.advance
 
     def keeping(self: Any, *, by: int) -> None:
         before = self.hidden
         advance(self, by=by)
         self.hidden = before | self.hidden
 
-    patch.setattr(worker._Lease, "advance", keeping)
+    patch.setattr(worker.HeldLease, "advance", keeping)
     patch.setattr(Membership, "can_continue", lambda *_: True)
     patch.setattr(LeaseOracle, "check_new_weights", lambda *_: None)
 
 
 @mutant("1", "none", "unit")
 def a_range_goes_on_from_its_hidden_states_of_the_step_before(patch: pytest.MonkeyPatch) -> None:
-    finish = worker._Lease.finish
+    finish = worker.HeldLease.finish
 
     def standing(self: Any, shards: Range, result: UnitResult, _: list[Frame]) -> None:
         hidden = [self.hidden[shard] for shard in range(shards[0], shards[1] + 1)]
         finish(self, shards, result, hidden)
 
-    patch.setattr(worker._Lease, "finish", standing)
+    patch.setattr(worker.HeldLease, "finish", standing)
 
 
 @mutant("1", "other-cut+loss", "kept", seed=3)
@@ -89,14 +89,14 @@ def what_is_finished_is_kept_by_lease_and_not_by_range(patch: pytest.MonkeyPatch
 
 @mutant("20", "other-cut+loss", "unbounded", seed=53)
 def units_that_overlap_are_all_kept(patch: pytest.MonkeyPatch) -> None:
-    finish = worker._Lease.finish
+    finish = worker.HeldLease.finish
 
     def hoarding(self: Any, shards: Range, result: UnitResult, hidden: list[Frame]) -> None:
         before = dict(self.finished)
         finish(self, shards, result, hidden)
         self.finished = before | self.finished
 
-    patch.setattr(worker._Lease, "finish", hoarding)
+    patch.setattr(worker.HeldLease, "finish", hoarding)
 
 
 def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:

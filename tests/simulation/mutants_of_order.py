@@ -16,7 +16,8 @@ from manychar.protocol.effects import Effect
 from manychar.protocol.events import Computed, Started
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle
-from manychar.protocol.membership import Lease, Member, Membership
+from manychar.protocol.member import Member
+from manychar.protocol.membership import Lease, Membership
 from manychar.protocol.messages import Grant, Message, Peer, Ready, RunAndTerm, UnitResult, Welcome
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.server import ParameterServer
@@ -303,9 +304,9 @@ def what_was_leased_in_addition_stays(patch: pytest.MonkeyPatch) -> None:
 def wrong_states_are_counted_though_right_ones_come_between(patch: pytest.MonkeyPatch) -> None:
     accepted = Membership.accepted
 
-    def strict(self: Membership, shards: Iterable[int], peer: Peer, lease: int) -> None:
+    def strict(self: Membership, shards: Iterable[int], peer: Peer, *unit: int) -> None:
         renewals = self.members[peer].renewals
-        accepted(self, shards, peer, lease)
+        accepted(self, shards, peer, *unit)
         self.members[peer].renewals = renewals
 
     patch.setattr(Membership, "accepted", strict)

@@ -80,7 +80,7 @@ class Network:
                 message, link, link.down_at, functools.partial(self._arrive_down, link)
             )
         elif self.world.plan.notices_disconnects:
-            self.world.after(0.0, functools.partial(self._unreachable, peer))
+            self.world.after(0.0, functools.partial(self._unreachable, link))
 
     def _travel(
         self,
@@ -118,13 +118,17 @@ class Network:
                 return
             link = link.successor or link
         world = self.world
-        if world.server is None:
+        if world.server is None and not link.worker.above:
             if link.keeps:
                 self.waiting.append((link, frames))
             return
         received = [bytes(frame) for frame in frames]
         if self._happens(0.15) and "confused" in world.plan.faults:
             self._forge(link, received, self._confused)
+        if link.worker.above:
+            world.arrive_at_relay(link, received)
+        if world.server is None or link.worker.above:
+            return
         accepted = world.oracle.accepted_in_all
         world.server.arrive(link.peer, received)
         counted = world.oracle.accepted_in_all > accepted
@@ -144,17 +148,21 @@ class Network:
     ) -> None:
         """Let a result come that its worker did not send."""
         world = self.world
-        if world.server is None or world.peace or world.oracle.wrong is not None:
+        server = world.server
+        if (not server and not link.worker.above) or world.peace or world.oracle.wrong is not None:
             return
-        message = codec.decode(frames, world.server.machine.dimensions)
+        message = codec.decode(frames, world.dimensions)
         if isinstance(message, UnitResult):
             result = forged(message, link)
             world.log(lambda: f"forged for {link.worker.name}: {forged.__name__}")
-            world.server.arrive(link.peer, [bytes(frame) for frame in codec.encode(result)])
+            forged_frames = [bytes(frame) for frame in codec.encode(result)]
+            if link.worker.above:
+                world.arrive_at_relay(link, forged_frames)
+            elif server is not None:
+                server.arrive(link.peer, forged_frames)
 
     def _confused(self, result: UnitResult, _: Connection) -> UnitResult:
         """Return a result that was computed from other weights, or another hidden state."""
-        assert self.world.server is not None
         payload = result.payload
         sums = tuple(flip(each) for each in payload.sums)
         if self.world.chance.random() < 0.5:
@@ -186,9 +194,10 @@ class Network:
         if link.open or (link.keeps and link.successor is not None):
             link.worker.arrive([bytes(frame) for frame in frames])
 
-    def _unreachable(self, peer: Peer) -> None:
-        if self.world.server is not None:
-            self.world.server.unreachable(peer)
+    def _unreachable(self, link: Connection) -> None:
+        above = self.world.relays.get(link.worker.above, self.world.server)
+        if above is not None:
+            above.unreachable(link.peer)
 
 
 def decoded(frames: Sequence[Frame], size: Dimensions | None) -> Message:

@@ -19,8 +19,8 @@ from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
 from manychar.protocol.early_stopping import MOST_WAITING
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import PeerState
-from manychar.protocol.messages import Hello, Message, Peer, Reset, Role, UnitResult
+from manychar.protocol.member import PeerState
+from manychar.protocol.messages import Blame, Hello, Message, Peer, Reset, Role, UnitResult
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.unit_payload import Payload, equal_parts
 from tests.simulation.lease_oracle import LeaseOracle, name_of
@@ -159,7 +159,7 @@ class Oracle:
         if before.stranger:
             self._check_stranger(machine, peer, before, effects)
         self.lease_oracle.check_leases(machine)
-        if self.wrong is not None:
+        if self.wrong is not None or isinstance(message, Blame):  # it may end the term
             return
         self.next_before = list(self.next)
         counts = before.assessment is Assessment.WANTED
@@ -201,7 +201,7 @@ class Oracle:
         right = _parts(result, reference.payload(step, result.first, result.last), reference)
         new: list[int | Range] = [*nodes, *shards]
         if any(parts[of] != right[of] for of in new):
-            if before.sender not in self.broken:
+            if before.sender not in self.broken and not self._relays_wrong(before.sender):
                 raise Violation("accepted result", f"{name_of(result)} differs")
             self.wrong = result
             self.tainted.add(self.term)
@@ -299,7 +299,12 @@ class Oracle:
     def owes_ban(self, before: Before) -> None:
         """Note whose result was wrong; the server computes it again to know that."""
         if before.assessment in (Assessment.REPEAT_DIFFERS, Assessment.NOT_FINITE):
-            self._to_be_banned.add(before.sender)
+            relayed = self._relays_wrong(before.sender)
+            self._to_be_banned |= self.broken if relayed else {before.sender}
+
+    def _relays_wrong(self, sender: str) -> bool:
+        """Whether a wrong result of this sender is one of a broken worker below it."""
+        return bool(self.broken) and sender in self._world.relays
 
     def check_banned(self, machine: ParameterServer) -> None:
         """Who sent other bytes than the right ones is banned by name, and nobody else is."""

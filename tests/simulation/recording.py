@@ -18,15 +18,17 @@ import numpy as np
 
 from manychar.protocol.effects import Effect
 from manychar.protocol.events import Event
+from manychar.protocol.relay import Relay
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.faults import Schedule
 from tests.simulation.moves import MovingServer
+from tests.simulation.relay_shell import MovingRelay
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 MACHINES: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (ParameterServer, MovingServer, Worker)
+    kind.__name__: kind for kind in (ParameterServer, MovingServer, Worker, Relay, MovingRelay)
 }
 
 

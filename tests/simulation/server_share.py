@@ -7,7 +7,7 @@ in the middle.
 from typing import TYPE_CHECKING, Any
 
 from manychar.protocol.effects import Finish
-from manychar.protocol.membership import OWN_PEER, SHARE_NAME
+from manychar.protocol.member import OWN_PEER, SHARE_NAME
 from manychar.protocol.messages import Message
 from tests.simulation.transcript import sent
 from tests.simulation.worker_shell import WorkerShell

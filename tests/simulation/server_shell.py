@@ -27,7 +27,7 @@ from manychar.protocol.events import (
     Started,
     StopRequested,
 )
-from manychar.protocol.membership import OWN_PEER
+from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Message, Peer
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec

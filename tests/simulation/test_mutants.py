@@ -3,14 +3,14 @@
 import pytest
 
 from manychar.protocol.membership import Membership
-from tests.simulation import mutants_of_bytes, mutants_of_order
+from tests.simulation import mutants_of_bytes, mutants_of_order, mutants_of_relays
 from tests.simulation.faults import Schedule
 from tests.simulation.planted import Mutant, planted_in
 from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 SEEDS = 400
-MUTANTS = planted_in(mutants_of_bytes, mutants_of_order)
+MUTANTS = planted_in(mutants_of_bytes, mutants_of_order, mutants_of_relays)
 
 
 def first_violation(kind: str, known: int) -> tuple[Schedule, Violation] | None:

@@ -19,7 +19,10 @@ SEEDS = Path(__file__).with_name("seeds.txt")
 CHUNK = 100
 PAIRS = ("other-cut+loss", "moves+worker-crash", "moves+other-cut")
 FAILURES_KEPT = 2
-KINDS = (*MIXED, *("mixed",) * 18, *PAIRS, "none", "broken", "broken", "copied")
+KINDS = (
+    *(*MIXED, *("mixed",) * 18, *PAIRS, "none", "broken", "broken", "copied"),
+    *(*("relayed",) * 4, "relays+broken", "relays+broken+loss"),
+)
 
 
 def kept_seeds() -> list[Schedule]:

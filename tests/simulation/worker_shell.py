@@ -6,7 +6,7 @@ It reads its mailbox between computations only, and sends heartbeats from within
 import collections
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manychar.protocol.effects import (
     STOPPED,
@@ -36,6 +36,7 @@ from manychar.protocol.messages import (
     Revoke,
     UnitResult,
 )
+from manychar.protocol.worker import Worker
 from tests.simulation.faults import FACTORS
 from tests.simulation.network import Connection, decoded, spoiled
 from tests.simulation.reference import compute
@@ -75,7 +76,8 @@ class WorkerShell:
         self._woken_at = -1.0
         self._mailbox: collections.deque[list[bytes]] = collections.deque()
         hello = Hello(wire=WIRE_VERSION, role="worker", name=name, instance=instance, machine={})
-        self.machine = world.worker_class(
+        self.above = world.above(name)
+        self.machine: Any = self.machine_class()(
             hello, server="there", connect_timeout=CONNECT_TIMEOUT, now=world.now
         )
         world.attach(
@@ -86,6 +88,10 @@ class WorkerShell:
             connect_timeout=CONNECT_TIMEOUT,
             now=world.now,
         )
+
+    def machine_class(self) -> type[Worker]:
+        """Return the class of its machine."""
+        return self.world.worker_class
 
     @property
     def connection(self) -> Connection:
@@ -180,7 +186,12 @@ class WorkerShell:
     def _prove(self) -> Callable[[], list[Effect]]:
         fingerprint = FOREIGN_FINGERPRINT if self.foreign else FINGERPRINT
         proof = FingerprintComputed(fingerprint, {}, 0.0)
-        return lambda: self.machine.handle(proof, self.world.now)
+
+        def proven() -> list[Effect]:
+            effects: list[Effect] = self.machine.handle(proof, self.world.now)
+            return effects
+
+        return proven
 
     def _compute(self, unit: Compute) -> None:
         world = self.world
@@ -196,7 +207,7 @@ class WorkerShell:
         delivers = world.worker_oracle.must_deliver(self.machine, unit)
 
         def through() -> list[Effect]:
-            effects = self.machine.handle(result, world.now)
+            effects: list[Effect] = self.machine.handle(result, world.now)
             if delivers():
                 world.worker_oracle.delivered(effects, unit)
             return effects

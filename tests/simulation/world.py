@@ -13,19 +13,23 @@ from collections.abc import Callable
 
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol.counters import Counter
+from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute, Finish, ResumeBefore
 from manychar.protocol.events import PeerError
 from manychar.protocol.lifecycle import RunPhase
-from manychar.protocol.membership import OWN_PEER, Member, PeerState
+from manychar.protocol.member import OWN_PEER, Member, PeerState
 from manychar.protocol.messages import UnitResult
+from manychar.protocol.relay import Relay
+from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Plan, Schedule, draw
 from tests.simulation.moves import MovingServer
-from tests.simulation.network import Network
+from tests.simulation.network import Connection, Network
 from tests.simulation.oracle import Oracle
 from tests.simulation.reference import reference
+from tests.simulation.relay_shell import RelayShell
 from tests.simulation.server_shell import ServerShell
 from tests.simulation.violation import Violation
 from tests.simulation.worker_oracle import WorkerOracle
@@ -46,6 +50,7 @@ class World:
 
     server_class: type[ParameterServer] = ParameterServer
     worker_class: type[Worker] = Worker
+    relay_class: type[Relay] = Relay
 
     def __init__(
         self,
@@ -75,8 +80,10 @@ class World:
         self.disk = Disk(self)
         self.server: ServerShell | None = None
         self.workers: list[WorkerShell] = []
+        self.relays: dict[str, RelayShell] = {}
+        self._above: dict[str, str] = {}
         self.times_resumed = 0
-        self._wrong_begun = False
+        self.wrong_begun = False
         self._told: UnitResult | None = None
         self.term = 0
         self.servers = 0
@@ -111,6 +118,8 @@ class World:
         self.start_server()
         if "broken" in self.plan.faults:
             self.broken.add("w1")
+        for number in range(self.plan.relays):
+            self.after(self.chance.uniform(0, 0.5), functools.partial(self.join, f"r{number}"))
         for _ in range(self.plan.workers):
             self.after(self.chance.uniform(0, 0.5), self.join)
         for at, fault in self.plan.events:
@@ -160,7 +169,13 @@ class World:
         self._keep_somebody()
 
     def _keep_somebody(self) -> None:
-        if not any(worker.alive and not worker.foreign for worker in self.workers):
+        for number in range(self.plan.relays):
+            if not self.relays[f"r{number}"].alive:
+                self.join(f"r{number}")
+        if not any(
+            worker.alive and not worker.foreign and worker.name not in self.relays
+            for worker in self.workers
+        ):
             self.join()
         self.after(1.0, self._keep_somebody)
 
@@ -228,13 +243,48 @@ class World:
         """Start a worker process."""
         if self.over:
             return
+        if name in self.relays and self.relays[name].alive:
+            return
         self._names += 1
-        worker = WorkerShell(self, name or f"w{self._names}", f"i{self._names}", foreign=foreign)
+        if name.startswith("r"):
+            worker: WorkerShell = RelayShell(self, name, f"i{self._names}")
+            self.relays[name] = worker  # type: ignore[assignment]
+        else:
+            new = f"w{self._names}"
+            worker = WorkerShell(self, name or new, f"i{self._names}", foreign=foreign)
         if "broken" in self.plan.faults and worker.name in self.broken:
             worker.spoils = self._spoils_once()
         self.workers.append(worker)
         self.network.connect(worker, keeps=True, late=False)
         worker.wake()
+
+    # Relays.
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """The sizes of the run."""
+        return dimensions_of(self.reference.definition, len(self.reference.vocabulary))
+
+    def above(self, name: str) -> str:
+        """Return the relay that a client connects to, at all times; nothing is the server."""
+        if name not in self._above:
+            number = int(name[1:]) if name.startswith("r") else self.plan.relays
+            relays = [f"r{each}" for each in range(min(number, self.plan.relays))]
+            at_server = not relays or self.chance.random() < 0.3
+            self._above[name] = "" if at_server else self.chance.choice(relays)
+        return self._above[name]
+
+    def arrive_at_relay(self, link: Connection, frames: list[bytes]) -> None:
+        """Hand a message to a relay; it is lost where there is none."""
+        relay = self.relays.get(link.worker.above)
+        if relay is not None and relay.alive:
+            relay.arrive_from_below(link.peer, frames)
+
+    def relay_gone(self, relay: RelayShell) -> None:
+        """Break the connections of its clients, which connect again."""
+        for worker in self.workers:
+            if worker.alive and worker.above == relay.name:
+                self.network.connect(worker, keeps=self.chance.random() < 0.5, late=False)
 
     def start_server(self) -> None:
         """Start a server process: a new term, the newest checkpoint, new connections."""
@@ -260,7 +310,7 @@ class World:
         self.server.end()
         self.server = None
         for worker in self.workers:
-            if worker.alive:
+            if worker.alive and not worker.above:
                 late = self.chance.random() < 0.5
                 self.network.connect(worker, keeps=late, late=late)
 
@@ -282,9 +332,9 @@ class World:
         """Have a worker compute one shard wrongly, once another is there to tell."""
 
         def spoils(unit: Compute) -> bool:
-            if self._wrong_begun or unit.step < self.plan.wrong_from or not self._healthy():
+            if self.wrong_begun or unit.step < self.plan.wrong_from or not self._healthy():
                 return False
-            self._wrong_begun = True
+            self.wrong_begun = True
             return True
 
         return spoils

@@ -27,6 +27,7 @@ from manychar.cli.export import export
 from manychar.cli.follow import follow
 from manychar.cli.plan import plan
 from manychar.cli.plot import plot
+from manychar.cli.relay import relay
 from manychar.cli.runs import runs
 from manychar.cli.sample import sample
 from manychar.cli.stop import stop
@@ -76,6 +77,11 @@ def _add(
 _add(train, "book.txt --hidden 256 --workers 4 --steps 20000")
 _add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS")
 _add(worker, "tcp://server.lan:5577 --key worker.key --processes 4")
+_add(
+    relay,
+    "tcp://server.lan:5577 --key relay.key --bind tcp://rack7.lan:5578 --keys KEYS",
+    numerics="portable",
+)
 _add(sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics="portable")
 _add(evaluate, "runs/RUN other.txt --unknown skip")
 _add(verify.verify, "runs/RUN --from 1000 --to 2000")

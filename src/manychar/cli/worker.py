@@ -11,6 +11,7 @@ from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, STOPPED
+from manychar.protocol.effects import Finish
 from manychar.protocol.messages import Role
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,11 @@ def worker(
         logger.info(f"{identity.name} works for {endpoint}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
     finish = work(endpoint, identity, key=key, connect_timeout=connect_timeout)
+    log_end(finish)
+    raise typer.Exit(finish.code)
+
+
+def log_end(finish: Finish) -> None:
+    """Log how a worker or relay ended."""
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
     logger.log(logging.INFO if in_order else logging.ERROR, finish.reason)
-    raise typer.Exit(finish.code)

@@ -13,19 +13,19 @@ import time
 from collections.abc import Callable
 
 from manychar.fleet.engine import Engine
+from manychar.fleet.listener import Listener
 from manychar.fleet.server_share import ServerShare
 from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import TURN_EVERY, EventLoop
-from manychar.network.router import Router, Unreachable
+from manychar.network.router import Router
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError, because
 from manychar.processes.parent_death import has_parent
 from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
-from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.counters import Counter
-from manychar.protocol.membership import OWN_PEER
+from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.status_report import mean_loss
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
-MESSAGES_A_TURN = 1000
 SHOWN_WITHIN = 5.0
 
 
@@ -62,7 +61,7 @@ class Screen:
 
 # More methods and attributes than elsewhere: one for each source of events and target of effects.
 @dataclasses.dataclass(kw_only=True)
-class ServerLoop:
+class ServerLoop(Listener):
     """Hands events to the machine and carries out its effects, for one term."""
 
     machine: ParameterServer
@@ -82,7 +81,7 @@ class ServerLoop:
         self.notifier = Notifier()
         self.writer = Writer(self.directory, self.resume_point, self.loop.wake)
         self.snapshots = Snapshots()
-        self.share = ServerShare(self.engine, self._handle) if self.compute else None
+        self.share = ServerShare(self.engine, self.handle) if self.compute else None
         self.to_compute: collections.deque[effects.Compute] = collections.deque()
         self.lost: collections.deque[Peer] = collections.deque()
         self.share_at = time.monotonic() + SHOWN_WITHIN if self.screen.by_parent else 0.0
@@ -90,20 +89,20 @@ class ServerLoop:
             self.directory,
             self.loop,
             on_result=self._read_results,
-            on_failure=lambda reason: self._handle(events.ValidationFailed(reason)),
+            on_failure=lambda reason: self.handle(events.ValidationFailed(reason)),
         )
 
     def run(self, requested_stop: effects.Finish | None) -> effects.Finish | effects.ResumeBefore:
         """Loop until the machine has finished. `requested_stop` came before it began."""
         self._register()
         with self.writer, contextlib.closing(self.validation):
-            self._handle(events.Started())
+            self.handle(events.Started())
             if requested_stop is not None:
                 self._stop(requested_stop.code, requested_stop.reason)
             busy = False
             while self.outcome is None:
                 self.loop.turn(0 if busy else math.inf)
-                self._handle(events.MailboxEmpty())
+                self.handle(events.MailboxEmpty())
                 self.notifier.alive()
                 busy = self._compute()
         return self.outcome
@@ -112,7 +111,7 @@ class ServerLoop:
         """Compute a shard that is disputed, or a unit of this server; return whether one was."""
         with contextlib.suppress(_AbandonedError):
             if self.to_compute:
-                self._handle(self.engine.compute(self.to_compute.popleft(), self._serve))
+                self.handle(self.engine.compute(self.to_compute.popleft(), self._serve))
             elif self.share is not None and self._is_shown():
                 return self.share.compute(self._serve_share)
             else:
@@ -142,9 +141,7 @@ class ServerLoop:
 
     def _register(self) -> None:
         self.loop.on_wake(self._read_written_checkpoints)
-        if (authenticator := self.router.authenticator) is not None:
-            self.loop.on_readable(authenticator.socket, self._answer_handshakes)
-        self.loop.on_readable(self.router.socket, self._read_mailbox)
+        self.listen()
         self.loop.on_deadline(self.machine.deadline, self._deadline_passed)
         self.loop.on_deadline(lambda: self.flush_at, self._flush)
         self.loop.on_suspension(self._suspended)
@@ -161,53 +158,28 @@ class ServerLoop:
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
         by = time.monotonic() + SECONDS_TO_END_A_STEP
-        self._handle(events.StopRequested(code, reason, by))
+        self.handle(events.StopRequested(code, reason, by))
 
     def _read_written_checkpoints(self) -> None:
         for written in self.writer.news():
-            self._handle(written)
-
-    def _answer_handshakes(self) -> None:
-        authenticator = self.router.authenticator
-        if authenticator is not None and (refused := authenticator.answer()):
-            self._handle(events.Dropped(Counter.HANDSHAKES_REFUSED, refused))
+            self.handle(written)
 
     def _deadline_passed(self) -> None:
-        self._handle(events.DeadlinePassed())
+        self.handle(events.DeadlinePassed())
         if self.share is not None:
             self.share.handle(events.DeadlinePassed())
         self.router.connection_limit.enforce()
 
     def _suspended(self, seconds: float) -> None:
-        self._handle(events.Suspended(seconds))
+        self.handle(events.Suspended(seconds))
         if self.share is not None:
             self.share.handle(events.Suspended(seconds))
 
     def _flush(self) -> None:
         """Once a second: flush the journal, count failed handshakes, look for revoked keys."""
         self.flush_at = time.monotonic() + FLUSH_EVERY
-        if failed := self.router.failed_handshakes():
-            what = f"{failed:,} handshakes failed: no key, another server's, or no manychar client"
-            self._handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, what))
-        if (authenticator := self.router.authenticator) is not None:
-            for peer, member in list(self.machine.membership.members.items()):
-                if member.owner is not None and not authenticator.still_owns(member.owner):
-                    self._handle(events.KeyRevoked(peer))
+        self.check_keys()
         self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
-
-    def _read_mailbox(self) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if self.outcome is not None or (received := self.router.receive()) is None:
-                return
-            peer, frames, owner, revoked = received
-            if revoked:
-                self._handle(events.KeyRevoked(peer))
-                continue
-            try:
-                message = decode(frames, self.machine.dimensions)
-                self._handle(events.Received(message, peer, owner))
-            except (WireError, events.PeerError) as error:
-                self._handle(events.Malformed(peer, str(error), owner))
 
     def _read_results(self, step: int, fault: str) -> None:
         """Read the new validation losses; a fault says why that of the step is not in the log."""
@@ -216,24 +188,12 @@ class ServerLoop:
         except UserError as error:
             losses, fault = {}, str(error)
         for each, nats in losses.items():
-            self._handle(events.Validated(each, nats))
+            self.handle(events.Validated(each, nats))
         if step in self.machine.early_stopping.awaited:
             fault = fault or "its result is of another checkpoint"
-            self._handle(events.NotValidated(step, fault))
+            self.handle(events.NotValidated(step, fault))
 
-    def _handle(self, event: events.Event) -> None:
-        """Carry out what follows from an event, then from each loss of a peer that it showed.
-
-        Losses wait for their turn: where many peers are gone, each leads to a message to the next.
-        """
-        for effect in self.machine.handle(event, time.monotonic()):
-            self._carry_out(effect)
-        while self.lost:
-            lost = events.PeerLost(self.lost.popleft())
-            for effect in self.machine.handle(lost, time.monotonic()):
-                self._carry_out(effect)
-
-    def _carry_out(self, effect: effects.Effect) -> None:
+    def carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Send(message, to) if to is not None:
                 self._send(to, message)
@@ -275,7 +235,7 @@ class ServerLoop:
 
     def _wait_for_disk(self) -> None:
         self.notifier.alive()
-        self._handle(events.DiskWaited())
+        self.handle(events.DiskWaited())
 
     def _show(self, status: Status) -> None:
         if (snapshot := self.snapshots.add(status, self.machine.dimensions)) is not None:
@@ -283,15 +243,10 @@ class ServerLoop:
             self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 
     def _send(self, peer: Peer, message: Message) -> None:
-        if peer == OWN_PEER:
-            if self.share is not None:
-                self.share.receive(message)
-            return
-        try:
-            if not self.router.send(peer, encode(message)):
-                self._handle(events.Dropped(Counter.SENDS_DROPPED))
-        except Unreachable:
-            self.lost.append(peer)
+        if peer != OWN_PEER:
+            self.send_to(peer, message)
+        elif self.share is not None:
+            self.share.receive(message)
 
     def _record(self, status: Status) -> None:
         line = {
@@ -313,7 +268,7 @@ class ServerLoop:
         except OSError as error:
             first = not self.machine.counts[counter]
             reason = f"{counter}: {because(error)}" if first else ""
-            self._handle(events.Dropped(counter, reason=reason))
+            self.handle(events.Dropped(counter, reason=reason))
 
 
 def _write_resume_before(directory: RunDirectory) -> None:

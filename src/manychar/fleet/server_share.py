@@ -14,7 +14,7 @@ from collections.abc import Callable
 from manychar.fleet.engine import Engine
 from manychar.network.client_identity import hello
 from manychar.protocol import effects, events
-from manychar.protocol.membership import OWN_PEER, SHARE_NAME
+from manychar.protocol.member import OWN_PEER, SHARE_NAME
 from manychar.protocol.messages import Message, Role
 from manychar.protocol.worker import Worker
 
@@ -22,7 +22,7 @@ from manychar.protocol.worker import Worker
 class ServerShare:
     """The worker within a server; `deliver` hands a message of it to the server's machine."""
 
-    def __init__(self, engine: Engine, deliver: Callable[[events.Received], None]) -> None:
+    def __init__(self, engine: Engine, deliver: Callable[[events.Received], object]) -> None:
         now = time.monotonic()
         self.machine = Worker(
             hello(Role.WORKER, SHARE_NAME), server="", connect_timeout=1e9, now=now

@@ -41,11 +41,11 @@ def work(
     dealer, now = Dealer(endpoint, key), time.monotonic()
     with contextlib.closing(dealer), EventLoop() as loop:
         machine = Worker(hello, server=endpoint, connect_timeout=connect_timeout, now=now)
-        return _Loop(machine, dealer, loop).run()
+        return WorkerLoop(machine=machine, dealer=dealer, loop=loop).run()
 
 
-@dataclasses.dataclass
-class _Loop:
+@dataclasses.dataclass(kw_only=True)
+class WorkerLoop:
     """Hands events to the machine and carries out its effects."""
 
     machine: Worker
@@ -55,11 +55,15 @@ class _Loop:
     notifier: Notifier = dataclasses.field(default_factory=Notifier)
     engine: "Engine | None" = None
 
-    def run(self) -> effects.Finish:
+    def register(self) -> None:
         self.loop.on_signal(self._signalled, *STOPS)
         self.loop.on_readable(self.dealer.socket, self._read_mailbox)
-        self.loop.on_deadline(self.machine.deadline, lambda: self._handle(events.DeadlinePassed()))
-        self.loop.on_suspension(lambda seconds: self._handle(events.Suspended(seconds)))
+        self.loop.on_deadline(self.machine.deadline, lambda: self.handle(events.DeadlinePassed()))
+        self.loop.on_suspension(lambda seconds: self.handle(events.Suspended(seconds)))
+
+    def run(self) -> effects.Finish:
+        """Loop until the machine has finished."""
+        self.register()
         busy = False
         while self.finish is None:
             self.loop.turn(0 if busy else math.inf)
@@ -71,7 +75,7 @@ class _Loop:
         """Compute shards of a unit for TURN_EVERY; return whether any was wanted."""
         turn_at = time.monotonic() + TURN_EVERY
         wanted = False
-        while self._handle(events.MailboxEmpty()):
+        while self.handle(events.MailboxEmpty()):
             wanted = True
             if not self.machine.has_unit or time.monotonic() >= turn_at:
                 break
@@ -81,29 +85,29 @@ class _Loop:
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()
         reason = f"stopped by {signal.Signals(number).name}"
-        self._handle(events.LeaveRequested(STOPS[number], reason))
+        self.handle(events.LeaveRequested(STOPS[number], reason))
 
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:
             try:
                 message = decode(frames, self.machine.dimensions)
-                self._handle(events.Received(message))
+                self.handle(events.Received(message))
             except (WireError, events.PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")
 
-    def _handle(self, event: events.Event) -> bool:
+    def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event; return whether anything does."""
         following = self.machine.handle(event, time.monotonic())
         for effect in following:
-            self._carry_out(effect)
+            self.carry_out(effect)
         return bool(following)
 
-    def _carry_out(self, effect: effects.Effect) -> None:
+    def carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Send(message):
                 self.dealer.send(encode(message))
             case effects.Compute() if self.engine is not None:
-                self._handle(self.engine.compute(effect, self._heartbeat))
+                self.handle(self.engine.compute(effect, self._heartbeat))
             case effects.ComputeFingerprint(welcome):
                 self._compute_fingerprint(welcome)
             case effects.Log(text, level):
@@ -123,12 +127,12 @@ class _Loop:
         from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
         self.engine = Engine(welcome.dimensions)
-        self._handle(self.engine.compute_fingerprint())
+        self.handle(self.engine.compute_fingerprint())
         logger.info(f"joined the run at {self.machine.session.server}")
         self.notifier.ready(f"working for {self.machine.session.server}")
 
     def _heartbeat(self) -> float:
         """Send a heartbeat from within the computation; return when the next one is due."""
         self.notifier.alive()
-        self._handle(events.HeartbeatDue())
+        self.handle(events.HeartbeatDue())
         return self.machine.session.next_heartbeat

@@ -51,7 +51,7 @@ class Router:
         check_endpoint(endpoint)
         if is_listening(endpoint):  # libzmq would take the file over
             raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
-        self.endpoint = ""
+        self.endpoint, self.size = "", size
         self.authenticator: Authenticator | None = None
         self._shared: tuple[Frame, zmq.Frame] | None = None
         self._context = zmq.Context()

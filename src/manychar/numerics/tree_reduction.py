@@ -74,8 +74,13 @@ class TreeSum(Generic[Summand]):
 
     def has(self, node: Range) -> bool:
         """Whether the node is complete, or lies in a complete one."""
-        held = self.nodes
-        return node in held or any(above in held for above in ancestors(self.count, node))
+        return self.container(node) is not None
+
+    def container(self, node: Range) -> Range | None:
+        """Return the node itself where it is held, or the one held that contains it."""
+        if node in self.nodes:
+            return node
+        return next((each for each in ancestors(self.count, node) if each in self.nodes), None)
 
     def put(self, node: Range, value: Summand) -> None:
         """Set a node's sum, in the place of all that is held below it."""

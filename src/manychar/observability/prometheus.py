@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from manychar.observability.snapshot import Snapshot
-from manychar.protocol.messages import WorkerStats
+from manychar.protocol.worker_tally import WorkerStats
 
 STATES = ("working", "idle", "silent")
 LABELS = ("worker", "host")

@@ -3,7 +3,8 @@
 import dataclasses
 
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.messages import Status, WorkerStats
+from manychar.protocol.messages import Status
+from manychar.protocol.worker_tally import WorkerStats
 
 STRAGGLER_FROM = 0.1
 
@@ -17,14 +18,19 @@ class Snapshot:
     workers: tuple[WorkerStats, ...]
 
     @property
+    def direct(self) -> list[WorkerStats]:
+        """The workers and relays that the server itself has leased shards to."""
+        return [worker for worker in self.workers if worker.leases and not worker.relay]
+
+    @property
     def working(self) -> list[str]:
         """The names of the workers that hold leases."""
-        return [worker.name for worker in self.workers if worker.leases]
+        return [worker.name for worker in self.direct]
 
     @property
     def straggler(self) -> str:
         """The worker for which the steps of the last ten seconds waited most, in words."""
-        slowest = max(self.workers, key=lambda worker: worker.straggling, default=None)
+        slowest = max(self.direct, key=lambda worker: worker.straggling, default=None)
         if slowest is None or len(self.working) < 2 or slowest.straggling < STRAGGLER_FROM:
             return ""
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
@@ -32,14 +38,15 @@ class Snapshot:
     @property
     def computing(self) -> float:
         """The share of the last ten seconds in which the workers with leases computed, 0 … 1."""
-        shares = [worker.computing for worker in self.workers if worker.leases]
+        shares = [worker.computing for worker in self.direct]
         return sum(shares) / max(len(shares), 1)
 
     @property
     def speed(self) -> float:
         """Characters a second over the last ten seconds."""
         size = self.dimensions
-        return sum(worker.speed for worker in self.workers) * size.streams * size.seq_length
+        speeds = [worker.speed for worker in self.workers if not worker.relay]
+        return sum(speeds) * size.streams * size.seq_length
 
 
 class Snapshots:

@@ -20,8 +20,9 @@ from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.work_progress import moves_cursor
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.membership import SHARE_NAME
-from manychar.protocol.messages import Status, WorkerStats
+from manychar.protocol.member import SHARE_NAME
+from manychar.protocol.messages import Status
+from manychar.protocol.worker_tally import WorkerStats
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160
@@ -118,14 +119,21 @@ def _count(name: str, n: int) -> str:
 
 
 def rows_of(snapshot: Snapshot) -> list[list[str]]:
-    """Return the rows of the table of workers, a cell for each of COLUMNS."""
-    return [_row(each, snapshot.dimensions) for each in snapshot.workers]
+    """Return the rows of the table of workers, a cell for each of COLUMNS.
+
+    The workers of a relay stand below it, their names indented.
+    """
+    indents, rows = {"": ""}, []
+    for each in snapshot.workers:
+        indents[each.name] = indents.get(each.relay, "") + "  "
+        rows.append(_row(each, indents[each.name][2:], snapshot.dimensions))
+    return rows
 
 
-def _row(worker: WorkerStats, size: Dimensions) -> list[str]:
+def _row(worker: WorkerStats, indent: str, size: Dimensions) -> list[str]:
     shares = worker.computing, worker.exchanging, worker.waiting, worker.straggling
     return [
-        *(worker.name, worker.host, worker.state, str(worker.leases)),
+        *(indent + worker.name, worker.host, worker.state, str(worker.leases)),
         f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
         f"{worker.speed * size.streams * size.seq_length:,.0f}",
         *(f"{share:.0%}" for share in shares),

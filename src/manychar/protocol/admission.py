@@ -1,19 +1,14 @@
 """Admits, refuses and bans peers, and detects silent workers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level, RememberBans
 from manychar.protocol.lease_grants import LeaseGrants
-from manychar.protocol.membership import (
-    FORGET_SILENT_AFTER,
-    OWN_PEER,
-    SHARE_NAME,
-    Member,
-    PeerState,
-)
+from manychar.protocol.member import OWN_PEER, SHARE_NAME, Member, PeerState
+from manychar.protocol.membership import FORGET_SILENT_AFTER
 from manychar.protocol.messages import KeyRole, Owner, Peer, Refused, Role, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
@@ -23,7 +18,7 @@ WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-# 22 methods: one for each way in which a peer comes, stays or leaves.
+# 23 methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
     """Admits peers. `banned` gives the reason for each ban by name."""
 
@@ -85,6 +80,9 @@ class Admission(ServerPart):
             seed=self._spec.definition.seed,
             silence=self._spec.operation.lease_timeout,
             vocabulary=self._spec.vocabulary.encode() if observer else b"",
+            fingerprint=self._spec.fingerprint,
+            libraries=self._spec.libraries,
+            relays=self._spec.relays,
         )
         self._outbox.send(member.peer, welcome)
 
@@ -96,7 +94,7 @@ class Admission(ServerPart):
         """Start a worker with the run's numerics; refuse another one."""
         member.tally = WorkerTally(since=now, delivered_at=now)
         member.slowest = ready.slowest
-        if ready.fingerprint != self._spec.fingerprint:
+        if not member.is_relay and ready.fingerprint != self._spec.fingerprint:
             reason = (
                 f"its arithmetic gives other bits than the run's (--numerics"
                 f" {self._spec.definition.numerics}): it has {as_words(ready.libraries)};"
@@ -122,14 +120,31 @@ class Admission(ServerPart):
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.slowest = heartbeat.slowest
+        self._note_workers(member, heartbeat, now)
         self._lease_grants.heard(member, heartbeat.heard, now)
         for unit in heartbeat.units:
             if unit.lease not in self._membership.leases:
                 revoke = messages.Revoke(**self._spec.run_and_term, lease=unit.lease)
                 self._outbox.send(member.peer, revoke)
+        if member.is_relay:  # every time: a message may be lost
+            self._tell_relays([member], self.banned)
         if member.state is PeerState.ADMITTED:
             self._welcome(member)
         self._outbox.send(member.peer, messages.Alive(**self._spec.run_and_term))
+
+    def _note_workers(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
+        """Take the leases of a relay with no worker below it; it gets some when one is there."""
+        before, member.workers = member.workers, heartbeat.workers
+        member.levels = heartbeat.levels
+        if member.is_relay and (before != member.workers or member.speed.is_due(now)):
+            member.speed.get_range()  # it is tried again: it is too late with every duplicate
+            self._membership.workers_changed()
+        if before and not member.workers:
+            self._lease_grants.lost(member, now)
+        elif member.workers and not before and member.state is PeerState.WORKING:
+            if (own := self._membership.members.get(OWN_PEER)) is not None:
+                self._lease_grants.lost(own, now)  # with relays the server does not compute
+            self._lease_grants.joined(now)
 
     # Members that leave or fall silent.
 
@@ -220,11 +235,27 @@ class Admission(ServerPart):
             if member.role is Role.WORKER and not {*identities}.isdisjoint(member.identities):
                 self._outbox.send(member.peer, Refused(reason=f"banned: {why}"))
                 self._remove(member, now)
+        self._tell_relays(self._membership.relays(), dict.fromkeys(identities, why))
+
+    def _tell_relays(self, relays: Iterable[Member], banned: Mapping[str, str]) -> None:
+        for relay in relays:
+            for name, why in banned.items():
+                ban = messages.Ban(**self._spec.run_and_term, name=name, reason=one_line(why))
+                self._outbox.send(relay.peer, ban)
+
+    def ban_from_above(self, ban: messages.Ban, now: float) -> None:
+        """Do what the server above has decided."""
+        if not ban.reason:
+            self.banned.pop(ban.name, None)
+            self._tell_relays(self._membership.relays(), {ban.name: ""})
+        elif ban.name not in self.banned:
+            self.ban((ban.name, ban.name), ban.reason, now)
 
     def unban(self, member: Member, message: messages.Unban, now: float) -> None:
         if self.is_operator(member, "lift a ban"):
             before = self.banned
             self.banned, text = lift_ban(before, message.name)
+            self._tell_relays(self._membership.relays(), {message.name: ""})
             if self.banned != before:
                 self._outbox.add(RememberBans(dict(self.banned)))
                 self._outbox.log(f"{text} (requested by {member.name})")

@@ -9,6 +9,7 @@ where no complete node contains it already. Hidden states are committed when the
 import dataclasses
 import enum
 import math
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -49,12 +50,13 @@ class Assessment(enum.Enum):
 class _Step:
     """What is remembered of one step: its inputs, and what was accepted from whom.
 
-    `inputs` are the weights and the hidden states; None where the step is too old to compute again.
+    `inputs` are the weights, the hidden states, and those after the step, as far as they are known;
+    None where the step is too old to compute again.
     `delivered` has the sums of nodes as they came; `digests` replaces them where the frames of
     past steps are many. Digests are computed when they are needed, or no step waits for them.
     """
 
-    inputs: tuple[NDArray[Any], NDArray[Any]] | None
+    inputs: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None
     weights_digest: bytes = b""
     hidden_digests: list[bytes] = dataclasses.field(default_factory=list)
     senders: dict[int, Identities] = dataclasses.field(default_factory=dict)
@@ -66,9 +68,10 @@ class _Step:
     def compute_digests(self) -> None:
         """Compute those of the inputs, once."""
         if self.inputs is not None and not self.weights_digest:
-            weights, hidden = self.inputs
+            weights, hidden, _ = self.inputs
             self.weights_digest = digest(as_frame(weights))
-            self.hidden_digests = list(map(digest, equal_parts(as_frame(hidden), len(hidden))))
+            parts = equal_parts(as_frame(hidden), len(hidden))
+            self.hidden_digests = self.hidden_digests or list(map(digest, parts))
 
     def digest_delivered(self) -> None:
         """Compute the digests of the delivered sums, and release the frames."""
@@ -103,25 +106,29 @@ class Aggregation:
         its checkpoint, grants and conflicts. Where the states are large, fewer steps are kept.
         """
         step = self.state.step
-        self._open = self._steps[step] = _Step((self.state.parameters.flat, self.state.hidden))
-        self._steps.pop(step - STEPS_COMPARED - 1, None)
-        if (old := self._steps.get(step - self.steps_compared - 1)) is not None:
-            old.inputs = None
+        self.wanted: Collection[int] = range(self.definition.shards)
+        self._next_hidden = np.empty_like(self.state.hidden)
+        self._open = self._steps[step] = _Step(
+            (self.state.parameters.flat, self.state.hidden, self._next_hidden)
+        )
+        for past in list(self._steps):
+            if past < step - self.steps_compared:
+                self._steps[past].inputs = None
+            if past < step - max(STEPS_COMPARED, self.steps_compared):
+                del self._steps[past]
         self.weights = as_frame(self.state.parameters.flat)
         self.is_fresh = self.corpus.is_fresh(step)
         self._is_digested = False
-        self._next_hidden = np.empty_like(self.state.hidden)
         self._next_rows = self._next_hidden.reshape(self.definition.shards, -1)
         self._sums: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
 
     def missing(self) -> list[int]:
         """Return the shards whose gradients of the open step are still wanted."""
-        if self.closed:
-            return []
-        return [i for i in range(self.definition.shards) if i not in self._open.senders]
+        wanted = () if self.closed else self.wanted
+        return [shard for shard in wanted if shard not in self._open.senders]
 
     def is_missing(self, shard: int) -> bool:
-        return shard not in self._open.senders and not self.closed
+        return shard not in self._open.senders and shard in self.wanted and not self.closed
 
     def close(self) -> None:
         """Want nothing more: the run ends with the state as it is."""
@@ -239,13 +246,11 @@ class Aggregation:
     def accepted(self, step: int, first: int, last: int) -> list[tuple[Identities, Digests]]:
         """Return the digests of accepted shards and nodes within a range, each with its sender."""
         record = self._steps[step]
-        if record is self._open:
-            hidden = {i: digest(as_frame(self._next_hidden[i])) for i in record.senders}
-        else:
-            self._steps[step + 1].compute_digests()
-            hidden = dict(enumerate(self._steps[step + 1].hidden_digests))
+        if record.inputs is None:
+            raise KeyError(f"step {step} is too old to compare")
+        hidden = record.inputs[2]
         found: list[tuple[Identities, Digests]] = [
-            (sender, {i: (record.losses[i].hex(), hidden[i])})
+            (sender, {i: (record.losses[i].hex(), digest(as_frame(hidden[i])))})
             for i, sender in record.senders.items()
             if first <= i <= last
         ]
@@ -279,7 +284,7 @@ class Aggregation:
         inputs = self._steps[step].inputs
         if inputs is None:
             raise KeyError(f"step {step} is too old to compute again")
-        weights, hidden = inputs
+        weights, hidden, _ = inputs
         batch = self.corpus.batch_at(shard, step)
         return Compute(
             shard=shard,

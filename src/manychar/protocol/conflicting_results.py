@@ -3,6 +3,9 @@
 The server computes the unit's shards itself from what it holds, and bans the workers that were
 wrong. Where a wrong result is part of the weights, the run resumes from a checkpoint before it. A
 result that is not finite, and right, ends the run.
+
+A relay that sent a wrong result is asked which worker computed it. It is wrong itself where its
+parts were right, and where it does not know or answer.
 """
 
 import dataclasses
@@ -13,18 +16,19 @@ from manychar.protocol.admission import Admission
 from manychar.protocol.aggregation import Digests
 from manychar.protocol.effects import Level
 from manychar.protocol.events import Computed
-from manychar.protocol.membership import SHARE_NAME
-from manychar.protocol.messages import Identities
+from manychar.protocol.member import SHARE_NAME, Member
+from manychar.protocol.messages import Blame, Dispute, Identities
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
-from manychar.protocol.unit_payload import as_frame, digest
+from manychar.protocol.unit_payload import as_frame, digest, pack_digests
 
 
 @dataclasses.dataclass
 class Conflict:
     """What was claimed of a range's shards at one step, by whom, and what was computed here.
 
-    `accepted` is the number of claims, the first ones, that were accepted.
+    `accepted` is the number of claims, the first ones, that were accepted. By relay that was wrong:
+    until when it is `asked`, and the worker that it has `named`.
     """
 
     step: int
@@ -33,6 +37,8 @@ class Conflict:
     accepted: int
     finite: bool = True
     computed: dict[int, Computed] = dataclasses.field(default_factory=dict)
+    asked: dict[Identities, float] = dataclasses.field(default_factory=dict)
+    named: dict[Identities, Identities] = dataclasses.field(default_factory=dict)
 
     @property
     def is_computed(self) -> bool:
@@ -40,7 +46,7 @@ class Conflict:
 
     def is_wrong(self, claim: Digests) -> bool:
         """Whether what was computed here has other digests."""
-        return any(self._digest_of(each) != value for each, value in claim.items())
+        return any(self.digest_of(each) != value for each, value in claim.items())
 
     def wrong(self) -> set[Identities]:
         """Return the senders of what has other digests than what was computed here."""
@@ -55,7 +61,8 @@ class Conflict:
             if any(a[key] != other[key] for a in own for key in a.keys() & other.keys())
         ]
 
-    def _digest_of(self, of: int | Range) -> object:
+    def digest_of(self, of: int | Range) -> object:
+        """Return what is right of a shard or node within the range."""
         if isinstance(of, int):
             return self.computed[of].loss.hex(), digest(self.computed[of].hidden)
         gradients = [self.computed[shard].gradient for shard in range(of[0], of[1] + 1)]
@@ -88,15 +95,46 @@ class ConflictingResults(ServerPart):
         conflict.claims.append((sender, claims))
         conflict.finite &= finite
 
-    def computed(self, own: Computed) -> list[Conflict]:
-        """Note what was computed here; remove and return the conflicts that can be settled."""
+    def computed(self, own: Computed) -> None:
+        """Note what was computed here."""
         for (step, shards), conflict in self.open.items():
             if step == own.step and shards[0] <= own.shard <= shards[1]:
                 conflict.computed[own.shard] = own
-        settled = [each for each in self.open.values() if each.is_computed]
+
+    def blamed(self, member: Member, blame: Blame, now: float) -> None:
+        """Note which worker a relay names that was asked."""
+        conflict = self.open.get((blame.step, (blame.first, blame.last)))
+        if conflict is not None and member.identities in conflict.asked:
+            conflict.named[member.identities] = named_by(member, blame)
+
+    def settled(self, now: float) -> list[Conflict]:
+        """Remove and return the conflicts that can be settled."""
+        settled = [
+            each
+            for each in list(self.open.values())
+            if each.is_computed and not self._asks_relays(each, now)
+        ]
         for conflict in settled:
             del self.open[conflict.step, conflict.shards]
         return settled
+
+    def _asks_relays(self, conflict: Conflict, now: float) -> bool:
+        """Ask the relays that were wrong, again until they answer; return whether any was asked."""
+        wrong, (first, last) = conflict.wrong() - conflict.named.keys(), conflict.shards
+        relays = [each for each in self._membership.relays() if each.identities in wrong]
+        until = [
+            conflict.asked.setdefault(each.identities, now + self._membership.limit(each))
+            for each in relays
+        ]
+        if awaited := now < max(until, default=-math.inf):
+            count = self._spec.definition.shards
+            right = pack_digests(count, conflict.shards, conflict.digest_of)
+            dispute = Dispute(
+                **self._spec.run_and_term, step=conflict.step, first=first, last=last, digests=right
+            )
+            for relay in relays:
+                self._outbox.send(relay.peer, dispute)
+        return awaited
 
     def why_it_ends_the_run(self, conflict: Conflict) -> str:
         """Return the reason; nothing where the server can tell which workers were wrong."""
@@ -120,7 +158,7 @@ class ConflictingResults(ServerPart):
         step, (first, last) = conflict.step, conflict.shards
         are_wrong = [conflict.is_wrong(claim) for _, claim in conflict.claims]
         wrong = sorted(conflict.wrong())
-        for sender in wrong:
+        for sender in sorted({conflict.named.get(each, each) for each in wrong}):
             self._admission.ban(
                 sender, f"it computed step {step}, {shards_named(first, last)} wrongly", now
             )
@@ -135,3 +173,8 @@ class ConflictingResults(ServerPart):
         )
         self._outbox.log(text, Level.ERROR)
         return int(resume) + 1
+
+
+def named_by(member: Member, blame: Blame) -> Identities:
+    """Return the worker that a relay names: itself where it names none."""
+    return (blame.name, blame.key) if blame.name else member.identities

@@ -78,7 +78,7 @@ class RecordMetrics(Effect):
 
 
 class ComputeFingerprint(Effect):
-    """Pin the run's numerics, compute the fingerprint: FingerprintComputed follows."""
+    """Pin the numerics, compute the fingerprint (a relay listens): FingerprintComputed follows."""
 
     welcome: messages.Welcome
 

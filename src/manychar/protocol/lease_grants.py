@@ -1,7 +1,10 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
+from collections.abc import Set as AbstractSet
+
 from manychar.protocol.counters import Counter
-from manychar.protocol.membership import Lease, Member
+from manychar.protocol.member import Member
+from manychar.protocol.membership import Lease
 from manychar.protocol.messages import Grant, NewWeights, Revoke
 from manychar.protocol.range_cut import runs_of
 from manychar.protocol.server_part import ServerPart
@@ -15,15 +18,16 @@ class LeaseGrants(ServerPart):
         """Lease the shards that nobody holds; a new worker gets its range after the step."""
         self._membership.workers_changed()
         if not self._membership.leases:  # else other workers hold all that is missing
-            self._lease_unheld(now)
+            self.lease_unheld(now)
 
     def lost(self, member: Member, now: float) -> None:
         """Take the leases of a worker that is gone or silent, and lease their shards to others."""
         if ended := self._membership.end_leases(member.peer):
             self._revoke(ended)
-            self._lease_unheld(now)
+            self.lease_unheld(now)
 
-    def _lease_unheld(self, now: float) -> None:
+    def lease_unheld(self, now: float) -> None:
+        """Lease the missing shards that nobody holds."""
         idle = {each.peer for each in self._membership.workers()} - self._membership.holders()
         for lease in self._membership.lease_unheld(self._aggregation.missing()):
             if lease.peer in idle:
@@ -35,6 +39,15 @@ class LeaseGrants(ServerPart):
             if lease.peer in self._membership.members:
                 revoke = Revoke(**self._spec.run_and_term, lease=lease.number)
                 self._outbox.send(lease.peer, revoke)
+
+    def keep_only(self, shards: AbstractSet[int]) -> None:
+        """Revoke the leases without any of these shards: a relay is not asked for theirs."""
+        leases = self._membership.leases.values()
+        ended = [each for each in leases if shards.isdisjoint(each.numbers)]
+        for lease in ended:
+            self._membership.end_lease(lease)
+            self._membership.workers_changed()
+        self._revoke(ended)
 
     def renew(self, old: Lease, now: float) -> None:
         """Give the holder a new lease on its range: what it has of the old one is void."""
@@ -80,7 +93,7 @@ class LeaseGrants(ServerPart):
         aggregation = self._aggregation
         for lease in self._membership.leases.values():
             self._membership.members[lease.peer].tally.waits_until(now)
-            if not self._membership.can_continue(lease):
+            if not self._membership.can_continue(lease, self._step):
                 self.grant(lease, now)
                 continue
             lease.ask(self._step, now)

@@ -135,7 +135,8 @@ class Lifecycle(ServerPart):
                 self.save(now)
 
     def tick(self, now: float) -> None:
-        """Stop without the open step where it cannot be completed."""
+        """Settle conflicts, and stop without the open step where it cannot be completed."""
+        self._settle(now)
         in_vain = now >= self._stop_by or not self._membership.workers()
         if self.phase is RunPhase.STOPPING and in_vain:
             self.save(now)
@@ -172,7 +173,11 @@ class Lifecycle(ServerPart):
         self.phase = RunPhase.FINISHED
 
     def computed(self, event: events.Computed, now: float) -> None:
-        for conflict in self._conflicting_results.computed(event):
+        self._conflicting_results.computed(event)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        for conflict in self._conflicting_results.settled(now):
             if reason := self._conflicting_results.why_it_ends_the_run(conflict):
                 self.finish(RUN_FAILED, reason, resumable=conflict.finite)
             elif (step := self._conflicting_results.settle(conflict, now)) is not None:

@@ -6,7 +6,6 @@ addition, and what somebody holds stays.
 """
 
 import dataclasses
-import enum
 import heapq
 import math
 import statistics
@@ -16,14 +15,9 @@ from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
 from manychar.protocol.client_session import HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL
 from manychar.protocol.events import Suspended
-from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role, Unit, UnitState
+from manychar.protocol.member import OWN_PEER, Member, PeerState
+from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role
 from manychar.protocol.range_cut import MOVE_GAIN, best_cut, count_of, expected_step, runs_of
-from manychar.protocol.worker_speed import WorkerSpeed
-from manychar.protocol.worker_tally import WorkerTally
-
-OWN_PEER, SHARE_NAME = b"", "server"
-"""The server's own share of the computing. No connection has this peer: a ROUTER numbers those that
-name none, and one may name any other."""
 
 MOVE_EVERY = 1.0
 FORGET_SILENT_AFTER = 60.0
@@ -33,62 +27,6 @@ LONGEST_RESEND_AFTER = 30.0
 LONGEST_UNIT = 3600.0
 IDLE_SILENCE = HEARTBEATS_PER_SILENCE * LONGEST_INTERVAL
 MAX_DOUBLINGS = 10
-
-
-class PeerState(enum.StrEnum):
-    """The state of a connection, as the server sees it."""
-
-    UNKNOWN = "unknown"
-    ADMITTED = "admitted"
-    WORKING = "working"
-    SILENT = "silent"
-    OBSERVING = "observing"
-
-
-# 16 attributes: all that is known of one peer, in one value.
-@dataclasses.dataclass
-class Member:
-    """What the server knows of one peer; it was heard at the time `heard_at`.
-
-    `owner` is the owner of its key, None where there are no keys. `slowest` is its longest recent
-    piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
-    how often in a row a lease was renewed because it had computed a unit from another state.
-    """
-
-    peer: Peer
-    name: str
-    role: Role
-    instance: str
-    state: PeerState
-    heard_at: float
-    owner: Owner | None = None
-    slowest: float = 0.0
-    units: tuple[Unit, ...] = ()
-    units_at: float = -1.0
-    asked: int = 0
-    renewals: int = 0
-    host: str = ""
-    tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
-    speed: WorkerSpeed = dataclasses.field(default_factory=WorkerSpeed)
-
-    @property
-    def identities(self) -> messages.Identities:
-        return self.name, self.owner.name if self.owner else self.name
-
-    def is_busy(self, lease: int, step: int) -> bool:
-        """Whether its last heartbeat lists this unit as queued, or another as being computed.
-
-        A worker that computes reads no messages: it may not know of a unit that was granted since.
-        """
-        computing = any(unit.state == UnitState.COMPUTING for unit in self.units)
-        return computing or self.has_unit(lease, step)
-
-    def has_unit(self, lease: int, step: int) -> bool:
-        """Whether its last heartbeat lists a unit of this lease and step, queued or begun."""
-        return any(
-            (unit.lease, unit.step) == (lease, step) and unit.state != UnitState.SENT
-            for unit in self.units
-        )
 
 
 @dataclasses.dataclass
@@ -131,12 +69,13 @@ class Membership:
         self.members: dict[Peer, Member] = {}
         self.leases: dict[int, Lease] = {}
         self._leases_of: dict[Peer, dict[int, Lease]] = {}  # nobody looks for one in all
-        self._shards = shards
+        self.scope = 0, shards - 1
         self.silence = silence
         self._numbers = 0
         self._takeovers = [0] * shards
-        self._accepted_under = [0] * shards
+        self._accepted_under = [(-1, 0)] * shards  # step and lease of the last acceptance
         self._must_cut = False
+        self._cut_for: dict[Peer, int] = {}  # how many workers each relay had
         self._next_move = 0.0
 
     def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
@@ -149,6 +88,8 @@ class Membership:
             state=PeerState.OBSERVING if role is Role.OBSERVER else PeerState.ADMITTED,
             heard_at=now,
             owner=owner,
+            is_relay=messages.RELAYS in hello.machine,
+            workers=messages.RELAYS not in hello.machine,
             host=messages.one_line(hello.machine.get("host", ""))[:HOST_LENGTH],
         )
         return member
@@ -172,8 +113,15 @@ class Membership:
         ]
 
     def workers(self) -> list[Member]:
-        """Return the members that can compute, in the order in which they joined."""
-        return [m for m in self.members.values() if m.state is PeerState.WORKING]
+        """Return the members that can compute, as they joined; with relays, not this server."""
+        here = [m for m in self.members.values() if m.state is PeerState.WORKING and m.workers]
+        relayed = any(member.is_relay for member in here)
+        return [m for m in here if not (relayed and m.peer == OWN_PEER)]
+
+    def relays(self) -> list[Member]:
+        """Return the relays that were admitted, whether workers are below or not."""
+        here = (PeerState.WORKING, PeerState.SILENT)
+        return [m for m in self.members.values() if m.is_relay and m.state in here]
 
     def observers(self) -> list[Member]:
         return [m for m in self.members.values() if m.state is PeerState.OBSERVING]
@@ -197,6 +145,11 @@ class Membership:
         del self._leases_of[lease.peer][lease.number]
         if not self._leases_of[lease.peer]:
             del self._leases_of[lease.peer]
+
+    def set_scope(self, scope: Range) -> None:
+        """Have these shards leased in the next step."""
+        self._must_cut |= scope != self.scope
+        self.scope = scope
 
     def workers_changed(self) -> None:
         """Note that the workers have changed: the ranges are cut anew after this step."""
@@ -242,7 +195,7 @@ class Membership:
         The lease ends with the step.
         """
         for worker in self.workers():
-            if not worker.speed.is_due(now) or self.leases_of(worker.peer):
+            if worker.is_relay or not worker.speed.is_due(now) or self.leases_of(worker.peer):
                 continue
             held = [each.shards for each in self.leases.values() if each.shards[0] in missing]
             if held:
@@ -265,11 +218,13 @@ class Membership:
         if may_move:
             self._next_move = now + MOVE_EVERY
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
-        workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (self._shards,)))
+        workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (math.inf,)))
         able = [each for each in workers if not each.speed.awaits_probes] or workers
-        ranges = best_cut((0, self._shards - 1), _units_of(able)) if able else []
+        ranges = best_cut(self.scope, _units_of(able)) if able else []
         wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
-        if self._is_whole(present, workers) and not (may_move and _pays(workers, present, wanted)):
+        before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers if w.is_relay}
+        stays = self._is_whole(present, workers) and before == self._cut_for
+        if stays and not (may_move and _pays(workers, present, wanted)):
             wanted = present
         kept, revoked = set(), []
         for lease in list(self.leases.values()):
@@ -285,32 +240,30 @@ class Membership:
         for worker in workers:
             if worker.peer in wanted:
                 worker.speed.get_range()
-            elif len(wanted) < self._shards and worker.speed.lose_range(now):
+            elif len(wanted) < count_of(self.scope) and worker.speed.lose_range(now):
                 too_slow.append(worker)
         return revoked, too_slow
 
     def _is_whole(self, ranges: Mapping[Peer, Range], workers: Sequence[Member]) -> bool:
         """Whether these ranges are all shards, and each worker that should have one has one."""
         idle = [w for w in workers if w.peer not in ranges and not w.speed.is_too_slow]
-        held = sum(last - first + 1 for first, last in ranges.values())
         leased = sum(not lease.duplicate for lease in self.leases.values())
-        spare = len(ranges) == self._shards
-        return held == self._shards and leased == len(ranges) and (spare or not idle)
+        spare = len(ranges) == count_of(self.scope)
+        whole = runs_of(i for first, last in ranges.values() for i in range(first, last + 1))
+        return whole == [self.scope] and leased == len(ranges) and (spare or not idle)
 
-    def accepted(self, shards: Iterable[int], peer: Peer, lease: int) -> None:
+    def accepted(self, shards: Iterable[int], peer: Peer, lease: int, step: int) -> None:
         """Note that a unit's shards were accepted, from any peer: their counts start again."""
         held = self.leases.get(lease)
         under = lease if held is not None and held.peer == peer else 0
         for shard in shards:
             self._takeovers[shard] = 0
-            self._accepted_under[shard] = under
+            self._accepted_under[shard] = step, under
         self.members[peer].renewals = 0
 
-    def can_continue(self, lease: Lease) -> bool:
+    def can_continue(self, lease: Lease, step: int) -> bool:
         """Whether its holder has the hidden states: it computed the step before under it."""
-        first, last = lease.shards
-        under = self._accepted_under[first : last + 1]
-        return under.count(lease.number) == len(under)
+        return all(self._accepted_under[i] == (step - 1, lease.number) for i in lease.numbers)
 
     def limit(self, member: Member) -> float:
         """Return how long this member may be silent, in seconds.
@@ -325,15 +278,19 @@ class Membership:
         takeovers = max((self._takeovers[i] for each in leases for i in each.numbers), default=0)
         least = self.silence if leases else max(self.silence, IDLE_SILENCE)
         longest = max(least, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
-        return float(longest * 2 ** min(takeovers, MAX_DOUBLINGS))
+        return float(longest * (1 + member.levels) * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
 def _units_of(workers: Sequence[Member]) -> list[list[float]]:
-    """Return how long a shard took at each lately; the mean of the others where it is not known."""
+    """Return how long a shard took at each lately; the mean of the others where it is not known.
+
+    The workers of a relay compute at the same time, as many as there are now.
+    """
     known = [worker.speed.units for worker in workers]
     measured = [statistics.fmean(each) for each in known if each]
     mean = statistics.fmean(measured) if measured else 1.0
-    return [each or [mean] for each in known]
+    units = zip(workers, known, strict=True)
+    return [[each / worker.workers for each in of or [mean]] for worker, of in units]
 
 
 def _pays(

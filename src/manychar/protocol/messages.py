@@ -11,7 +11,8 @@ from typing import Annotated, NamedTuple, TypedDict
 from manychar.protocol import dimensions
 from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions, Structure
-from manychar.protocol.unit_payload import PayloadField
+from manychar.protocol.unit_payload import DigestsFrame, PayloadField
+from manychar.protocol.worker_tally import WorkerStats
 
 WIRE_VERSION = 4  # rises with every release that changes the messages
 
@@ -24,6 +25,10 @@ PAGE_LENGTH = 7  # workers in one Status: with the longest names and all counts 
 def one_line(text: str) -> str:
     """Return a text as a message can carry it: printable, on one line, not too long."""
     return "".join(c if c.isprintable() else " " for c in text)[: field.TEXT_LENGTH]
+
+
+RELAYS = "relays"
+"""The key in a Hello's `machine` by which a relay says that it is one: itself and those below."""
 
 
 class Role(enum.StrEnum):
@@ -107,7 +112,8 @@ class Hello(Structure):
 class Welcome(_InRun):
     """The run, its term and sizes, the numerics to pin; `silence` is the lease timeout in s.
 
-    Observers get the vocabulary (UTF-8) as well, to draw samples with.
+    Observers get the vocabulary (UTF-8) as well, to draw samples with. A relay admits workers by
+    the run's fingerprint; `relays` are the instances of those between the server and this client.
     """
 
     dimensions: Dimensions
@@ -115,6 +121,9 @@ class Welcome(_InRun):
     seed: field.Integer
     silence: field.Number
     vocabulary: Vocabulary
+    fingerprint: field.Name
+    libraries: field.Texts
+    relays: field.Text = ""
 
 
 class Ready(_InRun):
@@ -197,16 +206,45 @@ class UnitResult(_InRun, packed=True):
 class Heartbeat(_InRun):
     """A peer's progress: seconds of its slowest piece of work, its units.
 
-    `heard` is the highest number of what asked it for a unit.
+    `heard` is the highest number of what asked it for a unit. A relay has `workers` below it, and
+    `levels` of relays, its own included.
     """
 
     slowest: field.Number
     heard: field.Integer
     units: Units
+    workers: field.Integer = 1
+    levels: field.Integer = 0
 
 
 class Alive(_InRun):
     """The server's answer to a heartbeat."""
+
+
+class Dispute(_InRun):
+    """Part of a unit that a relay sent is wrong: it names the worker. The digests are right."""
+
+    step: field.Integer
+    first: field.Integer
+    last: field.Integer
+    digests: DigestsFrame
+
+
+class Blame(_InRun):
+    """A relay's answer to a Dispute: the worker's name and its key's; none are its sender's own."""
+
+    step: field.Integer
+    first: field.Integer
+    last: field.Integer
+    name: field.Text
+    key: field.Text
+
+
+class Ban(_InRun):
+    """A relay refuses workers and keys of this name from now on; without a reason, no longer."""
+
+    name: field.Text
+    reason: field.Text
 
 
 class Goodbye(_InRun):
@@ -233,33 +271,6 @@ class Unbanned(_InRun):
     """The server's answer to Unban: one line for the user."""
 
     text: field.Text
-
-
-# 13 fields: one figure each.
-class WorkerStats(NamedTuple):
-    """What one worker does.
-
-    `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
-    long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
-    for it, in seconds. The next fields are those of `RecentUse`, of the last ten seconds.
-    `longest_piece` is the longest time between two calls of the kernel's progress callback, lately,
-    in seconds.
-    """
-
-    name: field.Name
-    host: field.Text
-    state: field.Name
-    leases: field.Integer
-    gradients: field.Integer
-    dropped: field.Integer
-    shard_seconds: field.Number
-    late: field.Number
-    computing: field.Number
-    exchanging: field.Number
-    waiting: field.Number
-    straggling: field.Number
-    speed: field.Number
-    longest_piece: field.Number = 0.0
 
 
 # 19 fields: one figure each.
@@ -303,7 +314,9 @@ class Done(_InRun):
     reason: field.Text
 
 
-FromMember = Ready | UnitResult | Heartbeat | Goodbye | Stop | WeightsRequest | Unban
+FromMember = (
+    Ready | UnitResult | Heartbeat | Status | Blame | Goodbye | Stop | WeightsRequest | Unban
+)
 FromServer = (
     Welcome
     | Refused
@@ -312,6 +325,8 @@ FromServer = (
     | NewWeights
     | Weights
     | Revoke
+    | Dispute
+    | Ban
     | Alive
     | Status
     | Unbanned

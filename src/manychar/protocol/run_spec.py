@@ -12,7 +12,7 @@ from manychar.protocol.messages import RunAndTerm
 from manychar.protocol.run_operation import Operation
 
 
-# 14 fields: all that a server is started with, in one value.
+# 15 fields: all that a server is started with, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """What one server needs to serve a run. `banned` gives the reason for the ban by worker's name.
@@ -20,7 +20,7 @@ class RunSpec:
     `session` tells two servers apart that have the same term: the run's directory was copied.
     `seconds_before` is how long the run took before this server started. `validation_losses` are
     the known ones in nats a character, by step; `unvalidated` are the steps of the checkpoints on
-    disk that have none yet.
+    disk that have none yet. `relays` are the instances of those above the workers, at a relay.
     """
 
     run_id: str
@@ -37,6 +37,7 @@ class RunSpec:
     validation_losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     unvalidated: tuple[int, ...] = ()
     session: int = 0
+    relays: str = ""
 
     @functools.cached_property
     def dimensions(self) -> Dimensions:

@@ -29,7 +29,8 @@ from manychar.protocol.effects import RUN_FAILED, STOPPED, Effect
 from manychar.protocol.events import PeerError, ProtocolError, Table, rows
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.lifecycle import Lifecycle, RunPhase
-from manychar.protocol.membership import Member, Membership, PeerState
+from manychar.protocol.member import Member, PeerState
+from manychar.protocol.membership import Membership
 from manychar.protocol.messages import FromMember, KeyRole, Owner, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
 from manychar.protocol.range_cut import shards_named
@@ -51,9 +52,11 @@ _ENDING = (_STOPPING, _SAVING, _FINISHED)
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 
+    aggregation_class: type[Aggregation] = Aggregation
+
     def __init__(self, spec: RunSpec, *, now: float) -> None:
         self.spec = spec
-        self.aggregation = Aggregation(
+        self.aggregation = self.aggregation_class(
             spec.definition, spec.corpus, spec.state, limit=spec.operation.steps or math.inf
         )
         self.membership = Membership(spec.definition.shards, silence=spec.operation.lease_timeout)
@@ -168,8 +171,8 @@ class ParameterServer:
         match assessment := self.aggregation.assess(result):
             case Assessment.WANTED:
                 accepted = self.aggregation.accept(result, member.identities)
-                self.membership.accepted(accepted, member.peer, result.lease)
-                seconds = result.seconds * (result.last - result.first + 1)
+                self.membership.accepted(accepted, member.peer, result.lease, result.step)
+                seconds = result.seconds * (result.last - result.first + 1) / max(1, member.workers)
                 member.tally.delivered(len(accepted), seconds, now)
                 if self.aggregation.complete:
                     member.tally.straggling += now - self._delivered_at
@@ -179,22 +182,23 @@ class ParameterServer:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
             case Assessment.REPEAT_DIFFERS | Assessment.NOT_FINITE:
-                what = f"step {result.step}, {shards_named(*shards)}"
-                problem = "is not finite" if assessment is Assessment.NOT_FINITE else "differs"
-                self.outbox.warn(f"what {member.name} sent for {what} {problem}: computed again")
-                self.conflicting_results.begin(
-                    member.identities,
-                    result.step,
-                    shards,
-                    self.aggregation.digests_of(result),
-                    finite=assessment is not Assessment.NOT_FINITE,
-                )
+                self._dispute(member, result, finite=assessment is not Assessment.NOT_FINITE)
             case Assessment.REPEAT:
                 member.renewals = 0  # it was computed from the right state
             case Assessment.FROM_ANOTHER_STATE:
                 self.admission.from_wrong_state(member, result, now)
         member.tally.dropped += 1
         self.outbox.count(Counter(assessment.value))
+
+    def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:
+        shards = result.first, result.last
+        what = f"step {result.step}, {shards_named(*shards)}"
+        problem = "differs" if finite else "is not finite"
+        self.outbox.warn(f"what {member.name} sent for {what} {problem}: computed again")
+        claims = self.aggregation.digests_of(result)
+        self.conflicting_results.begin(
+            member.identities, result.step, shards, claims, finite=finite
+        )
 
     # Tables of transitions: states, event or message, handler, the states that may follow.
 
@@ -209,8 +213,7 @@ class ParameterServer:
             **rows((_TRAINING,), (events.StopRequested,), lifecycle.stop, *_ENDING),
             **rows((_STOPPING,), (events.StopRequested,), lifecycle.stop),
             **rows((_SAVING,), (events.StopRequested,), lifecycle.stop, _SAVING, _FINISHED),
-            **rows((_TRAINING, _SAVING), (events.DeadlinePassed,), self._deadline_passed),
-            **rows((_STOPPING,), (events.DeadlinePassed,), self._deadline_passed, *_ENDING),
+            **_may_end(events.DeadlinePassed, self._deadline_passed),
             **_may_end(events.Computed, lifecycle.computed),
             **_may_end(events.CheckpointWritten, lifecycle.checkpoint_written),
             **_may_end(events.Validated, lifecycle.validated),
@@ -232,6 +235,8 @@ class ParameterServer:
             **rows((_ADMITTED,), (UnitResult,), admission.not_ready),
             **rows((_WORKING,), (messages.Ready,), admission.ready, _WORKING, _UNKNOWN),
             **rows((_WORKING,), (UnitResult,), self._unit_result, _WORKING, _UNKNOWN),
+            **rows((_ADMITTED, _WORKING), (messages.Status,), self.status_report.note_below),
+            **rows((_WORKING,), (messages.Blame,), self.conflicting_results.blamed),
             **rows((_OBSERVING,), (Stop,), self._stop_by_operator),
             **rows((_OBSERVING,), (messages.WeightsRequest,), self.status_report.send_weights),
             **rows((_OBSERVING,), (messages.Unban,), admission.unban),

@@ -7,10 +7,11 @@ import math
 from manychar.protocol import messages
 from manychar.protocol.effects import Level
 from manychar.protocol.events import DiskWaited
-from manychar.protocol.membership import Member, PeerState
-from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, WorkerStats, one_line
+from manychar.protocol.member import Member, PeerState
+from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
+from manychar.protocol.worker_tally import WorkerStats
 
 FIGURES_EVERY = 0.2
 PAGES_EVERY = 1.0
@@ -21,6 +22,7 @@ STALL_EVERY = 10.0
 NAMES_SHOWN = 5
 LOSS_STEPS = 100  # of which a status gives the mean loss
 FEW_STREAMS, STEPS_OF_FEW_STREAMS = 8, 1000  # their first losses vary too much to tell a divergence
+MOST_BELOW = 10_000
 
 
 def mean_loss(now: Status, before: Status | None) -> float:
@@ -137,7 +139,9 @@ class StatusReport(ServerPart):
         validated = max(losses, default=None)
         late = self.waits_for_disk or now >= self._late_from
         holders = self._membership.holders()
-        total, sums = len(self._listed()), self._loss_sums
+        total, sums, counts = len(self._listed()), self._loss_sums, self._outbox.counts.copy()
+        for member in self._membership.relays():
+            counts.update(member.counts)
         return Status(
             **self._spec.run_and_term,
             step=state.step,
@@ -155,7 +159,7 @@ class StatusReport(ServerPart):
             divergence=self.divergence,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
             waiting_for=one_line(self._awaited()) if late else "",
-            counts=dict(self._outbox.counts.most_common(COUNTS_SHOWN)),
+            counts=dict(counts.most_common(COUNTS_SHOWN)),
             first=total,
             total=total,
             workers=(),
@@ -166,14 +170,22 @@ class StatusReport(ServerPart):
         shards: dict[Peer, list[int]] = {}
         for lease in self._membership.leases.values():
             shards.setdefault(lease.peer, []).extend(lease.numbers)
-        entries = [self._entry(m, shards.get(m.peer, []), now) for m in self._listed()]
-        figures = self.figures(now)
+        entries = []
+        for member in self._listed():
+            entries.append(self._entry(member, shards.get(member.peer, []), now))
+            entries += [each._replace(relay=each.relay or member.name) for each in member.below]
+        figures = dataclasses.replace(self.figures(now), total=len(entries))
         return [
             dataclasses.replace(
                 figures, first=first, workers=tuple(entries[first : first + PAGE_LENGTH])
             )
             for first in range(0, max(len(entries), 1), PAGE_LENGTH)
         ]
+
+    def note_below(self, member: Member, page: Status, now: float) -> None:
+        """Note the workers and the counts of a relay; the first page begins anew."""
+        member.below = (*member.below[: page.first], *page.workers)[:MOST_BELOW]
+        member.counts = page.counts
 
     def _listed(self) -> list[Member]:
         """Return the workers, and those that are silent and have no successor of their name."""

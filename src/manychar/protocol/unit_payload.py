@@ -2,13 +2,13 @@
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from manychar.numerics.tree_reduction import cover, largest_cover
+from manychar.numerics.tree_reduction import Range, ancestors, cover, largest_cover
 from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions, shards_in
-from manychar.protocol.field_types import Frame
+from manychar.protocol.field_types import DIGEST_BYTES, Frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,3 +114,35 @@ def largest_payload(size: Dimensions) -> int:
 
 
 PayloadField = Annotated[Payload, _PayloadFrame(_payload_bytes)]
+
+
+# What is right of a range's shards and of all nodes within it, a digest each.
+
+
+def pack_digests(count: int, shards: Range, of: Callable[[int | Range], object]) -> bytes:
+    """Return the digests of what `of` gives for each shard and node."""
+    return b"".join(digest(repr(of(each)).encode()) for each in _within(count, shards))
+
+
+def differs(claim: Mapping[int | Range, object], right: Frame, count: int, shards: Range) -> bool:
+    """Whether anything that is claimed of these shards and nodes has another digest."""
+    within = _within(count, shards)
+    known = dict(zip(within, equal_parts(right, len(within)), strict=True))
+    both = claim.keys() & known.keys()
+    return any(digest(repr(claim[each]).encode()) != known[each] for each in both)
+
+
+def _within(count: int, shards: Range) -> list[int | Range]:
+    first, last = shards
+    leaves = [(shard, shard) for shard in range(first, last + 1)]
+    nodes = {node for leaf in leaves for node in (leaf, *ancestors(count, leaf))}
+    within = sorted(node for node in nodes if first <= node[0] and node[1] <= last)
+    return [*range(first, last + 1), *within]
+
+
+def _digests_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
+    _payload_bytes(size, values)
+    return DIGEST_BYTES * len(_within(size.shards, (values["first"], values["last"])))
+
+
+DigestsFrame = Annotated[Frame, field.Tensor(_digests_bytes)]

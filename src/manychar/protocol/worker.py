@@ -45,7 +45,7 @@ UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and i
 
 
 @dataclasses.dataclass(frozen=True)
-class _Inputs:
+class UnitInputs:
     """What the shards of a queued unit read."""
 
     ids: list[Frame]
@@ -53,14 +53,14 @@ class _Inputs:
 
 
 @dataclasses.dataclass
-class _Lease:
+class HeldLease:
     """What the worker holds under one lease, for its step: by shard, or by unit."""
 
     number: int
     shards: Range
     hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
     next_hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
-    queued: dict[Range, _Inputs] = dataclasses.field(default_factory=dict)
+    queued: dict[Range, UnitInputs] = dataclasses.field(default_factory=dict)
     finished: dict[Range, UnitResult] = dataclasses.field(default_factory=dict)
 
     def advance(self, *, by: int) -> None:
@@ -89,7 +89,7 @@ class _InHand:
     shards: Range
     step: int
     weights: Frame
-    inputs: _Inputs
+    inputs: UnitInputs
     hidden: list[Frame]
     sums: "TreeSum[NDArray[Any]]"
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -145,7 +145,7 @@ class Worker(ClientMachine):
         self._slowest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
         self._in_hand: _InHand | None = None
-        self._leases: dict[int, _Lease] = {}
+        self._leases: dict[int, HeldLease] = {}
         self._step = -1
         self._newest: Frame = b""
         self._heard = 0
@@ -182,7 +182,7 @@ class Worker(ClientMachine):
         """Whether the unit's step is applied, or its term over."""
         return unit.step < self._step or not self.session.belongs(unit.run_and_term)
 
-    def _lowest_queued(self) -> tuple[_Lease, Range] | None:
+    def _lowest_queued(self) -> tuple[HeldLease, Range] | None:
         """Return the unit with the lowest shards; all are queued for one step."""
         queued = [(each, lease) for lease in self._leases.values() for each in lease.queued]
         if not queued:
@@ -190,7 +190,7 @@ class Worker(ClientMachine):
         shards, lease = min(queued, key=lambda pair: pair[0])
         return lease, shards
 
-    def _begin(self, lease: _Lease, shards: Range) -> _InHand:
+    def _begin(self, lease: HeldLease, shards: Range) -> _InHand:
         welcome = self.session.welcomed()
         return _InHand(
             run_and_term=welcome.run_and_term,
@@ -262,12 +262,12 @@ class Worker(ClientMachine):
                 return []
             for number in overlapping:
                 del self._leases[number]
-            lease = self._leases[grant.lease] = _Lease(grant.lease, shards)
+            lease = self._leases[grant.lease] = HeldLease(grant.lease, shards)
             self.session.get_range(now)
         numbers = range(grant.first, grant.last + 1)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
         ids = equal_parts(grant.ids, len(numbers))
-        return self._queue(lease, (grant.first, grant.last), _Inputs(ids, grant.fresh))
+        return self._queue(lease, (grant.first, grant.last), UnitInputs(ids, grant.fresh))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
         self._heard = max(self._heard, message.number)
@@ -277,7 +277,7 @@ class Worker(ClientMachine):
         if lease is None or lease.shards != (message.first, message.last):
             return []
         ids = equal_parts(message.ids, message.last - message.first + 1)
-        return self._queue(lease, lease.shards, _Inputs(ids, message.fresh))
+        return self._queue(lease, lease.shards, UnitInputs(ids, message.fresh))
 
     def _adopt_weights(self, step: int, weights: Frame) -> bool:
         """Advance to the weights' step; return False where the worker is at a later one already."""
@@ -287,7 +287,7 @@ class Worker(ClientMachine):
             self._step, self._newest = step, weights
         return step == self._step
 
-    def _queue(self, lease: _Lease, shards: Range, inputs: _Inputs) -> list[Effect]:
+    def _queue(self, lease: HeldLease, shards: Range, inputs: UnitInputs) -> list[Effect]:
         """Queue a unit whose hidden states are here, or send its result again."""
         if shards in lease.finished:
             return [Send(lease.finished[shards])]

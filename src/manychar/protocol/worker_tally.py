@@ -8,6 +8,8 @@ import collections
 import dataclasses
 from typing import NamedTuple
 
+from manychar.protocol import field_types as field
+
 MARKS = 10
 MARK_EVERY = 1.0
 
@@ -23,6 +25,34 @@ class RecentUse(NamedTuple):
     waiting: float
     straggling: float
     speed: float
+
+
+# 14 fields: one figure each.
+class WorkerStats(NamedTuple):
+    """What one worker does.
+
+    `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
+    long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
+    for it, in seconds. The next fields are those of `RecentUse`, of the last ten seconds.
+    `longest_piece` is the longest time between two calls of the kernel's progress callback, lately,
+    in seconds. `relay` is the name of the relay that it works for; nothing is the server.
+    """
+
+    name: field.Name
+    host: field.Text
+    state: field.Name
+    leases: field.Integer
+    gradients: field.Integer
+    dropped: field.Integer
+    shard_seconds: field.Number
+    late: field.Number
+    computing: field.Number
+    exchanging: field.Number
+    waiting: field.Number
+    straggling: field.Number
+    speed: field.Number
+    longest_piece: field.Number = 0.0
+    relay: field.Text = ""
 
 
 @dataclasses.dataclass

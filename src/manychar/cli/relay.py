@@ -1,0 +1,49 @@
+"""The command `relay`."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from manychar.cli.options import ConnectTimeout, Endpoint, Insecure, KeyFile
+from manychar.cli.server import KEYS
+from manychar.cli.worker import NAME, log_end
+from manychar.network.client_identity import KEYS_VARIABLE, find_key, hello
+from manychar.network.endpoints import check_endpoint, require_safe
+from manychar.numerics.option import Option
+from manychar.processes import log
+from manychar.processes.errors import UserError
+from manychar.protocol.messages import Role
+
+logger = logging.getLogger(__name__)
+
+
+def relay(
+    endpoint: Endpoint,
+    bind: Annotated[str, Option("Endpoint to listen on.")] = "tcp://127.0.0.1:5578",
+    name: Annotated[str | None, NAME] = None,
+    connect_timeout: ConnectTimeout = 600.0,
+    key_file: KeyFile = None,
+    keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
+    insecure: Insecure = False,
+    **_logging: Any,
+) -> None:
+    """Stand for the workers of a machine, rack or job: to the server they are one worker."""
+    from manychar.fleet.relay_process import relay
+
+    check_endpoint(endpoint)
+    check_endpoint(bind)
+    if endpoint == bind:
+        raise UserError(f"{bind}: a relay cannot work for itself: choose another --bind")
+    command = shlex.join(sys.argv[1:])
+    require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
+    key = find_key(key_file)
+    identity = hello(Role.WORKER, name or (key.name if key else None))
+    logger.info(f"{identity.name} relays {endpoint} to {bind}; Ctrl-C ends it")
+    log.configure(prefix=f"{identity.name}: ")
+    finish = relay(endpoint, bind, identity, connect_timeout=connect_timeout, key=key, keys=keys)
+    log_end(finish)
+    raise typer.Exit(finish.code)

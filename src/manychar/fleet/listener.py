@@ -1,0 +1,90 @@
+"""The side of a server's or relay's loop that listens: a ROUTER's messages in and out."""
+
+import collections
+import time
+from collections.abc import Callable
+from typing import Any
+
+from manychar.network.event_loop import EventLoop
+from manychar.network.router import Router, Unreachable
+from manychar.protocol import effects, events
+from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.counters import Counter
+from manychar.protocol.messages import Message, Peer
+
+MESSAGES_A_TURN = 1000
+
+
+class Listener:
+    """What a loop inherits that hands the messages of many peers to a machine."""
+
+    machine: Any
+    router: Router
+    loop: EventLoop
+    lost: collections.deque[Peer]
+    carry_out: Callable[[effects.Effect], None]
+
+    def handle(self, event: events.Event) -> bool:
+        """Carry out what follows from an event, then from each loss of a peer that it showed.
+
+        Losses wait for their turn: where many peers are gone, each leads to a message to the next.
+        Returns whether anything followed from the event.
+        """
+        following = self.machine.handle(event, time.monotonic())
+        for effect in following:
+            self.carry_out(effect)
+        while self.lost:
+            lost = events.PeerLost(self.lost.popleft())
+            for effect in self.machine.handle(lost, time.monotonic()):
+                self.carry_out(effect)
+        return bool(following)
+
+    def listen(self) -> None:
+        """Register the present socket."""
+        if (authenticator := self.router.authenticator) is not None:
+            self.loop.on_readable(authenticator.socket, self._answer_handshakes)
+        self.loop.on_readable(self.router.socket, self._read_router)
+
+    def stop_listening(self) -> None:
+        """Close the socket, and send nothing that is queued."""
+        if (authenticator := self.router.authenticator) is not None:
+            self.loop.remove(authenticator.socket)
+        self.loop.remove(self.router.socket)
+        self.router.close(0)
+
+    def _answer_handshakes(self) -> None:
+        authenticator = self.router.authenticator
+        if authenticator is not None and (refused := authenticator.answer()):
+            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, refused))
+
+    def check_keys(self) -> None:
+        """Count failed handshakes, and look for revoked keys; to be called once a second."""
+        if failed := self.router.failed_handshakes():
+            what = f"{failed:,} handshakes failed: no key, another server's, or no manychar client"
+            self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, what))
+        if (authenticator := self.router.authenticator) is not None:
+            for peer, member in list(self.machine.membership.members.items()):
+                if member.owner is not None and not authenticator.still_owns(member.owner):
+                    self.handle(events.KeyRevoked(peer))
+
+    def _read_router(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if (received := self.router.receive()) is None:
+                return
+            peer, frames, owner, revoked = received
+            if revoked:
+                self.handle(events.KeyRevoked(peer))
+                continue
+            try:
+                message = decode(frames, self.machine.dimensions)
+                self.handle(events.Received(message, peer, owner))
+            except (WireError, events.PeerError) as error:
+                self.handle(events.Malformed(peer, str(error), owner))
+
+    def send_to(self, peer: Peer, message: Message) -> None:
+        """Send to a peer; where it is gone, the machine is told next."""
+        try:
+            if not self.router.send(peer, encode(message)):
+                self.handle(events.Dropped(Counter.SENDS_DROPPED))
+        except Unreachable:
+            self.lost.append(peer)

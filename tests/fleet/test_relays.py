@@ -1,0 +1,186 @@
+"""Relays as processes: killed, in chains, with keys, and what a user does wrong with them."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from manychar.network import keys
+from manychar.protocol.messages import KeyRole
+from tests.commands import SMALL, Commands, Running, until
+from tests.fleet.test_fleet import expect_same_bits
+
+LOOPBACK = "tcp://127.0.0.1:0"
+WRONG = 3
+SPOILS = f"""
+import sys
+
+if "wrong" in sys.orig_argv:
+    from manychar.network.dealer import Dealer
+    from manychar.protocol.codec import _CODES, LAYOUTS
+
+    send = Dealer.send
+
+    def spoiling(self, frames):
+        if frames[0][:2] == _CODES["UnitResult"]:
+            layout = LAYOUTS["UnitResult"]
+            values = layout.struct.unpack(frames[0])[1:]
+            if dict(zip(layout.header, values))["step"] == {WRONG}:  # a sum that is no number
+                frames = [frames[0], bytes.fromhex("0000c07f") + bytes(frames[1][4:])]
+        send(self, frames)
+
+    Dealer.send = spoiling
+elif "--name=old" in sys.orig_argv:
+    import manychar.protocol.messages
+    manychar.protocol.messages.WIRE_VERSION = 99
+"""
+FLAGS = (*SMALL, "--shards", "6", "--checkpoint-every", "200", "--sample-every", "0")
+JOINS = r"manychar worker (tcp://\S+)"
+
+
+def serve(manychar: Commands, text: Path, *flags: str) -> tuple[Running, str]:
+    """Start a server; return it and its endpoint."""
+    server = manychar.start(
+        "server", str(text), "--run-dir", "run", *FLAGS, "--bind", LOOPBACK, *flags
+    )
+    return server, server.wait_for(JOINS)[1]
+
+
+def relay(
+    manychar: Commands, above: str, *flags: str, bind: str = LOOPBACK, name: str = "relay"
+) -> tuple[Running, str]:
+    """Start a relay; return it and its endpoint."""
+    started = manychar.start("relay", above, "--bind", bind, "--name", name, *flags)
+    return started, started.wait_for(JOINS)[1]
+
+
+def work(manychar: Commands, above: str, name: str, *flags: str) -> Running:
+    return manychar.start("worker", above, "--name", name, *flags)
+
+
+def test_a_killed_relay_changes_no_bit(manychar: Commands, text: Path) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "0")
+    first, below = relay(manychar, endpoint)
+    workers = [work(manychar, below, f"w{i}") for i in range(2)]
+    journal = manychar.directory / "run" / "journal.jsonl"
+
+    def further() -> None:
+        size = journal.stat().st_size
+        until(lambda: journal.stat().st_size > size + 2000, server.described)
+
+    for each in range(2):
+        first.wait_for(f"w{each} has joined")
+    further()
+    until(lambda: "  w1" in manychar.run("status", endpoint).out, server.described)
+    first.send(signal.SIGKILL)
+    assert first.end().code == -signal.SIGKILL
+    again, same = relay(manychar, endpoint, bind=below)
+    assert same == below
+    further()
+    workers[0].send(signal.SIGKILL)
+    workers[0].end()
+    further()
+    stopped = manychar.run("stop", endpoint)
+    assert stopped.code == 0, stopped.err
+    assert [each.end().code for each in (server, again, workers[1])] == [75, 75, 75]
+    assert expect_same_bits(manychar.directory / "run", text) > 0
+
+
+def test_a_chain_of_relays_and_a_worker_beside_it(manychar: Commands, text: Path) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "2000")
+    upper, middle = relay(manychar, endpoint, name="upper")
+    lower, bottom = relay(manychar, middle, name="lower")
+    workers = [work(manychar, at, at[-1]) for at in (endpoint, middle, bottom)]
+    ended = [each.end() for each in (server, upper, lower, *workers)]
+    assert [each.code for each in ended] == [0] * 6, "\n".join(each.err for each in ended)
+    assert expect_same_bits(manychar.directory / "run", text) == 2000
+
+
+def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
+    above, below = (manychar.directory / name for name in ("above", "below"))
+    keys.create(above)
+    keys.create(below)
+    key_above = keys.add(above, "rack", KeyRole.WORKER)
+    server, endpoint = serve(manychar, text, "--steps", "500", "--keys", str(above))
+    flags = ("--key", str(key_above), "--keys", str(below))
+    between, relayed = relay(manychar, endpoint, *flags, name="rack")
+    wrong = ("--key", str(above / "worker.key"), "--connect-timeout", "1")
+    assert work(manychar, relayed, "stranger", *wrong).end().code == 3
+    worker = work(manychar, relayed, "worker", "--key", str(below / "worker.key"))
+    assert [each.end().code for each in (server, between, worker)] == [0, 0, 0]
+    assert expect_same_bits(manychar.directory / "run", text) == 500
+
+
+def test_an_observer_is_told_where_the_server_is(manychar: Commands, text: Path) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "0")
+    between, below = relay(manychar, endpoint)
+    shown = manychar.run("status", below)
+    assert shown.code == 3
+    assert shown.err.endswith(f"this is a relay: connect to {endpoint}\n")
+    assert manychar.run("stop", endpoint).code == 0
+    assert [each.end().code for each in (server, between)] == [75, 75]
+
+
+def test_a_relay_of_its_own(manychar: Commands) -> None:
+    same = "tcp://127.0.0.1:45877"
+    own = manychar.run("relay", same, "--bind", same)
+    assert (own.code, own.err.count("\n")) == (2, 1)
+    assert "a relay cannot work for itself" in own.err
+    other_name = manychar.run("relay", "tcp://localhost:45877", "--bind", same)
+    assert other_name.code == 3
+    assert "a cycle of relays" in other_name.last_line
+
+
+def test_a_cycle_of_relays(manychar: Commands) -> None:
+    ports = ("45871", "45872", "45873")
+    ring = [
+        manychar.start(
+            *("relay", f"tcp://127.0.0.1:{ports[i - 1]}", "--bind", f"tcp://127.0.0.1:{port}"),
+            *("--name", f"r{i}"),
+        )
+        for i, port in enumerate(ports)
+    ]
+    until(lambda: any(each.process.poll() is not None for each in ring), lambda: "a refusal")
+    refused = ring.pop([each.process.poll() is not None for each in ring].index(True)).end()
+    assert refused.code == 3
+    assert "a cycle of relays: r" in refused.last_line
+    for each in ring:
+        each.send(signal.SIGKILL)
+        each.end()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a worker named wrong sends a wrong sum, and old is of a version."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SPOILS)
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_wrong_worker_is_banned_through_two_relays(
+    manychar: Commands, text: Path, site: dict[str, str]
+) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "200")
+    upper, middle = relay(manychar, endpoint, name="upper")
+    lower, bottom = relay(manychar, middle, name="lower")
+    wrong = manychar.run("worker", bottom, "--name", "wrong", env=site)
+    assert (wrong.code, "banned: it computed step 3" in wrong.err) == (3, True), wrong.err
+    again = manychar.run("worker", middle, "--name", "wrong")
+    assert (again.code, "banned: it computed step 3" in again.err) == (3, True), again.err
+    right = work(manychar, bottom, "right")
+    ended = [each.end() for each in (server, upper, lower, right)]
+    assert [each.code for each in ended] == [0] * 4, "\n".join(each.err for each in ended)
+    facts = json.loads((manychar.directory / "run" / "config.json").read_text())["facts"]
+    assert list(facts["banned"]) == ["wrong"]
+    assert expect_same_bits(manychar.directory / "run", text) == 200
+
+
+def test_a_relay_of_another_version(manychar: Commands, text: Path, site: dict[str, str]) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "0")
+    old = manychar.run("relay", endpoint, "--bind", LOOPBACK, "--name=old", env=site)
+    assert old.code == 3
+    assert "it speaks wire version 99" in old.last_line
+    assert manychar.run("stop", endpoint).code == 0
+    assert server.end().code == 75
