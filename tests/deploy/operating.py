@@ -161,7 +161,7 @@ def draw(hidden: int = 512) -> None:
 
     from manychar.observability.plot import SETTINGS  # noqa: PLC0415
 
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context({**SETTINGS, "text.parse_math": True}):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
