@@ -173,6 +173,22 @@ def test_time_off_the_cores_between_two_polls_is_reported(
     assert late == [59.5]
 
 
+def test_a_suspension_during_a_callback_is_reported_before_deadlines_pass(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    clock = Clock(monkeypatch)
+    loop.turn(0)
+    due = clock.now
+    loop.on_wake(lambda: clock.go_on(3.0))
+    loop.on_suspension(lambda late: order.append(f"late by {late:g}"))
+    loop.on_deadline(lambda: due, lambda: order.append("a deadline"))
+    order.clear()
+    loop.wake()
+    loop.turn(0)
+    assert order == ["late by 3", "a deadline"]
+
+
 class Clock:
     """The clocks of the loop, which a test moves."""
 

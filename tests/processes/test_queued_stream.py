@@ -65,8 +65,7 @@ def test_whole_records_are_dropped_and_counted(
         stream.write(RECORD)
     os.read(pipe.reading, 65_536)
     stream.drain()
-    where = {"stdout": "standard output", "stderr": "standard error"}[name]
-    assert f"{where} was not read in time: 3 records dropped\n" in capsys.readouterr().err
+    assert f"{name} was not read in time: 3 records dropped\n" in capsys.readouterr().err
     stream.write("the end\n")
     assert pipe.read() == 11 * RECORD + "the end\n"
 
@@ -124,7 +123,7 @@ def test_a_run_goes_on_while_its_output_is_not_read(
     assert done.code == 0, done
     assert list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0] == 100
     if stalled == "stdout":
-        assert "standard output was not read in time" in done.err
+        assert "stdout was not read in time" in done.err
     else:
         assert "--- step 100 ---" in done.out
     manychar.expect_nobody()
@@ -147,4 +146,4 @@ def test_observers_go_on_while_their_output_is_not_read(manychar: Commands, text
         server.interrupt()
         assert [running.end().code for running in (server, worker, *observers)] == [0] * 4
     for observer in observers:
-        assert "standard output was not read in time" in observer.err
+        assert "stdout was not read in time" in observer.err

@@ -73,7 +73,6 @@ class LocalFleet:
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(EventLoop())
             self._loop.on_signal(self._signalled, *STOPS)
-            self._loop.on_suspension(self._suspended)
             names = [slot.name for slot in self.workers]
             alone, bind = private_endpoint(names), self._bind
             self._private = PrivateEndpoint(bind) if bind else stack.enter_context(alone)
@@ -122,6 +121,7 @@ class LocalFleet:
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         self._loop.on_deadline(self._client.deadline, self._observe)
+        self._loop.on_suspension(self._client.suspended)
         for slot in self.workers:
             path = self._private.client_key(slot.name)
             flags = ["--connect-timeout", str(WORKER_CONNECT_TIMEOUT), "--child"]
@@ -171,12 +171,6 @@ class LocalFleet:
         logger.info(STOPPING)
         self._kill_at = time.monotonic() + SECONDS_TO_END
         self.server.signal(signal.SIGTERM)
-
-    def _suspended(self, seconds: float) -> None:
-        if self._kill_at is not None:
-            self._kill_at += seconds
-        if self._client is not None:
-            self._client.suspended(seconds)
 
     def _kill_server(self) -> None:
         self._kill_at = None

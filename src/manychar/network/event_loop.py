@@ -71,18 +71,19 @@ class EventLoop(contextlib.ExitStack):
         """End the present or the next sleep; from any thread."""
         self._pipe.wake()
 
+    def _notice_suspension(self, waited: float = 0.0) -> None:
+        before, self._off_core = self._off_core, time.monotonic() - time.thread_time()
+        if (late := self._off_core - before - waited) > SUSPENDED_AFTER:
+            for suspended in self._suspended:
+                suspended(late)
+
     def turn(self, at_most: float = math.inf) -> None:
         """Wait until something happens, for `at_most` seconds, and call back."""
         times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
         began, first = time.monotonic(), min(times, default=math.inf)
         wait = max(0.0, min(first - began, at_most))
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
-        ended, before = time.monotonic(), self._off_core
-        self._off_core = ended - time.thread_time()
-        late = self._off_core - before - min(wait, ended - began)
-        if late > SUSPENDED_AFTER:
-            for suspended in self._suspended:
-                suspended(late)
+        self._notice_suspension(min(wait, time.monotonic() - began))
         if ready.pop(self._pipe.fileno(), None):
             for number in self._pipe.pop_signals():
                 self._signals[number](number)
@@ -92,6 +93,7 @@ class EventLoop(contextlib.ExitStack):
             if (readable := self._readable.get(source)) is not None:  # not removed meanwhile
                 readable()
         if time.monotonic() >= first:
+            self._notice_suspension()  # during one of the callbacks
             for deadline, passed in self._deadlines:
                 if (due := deadline()) is not None and time.monotonic() >= due:
                     passed()

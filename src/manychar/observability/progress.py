@@ -6,7 +6,6 @@ Samples go to standard output, everything else to standard error.
 import dataclasses
 import logging
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -93,9 +92,7 @@ class ProgressDisplay:
         text = training_sample(model, seed=self._seed, step=step, length=self._sample_length)
         try:
             sys.stdout.write(f"--- step {step:,} ---\n{for_reading(text)}\n")
-            sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._sample_length = 0
             logger.warning(f"standard output: {because(error)}: no more samples")
 

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 MOST_RECORDS = 1000
 GIVE_UP_AFTER, LOOK_EVERY = 5.0, 0.01  # seconds, at the end
-NAMES = {"stdout": "standard output", "stderr": "standard error"}
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class QueuedStream:
     def _report(self, dropped: int) -> None:
         self._dropped = 0
         if dropped:
-            logger.warning(f"{NAMES[self._name]} was not read in time: {dropped:,} records dropped")
+            logger.warning(f"{self._name} was not read in time: {dropped:,} records dropped")
 
     def _work(self, descriptor: int) -> None:
         while True:
