@@ -159,7 +159,8 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         journal.append(steps(6, 6))
         writer.write(Save(checkpoint.state), lambda: None)
         news = until(writer.news, "what came of it")
-        assert news == [CheckpointWritten(5, "its journal: no space left on device")]
+        failure = "its journal: no space left on device; that of step 0 is kept"
+        assert news == [CheckpointWritten(5, failure)]
         assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0]
         disk.full = False
         writer.write(Save(checkpoint.state), lambda: None)

@@ -31,32 +31,21 @@ def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
         raise UserError(f"{endpoint}: not an endpoint: {form}")
     if to_connect and (match["port"] in ("*", "0") or match["host"] == "*"):
         raise UserError(f"{endpoint}: give the host and the port on which a server listens")
-    if fault := _fault_of_six(match["six"]) if match["six"] else _fault_of_name(match["host"]):
-        raise UserError(f"{endpoint}: {fault}")
+    if not _can_be_used(match["six"], match["host"]):
+        raise UserError(f"{endpoint}: no such address, network interface or name can be here")
 
 
-def _fault_of_six(text: str) -> str:
-    """Return why this IPv6 address can never be used here, if so."""
-    address, _, interface = text.partition("%")
-    if not isinstance(found := _address(address), ipaddress.IPv6Address):
-        return f"{address} is no IPv6 address"
-    known = {str(each) for pair in socket.if_nameindex() for each in pair}
-    if interface and interface not in known:
-        return f"this machine has no network interface {interface}"
-    if found.is_link_local and not interface:
-        return f"a link-local address needs its interface: [{address}%eth0]"
-    return ""
-
-
-def _fault_of_name(name: str) -> str:
-    """Return why this name can never be looked up, if so."""
+def _can_be_used(six: str | None, host: str) -> bool:
+    """Whether it has an interface of this machine, or can be looked up now or some day."""
     try:
-        name.encode("idna")
-        if name.replace(".", "").isdecimal():
-            socket.inet_aton(name)
-    except (UnicodeError, OSError):
-        return f"{name} is neither an IPv4 address nor a host's name"
-    return ""
+        if six:
+            socket.getaddrinfo(six, None, socket.AF_INET6, flags=socket.AI_NUMERICHOST)
+            return "%" in six or not ipaddress.IPv6Address(six).is_link_local
+        if host.replace(".", "").isdecimal():
+            socket.inet_aton(host)
+        return bool(host.encode("idna"))
+    except (OSError, UnicodeError):
+        return False
 
 
 def is_local(endpoint: str) -> bool:

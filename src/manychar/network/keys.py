@@ -188,16 +188,13 @@ def _changed_clients(directory: Path) -> Iterator[list[Client]]:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"{directory}: {because(error)}; make it with `keys create`") from None
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
         try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
             lock_file(descriptor, within=LOCKED_WITHIN)
         except OSError as error:
-            raise UserError(f"{directory}: {because(error)}") from None
+            raise UserError(f"{directory}: {because(error)}; see `manychar keys --help`") from None
         yield
 
 

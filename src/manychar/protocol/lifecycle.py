@@ -33,7 +33,7 @@ class RunPhase(enum.StrEnum):
     FINISHED = "finished"
 
 
-# 18 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+# 17 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
 class Lifecycle(ServerPart):
     """The run's phase."""
 
@@ -52,13 +52,13 @@ class Lifecycle(ServerPart):
         self._status_report = status_report
         self._finish: Finish | None = None
         self._saved_step = -1
-        self._recovery_at = math.inf
+        self._saved_at = math.inf
         self._stop_by = math.inf
 
     def started(self, event: events.Started, now: float) -> None:
         """Start with the checkpoints that are not validated; a run that is done is saved."""
         self.phase = RunPhase.TRAINING
-        self._plan_recovery(now)
+        self._saved_at = now
         for step in self._spec.unvalidated:
             self._early_stopping.expect(step)
             self._validate(step)
@@ -101,13 +101,12 @@ class Lifecycle(ServerPart):
         if ends:
             self.save(now)
             return
-        if _is_due(step, operation.checkpoint_every):
+        regular, minutes = _is_due(step, operation.checkpoint_every), operation.checkpoint_minutes
+        if regular:
             self._early_stopping.expect(step)
-            self._outbox.add(effects.Save(state))
-            self._plan_recovery(now)
-        elif now >= self._recovery_at:
-            self._outbox.add(effects.Save(state, for_recovery=True))
-            self._plan_recovery(now)
+        if regular or (minutes and now >= self._saved_at + 60 * minutes):
+            self._saved_at = now
+            self._outbox.add(effects.Save(state, for_recovery=not regular))
         if _is_due(step, operation.sample_every):
             self._status_report.show(now)
             self._outbox.show(self._status_report.weights())
@@ -204,10 +203,6 @@ class Lifecycle(ServerPart):
         if not event.for_recovery:
             self._validate(event.step)
             self._saved_step = max(self._saved_step, event.step)
-
-    def _plan_recovery(self, now: float) -> None:
-        minutes = self._spec.operation.checkpoint_minutes
-        self._recovery_at = now + 60 * minutes if minutes else math.inf
 
     def _validate(self, step: int) -> None:
         if self._early_stopping.must_ask(step):

@@ -79,23 +79,21 @@ class Writer:
                 failure = f"read back: {error}"
             except Exception as error:
                 failure = repr(error)
-            if failure and (kept := self._directory.resumable()):
-                failure += f"; the checkpoint of step {kept[-1][0]} is kept"
-            elif failure:
-                failure += "; no checkpoint is there any more"
+            if failure:
+                kept = [f"that of step {step} is kept" for step, _ in self._directory.resumable()]
+                failure += f"; {kept[-1] if kept else 'no checkpoint is there any more'}"
             self._news.put(CheckpointWritten(save.state.step, failure, save.for_recovery))
             self._wake()
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:
         directory, state = self._directory, save.state
-        path = checkpoint_path(directory.checkpoints, state.step)
+        regular = checkpoint_path(directory.checkpoints, state.step)
+        path = directory.recovery if save.for_recovery else regular
         self._journal.sync()
+        if save.for_recovery or not path.exists():
+            write_checkpoint(path, directory.definition, self._vocabulary, state)
         if save.for_recovery:
-            path = directory.recovery
-            write_checkpoint(path, directory.definition, self._vocabulary, state)
             return
-        if not path.exists():
-            write_checkpoint(path, directory.definition, self._vocabulary, state)
         with contextlib.suppress(OSError):  # the next call tries again
             directory.recovery.unlink(missing_ok=True)
         kept = directory.operation.keep_checkpoints

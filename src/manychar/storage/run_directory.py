@@ -216,14 +216,10 @@ def _remove_directories(made: Sequence[Path]) -> None:
 def _refuse_what_is_there(path: Path) -> None:
     resumable = (path / CONFIG_NAME).exists()
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
-    if path.exists() and not unfinished and not _is_empty_directory(path):
+    names = {each.name for each in path.iterdir()} if path.is_dir() else {path.name}
+    if path.exists() and not unfinished and names - {"lost+found"}:  # a new file system has it
         hint = f", or go on with it by --resume {path}" if resumable else ""
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
-
-
-def _is_empty_directory(path: Path) -> bool:
-    """Whether nothing is in it, or only what a new file system has."""
-    return path.is_dir() and all(each.name == "lost+found" for each in path.iterdir())
 
 
 def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
