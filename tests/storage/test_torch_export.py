@@ -81,6 +81,14 @@ def test_of_what_is_no_model(manychar: Commands, source: str) -> None:
     assert not (manychar.directory / "model").exists()
 
 
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.NPZ"])
+def test_a_name_of_another_format_is_refused(manychar: Commands, trained: Path, name: str) -> None:
+    done = manychar.run("export", str(trained), "-o", name)
+    assert done.err == f"manychar: {name}: the format is safetensors; give -o model.safetensors\n"
+    assert done.code == 2
+    assert not (manychar.directory / name).exists()
+
+
 def test_to_where_nothing_can_be(manychar: Commands, trained: Path) -> None:
     done = manychar.run("export", "run", "-o", "nowhere/model")
     assert done.code == 2

@@ -3,6 +3,7 @@
 import logging
 
 from manychar.cli.options import ConnectTimeout, Key, Output, Source
+from manychar.processes.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +15,9 @@ def export(
     from manychar.observability.model_source import load
     from manychar.storage.torch_export import write_state_dict
 
+    if output.suffix.lower() not in ("", ".safetensors"):
+        name = output.with_suffix(".safetensors")
+        raise UserError(f"{output}: the format is safetensors; give -o {name}")
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
     write_state_dict(parameters, vocabulary, output)
     characters, hidden = parameters.vocabulary_size, parameters.hidden_size
