@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ from manychar.numerics.option import Formula, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.protocol.run_operation import Operation
 from tests.commands import GENEROUS, SMALL, Commands, until
+from tests.conftest import Require
 
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it
 COMMANDS = sorted(name for name, command in GROUP.commands.items() if not command.hidden)
@@ -73,6 +75,32 @@ def test_a_flag_means_the_same_wherever_a_run_is_made() -> None:
     both = train.keys() & server.keys() - {"compute", "bind"}
     assert len(both) >= 15
     assert {name: train[name] for name in both} == {name: server[name] for name in both}
+
+
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.executable, [sys.executable, "-m", "manychar", *sys.argv[1:]])
+"""
+
+
+def test_hints_of_a_run(manychar: Commands, text: Path, require: Require) -> None:
+    require(hasattr(os, "sched_setaffinity"), "a system that says how many cores may be used")
+    train = ("train", str(text), *SMALL, "--steps", "1", "--sample-length", "0")
+    one_core = ("-c", ON_ONE_CORE)
+    validation = "validation loss: none; a new run with --validation 0.1 keeps text for it"
+
+    done = manychar.run(*train, "--run-dir", "two", "--workers", "2", program=one_core)
+    assert done.code == 0, done.err
+    hint = "--workers 2: no faster than --workers 1, one for each usable core"
+    assert [done.err.splitlines().count(line) for line in (hint, validation)] == [1, 1]
+    flags = ("--run-dir", "one", "--workers", "1", "--validation", "0.1")
+    done = manychar.run(*train, *flags, program=one_core)
+    assert done.code == 0, done.err
+    assert not re.search("no faster|validation loss: none", done.err)
+    pool = ("worker", "tcp://127.0.0.1:1", "--connect-timeout", "0.1", "--processes", "2")
+    done = manychar.run(*pool, program=one_core)
+    assert "--processes 2: no faster than --processes 1" in done.err
 
 
 def test_version(manychar: Commands) -> None:

@@ -91,6 +91,15 @@ def test_a_bad_value_of_the_command_line_does_not_name_the_file(
     assert "c.toml" not in done.err
 
 
+OTHERS = """
+--lr Its name is --learning-rate
+--batch_size A step reads --shards times --streams sequences: give --streams
+--epochs Training is counted in steps: give --steps
+--layers The model has one layer: give --hidden
+--device It computes on CPUs: give --workers, and --numerics native
+"""
+
+
 def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "Did you mean 'train'?" in manychar.run("trian").err
     assert "--hidden" in manychar.run("train", "--hiden", "3").err
@@ -98,6 +107,10 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "--numerics is 'portabel'; allowed: portable or native" in wrong
     renamed = manychar.run("status", "tcp://127.0.0.1:1", "--patience", "3").err
     assert "No such option: --patience. Its name is now --connect-timeout" in renamed
+    for line in OTHERS.strip().splitlines():
+        unknown, hint = line.split(maxsplit=1)
+        assert f"No such option: {unknown}. {hint};" in manychar.run("train", unknown, "3").err
+    assert "--learning-rate" not in manychar.run("plot", "--lr", "3").err
     never_had_it = manychar.run("train", "--patience", "3").err
     assert "No such option: --patience" in never_had_it
     assert "connect-timeout" not in never_had_it

@@ -297,24 +297,22 @@ def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "computing", "workers", "hinted"),
-    [(20.0, 0.5, 2, True), (20.0, 0.7, 2, False), (10.0, 0.5, 2, False), (20.0, 0.5, 1, False)],
+    ("seconds", "exchanging", "hinted"), [(20.0, 0.6, True), (20.0, 0.4, False), (10.0, 0.6, False)]
 )
 def test_a_hint_where_more_workers_do_not_pay(
     trained: Path,
     seconds: float,
-    computing: float,
-    workers: int,
+    exchanging: float,
     *,
     hinted: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log.configure()
-    several = tuple(_worker(seconds, name=f"w{i}", computing=computing) for i in range(workers))
+    several = tuple(_worker(seconds, name=f"w{i}", exchanging=exchanging) for i in range(2))
     with ProgressDisplay(open_run(trained)) as display:
         for _ in range(3):
             display.status(Snapshot(SIZE, _status(seconds), several))
-    hint = f"the workers compute only {computing:.0%} of the time: fewer --workers"
+    hint = "the exchange takes 60% of the time: more workers will not help; raise --streams or"
     assert capsys.readouterr().err.count(hint) == hinted
 
 

@@ -44,6 +44,15 @@ from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 logger = logging.getLogger(__name__)
 
 WIDTH_OF_HELP = 80
+# Flags of other programs: a flag of the commands that have their own way, and what that is.
+INSTEAD = {
+    "--patience": ("connect_timeout", "Its name is now --connect-timeout"),
+    "--lr": ("learning_rate", "Its name is --learning-rate"),
+    "--batch-size": ("streams", "A step reads --shards times --streams sequences: give --streams"),
+    "--epochs": ("steps", "Training is counted in steps: give --steps"),
+    "--layers": ("hidden", "The model has one layer: give --hidden"),
+    "--device": ("numerics", "It computes on CPUs: give --workers, and --numerics native"),
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -163,8 +172,10 @@ def _usage_line(error: Any) -> str:
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
-    if "No such option: --patience" in message and "connect_timeout" in flags:
-        message += ". Its name is now --connect-timeout"
+    unknown = getattr(error, "option_name", "")
+    needed, instead = INSTEAD.get(unknown.replace("_", "-"), ("", ""))
+    if needed in flags:
+        message = f"No such option: {unknown}. {instead}"
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
         return f"manychar: {where}{error.message}"

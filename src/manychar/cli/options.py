@@ -75,8 +75,11 @@ def parameter_of(
 ) -> inspect.Parameter:
     """Return an option as typer reads it; `shown` is the default in its help text."""
     plain = _plain(kind)
-    notes = [option.without or _in_words(shown), f"${option.variable}" if option.variable else ""]
-    words = "; ".join(filter(None, notes))
+    default_text = "" if shown in (None, inspect.Parameter.empty) or shown is False else str(shown)
+    notes = [option.without or default_text, f"${option.variable}" if option.variable else ""]
+    words, choices = "; ".join(filter(None, notes)), "|".join(get_args(plain))
+    is_checked = bool(choices) or plain in (int, float)
+    metavar = f"<{choices or plain.__name__}>" if is_checked else None
     declaration = typer.Option(
         *(option.names or (flag(name),)),
         help=f"{option.help} \\[{words}]" if words else option.help,
@@ -85,10 +88,10 @@ def parameter_of(
         show_envvar=False,
         rich_help_panel=panel,
         hidden=option.hidden,
-        metavar="<level>" if name == "log_level" else _metavar(plain),  # its words are too long
-        parser=(lambda value: value) if _metavar(plain) else None,  # for a message in our words
-        autocompletion=(lambda: get_args(plain)) if get_args(plain) else None,
-        callback=lambda value: _checked(name, value, plain, option),
+        metavar="<level>" if name == "log_level" else metavar,  # its words would cut flags' names
+        parser=(lambda value: value) if is_checked else None,  # for a message in our words
+        autocompletion=(lambda: get_args(plain)) if choices else None,
+        callback=(lambda value: _checked(name, value, plain, option)) if is_checked else None,
     )
     annotation: Any = Annotated[plain | None if default is None else plain, declaration]
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -104,29 +107,18 @@ def _plain(kind: Any) -> Any:
     return next(each for each in get_args(kind) if each is not type(None))
 
 
-def _metavar(kind: Any) -> str | None:
-    """Return how help shows the value of a number or of a choice."""
-    choices = "|".join(get_args(kind))
-    return f"<{choices or kind.__name__}>" if choices or kind in (int, float) else None
-
-
-def _in_words(default: Any) -> str:
-    if default is None or default is False or default is inspect.Parameter.empty:
-        return ""
-    return str(default)
-
-
 def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     """Return a value as its type has it, within its bounds. Raises BadParameter."""
-    if value is not None and _metavar(kind):
-        if isinstance(value, str) and not get_args(kind):
-            with contextlib.suppress(ValueError):
-                value = kind(value)
-        try:
-            value = checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
-        except OptionError as error:
-            raise typer.BadParameter(str(error)) from None
-    if value is not None and option.variable in LOGGING:
+    if value is None:
+        return None
+    if isinstance(value, str) and kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(value)
+    try:
+        value = checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
+    if option.variable in LOGGING:
         os.environ[option.variable] = value
         log.configure()
     return value

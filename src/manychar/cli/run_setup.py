@@ -160,6 +160,8 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         logger.info(finish.reason)
     if not directory.resumable():  # it was removed meanwhile
         raise typer.Exit(finish.code)
+    if not finish.code and not directory.definition.validation:
+        logger.info("validation loss: none; a new run with --validation 0.1 keeps text for it")
     more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
     if finish.resumable:
         logger.info(f"resume: {program()} {again} --resume {path}{more}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, pin_run, run_of
+from manychar.fleet.launch_options import hint_at_cores
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
@@ -25,6 +26,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
 
     with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
+        hint_at_cores("--workers", directory.operation.workers)
         with removed_if_refused(directory), queued("stdout"), ProgressDisplay(directory) as display:
             finish = LocalFleet(directory, display, on_status, bind=bind).run()
     again = ["train", *as_flags({name: flags.get(name) for name in ("bind", "insecure")})]

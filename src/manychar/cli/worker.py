@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from manychar.cli.options import Child, ConnectTimeout, Endpoint, KeyFile
+from manychar.fleet.launch_options import hint_at_cores
 from manychar.network.client_identity import find_key, hello
 from manychar.network.endpoints import check_endpoint
-from manychar.numerics.option import Option
+from manychar.numerics.option import Option, as_flags
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.protocol.effects import Finish
@@ -37,10 +38,10 @@ def worker(
     key = find_key(key_file)
     identity = hello(Role.WORKER, name or (key.name if key else None))
     if processes > 1:
-        flags = ["--connect-timeout", str(connect_timeout), "--child"]
-        flags += [] if key_file is None else ["--key", str(key_file)]
+        flags = as_flags({"connect_timeout": connect_timeout, "child": True, "key": key_file})
         names = [f"{identity.name}-{i + 1}" for i in range(processes)]
         commands = {each: ["worker", endpoint, "--name", each, *flags] for each in names}
+        hint_at_cores("--processes", processes)
         raise typer.Exit(WorkerPool(commands).run())
     if not child:
         logger.info(f"{identity.name} works for {endpoint}; Ctrl-C ends it")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -91,6 +92,13 @@ def _quotas() -> Iterator[int]:
                 quota, period = map(int, " ".join((each / f).read_text() for f in files).split())
                 if quota > 0:
                     yield math.ceil(quota / period)
+
+
+def hint_at_cores(flag: str, processes: int) -> None:
+    """Log where more processes are to compute than there are cores."""
+    if processes > (cores := usable_cores()):
+        text = f"{flag} {processes}: no faster than {flag} {cores}, one for each usable core"
+        logging.getLogger(__name__).info(text)
 
 
 RUN_OPTIONS = (Definition, Operation, RunPlace, Reporting, Sampling)

@@ -89,14 +89,11 @@ class LocalFleet:
         return self._result()
 
     def _server_arguments(self, bind: str) -> list[str]:
-        resume = ["server", "--resume", str(self.directory.path), "--bind", bind, "--child"]
-        options = options_of(Operation).items()
-        taken = [name for name, (_, option) in options if "server" in option.roles]
-        operation = {name: getattr(self.directory.operation, name) for name in taken}
-        keys = [] if self._private.keys is None else ["--keys", str(self._private.keys)]
-        compute = ["--compute"] if self.directory.operation.compute else []
-        insecure = [] if self._private.keys or is_local(bind) else ["--insecure"]
-        return [*resume, *keys, *insecure, *compute, *as_flags(operation)]
+        taken = [*options_of(Operation, role="server"), "compute"]
+        values = {name: getattr(self.directory.operation, name) for name in taken}
+        values |= {"bind": bind, "keys": self._private.keys}
+        values["insecure"] = not (self._private.keys or is_local(bind))
+        return ["server", "--resume", str(self.directory.path), "--child", *as_flags(values)]
 
     def _read_line(self, line: str) -> None:
         """Read where the server listens, or how the run ended."""
@@ -124,8 +121,8 @@ class LocalFleet:
         self._loop.on_suspension(self._client.suspended)
         for slot in self.workers:
             path = self._private.client_key(slot.name)
-            flags = ["--connect-timeout", str(WORKER_CONNECT_TIMEOUT), "--child"]
-            flags += ["--key", str(path)] if path else []
+            timeout = WORKER_CONNECT_TIMEOUT
+            flags = as_flags({"connect_timeout": timeout, "child": True, "key": path})
             slot.arguments = ["worker", self._endpoint, "--name", slot.name, *flags]
             self._supervisor.start(slot)
 

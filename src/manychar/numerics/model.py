@@ -58,8 +58,7 @@ class Parameters:
         return Parameters(flat, self.vocabulary_size, self.hidden_size)
 
 
-Model = tuple[Parameters, str]
-"""Parameters and vocabulary."""
+Model = tuple[Parameters, str]  # with the vocabulary
 
 
 def initialize(

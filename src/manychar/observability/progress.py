@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_EVERY = 2.0
 BAR_WIDTH = 10
-HINT_AFTER, HINT_BELOW = 15.0, 0.6
+HINT_AFTER, HINT_ABOVE = 15.0, 0.5
 
 
 class ProgressDisplay:
@@ -75,13 +75,11 @@ class ProgressDisplay:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
             self._line(snapshot)
-        if not self._hinted and status.seconds > HINT_AFTER and len(snapshot.working) > 1:
+        exchange = snapshot.share("exchanging")
+        if exchange > HINT_ABOVE and status.seconds > HINT_AFTER and not self._hinted:
             self._hinted = True
-            if snapshot.computing < HINT_BELOW:
-                logger.info(
-                    f"the workers compute only {snapshot.computing:.0%} of the time: fewer"
-                    " --workers, or more --hidden or --streams, make better use of the cores"
-                )
+            advice = "more workers will not help; raise --streams or --hidden"
+            logger.info(f"the exchange takes {exchange:.0%} of the time: {advice}")
 
     def weights(self, weights: Weights) -> None:
         """Print a sample of what these weights write, once a version above 0."""
@@ -117,7 +115,7 @@ class ProgressDisplay:
             words.append(f"{speed:,.0f} characters/s")
         words.append(" ".join(snapshot.working) or "no worker")
         if snapshot.workers:
-            words.append(f"{snapshot.computing:.0%} computing")
+            words.append(f"{snapshot.share('computing'):.0%} computing")
         if snapshot.straggler:
             words.append(snapshot.straggler)
         if status.idle_workers:

@@ -1,6 +1,7 @@
 """A snapshot: all that observers know of a run at one moment."""
 
 import dataclasses
+from typing import Literal
 
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status
@@ -35,10 +36,9 @@ class Snapshot:
             return ""
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
 
-    @property
-    def computing(self) -> float:
-        """The share of the last ten seconds in which the workers with leases computed, 0 … 1."""
-        shares = [worker.computing for worker in self.direct]
+    def share(self, doing: Literal["computing", "exchanging"]) -> float:
+        """Return how much of the last ten seconds the workers with leases did this, 0 … 1."""
+        shares: list[float] = [getattr(each, doing) for each in self.direct]
         return sum(shares) / max(len(shares), 1)
 
     @property
