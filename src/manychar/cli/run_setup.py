@@ -75,9 +75,8 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
         if (flags["run_dir"] / CONFIG_NAME).exists():
             path = flags["run_dir"]
     elif path is not None:
-        defining = sorted(
-            {*options_of(Definition), "run_dir", "init_from", "unknown"} & flags.keys()
-        )
+        new = {*options_of(Definition), "run_dir", "init_from", "unknown"}
+        defining = sorted(new & flags.keys())
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
             raise UserError(
                 f"{', '.join(words)}: a resumed run keeps its definition;"

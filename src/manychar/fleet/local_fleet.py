@@ -121,9 +121,8 @@ class LocalFleet:
         self._loop.on_suspension(self._client.suspended)
         for slot in self.workers:
             path = self._private.client_key(slot.name)
-            timeout = WORKER_CONNECT_TIMEOUT
-            flags = as_flags({"connect_timeout": timeout, "child": True, "key": path})
-            slot.arguments = ["worker", self._endpoint, "--name", slot.name, *flags]
+            own = {"connect_timeout": WORKER_CONNECT_TIMEOUT, "child": True, "key": path}
+            slot.arguments = ["worker", self._endpoint, "--name", slot.name, *as_flags(own)]
             self._supervisor.start(slot)
 
     def _observe(self) -> None:

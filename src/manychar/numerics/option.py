@@ -130,10 +130,7 @@ def flag(name: str) -> str:
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return values as words of a command line; None and False are left out.
-
-    Raises TypeError for what is no value of an option.
-    """
+    """Return values as words of a command line, without None and False. Raises TypeError."""
     words = []
     for name, value in values.items():
         plain = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -46,12 +46,11 @@ def choose_warmup(hidden: int, shards: int, streams: int) -> int:
 class Definition:
     """The hyperparameters and the corpus of a run; defaults are min-char-rnn's where it has one.
 
-    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard). `initial_weights` is the
-    SHA-256 of the weights before the first step, where they are not drawn from the seed.
+    `hidden` is H, `seq_length` T, `shards` S, `streams` B (a shard).
     """
 
     corpus_sha256: str
-    initial_weights: str | None = None
+    initial_weights: str | None = None  # the SHA-256 of those that are not drawn from the seed
     hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
     seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
     shards: int = _option(
@@ -97,14 +96,12 @@ class Definition:
 
     def to_json(self) -> str:
         """Canonical JSON: keys in order, no spaces, floats by their shortest exact form."""
-        values = dataclasses.asdict(self).items()
-        return canonical_json({name: value for name, value in values if value is not None})
+        return canonical_json(dataclasses.asdict(self))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Build a definition from a file's values. OptionError: a field is missing or unknown."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if strange := {*values, "initial_weights"} ^ fields:
+        if strange := {*values} ^ {field.name for field in dataclasses.fields(cls)}:
             raise OptionError(f"not the fields of a definition: {', '.join(sorted(strange))}")
         return cls(**values)
 

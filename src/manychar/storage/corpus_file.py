@@ -62,10 +62,7 @@ def known_ids(
 def read_corpus(
     paths: list[Path], directory: Path, model: Model | None = None, unknown: str = "refuse"
 ) -> Iterator[Corpus]:
-    """Yield the corpus of the texts that `texts_of` gives. Raises UserError where it is empty.
-
-    With a model to start from, it is that of the characters that `known_ids` leaves.
-    """
+    """Yield the corpus of texts, of the characters that a model knows. Raises UserError."""
     with contextlib.ExitStack() as stack:
         texts = stack.enter_context(texts_of(paths, directory))
         source = ", ".join(text.name for text in texts)

@@ -153,7 +153,7 @@ class RunDirectory:
         config: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "run": self.run_id,
-            "definition": json.loads(self.definition.to_json()),
+            "definition": dataclasses.asdict(self.definition),
             "operation": dataclasses.asdict(self.operation),
             "facts": dataclasses.asdict(self.facts),
             "versions": {"python": python_version(), **{name: version(name) for name in packages}},
