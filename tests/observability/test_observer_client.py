@@ -243,6 +243,27 @@ def test_a_loss_is_that_of_the_steps_since_the_last_line(
     assert heads == [f"loss {n:.3f} nats a character" for n in (2.5, 1.6, 2.25)]
 
 
+@pytest.mark.parametrize("log_every", [None, 60.0])
+def test_lines_come_less_often_the_longer_a_run_lasts(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, log_every: float | None
+) -> None:
+    lines: list[float] = []
+    now = 1000.0
+    monkeypatch.setattr("manychar.observability.progress.time.monotonic", lambda: now)
+    display = ProgressDisplay(open_run(trained), log_every)
+    monkeypatch.setattr(display, "_line", lambda _: lines.append(now))
+    for tenths in range(864_000):
+        now = 1000.0 + tenths / 10
+        if now >= display._next_line:
+            display.status(snapshot(10.0))
+    if log_every:
+        assert len(lines) == 86_400 / 60
+        return
+    assert 2_800 < len(lines) < 3_000, "a day"
+    assert lines[1] - lines[0] == pytest.approx(2, abs=0.2)
+    assert lines[-1] - lines[-2] == pytest.approx(30, abs=0.2)
+
+
 def test_loss_and_validation_loss_fit_into_80_columns() -> None:
     display = ProgressDisplay.__new__(ProgressDisplay)
     display._recent = deque()

@@ -56,6 +56,14 @@ class Reporting:
     log_format: Literal["text", "json"] | None = option(
         None, "Text, or JSON lines.", roles=LOGGED, variable=FORMAT_VARIABLE, without="text"
     )
+    log_every: float | None = option(
+        None,
+        "Seconds between two lines of progress.",
+        roles=RUNNING,
+        least=0.1,
+        most=86_400,
+        without="2, later up to 30",
+    )
     bind: str | None = option(
         None, "Endpoint to listen on.", roles=("train",), without="one that is this user's alone"
     )

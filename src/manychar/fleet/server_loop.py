@@ -29,6 +29,7 @@ from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.status_report import mean_loss
+from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import ResumePoint
@@ -68,6 +69,7 @@ class ServerLoop(Listener):
     engine: Engine
     directory: RunDirectory
     resume_point: ResumePoint
+    event_log: AppendLog
     router: Router
     screen: Screen
     loop: EventLoop
@@ -162,6 +164,8 @@ class ServerLoop(Listener):
 
     def _read_written_checkpoints(self) -> None:
         for written in self.writer.news():
+            if not written.failure:
+                logger.debug(f"the checkpoint of step {written.step:,} is on disk")
             self.handle(written)
 
     def _deadline_passed(self) -> None:
@@ -180,6 +184,7 @@ class ServerLoop(Listener):
         self.flush_at = time.monotonic() + FLUSH_EVERY
         self.check_keys()
         self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
+        self._to_disk(Counter.EVENTS_NOT_WRITTEN, self.event_log.flush)
 
     def _read_results(self, step: int, fault: str) -> None:
         """Read the new validation losses; a fault says why that of the step is not in the log."""
@@ -223,6 +228,7 @@ class ServerLoop(Listener):
                 _write_resume_before(self.directory)
                 self.outcome = effect
             case effects.Finish():
+                logger.debug(f"the run ends: {effect.reason}")
                 self.outcome = effect
             case _:
                 raise RuntimeError(f"a server's shell cannot carry out {effect}")

@@ -27,6 +27,7 @@ from manychar.protocol.effects import Finish
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
 from manychar.storage.append_log import AppendLog
+from manychar.storage.event_log import event_log
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory, locked, raise_term
 from manychar.storage.server_address import write_address
@@ -49,7 +50,6 @@ def serve(
     """Serve a run until it ends, and return how it ended. `keys` say which clients are admitted.
 
     With `compute`, this process computes a share of the shards, too.
-
     Where the run has to resume earlier, this process executes itself again; `flags` are what its
     command line has besides --resume and --bind. Raises UserError where the directory is damaged or
     locked, the endpoint is in use, or this machine's numerics are not the run's.
@@ -59,8 +59,9 @@ def serve(
         # First of all: a parent that reads the endpoint may send a signal at once.
         loop.on_signal(lambda number: server.signalled(number), *STOPS)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
-        term = raise_term(directory)
         try:
+            events = stack.enter_context(event_log(directory.path))
+            term = raise_term(directory)
             resume_point = recover(directory, term)
             stack.callback(_close, resume_point.journal, resume_point.metrics)
             spec, engine = _resumed_run(directory, term, resume_point)
@@ -77,6 +78,7 @@ def serve(
             engine=engine,
             directory=directory,
             resume_point=resume_point,
+            event_log=events,
             router=router,
             screen=screen,
             loop=loop,

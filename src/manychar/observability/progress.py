@@ -29,20 +29,24 @@ from manychar.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-PLAIN_EVERY = 2.0
+FIRST_EVERY, LONGEST_EVERY, SHARE = 2.0, 30.0, 1 / 30
+"""Seconds between two lines: a share of the run's time. That is less than 3,000 lines a day."""
 BAR_WIDTH = 10
 HINT_AFTER, HINT_ABOVE = 15.0, 0.5
 
 
+# 13 attributes: the run's own, what was shown of it, and when.
 class ProgressDisplay:
     """Shows a run's status and samples. As a context, it shows the bar below what is logged."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, log_every: float | None = None) -> None:
         self._seed = directory.definition.seed
         self._sample_length = directory.operation.sample_length
         self._vocabulary, _ = directory.corpus()
         self._dimensions = dimensions_of(directory.definition, len(self._vocabulary))
         self._recent: deque[history.Point] = deque(maxlen=history.RECENT_POINTS)
+        self._log_every = log_every
+        self._began_at = time.monotonic()
         self._next_line = 0.0
         self._shown: Status | None = None
         self._hinted = False
@@ -72,8 +76,9 @@ class ProgressDisplay:
             room = self._bar.console.width - len(steps) - BAR_WIDTH - 3
             text = _fitting(self._words(snapshot, status.loss_nats_per_character), room)
             self._bar.update(TaskID(0), completed=done, total=total, steps=steps, text=text)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + PLAIN_EVERY
+        elif (now := time.monotonic()) >= self._next_line:
+            longer = max(FIRST_EVERY, SHARE * (now - self._began_at))
+            self._next_line = now + (self._log_every or min(longer, LONGEST_EVERY))
             self._line(snapshot)
         exchange = snapshot.share("exchanging")
         if exchange > HINT_ABOVE and status.seconds > HINT_AFTER and not self._hinted:

@@ -55,6 +55,7 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",
     Counter.METRICS_NOT_WRITTEN: "failed writes of metrics.jsonl",
     Counter.CONFIG_NOT_WRITTEN: "failed writes of config.json",
+    Counter.EVENTS_NOT_WRITTEN: "failed writes of events.jsonl",
 }
 """What each counter counts; deploy/README.md adds what to do about it."""
 

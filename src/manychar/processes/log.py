@@ -20,7 +20,7 @@ FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
 NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
 
-_LOGGER = logging.getLogger("manychar")
+LOGGER = logging.getLogger("manychar")
 
 
 class Formatter(logging.Formatter):
@@ -31,13 +31,16 @@ class Formatter(logging.Formatter):
         self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self._prefix + record.getMessage()
-        if not is_json():
-            return text
-        now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        time, level = now.isoformat(timespec="milliseconds"), record.levelname.lower()
-        values = getattr(record, "values", {})
-        return to_json({"time": time, "level": level, "text": text, **values})
+        fields = fields_of(record)
+        fields["text"] = self._prefix + fields["text"]
+        return to_json(fields | getattr(record, "values", {})) if is_json() else fields["text"]
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
+    """Return what every log line has: time, level and text."""
+    now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+    time, level = now.isoformat(timespec="milliseconds"), record.levelname.lower()
+    return {"time": time, "level": level, "text": record.getMessage()}
 
 
 def say(line: str) -> None:
@@ -55,10 +58,16 @@ class StderrHandler(logging.Handler):
 
 def configure(prefix: str = "") -> None:
     """Log to standard error, at the level and in the form that the environment says."""
-    _LOGGER.handlers, _LOGGER.propagate = [StderrHandler()], False
-    _LOGGER.handlers[0].setFormatter(Formatter(prefix))
-    least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
-    _LOGGER.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
+    handler, least = StderrHandler(), os.environ.get(LEVEL_VARIABLE, Level.INFO)
+    handler.setFormatter(Formatter(prefix))
+    handler.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
+    LOGGER.handlers, LOGGER.propagate = [handler], False
+    LOGGER.setLevel(logging.DEBUG)  # for the run's events
+
+
+def shows_info() -> bool:
+    """Whether lines of level info are shown."""
+    return all(handler.level <= logging.INFO for handler in LOGGER.handlers[:1])
 
 
 def is_json() -> bool:

@@ -22,7 +22,7 @@ def moves_cursor(stream: IO[str]) -> bool:
 
 def can_draw() -> bool:
     """Whether standard error is a terminal to draw on, and shows what is logged."""
-    return moves_cursor(sys.stderr) and not log.is_json() and logger.isEnabledFor(logging.INFO)
+    return moves_cursor(sys.stderr) and not log.is_json() and log.shows_info()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ class Counter(enum.StrEnum):
     JOURNAL_NOT_WRITTEN = enum.auto()
     METRICS_NOT_WRITTEN = enum.auto()
     CONFIG_NOT_WRITTEN = enum.auto()
+    EVENTS_NOT_WRITTEN = enum.auto()
 
 
 USUAL = frozenset(

@@ -74,10 +74,11 @@ def _tail(crc: int) -> bytes:
 class AppendLog:
     """A log that is written to: records are flushed in groups, and synced on request.
 
-    What a flush could not write is written by the next one: a full disk leaves no gap.
+    What a flush could not write is written by the next one: a full disk leaves no gap. A file that
+    has grown to `most_bytes` replaces the older one, FILE.1.jsonl, and a new one begins.
     """
 
-    def __init__(self, path: Path, extent: Extent) -> None:
+    def __init__(self, path: Path, extent: Extent, *, most_bytes: float = math.inf) -> None:
         """Continue at a reader's extent; the rest is truncated. Raises OSError."""
         if extent.fault:
             logger.warning(f"{path.name}: {extent.fault}: truncated there")
@@ -86,6 +87,7 @@ class AppendLog:
         self._file.truncate(extent.length)
         self._file.seek(extent.length)
         self._crc = extent.crc
+        self._most_bytes = most_bytes
         self._records: list[object] = []
         self._unwritten = bytearray()
         if not extent.length:
@@ -106,6 +108,10 @@ class AppendLog:
         while self._unwritten:
             written = self._file.write(self._unwritten)
             del self._unwritten[:written]
+        if self._file.tell() >= self._most_bytes:
+            self.path.replace(self.path.with_suffix(f".1{self.path.suffix}"))
+            self._file.close()
+            self._file, self._crc = self.path.open("w+b", buffering=0), 0
 
     def sync(self) -> None:
         """Make what was flushed durable; from any thread. Raises OSError."""

@@ -32,6 +32,7 @@ from manychar.storage.checkpoint import (
     stated_metadata,
     write_checkpoint,
 )
+from manychar.storage.event_log import EVENTS_NAME
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
 from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME, read_journal
 from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, is_served, read_address
@@ -251,7 +252,7 @@ def _fill(directory: RunDirectory, corpus: corpus_file.Corpus) -> None:
 
 def _empty(path: Path) -> None:
     corpus = corpus_file.CORPUS_NAME, corpus_file.VOCABULARY_NAME
-    of_server = LOCK_NAME, TERM_NAME, ADDRESS_NAME, JOURNAL_NAME, METRICS_NAME
+    of_server = LOCK_NAME, TERM_NAME, ADDRESS_NAME, JOURNAL_NAME, METRICS_NAME, EVENTS_NAME
     for name in (CONFIG_NAME, *corpus, *of_server):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)
