@@ -15,6 +15,7 @@ from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import PrivateEndpoint, private_endpoint
 from manychar.network.router import Received, Router
+from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
 from tests.commands import until
 from tests.conftest import Require
@@ -96,11 +97,8 @@ def test_another_user_can_neither_connect_nor_read(
         return
     stranger = Dealer(router.endpoint)
 
-    def refused() -> str:
-        assert not stranger.send([b"hello"])
-        return stranger.refusal
-
-    until(refused, "the refusal")
+    with pytest.raises(UserError, match="it asks for a key"):
+        until(lambda: stranger.send([b"hello"]), "the refusal")
     assert router.receive() is None
     stranger.close()
 

@@ -305,22 +305,6 @@ def test_a_peer_that_goes_with_messages_unread_ends_nobody(interval: int, code: 
     assert subprocess.run(command, check=False, timeout=60.0).returncode == code
 
 
-def test_a_refusal_is_forgotten_once_a_server_accepts(tmp_path: Path) -> None:
-    create(tmp_path / "keys")
-    endpoint = f"ipc://{tmp_path}/it"
-    with contextlib.closing(Dealer(endpoint)) as dealer:
-
-        def sent() -> bool:
-            return dealer.send([b"hello"])
-
-        with contextlib.closing(Router(endpoint, SIZES, tmp_path / "keys")):
-            until(lambda: sent() or dealer.refusal, "the refusal")
-            assert "refuses the handshake" in dealer.refusal
-        with contextlib.closing(Router(endpoint, SIZES)):
-            until(sent, "the connection")
-            assert not dealer.refusal
-
-
 def test_no_side_sends_zmtp_heartbeats(router: Router) -> None:
     """One among the unread messages of a connection that is gone would end libzmq's process."""
     dealer = Dealer(router.endpoint)

@@ -24,6 +24,7 @@ DOMAIN = b"manychar"
 READ_LIST_EVERY = 0.05
 ANSWERS_A_TURN = 100  # some 5 ms
 REFUSED = [b"400", b"no accepted key", b""]
+UNREADABLE = 500  # while the list cannot be read: the client is to try again
 _VERSION = b"1.0"
 
 
@@ -59,8 +60,9 @@ class Authenticator:
             except zmq.Again:
                 break
             owner = self._owner_asking(request)
-            refused += owner is None
-            answer = [b"200", b"", z85.encode(request[6])] if owner else REFUSED
+            refused += owner is None and not self._is_closed
+            refusal = [b"%d" % UNREADABLE, *REFUSED[1:]] if self._is_closed else REFUSED
+            answer = [b"200", b"", z85.encode(request[6])] if owner else refusal
             number = request[1] if len(request) > 1 else b""
             self.socket.send_multipart([_VERSION, number, *answer, b""])
         return refused

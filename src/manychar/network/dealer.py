@@ -1,7 +1,6 @@
 """A client's socket: whole messages as lists of frames, in and out, never blocking."""
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -9,26 +8,30 @@ from collections.abc import Sequence
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from manychar.network.authenticator import UNREADABLE
 from manychar.network.endpoints import check_endpoint, is_six, name_in
 from manychar.network.keys import ClientKey
 from manychar.network.name_resolution import TRY_FOR, NameResolver
-from manychar.network.sockets import HANDSHAKE_FAILED, LINGER_MS, events_of, is_readable, new_socket
-from manychar.processes.errors import UserError
+from manychar.network.sockets import LINGER_MS, events_of, is_readable, new_socket
+from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Frame
 
-logger = logging.getLogger(__name__)
-
 RECONNECT_MS, RECONNECT_MAX_MS = 50, 500
-CONNECT_AGAIN_AFTER = 1.0
-WITH_KEY = "it does not accept this key, or has another key itself, or none"
+CONNECT_AGAIN_AFTER, AGAIN_WITHIN = 1.0, 3.0
+ATTEMPTS = 5
 WITHOUT_KEY = "it asks for a key: --key FILE"
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | HANDSHAKE_FAILED
+WITH_KEY = "it has no keys: leave out --key, $MANYCHAR_KEY and $MANYCHAR_KEY_FILE"
+UNKNOWN_KEY = "it does not know this key, or has revoked it"
+ANOTHER_KEY = "wrong server key, or not a manychar server"
+NO_KEY = f"{WITHOUT_KEY}, or is not a manychar server"
 _CONNECTED, _RETRIED = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_CONNECT_RETRIED
-_EVENTS = _CONNECTED | zmq.EVENT_DISCONNECTED | _RETRIED | _REFUSED
+_PROTOCOL, _AUTH = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_DISCONNECTED = zmq.EVENT_DISCONNECTED
+_EVENTS = _CONNECTED | _RETRIED | _PROTOCOL | _AUTH | _DISCONNECTED
 
 
 class Dealer:
-    """The socket of a worker or an observer. `refusal` says why a server refused the handshake.
+    """The socket of a worker or an observer.
 
     Nothing is sent while there is no connection: it would wait, and be delivered all at once to
     the next server. ZMQ_IMMEDIATE would do that too, but when the connection ends it drops
@@ -45,14 +48,12 @@ class Dealer:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, key.server.encode())
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
-        self.refusal = ""
-        self.has_key = key is not None
-        self._why_refused = WITHOUT_KEY if key is None else WITH_KEY
-        # Without a key, a handshake without detail is that of a server that closes meanwhile.
-        self._refusals = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if key is None else _REFUSED
+        # Often the server closes first, and no reason comes; one that stops meanwhile does so once.
+        self._reasons = (WITHOUT_KEY, NO_KEY) if key is None else (WITH_KEY, ANOTHER_KEY)
+        self._disconnects, self._disconnected_at, self._was_accepted = 0, -math.inf, False
         self._events = events_of(self._context, self.socket, _EVENTS)
         self._is_connected = False
-        self._connect_again_at = self._try_next_at = -math.inf
+        self._connect_again_at, self._try_next_at = math.inf, -math.inf
         self._endpoint = ""
         self._names = NameResolver(*name) if (name := name_in(endpoint)) else None
         try:
@@ -68,7 +69,10 @@ class Dealer:
         return [f.buffer for f in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
 
     def send(self, frames: Sequence[Frame]) -> bool:
-        """Send; False if there is no connection, or its queue is full."""
+        """Send; False if there is no connection, or its queue is full.
+
+        Raises UserError where the server refuses this client.
+        """
         self._read_monitor()
         if not self._is_connected:
             return False
@@ -87,24 +91,32 @@ class Dealer:
 
     def _read_monitor(self) -> None:
         while is_readable(self._events):
-            event = recv_monitor_message(self._events)["event"]
+            found, reason = recv_monitor_message(self._events), ""
+            event, in_handshake = found["event"], not self._is_connected
             self._is_connected = event == _CONNECTED
-            if event == _CONNECTED:
-                self.refusal = ""
+            self._was_accepted |= event in (_CONNECTED, _AUTH)
             if event == _RETRIED and self._names and self._names.several:
                 self._try_next_at = -math.inf
-            if event & self._refusals:
-                refusal = f"{self._endpoint} refuses the handshake: {self._why_refused}"
-                if refusal != self.refusal:
-                    logger.warning(refusal)
-                self.refusal = refusal
-                self._connect_again_at = time.monotonic() + CONNECT_AGAIN_AFTER
+            elif event == _PROTOCOL:
+                reason = self._reasons[0]
+            elif event == _AUTH and found["value"] != UNREADABLE:
+                reason = UNKNOWN_KEY
+            elif event == _DISCONNECTED and in_handshake:
+                before, self._disconnected_at = self._disconnected_at, time.monotonic()
+                self._connect_again_at = self._disconnected_at + CONNECT_AGAIN_AFTER
+                is_again = self._disconnected_at < before + AGAIN_WITHIN
+                self._disconnects = self._disconnects + 1 if is_again else 1
+                if not self._was_accepted and self._disconnects == ATTEMPTS:
+                    reason = self._reasons[1]
+            if reason:
+                what = f"{self._endpoint} refuses the handshake: {reason}"
+                raise UserError(what, code=RUN_FAILED)
         if not self._is_connected and not self.socket.poll(0):
             self._try_to_connect(time.monotonic())  # it drops the server's last messages
 
     def _try_to_connect(self, now: float) -> None:
         """Connect again where libzmq does not: after a refusal, and to a name's next address."""
-        if self.refusal and now >= self._connect_again_at:
+        if now >= self._connect_again_at:
             self._connect_again_at = math.inf
             self._connect(self._endpoint)
         if self._names is None or now < self._try_next_at:

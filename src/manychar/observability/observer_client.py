@@ -76,7 +76,7 @@ class ObserverClient:
     def turn(self) -> list[Event]:
         """Receive and send what is due; return what has come, of several weights the newest.
 
-        Raises UserError where the other side is no server of this version.
+        Raises UserError where the server refuses, or is none of this version.
         """
         effects: list[Effect] = []
         try:
@@ -86,10 +86,7 @@ class ObserverClient:
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
         effects += self._machine.handle(DeadlinePassed(), time.monotonic())
-        events = self._events(effects)
-        if self.connecting and self._dealer.refusal and not self._dealer.has_key:
-            self.end = Finish(RUN_FAILED, self._dealer.refusal)
-        return events
+        return self._events(effects)
 
     def _events(self, effects: Iterable[Effect]) -> list[Event]:
         events: list[Event] = []
@@ -107,9 +104,8 @@ class ObserverClient:
                     events.append(weights)
                 case Show(messages.Unbanned() as answer):
                     events.append(answer)
-                case Finish(code, reason):
-                    refusal = self._dealer.refusal if self.connecting else ""
-                    self.end = Finish(code, f"{reason}: {refusal}" if refusal else reason)
+                case Finish():
+                    self.end = effect
         return events
 
     def suspended(self, seconds: float) -> None:
