@@ -83,6 +83,20 @@ def locked(name: str) -> dict[str, str]:
     return {package: version for package, version, _ in entries}
 
 
+def test_the_image_takes_the_extras_that_are_asked_for() -> None:
+    """ARG EXTRAS: the shell's loop of the container file, with pip as a word that is printed."""
+    loop = re.search(r"&& (for extra in .*?done)$", CONTAINERFILE, re.MULTILINE | re.DOTALL)
+    assert loop
+    command = ["sh", "-euc", loop[1].replace("/opt/manychar/bin/pip", "echo")]
+    for extras, installed in (("", []), ("prometheus", ["locks/prometheus.txt"])):
+        done = subprocess.run(command, env={"EXTRAS": extras}, capture_output=True, check=True)
+        assert re.findall(r"--requirement (\S+)", done.stdout.decode()) == installed
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (wanted,) = project["optional-dependencies"]["prometheus"]
+    name, bound = wanted.split(">=")
+    assert numbers(locked("prometheus")[name]) >= numbers(bound)
+
+
 def numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 

@@ -150,6 +150,54 @@ def expect_limits_of_the_formula(
         assert memory == f"{math.ceil(needed / 64 / operating.MIB) * 64}Mi"
 
 
+def with_metrics() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the base with the component's patches, each of which adds to the end of a list."""
+    component = yaml.safe_load((KUBERNETES / "metrics" / "kustomization.yaml").read_text())
+    found = by_kind(base())
+    for each in component["patches"]:
+        (change,) = yaml.safe_load(each["patch"])
+        assert change["op"] == "add"
+        place: Any = found[each["target"]["kind"], each["target"]["name"]]
+        *path, last = change["path"].removeprefix("/").split("/")
+        assert last == "-"
+        for name in path:
+            place = place[name]
+        place.append(change["value"])
+    return found
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_prometheus_is_served_where_its_network_policy_says(version: str) -> None:
+    found = with_metrics()
+    assert faults_of(list(found.values()), version) == {}
+    pod = found["Job", "manychar-server"]["spec"]["template"]["spec"]
+    (server,), metrics = pod["containers"], pod["initContainers"][-1]
+    assert metrics["restartPolicy"] == "Always"
+    port = int(flag(metrics["args"], "metrics-port"))
+    assert metrics["ports"] == [{"name": "metrics", "containerPort": port, "protocol": "TCP"}]
+    assert {"--insecure", "--metrics-host=0.0.0.0"} <= set(metrics["args"])
+    assert metrics["args"][:2] == ["follow", "tcp://127.0.0.1:5577"]
+    for same in ("image", "securityContext", "env"):
+        assert metrics[same] == server[same]
+    assert metrics["volumeMounts"] == server["volumeMounts"][1:]
+    assert metrics["resources"]["limits"]["memory"]
+    ports = found["Service", "manychar-server"]["spec"]["ports"]
+    assert ports[1]["targetPort"] == "metrics"
+    _, rule = found["NetworkPolicy", "manychar-server"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": port, "protocol": "TCP"}]
+    assert rule["from"], "no rule for everybody"
+
+
+def test_kustomize_takes_the_component_in(require: Require, tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(
+        "namespace: manychar\nresources: [../base]\ncomponents: [../metrics]\n"
+    )
+    assert by_kind(kustomized(require, mine)) == with_metrics()
+
+
 @pytest.mark.parametrize("container", ALL_CONTAINERS)
 def test_a_container_can_do_nothing_that_it_need_not(container: dict[str, Any]) -> None:
     assert container["securityContext"] == {

@@ -98,17 +98,46 @@ def test_a_restarted_server_does_not_reset_the_counter() -> None:
 
 
 def test_it_listens_on_loopback_alone() -> None:
-    with exported(metrics_port=0) as on_status:
+    with exported({"metrics_port": 0}) as on_status:
         metrics = on_status.__self__  # type: ignore[attr-defined] # a method
         assert isinstance(metrics, Metrics)
         assert metrics._server.server_address[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
+def test_it_listens_elsewhere_only_where_that_is_asked_for(host: str) -> None:
+    flags = {"metrics_port": 0, "metrics_host": host}
+    with pytest.raises(UserError, match="--insecure") as refused, exported(flags):
+        pass
+    assert refused.value.code == 78
+    assert f"{host} can be reached from other machines" in str(refused.value)
+    with exported({**flags, "insecure": True}) as on_status:
+        metrics = on_status.__self__  # type: ignore[attr-defined] # a method
+        assert metrics._server.server_address[0] == host
+        assert "manychar_step" not in scraped(metrics.port), "it answers"
+
+
+def test_a_host_that_is_none_of_this_machine_is_one_line() -> None:
+    flags = {"metrics_port": 0, "metrics_host": "192.0.2.1", "insecure": True}
+    with (
+        pytest.raises(UserError, match=r"--metrics-host 192\.0\.2\.1 --metrics-port 0: "),
+        exported(flags),
+    ):
+        pass
+
+
+def test_train_refuses_it_before_a_run_is_made(manychar: Commands, text: Path) -> None:
+    flags = ("--metrics-port", "0", "--metrics-host", "0.0.0.0")  # noqa: S104
+    done = manychar.run("train", str(text), *SMALL, *flags)
+    assert (done.code, done.err.count("\n")) == (78, 1)
+    assert not list(manychar.directory.iterdir())
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(UserError, match="choose another"),
-        exported(metrics_port=taken.getsockname()[1]),
+        exported({"metrics_port": taken.getsockname()[1]}),
     ):
         pass
 
@@ -153,6 +182,6 @@ def test_what_is_refused_is_refused_before_a_run_is_made(
         port = str(taken.getsockname()[1])
         done = manychar.run("train", str(text), *SMALL, "--metrics-port", port)
     assert done.code == 2
-    assert done.err.startswith(f"manychar: --metrics-port {port}: ")
+    assert done.err.startswith(f"manychar: --metrics-host 127.0.0.1 --metrics-port {port}: ")
     assert done.err.count("\n") == 1
     assert not list(manychar.directory.iterdir())

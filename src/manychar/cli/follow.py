@@ -13,8 +13,8 @@ def follow(
     from manychar.observability.exporters import exported
     from manychar.observability.observer_client import snapshots
 
-    if not flags:
+    if "metrics_port" not in flags:
         raise UserError("nowhere to export to: give --metrics-port N")
-    with exported(**flags) as on_status:
+    with exported(flags) as on_status:
         for snapshot in snapshots(source, key, connect_timeout=connect_timeout):
             on_status(snapshot)

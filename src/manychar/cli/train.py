@@ -24,7 +24,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
-    with exported(flags.get("metrics_port")) as on_status:  # before a run directory is made
+    with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         hint_at_cores("--workers", directory.operation.workers)
         with (

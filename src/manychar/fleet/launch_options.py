@@ -70,15 +70,16 @@ class Reporting:
     insecure: bool = option(
         default=False,
         text="Listen where other machines can connect, without keys.",
-        roles=("train",),
+        roles=("train", "follow"),
     )
     metrics_port: int | None = option(
         None,
-        "Serve Prometheus metrics on this port of the loopback interface.",
+        "Serve Prometheus metrics on this port.",
         roles=("train", "follow"),
         least=0,
         most=65_535,
     )
+    metrics_host: str = option("127.0.0.1", "Address to serve them on.", roles=("train", "follow"))
 
 
 def usable_cores() -> int:

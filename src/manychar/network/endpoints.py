@@ -79,6 +79,17 @@ def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "s
         )
 
 
+def require_loopback(host: str, flag: str, *, insecure: bool) -> None:
+    """Refuse to serve HTTP, which has no authentication here, where strangers can connect."""
+    if not is_loopback(host) and not insecure:
+        raise UserError(
+            f"{host} can be reached from other machines, and there is no authentication: leave"
+            f" {flag} out and forward the port by `ssh -L` (or add --insecure if you trust"
+            " everyone on the network)",
+            code=REFUSED_FOR_SAFETY,
+        )
+
+
 def is_six(endpoint: str) -> int:
     """Return what ZMQ_IPV6 is to be for an endpoint: 1 for an IPv6 address, else 0."""
     return int(endpoint.startswith("tcp://["))

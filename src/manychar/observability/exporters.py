@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from manychar.network.endpoints import require_loopback
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
 from manychar.processes.optional_dependencies import needing
@@ -15,18 +17,21 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def exported(metrics_port: int | None = None) -> Iterator[OnStatus]:
-    """Yield what is to be called with each snapshot of a run. Raises UserError."""
-    if metrics_port is None:
+def exported(flags: Mapping[str, Any]) -> Iterator[OnStatus]:
+    """Yield what is to be called with each snapshot of a run, by flags. Raises UserError."""
+    port, host = flags.get("metrics_port"), flags.get("metrics_host", LOOPBACK)
+    require_loopback(host, "--metrics-host", insecure=flags.get("insecure", False))
+    if port is None:
         yield lambda _: None
         return
     with needing("prometheus", "--metrics-port"):
         from manychar.observability.prometheus import Metrics  # noqa: PLC0415 - an extra
     try:
-        metrics = Metrics(LOOPBACK, metrics_port)
+        metrics = Metrics(host, port)
     except OSError as error:
-        reason = because(error)
-        raise UserError(f"--metrics-port {metrics_port}: {reason}; choose another") from None
+        where = f"--metrics-host {host} --metrics-port {port}"
+        raise UserError(f"{where}: {because(error)}; choose another") from None
     with contextlib.closing(metrics):
-        logger.info(f"figures for Prometheus: http://{LOOPBACK}:{metrics.port}/metrics")
+        shown = f"[{host}]" if ":" in host else host
+        logger.info(f"figures for Prometheus: http://{shown}:{metrics.port}/metrics")
         yield metrics.status

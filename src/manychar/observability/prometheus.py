@@ -1,4 +1,4 @@
-"""A run's figures for Prometheus, at http://127.0.0.1:PORT/metrics."""
+"""A run's figures for Prometheus, at http://HOST:PORT/metrics."""
 
 import time
 from collections import Counter

@@ -7,22 +7,16 @@ import uvicorn
 from fastapi import FastAPI
 from nicegui import app, ui
 
-from manychar.network.endpoints import is_loopback
+from manychar.network.endpoints import is_loopback, require_loopback
 from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
 from manychar.observability.dashboard.request_guard import RequestGuard
-from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
+from manychar.processes.errors import UserError, because
 
 
 def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
     """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
-    if not is_loopback(host) and not insecure:
-        raise UserError(
-            f"{host} can be reached from other machines, and the page has no authentication: leave"
-            " --host out and reach the page by `ssh -L` (or add --insecure if you trust everyone"
-            " on the network)",
-            code=REFUSED_FOR_SAFETY,
-        )
+    require_loopback(host, "--host", insecure=insecure)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
