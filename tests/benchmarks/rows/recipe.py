@@ -33,7 +33,10 @@ OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     100: [({"warmup": 50}, 2), ({"warmup": 200}, 5)],
     256: [({"streams": 64}, 5), ({"streams": 64, "learning_rate": 10 / 256, "warmup": 100}, 5)],
     512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
-    1024: [({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3)],
+    1024: [
+        ({"learning_rate": 0.1 * (100 / 1024) ** 0.75}, 5),
+        ({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3),
+    ],
 }
 TO_THE_END = {64: 1, 100: 1, 256: 5, 512: 5}  # seeds by hidden units
 ON_THE_WAY = (5_000, 7_500, 10_000)
