@@ -24,6 +24,7 @@ TEXT = "text = open('text.txt').read()\n"
 SMALL = "hidden=8, seq_length=5, streams=2, workers=1"
 COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DEFINING = set(options_of(Definition, RunPlace))
+SHOWN = {"callback", "quiet", "wait"}
 FOR_PROCESSES = {"log_format", "as_json", "key", "config", "print_config", "child"}
 
 
@@ -54,7 +55,7 @@ def test_the_arguments_are_the_flags(function: Any, command: str, others: set[st
     flags = {p.name: p for p in COMMANDS[command].params if p.name not in FOR_PROCESSES | others}
     renamed = {"from_": "begin", "to": "end"}
     found = {renamed.get(n, n): p for n, p in inspect.signature(function).parameters.items()}
-    assert found.keys() - {"self"} == flags.keys()
+    assert found.keys() - {"self"} - SHOWN == flags.keys()
     for name, flag in flags.items():
         assert flag.default is None or found[name].default == flag.default, name
 
@@ -135,9 +136,9 @@ except manychar.UserError as error:
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        ("train(text, hidden=0)", "--hidden is 0; allowed: a whole number"),
+        ("train(text, hidden=0)", "hidden is 0; allowed: a whole number"),
         ("train('text.txt')", "is a file, and a str is the text"),
-        ("train('x' * 10**6, hidden=0)", "--hidden is 0; allowed: a whole number"),
+        ("train('x' * 10**6, hidden=0)", "hidden is 0; allowed: a whole number"),
         ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
         ("train([])", "no text: the list of files is empty"),
         ("load('nowhere')", "nowhere: no such file"),
@@ -189,8 +190,8 @@ for call in (
         "True",
         r"the model does not know 1 characters of the prime: '\x00' (U+0000)",
         r"the model does not know 1 characters of the prime: '\ud800' (U+D800)",
-        "prime-file",
-        "run-dir",
+        "prime_file",
+        "run_dir",
         "TEXT",
     ]
     for line, part in zip(done.out.splitlines(), expected, strict=True):
@@ -215,6 +216,34 @@ def test_a_working_directory_that_is_gone_is_a_user_error(
     for call in (api.train, lambda text: api.train(Path(text), run_dir="/run")):
         with pytest.raises(api.UserError, match="the working directory: no such file"):
             call("text")
+
+
+def test_a_callback_that_raises_stops_the_run(manychar: Commands) -> None:
+    script = f"""
+def callback(values):
+    raise ArithmeticError(values["step"])
+try:
+    manychar.train(text, {SMALL}, steps=0, run_dir="run", callback=callback, sample_length=0)
+except ArithmeticError as error:
+    print(error.args[0] <= manychar.Run("run").step)
+late = manychar.train(text, {SMALL}, learning_rate=1e38, wait=False, quiet=True)
+try:
+    late.join()
+except manychar.UserError as error:
+    print(error)
+try:
+    manychar.train(text, {SMALL}, run_dir="run", wait=False)
+except manychar.UserError as error:
+    print(error)
+"""
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    raised, failed, refused = done.out.splitlines()
+    assert raised == "True"
+    assert "is not finite: " in failed
+    assert ": start a new run with a learning_rate below 1e+38, or a warmup above" in failed
+    assert "run: not empty; choose another run_dir" in refused
+    manychar.expect_nobody()
 
 
 def test_dir_lists_the_names() -> None:

@@ -11,24 +11,28 @@ import inspect
 import json
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from manychar.fleet.launch_options import Reporting, RunPlace
 from manychar.network.endpoints import is_endpoint
-from manychar.numerics.option import as_flags, options_of
+from manychar.numerics.option import as_flags, option, options_of
 from manychar.numerics.run_definition import Definition
+from manychar.observability.notebook import OnProgress, html_of, progress_output
 from manychar.observability.sampling_options import Sampling
 from manychar.processes import log
 from manychar.processes.errors import UserError, because
-from manychar.processes.subcommand import Command
+from manychar.processes.subcommand import Command, with_arguments
 from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
 from manychar.storage.journal import read_metrics
 
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
+
+LOOK_EVERY = 0.05  # seconds between two looks
 
 Unknown = Literal["refuse", "skip"]
 
@@ -37,7 +41,16 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeOptions(Reporting, Operation):
+class Shown:
+    """What a call shows while a run trains, and whether it waits for the end."""
+
+    callback: OnProgress | None = option(None, "Called in a thread with progress.", roles=())
+    quiet: bool = option(default=False, text="Print warnings only.", roles=())
+    wait: bool = option(default=True, text="False: see `Run.join` and `Run.stop`.", roles=())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions(Shown, Reporting, Operation):
     """The arguments of `Run.resume`."""
 
     log_format: None = dataclasses.field(init=False)
@@ -75,7 +88,8 @@ def _documented(options: Any, function: Any) -> Any:
         return function(**signature.bind(*arguments, **named).arguments)
 
     known = options_of(options)
-    lines = [f"\n{name}: {known[name][1].help}" for name in signature.parameters if name in known]
+    names = [name for name in signature.parameters if name in known]
+    lines = [f"\n{name}: {with_arguments(known[name][1].help)}" for name in names]
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
     wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
     return wrapped
@@ -140,9 +154,40 @@ class Run(Model):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = _absolute(path)
-        if not os.path.isfile(self.path / CONFIG_NAME):  # noqa: PTH113 - raises nothing
+        if not _is_run(self.path):
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
+        self._training: _Training | None = None
+
+    @property
+    def step(self) -> int:
+        """The step of the newest checkpoint."""
+        return max(self.checkpoints())
+
+    @property
+    def definition(self) -> Definition:
+        """What the result depends on: hyperparameters, seed, and the hash of the text."""
+        from manychar.storage.run_directory import open_run  # noqa: PLC0415 - with numpy
+
+        return open_run(self.path).definition
+
+    def _repr_html_(self) -> str:
+        return html_of(self.path)
+
+    def join(self) -> "Run":
+        """Wait for the end of a training that was started with `wait=False`; return the run.
+
+        Raises UserError where the training failed.
+        """
+        if self._training is not None:
+            self._training.wait_for(lambda: False)
+        return self
+
+    def stop(self) -> "Run":
+        """End the step of such a training, write a checkpoint, and wait for the end."""
+        if self._training is not None:
+            self._training.command.stop()
+        return self.join()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the run's history: a dict every 100 steps, with their mean loss.
@@ -176,7 +221,8 @@ class Run(Model):
 
         Raises UserError and KeyboardInterrupt as `train` does.
         """
-        _train(["--resume", self.source], named)
+        self._training = _Training(["--resume", self.source], named)
+        self._training.wait_for(lambda: True)
         return self
 
 
@@ -200,25 +246,62 @@ def train(text: Text = None, **named: Any) -> Run:
     A str is the text itself, a Path is a file, several Paths are joined; None is the language
     reference that ships with Python. The other arguments are the flags of `manychar train`.
 
-    Raises UserError with the message that the command line would print. An interrupt ends the step
-    and writes a checkpoint before KeyboardInterrupt is raised; `Run(path).resume()` goes on.
+    Raises UserError with the command line's message, in which flags are named as arguments. An
+    interrupt ends the step and writes a checkpoint before KeyboardInterrupt is raised;
+    `Run(path).resume()` goes on.
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
     path = _absolute(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}")
     words, given = _arguments(text)
-    _train(words, {**named, "run_dir": path}, given)
-    return Run(path)
+    refused = _is_run(path) and not named.get("or_resume")
+    training = _Training(words, {**named, "run_dir": path}, given)
+    training.wait_for(lambda: _is_run(path) and not refused)
+    run = Run(path)
+    run._training = training
+    return run
 
 
-def _train(words: list[str], named: dict[str, Any], given: bytes = b"") -> None:
-    """Run `manychar train` to its end; its samples go to standard output."""
-    flags = [*as_flags(named), *["--no-compute"] * (named.get("compute") is False)]
-    try:
-        for piece in Command("train", *words, *flags, given=given).output():
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        if named.get("steps") != 0:  # otherwise it is the way to end
-            raise
+def _is_run(path: Path) -> bool:
+    return os.path.isfile(path / CONFIG_NAME)  # noqa: PTH113 - raises nothing
+
+
+class _Training(threading.Thread):
+    """The command `train`, to its end or in this thread; its samples go to standard output."""
+
+    def __init__(self, words: list[str], named: dict[str, Any], given: bytes = b"") -> None:
+        super().__init__(daemon=True)
+        shown = Shown(**{name: named.pop(name) for name in options_of(Shown) if name in named})
+        flags = [*as_flags(named), *["--no-compute"] * (named.get("compute") is False)]
+        self._endless, self._quiet = named.get("steps") == 0, shown.quiet
+        self._error: BaseException | None = None
+        shows = [shown.callback, None if shown.quiet else progress_output()]
+        calls = [show for show in shows if show is not None]
+        if calls and "log_every" not in named:
+            flags.append("--log-every=1")
+        on_progress = (lambda values: [call(values) for call in calls]) if calls else None
+        self.command = Command(
+            *("train", *words, *flags), given=given, on_progress=on_progress, quiet=shown.quiet
+        )
+        if shown.wait:
+            self.run()
+        else:
+            self.start()
+
+    def run(self) -> None:
+        try:
+            for piece in self.command.output():
+                if not self._quiet:
+                    print(piece, end="", flush=True)
+        except BaseException as error:
+            if not (self._endless and isinstance(error, KeyboardInterrupt)):  # its way to end
+                self._error = error
+
+    def wait_for(self, is_ready: Callable[[], bool]) -> None:
+        """Wait for the end, or until it is ready; raise what the training has raised."""
+        while self.is_alive() and not is_ready():
+            self.join(LOOK_EVERY)
+        if self._error is not None:
+            raise self._error
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import undo_when_stopped
+from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
 
@@ -162,6 +164,8 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     if not finish.code and not directory.definition.validation:
         logger.info("validation loss: none; a new run with --validation 0.1 keeps text for it")
     more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
+    if ARGUMENTS_ON_STDIN in sys.argv:  # by the Python API, where a Run does what follows
+        raise typer.Exit(finish.code)
     if finish.resumable:
         logger.info(f"resume: {program()} {again} --resume {path}{more}")
     logger.info(f"sample from it: {program()} sample {path}")

@@ -88,6 +88,14 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def progress_of(line: str) -> dict[str, Any]:
+    """Return the fields of a line of progress; none of another one."""
+    with contextlib.suppress(ValueError):
+        fields = json.loads(line)
+        return fields if isinstance(fields, dict) and "step" in fields else {}
+    return {}
+
+
 def read(line: str) -> tuple[str, int]:
     """Return (text, level) of a line that a child wrote; one that is no record is a warning."""
     try:

@@ -5,31 +5,51 @@ import contextlib
 import json
 import logging
 import os
+import re
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from manychar.processes import log
 from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_ended
-from manychar.processes.errors import RUN_FAILED, UserError, because
+from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, because
 
 ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
+_FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+
+
+def with_arguments(text: str) -> str:
+    """Return a text in which flags are named as Python's arguments."""
+    return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
 
 
 class Command:
     """One command, in a process that ends when this one does, however it ends.
 
     `given` is its standard input, after a line with its arguments: those of a process are bounded,
-    and cannot be any text. Exit codes other than `accepted` are errors.
+    and cannot be any text. Exit codes other than `accepted` are errors. `on_progress` gets the
+    fields of each line of progress, which is printed where it is None; where `quiet`, of other
+    lines only those above level info are printed.
     """
 
     def __init__(
-        self, name: str, *arguments: str, given: bytes = b"", accepted: tuple[int, ...] = (0,)
+        self,
+        name: str,
+        *arguments: str,
+        given: bytes = b"",
+        accepted: tuple[int, ...] = (0,),
+        on_progress: Callable[[Mapping[str, Any]], object] | None = None,
+        quiet: bool = False,
     ) -> None:
         self.code = 0
         self._name = name
         self._accepted = accepted
         self._error = ""
+        self._on_progress = on_progress
+        self._quiet = quiet
+        self._raised: BaseException | None = None
         words, env = (name, ARGUMENTS_ON_STDIN), {log.FORMAT_VARIABLE: "json"}
         pipe = subprocess.PIPE
         try:
@@ -67,10 +87,17 @@ class Command:
             for thread in self._threads:
                 thread.join()
             process.close()
+        if self._raised is not None:
+            raise self._raised
         if self.code not in self._accepted:
             reason = self._error or f"manychar {self._name} ended {how_it_ended(self.code)}"
             code = self.code if self.code > 0 else RUN_FAILED  # a signal ended it
             raise UserError(reason.removeprefix("manychar: "), code=code)
+
+    def stop(self) -> None:
+        """Have it end in good order, and accept that it ends by that."""
+        self._accepted = (*self._accepted, STOPPED, -signal.SIGTERM)
+        self._process.terminate()
 
     def kill(self) -> None:
         """End it at once, if it still runs."""
@@ -82,9 +109,16 @@ class Command:
         for written in self._process.stderr or ():
             line = written.decode(errors="replace").rstrip("\n")
             text, level = log.read(line)
+            text = with_arguments(text)
             if level == logging.ERROR and text.startswith("manychar"):
                 self._error = text
-            else:
+            elif self._on_progress is not None and (values := log.progress_of(line)):
+                try:
+                    self._on_progress(values | {"text": text})
+                except BaseException as error:
+                    self._on_progress, self._raised = lambda _: None, error
+                    self._process.terminate()
+            elif not self._quiet or level > logging.INFO:
                 log.say(line if log.is_json() else text)
 
     def _feed(self, given: bytes) -> None:
