@@ -70,11 +70,8 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    with (
-        removed_if_refused(directory),
-        queued("stdout"),
-        ProgressDisplay(directory, flags.get("log_every")) as display,
-    ):
+    display = ProgressDisplay(directory, flags.get("log_every"))
+    with removed_if_refused(directory), queued("stdout"), display:
         screen = Screen(bound, display.status, display.weights)
         finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
     again = ["server", "--bind", bind, *access, *["--compute"] * compute]

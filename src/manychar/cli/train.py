@@ -27,11 +27,8 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         hint_at_cores("--workers", directory.operation.workers)
-        with (
-            removed_if_refused(directory),
-            queued("stdout"),
-            ProgressDisplay(directory, flags.get("log_every")) as display,
-        ):
+        display = ProgressDisplay(directory, flags.get("log_every"))
+        with removed_if_refused(directory), queued("stdout"), display:
             finish = LocalFleet(directory, display, on_status, bind=bind).run()
     again = ["train", *as_flags({name: flags.get(name) for name in ("bind", "insecure")})]
     exit_with(finish, directory, again=shlex.join(again))
