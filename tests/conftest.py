@@ -13,6 +13,7 @@ from tests.texts import small_text
 
 SCHEDULES, LONG_SCHEDULES = 300, 2_400
 HOSTILE = 1
+SOAK_MINUTES = 60.0
 
 Require = Callable[[object, str], None]
 
@@ -29,6 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long",
         action="store_true",
         help="also run the tests that are marked long, and more schedules",
+    )
+    parser.addoption(
+        "--long=soak",  # a name of its own, so that `--long FILE` takes no file for a value
+        action="store_true",
+        dest="soak",
+        help="run the soak alone: an hour of a fleet that is killed at random at first",
+    )
+    parser.addoption(
+        "--soak-minutes",
+        type=float,
+        default=SOAK_MINUTES,
+        metavar="N",
+        help=f"how long the soak takes, without its computation in one process"
+        f" (default {SOAK_MINUTES:g})",
     )
     parser.addoption(
         "--hostile",
@@ -59,12 +74,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked long, unless it is asked for."""
-    if config.getoption("--long"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("long")]
+    """Leave out what is marked long, unless it is asked for; the soak is run alone."""
+    long, soak = config.getoption("--long"), config.getoption("soak")
+
+    def is_left_out(item: pytest.Item) -> bool:
+        if soak or item.get_closest_marker("soak"):
+            return not (soak and item.get_closest_marker("soak"))
+        return not long and item.get_closest_marker("long") is not None
+
+    left_out = [item for item in items if is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    items[:] = [item for item in items if not is_left_out(item)]
+
+
+@pytest.fixture
+def soak_minutes(request: pytest.FixtureRequest) -> float:
+    minutes: float = request.config.getoption("--soak-minutes")
+    return minutes
 
 
 @pytest.fixture
