@@ -37,14 +37,17 @@ def ask(workers: Running, command: str) -> dict[str, float]:
 
 
 def expect_none_starved(workers: Running, count: int) -> None:
-    """Count units for some steps: every worker has sent as many as any other, but for a step's."""
+    """Count units for some steps: every worker has sent as many as any other, but for two.
+
+    A worker may have sent that of the first step before, and that of the last one not yet.
+    """
     ask(workers, "units")  # from here on
     units: dict[str, float] = {}
     while max(units.values(), default=0) < STEPS_COUNTED:
         for name, sent in ask(workers, "units").items():
             units[name] = units.get(name, 0) + sent
     assert len(units) == count
-    assert min(units.values()) >= max(units.values()) - 1, units
+    assert min(units.values()) >= max(units.values()) - 2, units
 
 
 def bits_alone(run: Path, steps: int) -> str:
