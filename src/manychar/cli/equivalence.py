@@ -35,27 +35,23 @@ def equivalence(
     """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
     pin(flags.get("numerics", "portable"))
     from manychar.storage.run_directory import create_run
-    from manychar.verification.equivalence import Equivalence, difference_between, table
+    from manychar.verification.equivalence import alone, difference_between, in_fleet, table
 
-    quiet: dict[str, Any] = {
-        "compute": False,
-        "keep_checkpoints": 0,
-        "sample_every": 0,
-        "sample_length": 0,
-    }
-    operation = Operation(steps=steps, checkpoint_every=checkpoint_every, workers=1, **quiet)
+    quiet: dict[str, Any] = {"keep_checkpoints": 0, "sample_every": 0, "sample_length": 0}
+    operation = Operation(
+        steps=steps, checkpoint_every=checkpoint_every, workers=1, compute=False, **quiet
+    )
     undo_when_stopped()  # the scratch directory
     with TemporaryDirectory(prefix="manychar-") as scratch:
         with defined(text, flags, Path(scratch)) as (definition, corpus):
             count = corpus.characters
             logger.info(f"{corpus.source}: {count:,} characters, {steps:,} steps a trial")
             run = create_run(Path(scratch) / "one-process", definition, corpus, operation)
-        trials = Equivalence(run)
-        done = [trials.alone()]
+        done = [alone(run)]
         for fleet in FLEETS:
             count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]
             logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}")
-            done.append(trials.fleet(**fleet))
+            done.append(in_fleet(run, **fleet))
         write(table(done))
     if difference := difference_between(done):
         write(f"DIFFERENT: {difference}\n")

@@ -35,51 +35,61 @@ class Trial:
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Equivalence:
-    """Trains one run in one process and in fleets, each in a copy of its directory."""
+def alone(run: RunDirectory) -> Trial:
+    """Train in this process."""
+    every, last = run.operation.checkpoint_every, run.operation.steps
+    done = replay(run, last)
+    kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
+    return Trial("one process", kept)
 
-    run: RunDirectory
 
-    def alone(self) -> Trial:
-        every, last = self.run.operation.checkpoint_every, self.run.operation.steps
-        done = replay(self.run, last)
-        kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
-        return Trial("one process", kept)
+def in_fleet(
+    run: RunDirectory,
+    workers: int,
+    *,
+    compute: bool,
+    kill: Literal["worker", "server"] | None,
+    slow: bool,
+) -> Trial:
+    """Train in a copy of the run, with a server and workers, of which it is one by `compute`.
 
-    def fleet(
-        self, workers: int, *, compute: bool, kill: Literal["worker", "server"] | None, slow: bool
-    ) -> Trial:
-        """Train with a server and workers; with `compute`, the server is one of the workers.
+    After a quarter of the steps, `kill` is killed: of the workers one that holds a lease. With
+    `slow`, a worker is slowed, so that ranges move. Raises UserError where it fails.
+    """
+    name = f"{workers} worker{'s' if workers > 1 else ''}"
+    path = run.path.with_name(name.replace(" ", "-"))
+    shutil.copytree(run.path, path, copy_function=os.link)  # the ids are one file
+    operation = dataclasses.replace(run.operation, workers=workers, compute=compute)
+    directory = dataclasses.replace(run, path=path, operation=operation)
+    directory.write_config()
+    killed = ""
 
-        After a quarter of the steps, `kill` is killed. With `slow`, a worker is slowed, so that
-        ranges move.
-        """
-        name = f"{workers} worker{'s' if workers > 1 else ''}"
-        directory = self._directory(name.replace(" ", "-"), workers=workers, compute=compute)
-        killer = _Killer(kill, at_step=self.run.operation.steps // 4)
-        with ProgressDisplay(directory) as display:
-            killer.fleet = LocalFleet(directory, display, killer.status)
-            turns = slowed(lambda: killer.fleet.workers[-1].process, **TURNS)
-            with turns if slow else contextlib.nullcontext():
-                finish = killer.fleet.run()
-        if finish.code:
-            raise UserError(f"{name}: {finish.reason}", code=finish.code)
-        if kill and not killer.note:
-            early = f"{name}: finished before a {kill} could be killed: give more --steps"
-            raise UserError(early, code=RUN_FAILED)
-        saved = list_checkpoints(directory.checkpoints)
-        states = {step: read_checkpoint(path).state for step, path in saved}
-        notes = [killer.note, "a worker slowed" if slow else ""]
-        return Trial(name, states, note=", ".join(filter(None, notes)))
+    def on_status(snapshot: Snapshot) -> None:
+        nonlocal killed
+        step = snapshot.status.step
+        if killed or kill is None or step < operation.steps // 4:
+            return
+        targets = ["the server"] if kill == "server" else snapshot.working[-1:]
+        for slot in (fleet.server, *fleet.workers):
+            if slot.name in targets and slot.process is not None:
+                killed = f"{kill} killed at {step:,}"
+                os.kill(slot.process.pid, signal.SIGKILL)
+                logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
 
-    def _directory(self, name: str, *, workers: int, compute: bool) -> RunDirectory:
-        path = self.run.path.with_name(name)
-        shutil.copytree(self.run.path, path, copy_function=os.link)  # the ids are one file
-        operation = dataclasses.replace(self.run.operation, workers=workers, compute=compute)
-        directory = dataclasses.replace(self.run, path=path, operation=operation)
-        directory.write_config()
-        return directory
+    with ProgressDisplay(directory) as display:
+        fleet = LocalFleet(directory, display, on_status)
+        turns = slowed(lambda: fleet.workers[-1].process, **TURNS)
+        with turns if slow else contextlib.nullcontext():
+            finish = fleet.run()
+    if finish.code:
+        raise UserError(f"{name}: {finish.reason}", code=finish.code)
+    if kill and not killed:
+        early = f"{name}: finished before a {kill} could be killed: give more --steps"
+        raise UserError(early, code=RUN_FAILED)
+    states = {
+        step: read_checkpoint(path).state for step, path in list_checkpoints(directory.checkpoints)
+    }
+    return Trial(name, states, ", ".join(filter(None, [killed, "a worker slowed" * slow])))
 
 
 @contextlib.contextmanager
@@ -104,28 +114,6 @@ def slowed(
     finally:
         ended.set()
         thread.join()
-
-
-class _Killer:
-    """Kills the server or a worker that holds a lease, once, when the fleet has come to a step."""
-
-    fleet: LocalFleet
-
-    def __init__(self, role: str | None, *, at_step: int) -> None:
-        self.note = ""
-        self._role = role
-        self._at_step = at_step
-
-    def status(self, snapshot: Snapshot) -> None:
-        step = snapshot.status.step
-        if self.note or self._role is None or step < self._at_step:
-            return
-        targets = ["the server"] if self._role == "server" else snapshot.working[-1:]
-        for slot in (self.fleet.server, *self.fleet.workers):
-            if slot.name in targets and slot.process is not None:
-                self.note = f"{self._role} killed at {step:,}"
-                os.kill(slot.process.pid, signal.SIGKILL)
-                logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
 
 
 def difference_between(trials: list[Trial]) -> str:
