@@ -190,9 +190,9 @@ def test_sums_of_any_cut_in_any_order_give_the_same_bits(case: tuple[int, list[R
     values = summands(count)
     tree = TreeSum[NDArray[Any]](count)
     for node in nodes:
-        assert not tree.has(node)
+        assert tree.container(node) is None
         tree.put(node, sum_of(values, node))
-        assert tree.has(node)
+        assert tree.container(node) is not None
     assert tree.complete
     assert tree.result().tobytes() == by_definition(values).tobytes()
 
@@ -206,7 +206,7 @@ def test_a_node_replaces_what_is_held_below_it(case: tuple[int, list[Range]]) ->
     for node in nodes:
         below = {n for n in tree.nodes if node[0] <= n[0] and n[1] <= node[1]}
         held_above = any(n in tree.nodes for n in (node, *ancestors(count, node)))
-        assert tree.has(node) is held_above
+        assert (tree.container(node) is not None) is held_above
         if not held_above:
             tree.put(node, np.array([node], object))
             assert not {n for n in below if n in tree.nodes and n != node}

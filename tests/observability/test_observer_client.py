@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manychar.cli.status import _as_json
 from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.status import COLUMNS, lines_of, rows_of, show
+from manychar.observability.status import COLUMNS, as_values, lines_of, rows_of, show
 from manychar.processes import log
 from manychar.protocol.counters import USUAL
 from manychar.protocol.dimensions import Dimensions
@@ -301,7 +300,7 @@ def test_two_workers_of_one_name_have_a_row_each() -> None:
     workers = _worker(12.0, computing=0.9), _worker(12.0, host="there", computing=0.1)
     now = Snapshot(SIZE, _status(12.0), workers)
     assert [(row[1], row[6]) for row in rows_of(now)] == [("here", "90%"), ("there", "10%")]
-    assert [worker["host"] for worker in _as_json(now)["workers"]] == ["here", "there"]
+    assert [worker["host"] for worker in as_values(now)["workers"]] == ["here", "there"]
 
 
 def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:

@@ -12,7 +12,7 @@ from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import defined
 from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.signals import undo_when_stopped
+from manychar.processes.signals import STOPS, end_by_exception, handle
 from manychar.protocol.run_operation import Operation
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def equivalence(
     operation = Operation(
         steps=steps, checkpoint_every=checkpoint_every, workers=1, compute=False, **quiet
     )
-    undo_when_stopped()  # the scratch directory
+    handle(*STOPS, by=end_by_exception)  # the scratch directory is removed
     with TemporaryDirectory(prefix="manychar-") as scratch:
         with defined(text, flags, Path(scratch)) as (definition, corpus):
             count = corpus.characters

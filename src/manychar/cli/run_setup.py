@@ -18,7 +18,7 @@ from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.signals import undo_when_stopped
+from manychar.processes.signals import STOPS, end_by_exception, handle
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
@@ -43,7 +43,7 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     from manychar.storage.run_directory import RUNS, create_run, open_run
 
     if path is None:
-        undo_when_stopped()  # a run directory that is half made
+        handle(*STOPS, by=end_by_exception)  # a run directory that is half made is removed
         with defined(text, flags, flags.get("run_dir") or RUNS) as (definition, corpus):
             known = {"shards": definition.shards, "cores": usable_cores()}
             operation = Operation(**resolve(Operation, flags, **known))

@@ -1,10 +1,9 @@
 """The commands `status` and `health`, of a live run."""
 
 import contextlib
-import dataclasses
 import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,9 +13,6 @@ from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.queued_stream import queued
 from manychar.processes.work_progress import moves_cursor
-
-if TYPE_CHECKING:
-    from manychar.observability.snapshot import Snapshot
 
 CLEAR = "\x1b[H\x1b[2J"
 
@@ -30,23 +26,17 @@ def status(
 ) -> None:
     """Print the status of a live run: step, loss, workers, what it waits for, what was dropped."""
     from manychar.observability.observer_client import first, snapshots
-    from manychar.observability.status import show
+    from manychar.observability.status import as_values, show
 
     found = snapshots(source, key, connect_timeout=connect_timeout)
     shown = None
     with contextlib.closing(found), queued("stdout") if watch else contextlib.nullcontext():
         for snapshot in found if watch else [first(found, source)]:
             if as_json:
-                write(log.to_json(_as_json(snapshot), indent=None if watch else 2) + "\n")
+                write(log.to_json(as_values(snapshot), indent=None if watch else 2) + "\n")
             elif snapshot.workers is not shown:  # once a second
                 write(CLEAR * (watch and moves_cursor(sys.stdout)) + show(snapshot) + "\n" * watch)
                 shown = snapshot.workers
-
-
-def _as_json(snapshot: "Snapshot") -> dict[str, Any]:
-    workers = [worker._asdict() for worker in snapshot.workers]
-    found = {**dataclasses.asdict(snapshot.status), "workers": workers}
-    return {name: value for name, value in found.items() if name not in ("first", "total")}
 
 
 def health(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:

@@ -72,12 +72,8 @@ class TreeSum(Generic[Summand]):
         self.count = count
         self.nodes: dict[Range, Summand] = {}
 
-    def has(self, node: Range) -> bool:
-        """Whether the node is complete, or lies in a complete one."""
-        return self.container(node) is not None
-
     def container(self, node: Range) -> Range | None:
-        """Return the node itself where it is held, or the one held that contains it."""
+        """Return the node itself where it is held, or the one held that contains it, if any."""
         if node in self.nodes:
             return node
         return next((each for each in ancestors(self.count, node) if each in self.nodes), None)

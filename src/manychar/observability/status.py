@@ -1,12 +1,13 @@
-"""A live run's status for a person: figures, a table of the workers, counts, and its health.
+"""A live run's status: as text (figures, a table of the workers, counts), as JSON, its health.
 
 A worker's speed, and the shares of its time, are those of the last ten seconds.
 """
 
 import contextlib
+import dataclasses
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -78,6 +79,13 @@ def show(snapshot: Snapshot, console: Console | None = None) -> str:
         if snapshot.workers:
             console.print(table)
     return capture.get()
+
+
+def as_values(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the status and the statistics of all workers as JSON has them."""
+    found = dataclasses.asdict(snapshot.status)
+    found["workers"] = [worker._asdict() for worker in snapshot.workers]
+    return {name: value for name, value in found.items() if name not in ("first", "total")}
 
 
 def lines_of(snapshot: Snapshot) -> list[str]:

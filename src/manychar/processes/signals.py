@@ -38,11 +38,6 @@ def end_by_exception(number: int, _frame: object = None) -> None:
     raise SystemExit(STOPS[number])
 
 
-def undo_when_stopped() -> None:
-    """From now on, end by an exception where there is no loop: something has to be undone."""
-    handle(*STOPS, by=end_by_exception)
-
-
 class SelfPipe:
     """Wakes the loop of the main thread, and holds the signals that came."""
 

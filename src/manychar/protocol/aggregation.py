@@ -190,7 +190,7 @@ class Aggregation:
         step.payload_bytes += payload.length  # a view of a sum holds all of it
         new = []
         for node, frame in zip(self._cover(result), payload.sums, strict=True):
-            if not self._sums.has(node):
+            if self._sums.container(node) is None:
                 self._sums.put(node, self._array(frame))
                 step.delivered[node] = sender, frame
                 new += [i for i in range(node[0], node[1] + 1) if i not in step.senders]
