@@ -6,7 +6,6 @@ after they have pinned the numerics.
 
 import io
 import json
-import logging
 import os
 import shutil
 import sys
@@ -38,10 +37,9 @@ from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.child_process import pause_on_sigtstp
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
+from manychar.processes.log import logger
 from manychar.processes.parent_death import end_with_parent
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
-
-logger = logging.getLogger(__name__)
 
 WIDTH_OF_HELP = 80
 # Flags of other programs: a flag of the commands that have their own way, and what that is.

@@ -1,14 +1,12 @@
 """The command `dashboard`."""
 
-import logging
 from typing import Annotated
 
 from manychar.cli.console import write
 from manychar.cli.options import ConnectTimeout, Insecure, Key, Watched
 from manychar.numerics.option import Option
+from manychar.processes.log import logger
 from manychar.processes.optional_dependencies import needing
-
-logger = logging.getLogger(__name__)
 
 
 def dashboard(

@@ -1,6 +1,5 @@
 """The command `equivalence`."""
 
-import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -11,11 +10,10 @@ from manychar.cli.console import write
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import defined
 from manychar.numerics.option import Option
+from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception, handle
 from manychar.protocol.run_operation import Operation
-
-logger = logging.getLogger(__name__)
 
 STEPS = Option("Steps of each trial.", least=3)
 EVERY = Option("Steps between comparisons.", least=1)

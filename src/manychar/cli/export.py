@@ -1,11 +1,8 @@
 """The command `export`."""
 
-import logging
-
 from manychar.cli.options import ConnectTimeout, Key, Output, Source
 from manychar.processes.errors import UserError
-
-logger = logging.getLogger(__name__)
+from manychar.processes.log import logger
 
 
 def export(

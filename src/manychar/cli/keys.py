@@ -1,7 +1,6 @@
 """The commands `keys create`, `keys add`, `keys revoke` and `keys list`."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,9 +8,8 @@ from manychar.cli.console import write
 from manychar.cli.options import AsJson, argument
 from manychar.network import keys
 from manychar.numerics.option import Option
+from manychar.processes.log import logger
 from manychar.protocol.messages import KeyRole
-
-logger = logging.getLogger(__name__)
 
 KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.")]
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]

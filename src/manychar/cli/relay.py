@@ -1,6 +1,5 @@
 """The command `relay`."""
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -16,9 +15,8 @@ from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.protocol.messages import Role
-
-logger = logging.getLogger(__name__)
 
 
 def relay(

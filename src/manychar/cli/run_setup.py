@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception, handle
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from manychar.protocol.effects import Finish
     from manychar.storage.corpus_file import Corpus
     from manychar.storage.run_directory import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 
 def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import logging
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,11 @@ from manychar.cli.options import Key, Source
 from manychar.numerics.option import Option
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.processes.queued_stream import queued
 
 if TYPE_CHECKING:
     from manychar.numerics.model import Model
-
-logger = logging.getLogger(__name__)
 
 
 def sample(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import shlex
 import socket
 import sys
@@ -18,11 +17,10 @@ from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import reachable, require_safe
 from manychar.numerics.option import Option
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.queued_stream import queued
 from manychar.protocol.effects import Finish
-
-logger = logging.getLogger(__name__)
 
 KEYS = "Admit only clients with a key in this directory."
 

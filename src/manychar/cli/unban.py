@@ -1,16 +1,14 @@
 """The command `unban`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 from manychar.cli.options import ConnectTimeout, Key, Watched, argument
 from manychar.network.endpoints import is_endpoint
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.protocol.field_types import NAME, NAME_RULE
 from manychar.storage.server_address import is_served
-
-logger = logging.getLogger(__name__)
 
 
 def unban(

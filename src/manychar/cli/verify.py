@@ -1,7 +1,6 @@
 """The command `verify`, and its hidden share of the work."""
 
 import json
-import logging
 import sys
 from typing import Annotated
 
@@ -12,9 +11,8 @@ from manychar.cli.options import Run
 from manychar.cli.run_setup import numerics_of
 from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import Option
+from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
-
-logger = logging.getLogger(__name__)
 
 FIRST = Option("First step to compute again.", names=("--from",), least=0)
 LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")

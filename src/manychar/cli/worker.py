@@ -12,10 +12,9 @@ from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option, as_flags
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, STOPPED
+from manychar.processes.log import logger
 from manychar.protocol.effects import Finish
 from manychar.protocol.messages import Role
-
-logger = logging.getLogger(__name__)
 
 NAME = Option("Name in the run.", without="<host>:<process id>")
 PROCESSES = Option("Worker processes to run here.", least=1, most=1024)

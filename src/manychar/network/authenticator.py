@@ -5,7 +5,6 @@ revoked later is noticed at its next message. While the list of clients cannot b
 connection is accepted, and the present ones stay.
 """
 
-import logging
 import time
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from zmq.utils import z85
 from manychar.network.keys import CLIENTS_NAME, read_clients, read_server_key
 from manychar.network.sockets import Context, Socket
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.protocol.messages import Owner
-
-logger = logging.getLogger(__name__)
 
 ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"manychar"

@@ -5,15 +5,13 @@ checkpoints with.
 """
 
 import contextlib
-import logging
 import resource
 from pathlib import Path
 
 import zmq
 
 from manychar.processes.errors import UserError
-
-logger = logging.getLogger(__name__)
+from manychar.processes.log import logger
 
 KEPT_FREE = LEAST = 64
 _OPEN = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")

@@ -4,13 +4,12 @@ libzmq looks a name up once, blocks while it does, and takes one address of one 
 given addresses only.
 """
 
-import logging
 import math
 import socket
 import threading
 import time
 
-logger = logging.getLogger(__name__)
+from manychar.processes.log import logger
 
 LOOK_UP_AGAIN_AFTER = 2.0
 TRY_FOR = 5.0  # as long as a server lets a handshake take: the network may be slow

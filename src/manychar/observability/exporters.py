@@ -1,16 +1,14 @@
 """Exports a live run to Prometheus."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from manychar.network.endpoints import require_loopback
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError, because
+from manychar.processes.log import logger
 from manychar.processes.optional_dependencies import needing
-
-logger = logging.getLogger(__name__)
 
 OnStatus = Callable[[Snapshot], None]
 LOOPBACK = "127.0.0.1"

@@ -1,7 +1,6 @@
 """Models to sample from: of a run directory, a checkpoint alone, or a live server."""
 
 import contextlib
-import logging
 import sys
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -16,13 +15,12 @@ from manychar.observability.observer_client import ObserverClient, events_of, fi
 from manychar.observability.sampling_options import Sampling
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import printable
+from manychar.processes.log import logger
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.corpus_file import known_ids
 from manychar.storage.run_directory import open_run
-
-logger = logging.getLogger(__name__)
 
 
 def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model:

@@ -1,7 +1,6 @@
 """The one client of all programs that watch a live run: status, weights, requests to the server."""
 
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -15,7 +14,7 @@ from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey, read_client_key
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
-from manychar.processes.log import NUMBERS
+from manychar.processes.log import NUMBERS, logger
 from manychar.processes.signals import STOPS, end_by_exception
 from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
@@ -23,8 +22,6 @@ from manychar.protocol.effects import Effect, Finish, Log, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received, Suspended
 from manychar.protocol.observer import Observer
 from manychar.storage.server_address import read_address
-
-logger = logging.getLogger(__name__)
 
 TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0

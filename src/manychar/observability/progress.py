@@ -4,7 +4,6 @@ Samples go to standard output, everything else to standard error.
 """
 
 import dataclasses
-import logging
 import math
 import sys
 import time
@@ -20,14 +19,13 @@ from manychar.observability.model_source import for_reading, parameters_of, trai
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
 from manychar.processes.errors import because
+from manychar.processes.log import logger
 from manychar.processes.work_progress import can_draw
 from manychar.protocol.counters import USUAL
 from manychar.protocol.messages import Status, Weights
 from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.status_report import mean_loss
 from manychar.storage.run_directory import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 FIRST_EVERY, LONGEST_EVERY, SHARE = 2.0, 30.0, 1 / 30
 """Seconds between two lines: a share of the run's time. That is less than 3,000 lines a day."""

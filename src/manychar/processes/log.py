@@ -20,7 +20,7 @@ FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
 NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
 
-LOGGER = logging.getLogger("manychar")
+logger = logging.getLogger("manychar")
 
 
 class Formatter(logging.Formatter):
@@ -61,13 +61,13 @@ def configure(prefix: str = "") -> None:
     handler, least = StderrHandler(), os.environ.get(LEVEL_VARIABLE, Level.INFO)
     handler.setFormatter(Formatter(prefix))
     handler.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
-    LOGGER.handlers, LOGGER.propagate = [handler], False
-    LOGGER.setLevel(logging.DEBUG)  # for the run's events
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.DEBUG)  # for the run's events
 
 
 def shows_info() -> bool:
     """Whether lines of level info are shown."""
-    return all(handler.level <= logging.INFO for handler in LOGGER.handlers[:1])
+    return all(handler.level <= logging.INFO for handler in logger.handlers[:1])
 
 
 def is_json() -> bool:

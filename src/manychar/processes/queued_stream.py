@@ -5,7 +5,6 @@ records are dropped, and counted in a warning. A record is what one `write` gets
 """
 
 import contextlib
-import logging
 import os
 import queue
 import select
@@ -15,10 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from manychar.processes.log import logger
+
 MOST_RECORDS = 1000
 GIVE_UP_AFTER, LOOK_EVERY = 5.0, 0.01  # seconds, at the end
-
-logger = logging.getLogger(__name__)
 
 
 class QueuedStream:

@@ -7,7 +7,6 @@ that doubles, unless it has ended soon after its start again and again.
 import contextlib
 import dataclasses
 import functools
-import logging
 import signal
 import subprocess
 import time
@@ -16,13 +15,13 @@ from typing import Protocol
 
 from manychar.processes import log
 from manychar.processes.child_process import ChildProcess, Lines, how_it_ended
+from manychar.processes.log import logger
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SETTLED_AFTER = 10.0
 QUICK_DEATHS = 5
 LOOK_EVERY = 0.02  # seconds between two looks at processes that are ending
 
-logger = logging.getLogger(__name__)
 
 Due = Callable[[], float | None]
 

@@ -1,7 +1,6 @@
 """How far a long piece of work is: a bar on a terminal, elsewhere a line every two seconds."""
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -9,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from manychar.processes import log
+from manychar.processes.log import logger
 
 SHOWN_EVERY = 2.0  # seconds; shorter work is not shown
-
-logger = logging.getLogger(__name__)
 
 
 def moves_cursor(stream: IO[str]) -> bool:

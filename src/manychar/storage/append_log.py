@@ -5,7 +5,6 @@ shows in all that follow. The torn line of a process that was killed is reported
 """
 
 import json
-import logging
 import math
 import os
 import zlib
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manychar.processes.errors import UserError, because
+from manychar.processes.log import logger
 from manychar.storage.atomic_files import sync, sync_directory
-
-logger = logging.getLogger(__name__)
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _TAIL_LENGTH = len(b',"crc":"00000000"}\n')

@@ -6,7 +6,6 @@ A file that is replaced keeps its mode, owner and group, and a symbolic link to 
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import stat
 import tempfile
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from manychar.processes.errors import UserError, because
+from manychar.processes.log import logger
 
 LOCK_PAUSE = 0.05  # seconds
 NO_LOCKS = "this file system has no locks ({}); use another one, or mount it with locks"
 NO_SYNC = "this file system cannot fsync a directory: a power failure may undo the newest files"
 SAID = "MANYCHAR_DIRECTORY_FSYNC"  # by this process or one that started it
-
-logger = logging.getLogger(__name__)
 
 
 def lock_file(file: IO[Any] | int, *, within: float) -> None:

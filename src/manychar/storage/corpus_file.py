@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
 from manychar.numerics.model import Model, Parameters
 from manychar.processes.errors import UserError, because
+from manychar.processes.log import logger
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file, write_file
 from manychar.storage.text_file import Text, read_pieces, texts_of
@@ -23,8 +23,6 @@ CORPUS_NAME = "corpus.bin"
 VOCABULARY_NAME = "vocabulary.json"
 CHECKED_AT_ONCE = 2**18  # characters
 UNKNOWN_SHOWN = 5  # characters
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

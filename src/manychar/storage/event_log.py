@@ -35,10 +35,10 @@ def event_log(run: Path) -> Iterator[AppendLog]:
         pass
     events = AppendLog(reader.path, reader.extent, most_bytes=MOST_BYTES)
     handler = _EventHandler(events)
-    log.LOGGER.addHandler(handler)
+    log.logger.addHandler(handler)
     try:
         yield events
     finally:
-        log.LOGGER.removeHandler(handler)
+        log.logger.removeHandler(handler)
         with contextlib.suppress(OSError):  # it was counted and logged by then
             events.close()

@@ -4,16 +4,14 @@ Checkpoints that are damaged, or not to be resumed from, are renamed.
 """
 
 import dataclasses
-import logging
 
+from manychar.processes.log import logger
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import rename
 from manychar.storage.checkpoint import Checkpoint
 from manychar.storage.journal import ServerStart, continue_journal, read_journal, resume_metrics
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import resume_validation
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import os
 import shutil
 import signal
@@ -16,11 +15,10 @@ from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.log import logger
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import RunDirectory
 from manychar.verification.replay import first_difference, replay
-
-logger = logging.getLogger(__name__)
 
 HASH_SHOWN = 16
 TURNS = {"running": 0.02, "stopped": 0.04}  # seconds

@@ -8,7 +8,6 @@ comes to the checkpoint at its end, the whole run does; and pieces can be comput
 import dataclasses
 import itertools
 import json
-import logging
 import math
 import time
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
 from manychar.storage.checkpoint import checkpoint_path
@@ -23,8 +23,6 @@ from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference, replay
-
-logger = logging.getLogger(__name__)
 
 LINE_EVERY = 2.0  # seconds
 LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between two flushes

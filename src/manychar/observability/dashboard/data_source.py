@@ -6,7 +6,6 @@ happens in the web server's own thread, in short turns.
 
 import contextlib
 import dataclasses
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from manychar.observability.observer_client import ENDED_WELL, TURN_MS, Observer
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import rows_of
 from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.log import logger
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.messages import Weights, WeightsRequest
@@ -34,8 +34,6 @@ from manychar.storage.server_address import is_served, read_address
 SAMPLE_LENGTH = 300
 RECONNECT_TIMEOUT = 600.0
 FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
-
-logger = logging.getLogger(__name__)
 
 
 class DataSource:
