@@ -10,12 +10,11 @@ from manychar.processes.errors import UserError, because
 from manychar.processes.log import logger
 from manychar.processes.optional_dependencies import needing
 
-OnStatus = Callable[[Snapshot], None]
 LOOPBACK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def exported(flags: Mapping[str, Any]) -> Iterator[OnStatus]:
+def exported(flags: Mapping[str, Any]) -> Iterator[Callable[[Snapshot], None]]:
     """Yield what is to be called with each snapshot of a run, by flags. Raises UserError."""
     port, host = flags.get("metrics_port"), flags.get("metrics_host", LOOPBACK)
     require_loopback(host, "--metrics-host", insecure=flags.get("insecure", False))

@@ -25,11 +25,11 @@ from manychar.observability.status import rows_of
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.log import logger
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.early_stopping import EarlyStopping
 from manychar.protocol.messages import Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
 from manychar.storage.server_address import is_served, read_address
+from manychar.storage.validation_log import best_checkpoint
 
 SAMPLE_LENGTH = 300
 RECONNECT_TIMEOUT = 600.0
@@ -166,14 +166,13 @@ class StoredRun(DataSource):
         history, steps = read_history(directory), directory.operation.steps
         last = history.points[-1].step if history.points else 0
         until = "on disk up to" if live else "at"
-        losses = dict(history.validation_losses)
         view = dataclasses.replace(
             self.view,
             history=history.thinned(MOST_POINTS),
             steps=steps,
             live=live,
             activity=f"{until} step {last:,}",
-            best=EarlyStopping(losses, on=True, every=0, patience=0).best,
+            best=best_checkpoint(directory, dict(history.validation_losses)),
         )
         for step, path in list_checkpoints(directory.checkpoints)[-1:]:
             with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
