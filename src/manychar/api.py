@@ -23,7 +23,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.observability.notebook import OnProgress, html_of, progress_output
 from manychar.observability.sampling_options import Sampling
 from manychar.processes import log
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError, user_errors
 from manychar.processes.subcommand import Command, with_arguments
 from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
@@ -305,10 +305,8 @@ class _Training(threading.Thread):
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    try:
+    with user_errors("the working directory"):
         return Path(path).absolute()
-    except OSError as error:
-        raise UserError(f"the working directory: {because(error)}") from None
 
 
 def _arguments(text: Text) -> tuple[list[str], bytes]:

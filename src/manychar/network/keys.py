@@ -20,7 +20,7 @@ from typing import Any
 
 import zmq
 
-from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, because
+from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, user_errors
 from manychar.protocol.messages import KeyRole
 from manychar.storage.atomic_files import lock_file, replace_file
 
@@ -29,6 +29,7 @@ FIRST_CLIENT = "worker"
 FORMAT = 1
 LOCKED_WITHIN = 5.0  # seconds
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
+SEE_HELP = "see `manychar keys --help`"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 _NUMBER = re.compile(r"-[0-9]+\Z")
@@ -72,10 +73,8 @@ def create(directory: Path) -> Path:
 
 def create_server(directory: Path) -> None:
     """Create the directory with the server's key alone; UserError where there are keys already."""
-    try:
+    with user_errors(directory, "choose another directory"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory}: {because(error)}; choose another directory") from None
     with _locked(directory):
         if (directory / CLIENTS_NAME).exists():
             raise UserError(f"{directory}: there are keys in it already; choose another directory")
@@ -189,24 +188,20 @@ def _changed_clients(directory: Path) -> Iterator[list[Client]]:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        try:
+        with user_errors(directory, SEE_HELP):
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, descriptor)
             lock_file(descriptor, within=LOCKED_WITHIN)
-        except OSError as error:
-            raise UserError(f"{directory}: {because(error)}; see `manychar keys --help`") from None
         yield
 
 
 def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
     """Write a file, whole or not at all, that has its mode from its first byte on."""
     content = json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
-    try:
+    with user_errors(path):
         if "secret" in values and path.exists():
             path.chmod(mode)  # a file that is replaced keeps its mode
         replace_file(path, content.encode(), mode)
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
 
 
 def _read(path: Path, *, secret: bool = False) -> bytes:
@@ -216,12 +211,10 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
     read them: that is the mask of an access list with the service's user in it.
     """
     credentials = os.environ.get(CREDENTIALS)
-    try:
+    with user_errors(path, SEE_HELP):
         is_credential = credentials and path.resolve().parent == Path(credentials).resolve()
         mode = path.stat().st_mode
         if secret and stat.S_ISREG(mode) and mode & (0o037 if is_credential else 0o077):
             wrong = "others can read this secret: chmod 600 it, and better make a new key"
             raise UserError(f"{path}: {wrong}", code=REFUSED_FOR_SAFETY)
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}; see `manychar keys --help`") from None

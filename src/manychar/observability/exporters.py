@@ -6,7 +6,7 @@ from typing import Any
 
 from manychar.network.endpoints import require_loopback
 from manychar.observability.snapshot import Snapshot
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import user_errors
 from manychar.processes.log import logger
 from manychar.processes.optional_dependencies import needing
 
@@ -23,11 +23,8 @@ def exported(flags: Mapping[str, Any]) -> Iterator[Callable[[Snapshot], None]]:
         return
     with needing("prometheus", "--metrics-port"):
         from manychar.observability.prometheus import Metrics  # noqa: PLC0415 - an extra
-    try:
+    with user_errors(f"--metrics-host {host} --metrics-port {port}", "choose another"):
         metrics = Metrics(host, port)
-    except OSError as error:
-        where = f"--metrics-host {host} --metrics-port {port}"
-        raise UserError(f"{where}: {because(error)}; choose another") from None
     with contextlib.closing(metrics):
         shown = f"[{host}]" if ":" in host else host
         logger.info(f"figures for Prometheus: http://{shown}:{metrics.port}/metrics")

@@ -1,5 +1,8 @@
 """Errors that a user can cause, and exit codes."""
 
+import contextlib
+from collections.abc import Iterator
+
 from manychar.protocol import effects
 
 BAD_INPUT = 2
@@ -23,3 +26,12 @@ def because(error: OSError) -> str:
     """Return the operating system's reason without the path, to go on with in a sentence."""
     reason = error.strerror or str(error)
     return reason[:1].lower() + reason[1:]
+
+
+@contextlib.contextmanager
+def user_errors(what: object, advice: str = "") -> Iterator[None]:
+    """Raise UserError for an OSError inside this: what it happened to, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError("; ".join(filter(None, [f"{what}: {because(error)}", advice]))) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from manychar.processes import log
 from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_ended
-from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, because
+from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, user_errors
 
 ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
 _FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
@@ -52,10 +52,8 @@ class Command:
         self._raised: BaseException | None = None
         words, env = (name, ARGUMENTS_ON_STDIN), {log.FORMAT_VARIABLE: "json"}
         pipe = subprocess.PIPE
-        try:
+        with user_errors(f"manychar {name}"):
             self._process = ChildProcess(words, stdin=pipe, stdout=pipe, env=env)
-        except OSError as error:
-            raise UserError(f"manychar {name}: {because(error)}") from None
         given = json.dumps(arguments).encode() + b"\n" + given
         self._descriptor = self._process.stdout.fileno() if self._process.stdout else -1
         self._threads = [

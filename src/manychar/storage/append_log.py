@@ -4,6 +4,7 @@ Each checksum continues the one of the line before, so a line that is missing, m
 shows in all that follow. The torn line of a process that was killed is reported and truncated.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import user_errors
 from manychar.processes.log import logger
 from manychar.storage.atomic_files import sync, sync_directory
 
@@ -43,26 +44,22 @@ class LogReader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Read on after `extent`."""
         length, crc, _ = self.extent
-        try:
-            with self.path.open("rb") as file:
-                file.seek(length)
-                for line in file:
-                    before, crc = crc, zlib.crc32(line[:-_TAIL_LENGTH], crc)
-                    if line[-_TAIL_LENGTH:] != _tail(crc):
-                        size = os.fstat(file.fileno()).st_size
-                        what = "wrong checksum" if line.endswith(b"\n") else "torn record"
-                        self.extent = Extent(length, before, f"byte {length:,} of {size:,}: {what}")
-                        return
-                    record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH] + b"}")
-                    if record.get("step", 0) > self._up_to:
-                        return
-                    length += len(line)
-                    self.extent = Extent(length, crc)
-                    yield record
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise UserError(f"{self.path}: {because(error)}") from None
+        absent = contextlib.suppress(FileNotFoundError)
+        with user_errors(self.path), absent, self.path.open("rb") as file:
+            file.seek(length)
+            for line in file:
+                before, crc = crc, zlib.crc32(line[:-_TAIL_LENGTH], crc)
+                if line[-_TAIL_LENGTH:] != _tail(crc):
+                    size = os.fstat(file.fileno()).st_size
+                    what = "wrong checksum" if line.endswith(b"\n") else "torn record"
+                    self.extent = Extent(length, before, f"byte {length:,} of {size:,}: {what}")
+                    return
+                record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH] + b"}")
+                if record.get("step", 0) > self._up_to:
+                    return
+                length += len(line)
+                self.extent = Extent(length, crc)
+                yield record
 
 
 def _tail(crc: int) -> bytes:

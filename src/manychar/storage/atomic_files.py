@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import because, user_errors
 from manychar.processes.log import logger
 
 LOCK_PAUSE = 0.05  # seconds
@@ -100,12 +100,10 @@ def no_more_readable_than(directory: Path) -> Iterator[None]:
 
 def write_output(path: Path, data: bytes) -> None:
     """Replace the file of -o; follow a link, replace no device. Raises UserError."""
-    try:
+    with user_errors(path, "give another -o FILE"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "not a regular file")
         replace_file(path, data)
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}; give another -o FILE") from None
 
 
 def rename(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
 from manychar.numerics.model import Model, Parameters
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError, because, user_errors
 from manychar.processes.log import logger
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file, write_file
@@ -110,12 +110,12 @@ def map_temporarily(
     pieces: Iterable[NDArray[Any]], dtype: DTypeLike, directory: Path
 ) -> NDArray[Any]:
     """Return ids that come in pieces, mapped from a file without a name. Raises UserError."""
-    try:
-        with unnamed_file(directory, (piece.tobytes() for piece in pieces)) as file:
-            ids = np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
-            return np.asarray(ids)
-    except OSError as error:
-        raise UserError(f"{directory}: {because(error)}; $TMPDIR names another one") from None
+    with (
+        user_errors(directory, "$TMPDIR names another one"),
+        unnamed_file(directory, (piece.tobytes() for piece in pieces)) as file,
+    ):
+        ids = np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+        return np.asarray(ids)
 
 
 def check_corpus(directory: Path, sha256: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any, BinaryIO
 
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError, user_errors
 from manychar.processes.optional_dependencies import needing
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file
@@ -37,11 +37,10 @@ class Text:
 
         Raises UserError where the text cannot be read, is damaged, or is not UTF-8.
         """
-        damage: type[Exception] = EOFError
         rest, offset, read = b"", 0, b"begin"
-        try:
-            with self.path.open("rb") as stored:
-                content, damage = _content(stored, self.name)
+        with user_errors(self.name, GIVE), self.path.open("rb") as stored:
+            content, damage = _content(stored, self.name)
+            try:
                 while read:
                     read = content.read(PIECE_BYTES)
                     on_bytes(read)
@@ -49,15 +48,14 @@ class Text:
                     piece, used = codecs.utf_8_decode(data, "strict", not read)
                     rest, offset = data[used:], offset + used
                     yield piece, stored.tell()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.name}: not UTF-8: byte {error.object[error.start]:#04x} at offset"
-                f" {offset + error.start:,}; convert the text to UTF-8 first"
-            ) from None
-        except (EOFError, gzip.BadGzipFile, damage) as error:
-            raise UserError(f"{self.name}: truncated or damaged: {error}; get it anew") from None
-        except OSError as error:
-            raise UserError(f"{self.name}: {because(error)}; {GIVE}") from None
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self.name}: not UTF-8: byte {error.object[error.start]:#04x} at offset"
+                    f" {offset + error.start:,}; convert the text to UTF-8 first"
+                ) from None
+            except (EOFError, gzip.BadGzipFile, damage) as error:
+                damaged = f"{self.name}: truncated or damaged: {error}; get it anew"
+                raise UserError(damaged) from None
 
 
 def read_pieces(
@@ -94,15 +92,13 @@ def default_text() -> str:
 
 def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
     name = "standard input" if str(path) == "-" else str(path)
-    try:
+    with user_errors(name, GIVE):
         if str(path) == "-":
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
             return Text(name, path, path.stat().st_size)
         with path.open("rb") as pipe:
             return _copy(pipe, name, directory, stack)
-    except OSError as error:
-        raise UserError(f"{name}: {because(error)}; {GIVE}") from None
 
 
 def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:

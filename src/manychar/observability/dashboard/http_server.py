@@ -11,18 +11,15 @@ from manychar.network.endpoints import is_loopback, require_loopback
 from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
 from manychar.observability.dashboard.request_guard import RequestGuard
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import user_errors
 
 
 def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
     """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
     require_loopback(host, "--host", insecure=insecure)
-    try:
+    with user_errors(f"cannot listen on {host}:{port}", "choose another --port"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = because(error)
-        raise UserError(f"cannot listen on {host}:{port}: {why}; choose another --port") from None
 
 
 def url_of(listening: socket.socket) -> str:
