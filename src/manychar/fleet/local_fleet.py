@@ -148,7 +148,7 @@ class LocalFleet:
             self._client.connect(OBSERVER_CONNECT_TIMEOUT)
 
     def _forward(self, slot: ProcessSlot, line: str) -> None:
-        _, level = log.read(line)
+        _, level, _ = log.read(line)
         if slot is self.server or level > logging.INFO:  # the server logs joining and leaving
             log_again(slot, line)
 

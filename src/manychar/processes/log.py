@@ -88,18 +88,10 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def progress_of(line: str) -> dict[str, Any]:
-    """Return the fields of a line of progress; none of another one."""
-    with contextlib.suppress(ValueError):
-        fields = json.loads(line)
-        return fields if isinstance(fields, dict) and "step" in fields else {}
-    return {}
-
-
-def read(line: str) -> tuple[str, int]:
-    """Return (text, level) of a line that a child wrote; one that is no record is a warning."""
+def read(line: str) -> tuple[str, int, dict[str, Any]]:
+    """Return (text, level, all fields) of a child's line; one that is no record is a warning."""
     try:
-        values = json.loads(line)
-        return str(values["text"]), NUMBERS[Level(values["level"])]
+        fields = json.loads(line)
+        return str(fields["text"]), NUMBERS[Level(fields["level"])], fields
     except (ValueError, KeyError, TypeError):
-        return line, logging.WARNING
+        return line, logging.WARNING, {}

@@ -106,13 +106,13 @@ class Command:
         """Print the lines of its standard error, but keep the one that says why it failed."""
         for written in self._process.stderr or ():
             line = written.decode(errors="replace").rstrip("\n")
-            text, level = log.read(line)
+            text, level, fields = log.read(line)
             text = with_arguments(text)
             if level == logging.ERROR and text.startswith("manychar"):
                 self._error = text
-            elif self._on_progress is not None and (values := log.progress_of(line)):
+            elif self._on_progress is not None and "step" in fields:  # a line of progress
                 try:
-                    self._on_progress(values | {"text": text})
+                    self._on_progress(fields | {"text": text})
                 except BaseException as error:
                     self._on_progress, self._raised = lambda _: None, error
                     self._process.terminate()

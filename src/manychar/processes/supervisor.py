@@ -88,7 +88,7 @@ class ProcessSlot:
 
 def log_again(slot: ProcessSlot, line: str) -> None:
     """Log a child's record again; a line that is no record, as of a traceback, gets its name."""
-    text, level = log.read(line)
+    text, level, _ = log.read(line)
     logger.log(level, f"{slot.name}: {line}" if text is line else text)
 
 
