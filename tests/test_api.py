@@ -141,6 +141,7 @@ except manychar.UserError as error:
         ("train('x' * 10**6, hidden=0)", "hidden is 0; allowed: a whole number"),
         ("train([Path('text.txt'), Path('nowhere')])", "/nowhere: no such file"),
         ("train([])", "no text: the list of files is empty"),
+        ("train('')", "text: it is empty"),
         ("load('nowhere')", "nowhere: no such file"),
         ("Run('.')", ".: not a run directory"),
         ("train('\\ud800')", "text: no UTF-8 for the character at 0"),

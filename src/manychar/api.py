@@ -314,6 +314,8 @@ def _arguments(text: Text) -> tuple[list[str], bytes]:
     if text is None:
         return [], b""
     if isinstance(text, str):
+        if not text:
+            raise UserError("text: it is empty; give a text with some characters in it")
         if text.isprintable() and os.path.isfile(text):  # noqa: PTH113 - raises nothing
             raise UserError(f"{text!r} is a file, and a str is the text: give Path({text!r})")
         try:

@@ -147,3 +147,14 @@ def test_observers_go_on_while_their_output_is_not_read(manychar: Commands, text
         assert [running.end().code for running in (server, worker, *observers)] == [0] * 4
     for observer in observers:
         assert "stdout was not read in time" in observer.err
+
+
+def test_a_failure_that_nobody_was_told_of_is_said_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure()
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        stream = QueuedStream(full, "stdout")
+        stream.write("the last sample\n")
+        stream.drain()
+    assert "standard output: no space left on device: the rest is lost\n" in capsys.readouterr().err

@@ -108,6 +108,14 @@ class TestMaking:
         )
         assert other.run_id[:12] != one.run_id[:12]
 
+    def test_says_what_is_there_in_place_of_a_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "link").symlink_to("nowhere")
+        with pytest.raises(UserError, match="file: not a directory; choose another --run-dir"):
+            made(tmp_path / "file")
+        with pytest.raises(UserError, match="link: a link to nowhere, which is not there"):
+            made(tmp_path / "link")
+
     def test_fills_an_empty_directory_in_place(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir(mode=0o2750)
         (tmp_path / "run").chmod(0o2750)

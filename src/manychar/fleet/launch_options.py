@@ -18,7 +18,7 @@ from manychar.protocol.run_operation import Operation
 CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
 DEFINING = (*RUNNING, "equivalence")
-LOGGED = (*RUNNING, "worker")
+LOGGED = (*RUNNING, "worker", "relay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from manychar.processes.errors import because
 from manychar.processes.log import logger
 
 MOST_RECORDS = 1000
@@ -32,6 +33,7 @@ class QueuedStream:
         self._records: queue.Queue[bytes] = queue.Queue(MOST_RECORDS)
         self._dropped = 0
         self._error: OSError | None = None
+        self._is_error_known = False
         threading.Thread(target=self._work, args=(stream.fileno(),), name=name, daemon=True).start()
 
     def __getattr__(self, name: str) -> Any:
@@ -39,6 +41,7 @@ class QueuedStream:
 
     def write(self, text: str) -> int:
         if self._error is not None and self._name == "stdout":
+            self._is_error_known = True
             raise self._error
         if self._records.empty():
             self._report(self._dropped)
@@ -54,6 +57,8 @@ class QueuedStream:
         while self._records.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY)
         self._report(self._dropped + self._records.unfinished_tasks)
+        if self._name == "stdout" and self._error is not None and not self._is_error_known:
+            logger.warning(f"standard output: {because(self._error)}: the rest is lost")
 
     def _report(self, dropped: int) -> None:
         self._dropped = 0

@@ -161,7 +161,8 @@ class Lifecycle(ServerPart):
             end = self._finish or Finish(0, f"finished at step {self._step:,}")
             summary = "" if end.code else self._early_stopping.summary
             reasons = end.reason, summary, self._status_report.divergence
-            self.finish(end.code, "; ".join(filter(None, reasons)))
+            diverges = bool(self._status_report.divergence)
+            self.finish(end.code, "; ".join(filter(None, reasons)), resumable=not diverges)
 
     def finish(self, code: int, reason: str, *, resumable: bool = True) -> None:
         """Finish now, and tell every peer. Nothing follows."""

@@ -215,10 +215,16 @@ def _remove_directories(made: Sequence[Path]) -> None:
 
 
 def _refuse_what_is_there(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: a link to {path.readlink()}, which is not there")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path}: not a directory; choose another --run-dir")
     resumable = (path / CONFIG_NAME).exists()
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
-    names = {each.name for each in path.iterdir()} if path.is_dir() else {path.name}
-    if path.exists() and not unfinished and names - {"lost+found"}:  # a new file system has it
+    names = {each.name for each in path.iterdir()}
+    if not unfinished and names - {"lost+found"}:  # a new file system has it
         hint = f", or go on with it by --resume {path}" if resumable else ""
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
 
