@@ -11,7 +11,8 @@ import pytest
 from manychar.numerics.clipped_adagrad import NotFiniteError
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol import aggregation
-from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation, Assessment
+from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation
+from manychar.protocol.counters import Counter
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import digest
@@ -36,7 +37,7 @@ class Case:
         """Return the right result, but for the changes."""
         return unit_result(self.known, *shards, step, **changes)
 
-    def assess(self, shards: Range, step: int, **changes: Any) -> Assessment:
+    def assess(self, shards: Range, step: int, **changes: Any) -> Counter | None:
         """Return what a result is to the run."""
         result = self.result(shards, step, **changes)
         return self.aggregation.assess(result)
@@ -47,7 +48,7 @@ class Case:
         """Accept the results of some ranges; return the shards that are accepted by them."""
         new = []
         for shards in units:
-            assert self.assess(shards, step, **changes) is Assessment.WANTED
+            assert self.assess(shards, step, **changes) is None
             result = self.result(shards, step, **changes)
             new += self.aggregation.accept(result, (sender, sender))
         return new
@@ -95,7 +96,7 @@ def test_what_overlaps_replaces_parts_or_lies_in_a_whole_and_the_bits_stay(
     if missing:
         assert case.accept(second) == missing
     else:
-        assert case.assess(second, 0) is not Assessment.WANTED
+        assert case.assess(second, 0) is not None
     for shard in case.aggregation.missing():
         case.accept((shard, shard))
     assert case.aggregation.complete
@@ -141,23 +142,23 @@ def case_sums(case: Case, shards: Range) -> list[bytes]:
 
 def test_only_the_step_of_the_state_is_open_and_none_at_the_limit() -> None:
     case = Case(step=3, limit=5)
-    assert case.assess((0, 1), 3) is Assessment.WANTED
-    assert case.assess((0, 1), 4) is Assessment.NOT_OPEN
+    assert case.assess((0, 1), 3) is None
+    assert case.assess((0, 1), 4) is Counter.UNITS_NOT_OPEN
     case.accept((0, 1), step=3)
     assert case.aggregation.missing() == [2, 3, 4]
-    assert case.assess((0, 1), 3) is Assessment.REPEAT
+    assert case.assess((0, 1), 3) is Counter.UNITS_REPEATED
     case.accept((2, 4), step=3)
     case.aggregation.apply()
     case.advance_to(5)
     assert case.aggregation.closed
-    assert case.assess(ALL, 5) is Assessment.NOT_OPEN
+    assert case.assess(ALL, 5) is Counter.UNITS_NOT_OPEN
     assert not case.aggregation.missing()
 
 
 def test_a_run_that_is_closed_wants_no_more_of_its_open_step() -> None:
     case = Case(step=3)
     case.aggregation.close()
-    assert case.assess((0, 1), 3) is Assessment.NOT_OPEN
+    assert case.assess((0, 1), 3) is Counter.UNITS_NOT_OPEN
     assert not case.aggregation.missing()
 
 
@@ -172,18 +173,18 @@ def test_a_run_that_is_closed_wants_no_more_of_its_open_step() -> None:
 )
 def test_what_was_computed_from_another_state(changes: dict[str, Any]) -> None:
     case = Case()
-    assert case.assess((0, 1), 0, **changes) is Assessment.FROM_ANOTHER_STATE
+    assert case.assess((0, 1), 0, **changes) is Counter.UNITS_FROM_WRONG_STATE
     case.accept((0, 1))
-    assert case.assess((0, 1), 0, **changes) is Assessment.FROM_ANOTHER_STATE
+    assert case.assess((0, 1), 0, **changes) is Counter.UNITS_FROM_WRONG_STATE
 
 
 def test_its_step_comes_before_its_inputs_and_these_before_a_repeat() -> None:
     case = Case()
     wrong = {"weights_digest": bytes(4), "losses": [math.nan] * 2}
-    assert case.assess((0, 1), 1, **wrong) is Assessment.NOT_OPEN
-    assert case.assess((0, 1), 0, **wrong) is Assessment.FROM_ANOTHER_STATE
+    assert case.assess((0, 1), 1, **wrong) is Counter.UNITS_NOT_OPEN
+    assert case.assess((0, 1), 0, **wrong) is Counter.UNITS_FROM_WRONG_STATE
     case.accept((0, 0))
-    assert case.assess((0, 1), 0, losses=[math.nan] * 2) is Assessment.REPEAT_DIFFERS
+    assert case.assess((0, 1), 0, losses=[math.nan] * 2) is Counter.UNITS_CONFLICTING
 
 
 def test_where_a_shard_that_is_here_differs_nothing_of_the_unit_is_taken() -> None:
@@ -191,7 +192,7 @@ def test_where_a_shard_that_is_here_differs_nothing_of_the_unit_is_taken() -> No
     case.accept((1, 1))
     losses = list(case.result((0, 2), 0).payload.losses)
     losses[1] += 1
-    assert case.assess((0, 2), 0, losses=losses) is Assessment.REPEAT_DIFFERS
+    assert case.assess((0, 2), 0, losses=losses) is Counter.UNITS_CONFLICTING
     assert case.aggregation.missing() == [0, 2, 3, 4]
 
 
@@ -206,13 +207,13 @@ def test_a_repeat_differs_in_any_of_its_parts() -> None:
         losses, hidden = list(right.payload.losses), hidden_of(right)
         losses[place] = math.nextafter(losses[place], 0)
         hidden[place] = flip(hidden[place])
-        assert case.assess((1, 3), 0, losses=losses) is Assessment.REPEAT_DIFFERS
-        assert case.assess((1, 3), 0, hidden=hidden) is Assessment.REPEAT_DIFFERS
+        assert case.assess((1, 3), 0, losses=losses) is Counter.UNITS_CONFLICTING
+        assert case.assess((1, 3), 0, hidden=hidden) is Counter.UNITS_CONFLICTING
     for place in range(2):
         sums = list(right.payload.sums)
         sums[place] = flip(sums[place])
-        assert case.assess((1, 3), 0, sums=sums) is Assessment.REPEAT_DIFFERS
-    assert case.assess((1, 3), 0, lease=9, seconds=1.0) is Assessment.REPEAT
+        assert case.assess((1, 3), 0, sums=sums) is Counter.UNITS_CONFLICTING
+    assert case.assess((1, 3), 0, lease=9, seconds=1.0) is Counter.UNITS_REPEATED
 
 
 @pytest.mark.parametrize("applied", [False, True])
@@ -226,13 +227,13 @@ def test_a_repeat_with_another_cut_compares_its_shards_and_the_nodes_that_are_th
         case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     same, other = case_sums(case, (2, 4)), case_sums(case, (0, 3))
     assert cover(SHARDS, (2, 4)) == ((2, 3), (4, 4))
-    assert case.assess((4, 4), 0) is Assessment.REPEAT
-    assert case.assess((4, 4), 0, sums=[flip(same[1])]) is Assessment.REPEAT_DIFFERS
-    assert case.assess((0, 3), 0, sums=[flip(other[0])]) is Assessment.REPEAT_TOO_OLD
-    assert case.assess((3, 3), 0) is Assessment.REPEAT_TOO_OLD, "counted as not compared"
-    assert case.assess((3, 3), 0, losses=[0.0]) is Assessment.REPEAT_DIFFERS
+    assert case.assess((4, 4), 0) is Counter.UNITS_REPEATED
+    assert case.assess((4, 4), 0, sums=[flip(same[1])]) is Counter.UNITS_CONFLICTING
+    assert case.assess((0, 3), 0, sums=[flip(other[0])]) is Counter.UNITS_NOT_COMPARED
+    assert case.assess((3, 3), 0) is Counter.UNITS_NOT_COMPARED, "counted as not compared"
+    assert case.assess((3, 3), 0, losses=[0.0]) is Counter.UNITS_CONFLICTING
     assert case.assess((3, 3), 0, hidden=[flip(case.known.hidden[1][3])]) is (
-        Assessment.REPEAT_DIFFERS
+        Counter.UNITS_CONFLICTING
     )
 
 
@@ -242,7 +243,7 @@ def test_the_sums_that_the_server_formed_are_compared_with_nobody_s() -> None:
     claims = [claim for _, claim in case.aggregation.accepted(0, *ALL)]
     assert not any((0, 1) in claim for claim in claims)
     assert case.assess((0, 1), 0, sums=[flip(case_sums(case, (0, 1))[0])]) is (
-        Assessment.REPEAT_TOO_OLD
+        Counter.UNITS_NOT_COMPARED
     )
 
 
@@ -259,8 +260,8 @@ def test_repeats_add_nothing_to_what_is_kept() -> None:
 def test_repeats_are_compared_for_a_stated_number_of_steps() -> None:
     case = Case()
     case.advance_to(STEPS_COMPARED + 1)
-    assert case.assess(ALL, 0) is Assessment.REPEAT_TOO_OLD
-    assert case.assess(ALL, 1) is Assessment.REPEAT
+    assert case.assess(ALL, 0) is Counter.UNITS_NOT_COMPARED
+    assert case.assess(ALL, 1) is Counter.UNITS_REPEATED
 
 
 def test_fewer_steps_are_compared_where_their_inputs_are_large(
@@ -270,13 +271,13 @@ def test_fewer_steps_are_compared_where_their_inputs_are_large(
     case = Case()
     case.advance_to(3)
     assert case.aggregation.steps_compared == 1
-    assert case.assess(ALL, 1) is Assessment.REPEAT_TOO_OLD
-    assert case.assess(ALL, 2) is Assessment.REPEAT
+    assert case.assess(ALL, 1) is Counter.UNITS_NOT_COMPARED
+    assert case.assess(ALL, 2) is Counter.UNITS_REPEATED
     assert case.aggregation.first_from({"ann"}, at_most=3) == 0, "senders are remembered for longer"
 
 
 def test_what_was_applied_before_this_server_began_is_not_compared() -> None:
-    assert Case(step=4).assess(ALL, 3) is Assessment.REPEAT_TOO_OLD
+    assert Case(step=4).assess(ALL, 3) is Counter.UNITS_NOT_COMPARED
 
 
 def test_the_senders_of_sums_and_of_shards_are_remembered() -> None:
@@ -345,7 +346,7 @@ def test_a_loss_or_hidden_state_that_is_not_finite_is_not_accepted(part: str, va
         array = np.frombuffer(changed[1], np.float32).copy()
         array[3] = value
         changed[1] = array.tobytes()
-    assert case.assess((0, 2), 0, **{part: changed}) is Assessment.NOT_FINITE
+    assert case.assess((0, 2), 0, **{part: changed}) is Counter.UNITS_NOT_FINITE
     assert len(case.aggregation.missing()) == SHARDS
 
 
@@ -378,7 +379,7 @@ def test_large_finite_hidden_states_are_finite() -> None:
     case = Case()
     hidden = [bytes(each) for each in hidden_of(case.result(ALL, 0))]
     large = np.full_like(np.frombuffer(hidden[0], np.float32), 1e30).tobytes()
-    assert case.assess(ALL, 0, hidden=[large, *hidden[1:]]) is Assessment.WANTED
+    assert case.assess(ALL, 0, hidden=[large, *hidden[1:]]) is None
 
 
 # Computed again, and committed.

@@ -11,8 +11,9 @@ from manychar.numerics import training_step as trainer
 from manychar.numerics.training_step import TrainingState
 from manychar.numerics.tree_reduction import Range, TreeSum, cover
 from manychar.protocol import admission, aggregation, lease_grants, worker
-from manychar.protocol.aggregation import Aggregation, Assessment, Digests
+from manychar.protocol.aggregation import Aggregation, Digests
 from manychar.protocol.conflicting_results import Conflict, ConflictingResults
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect, RememberBans, Send
 from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
@@ -105,7 +106,7 @@ def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         assess = Aggregation.assess
 
-        def assessed(self: Aggregation, result: UnitResult) -> Assessment:
+        def assessed(self: Aggregation, result: UnitResult) -> Counter | None:
             step = self._steps.get(result.step)
             if step is not None and step.inputs is not None:
                 step.compute_digests()
@@ -140,11 +141,11 @@ def a_unit_of_any_hidden_states_counts(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(WorkerOracle, check, lambda *_: None)
 
 
-def _assessed_as(assessment: Assessment, instead: Assessment) -> Plant:
+def _assessed_as(assessment: Counter, instead: Counter | None) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         assess = Aggregation.assess
 
-        def assessed(self: Aggregation, result: UnitResult) -> Assessment:
+        def assessed(self: Aggregation, result: UnitResult) -> Counter | None:
             said = assess(self, result)
             return instead if said is assessment else said
 
@@ -155,18 +156,18 @@ def _assessed_as(assessment: Assessment, instead: Assessment) -> Plant:
 
 @mutant("4", "duplication", "counted", "assessment", "exception")
 def a_repeat_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
-    _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
+    _assessed_as(Counter.UNITS_REPEATED, None)(patch)
 
 
 @mutant("4", "broken", "counted", "assessment", "sums")
 def a_result_that_is_not_finite_counts(patch: pytest.MonkeyPatch) -> None:
-    _assessed_as(Assessment.NOT_FINITE, Assessment.WANTED)(patch)
+    _assessed_as(Counter.UNITS_NOT_FINITE, None)(patch)
 
 
 @mutant("6", "reordering", "counted", "assessment", "exception", seed=6)
 def a_stale_result_counts(patch: pytest.MonkeyPatch) -> None:
-    _assessed_as(Assessment.REPEAT, Assessment.WANTED)(patch)
-    _assessed_as(Assessment.REPEAT_TOO_OLD, Assessment.WANTED)(patch)
+    _assessed_as(Counter.UNITS_REPEATED, None)(patch)
+    _assessed_as(Counter.UNITS_NOT_COMPARED, None)(patch)
 
 
 @mutant("3", "none", "grant", "asked again")
@@ -327,7 +328,7 @@ def an_overlapping_sum_is_held_beside_what_is_below_it(patch: pytest.MonkeyPatch
 
 @mutant("9", "differing-repeat", "assessment")
 def a_differing_repeat_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
-    _assessed_as(Assessment.REPEAT_DIFFERS, Assessment.REPEAT)(patch)
+    _assessed_as(Counter.UNITS_CONFLICTING, Counter.UNITS_REPEATED)(patch)
 
 
 def _compares(kind: type[Any]) -> Plant:

@@ -9,8 +9,8 @@ import pytest
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import worker
 from manychar.protocol.admission import Admission
-from manychar.protocol.aggregation import Assessment
 from manychar.protocol.conflicting_results import ConflictingResults
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Effect
 from manychar.protocol.lease_grants import LeaseGrants
 from manychar.protocol.membership import Lease, Membership
@@ -120,9 +120,9 @@ def a_relay_does_not_cut_anew_what_it_revoked(patch: pytest.MonkeyPatch) -> None
 def a_relay_takes_units_from_another_state(patch: pytest.MonkeyPatch) -> None:
     right = RelayStep.assess
 
-    def blind(self: RelayStep, *unit: Any) -> Assessment:
+    def blind(self: RelayStep, *unit: Any) -> Counter | None:
         found = right(self, *unit)
-        return Assessment.WANTED if found is Assessment.FROM_ANOTHER_STATE else found
+        return None if found is Counter.UNITS_FROM_WRONG_STATE else found
 
     patch.setattr(RelayStep, "assess", blind)
 

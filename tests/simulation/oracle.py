@@ -15,7 +15,8 @@ import numpy as np
 
 from manychar.numerics.training_step import TrainingState
 from manychar.numerics.tree_reduction import Range
-from manychar.protocol.aggregation import STEPS_COMPARED, Assessment
+from manychar.protocol.aggregation import STEPS_COMPARED
+from manychar.protocol.counters import Counter
 from manychar.protocol.early_stopping import MOST_WAITING
 from manychar.protocol.effects import Effect, ResumeBefore, Send
 from manychar.protocol.lifecycle import RunPhase
@@ -31,13 +32,18 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 LONGEST_SILENCE = 12.0
+ASSESSED = (
+    *(Counter.UNITS_REPEATED, Counter.UNITS_CONFLICTING, Counter.UNITS_NOT_COMPARED),
+    *(Counter.UNITS_NOT_OPEN, Counter.UNITS_FROM_WRONG_STATE, Counter.UNITS_NOT_FINITE),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Before:
     """What the server's next move is checked against: its state, and what the message is to it."""
 
-    assessment: Assessment | None
+    is_of_member: bool
+    assessment: Counter | None
     stranger: bool
     sender: str
     members: frozenset[Peer]
@@ -115,6 +121,7 @@ class Oracle:
             and member.state in (PeerState.WORKING, PeerState.SILENT)
         )
         return Before(
+            is_of_member=validated,
             assessment=self._assess(machine, message) if validated else None,  # type: ignore[arg-type]
             stranger=stranger,
             sender=member.name if member else "",
@@ -122,30 +129,30 @@ class Oracle:
             counts=dict(machine.counts),
         )
 
-    def _assess(self, machine: ParameterServer, result: UnitResult) -> Assessment:
+    def _assess(self, machine: ParameterServer, result: UnitResult) -> Counter | None:
         step = result.step
         open_now = machine.lifecycle.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
         if step > self.step or (step == self.step and not open_now):
-            return Assessment.NOT_OPEN
+            return Counter.UNITS_NOT_OPEN
         if step < max(self.step - STEPS_COMPARED, self._first):
-            return Assessment.REPEAT_TOO_OLD
+            return Counter.UNITS_NOT_COMPARED
         payload, reference = result.payload, self.reference
         inputs = reference.payload(step, result.first, result.last).digests
         if (
             payload.digests != inputs
             or result.weights_digest != reference.pieces[0, step].weights_digest
         ):
-            return Assessment.FROM_ANOTHER_STATE
+            return Counter.UNITS_FROM_WRONG_STATE
         parts = _parts(result, payload, reference)
         known = {of: self._accepted[step, of] for of in parts if (step, of) in self._accepted}
         if any(parts[of] != value for of, value in known.items()):
-            return Assessment.REPEAT_DIFFERS
+            return Counter.UNITS_CONFLICTING
         if all(shard in known for shard in _shards(result)):
             compared = any(isinstance(of, tuple) for of in known)
-            return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
+            return Counter.UNITS_REPEATED if compared else Counter.UNITS_NOT_COMPARED
         numbers = np.frombuffer(payload.hidden, "<f4")
         finite = np.isfinite(numbers).all() and np.isfinite(payload.losses).all()
-        return Assessment.WANTED if finite else Assessment.NOT_FINITE
+        return None if finite else Counter.UNITS_NOT_FINITE
 
     def after_server(
         self,
@@ -162,14 +169,14 @@ class Oracle:
         if self.wrong is not None or isinstance(message, Blame):  # it may end the term
             return
         self.next_before = list(self.next)
-        counts = before.assessment is Assessment.WANTED
+        counts = before.is_of_member and before.assessment is None
         if counts and isinstance(message, UnitResult) and not self._accept(message, peer, before):
             return
         aggregation = machine.aggregation
         step, accepted = aggregation.state.step, aggregation._open.senders
         actual = [step + (shard in accepted) for shard in range(len(self.next))]
         if actual != self.next:
-            what = before.assessment.value if before.assessment else "no result of ours"
+            what = before.assessment or ("wanted" if counts else "no result of ours")
             raise Violation(
                 "counted", f"next steps are {actual}, not {self.next}, after one that is: {what}"
             )
@@ -249,15 +256,11 @@ class Oracle:
             raise Violation("unbounded", f"{len(delivered)} sums of one step")
 
     def _check_counts(self, machine: ParameterServer, before: Before) -> None:
-        for assessment in Assessment:
-            if assessment is Assessment.WANTED:
-                continue
-            wanted = before.counts.get(assessment.value, 0) + (assessment is before.assessment)
-            if machine.counts[assessment.value] != wanted:
-                raise Violation(
-                    "assessment",
-                    f"{machine.counts[assessment.value]} {assessment.value}, not {wanted}",
-                )
+        for counter in ASSESSED:
+            wanted = before.counts.get(counter, 0) + (counter is before.assessment)
+            if machine.counts[counter] != wanted:
+                what = f"{machine.counts[counter]} {counter}, not {wanted}"
+                raise Violation("assessment", what)
 
     def check_step(self, machine: ParameterServer) -> None:
         """Every step that is complete is applied, and comes to the reference's state."""
@@ -298,7 +301,7 @@ class Oracle:
 
     def owes_ban(self, before: Before) -> None:
         """Note whose result was wrong; the server computes it again to know that."""
-        if before.assessment in (Assessment.REPEAT_DIFFERS, Assessment.NOT_FINITE):
+        if before.assessment in (Counter.UNITS_CONFLICTING, Counter.UNITS_NOT_FINITE):
             relayed = self._relays_wrong(before.sender)
             self._to_be_banned |= self.broken if relayed else {before.sender}
 

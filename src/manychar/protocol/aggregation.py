@@ -7,7 +7,6 @@ where no complete node contains it already. Hidden states are committed when the
 """
 
 import dataclasses
-import enum
 import math
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
@@ -32,18 +31,6 @@ INPUT_BYTES = 2**25  # weights and hidden states of past steps, to compute what 
 
 Digests = dict[int | Range, Any]
 """By shard: its loss to the last bit and its next hidden state's digest. By node: its digest."""
-
-
-class Assessment(enum.Enum):
-    """What a unit's result is to the run; the value is its counter."""
-
-    WANTED = "accepted"
-    REPEAT = Counter.UNITS_REPEATED.value
-    REPEAT_DIFFERS = Counter.UNITS_CONFLICTING.value
-    REPEAT_TOO_OLD = Counter.UNITS_NOT_COMPARED.value
-    NOT_OPEN = Counter.UNITS_NOT_OPEN.value
-    FROM_ANOTHER_STATE = Counter.UNITS_FROM_WRONG_STATE.value
-    NOT_FINITE = Counter.UNITS_NOT_FINITE.value
 
 
 @dataclasses.dataclass
@@ -151,41 +138,41 @@ class Aggregation:
         """Return what these shards read at the open step."""
         return as_frame(self.corpus.ids_at(first, last, self.state.step))
 
-    def assess(self, result: UnitResult) -> Assessment:
-        """Return whether this result is wanted, or why not."""
+    def assess(self, result: UnitResult) -> Counter | None:
+        """Return None where this result is wanted, else as what it is counted."""
         open_step = self.state.step
         if result.step > open_step or (result.step == open_step and self.closed):
-            return Assessment.NOT_OPEN
+            return Counter.UNITS_NOT_OPEN
         step = self._steps.get(result.step)
         if step is None or step.inputs is None:
-            return Assessment.REPEAT_TOO_OLD
+            return Counter.UNITS_NOT_COMPARED
         step.compute_digests()
         inputs = b"".join(step.hidden_digests[result.first : result.last + 1])
         if (result.weights_digest, result.payload.digests) != (step.weights_digest, inputs):
-            return Assessment.FROM_ANOTHER_STATE
+            return Counter.UNITS_FROM_WRONG_STATE
         if any(shard in step.senders for shard in _shards(result)):
             repeat = self._compare(result)
             if repeat is not None:
                 return repeat
         losses_are_finite = all(map(math.isfinite, result.payload.losses))
         finite = losses_are_finite and self._is_finite(result.payload.hidden)
-        return Assessment.WANTED if finite else Assessment.NOT_FINITE
+        return None if finite else Counter.UNITS_NOT_FINITE
 
-    def _compare(self, result: UnitResult) -> Assessment | None:
+    def _compare(self, result: UnitResult) -> Counter | None:
         """Compare it with what was accepted; None where that is the same, and more is here."""
         known: Digests = {}
         for _, digests in self.accepted(result.step, result.first, result.last):
             known |= digests
         here = self.digests_of(result)
         if any(known[each] != here[each] for each in here.keys() & known.keys()):
-            return Assessment.REPEAT_DIFFERS
+            return Counter.UNITS_CONFLICTING
         if any(shard not in known for shard in _shards(result)):
             return None
         compared = any(node in known for node in self._cover(result))
-        return Assessment.REPEAT if compared else Assessment.REPEAT_TOO_OLD
+        return Counter.UNITS_REPEATED if compared else Counter.UNITS_NOT_COMPARED
 
     def accept(self, result: UnitResult, sender: Identities) -> list[int]:
-        """Add a result that was assessed as WANTED; return the shards that are accepted now."""
+        """Add a result that was assessed as wanted; return the shards that are accepted now."""
         step, payload = self._open, result.payload
         step.payload_bytes += payload.length  # a view of a sum holds all of it
         new = []

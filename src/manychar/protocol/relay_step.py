@@ -14,13 +14,8 @@ from manychar.numerics.corpus import Streams, id_dtype
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
 from manychar.numerics.tree_reduction import Range, cover
-from manychar.protocol.aggregation import (
-    INPUT_BYTES,
-    STEPS_COMPARED,
-    Aggregation,
-    Assessment,
-    Digests,
-)
+from manychar.protocol.aggregation import INPUT_BYTES, STEPS_COMPARED, Aggregation, Digests
+from manychar.protocol.counters import Counter
 from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.messages import Dispute, Frame, Identities, UnitResult, Welcome
 from manychar.protocol.run_operation import Operation
@@ -100,10 +95,10 @@ class RelayStep(Aggregation):
             rows[:] = np.frombuffer(b"".join(frames), inputs.dtype).reshape(rows.shape)
         self._open.hidden_digests[here] = map(digest, hidden)
 
-    def assess(self, result: UnitResult) -> Assessment:
-        """Return whether this result is wanted; only the open step's is."""
+    def assess(self, result: UnitResult) -> Counter | None:
+        """Return None where this result is wanted: only the open step's is."""
         is_past = result.step < self.state.step
-        return Assessment.REPEAT_TOO_OLD if is_past else super().assess(result)
+        return Counter.UNITS_NOT_COMPARED if is_past else super().assess(result)
 
     def has_inputs(self, shards: Range) -> bool:
         return all(self._open.hidden_digests[shards[0] : shards[1] + 1])

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from manychar.numerics.training_step import TrainingState
 from manychar.protocol import events, messages
 from manychar.protocol.admission import Admission
-from manychar.protocol.aggregation import Aggregation, Assessment
+from manychar.protocol.aggregation import Aggregation
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
@@ -168,27 +168,31 @@ class ParameterServer:
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
         shards = result.first, result.last
         member.speed.note(result.seconds)
-        match assessment := self.aggregation.assess(result):
-            case Assessment.WANTED:
-                accepted = self.aggregation.accept(result, member.identities)
-                self.membership.accepted(accepted, member.peer, result.lease, result.step)
-                seconds = result.seconds * (result.last - result.first + 1) / max(1, member.workers)
-                member.tally.delivered(len(accepted), seconds, now)
-                if self.aggregation.complete:
-                    member.tally.straggling += now - self._delivered_at
-                self._delivered_at = now
+        dropped = self.aggregation.assess(result)
+        match dropped:
+            case None:
+                self._accept(member, result, now)
                 return
-            case Assessment.NOT_OPEN if self.lifecycle.phase is not _SAVING:
+            case Counter.UNITS_NOT_OPEN if self.lifecycle.phase is not _SAVING:
                 what = f"step {result.step}, {shards_named(*shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
-            case Assessment.REPEAT_DIFFERS | Assessment.NOT_FINITE:
-                self._dispute(member, result, finite=assessment is not Assessment.NOT_FINITE)
-            case Assessment.REPEAT:
+            case Counter.UNITS_CONFLICTING | Counter.UNITS_NOT_FINITE:
+                self._dispute(member, result, finite=dropped is not Counter.UNITS_NOT_FINITE)
+            case Counter.UNITS_REPEATED:
                 member.renewals = 0  # it was computed from the right state
-            case Assessment.FROM_ANOTHER_STATE:
+            case Counter.UNITS_FROM_WRONG_STATE:
                 self.admission.from_wrong_state(member, result, now)
         member.tally.dropped += 1
-        self.outbox.count(Counter(assessment.value))
+        self.outbox.count(dropped)
+
+    def _accept(self, member: Member, result: UnitResult, now: float) -> None:
+        accepted = self.aggregation.accept(result, member.identities)
+        self.membership.accepted(accepted, member.peer, result.lease, result.step)
+        seconds = result.seconds * (result.last - result.first + 1) / max(1, member.workers)
+        member.tally.delivered(len(accepted), seconds, now)
+        if self.aggregation.complete:
+            member.tally.straggling += now - self._delivered_at
+        self._delivered_at = now
 
     def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:
         shards = result.first, result.last
