@@ -27,7 +27,7 @@ from manychar.protocol import effects, events
 from manychar.protocol.counters import Counter
 from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
-from manychar.protocol.server import ParameterServer
+from manychar.protocol.server import STOP_WITHIN, ParameterServer
 from manychar.protocol.status_report import mean_loss
 from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint_writer import Writer
@@ -38,7 +38,6 @@ from manychar.storage.validation_log import best_checkpoint, read_validation_los
 
 logger = logging.getLogger(__name__)
 
-SECONDS_TO_END_A_STEP = 5.0
 FLUSH_EVERY = 1.0
 SHOWN_WITHIN = 5.0
 
@@ -159,7 +158,7 @@ class ServerLoop(Listener):
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
-        by = time.monotonic() + SECONDS_TO_END_A_STEP
+        by = time.monotonic() + STOP_WITHIN
         self.handle(events.StopRequested(code, reason, by))
 
     def _read_written_checkpoints(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from manychar.fleet.engine import PieceTimer
 from manychar.network.event_loop import EventLoop
 from manychar.numerics.evaluation import loss_of
 from manychar.processes import log
@@ -141,23 +142,17 @@ def validate(path: Path) -> None:
             print(json.dumps([int(line), fault]), flush=True)
 
 
-class _SignOfLife:
-    """Writes an empty line when it is called, at most once a second."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + ALIVE_EVERY
-            print(flush=True)
+def _sign_of_life() -> float:
+    """Write an empty line; return when the next one is due."""
+    print(flush=True)
+    return time.monotonic() + ALIVE_EVERY
 
 
 def _validate(directory: RunDirectory, results: AppendLog, ids: NDArray[Any], step: int) -> str:
     """Append a checkpoint's validation loss to the log; return why that was not possible."""
     try:
         checkpoint = directory.read(checkpoint_path(directory.checkpoints, step))
-        nats = loss_of(checkpoint.state.parameters, ids, _SignOfLife())
+        nats = loss_of(checkpoint.state.parameters, ids, PieceTimer(_sign_of_life))
         append_result(results, step, checkpoint.sha256, nats)
     except UserError as error:
         return str(error)
