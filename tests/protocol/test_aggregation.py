@@ -108,7 +108,7 @@ def test_a_node_replaces_the_sums_below_it_and_keeps_the_first_senders_of_their_
     case = Case()
     case.accept((1, 1), sender="ann")
     assert case.accept((0, 3), sender="bob") == [0, 2, 3]
-    senders = case.aggregation.accepted(0, *ALL)
+    senders = case.aggregation.accepted(0, ALL)
     assert [who for (who, _), claim in senders if 1 in claim] == ["ann"]
     assert [who for (who, _), claim in senders if (0, 3) in claim] == ["bob"]
     assert [who for (who, _), claim in senders if (1, 1) in claim] == ["ann"]
@@ -240,7 +240,7 @@ def test_a_repeat_with_another_cut_compares_its_shards_and_the_nodes_that_are_th
 def test_the_sums_that_the_server_formed_are_compared_with_nobody_s() -> None:
     case = Case()
     case.accept((0, 0), (1, 1))
-    claims = [claim for _, claim in case.aggregation.accepted(0, *ALL)]
+    claims = [claim for _, claim in case.aggregation.accepted(0, ALL)]
     assert not any((0, 1) in claim for claim in claims)
     assert case.assess((0, 1), 0, sums=[flip(case_sums(case, (0, 1))[0])]) is (
         Counter.UNITS_NOT_COMPARED
@@ -250,10 +250,10 @@ def test_the_sums_that_the_server_formed_are_compared_with_nobody_s() -> None:
 def test_repeats_add_nothing_to_what_is_kept() -> None:
     case = Case()
     case.accept((0, 1), (2, 4))
-    kept = case.aggregation.accepted(0, *ALL)
+    kept = case.aggregation.accepted(0, ALL)
     for shards in itertools.combinations_with_replacement(range(SHARDS), 2):
         case.assess(shards, 0)
-    assert case.aggregation.accepted(0, *ALL) == kept
+    assert case.aggregation.accepted(0, ALL) == kept
     assert len(kept) <= SHARDS + 2 * SHARDS - 1
 
 
@@ -317,7 +317,7 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
         case.advance_to(step + 1)
     case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     assert kept() is None
-    ((_, claim),) = [each for each in case.aggregation.accepted(0, *ALL) if ALL in each[1]]
+    ((_, claim),) = [each for each in case.aggregation.accepted(0, ALL) if ALL in each[1]]
     assert claim[ALL] == digest(case_sums(case, ALL)[0])
 
 
@@ -394,7 +394,7 @@ def test_a_unit_that_was_accepted_can_be_computed_again() -> None:
         piece = case.known.pieces[shard, step]
         claim = {shard: (piece.loss.hex(), digest(piece.hidden))}
         assert (own.loss, own.hidden) == (piece.loss, piece.hidden)
-        assert (("ann", "ann"), claim) in case.aggregation.accepted(step, shard, shard)
+        assert (("ann", "ann"), claim) in case.aggregation.accepted(step, (shard, shard))
 
 
 def test_a_unit_that_is_too_old_is_gone() -> None:
@@ -403,7 +403,7 @@ def test_a_unit_that_is_too_old_is_gone() -> None:
     with pytest.raises(KeyError):
         case.aggregation.compute_again(0, 0)
     with pytest.raises(KeyError):
-        case.aggregation.accepted(0, *ALL)
+        case.aggregation.accepted(0, ALL)
 
 
 def test_a_result_waits_for_its_step_and_leaves_the_hidden_state_of_the_step() -> None:

@@ -115,5 +115,5 @@ def test_halves_of_a_power_of_two_have_one_sum_each() -> None:
 
 
 def test_shards_in_words() -> None:
-    assert shards_named(3, 3) == "shard 3"
-    assert shards_named(3, 5) == "shards 3 … 5"
+    assert shards_named((3, 3)) == "shard 3"
+    assert shards_named((3, 5)) == "shards 3 … 5"

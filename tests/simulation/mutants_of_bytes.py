@@ -361,11 +361,11 @@ def a_repeat_is_compared_with_another_cut(patch: pytest.MonkeyPatch) -> None:
     accepted = Aggregation.accepted
 
     def by_first_shard(
-        self: Aggregation, step: int, first: int, last: int
+        self: Aggregation, step: int, shards: Range
     ) -> list[tuple[Identities, Digests]]:
-        claims = accepted(self, step, first, last)
+        claims = accepted(self, step, shards)
         sums = {of[0]: each for _, c in claims for of, each in c.items() if isinstance(of, tuple)}
-        nodes = [node for node in cover(self.definition.shards, (first, last)) if node[0] in sums]
+        nodes = [node for node in cover(self.definition.shards, shards) if node[0] in sums]
         return [*claims, (("anyone", "anyone"), {node: sums[node[0]] for node in nodes})]
 
     patch.setattr(Aggregation, "accepted", by_first_shard)

@@ -212,7 +212,7 @@ class Admission(ServerPart):
 
         A worker that sends RENEWALS + 1 of them in a row would otherwise block its shards forever.
         """
-        shards = shards_named(result.first, result.last)
+        shards = shards_named(result.shards)
         self._outbox.warn(
             f"{member.name} computed step {result.step}, {shards} from another state: dropped"
         )

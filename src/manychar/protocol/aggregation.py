@@ -23,6 +23,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import Frame, Identities, UnitResult
+from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.unit_payload import as_frame, digest, equal_parts
 
 STEPS_COMPARED = 8
@@ -150,7 +151,7 @@ class Aggregation:
         inputs = b"".join(step.hidden_digests[result.first : result.last + 1])
         if (result.weights_digest, result.payload.digests) != (step.weights_digest, inputs):
             return Counter.UNITS_FROM_WRONG_STATE
-        if any(shard in step.senders for shard in _shards(result)):
+        if any(shard in step.senders for shard in numbers_of(result.shards)):
             repeat = self._compare(result)
             if repeat is not None:
                 return repeat
@@ -161,12 +162,12 @@ class Aggregation:
     def _compare(self, result: UnitResult) -> Counter | None:
         """Compare it with what was accepted; None where that is the same, and more is here."""
         known: Digests = {}
-        for _, digests in self.accepted(result.step, result.first, result.last):
+        for _, digests in self.accepted(result.step, result.shards):
             known |= digests
         here = self.digests_of(result)
         if any(known[each] != here[each] for each in here.keys() & known.keys()):
             return Counter.UNITS_CONFLICTING
-        if any(shard not in known for shard in _shards(result)):
+        if any(shard not in known for shard in numbers_of(result.shards)):
             return None
         compared = any(node in known for node in self._cover(result))
         return Counter.UNITS_REPEATED if compared else Counter.UNITS_NOT_COMPARED
@@ -180,7 +181,7 @@ class Aggregation:
             if self._sums.container(node) is None:
                 self._sums.put(node, self._array(frame))
                 step.delivered[node] = sender, frame
-                new += [i for i in range(node[0], node[1] + 1) if i not in step.senders]
+                new += [i for i in numbers_of(node) if i not in step.senders]
         hidden = self._array(payload.hidden).reshape(len(payload.losses), -1)
         for shard in new:
             place = shard - result.first
@@ -230,11 +231,12 @@ class Aggregation:
             if not self._is_finite(frame)
         ]
 
-    def accepted(self, step: int, first: int, last: int) -> list[tuple[Identities, Digests]]:
+    def accepted(self, step: int, shards: Range) -> list[tuple[Identities, Digests]]:
         """Return the digests of accepted shards and nodes within a range, each with its sender."""
         record = self._steps[step]
         if record.inputs is None:
             raise KeyError(f"step {step} is too old to compare")
+        first, last = shards
         hidden = record.inputs[2]
         found: list[tuple[Identities, Digests]] = [
             (sender, {i: (record.losses[i].hex(), digest(as_frame(hidden[i])))})
@@ -251,7 +253,7 @@ class Aggregation:
         """Return the digests of a result's shards and nodes."""
         payload = result.payload
         hidden = equal_parts(payload.hidden, len(payload.losses))
-        shards = zip(_shards(result), payload.losses, hidden, strict=True)
+        shards = zip(numbers_of(result.shards), payload.losses, hidden, strict=True)
         digests: Digests = {i: (loss.hex(), digest(each)) for i, loss, each in shards}
         nodes = zip(self._cover(result), payload.sums, strict=True)
         return digests | {node: digest(frame) for node, frame in nodes}
@@ -283,17 +285,13 @@ class Aggregation:
         )
 
     def _cover(self, result: UnitResult) -> tuple[Range, ...]:
-        return cover(self.definition.shards, (result.first, result.last))
+        return cover(self.definition.shards, result.shards)
 
     def _is_finite(self, frame: Frame) -> bool:
         return bool(np.isfinite(self._array(frame)).all())
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)
-
-
-def _shards(result: UnitResult) -> range:
-    return range(result.first, result.last + 1)
 
 
 def _senders_of(step: _Step) -> set[Identities]:

@@ -18,7 +18,7 @@ from manychar.protocol.effects import Level
 from manychar.protocol.events import Computed
 from manychar.protocol.member import SHARE_NAME, Member
 from manychar.protocol.messages import Blame, Dispute, Identities
-from manychar.protocol.range_cut import shards_named
+from manychar.protocol.range_cut import count_of, numbers_of, shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.unit_payload import as_frame, digest, pack_digests
 
@@ -42,7 +42,7 @@ class Conflict:
 
     @property
     def is_computed(self) -> bool:
-        return len(self.computed) == self.shards[1] - self.shards[0] + 1
+        return len(self.computed) == count_of(self.shards)
 
     def is_wrong(self, claim: Digests) -> bool:
         """Whether what was computed here has other digests."""
@@ -65,7 +65,7 @@ class Conflict:
         """Return what is right of a shard or node within the range."""
         if isinstance(of, int):
             return self.computed[of].loss.hex(), digest(self.computed[of].hidden)
-        gradients = [self.computed[shard].gradient for shard in range(of[0], of[1] + 1)]
+        gradients = [self.computed[shard].gradient for shard in numbers_of(of)]
         return digest(as_frame(sum_in_tree(gradients)))
 
 
@@ -87,9 +87,9 @@ class ConflictingResults(ServerPart):
     ) -> None:
         """Have this server compute a unit, of which `sender` claims these digests."""
         if (step, shards) not in self.open:
-            accepted = self._aggregation.accepted(step, *shards)
+            accepted = self._aggregation.accepted(step, shards)
             self.open[step, shards] = Conflict(step, shards, accepted, len(accepted))
-            for shard in range(shards[0], shards[1] + 1):
+            for shard in numbers_of(shards):
                 self._outbox.add(self._aggregation.compute_again(shard, step))
         conflict = self.open[step, shards]
         conflict.claims.append((sender, claims))
@@ -103,7 +103,7 @@ class ConflictingResults(ServerPart):
 
     def blamed(self, member: Member, blame: Blame, now: float) -> None:
         """Note which worker a relay names that was asked."""
-        conflict = self.open.get((blame.step, (blame.first, blame.last)))
+        conflict = self.open.get((blame.step, blame.shards))
         if conflict is not None and member.identities in conflict.asked:
             conflict.named[member.identities] = named_by(member, blame)
 
@@ -138,7 +138,7 @@ class ConflictingResults(ServerPart):
 
     def why_it_ends_the_run(self, conflict: Conflict) -> str:
         """Return the reason; nothing where the server can tell which workers were wrong."""
-        what = f"step {conflict.step}, {shards_named(*conflict.shards)}"
+        what = f"step {conflict.step}, {shards_named(conflict.shards)}"
         own, wrong = (SHARE_NAME, SHARE_NAME), conflict.wrong()
         if own in wrong or conflict.differing_from(own):
             others = ", ".join(sorted({*conflict.differing_from(own)})) or "itself"
@@ -155,12 +155,12 @@ class ConflictingResults(ServerPart):
 
         Return the step before which the run must resume, if the weights depend on one of them.
         """
-        step, (first, last) = conflict.step, conflict.shards
+        step = conflict.step
         are_wrong = [conflict.is_wrong(claim) for _, claim in conflict.claims]
         wrong = sorted(conflict.wrong())
         for sender in sorted({conflict.named.get(each, each) for each in wrong}):
             self._admission.ban(
-                sender, f"it computed step {step}, {shards_named(first, last)} wrongly", now
+                sender, f"it computed step {step}, {shards_named(conflict.shards)} wrongly", now
             )
         senders = {identity for sender in wrong for identity in sender}
         at_most = step if any(are_wrong[: conflict.accepted]) else math.inf

@@ -200,7 +200,7 @@ class Membership:
             held = [each.shards for each in self.leases.values() if each.shards[0] in missing]
             if held:
                 worker.speed.begin_probe(now)
-                smallest = min(held, key=lambda shards: shards[1] - shards[0])
+                smallest = min(held, key=count_of)
                 lease = self.lease(smallest, worker.peer)
                 lease.duplicate = self._must_cut = True
                 return lease

@@ -8,6 +8,7 @@ shapes that `Dimensions` gives.
 import enum
 from typing import Annotated, NamedTuple, TypedDict
 
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol import dimensions
 from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions, Structure
@@ -99,6 +100,18 @@ class _InRun(Structure):
         return {"run_id": self.run_id, "term": self.term, "session": self.session}
 
 
+class _OfUnit(_InRun):
+    """The fields of a message about the shards `first` … `last` at one step."""
+
+    first: field.Integer
+    last: field.Integer
+    step: field.Integer
+
+    @property
+    def shards(self) -> Range:
+        return self.first, self.last
+
+
 class Hello(Structure):
     """A client asks to be admitted. Its fields never change, so that every version reads it."""
 
@@ -144,7 +157,7 @@ class Reset(_InRun):
     """The server does not know the peer in that term: it has to discard all and send Hello."""
 
 
-class Grant(_InRun):
+class Grant(_OfUnit):
     """A unit to compute, with its inputs: hidden states and ids of its shards.
 
     `number` counts what asks this peer for a unit.
@@ -156,23 +169,17 @@ class Grant(_InRun):
     lease: field.Integer
     lease_first: field.Integer
     lease_last: field.Integer
-    first: field.Integer
-    last: field.Integer
-    step: field.Integer
     fresh: field.Flag
     weights: dimensions.ParametersFrame
     hidden: dimensions.HiddenFrame
     ids: dimensions.IdsFrame
 
 
-class NewWeights(_InRun, packed=True):
+class NewWeights(_OfUnit, packed=True):
     """The weights of a step, and the next unit of a holder: all shards of its lease."""
 
     number: field.Integer
     lease: field.Integer
-    first: field.Integer
-    last: field.Integer
-    step: field.Integer
     fresh: field.Flag
     weights: dimensions.ParametersFrame
     ids: dimensions.IdsFrame
@@ -191,13 +198,10 @@ class Revoke(_InRun):
     lease: field.Integer
 
 
-class UnitResult(_InRun, packed=True):
+class UnitResult(_OfUnit, packed=True):
     """What a worker computed; `seconds` is how long a shard took."""
 
     lease: field.Integer
-    first: field.Integer
-    last: field.Integer
-    step: field.Integer
     weights_digest: field.Digest
     seconds: field.Number
     payload: PayloadField
@@ -221,21 +225,15 @@ class Alive(_InRun):
     """The server's answer to a heartbeat."""
 
 
-class Dispute(_InRun):
+class Dispute(_OfUnit):
     """Part of a unit that a relay sent is wrong: it names the worker. The digests are right."""
 
-    step: field.Integer
-    first: field.Integer
-    last: field.Integer
     digests: DigestsFrame
 
 
-class Blame(_InRun):
+class Blame(_OfUnit):
     """A relay's answer to a Dispute: the worker's name and its key's; none are its sender's own."""
 
-    step: field.Integer
-    first: field.Integer
-    last: field.Integer
     name: field.Text
     key: field.Text
 

@@ -79,6 +79,11 @@ def count_of(shards: Range | None) -> int:
     return 0 if shards is None else shards[1] - shards[0] + 1
 
 
+def numbers_of(shards: Range) -> range:
+    """Return the numbers of a range's shards."""
+    return range(shards[0], shards[1] + 1)
+
+
 def _alignment(boundary: int) -> int:
     """Return the size of the largest subtree that begins at a shard."""
     return boundary & -boundary
@@ -95,6 +100,7 @@ def runs_of(shards: Iterable[int]) -> list[Range]:
     return runs
 
 
-def shards_named(first: int, last: int) -> str:
+def shards_named(shards: Range) -> str:
     """Return a range of shards in words."""
+    first, last = shards
     return f"shard {first}" if first == last else f"shards {first} … {last}"

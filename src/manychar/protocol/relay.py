@@ -32,7 +32,8 @@ from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import RELAYS, Hello, Refused, Reset, Role, UnitResult, Welcome
-from manychar.protocol.relay_step import RelayStep, numbers_of, spec_of
+from manychar.protocol.range_cut import numbers_of
+from manychar.protocol.relay_step import RelayStep, spec_of
 from manychar.protocol.server import TICK, ParameterServer
 from manychar.protocol.status_report import PAGES_EVERY
 from manychar.protocol.worker import HeldLease, UnitInputs, Worker
@@ -102,7 +103,7 @@ class RelayServer(ParameterServer):
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
         """Take a unit; what is not of this relay's shards goes up unchanged."""
-        step, shards = self.aggregation, (result.first, result.last)
+        step, shards = self.aggregation, result.shards
         is_open = result.step == step.state.step
         if is_open and not self._relay.leased().issuperset(numbers_of(shards)):
             self._pass_up(member, result)

@@ -18,16 +18,12 @@ from manychar.protocol.aggregation import INPUT_BYTES, STEPS_COMPARED, Aggregati
 from manychar.protocol.counters import Counter
 from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.messages import Dispute, Frame, Identities, UnitResult, Welcome
+from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.unit_payload import Payload, as_frame, differs, digest, sparse_form
 
 STEPS_REMEMBERED = 64  # the server asks for a sender when it has computed the unit again
-
-
-def numbers_of(shards: Range) -> range:
-    """Return the numbers of a range's shards."""
-    return range(shards[0], shards[1] + 1)
 
 
 def spec_of(welcome: Welcome, instance: str) -> RunSpec:
@@ -111,10 +107,10 @@ class RelayStep(Aggregation):
 
     def senders_of_wrong(self, dispute: Dispute) -> set[Identities]:
         """Return the senders of what differs from what is right, as far as it is remembered."""
-        step, shards = dispute.step, (dispute.first, dispute.last)
+        step, shards = dispute.step, dispute.shards
         claims = [(sender, claim) for sender, past, claim in self._passed_up if past == step]
         if step in self._steps and self._steps[step].inputs is not None:
-            claims += self.accepted(step, *shards)
+            claims += self.accepted(step, shards)
         count = self.definition.shards
         return {each for each, claim in claims if differs(claim, dispute.digests, count, shards)}
 

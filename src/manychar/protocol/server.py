@@ -33,7 +33,7 @@ from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import FromMember, KeyRole, Owner, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
-from manychar.protocol.range_cut import shards_named
+from manychar.protocol.range_cut import count_of, shards_named
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server_part import Shared
 from manychar.protocol.status_report import StatusReport
@@ -166,7 +166,6 @@ class ParameterServer:
             self.lifecycle.stop(stop, now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
-        shards = result.first, result.last
         member.speed.note(result.seconds)
         dropped = self.aggregation.assess(result)
         match dropped:
@@ -174,7 +173,7 @@ class ParameterServer:
                 self._accept(member, result, now)
                 return
             case Counter.UNITS_NOT_OPEN if self.lifecycle.phase is not _SAVING:
-                what = f"step {result.step}, {shards_named(*shards)}"
+                what = f"step {result.step}, {shards_named(result.shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
             case Counter.UNITS_CONFLICTING | Counter.UNITS_NOT_FINITE:
                 self._dispute(member, result, finite=dropped is not Counter.UNITS_NOT_FINITE)
@@ -188,20 +187,19 @@ class ParameterServer:
     def _accept(self, member: Member, result: UnitResult, now: float) -> None:
         accepted = self.aggregation.accept(result, member.identities)
         self.membership.accepted(accepted, member.peer, result.lease, result.step)
-        seconds = result.seconds * (result.last - result.first + 1) / max(1, member.workers)
+        seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
         member.tally.delivered(len(accepted), seconds, now)
         if self.aggregation.complete:
             member.tally.straggling += now - self._delivered_at
         self._delivered_at = now
 
     def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:
-        shards = result.first, result.last
-        what = f"step {result.step}, {shards_named(*shards)}"
+        what = f"step {result.step}, {shards_named(result.shards)}"
         problem = "differs" if finite else "is not finite"
         self.outbox.warn(f"what {member.name} sent for {what} {problem}: computed again")
         claims = self.aggregation.digests_of(result)
         self.conflicting_results.begin(
-            member.identities, result.step, shards, claims, finite=finite
+            member.identities, result.step, result.shards, claims, finite=finite
         )
 
     # Tables of transitions: states, event or message, handler, the states that may follow.

@@ -229,7 +229,7 @@ class StatusReport(ServerPart):
             awaited = self._early_stopping.awaited_before(self._step) or [self._step]
             return f"the validation loss of step {', '.join(map(str, awaited))}"
         late = [
-            f"{self._membership.members[lease.peer].name} ({shards_named(*lease.shards)})"
+            f"{self._membership.members[lease.peer].name} ({shards_named(lease.shards)})"
             for lease in self._membership.leases.values()
             if any(map(self._aggregation.is_missing, lease.numbers))
         ]

@@ -36,6 +36,7 @@ from manychar.protocol.messages import (
     UnitState,
     Welcome,
 )
+from manychar.protocol.range_cut import count_of, numbers_of
 from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_parts, sparse_form
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ class HeldLease:
             if first <= shards[1] and shards[0] <= last:
                 del self.finished[first, last]
         self.finished[shards] = result
-        self.next_hidden |= zip(range(shards[0], shards[1] + 1), next_hidden, strict=True)
+        self.next_hidden |= zip(numbers_of(shards), next_hidden, strict=True)
 
     def has_inputs(self, shards: Range) -> bool:
-        return all(shard in self.hidden for shard in range(shards[0], shards[1] + 1))
+        return all(shard in self.hidden for shard in numbers_of(shards))
 
 
 @dataclasses.dataclass
@@ -175,7 +176,6 @@ class Worker(ClientMachine):
 
     @property
     def abandons_unit(self) -> bool:
-        """Whether the result of the unit in hand is not wanted any more."""
         return self._in_hand is not None and self._is_over(self._in_hand)
 
     def _is_over(self, unit: _InHand) -> bool:
@@ -199,7 +199,7 @@ class Worker(ClientMachine):
             step=self._step,
             weights=self._newest,
             inputs=lease.queued.pop(shards),
-            hidden=[lease.hidden[shard] for shard in range(shards[0], shards[1] + 1)],
+            hidden=[lease.hidden[shard] for shard in numbers_of(shards)],
             sums=TreeSum(welcome.dimensions.shards),
         )
 
@@ -264,19 +264,19 @@ class Worker(ClientMachine):
                 del self._leases[number]
             lease = self._leases[grant.lease] = HeldLease(grant.lease, shards)
             self.session.get_range(now)
-        numbers = range(grant.first, grant.last + 1)
+        numbers = numbers_of(grant.shards)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
         ids = equal_parts(grant.ids, len(numbers))
-        return self._queue(lease, (grant.first, grant.last), UnitInputs(ids, grant.fresh))
+        return self._queue(lease, grant.shards, UnitInputs(ids, grant.fresh))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
         self._heard = max(self._heard, message.number)
         if not self._adopt_weights(message.step, message.weights):
             return []
         lease = self._leases.get(message.lease)
-        if lease is None or lease.shards != (message.first, message.last):
+        if lease is None or lease.shards != message.shards:
             return []
-        ids = equal_parts(message.ids, message.last - message.first + 1)
+        ids = equal_parts(message.ids, count_of(message.shards))
         return self._queue(lease, lease.shards, UnitInputs(ids, message.fresh))
 
     def _adopt_weights(self, step: int, weights: Frame) -> bool:
