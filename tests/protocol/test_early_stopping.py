@@ -10,7 +10,6 @@ from manychar.protocol.effects import Finish, Level, Log, Save, Validate
 from manychar.protocol.events import (
     CheckpointWritten,
     DeadlinePassed,
-    NotValidated,
     StopRequested,
     Validated,
     ValidationFailed,
@@ -209,7 +208,7 @@ def test_a_checkpoint_that_is_not_there(decides: int) -> None:
     stage = validated(stop_when_no_better=decides)
     stage.advance_to(2, "ann")
     stage.server.handle(CheckpointWritten(2), stage.now)
-    effects = stage.server.handle(NotValidated(2, "it is gone"), stage.now)
+    effects = stage.server.handle(Validated(2, failure="it is gone"), stage.now)
     if decides:
         assert only(effects, Finish).code == 3
     else:

@@ -31,11 +31,11 @@ from manychar.protocol.events import (
     Event,
     KeyRevoked,
     Malformed,
-    NotValidated,
     PeerError,
     PeerLost,
     Received,
     StopRequested,
+    Validated,
     ValidationFailed,
 )
 from manychar.protocol.lifecycle import RunPhase
@@ -1080,7 +1080,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run() -> None:
         CheckpointWritten(1, "I/O error"),
         CheckpointWritten(0),
         ValidationFailed("it crashed"),
-        NotValidated(0, "it is gone"),
+        Validated(0, failure="it is gone"),
         StopRequested(130, "stopped by Ctrl-C", 2.0),
         PeerLost(b"ann"),
         DiskWaited(),

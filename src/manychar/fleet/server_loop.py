@@ -195,7 +195,7 @@ class ServerLoop(Listener):
             self.handle(events.Validated(each, nats))
         if step in self.machine.early_stopping.awaited:
             fault = fault or "its result is of another checkpoint"
-            self.handle(events.NotValidated(step, fault))
+            self.handle(events.Validated(step, failure=fault))
 
     def carry_out(self, effect: effects.Effect) -> None:
         match effect:

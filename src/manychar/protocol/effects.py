@@ -46,7 +46,7 @@ class Save(Effect, eq=False):
 
 
 class Validate(Effect):
-    """Validate a checkpoint: Validated, NotValidated or ValidationFailed follows."""
+    """Validate a checkpoint: Validated or ValidationFailed follows."""
 
     step: int
 

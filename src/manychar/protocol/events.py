@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, dataclass_transform
 
@@ -123,17 +124,11 @@ class CheckpointWritten(Event):
 
 
 class Validated(Event):
-    """The validation loss of a checkpoint is known, in nats a character."""
+    """A checkpoint's validation loss, in nats a character; `failure` is why there will be none."""
 
     step: int
-    nats: float
-
-
-class NotValidated(Event):
-    """A checkpoint cannot be validated: it is no longer there."""
-
-    step: int
-    reason: str
+    nats: float = math.nan
+    failure: str = ""
 
 
 class ValidationFailed(Event):

@@ -210,18 +210,18 @@ class Lifecycle(ServerPart):
             self._outbox.add(effects.Validate(step))
 
     def validated(self, event: events.Validated, now: float) -> None:
-        self._early_stopping.record(event.step, event.nats)
-        self._status_report.show(now)
-
-    def not_validated(self, event: events.NotValidated, now: float) -> None:
-        """Go on without this validation loss, unless the end of the run depends on it."""
+        """Note a validation loss; go on without it, unless the end of the run depends on it."""
+        if not event.failure:
+            self._early_stopping.record(event.step, event.nats)
+            self._status_report.show(now)
+            return
         what = f"the checkpoint of step {event.step}"
         if self._early_stopping.depends_on(event.step):
-            self.validation_failed(events.ValidationFailed(f"{what}: {event.reason}"), now)
+            self.validation_failed(events.ValidationFailed(f"{what}: {event.failure}"), now)
             return
         self._early_stopping.awaited.discard(event.step)
         self._outbox.count(Counter.CHECKPOINTS_NOT_VALIDATED)
-        self._outbox.warn(f"{what} is not validated: {event.reason}")
+        self._outbox.warn(f"{what} is not validated: {event.failure}")
 
     def validation_failed(self, event: events.ValidationFailed, now: float) -> None:
         """Go on without validation, unless the end of the run depends on it."""

@@ -219,7 +219,6 @@ class ParameterServer:
             **_may_end(events.Computed, lifecycle.computed),
             **_may_end(events.CheckpointWritten, lifecycle.checkpoint_written),
             **_may_end(events.Validated, lifecycle.validated),
-            **_may_end(events.NotValidated, lifecycle.not_validated),
             **_may_end(events.ValidationFailed, lifecycle.validation_failed),
             **rows(_RUNNING, (events.Malformed,), admission.malformed),
             **rows(_RUNNING, (events.PeerLost,), admission.peer_lost),
