@@ -40,7 +40,6 @@ class Listener:
         return bool(following)
 
     def listen(self) -> None:
-        """Register the present socket."""
         if (authenticator := self.router.authenticator) is not None:
             self.loop.on_readable(authenticator.socket, self._answer_handshakes)
         self.loop.on_readable(self.router.socket, self._read_router)

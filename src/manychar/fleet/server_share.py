@@ -32,7 +32,6 @@ class ServerShare:
         self._mailbox: collections.deque[Message] = collections.deque()
 
     def receive(self, message: Message) -> None:
-        """Queue a message of the server."""
         self._mailbox.append(message)
 
     def read_mailbox(self) -> None:

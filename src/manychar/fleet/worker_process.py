@@ -62,7 +62,6 @@ class WorkerLoop:
         self.loop.on_suspension(lambda seconds: self.handle(events.Suspended(seconds)))
 
     def run(self) -> effects.Finish:
-        """Loop until the machine has finished."""
         self.register()
         busy = False
         while self.finish is None:

@@ -244,7 +244,6 @@ class Admission(ServerPart):
                 self._outbox.send(relay.peer, ban)
 
     def ban_from_above(self, ban: messages.Ban, now: float) -> None:
-        """Do what the server above has decided."""
         if not ban.reason:
             self.banned.pop(ban.name, None)
             self._tell_relays(self._membership.relays(), {ban.name: ""})

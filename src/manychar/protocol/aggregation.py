@@ -250,7 +250,6 @@ class Aggregation:
         return found
 
     def digests_of(self, result: UnitResult) -> Digests:
-        """Return the digests of a result's shards and nodes."""
         payload = result.payload
         hidden = equal_parts(payload.hidden, len(payload.losses))
         shards = zip(numbers_of(result.shards), payload.losses, hidden, strict=True)

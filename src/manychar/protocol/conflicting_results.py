@@ -45,7 +45,6 @@ class Conflict:
         return len(self.computed) == count_of(self.shards)
 
     def is_wrong(self, claim: Digests) -> bool:
-        """Whether what was computed here has other digests."""
         return any(self.digest_of(each) != value for each, value in claim.items())
 
     def wrong(self) -> set[Identities]:
@@ -96,7 +95,6 @@ class ConflictingResults(ServerPart):
         conflict.finite &= finite
 
     def computed(self, own: Computed) -> None:
-        """Note what was computed here."""
         for (step, shards), conflict in self.open.items():
             if step == own.step and shards[0] <= own.shard <= shards[1]:
                 conflict.computed[own.shard] = own

@@ -27,7 +27,6 @@ class LeaseGrants(ServerPart):
             self.lease_unheld(now)
 
     def lease_unheld(self, now: float) -> None:
-        """Lease the missing shards that nobody holds."""
         idle = {each.peer for each in self._membership.workers()} - self._membership.holders()
         for lease in self._membership.lease_unheld(self._aggregation.missing()):
             if lease.peer in idle:

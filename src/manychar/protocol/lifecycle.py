@@ -80,7 +80,6 @@ class Lifecycle(ServerPart):
         self._finish_if_done()
 
     def _apply_step(self, now: float) -> None:
-        """Apply the open step; send, record and save the new weights."""
         try:
             self._aggregation.apply()
         except NotFiniteError:

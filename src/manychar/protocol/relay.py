@@ -248,7 +248,6 @@ class Relay(Worker):
         return effects
 
     def leased(self) -> set[int]:
-        """Return the shards that are leased to this relay."""
         return {shard for each in self._leases.values() for shard in numbers_of(each.shards)}
 
     def _rescope(self) -> None:
@@ -276,7 +275,6 @@ class Relay(Worker):
         return []
 
     def connect_again(self) -> None:
-        """Forget everything."""
         self._forget_everything()
         self.phase = ClientPhase.CONNECTING
         self.session.connect(self._now)
@@ -284,7 +282,6 @@ class Relay(Worker):
     # Up.
 
     def send_complete(self) -> None:
-        """Send the units whose shards are all here."""
         step = self.below.aggregation
         for lease in self._leases.values() if self.phase is ClientPhase.CONNECTED else ():
             for run in list(lease.queued):

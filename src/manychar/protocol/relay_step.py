@@ -84,7 +84,6 @@ class RelayStep(Aggregation):
         self.is_fresh = is_fresh
 
     def add(self, shards: Range, hidden: Sequence[Frame], ids: Sequence[Frame]) -> None:
-        """Take the inputs of a run."""
         here = slice(shards[0], shards[1] + 1)
         for inputs, frames in ((self.state.hidden, hidden), (self.corpus.ids, ids)):
             rows = inputs.reshape(self.definition.shards, -1)[here]
@@ -127,7 +126,6 @@ class RelayStep(Aggregation):
         return nodes[0][0], nodes[-1][1]
 
     def payload(self, unit: Range) -> Payload:
-        """Return the tensors of a unit."""
         here = slice(unit[0], unit[1] + 1)
         return Payload(
             tuple(as_frame(self._sum(node)) for node in cover(self._sums.count, unit)),
@@ -138,7 +136,6 @@ class RelayStep(Aggregation):
         )
 
     def next_hidden(self, shards: Range) -> list[Frame]:
-        """Return the hidden states after this step."""
         return [as_frame(self._next_hidden[shard]) for shard in numbers_of(shards)]
 
     def _sum(self, node: Range) -> NDArray[Any]:

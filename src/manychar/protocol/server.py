@@ -85,7 +85,6 @@ class ParameterServer:
 
     @property
     def state(self) -> TrainingState:
-        """The state after the steps that were applied."""
         return self.aggregation.state
 
     def deadline(self) -> float | None:
