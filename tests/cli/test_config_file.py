@@ -74,7 +74,7 @@ def test_a_bad_file_is_one_line(
 def test_every_command_prints_its_flags(manychar: Commands, command: str) -> None:
     run, endpoint = ["RUN"], ["tcp://127.0.0.1:1"]
     needed = dict.fromkeys(("verify", "sample", "evaluate", "dashboard"), run)
-    needed |= dict.fromkeys(("worker", "status", "stop", "health", "follow"), endpoint)
+    needed |= dict.fromkeys(("worker", "relay", "status", "stop", "health", "follow"), endpoint)
     needed |= {name: [*run, "-o", "FILE"] for name in ("export", "plot")}
     needed["unban"] = [*run, "worker-1"]
     done = manychar.run(command, *needed.get(command, []), "--print-config")

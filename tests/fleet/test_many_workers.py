@@ -15,7 +15,7 @@ from tests.texts import small_text
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ("-m", "tests.many_workers")
-LEASED_WITHIN = 5.0
+LEASED_WITHIN = 30.0  # the benchmark `many` says how long 1,000 take on quiet cores
 NOTICED_WITHIN = 5.0  # a kill: a unit is asked for again after half of the lease timeout
 STEPS_COUNTED = 5
 
