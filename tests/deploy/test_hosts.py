@@ -22,7 +22,8 @@ SECONDS_LATE, BYTES_A_SECOND = "0.02", "2000000"
 
 def recipe() -> list[list[str]]:
     """Return the recipe's three commands, without the program's name."""
-    section = README.read_text(encoding="utf-8").split("## On two machines")[1].split("\n## ")[0]
+    section = README.read_text(encoding="utf-8").split("## On two machines")[1]
+    section = section.split("\n## ")[0].split("Where many workers feed one server, a relay")[0]
     blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     commands = [shlex.split(line) for line in blocks.splitlines()]
     assert [command[:2] for command in commands] == [

@@ -60,12 +60,12 @@ def test_a_run_s_events(manychar: Commands, text: Path) -> None:
     flags = ("--workers", "2", "--no-compute", "--steps", "0", "--checkpoint-every", "50")
     running = manychar.start("train", str(text), "--run-dir", "run", *SMALL, *flags)
     run = manychar.directory / "run"
-    until(lambda: any("of step 50 is on disk" in each for each in texts(run)), "a checkpoint")
+    expected = "of step 50 is on disk", "worker-1 has joined", "worker-2 has joined"
+    until(lambda: all(any(e in each for each in texts(run)) for e in expected), "the events")
     running.send(signal.SIGTERM)
     assert running.end().code == 75
     found = texts(run)
     assert found[0] == "term 1 begins with the checkpoint of step 0"
-    assert {"worker-1 has joined", "worker-2 has joined"} <= set(found)
     assert found[-1] == "the run ends: stopped by SIGTERM"
     done = manychar.run("train", "--resume", "run", "--steps", "1", "--workers", "1")
     assert done.code == 0, done.err

@@ -104,9 +104,10 @@ class StatusReport(ServerPart):
         It is no fault that a server is there before its workers, that the first step takes long, or
         that training is faster than disk and validation, whose process is watched on its own.
         """
-        if self._nobody_yet and self._membership.workers():
+        if self._nobody_yet and (workers := self._membership.workers()):
             self._nobody_yet = False
-            self._applied_at, self._stall_at = now, now + FIRST_STALL_AFTER
+            self._applied_at = min(each.heard_at for each in workers)  # `now` may be much later
+            self._stall_at = self._applied_at + FIRST_STALL_AFTER
         if now < self._stall_at:
             return
         self._stall_at = now + STALL_EVERY
