@@ -23,12 +23,12 @@ BOUND = 64 * MIB
 LARGE = (*SMALL, "--validation", "2e-5", "--steps", "20", "--checkpoint-every", "10")
 # Stops where the ids are written, and not yet durable.
 WAITS_FOR_THE_DISK = """
-import os, time
+import os, signal
 fsync = os.fsync
 def waiting(descriptor):
     if os.readlink(f"/proc/self/fd/{descriptor}").endswith("corpus.bin"):
         print("the ids are written", flush=True)
-        time.sleep(90)
+        signal.pause()  # until it is ended
     fsync(descriptor)
 os.fsync = waiting
 """

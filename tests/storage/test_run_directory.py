@@ -163,8 +163,9 @@ class TestMaking:
     def test_below_a_directory_that_nobody_may_write_to(self, tmp_path: Path) -> None:
         (tmp_path / "kept" / "run").mkdir(parents=True)
         (tmp_path / "kept").chmod(0o555)
-        made(tmp_path / "kept" / "run")
+        run = made(tmp_path / "kept" / "run")
         (tmp_path / "kept").chmod(0o755)
+        assert open_run(run.path).run_id == run.run_id
 
     def test_files_that_are_written_again_keep_mode_and_link(self, run: RunDirectory) -> None:
         (run.path / "config.json").chmod(0o600)
