@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from manychar.network import event_loop
-from manychar.network.event_loop import EventLoop
+from manychar.network.event_loop import TURN_EVERY, EventLoop
 
 LONG = 30.0  # seconds that no test waits: something else ends the turn
 
@@ -179,6 +179,7 @@ def test_a_suspension_during_a_callback_is_reported_before_deadlines_pass(
     order: list[str] = []
     clock = Clock(monkeypatch)
     loop.turn(0)
+    clock.go_on(TURN_EVERY)
     due = clock.now
     loop.on_wake(lambda: clock.go_on(3.0))
     loop.on_suspension(lambda late: order.append(f"late by {late:g}"))

@@ -28,7 +28,7 @@ def shown_on_terminal(manychar: Commands, *words: str, env: dict[str, str]) -> s
 
 
 def expect_all_said(shown: str) -> None:
-    for line in ("run directory: run", "joined", "--- step 20 ---", "step 40/40", "finished at"):
+    for line in ("run directory: run", "joined", "--- step 40 ---", "step 40/40", "finished at"):
         assert line in shown
 
 

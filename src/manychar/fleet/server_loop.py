@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -110,13 +111,15 @@ class ServerLoop(Listener):
 
     def _compute(self) -> bool:
         """Compute a shard that is disputed, or a unit of this server; return whether one was."""
-        with contextlib.suppress(_AbandonedError):
+        if not self.to_compute and self.share is None:
+            return False
+        try:
             if self.to_compute:
                 self.handle(self.engine.compute(self.to_compute.popleft(), self._serve))
-            elif self.share is not None and self._is_shown():
-                return self.share.compute(self._serve_share)
-            else:
-                return False
+            elif self.share is not None:
+                return self._is_shown() and self.share.compute(self._serve_share)
+        except _AbandonedError:
+            pass
         return True
 
     def _is_shown(self) -> bool:
@@ -248,10 +251,13 @@ class ServerLoop(Listener):
             self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 
     def _send(self, peer: Peer, message: Message) -> None:
-        if peer != OWN_PEER:
-            self.send_to(peer, message)
-        elif self.share is not None:
-            self.share.receive(message)
+        if peer == OWN_PEER:
+            if self.share is not None:
+                self.share.receive(message)
+            return
+        self.send_to(peer, message)
+        if self.share is not None:
+            os.sched_yield()  # libzmq's thread may be waiting for this core, which computes next
 
     def _record(self, status: Status) -> None:
         line = {

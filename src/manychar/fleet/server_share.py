@@ -7,7 +7,6 @@ machine sends to this worker waits in a queue until the machine that sent it has
 
 import collections
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -46,8 +45,6 @@ class ServerShare:
         self.read_mailbox()
         wanted = False
         while following := self.machine.handle(events.MailboxEmpty(), time.monotonic()):
-            if not wanted:
-                os.sched_yield()  # libzmq's thread may need this core to send the weights
             wanted = True
             for effect in following:
                 self._carry_out(effect, serve)

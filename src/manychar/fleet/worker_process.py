@@ -71,15 +71,13 @@ class WorkerLoop:
         return self.finish
 
     def _compute(self) -> bool:
-        """Compute shards of a unit for TURN_EVERY; return whether any was wanted."""
+        """Compute what is wanted, for TURN_EVERY at most; return whether more may be."""
         turn_at = time.monotonic() + TURN_EVERY
-        wanted = False
         while self.handle(events.MailboxEmpty()):
-            wanted = True
-            if not self.machine.has_unit or time.monotonic() >= turn_at:
-                break
+            if time.monotonic() >= turn_at:
+                return True
             self._read_mailbox()
-        return wanted
+        return False
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()

@@ -29,12 +29,14 @@ class EventLoop(contextlib.ExitStack):
         self._pipe = SelfPipe()
         self.callback(self._pipe.close)
         self._poller = zmq.Poller()
-        self._poller.register(self._pipe.fileno(), zmq.POLLIN)
+        self._pipe_fd = self._pipe.fileno()
+        self._poller.register(self._pipe_fd, zmq.POLLIN)
         self._readable: dict[Any, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[int], object]] = {}
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: list[Callable[[], object]] = []
         self._suspended: list[Callable[[float], object]] = []
+        self._look_at = -math.inf
         self._off_core = time.monotonic() - time.thread_time()  # seconds on no core, from any zero
 
     def on_readable(self, source: Source, callback: Callable[[], object]) -> None:
@@ -78,13 +80,30 @@ class EventLoop(contextlib.ExitStack):
                 suspended(late)
 
     def turn(self, at_most: float = math.inf) -> None:
-        """Wait until something happens, for `at_most` seconds, and call back."""
+        """Wait until something happens, for `at_most` seconds, and call back.
+
+        Where a thread that computes does not wait, it looks for deadlines once in TURN_EVERY.
+        """
+        if at_most == 0 and time.monotonic() < self._look_at:
+            self._call_back(0)
+            return
         times = [due for deadline, _ in self._deadlines if (due := deadline()) is not None]
         began, first = time.monotonic(), min(times, default=math.inf)
         wait = max(0.0, min(first - began, at_most))
+        self._call_back(wait)
+        if (now := time.monotonic()) >= first:
+            self._notice_suspension()  # during one of the callbacks
+            for deadline, passed in self._deadlines:
+                if (due := deadline()) is not None and time.monotonic() >= due:
+                    passed()
+        self._look_at = now + TURN_EVERY
+
+    def _call_back(self, wait: float) -> None:
+        """Wait for so many seconds at most, and call back whom it concerns."""
+        began = time.monotonic()
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
         self._notice_suspension(min(wait, time.monotonic() - began))
-        if ready.pop(self._pipe.fileno(), None):
+        if ready.pop(self._pipe_fd, None):
             for number in self._pipe.pop_signals():
                 self._signals[number](number)
             for woken in self._woken:
@@ -92,8 +111,3 @@ class EventLoop(contextlib.ExitStack):
         for source in ready:
             if (readable := self._readable.get(source)) is not None:  # not removed meanwhile
                 readable()
-        if time.monotonic() >= first:
-            self._notice_suspension()  # during one of the callbacks
-            for deadline, passed in self._deadlines:
-                if (due := deadline()) is not None and time.monotonic() >= due:
-                    passed()

@@ -81,6 +81,7 @@ class Kernel:
             some = slice(start, start + TRANSPOSED_AT_ONCE)  # a larger block misses the caches
             self._WhhT[:, some] = self._w["Whh"][some].T
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite shows in the result
     def compute(
         self,
         inputs: NDArray[Any],
@@ -97,12 +98,11 @@ class Kernel:
         Raises IndexError for an id that is not below V.
         """
         self._x[:], self._targets[:] = inputs.T, targets.T
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
-            self._states[0] = hidden
-            self._compute_states(progress)
-            loss = self._compute_loss(progress)
-            self._back_through_time(progress)
-            gradient = self._compute_gradient(progress)
+        self._states[0] = hidden
+        self._compute_states(progress)
+        loss = self._compute_loss(progress)
+        self._back_through_time(progress)
+        gradient = self._compute_gradient(progress)
         return loss, gradient, self._states[-1].copy()
 
     def _compute_states(self, progress: Callable[[], None]) -> None:

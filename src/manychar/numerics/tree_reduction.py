@@ -76,7 +76,10 @@ class TreeSum(Generic[Summand]):
         """Return the node itself where it is held, or the one held that contains it, if any."""
         if node in self.nodes:
             return node
-        return next((each for each in ancestors(self.count, node) if each in self.nodes), None)
+        above = ancestors(self.count, node)
+        if self.nodes.keys().isdisjoint(above):
+            return None
+        return next(each for each in above if each in self.nodes)
 
     def put(self, node: Range, value: Summand) -> None:
         """Set a node's sum, in the place of all that is held below it."""

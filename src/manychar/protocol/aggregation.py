@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manychar.numerics.clipped_adagrad import all_finite
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import TrainingState, apply
@@ -93,18 +94,16 @@ class Aggregation:
         Of each step one array holds all hidden states, from their acceptance on: for the state,
         its checkpoint, grants and conflicts. Where the states are large, fewer steps are kept.
         """
-        step = self.state.step
+        step, weights, hidden = self.state.step, self.state.parameters.flat, self.state.hidden
         self.wanted: Collection[int] = range(self.definition.shards)
-        self._next_hidden = np.empty_like(self.state.hidden)
-        self._open = self._steps[step] = _Step(
-            (self.state.parameters.flat, self.state.hidden, self._next_hidden)
-        )
-        for past in list(self._steps):
-            if past < step - self.steps_compared:
-                self._steps[past].inputs = None
-            if past < step - max(STEPS_COMPARED, self.steps_compared):
+        self._next_hidden = np.empty_like(hidden)
+        self._open = self._steps[step] = _Step((weights, hidden, self._next_hidden))
+        oldest = step - self.steps_compared
+        for past in [each for each in self._steps if each < oldest]:
+            self._steps[past].inputs = None
+            if past < step - STEPS_COMPARED:
                 del self._steps[past]
-        self.weights = as_frame(self.state.parameters.flat)
+        self.weights = as_frame(weights)
         self.is_fresh = self.corpus.is_fresh(step)
         self._is_digested = False
         self._next_rows = self._next_hidden.reshape(self.definition.shards, -1)
@@ -151,12 +150,12 @@ class Aggregation:
         inputs = b"".join(step.hidden_digests[result.first : result.last + 1])
         if (result.weights_digest, result.payload.digests) != (step.weights_digest, inputs):
             return Counter.UNITS_FROM_WRONG_STATE
-        if any(shard in step.senders for shard in numbers_of(result.shards)):
+        if not step.senders.keys().isdisjoint(numbers_of(result.shards)):
             repeat = self._compare(result)
             if repeat is not None:
                 return repeat
         losses_are_finite = all(map(math.isfinite, result.payload.losses))
-        finite = losses_are_finite and self._is_finite(result.payload.hidden)
+        finite = losses_are_finite and all_finite(self._array(result.payload.hidden))
         return None if finite else Counter.UNITS_NOT_FINITE
 
     def _compare(self, result: UnitResult) -> Counter | None:
@@ -175,7 +174,7 @@ class Aggregation:
     def accept(self, result: UnitResult, sender: Identities) -> list[int]:
         """Add a result that was assessed as wanted; return the shards that are accepted now."""
         step, payload = self._open, result.payload
-        step.payload_bytes += payload.length  # a view of a sum holds all of it
+        step.payload_bytes += sum(map(len, payload.sums))
         new = []
         for node, frame in zip(self._cover(result), payload.sums, strict=True):
             if self._sums.container(node) is None:
@@ -228,7 +227,7 @@ class Aggregation:
         return [
             (sender, node)
             for node, (sender, frame) in self._open.delivered.items()
-            if not self._is_finite(frame)
+            if not all_finite(self._array(frame))
         ]
 
     def accepted(self, step: int, shards: Range) -> list[tuple[Identities, Digests]]:
@@ -285,9 +284,6 @@ class Aggregation:
 
     def _cover(self, result: UnitResult) -> tuple[Range, ...]:
         return cover(self.definition.shards, result.shards)
-
-    def _is_finite(self, frame: Frame) -> bool:
-        return bool(np.isfinite(self._array(frame)).all())
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)

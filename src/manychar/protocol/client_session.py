@@ -44,8 +44,9 @@ class ClientSession:
     @property
     def interval(self) -> float:
         """How long after what this client last sent a heartbeat is due, in seconds."""
-        often = self.welcomed().silence / HEARTBEATS_PER_SILENCE
-        return LONGEST_INTERVAL if self.is_idle else min(often, LONGEST_INTERVAL)
+        if self.is_idle:
+            return LONGEST_INTERVAL
+        return min(self.welcomed().silence / HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL)
 
     def sent_heartbeat(self, now: float) -> None:
         self._heartbeat_at = now
@@ -174,7 +175,8 @@ class ClientMachine:
                 return []
         before = self.phase
         effects: list[Effect] = row.handler(self, fact, now)
-        row.check(fact, before=before, after=self.phase)
+        if row.next_states or self.phase is not before:
+            row.check(fact, before=before, after=self.phase)
         return effects
 
     def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:

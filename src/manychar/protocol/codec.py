@@ -10,8 +10,10 @@ msgpack map: of those messages each step has two for every worker.
 
 import dataclasses
 import functools
-import struct
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from struct import Struct
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -32,15 +34,17 @@ FrameRule = field.Tensor | field.Records
 class Layout(NamedTuple):
     """How one type of message lies on the wire: its header's fields and its frames, in order.
 
-    A packed message's header is a `struct`, which fixes the types of its fields; `limits` are
-    checked in addition.
+    A packed message's header is a `struct`, which fixes the types of its fields, `fields` of their
+    values by name; the first of them, whole numbers all, and its `reals` have limits in addition.
     """
 
     kind: type[Any]
     header: dict[str, Check]
     frames: dict[str, FrameRule]
-    struct: struct.Struct | None
-    limits: tuple[tuple[str, field.Only], ...]
+    struct: Struct | None = None
+    fields: Callable[[Mapping[str, Any]], tuple[Any, ...]] = lambda _: ()
+    whole: int = 0
+    reals: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, kind: type[Any]) -> "Layout":
@@ -51,11 +55,14 @@ class Layout(NamedTuple):
         frames = {n: r[0] for n, r in rules.items() if r and isinstance(r[0], FrameRule)}
         of_header = {name: hint for name, hint in hints.items() if name not in frames}
         header = {name: _check_of(hint) for name, hint in of_header.items()}
-        packed, limits = None, tuple[tuple[str, field.Only], ...]()
-        if kind.packed:
-            packed = struct.Struct("<2s" + "".join(field.PACKED[h] for h in of_header.values()))
-            limits = tuple((n, get_args(h)[1]) for n, h in list(of_header.items())[1:])
-        return cls(kind, header, frames, packed, limits)
+        if not kind.packed:
+            return cls(kind, header, frames)
+        packed = Struct("<2s" + "".join(field.PACKED[h] for h in of_header.values()))
+        whole = sum(hint is field.Integer for hint in of_header.values())
+        if list(of_header.values())[: 1 + whole] != [field.Name, *[field.Integer] * whole]:
+            raise TypeError(f"{kind}: a packed header begins with the run and all whole numbers")
+        reals = tuple(name for name, hint in of_header.items() if hint is field.Number)
+        return cls(kind, header, frames, packed, operator.itemgetter(*header), whole, reals)
 
 
 def _check_of(hint: Any) -> Check:
@@ -150,9 +157,8 @@ def encode(message: Message) -> list[Frame]:
     layout, values = LAYOUTS[kind], vars(message)
     frames = [rule.pack(values[name]) for name, rule in layout.frames.items()]
     if layout.struct is not None:
-        fields = [values[name] for name in layout.header]
-        fields[0] = fields[0].encode()  # the name of the run
-        return [layout.struct.pack(_CODES[kind], *fields), *frames]
+        run_id, *others = layout.fields(values)
+        return [layout.struct.pack(_CODES[kind], run_id.encode(), *others), *frames]
     header = {name: values[name] for name in layout.header}
     packed = msgpack.packb({"type": kind, **header}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
@@ -206,9 +212,12 @@ def _unpacked(layout: Layout, frame: Frame) -> dict[str, Any]:
         raise WireError(f"a header of {len(frame)} bytes")
     _, run_id, *numbers = layout.struct.unpack(frame)
     values = dict(zip(layout.header, (_run_id(run_id), *numbers), strict=True))
-    for name, limit in layout.limits:
-        if not limit.holds(values[name]):
-            raise WireError(f"{name}: {limit.wrong}")
+    if (largest := max(numbers[: layout.whole])) > field.MAX_INTEGER:
+        name = next(name for name, value in values.items() if value == largest)
+        raise WireError(f"{name}: not a whole number in range")
+    for name in layout.reals:
+        if not math.isfinite(values[name]):
+            raise WireError(f"{name}: not a finite number")
     return values
 
 

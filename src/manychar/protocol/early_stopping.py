@@ -69,7 +69,9 @@ class EarlyStopping:
 
     def waits(self, step: int) -> bool:
         """Whether no step may be applied to the state of `step` before a loss is known."""
-        before = self.awaited_before(step) if self._counts(step) else []
+        if not (self.awaited and self._counts(step)):
+            return False
+        before = self.awaited_before(step)
         return len(before) >= MOST_WAITING or (self.decides and bool(before))
 
     def awaited_before(self, step: int) -> list[int]:
@@ -86,7 +88,7 @@ class EarlyStopping:
 
     def ends_at(self, step: int) -> bool:
         """Whether the run ends at this checkpoint, by the decision on the one before it."""
-        if not self.depends_on(step) or self.waits(step):
+        if not self._patience or not self.depends_on(step) or self.waits(step):
             return False
         losses = {
             each: nats if math.isfinite(nats) else math.inf

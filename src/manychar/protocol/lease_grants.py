@@ -89,13 +89,13 @@ class LeaseGrants(ServerPart):
             shard = member.speed.seconds_a_shard or 0.0
             text = f"takes {shard:.3g} s for a shard: it gets none, a step without it is shorter"
             self._outbox.log(f"{member.name} {text}")
-        aggregation = self._aggregation
+        aggregation, step = self._aggregation, self._step
         for lease in self._membership.leases.values():
             self._membership.members[lease.peer].tally.waits_until(now)
-            if not self._membership.can_continue(lease, self._step):
+            if not self._membership.can_continue(lease, step):
                 self.grant(lease, now)
                 continue
-            lease.ask(self._step, now)
+            lease.ask(step, now)
             first, last = lease.shards
             weights = NewWeights(
                 **self._spec.run_and_term,
@@ -103,7 +103,7 @@ class LeaseGrants(ServerPart):
                 lease=lease.number,
                 first=first,
                 last=last,
-                step=self._step,
+                step=step,
                 fresh=aggregation.is_fresh,
                 weights=aggregation.weights,
                 ids=aggregation.ids(first, last),

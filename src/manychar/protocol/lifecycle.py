@@ -71,9 +71,9 @@ class Lifecycle(ServerPart):
             self.save(now)
         elif (
             self._aggregation.complete
+            and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
             and not self._aggregation.closed
             and not self._conflicting_results.not_finite
-            and self.phase in (RunPhase.TRAINING, RunPhase.STOPPING)
             and not self._early_stopping.waits(self._step)
         ):
             self._apply_step(now)
@@ -154,9 +154,10 @@ class Lifecycle(ServerPart):
 
     def _finish_if_done(self) -> None:
         """Finish if all is done: saved, validated, and no conflict open."""
+        if self.phase is not RunPhase.SAVING:
+            return
         validated = self.requested_stop or not self._early_stopping.awaited
-        saved = self.phase is RunPhase.SAVING and self._saved_step == self._step
-        if saved and validated and not self._conflicting_results.open:
+        if self._saved_step == self._step and validated and not self._conflicting_results.open:
             end = self._finish or Finish(0, f"finished at step {self._step:,}")
             summary = "" if end.code else self._early_stopping.summary
             reasons = end.reason, summary, self._status_report.divergence

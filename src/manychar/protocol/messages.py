@@ -6,6 +6,7 @@ shapes that `Dimensions` gives.
 """
 
 import enum
+import functools
 from typing import Annotated, NamedTuple, TypedDict
 
 from manychar.numerics.tree_reduction import Range
@@ -95,7 +96,7 @@ class _InRun(Structure):
     term: field.Integer
     session: field.Integer
 
-    @property
+    @functools.cached_property
     def run_and_term(self) -> RunAndTerm:
         return {"run_id": self.run_id, "term": self.term, "session": self.session}
 

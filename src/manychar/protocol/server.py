@@ -100,7 +100,8 @@ class ParameterServer:
             raise ProtocolError(f"{type(event).__name__} to a server that is {phase.value}")
         row.handler(event, now)
         self.lifecycle.go_on(now)
-        row.check(event, before=phase, after=self.lifecycle.phase)
+        if row.next_states or self.lifecycle.phase is not phase:
+            row.check(event, before=phase, after=self.lifecycle.phase)
         return self.outbox.collect()
 
     # Events that concern several parts.
@@ -111,17 +112,16 @@ class ParameterServer:
             self._connect(event, message, now)
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
-        elif self._is_overtaken(message, event.owner):
+        elif message.term > self.spec.term and self._is_overtaken(message, event.owner):
             reason = f"a newer server (term {message.term}) has taken this run over"
             self.lifecycle.finish(RUN_FAILED, reason)
         else:
             self._received_from_member(event.peer, message, now)
 
     def _is_overtaken(self, message: FromMember, owner: Owner | None) -> bool:
-        """Whether a peer has seen a newer server of this run; an observer's term is ignored."""
+        """Whether a peer of a higher term is of this run; an observer's term is ignored."""
         observes = owner is not None and owner.role is KeyRole.OBSERVER
-        newer = message.run_id == self.spec.run_id and message.term > self.spec.term
-        return newer and not observes
+        return message.run_id == self.spec.run_id and not observes
 
     def _connect(self, event: events.Received, hello: messages.Hello, now: float) -> None:
         known = event.peer in self.membership.members
