@@ -8,6 +8,7 @@ import pytest
 
 from manychar.processes.signals import STOPS
 from manychar.storage.checkpoint import list_checkpoints
+from manychar.storage.event_log import EVENTS_NAME
 from tests.commands import SMALL, Commands
 
 IGNORING = ("sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh")
@@ -43,6 +44,9 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     assert done.code == 75
     assert "\nresume: " in done.err
     assert newest(manychar) > 0
+    assert (
+        "the run ends: stopped by SIGHUP" in (manychar.directory / "run" / EVENTS_NAME).read_text()
+    )
     manychar.expect_nobody()
 
 
