@@ -148,7 +148,7 @@ def run(arguments: list[str]) -> int:
         return getattr(error, "code", BAD_INPUT)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
+        logger.error(f"manychar: {error.filename or 'standard output'}: {because(error)}")
         return BAD_INPUT
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""

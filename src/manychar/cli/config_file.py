@@ -91,7 +91,11 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
         if "key" in values:
             values["key"] = find_key(values["key"])
         del values["config"]
-        command(**{name: value for name, value in values.items() if value is not None})
+        try:
+            command(**{name: value for name, value in values.items() if value is not None})
+        except OSError as error:  # one without a name is a help text's, which typer prints
+            error.filename = error.filename or command.__name__
+            raise
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
