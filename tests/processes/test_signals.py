@@ -1,12 +1,13 @@
 """Signals that terminals, shells, engines and schedulers send."""
 
 import os
+import select
 import signal
 from pathlib import Path
 
 import pytest
 
-from manychar.processes.signals import STOPS
+from manychar.processes.signals import STOPS, SelfPipe
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.event_log import EVENTS_NAME
 from tests.commands import SMALL, Commands
@@ -80,3 +81,25 @@ def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path) -> None
     assert "resume: " not in done.err
     os.kill(server, signal.SIGKILL)
     manychar.expect_nobody()
+
+
+def test_one_that_comes_when_it_begins_to_be_caught_wakes_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_wakeup_fd, seen = signal.set_wakeup_fd, list[int]()
+
+    def late(descriptor: int, **flags: bool) -> int:
+        signal.raise_signal(signal.SIGUSR2)
+        return set_wakeup_fd(descriptor, **flags)
+
+    before = signal.signal(signal.SIGUSR2, lambda number, _: seen.append(number))
+    pipe = SelfPipe()
+    try:
+        monkeypatch.setattr(signal, "set_wakeup_fd", late)
+        with pipe.catching(signal.SIGUSR2):
+            monkeypatch.undo()
+            woken = bool(select.select([pipe.fileno()], [], [], 0)[0])
+        assert woken or seen, "it was caught, and the loop sleeps on"
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        pipe.close()
