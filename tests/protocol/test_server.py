@@ -1112,6 +1112,8 @@ def test_a_server_that_is_there_first_is_no_fault() -> None:
     stage = Stage()
     logged = [log for log in stage.wait(30.0) if isinstance(log, Log)]
     assert logged == [Log("waiting for workers (0 of up to 2)")] * 3
+    started = Stage(shards=16, started_workers=2)
+    assert Log("waiting for workers (0 of 2)") in started.wait(2.0)
     stage.join("ann")
     logged = [log for log in stage.wait(9.0, "ann") if isinstance(log, Log)]
     assert {log.level for log in logged} == {Level.INFO}, "its first step begins only now"

@@ -19,6 +19,7 @@ CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
 DEFINING = (*RUNNING, "equivalence")
 LOGGED = (*RUNNING, "worker", "relay")
+STARTED_WORKERS = "MANYCHAR_STARTED_WORKERS"  # tells the server of `train` how many there will be
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

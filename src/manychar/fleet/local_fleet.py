@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.network.client_identity import WITHOUT_KEYS
 from manychar.network.endpoints import is_local
 from manychar.network.event_loop import EventLoop
@@ -77,8 +78,9 @@ class LocalFleet:
             alone, bind = private_endpoint(names), self._bind
             self._private = PrivateEndpoint(bind) if bind else stack.enter_context(alone)
             self._connection = stack.enter_context(contextlib.ExitStack())
+            env = {**ENVIRONMENT, STARTED_WORKERS: str(self.directory.operation.workers)}
             self._supervisor = Supervisor(
-                self._loop, on_end=self._child_ended, on_log=self._forward, env=ENVIRONMENT
+                self._loop, on_end=self._child_ended, on_log=self._forward, env=env
             )
             stack.callback(self._supervisor.stop, SECONDS_TO_END)
             self._loop.on_deadline(lambda: self._kill_at, self._kill_server)
