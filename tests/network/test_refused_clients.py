@@ -92,6 +92,7 @@ class TestWhatTheHandshakeTells:
             assert said_to(router.endpoint, unknown).endswith(UNKNOWN_KEY)
             keys.revoke(folder, "worker")
             assert said_to(router.endpoint, key).endswith(UNKNOWN_KEY)
+            assert UNKNOWN_KEY.endswith("manychar keys add at the server makes another")
         assert sum(refused) == 2
 
     def test_with_the_key_of_another_server(self, folder: Path, other: ClientKey) -> None:
