@@ -66,9 +66,19 @@ def test_help_explains_the_arguments() -> None:
             assert f"\n{name}: " in (function.__doc__ or ""), name
 
 
-def test_a_misspelled_argument_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="hiden"):
-        api.train("text", hiden=3)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("hiden", r"\. Did you mean hidden\?"),
+        ("lr", r"\. Its name is learning_rate"),
+        ("batch_size", r"\. A step reads shards times streams sequences: give streams"),
+        ("zzz", ""),
+    ],
+)
+def test_a_wrong_argument_is_a_type_error_that_names_the_right_one(name: str, instead: str) -> None:
+    wrong: Any = {name: 3}
+    with pytest.raises(TypeError, match=rf"^train\(\) has no argument {name}{instead}$"):
+        api.train("text", **wrong)
 
 
 def test_importing_it_imports_no_numpy(manychar: Commands) -> None:

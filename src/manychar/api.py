@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
-from manychar.fleet.launch_options import Reporting, RunPlace
+from manychar.fleet.launch_options import Reporting, RunPlace, instead_of
 from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import as_flags, option, options_of
 from manychar.numerics.run_definition import Definition
@@ -84,7 +84,10 @@ def _documented(options: Any, function: Any) -> Any:
     signature = inspect.Signature([*first, *inspect.signature(options).parameters.values()])
 
     @functools.wraps(function)
-    def wrapped(*arguments: Any, **named: Any) -> Any:  # TypeError for a name that is no argument
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        for name in (each for each in named if each not in signature.parameters):
+            instead = with_arguments(instead_of(name, signature.parameters))
+            raise TypeError(f"{function.__name__}() has no argument {name}{instead}")
         return function(**signature.bind(*arguments, **named).arguments)
 
     known = options_of(options)

@@ -19,7 +19,7 @@ from manychar.cli.app import app
 from manychar.numerics.option import Formula, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.protocol.run_operation import Operation
-from tests.commands import GENEROUS, SMALL, Commands, until
+from tests.commands import GENEROUS, SMALL, TWO_WORKERS, Commands, until
 from tests.conftest import Require
 
 GROUP: Any = typer.main.get_command(app)  # a click.Group, wherever typer keeps it
@@ -245,6 +245,19 @@ class TestCtrlC:
         done = server.end()
         assert done.code == 130
         assert "Traceback" not in done.err
+
+    def test_while_train_waits_for_its_workers(
+        self, manychar: Commands, text: Path, tmp_path: Path
+    ) -> None:
+        planted = "import signal, sys\nif 'worker' in sys.orig_argv: signal.pause()\n"
+        (tmp_path / "sitecustomize.py").write_text(planted)
+        running = manychar.start(
+            *("train", str(text), *SMALL, "--shards", "8", *TWO_WORKERS),
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        running.wait_for(r"waiting for workers \(0 of 2\)")
+        running.interrupt()
+        assert running.end().code == 130
 
     def test_while_a_sample_waits_for_a_server(self, manychar: Commands) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -47,7 +47,8 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 @pytest.mark.parametrize(
     ("file", "complaint"),
     [
-        ("hiden = 3", "hiden is no flag of this command"),
+        ("hiden = 3", "hiden is no flag of this command. Did you mean hidden?"),
+        ("lr = 3", "lr is no flag of this command. Its name is --learning-rate"),
         ("hidden = ", "not TOML"),
         ("hidden = 'many'", "c.toml: hidden = \"many\": --hidden is 'many'; allowed: a whole"),
         ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: --hidden is [1, 2]; allowed: a whole"),

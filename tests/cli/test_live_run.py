@@ -74,6 +74,27 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     assert isinstance(open_source(str(run), None, connect_timeout=1.0), StoredRun)
 
 
+def test_a_live_run_is_listed_with_its_present_step(manychar: Commands, text: Path) -> None:
+    """Its files have every hundredth step; this one stands still at any, its worker paused."""
+    server = manychar.start(
+        *("server", str(text), *ENDLESS, "--run-dir", "run", "--bind", "ipc://here")
+    )
+    worker = manychar.start("worker", "ipc://here", "--connect-timeout", "60")
+    server.wait_for("step [1-9]")
+    worker.send(signal.SIGSTOP)
+    server.wait_for(r"has waited \d+ s for")
+    step = json.loads(manychar.run("status", "run", "--json").out)["step"]
+    (line,) = manychar.run("runs", ".").out.splitlines()
+    assert line.startswith(f"run  step {step:,}  loss "), line
+    server.send(signal.SIGSTOP)
+    (line,) = manychar.run("runs", ".").out.splitlines()
+    assert re.match(r"run  step [\d,]*0  loss .* live at ipc://", line), "what is recorded"
+    for running in (server, worker):
+        running.send(signal.SIGCONT)
+    server.interrupt()
+    assert (server.end().code, worker.end().code) == (0, 0)
+
+
 def test_metrics_are_exported_by_run_directory(manychar: Commands, live: Running) -> None:
     following = manychar.start("follow", "run", "--metrics-port", "0")
     following.wait_for(r"figures for Prometheus: http://127\.0\.0\.1:\d+/metrics")

@@ -39,7 +39,7 @@ LOGGING = [
     *("recovery", "authenticator", "connection_limit", "queued_stream"),
     *("protocol/relay", "relay_process"),
 ]
-SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "_refuse", "Finish"}
+SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "refuse", "Finish"}
 NO_TROUBLE = {"", "stopped by", "finished at step", "stopped early at", "to a client that is"}
 EDGES = " :;,()"
 

@@ -170,14 +170,29 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0, 5]
 
 
-def test_a_run_directory_that_is_removed_leaves_no_promise(manychar: Commands, text: Path) -> None:
-    running = endless(manychar, text, "--workers", "1", "--checkpoint-every", "200")
+@pytest.mark.parametrize("every", ["200", "0"])
+def test_a_run_directory_that_is_removed_leaves_no_promise(
+    manychar: Commands, text: Path, every: str
+) -> None:
+    """It is noticed by the next checkpoint, or the next second."""
+    running = endless(manychar, text, "--workers", "1", "--checkpoint-every", every)
     shutil.rmtree(manychar.directory / "run")
     done = running.end()
     assert done.code == 3, done.err
     assert "no such file or directory; no checkpoint is there any more" in done.err
     assert "kept" not in done.err
     assert "resume" not in done.err
+
+
+def test_a_journal_that_is_removed_ends_the_run_with_a_checkpoint(
+    manychar: Commands, text: Path
+) -> None:
+    running = endless(manychar, text, "--workers", "1", "--checkpoint-every", "0")
+    (manychar.directory / "run" / "journal.jsonl").unlink()
+    done = running.end()
+    assert done.code == 3, done.err
+    assert "manychar: run/journal.jsonl was removed while the server wrote to it\n" in done.err
+    assert max(list_checkpoints(manychar.directory / "run" / "checkpoints"))[0] > 0
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Relays as processes: killed, in chains, with keys, and what a user does wrong with them."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -134,18 +135,21 @@ def test_a_relay_of_its_own(manychar: Commands) -> None:
 
 def test_a_cycle_of_relays(manychar: Commands) -> None:
     ports = ("45871", "45872", "45873")
-    ring = [
-        manychar.start(
+    ring = {
+        f"r{i}": manychar.start(
             *("relay", f"tcp://127.0.0.1:{ports[i - 1]}", "--bind", f"tcp://127.0.0.1:{port}"),
             *("--name", f"r{i}"),
         )
         for i, port in enumerate(ports)
-    ]
-    until(lambda: any(each.process.poll() is not None for each in ring), lambda: "a refusal")
-    refused = ring.pop([each.process.poll() is not None for each in ring].index(True)).end()
+    }
+    until(lambda: any(each.process.poll() is not None for each in ring.values()), "a refusal")
+    below = next(name for name, each in ring.items() if each.process.poll() is not None)
+    refused = ring.pop(below).end()
     assert refused.code == 3
-    assert "a cycle of relays: r" in refused.last_line
-    for each in ring:
+    (above,) = re.findall(r"a cycle of relays: (r\d) is above and below it", refused.last_line)
+    said = f"{below} was refused: a cycle of relays: {above} is above and below it"
+    ring[above].wait_for(said)
+    for each in ring.values():
         each.send(signal.SIGKILL)
         each.end()
 

@@ -1,6 +1,7 @@
 """`worker --processes`: several workers by one command, restarted, and ended together."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def test_a_pool_ends_with_its_process(manychar: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)],
+    ids=["INT", "TERM", "HUP"],
 )
 def test_a_pool_ends_by_signal(manychar: Commands, number: int, code: int) -> None:
     pool = manychar.start("worker", "ipc://meet", *POOL)
@@ -73,6 +76,19 @@ def test_a_pool_ends_by_signal(manychar: Commands, number: int, code: int) -> No
     assert done.code == code, done.err
     assert "Traceback" not in done.err
     manychar.expect_nobody()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["INT", "HUP"])
+def test_each_worker_says_by_which_signal_the_pool_was_stopped(
+    manychar: Commands, number: int
+) -> None:
+    pool = manychar.start("worker", "ipc://nobody", *POOL)
+    for name in ("pool-1", "pool-2"):
+        pool.wait_for(f"{name}: waiting for a server")
+    pool.send(number)
+    done = pool.end()
+    said = re.findall(r"(pool-\d): stopped by (\w+)", done.err)
+    assert dict(said) == dict.fromkeys(("pool-1", "pool-2"), signal.Signals(number).name), done
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from manychar.network.dealer import (
 )
 from manychar.network.keys import ClientKey
 from manychar.network.router import Router
+from manychar.observability.status import COUNTER_SENTENCES
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
 from tests.commands import LOOK_EVERY, SMALL, Commands, until
@@ -91,11 +92,17 @@ class TestWhatTheHandshakeTells:
             assert said_to(router.endpoint, unknown).endswith(UNKNOWN_KEY)
             keys.revoke(folder, "worker")
             assert said_to(router.endpoint, key).endswith(UNKNOWN_KEY)
+            assert UNKNOWN_KEY.endswith("manychar keys add at the server makes another")
         assert sum(refused) == 2
 
     def test_with_the_key_of_another_server(self, folder: Path, other: ClientKey) -> None:
+        """libzmq tells the client no reason, so it tries again, and each attempt is counted."""
         with served(folder) as (router, _):
             assert said_to(router.endpoint, other).endswith(ANOTHER_KEY)
+            counted = 0
+            while counted < ATTEMPTS:
+                assert router._failures.poll(1000 * int(AT_ONCE)), f"{counted} are counted"
+                counted += router.failed_handshakes()
 
     def test_with_a_key_where_the_server_has_none(self, key: ClientKey) -> None:
         """libzmq closes at once, and tells why only where the client has read it by then."""
@@ -209,8 +216,10 @@ def test_commands_end_at_once_and_raise_no_counts(
     assert (asked.code, asked.err.count("\n")) == (3, 1)
     assert time.monotonic() - began < 5 * AT_ONCE
 
+    server.wait_for(r"\d+ handshakes failed \(each attempt of a client counts\): no key, another")
     counts = json.loads(manychar.run("status", "run", "--json", "--key", str(watch)).out)["counts"]
     assert counts["handshakes_refused"] == 2
+    assert COUNTER_SENTENCES["handshakes_failed"].startswith("attempts to connect: no key")
     assert 4 <= counts["handshakes_failed"] <= 60, "each tried a few times, and ended"
     server.interrupt()
     server.end()

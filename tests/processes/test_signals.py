@@ -1,13 +1,15 @@
 """Signals that terminals, shells, engines and schedulers send."""
 
 import os
+import select
 import signal
 from pathlib import Path
 
 import pytest
 
-from manychar.processes.signals import STOPS
+from manychar.processes.signals import STOPS, SelfPipe
 from manychar.storage.checkpoint import list_checkpoints
+from manychar.storage.event_log import EVENTS_NAME
 from tests.commands import SMALL, Commands
 
 IGNORING = ("sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh")
@@ -43,6 +45,9 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     assert done.code == 75
     assert "\nresume: " in done.err
     assert newest(manychar) > 0
+    assert (
+        "the run ends: stopped by SIGHUP" in (manychar.directory / "run" / EVENTS_NAME).read_text()
+    )
     manychar.expect_nobody()
 
 
@@ -76,3 +81,25 @@ def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path) -> None
     assert "resume: " not in done.err
     os.kill(server, signal.SIGKILL)
     manychar.expect_nobody()
+
+
+def test_one_that_comes_when_it_begins_to_be_caught_wakes_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_wakeup_fd, seen = signal.set_wakeup_fd, list[int]()
+
+    def late(descriptor: int, **flags: bool) -> int:
+        signal.raise_signal(signal.SIGUSR2)
+        return set_wakeup_fd(descriptor, **flags)
+
+    before = signal.signal(signal.SIGUSR2, lambda number, _: seen.append(number))
+    pipe = SelfPipe()
+    try:
+        monkeypatch.setattr(signal, "set_wakeup_fd", late)
+        with pipe.catching(signal.SIGUSR2):
+            monkeypatch.undo()
+            woken = bool(select.select([pipe.fileno()], [], [], 0)[0])
+        assert woken or seen, "it was caught, and the loop sleeps on"
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        pipe.close()

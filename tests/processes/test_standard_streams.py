@@ -47,7 +47,10 @@ def test_the_api_has_no_log_in_the_output(manychar: Commands, trained: Path) -> 
     assert (done.code, done.out) == (0, "True\n"), done
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "--version", "sample {run}", "doctor"])
+COMMANDS = ["--help", "train --help", "--version", "sample {run}", "doctor"]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
 def test_a_reader_that_has_enough_is_no_error(
     manychar: Commands, trained: Path, words: str
 ) -> None:
@@ -58,3 +61,12 @@ def test_a_reader_that_has_enough_is_no_error(
     assert done.code == 0, done
     assert "roken" not in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_full_disk_is_named(manychar: Commands, trained: Path, words: str) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = manychar.start(*words.format(run=trained).split(), stdout=full.fileno()).end()
+    assert done.code == 2, done
+    assert done.last_line == "manychar: standard output: no space left on device"

@@ -51,6 +51,7 @@ class Stage:
         banned: Mapping[str, str] | None = None,
         validation_losses: Mapping[int, float] | None = None,
         unvalidated: tuple[int, ...] = (),
+        started_workers: int = 0,
         **operation: Any,
     ) -> None:
         self.now = 0.0
@@ -78,6 +79,7 @@ class Stage:
             banned=banned or {},
             validation_losses=validation_losses or {},
             unvalidated=unvalidated,
+            started_workers=started_workers,
             session=SESSION,
         )
         self.server = ParameterServer(spec, now=self.now)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import pytest
 
 from manychar.protocol.client_session import HELLO_EVERY, ClientPhase
-from manychar.protocol.effects import ComputeFingerprint, Effect, Finish, Send
+from manychar.protocol.effects import ComputeFingerprint, Effect, Finish, Level, Log, Send
 from manychar.protocol.events import (
     DeadlinePassed,
     FingerprintComputed,
@@ -277,7 +277,9 @@ def test_an_observer_is_told_where_the_server_is(stage: Stage) -> None:
 def test_a_relay_with_this_one_below_it_is_refused() -> None:
     stage = Stage()
     stage.from_below(b"x", hello("x", **{RELAYS: "i-x i-y i-r"}))
-    assert stage.asked(b"x", Refused).reason == "a cycle of relays: r is above and below it"
+    reason = "a cycle of relays: r is above and below it"
+    assert stage.asked(b"x", Refused).reason == reason
+    assert stage.others == [Log(f"x was refused: {reason}", Level.WARNING)]
 
 
 def test_a_relay_names_those_below_it_to_those_above() -> None:

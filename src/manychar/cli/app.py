@@ -33,6 +33,7 @@ from manychar.cli.stop import stop
 from manychar.cli.train import train
 from manychar.cli.unban import unban
 from manychar.cli.worker import worker
+from manychar.fleet.launch_options import instead_of
 from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.child_process import pause_on_sigtstp
@@ -42,15 +43,6 @@ from manychar.processes.parent_death import end_with_parent
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 
 WIDTH_OF_HELP = 80
-# Flags of other programs: a flag of the commands that have their own way, and what that is.
-INSTEAD = {
-    "--patience": ("connect_timeout", "Its name is now --connect-timeout"),
-    "--lr": ("learning_rate", "Its name is --learning-rate"),
-    "--batch-size": ("streams", "A step reads --shards times --streams sequences: give --streams"),
-    "--epochs": ("steps", "Training is counted in steps: give --steps"),
-    "--layers": ("hidden", "The model has one layer: give --hidden"),
-    "--device": ("numerics", "It computes on CPUs: give --workers, and --numerics native"),
-}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -148,7 +140,7 @@ def run(arguments: list[str]) -> int:
         return getattr(error, "code", BAD_INPUT)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        logger.error(f"manychar: {error.filename or 'the system'}: {because(error)}")
+        logger.error(f"manychar: {error.filename or 'standard output'}: {because(error)}")
         return BAD_INPUT
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""
@@ -171,9 +163,8 @@ def _usage_line(error: Any) -> str:
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
     unknown = getattr(error, "option_name", "")
-    needed, instead = INSTEAD.get(unknown.replace("_", "-"), ("", ""))
-    if needed in flags:
-        message = f"No such option: {unknown}. {instead}"
+    if instead := instead_of(unknown, flags, near=False):  # which the message has by now
+        message = f"No such option: {unknown}{instead}"
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
         return f"manychar: {where}{error.message}"

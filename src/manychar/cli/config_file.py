@@ -16,7 +16,7 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import command_parameters, parameter_of
-from manychar.fleet.launch_options import RUN_OPTIONS
+from manychar.fleet.launch_options import RUN_OPTIONS, instead_of
 from manychar.network.client_identity import find_key
 from manychar.numerics.option import Formula, Option, options_of
 from manychar.processes.errors import UserError
@@ -47,7 +47,8 @@ def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in flags:
-            raise UserError(f"{path}: {key} is no flag of this command")
+            instead = instead_of(name, flags)
+            raise UserError(f"{path}: {key} is no flag of this command{instead}")
         if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
             raise UserError(f"{path}: {key} = {_toml(value)}: this flag takes a value")
         values[flags[name].name] = value
@@ -91,7 +92,11 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
         if "key" in values:
             values["key"] = find_key(values["key"])
         del values["config"]
-        command(**{name: value for name, value in values.items() if value is not None})
+        try:
+            command(**{name: value for name, value in values.items() if value is not None})
+        except OSError as error:  # one without a name is a help text's, which typer prints
+            error.filename = error.filename or command.__name__
+            raise
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [

@@ -1,5 +1,7 @@
 """The command `runs`."""
 
+import contextlib
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,7 @@ from manychar.cli.options import argument
 from manychar.processes.errors import UserError
 from manychar.storage.file_format import CONFIG_NAME
 
+ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.")]
 
 
@@ -25,6 +28,7 @@ def runs(directory: Below = Path("runs")) -> None:
 
 def _described(path: Path) -> str:
     from manychar.observability.history import read_history
+    from manychar.observability.observer_client import first, snapshots
     from manychar.storage.checkpoint import list_checkpoints
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served, read_address
@@ -38,4 +42,9 @@ def _described(path: Path) -> str:
     if is_served(path):
         address = read_address(path)
         state = f"live at {address.endpoint}" if address else "live"
+        with contextlib.suppress(UserError):
+            asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
+            status = first(asked, str(path)).status
+            if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
+                step, loss = status.step, f"{nats:.3f}"
     return f"step {step:,}  loss {loss} nats a character  {state}"

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import difflib
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,16 @@ CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
 DEFINING = (*RUNNING, "equivalence")
 LOGGED = (*RUNNING, "worker", "relay")
+# Options of other programs: one of the commands that have their own way, and what that is.
+INSTEAD = {
+    "patience": ("connect_timeout", "Its name is now --connect-timeout"),
+    "lr": ("learning_rate", "Its name is --learning-rate"),
+    "batch_size": ("streams", "A step reads --shards times --streams sequences: give --streams"),
+    "epochs": ("steps", "Training is counted in steps: give --steps"),
+    "layers": ("hidden", "The model has one layer: give --hidden"),
+    "device": ("numerics", "It computes on CPUs: give --workers, and --numerics native"),
+}
+STARTED_WORKERS = "MANYCHAR_STARTED_WORKERS"  # tells the server of `train` how many there will be
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +91,14 @@ class Reporting:
         most=65_535,
     )
     metrics_host: str = option("127.0.0.1", "Address to serve them on.", roles=("train", "follow"))
+
+
+def instead_of(name: str, known: Collection[str], *, near: bool = True) -> str:
+    """Return a hint at what there is instead of an unknown option, where one is known or `near`."""
+    needed, instead = INSTEAD.get(name.lstrip("-").replace("-", "_"), ("", ""))
+    similar = difflib.get_close_matches(name, known) if near else []
+    names = f"Did you mean {' or '.join(similar)}?" if similar else ""
+    return f". {instead if needed in known else names}".removesuffix(". ")
 
 
 def usable_cores() -> int:

@@ -59,8 +59,9 @@ class Listener:
     def check_keys(self) -> None:
         """Count failed handshakes, and look for revoked keys; to be called once a second."""
         if failed := self.router.failed_handshakes():
-            what = f"{failed:,} handshakes failed: no key, another server's, or no manychar client"
-            self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, what))
+            what = f"{failed:,} handshakes failed (each attempt of a client counts)"
+            reason = f"{what}: no key, another server's, or no manychar client"
+            self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, reason))
         if (authenticator := self.router.authenticator) is not None:
             for peer, member in list(self.machine.membership.members.items()):
                 if member.owner is not None and not authenticator.still_owns(member.owner):

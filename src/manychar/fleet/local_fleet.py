@@ -11,13 +11,14 @@ import signal
 import time
 from collections.abc import Callable
 
+from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.network.client_identity import WITHOUT_KEYS
 from manychar.network.endpoints import is_local
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
 from manychar.network.private_endpoint import OBSERVER, PrivateEndpoint, private_endpoint
 from manychar.numerics.option import as_flags, options_of
-from manychar.observability.observer_client import ObserverClient
+from manychar.observability.observer_client import ENDED_WELL, ObserverClient
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
@@ -77,8 +78,9 @@ class LocalFleet:
             alone, bind = private_endpoint(names), self._bind
             self._private = PrivateEndpoint(bind) if bind else stack.enter_context(alone)
             self._connection = stack.enter_context(contextlib.ExitStack())
+            env = {**ENVIRONMENT, STARTED_WORKERS: str(self.directory.operation.workers)}
             self._supervisor = Supervisor(
-                self._loop, on_end=self._child_ended, on_log=self._forward, env=ENVIRONMENT
+                self._loop, on_end=self._child_ended, on_log=self._forward, env=env
             )
             stack.callback(self._supervisor.stop, SECONDS_TO_END)
             self._loop.on_deadline(lambda: self._kill_at, self._kill_server)
@@ -154,9 +156,9 @@ class LocalFleet:
 
     def _signalled(self, number: int) -> None:
         endless = self.directory.operation.steps == 0
-        self.stop(0 if endless and number == signal.SIGINT else STOPS[number])
+        self.stop(0 if endless and number == signal.SIGINT else STOPS[number], number=number)
 
-    def stop(self, code: int, reason: str = "stopped") -> None:
+    def stop(self, code: int, reason: str = "stopped", number: int = signal.SIGTERM) -> None:
         """Have the server end its step, write a checkpoint and finish; then exit with `code`."""
         if self._stop is not None:
             return
@@ -166,7 +168,7 @@ class LocalFleet:
             return
         logger.info(STOPPING)
         self._kill_at = time.monotonic() + SECONDS_TO_END
-        self.server.signal(signal.SIGTERM)
+        self.server.signal(number)
 
     def _kill_server(self) -> None:
         self._kill_at = None
@@ -197,7 +199,7 @@ class LocalFleet:
     def _result(self) -> Finish:
         code = self._code or 0
         finish = self._finish or Finish(code, f"the server ended {how_it_ended(code)}")
-        if self._stop is not None and (finish.code < 0 or finish.code in (0, STOPPED)):
+        if self._stop is not None and (finish.code < 0 or finish.code in ENDED_WELL):
             return self._stop
         if finish.code and not self._endpoint:
             raise UserError(finish.reason, code=finish.code)

@@ -187,6 +187,9 @@ class ServerLoop(Listener):
         self.check_keys()
         self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
         self._to_disk(Counter.EVENTS_NOT_WRITTEN, self.event_log.flush)
+        if self.resume_point.journal.is_removed():  # as with the whole directory
+            path = self.resume_point.journal.path
+            self._stop(RUN_FAILED, f"{path} was removed while the server wrote to it")
 
     def _read_results(self, step: int, fault: str) -> None:
         """Read the new validation losses; a fault says why that of the step is not in the log."""

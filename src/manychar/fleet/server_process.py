@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manychar.fleet.engine import Engine
+from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.fleet.server_loop import Screen, ServerLoop
 from manychar.network.event_loop import EventLoop
 from manychar.network.private_endpoint import OBSERVER_KEY
@@ -130,6 +131,7 @@ def _resumed_run(
         seconds_before=resume_point.seconds,
         validation_losses=losses,
         unvalidated=unvalidated(directory, losses, state.step),
+        started_workers=int(os.environ.get(STARTED_WORKERS, "0")),
     )
     return spec, engine
 

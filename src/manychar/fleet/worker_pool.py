@@ -1,6 +1,7 @@
 """Several workers of this machine for a server elsewhere: `worker --processes N`."""
 
 import logging
+from signal import SIGTERM
 
 from manychar.network.event_loop import EventLoop
 from manychar.processes import log
@@ -20,7 +21,7 @@ class WorkerPool:
     def __init__(self, commands: dict[str, list[str]]) -> None:
         self._slots = [ProcessSlot(name=name, arguments=words) for name, words in commands.items()]
         self._code = 0
-        self._stopped = False
+        self._stopped_by: int | None = None
 
     def run(self) -> int:
         """Run the workers until all have ended, and return the largest exit code."""
@@ -30,18 +31,18 @@ class WorkerPool:
             try:
                 for slot in self._slots:
                     self._supervisor.start(slot)
-                while not (self._stopped or all(slot.is_empty for slot in self._slots)):
+                while not (self._stopped_by or all(slot.is_empty for slot in self._slots)):
                     loop.turn()
             finally:
-                self._supervisor.stop(SECONDS_TO_END)
+                self._supervisor.stop(SECONDS_TO_END, self._stopped_by or SIGTERM)
         return self._code
 
     def _signalled(self, number: int) -> None:
         self._code = STOPS[number]
-        self._stopped = True
+        self._stopped_by = number
 
     def _ended(self, slot: ProcessSlot, code: int) -> None:
-        if self._stopped:
+        if self._stopped_by:
             return
         if code >= 0 and code != CRASHED:
             if code not in (0, STOPPED):

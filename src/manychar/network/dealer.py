@@ -21,7 +21,9 @@ CONNECT_AGAIN_AFTER, AGAIN_WITHIN = 1.0, 3.0
 ATTEMPTS = 5
 WITHOUT_KEY = "it asks for a key: --key FILE"
 WITH_KEY = "it has no keys: leave out --key, $MANYCHAR_KEY and $MANYCHAR_KEY_FILE"
-UNKNOWN_KEY = "it does not know this key, or has revoked it"
+UNKNOWN_KEY = (
+    "it does not know this key, or has revoked it; manychar keys add at the server makes another"
+)
 ANOTHER_KEY = "wrong server key, or not a manychar server"
 NO_KEY = f"{WITHOUT_KEY}, or is not a manychar server"
 _CONNECTED, _RETRIED = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_CONNECT_RETRIED

@@ -50,7 +50,7 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.MESSAGES_FROM_REVOKED_KEY: "messages with a revoked key",
     Counter.CLIENTS_REFUSED: "clients refused: wrong version, wrong name, or banned",
     Counter.HANDSHAKES_REFUSED: "handshakes with a key that is not listed",
-    Counter.HANDSHAKES_FAILED: "handshakes without a key, another server's, or another protocol",
+    Counter.HANDSHAKES_FAILED: "attempts to connect: no key, another server's, another protocol",
     Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
     Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints removed before they were validated",
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",

@@ -56,7 +56,8 @@ class ChildProcess(subprocess.Popen[bytes]):
         env: Mapping[str, str] | None = None,
     ) -> None:
         child_pipe, self.parent_pipe = os.pipe()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP, signal.SIGCONT))
+        blocked = (signal.SIGINT, signal.SIGTSTP, signal.SIGCONT)  # until it handles them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
             super().__init__(
                 [*PROGRAM, *arguments],
@@ -87,10 +88,10 @@ def pause_on_sigtstp() -> None:
     """From now on, Ctrl-Z and SIGTSTP pause this process with its children, until SIGCONT.
 
     In a session of its own SIGTSTP would have no effect. So a child waits for SIGCONT: that is
-    blocked from its start, so that one which comes early is kept.
+    blocked from its start, so that one which comes early is kept. So is SIGINT, until here.
     """
     signal.signal(signal.SIGTSTP, _pause)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTSTP,))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTSTP))
 
 
 def _pause(*_: object) -> None:

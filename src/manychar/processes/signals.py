@@ -70,8 +70,8 @@ class SelfPipe:
         A child may get both from its parent and from a container engine that signals a whole group.
         SIGHUP does not count: a shell whose terminal closes sends it once more.
         """
-        before = handle(*signals, by=self._caught)
         descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        before = handle(*signals, by=self._caught)
         try:
             yield self
         finally:

@@ -168,8 +168,8 @@ class Supervisor:
             slot.process, slot.pipes = None, []
             self._on_end(slot, process.returncode)
 
-    def stop(self, within: float) -> None:
-        """End all processes: SIGTERM, then SIGKILL after `within` seconds; none is started again.
+    def stop(self, within: float, number: int = signal.SIGTERM) -> None:
+        """End all processes: SIGKILL `within` seconds after the signal; none is started again.
 
         Their output is read meanwhile, so that none of them blocks. The loop is not used.
         """
@@ -177,7 +177,7 @@ class Supervisor:
         deadline = time.monotonic() + within
         for slot in self.slots:
             slot.restart_at = None
-            slot.signal(signal.SIGTERM)
+            slot.signal(number)
         while (running := self._running()) and time.monotonic() < deadline:
             for slot in running:
                 for lines in slot.pipes:

@@ -33,7 +33,7 @@ class Admission(ServerPart):
     ) -> Member | None:
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
         if reason := self._reason_to_refuse(peer, hello, owner):
-            self._refuse(peer, hello.name, reason)
+            self.refuse(peer, hello.name, reason)
             self._outbox.count(Counter.CLIENTS_REFUSED)
             return None
         known = self._membership.members.get(peer)
@@ -52,7 +52,7 @@ class Admission(ServerPart):
         self._welcome(member)
         return member
 
-    def _refuse(self, peer: Peer, name: str, reason: str) -> None:
+    def refuse(self, peer: Peer, name: str, reason: str) -> None:
         self._outbox.send(peer, Refused(reason=one_line(reason)))
         self._outbox.warn(f"{name} was refused: {reason}")
 
@@ -100,7 +100,7 @@ class Admission(ServerPart):
                 f" {self._spec.definition.numerics}): it has {as_words(ready.libraries)};"
                 f" the run has {as_words(self._spec.libraries)}"
             )
-            self._refuse(member.peer, member.name, reason)
+            self.refuse(member.peer, member.name, reason)
             self._remove(member, now)
         elif member.state is PeerState.ADMITTED:
             self._start(member, now)
@@ -158,7 +158,9 @@ class Admission(ServerPart):
     def key_revoked(self, event: events.KeyRevoked, now: float) -> None:
         self._outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self._membership.members.get(event.peer)) is not None:
-            self._refuse(member.peer, member.name, "its key was revoked")
+            self.refuse(
+                member.peer, member.name, "its key was revoked; manychar keys add makes another"
+            )
             self._remove(member, now)
 
     def _leave(self, member: Member, why: str, now: float) -> None:

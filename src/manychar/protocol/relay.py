@@ -31,7 +31,7 @@ from manychar.protocol.events import rows
 from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import RELAYS, Hello, Refused, Reset, Role, UnitResult, Welcome
+from manychar.protocol.messages import RELAYS, Hello, Reset, Role, UnitResult, Welcome
 from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.relay_step import RelayStep, spec_of
 from manychar.protocol.server import TICK, ParameterServer
@@ -80,7 +80,7 @@ class RelayServer(ParameterServer):
     def _connect(self, event: events.Received, hello: Hello, now: float) -> None:
         """Admit a worker or relay, once this relay is admitted itself."""
         if reason := self._relay.reason_to_refuse(hello):
-            self.outbox.send(event.peer, Refused(reason=messages.one_line(reason)))
+            self.admission.refuse(event.peer, hello.name, reason)
         elif self._relay.dimensions is not None:
             super()._connect(event, hello, now)
 

@@ -21,6 +21,7 @@ class RunSpec:
     `seconds_before` is how long the run took before this server started. `validation_losses` are
     the known ones in nats a character, by step; `unvalidated` are the steps of the checkpoints on
     disk that have none yet. `relays` are the instances of those above the workers, at a relay.
+    `started_workers` is how many the server's parent starts, where it has one.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class RunSpec:
     unvalidated: tuple[int, ...] = ()
     session: int = 0
     relays: str = ""
+    started_workers: int = 0
 
     @functools.cached_property
     def dimensions(self) -> Dimensions:

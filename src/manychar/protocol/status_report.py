@@ -112,7 +112,8 @@ class StatusReport(ServerPart):
             return
         self._stall_at = now + STALL_EVERY
         if self._nobody_yet and not self._aggregation.closed:
-            self._outbox.log(f"waiting for workers (0 of up to {self._spec.definition.shards})")
+            count = self._spec.started_workers or f"up to {self._spec.definition.shards}"
+            self._outbox.log(f"waiting for workers (0 of {count})")
             return
         waited = now - self._applied_at
         is_usual = self._awaits_validation() or (

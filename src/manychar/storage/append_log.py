@@ -112,6 +112,14 @@ class AppendLog:
         """Make what was flushed durable; from any thread. Raises OSError."""
         sync(self._file.fileno(), self.path)
 
+    def is_removed(self) -> bool:
+        """Whether there is no file of this name any more: what is written is lost."""
+        try:
+            self.path.lstat()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
+
     def close(self) -> None:
         """Flush and close. Raises OSError, and is closed all the same."""
         try:

@@ -116,7 +116,7 @@ def test_it_listens_on_loopback_unless_told_otherwise(
     assert done.err.count("\n") == 1
     url, page = serve(manychar, str(finished_run), "--host", "0.0.0.0", "--insecure")  # noqa: S104
     assert url.startswith("http://0.0.0.0:")
-    assert "everyone who can reach" in page.err
+    page.wait_for("everyone who can reach")
     page.interrupt()
     page.end()
 
