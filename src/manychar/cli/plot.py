@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from manychar.cli.options import Output, argument
-from manychar.processes.optional_dependencies import needing
+from manychar.processes.errors import needing
 
 
 def plot(runs: Annotated[list[Path], argument("RUN", "Run directories.")], output: Output) -> None:

@@ -9,8 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from manychar.processes.errors import UserError
-from manychar.processes.optional_dependencies import needing
+from manychar.processes.errors import UserError, needing
 
 OnProgress = Callable[[Mapping[str, Any]], object]
 
