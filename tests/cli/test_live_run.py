@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from manychar.network.keys import add, create
-from manychar.observability.dashboard.data_source import LiveServer, StoredRun, open_source
+from manychar.observability.dashboard.data_source import FinishedRun, LiveServer, open_source
 from manychar.observability.observer_client import find_server
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
@@ -71,7 +71,7 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     assert (gone.code, gone.out) == (3, "")
     assert gone.err.startswith("manychar: run: no server of this user is running on it")
     assert re.search("nats a character  stopped\n", manychar.run("runs", ".").out)
-    assert isinstance(open_source(str(run), None, connect_timeout=1.0), StoredRun)
+    assert isinstance(open_source(str(run), None, connect_timeout=1.0), FinishedRun)
 
 
 def test_a_live_run_is_listed_with_its_present_step(manychar: Commands, text: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,13 @@ def test_a_server_that_cannot_execute_itself_anew_is_started_again_by_others(
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "execve", fails)
-    finish = execute_again([], environment={}, requested_stop=Finish(75, "stopped"))
+    server: Any = SimpleNamespace(
+        directory=SimpleNamespace(path="run"),
+        router=SimpleNamespace(endpoint="ipc://server"),
+        compute=False,
+        notifier=SimpleNamespace(variables={}),
+        machine=SimpleNamespace(lifecycle=SimpleNamespace(requested_stop=Finish(75, "stopped"))),
+    )
+    finish = execute_again(server, [])
     assert finish.code == CRASHED
     assert "cannot allocate memory" in finish.reason

@@ -400,7 +400,7 @@ class TestConnections:
         shown = manychar.run("status", fleet.endpoint, "--json", env={"MANYCHAR_KEY_FILE": me_key})
         assert shown.code == 0, shown.err
         counts = json.loads(shown.out)["counts"]
-        assert counts["messages_malformed"] == counts["messages_malformed:mallory"] > 100
+        assert counts["messages_malformed"] > 100
         assert resident_mib(fleet.server.pid) - memory < GROWTH_MIB
         fleet.end(text)
 

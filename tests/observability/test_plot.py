@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from manychar.observability.plot import By, draw_curves, figure_of
+from manychar.observability.plot import draw_curves, figure_of
 from tests.commands import Commands
 from tests.logs import write_losses
 
 # A module in front of the real one that says it is not there.
 MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
-PER_STEP = 4 * 2 * 5  # of the small run
 
 
 @pytest.fixture
@@ -33,9 +32,9 @@ def lines_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def drawn(runs: list[Path], by: By = "steps") -> tuple[Axes, list[Any]]:
+def drawn(runs: list[Path]) -> tuple[Axes, list[Any]]:
     """Return a picture's axes, and (x, y) of each of its lines."""
-    axes = figure_of(runs, by).axes[0]
+    axes = figure_of(runs).axes[0]
     x_and_y = [np.asarray(line.get_data()).tolist() for line in axes.lines]
     return axes, list(map(tuple, x_and_y))
 
@@ -48,15 +47,9 @@ def test_losses_are_drawn_in_nats_a_character(validated: Path) -> None:
     assert validation == ([0, 150, 300], [2.7, 2.5, 2.25])
 
 
-def test_curves_along_characters(validated: Path) -> None:
-    _, (loss, _, validation) = drawn([validated], "characters")
-    assert loss[0] == [line["characters"] for line in lines_of(validated)]
-    assert validation[0] == [0, 150 * PER_STEP, 300 * PER_STEP]
-
-
 def test_a_path_with_dollar_signs_is_no_formula(validated: Path, tmp_path: Path) -> None:
     strange = validated.rename(validated.with_name(r"$\run$"))
-    draw_curves([strange], tmp_path / "losses.svg", "steps")
+    draw_curves([strange], tmp_path / "losses.svg")
     assert rf"{strange}: loss" in (tmp_path / "losses.svg").read_text()
 
 
@@ -94,7 +87,7 @@ def test_svg_of_two_runs(manychar: Commands, validated: Path) -> None:
 
 
 def test_png(manychar: Commands, validated: Path) -> None:
-    done = manychar.run("plot", "run", "-o", "curves.PNG", "--by", "characters")
+    done = manychar.run("plot", "run", "-o", "curves.PNG")
     assert done.code == 0, done.err
     data = (manychar.directory / "curves.PNG").read_bytes()
     assert data.startswith(b"\x89PNG\r\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from manychar.numerics.training_step import TrainingState, start
 from manychar.protocol.effects import Save
 from manychar.protocol.events import CheckpointWritten
+from manychar.storage import checkpoint_writer
 from manychar.storage.checkpoint import list_checkpoints
-from manychar.storage.checkpoint_writer import Writer
+from manychar.storage.checkpoint_writer import MOST_PENDING, Writer
 from manychar.storage.journal import AppliedStep
 from manychar.storage.recovery import ResumePoint, recover
 from manychar.storage.run_directory import RunDirectory
@@ -62,6 +64,22 @@ def test_a_checkpoint_for_recovery_is_in_no_list_and_the_newest_to_resume_from(
     assert run.newest_checkpoint(up_to=11)[0].state.step == 10
     with resumed(run, 2) as point:
         assert point.checkpoint.state.step == 12
+
+
+def test_a_disk_that_is_behind_is_waited_for_and_loses_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, woken = threading.Event(), []
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", lambda *_: disk.wait(20))
+    monkeypatch.setattr(checkpoint_writer, "REPORT_EVERY", 0.01)
+    steps = [*range(1, MOST_PENDING + 2)]
+    with resumed(run, 1) as point, Writer(run, point, lambda: woken.append(1)) as writer:
+        for step in steps:
+            writer.write(Save(state_of(run, step)), pytest.fail)
+        assert writer.news() == []
+        writer.write(Save(state_of(run, 90)), disk.set)
+    assert writer.news() == [CheckpointWritten(step) for step in (*steps, 90)]
+    assert len(woken) == len(steps) + 1
 
 
 def test_the_next_regular_one_replaces_it(run: RunDirectory) -> None:

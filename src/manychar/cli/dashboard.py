@@ -5,8 +5,8 @@ from typing import Annotated
 from manychar.cli.console import write
 from manychar.cli.options import ConnectTimeout, Insecure, Key, Watched
 from manychar.numerics.option import Option
+from manychar.processes.errors import needing
 from manychar.processes.log import logger
-from manychar.processes.optional_dependencies import needing
 
 
 def dashboard(

@@ -1,6 +1,7 @@
 """The command `evaluate`."""
 
 import json
+import math
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,6 @@ from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
 from manychar.cli.run_setup import numerics_of
 from manychar.numerics.option import Option
-from manychar.observability.text_format import bits_of
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
@@ -48,7 +48,7 @@ def evaluate(
     if len(ids) < 2:
         raise UserError(f"{len(ids)} characters: a loss needs at least 2")
     nats, characters = loss_of(parameters, ids), len(ids) - 1
-    bits = bits_of(nats)
+    bits = nats / math.log(2)
     if as_json:
         values = {"characters": characters, "nats": nats, "bits": bits}
         write(json.dumps(values) + "\n")

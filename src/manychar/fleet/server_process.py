@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from manychar.fleet.engine import Engine
@@ -88,16 +88,7 @@ def serve(
         screen.on_bound(router.endpoint)
         server.notifier.ready(f"listening on {router.endpoint}")
         outcome = server.run(pending_stop())
-    return outcome if isinstance(outcome, Finish) else _serve_again(server, flags)
-
-
-def _serve_again(server: ServerLoop, flags: Sequence[str]) -> Finish:
-    """Have this process execute itself again, so that the run resumes earlier."""
-    own = ["--resume", str(server.directory.path), "--bind", server.router.endpoint]
-    arguments = ["server", *own, *flags, *(["--compute"] if server.compute else [])]
-    variables = server.notifier.variables
-    requested = server.machine.lifecycle.requested_stop
-    return execute_again(arguments, environment=variables, requested_stop=requested)
+    return outcome if isinstance(outcome, Finish) else execute_again(server, flags)
 
 
 def _close(*logs: AppendLog) -> None:
@@ -154,18 +145,17 @@ def _with_numerics(directory: RunDirectory, spec: RunSpec) -> RunDirectory:
     return directory.with_facts(resume_before=None, fingerprint=spec.fingerprint, libraries=names)
 
 
-def execute_again(
-    arguments: Sequence[str], *, environment: Mapping[str, str], requested_stop: Finish | None
-) -> Finish:
+def execute_again(server: ServerLoop, flags: Sequence[str]) -> Finish:
     """Replace this process by a new server, which resumes earlier; return only where that fails.
 
     A requested stop is handed on: the new server first sets aside the checkpoints that are wrong.
     """
     logger.info("this server executes itself again")
-    pending = {}
-    if requested_stop is not None:
-        pending = {PENDING_STOP: json.dumps([requested_stop.code, requested_stop.reason])}
-    command, variables = [*PROGRAM, *arguments], {**os.environ, **environment, **pending}
+    own = ["--resume", str(server.directory.path), "--bind", server.router.endpoint]
+    command = [*PROGRAM, "server", *own, *flags, *["--compute"] * server.compute]
+    variables = {**os.environ, **server.notifier.variables}
+    if (stop := server.machine.lifecycle.requested_stop) is not None:
+        variables[PENDING_STOP] = json.dumps([stop.code, stop.reason])
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "drain", stream.flush)()
     try:

@@ -6,9 +6,8 @@ from typing import Any
 
 from manychar.network.endpoints import require_loopback
 from manychar.observability.snapshot import Snapshot
-from manychar.processes.errors import user_errors
+from manychar.processes.errors import needing, user_errors
 from manychar.processes.log import logger
-from manychar.processes.optional_dependencies import needing
 
 LOOPBACK = "127.0.0.1"
 

@@ -9,8 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from manychar.processes.errors import UserError
-from manychar.processes.optional_dependencies import needing
+from manychar.processes.errors import UserError, needing
 
 OnProgress = Callable[[Mapping[str, Any]], object]
 
@@ -45,6 +44,6 @@ def _curve(path: Path, words: str) -> str:
     with needing("plot", "the loss curve"):
         from manychar.observability.plot import figure_of  # noqa: PLC0415 - an extra
     picture = io.BytesIO()
-    figure_of([path], "steps").savefig(picture, format="png", dpi=80)
+    figure_of([path]).savefig(picture, format="png", dpi=80)
     data = base64.b64encode(picture.getvalue()).decode()
     return f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'

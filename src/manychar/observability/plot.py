@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,8 +14,6 @@ from manychar.processes.errors import UserError
 from manychar.storage.atomic_files import write_output
 from manychar.storage.run_directory import open_run
 
-By = Literal["steps", "characters"]
-
 SUFFIXES = (".png", ".svg")
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text, for searching and for screen readers
@@ -25,25 +23,25 @@ SETTINGS: Any = {
 }
 
 
-def draw_curves(runs: list[Path], target: Path, by: By) -> None:
+def draw_curves(runs: list[Path], target: Path) -> None:
     """Draw the runs' curves into a PNG or an SVG file, whole or not at all. Raises UserError."""
     suffix = target.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{target}: a picture is a .png or an .svg; give -o FILE.png or FILE.svg")
     picture = io.BytesIO()
     with mpl.rc_context(SETTINGS):
-        figure_of(runs, by).savefig(picture, format=suffix[1:], metadata={"Date": None})
+        figure_of(runs).savefig(picture, format=suffix[1:], metadata={"Date": None})
     write_output(target, picture.getvalue())
 
 
-def figure_of(runs: list[Path], by: By) -> Figure:
+def figure_of(runs: list[Path]) -> Figure:
     """Return the picture: a colour for each run. Raises UserError for a run without losses."""
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, run in enumerate(runs):
-        _draw_run(axes, run, by, colour=f"C{number % 10}")
-    axes.set_xlabel(by)
+        _draw_run(axes, run, colour=f"C{number % 10}")
+    axes.set_xlabel("steps")
     axes.set_ylabel("nats a character")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.grid(alpha=0.3)
@@ -51,20 +49,17 @@ def figure_of(runs: list[Path], by: By) -> Figure:
     return figure
 
 
-def _draw_run(axes: Axes, run: Path, by: By, *, colour: str) -> None:
+def _draw_run(axes: Axes, run: Path, *, colour: str) -> None:
     """Draw a run's loss, its smooth loss faint, and its validation losses in dots."""
-    directory = open_run(run)
-    history = read_history(directory)
+    history = read_history(open_run(run))
     if not history.points:
         raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
-    scale = 1 if by == "steps" else directory.definition.characters_per_step
-    x = [point.step * scale for point in history.points]
+    steps = [point.step for point in history.points]
     losses = [point.loss for point in history.points]
     smooth_losses = [point.smooth_loss for point in history.points]
-    axes.plot(x, losses, color=colour, label=f"{run}: loss")
-    axes.plot(x, smooth_losses, color=colour, alpha=0.4, linewidth=0.8)
+    axes.plot(steps, losses, color=colour, label=f"{run}: loss")
+    axes.plot(steps, smooth_losses, color=colour, alpha=0.4, linewidth=0.8)
     if history.validation_losses:
-        x = [step * scale for step, _ in history.validation_losses]
-        nats = [nats for _, nats in history.validation_losses]
+        validated, nats = zip(*history.validation_losses, strict=True)
         label = f"{run}: validation loss"
-        axes.plot(x, nats, "o--", color=colour, markersize=4, label=label)
+        axes.plot(validated, nats, "o--", color=colour, markersize=4, label=label)

@@ -113,18 +113,12 @@ def lines_of(snapshot: Snapshot) -> list[str]:
     if own := [each.longest_piece for each in snapshot.workers if each.name == SHARE_NAME]:
         at_most = f"{1000 * own[0]:.0f} ms at most"
         lines.append(f"the server computes, too: a message waits for {at_most}")
-    return lines + [_count(name, n) for name, n in sorted(status.counts.items()) if n]
+    counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
+    return lines + [f"{k}: {n:,} ({COUNTER_SENTENCES.get(k, 'unknown')})" for k, n in counts]
 
 
 def _step_of(status: Status) -> str:
     return f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
-
-
-def _count(name: str, n: int) -> str:
-    """Return a count in words; `name` is COUNTER or COUNTER:SENDER."""
-    counter, _, sender = name.partition(":")
-    sender = f" from {sender}" if sender else ""
-    return f"{counter}: {n:,}{sender} ({COUNTER_SENTENCES.get(counter, 'unknown')})"
 
 
 def rows_of(snapshot: Snapshot) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""How a run's texts, times and losses are written for people."""
+"""How a run's texts and times are written for people."""
 
 import math
 
@@ -17,8 +17,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def bits_of(nats: float) -> float:
-    """Return nats, in which losses are computed, as bits."""
-    return nats / math.log(2)

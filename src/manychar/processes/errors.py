@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and exit codes."""
+"""Errors that a user can cause, such as a missing package, and exit codes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -35,3 +35,16 @@ def user_errors(what: object, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError("; ".join(filter(None, [f"{what}: {because(error)}", advice]))) from None
+
+
+@contextlib.contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Raise UserError for an import inside this that needs `manychar[extra]`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "manychar":
+            raise
+        raise UserError(
+            f"{what} needs {error.name}, which is not installed: pip install 'manychar[{extra}]'"
+        ) from None

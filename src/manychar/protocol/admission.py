@@ -201,7 +201,7 @@ class Admission(ServerPart):
         """Count a message that could not be read, or that its sender may not send."""
         member, owner = self._membership.members.get(event.peer), event.owner
         name = member.name if member else owner.name if owner else "an unknown peer"
-        self._outbox.count_against(name, Counter.MESSAGES_MALFORMED)
+        self._outbox.count(Counter.MESSAGES_MALFORMED)
         if member is not None:
             member.tally.dropped += 1
         if now >= self._next_warning:

@@ -281,7 +281,7 @@ class Status(_InRun):
     `seconds` is the training time of the run, `checkpoint` the step of the newest one on disk.
     `validated` is the newest one with a validation loss, `best` the one with the lowest; None
     before there is one. `divergence` says that training diverges, `waiting_for` what the run is
-    waiting for; empty where neither is so. `counts` is by Counter, and by COUNTER:SENDER. The page
+    waiting for; empty where neither is so. `counts` is by Counter. The page
     begins with worker `first`; `first` = `total` where only the figures are sent.
     """
 

@@ -8,11 +8,9 @@ from manychar.protocol.events import Dropped
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Message, Peer, Status, Weights
 
-COUNTS_KEPT = 100
-
 
 class Outbox:
-    """Collects the effects of an event; `counts` are by Counter, and by COUNTER:SENDER."""
+    """Collects the effects of an event; `counts` are by Counter."""
 
     def __init__(self, membership: Membership) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
@@ -22,13 +20,6 @@ class Outbox:
 
     def count(self, counter: Counter, number: int = 1) -> None:
         self.counts[counter] += number
-
-    def count_against(self, sender: str, counter: Counter) -> None:
-        """Count it in total and by sender, for at most COUNTS_KEPT entries."""
-        self.count(counter)
-        of_sender = f"{counter}:{sender}"
-        if of_sender in self.counts or len(self.counts) < COUNTS_KEPT:
-            self.counts[of_sender] += 1
 
     def dropped(self, event: Dropped, now: float) -> None:
         self.count(event.counter, event.count)

@@ -5,17 +5,17 @@ import dataclasses
 import math
 
 from manychar.protocol import messages
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level
 from manychar.protocol.events import DiskWaited
 from manychar.protocol.member import Member, PeerState
-from manychar.protocol.messages import PAGE_LENGTH, Peer, Status, Weights, one_line
+from manychar.protocol.messages import HOST_LENGTH, PAGE_LENGTH, Peer, Status, Weights, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.worker_tally import WorkerStats
 
 FIGURES_EVERY = 0.2
 PAGES_EVERY = 1.0
-COUNTS_SHOWN = 24  # with the longest names they fit into a header
 FIRST_STALL_AFTER = 1.0
 LONG_STEP = 4  # usual steps
 STALL_EVERY = 10.0
@@ -161,7 +161,7 @@ class StatusReport(ServerPart):
             divergence=self.divergence,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
             waiting_for=one_line(self._awaited()) if late else "",
-            counts=dict(counts.most_common(COUNTS_SHOWN)),
+            counts=dict(counts),
             first=total,
             total=total,
             workers=(),
@@ -185,9 +185,14 @@ class StatusReport(ServerPart):
         ]
 
     def note_below(self, member: Member, page: Status, now: float) -> None:
-        """Note the workers and the counts of a relay; the first page begins anew."""
-        member.below = (*member.below[: page.first], *page.workers)[:MOST_BELOW]
-        member.counts = page.counts
+        """Note the workers and the counts of a relay, cut so that a page of this server holds them.
+
+        The first page begins anew.
+        """
+        most = HOST_LENGTH
+        named = [w._replace(host=w.host[:most], relay=w.relay[:most]) for w in page.workers]
+        member.below = (*member.below[: page.first], *named)[:MOST_BELOW]
+        member.counts = {name: n for name, n in page.counts.items() if name in tuple(Counter)}
 
     def _listed(self) -> list[Member]:
         """Return the workers, and those that are silent and have no successor of their name."""

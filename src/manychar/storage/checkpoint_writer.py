@@ -1,9 +1,8 @@
 """Writes checkpoints in a thread beside the loop, and reports each."""
 
 import contextlib
-import queue
-import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Self
 
 from manychar.processes.errors import UserError, because
@@ -13,9 +12,8 @@ from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, write
 from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 
-MOST_PENDING = 2
+MOST_PENDING = 2  # beside the one that is being written
 REPORT_EVERY = 2.0  # seconds, while a caller waits
-_Work = tuple[Save, frozenset[int], str]  # spared steps; why it cannot be written
 
 
 class Writer:
@@ -28,17 +26,14 @@ class Writer:
         self._vocabulary = resume_point.checkpoint.vocabulary
         self._journal = resume_point.journal
         self._wake = wake
-        self._pending: queue.Queue[_Work | None] = queue.Queue(MOST_PENDING)
-        self._news: queue.SimpleQueue[CheckpointWritten] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="checkpoints")
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writes: list[Future[CheckpointWritten]] = []
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pending.put(None)
-        self._thread.join()
+        self._thread.shutdown()
 
     def write(
         self, save: Save, waiting: Callable[[], None], *, spare: Collection[int] = ()
@@ -53,37 +48,34 @@ class Writer:
             self._journal.flush()
         except OSError as error:
             failure = f"its journal: {because(error)}"
-        while True:
-            try:
-                self._pending.put((save, frozenset(spare), failure), timeout=REPORT_EVERY)
-                return
-            except queue.Full:
+        while len(pending := [each for each in self._writes if not each.done()]) > MOST_PENDING:
+            if not wait(pending, REPORT_EVERY, FIRST_COMPLETED).done:
                 waiting()
+        write = self._thread.submit(self._result, save, frozenset(spare), failure)
+        self._writes.append(write)
+        write.add_done_callback(lambda _: self._wake())
 
     def news(self) -> list[CheckpointWritten]:
         """Return what became of each since the last call."""
         news = []
-        while not self._news.empty():
-            news.append(self._news.get())
+        while self._writes and self._writes[0].done():
+            news.append(self._writes.pop(0).result())
         return news
 
-    def _work(self) -> None:
-        while (work := self._pending.get()) is not None:
-            save, spare, failure = work
-            try:
-                if not failure:
-                    self._write(save, spare)
-            except OSError as error:
-                failure = because(error)
-            except UserError as error:
-                failure = f"read back: {error}"
-            except Exception as error:
-                failure = repr(error)
-            if failure:
-                kept = [f"that of step {step} is kept" for step, _ in self._directory.resumable()]
-                failure += f"; {kept[-1] if kept else 'no checkpoint is there any more'}"
-            self._news.put(CheckpointWritten(save.state.step, failure, save.for_recovery))
-            self._wake()
+    def _result(self, save: Save, spare: frozenset[int], failure: str) -> CheckpointWritten:
+        try:
+            if not failure:
+                self._write(save, spare)
+        except OSError as error:
+            failure = because(error)
+        except UserError as error:
+            failure = f"read back: {error}"
+        except Exception as error:
+            failure = repr(error)
+        if failure:
+            kept = [f"that of step {step} is kept" for step, _ in self._directory.resumable()]
+            failure += f"; {kept[-1] if kept else 'no checkpoint is there any more'}"
+        return CheckpointWritten(save.state.step, failure, save.for_recovery)
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:
         directory, state = self._directory, save.state

@@ -14,8 +14,7 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any, BinaryIO
 
-from manychar.processes.errors import UserError, user_errors
-from manychar.processes.optional_dependencies import needing
+from manychar.processes.errors import UserError, needing, user_errors
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file
 

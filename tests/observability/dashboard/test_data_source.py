@@ -1,4 +1,4 @@
-"""Where a view comes from: a run directory that may still grow, a live server that may be lost."""
+"""Where a view comes from: the directory of a finished run, or a live server that may be lost."""
 
 import dataclasses
 import json
@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from manychar.observability.dashboard import data_source
-from manychar.observability.dashboard.data_source import DataSource, LiveServer, StoredRun
+from manychar.observability.dashboard.data_source import (
+    DataSource,
+    FinishedRun,
+    LiveServer,
+    open_source,
+)
 from manychar.observability.dashboard.view import View
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
-from manychar.storage.checkpoint import checkpoint_path, list_checkpoints
+from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.run_directory import locked, open_run
 from tests.commands import SMALL, Commands, until
 from tests.logs import write_losses
@@ -25,7 +30,7 @@ READ = ("--lease-timeout", "0.5", "--checkpoint-every", "50")
 
 def read(path: Path) -> View:
     """Read a run directory as it is: the logs, and each checkpoint."""
-    source = StoredRun(path)
+    source = FinishedRun(path)
     for _ in range(4):
         source.turn()
     return source.view
@@ -47,7 +52,7 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
 
 
 def test_a_view_of_what_has_not_changed_is_the_same(trained: Path) -> None:
-    source = StoredRun(trained)
+    source = FinishedRun(trained)
     for _ in range(4):
         source.turn()
     view = source.view
@@ -79,63 +84,18 @@ def test_a_torn_line_and_a_damaged_checkpoint_are_passed_over(
     assert [str(path) in line for line in caplog.messages] == [True]
 
 
-def test_a_checkpoint_that_is_pruned_before_it_is_read_is_no_fault(
-    trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def list_and_prune(directory: Path) -> list[tuple[int, Path]]:
-        listed = list_checkpoints(directory)
-        checkpoint_path(directory, 300).unlink(missing_ok=True)
-        return listed
-
-    monkeypatch.setattr(data_source, "list_checkpoints", list_and_prune)
-    assert [sample.step for sample in read(trained).samples] == [0, 150]
-    assert not caplog.messages
-
-
-def test_an_unreadable_validation_log_is_one_line(
-    trained: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = StoredRun(trained)
+def test_an_unreadable_validation_log_is_one_line(trained: Path) -> None:
     log = trained / "validation.jsonl"
     log.unlink(missing_ok=True)
     log.mkdir()
-    for _ in range(3):
-        source.turn()
-    assert str(log) in source.view.activity
-    assert source.view.samples
-    assert [str(log) in line for line in caplog.messages] == [True]
     with pytest.raises(UserError, match=r"validation\.jsonl"):
-        StoredRun(trained)
-    log.rmdir()
-    source.turn()
-    assert source.view.activity == "at step 300"
+        FinishedRun(trained)
 
 
-def test_a_run_that_grows_is_read_again(trained: Path) -> None:
-    metrics, checkpoints = trained / "metrics.jsonl", trained / "checkpoints"
-    whole = metrics.read_text(encoding="utf-8")
-    metrics.write_text(whole.splitlines(keepends=True)[0], encoding="utf-8")
-    kept = checkpoint_path(checkpoints, 300).read_bytes()
-    checkpoint_path(checkpoints, 300).unlink()
-    source = StoredRun(trained)
-    for _ in range(3):
-        source.turn()
-    assert (source.view.live, source.view.activity) == (False, "at step 100")
-    assert [sample.step for sample in source.view.samples] == [0, 150]
-    with locked(open_run(trained)):
-        source.turn()
-        assert (source.view.live, source.view.activity) == (True, "on disk up to step 100")
-        checkpoint_path(checkpoints, 300).write_bytes(kept)
-        metrics.write_text(whole, encoding="utf-8")
-        source.turn()
-        assert [sample.step for sample in source.view.samples] == [0, 150, 300]
-    source.turn()
-    assert (source.view.live, source.view.activity) == (False, "at step 300")
-
-
-def test_a_checkpoint_that_was_renamed_since_the_listing_is_left_out(trained: Path) -> None:
-    checkpoint_path(trained / "checkpoints", 450).symlink_to("nowhere")
-    assert read(trained).checkpoint is None
+def test_a_run_that_has_a_server_is_watched_through_it(trained: Path) -> None:
+    with locked(open_run(trained)), pytest.raises(UserError, match="still starting"):
+        open_source(str(trained), None, connect_timeout=1.0)
+    assert isinstance(open_source(str(trained), None, connect_timeout=1.0), FinishedRun)
 
 
 class ClientOf:

@@ -1,10 +1,8 @@
-"""Where the page's view comes from: a live server, or a run directory.
+"""Where the page's view comes from: a live server, or the directory of a run that has none.
 
-A run directory is read again and again, so the run may be finished or still training. All of it
-happens in the web server's own thread, in short turns.
+All of it happens in the web server's own thread, in short turns.
 """
 
-import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -28,7 +26,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Weights, WeightsRequest
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
-from manychar.storage.server_address import is_served, read_address
+from manychar.storage.server_address import is_served
 from manychar.storage.validation_log import best_checkpoint
 
 SAMPLE_LENGTH = 300
@@ -127,58 +125,41 @@ class LiveServer(DataSource):
         )
 
 
-class StoredRun(DataSource):
-    """A run directory. Raises UserError where it is none, or its logs cannot be read."""
+class FinishedRun(DataSource):
+    """A run directory without a server. Raises UserError where it is none, or cannot be read."""
 
     interval = 0.5
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._directory = open_run(path)
-        self._seen: set[int] = set()
-        self.view = self.view.of_run(self._directory.run_id, _facts(self._directory.definition))
-        self._read_logs()
+        self._directory = directory = open_run(path)
+        checkpoints, history = list_checkpoints(directory.checkpoints), read_history(directory)
+        self._unread = checkpoints[-MOST_SAMPLES:]
+        last = history.points[-1].step if history.points else 0
+        self._set(
+            run=directory.run_id,
+            facts=_facts(directory.definition),
+            history=history.thinned(MOST_POINTS),
+            steps=directory.operation.steps,
+            live=False,
+            activity=f"at step {last:,}",
+            best=best_checkpoint(directory, dict(history.validation_losses)),
+            checkpoint=(checkpoints[-1][0], 0.0) if checkpoints else None,
+        )
 
     def update(self) -> None:
-        """Read what is new: the logs, and at most one checkpoint. What cannot be read is logged."""
+        """Read one more checkpoint, the newest first; what cannot be read is logged."""
+        if not self._unread:
+            return
+        step, path = self._unread.pop()
         try:
-            self._read_logs()
+            checkpoint = self._directory.read(path)
         except UserError as error:
-            if self.view.activity != str(error):
-                logger.warning("%s", error)
-            self._set(activity=str(error))
-        checkpoints = list_checkpoints(self._directory.checkpoints)[-MOST_SAMPLES:]
-        for step, path in [each for each in checkpoints if each[0] not in self._seen][-1:]:
-            self._seen.add(step)
-            try:
-                checkpoint = self._directory.read_if_there(path)
-            except UserError as error:
-                logger.warning("%s", error)
-                return
-            if checkpoint is None:
-                return
-            model = checkpoint.state.parameters, checkpoint.vocabulary
-            seed = self._directory.definition.seed
-            self.view = self.view.with_sample(sample_of(model, seed=seed, step=step))
-
-    def _read_logs(self) -> None:
-        directory, live = self._directory, is_served(self._directory.path)
-        history, steps = read_history(directory), directory.operation.steps
-        last = history.points[-1].step if history.points else 0
-        until = "on disk up to" if live else "at"
-        view = dataclasses.replace(
-            self.view,
-            history=history.thinned(MOST_POINTS),
-            steps=steps,
-            live=live,
-            activity=f"{until} step {last:,}",
-            best=best_checkpoint(directory, dict(history.validation_losses)),
-        )
-        for step, path in list_checkpoints(directory.checkpoints)[-1:]:
-            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
-                view = dataclasses.replace(view, checkpoint=(step, path.stat().st_mtime))
-        if view != self.view:
-            self.view = view
+            logger.warning("%s", error)
+            return
+        model = checkpoint.state.parameters, checkpoint.vocabulary
+        seed = self._directory.definition.seed
+        self.view = self.view.with_sample(sample_of(model, seed=seed, step=step))
 
 
 def sample_of(model: Model, *, seed: int, step: int) -> Sample:
@@ -196,6 +177,6 @@ def _facts(of: Definition | Dimensions) -> dict[str, str]:
 
 def open_source(source: str, key: ClientKey | None, *, connect_timeout: float) -> DataSource:
     """Return what shows a live server's endpoint or a run directory. Raises UserError."""
-    if is_endpoint(source) or read_address(Path(source)) is not None:
+    if is_endpoint(source) or is_served(Path(source)):
         return LiveServer(source, key, connect_timeout=connect_timeout)
-    return StoredRun(Path(source))
+    return FinishedRun(Path(source))

@@ -49,7 +49,7 @@ def _figures(view: View) -> dict[str, str]:
         step, at = view.checkpoint
         age = f", {duration(max(time.time() - at, 0))} ago" if view.live else ""
         found["last checkpoint"] = f"step {step:,}{age}"
-    counts = {name: f"{n:,}" for name, n in sorted(view.counts.items()) if n and ":" not in name}
+    counts = {name: f"{n:,}" for name, n in sorted(view.counts.items()) if n}
     return {**found, **counts}
 
 

@@ -1,17 +1,36 @@
-"""Serves the page: a socket, the request guard, and the web server in the main thread."""
+"""Serves the page: a socket, and the web server in the main thread.
+
+A page of another site can have a browser request any address, this one too (with DNS rebinding
+even under a name of that site). So the Host has to be this machine's loopback, and a connection
+for the page's data has to come from the page itself. The page may load nothing from elsewhere.
+"""
 
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from nicegui import app, ui
+from nicegui import app, core, ui
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from manychar.network.endpoints import is_loopback, require_loopback
 from manychar.observability.dashboard.data_source import DataSource
 from manychar.observability.dashboard.page import register
-from manychar.observability.dashboard.request_guard import RequestGuard
 from manychar.processes.errors import user_errors
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# Vue compiles its templates in the browser, hence the two exceptions for scripts.
+POLICY = """default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';
+ style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:;
+ base-uri 'none'; form-action 'none'; frame-ancestors 'none'"""
+HEADERS = {
+    "content-security-policy": POLICY.replace("\n", ""),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
@@ -28,16 +47,27 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+async def _with_policy(
+    request: Request, answer: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    response = await answer(request)
+    response.headers.update(HEADERS)
+    return response
+
+
 def serve(source: DataSource, listening: socket.socket) -> None:
     """Serve the page until a signal ends it, which is then raised again."""
-    web = FastAPI(openapi_url=None)
+    web, host = FastAPI(openapi_url=None), listening.getsockname()[0]
     register(lambda: source.view)
     flags: Any = {"dark": None, "tailwind": False, "show_welcome_message": False}
     ui.run_with(web, language="en-US", **flags)
-    guard = RequestGuard(web, any_host=not is_loopback(listening.getsockname()[0]))
+    core.sio.eio.cors_allowed_origins = None  # no page but that of the same Host
+    web.middleware("http")(_with_policy)
+    hosts = [*LOOPBACK, host] if is_loopback(host) else ["*"]
+    web.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
     app.timer(source.interval, source.turn)
     try:
-        uvicorn.Server(uvicorn.Config(guard, **options)).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(web, **options)).run(sockets=[listening])
     finally:
         source.close()

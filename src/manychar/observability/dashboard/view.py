@@ -32,7 +32,7 @@ class View:
 
     `live` says whether more is to come, `activity` in words what the run does; `facts` are names
     and values of the run's definition; `workers` are the rows of the table of workers;
-    `checkpoint` is (step, seconds since the epoch) of the newest.
+    `checkpoint` is (step, seconds since the epoch) of the newest, whose age is shown while live.
     """
 
     source: str
