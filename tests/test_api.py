@@ -86,6 +86,7 @@ def test_importing_it_imports_no_numpy(manychar: Commands) -> None:
     assert (done.out, done.err) == ("False\n", "")
 
 
+@pytest.mark.long
 def test_a_run_and_what_can_be_done_with_it(manychar: Commands) -> None:
     script = f"""
 import json
@@ -176,6 +177,7 @@ except manychar.UserError as error:
     assert done.out.count("\n") == 1
 
 
+@pytest.mark.long
 def test_any_argument_reaches_the_command(manychar: Commands, trained: Path) -> None:
     """Those of a process are bounded, and have no NUL and no lone surrogate."""
     script = """
@@ -209,6 +211,7 @@ for call in (
         assert part in line
 
 
+@pytest.mark.long
 def test_a_false_argument_is_given(manychar: Commands) -> None:
     script = f"manychar.train(text, {SMALL}, steps=1, compute=False, run_dir='run')"
     done = python(manychar, script)

@@ -47,6 +47,7 @@ def shown(outputs: list[Any]) -> list[dict[str, str]]:
     return [dict(each.data) for each in outputs if each.output_type in kinds]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::Warning")  # of the client's own loop
 def test_a_run_in_a_notebook(kernel: NotebookClient) -> None:
     outputs = run(kernel, f"run = manychar.train(text, {SMALL}, steps=300, validation=0.1)")

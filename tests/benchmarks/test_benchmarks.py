@@ -49,6 +49,7 @@ def test_two_that_go_together_add_up(plan: Plan) -> None:
         assert two.measure(0) > 0
 
 
+@pytest.mark.long
 def test_a_fleet_goes_beside_one_process(plan: Plan) -> None:
     task = plan.task(numerics="portable", hidden=16, shards=2)
     pairs = [(targets.TWO, targets.SAME, 1.5), (targets.TWO, targets.BEFORE, 1.0)]
@@ -57,6 +58,7 @@ def test_a_fleet_goes_beside_one_process(plan: Plan) -> None:
     assert comparisons([row]).splitlines()[2].endswith("| 1.50x |")
 
 
+@pytest.mark.long
 def test_workers_that_compute_nothing_exchange_all_the_same(plan: Plan) -> None:
     task = plan.task(numerics="portable", hidden=16, shards=2)
     assert IdleFleet(plan, task).measure(0) > 0
@@ -66,6 +68,7 @@ def test_workers_that_compute_nothing_exchange_all_the_same(plan: Plan) -> None:
         assert ServerThread(plan, task).measure(0) > 0
 
 
+@pytest.mark.long
 def test_a_loss_is_reached_by_a_fleet_and_by_one_process(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ class TestFlags:
         assert f"cannot bind to {bind}" in done.last_line
         expect_nothing_new(manychar)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("command", ["server", "train"])
     def test_too_few_open_files(self, manychar: Commands, text: Path, command: str) -> None:
         few = (

@@ -84,6 +84,7 @@ os.execv(sys.executable, [sys.executable, "-m", "manychar", *sys.argv[1:]])
 """
 
 
+@pytest.mark.long
 def test_hints_of_a_run(manychar: Commands, text: Path, require: Require) -> None:
     require(hasattr(os, "sched_setaffinity"), "a system that says how many cores may be used")
     train = ("train", str(text), *SMALL, "--steps", "1", "--sample-length", "0")

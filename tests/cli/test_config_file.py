@@ -14,6 +14,7 @@ from tests.commands import SMALL, Commands
 from tests.conftest import Require
 
 
+@pytest.mark.long
 def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--learning-rate", "0.05", "--dtype", "float64", "--steps", "12")
     printed = manychar.run("train", str(text), *flags, "--print-config")
@@ -101,6 +102,7 @@ OTHERS = """
 """
 
 
+@pytest.mark.long
 def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "Did you mean 'train'?" in manychar.run("trian").err
     assert "--hidden" in manychar.run("train", "--hiden", "3").err

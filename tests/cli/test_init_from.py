@@ -65,6 +65,7 @@ def test_equivalence_from_a_checkpoint(manychar: Commands, given: Checkpoint) ->
     assert set(row[1:]) == {weights_sha256(given.state.parameters)[:16]}
 
 
+@pytest.mark.long
 def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Checkpoint) -> None:
     other = manychar.directory / "other.txt"
     known = other.read_text()

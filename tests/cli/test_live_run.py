@@ -32,6 +32,7 @@ def live(manychar: Commands, text: Path) -> Running:
     return running
 
 
+@pytest.mark.long
 def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, live: Running) -> None:
     run = manychar.directory / "run"
     address = read_address(run)
@@ -74,6 +75,7 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     assert isinstance(open_source(str(run), None, connect_timeout=1.0), FinishedRun)
 
 
+@pytest.mark.long
 def test_a_live_run_is_listed_with_its_present_step(manychar: Commands, text: Path) -> None:
     """Its files have every hundredth step; this one stands still at any, its worker paused."""
     server = manychar.start(
@@ -95,6 +97,7 @@ def test_a_live_run_is_listed_with_its_present_step(manychar: Commands, text: Pa
     assert (server.end().code, worker.end().code) == (0, 0)
 
 
+@pytest.mark.long
 def test_metrics_are_exported_by_run_directory(manychar: Commands, live: Running) -> None:
     following = manychar.start("follow", "run", "--metrics-port", "0")
     following.wait_for(r"figures for Prometheus: http://127\.0\.0\.1:\d+/metrics")
@@ -104,6 +107,7 @@ def test_metrics_are_exported_by_run_directory(manychar: Commands, live: Running
     assert (ended.code, "stopped by" in ended.err) == (75, True) or ended.code == 0, ended
 
 
+@pytest.mark.long
 def test_where_train_has_keys_its_user_reaches_it_too(
     manychar: Commands, text: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +198,7 @@ class TestBind:
         state = open_run(run).newest_checkpoint()[0].state
         assert bits_of(state) == bits_alone(text, run, state.step)[state.step]
 
+    @pytest.mark.long
     def test_is_refused_where_others_can_connect(self, manychar: Commands, text: Path) -> None:
         flags = ("train", str(text), *ENDLESS, "--bind", "tcp://0.0.0.0:*")
         done = manychar.run(*flags)

@@ -59,6 +59,7 @@ def test_help_reference_file_and_checks_follow_from_one_declaration(manychar: Co
     )
 
 
+@pytest.mark.long
 def test_a_run_and_its_server_get_it(manychar: Commands, text: Path) -> None:
     flags = (*SMALL, "--steps", "2", "--run-dir", "run", "--decay", "0.25", "--workers", "1")
     done = manychar.run("train", str(text), *flags)

@@ -46,6 +46,7 @@ def test_it_is_quick() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flag", ["workers", "hidden", "gbits", "shard-ms"])
 def test_a_value_out_of_bounds_is_one_line(manychar: Commands, flag: str) -> None:
     done = manychar.run("plan", f"--{flag}", "0")

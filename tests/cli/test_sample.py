@@ -124,6 +124,7 @@ def test_a_text_in_any_language(manychar: Commands, tmp_path: Path) -> None:
 
 
 class TestALiveServer:
+    @pytest.mark.long
     def test_gives_its_newest_weights(self, manychar: Commands, text: Path) -> None:
         worker = manychar.start("worker", "ipc://meet", "--name", "a")
         server = manychar.start(

@@ -129,6 +129,7 @@ class TestNothingIsLeft:
         expect_nothing_new(manychar)
 
 
+@pytest.mark.long
 @linux
 @pytest.mark.parametrize("text", [small_text(), "naïve Σίσυφος 日本語 🜁🜂\r\n"])
 def test_memory_does_not_grow_with_the_text(manychar: Commands, tmp_path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from manychar.storage.run_directory import open_run
 from tests.commands import Commands
 
@@ -24,6 +26,7 @@ def test_in_a_run_directory(manychar: Commands, trained: Path) -> None:
     assert "NAME no name: a name is 1 to 64 of the characters" in wrong.last_line
 
 
+@pytest.mark.long
 def test_at_a_live_server(manychar: Commands, trained: Path) -> None:
     ban(trained, "ann")
     server = manychar.start(

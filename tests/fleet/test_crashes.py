@@ -417,6 +417,7 @@ def test_a_run_whose_journal_was_torn_before_its_checkpoint_is_verified(
     assert " to 100, lost in a crash of the server" in verified.err
 
 
+@pytest.mark.long
 def test_verify_names_the_first_step_and_array_that_differ(
     manychar: Commands, text: Path, small_run: Path
 ) -> None:

@@ -135,6 +135,7 @@ def expect_same_bits(run: Path, text: Path) -> int:
     return last
 
 
+@pytest.mark.long
 def test_sums_without_the_columns_that_were_not_seen_give_the_same_bits(
     manychar: Commands, tmp_path: Path
 ) -> None:
@@ -206,6 +207,7 @@ class TestARun:
         smooth = read_checkpoint(run / "checkpoints" / "step-000000230.safetensors")
         assert lines[-1][f"smooth_{LOSS}"] == smooth.state.smooth_loss / 5
 
+    @pytest.mark.long
     def test_keeps_the_newest_checkpoints_and_the_first(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:
@@ -324,6 +326,7 @@ class TestByHand:
         assert done.last_line.startswith("a: no server at ipc://nobody")
         assert "--connect-timeout" in done.last_line
 
+    @pytest.mark.long
     def test_a_worker_outlives_its_server(self, manychar: Commands, text: Path, run: Path) -> None:
         worker = manychar.start("worker", "ipc://meet", "--name", "a")
         serve = ("--bind", "ipc://meet", "--checkpoint-every", "25")
@@ -394,6 +397,7 @@ class TestStopping:
         assert "resume: manychar train --resume run" in done.err
         assert expect_same_bits(run, text) >= 25
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
     )
@@ -446,6 +450,7 @@ class TestKilling:
         assert done.code == 0, done.err
         expect_same_bits(run, text)
 
+    @pytest.mark.long
     def test_a_hung_worker_is_taken_for_lost_and_comes_back(
         self, manychar: Commands, text: Path, run: Path
     ) -> None:

@@ -184,6 +184,7 @@ def test_a_run_directory_that_is_removed_leaves_no_promise(
     assert "resume" not in done.err
 
 
+@pytest.mark.long
 def test_a_journal_that_is_removed_ends_the_run_with_a_checkpoint(
     manychar: Commands, text: Path
 ) -> None:

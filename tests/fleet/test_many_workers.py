@@ -62,7 +62,7 @@ def long(*values: int) -> ParameterSet:
     return pytest.param(*values, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize(("count", "relays"), [(50, 0), (50, 2), long(1000, 0), long(200, 8)])
+@pytest.mark.parametrize(("count", "relays"), [(50, 0), long(50, 2), long(1000, 0), long(200, 8)])
 def test_many_workers_share_a_run_and_a_tenth_of_them_is_replaced(
     manychar: Commands, text: Path, count: int, relays: int
 ) -> None:

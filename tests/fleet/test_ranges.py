@@ -120,6 +120,7 @@ def test_a_worker_at_a_fifth_of_the_speed_costs_little(manychar: Commands, text:
     fleet.stop()
 
 
+@pytest.mark.long
 def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
     manychar: Commands, text: Path
 ) -> None:

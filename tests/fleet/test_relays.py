@@ -88,6 +88,7 @@ def test_a_killed_relay_changes_no_bit(manychar: Commands, text: Path) -> None:
     assert expect_same_bits(manychar.directory / "run", text) > 0
 
 
+@pytest.mark.long
 def test_a_chain_of_relays_and_a_worker_beside_it(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "2000")
     upper, middle = relay(manychar, endpoint, name="upper")
@@ -98,6 +99,7 @@ def test_a_chain_of_relays_and_a_worker_beside_it(manychar: Commands, text: Path
     assert expect_same_bits(manychar.directory / "run", text) == 2000
 
 
+@pytest.mark.long
 def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
     above, below = (manychar.directory / name for name in ("above", "below"))
     keys.create(above)
@@ -113,6 +115,7 @@ def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
     assert expect_same_bits(manychar.directory / "run", text) == 500
 
 
+@pytest.mark.long
 def test_an_observer_is_told_where_the_server_is(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "0")
     between, below = relay(manychar, endpoint)
@@ -163,6 +166,7 @@ def site(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.long
 def test_a_wrong_worker_is_banned_through_two_relays(
     manychar: Commands, text: Path, site: dict[str, str]
 ) -> None:
@@ -181,6 +185,7 @@ def test_a_wrong_worker_is_banned_through_two_relays(
     assert expect_same_bits(manychar.directory / "run", text) == 200
 
 
+@pytest.mark.long
 def test_a_relay_of_another_version(manychar: Commands, text: Path, site: dict[str, str]) -> None:
     server, endpoint = serve(manychar, text, "--steps", "0")
     old = manychar.run("relay", endpoint, "--bind", LOOPBACK, "--name=old", env=site)

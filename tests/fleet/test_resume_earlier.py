@@ -78,6 +78,7 @@ def test_train_comes_to_the_same_bits(
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 def test_a_server_keeps_its_process_and_endpoint(
     manychar: Commands, text: Path, spoiling: dict[str, str]
 ) -> None:

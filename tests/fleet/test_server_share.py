@@ -66,7 +66,7 @@ def test_one_worker_is_the_server_and_is_so_again_after_a_crash(
     ("flags", "workers", "computes"),
     [
         ("--workers 2 --compute", ["worker-1"], True),
-        ("--workers 1 --no-compute", ["worker-1"], False),
+        pytest.param("--workers 1 --no-compute", ["worker-1"], False, marks=pytest.mark.long),
         pytest.param("--workers 3", ["worker-1", "worker-2"], True, marks=pytest.mark.long),
     ],
 )
@@ -88,6 +88,7 @@ def test_the_server_is_one_of_the_workers_where_it_computes(
     expect_same_bits(manychar.directory / "run", text)
 
 
+@pytest.mark.long
 def test_a_server_that_computes_serves_observers_validation_and_stop(
     manychar: Commands, text: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_signal_ends_a_server_while_it_computes(
     assert list_checkpoints(manychar.directory / "run" / "checkpoints")
 
 
+@pytest.mark.long
 def test_the_shards_of_a_lost_worker_are_computed_here(manychar: Commands, text: Path) -> None:
     flags = ("--workers", "2", "--compute", "--lease-timeout", "1")
     running = endless(manychar, text, *flags)
@@ -159,6 +161,7 @@ def answered_within(client: ObserverClient) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.long
 def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, text: Path) -> None:
     """Within twice the longest piece between two progress calls, not only between two shards."""
     large = ("--hidden", "1024", "--streams", "64", "--shards", "1")

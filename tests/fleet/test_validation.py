@@ -73,6 +73,7 @@ def losses_of(manychar: Commands, run: str) -> dict[int, float]:
     return read_validation_losses(open_run(manychar.directory / run))
 
 
+@pytest.mark.long
 def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
     said = train(manychar, text, "run", "--steps", "110", "--workers", "2")
     validation_losses = losses_of(manychar, "run")
@@ -291,6 +292,7 @@ def asked(validated: RunDirectory) -> Iterator[Asked]:
             asked.process.close()
 
 
+@pytest.mark.long
 def test_a_validation_process_that_hangs_is_started_again(
     validated: RunDirectory,
     asked: Asked,
@@ -354,6 +356,7 @@ def test_a_torn_line_is_validated_again(manychar: Commands, validated: RunDirect
     assert sorted(validation_losses) == [0, 20, 40, 60, 80]
 
 
+@pytest.mark.long
 def test_a_result_of_another_checkpoint_is_passed_over(validated: RunDirectory) -> None:
     before = read_validation_losses(validated)
     with validation_log(validated) as log:
@@ -410,6 +413,7 @@ def test_what_cannot_be_validated_is_refused(
     assert complaint in done.last_line
 
 
+@pytest.mark.long
 def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Path) -> None:
     strange = manychar.directory / "strange.txt"
     strange.write_text("the cät sat on ☃", encoding="utf-8")

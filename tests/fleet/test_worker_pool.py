@@ -13,6 +13,7 @@ from tests.fleet.test_fleet import CRASHES_ONCE, ENDLESS, expect_same_bits, furt
 POOL = ("--processes", "2", "--name", "pool")
 
 
+@pytest.mark.long
 def test_a_pool_restarts_what_crashes_and_says_who_joined_and_why_it_ended(
     manychar: Commands, text: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_pool_ends_by_signal(manychar: Commands, number: int, code: int) -> No
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["INT", "HUP"])
 def test_each_worker_says_by_which_signal_the_pool_was_stopped(
     manychar: Commands, number: int

@@ -347,6 +347,7 @@ class TestMessagesOfManyFrames:
 
 
 class TestConnections:
+    @pytest.mark.long
     def test_without_a_good_key_disturb_nothing(
         self, manychar: Commands, text: Path, hostile: int, measured: None
     ) -> None:

@@ -185,6 +185,7 @@ class TestWhatIsNoRefusal:
             assert sum(refused) == 0
 
 
+@pytest.mark.long
 def test_commands_end_at_once_and_raise_no_counts(
     manychar: Commands, text: Path, folder: Path, other: ClientKey
 ) -> None:

@@ -298,6 +298,7 @@ router.close()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("interval", "code"), [(0, 0), (10, -signal.SIGABRT)])
 def test_a_peer_that_goes_with_messages_unread_ends_nobody(interval: int, code: int) -> None:
     """libzmq would end the process at its next heartbeat, if the server sent any."""

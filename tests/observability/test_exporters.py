@@ -33,6 +33,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+@pytest.mark.long
 def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
     port = free_port()
     running = manychar.start(

@@ -46,6 +46,7 @@ def end(running: Running) -> None:
     assert running.end().code == 0
 
 
+@pytest.mark.long
 def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text, "--validation", "0.1")
     running.wait_for(r"validation \d")
@@ -101,6 +102,7 @@ def test_status_names_a_stopped_worker(manychar: Commands, text: Path) -> None:
     end(running)
 
 
+@pytest.mark.long
 def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
     running, endpoint = training(manychar, text)
     following = manychar.start("sample", endpoint, "--follow", "--length", "40", "--seed", "1")

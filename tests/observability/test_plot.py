@@ -75,6 +75,7 @@ def test_a_run_has_a_colour_and_its_name(validated: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_svg_of_two_runs(manychar: Commands, validated: Path) -> None:
     copytree(validated, manychar.directory / "second")
     one, again = (manychar.run("plot", "run", "second", "-o", f"{n}.svg") for n in ("1", "2"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import SMALL, Commands
+from tests.parameters import others_long
 
 TRAIN = (*SMALL, "--steps", "40", "--workers", "1", "--sample-every", "20", "--run-dir", "run")
 ESCAPE = "\x1b"
@@ -33,7 +34,9 @@ def expect_all_said(shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "env", [{"TERM": "dumb"}, {"TERM": "unknown"}, {"TERM": "dumb", "FORCE_COLOR": "1"}], ids=str
+    "env",
+    others_long([{"TERM": "dumb"}, {"TERM": "unknown"}, {"TERM": "dumb", "FORCE_COLOR": "1"}]),
+    ids=str,
 )
 def test_one_that_cannot_move_its_cursor_gets_plain_lines(
     manychar: Commands, text: Path, env: dict[str, str]
@@ -44,6 +47,7 @@ def test_one_that_cannot_move_its_cursor_gets_plain_lines(
     assert ESCAPE not in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", ["0", "1", "15", "80"])
 def test_nothing_that_is_said_depends_on_the_width(
     manychar: Commands, text: Path, columns: str

@@ -149,6 +149,7 @@ class TestOtherKernels:
             manychar, "portable", SKYLAKE
         )
 
+    @pytest.mark.long
     def test_a_worker_of_another_kind_comes_to_the_same_bits(
         self, manychar: Commands, text: Path
     ) -> None:

@@ -12,6 +12,7 @@ from manychar.processes import log, queued_stream
 from manychar.processes.queued_stream import QueuedStream
 from manychar.storage.checkpoint import list_checkpoints
 from tests.commands import SMALL, Commands, until
+from tests.parameters import others_long
 
 RECORD = "a record that is whole or not there\n"
 
@@ -105,8 +106,8 @@ def test_a_failure_is_raised_by_standard_output_alone() -> None:
         written_to("stdout").write(RECORD)
 
 
-@pytest.mark.parametrize("stalled", ["stdout", "stderr"])
-@pytest.mark.parametrize("command", ["train", "server"])
+@pytest.mark.parametrize("stalled", others_long(["stdout", "stderr"]))
+@pytest.mark.parametrize("command", others_long(["train", "server"]))
 def test_a_run_goes_on_while_its_output_is_not_read(
     manychar: Commands, text: Path, pipe: Pipe, stalled: str, command: str
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_run_goes_on_while_its_output_is_not_read(
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 def test_observers_go_on_while_their_output_is_not_read(manychar: Commands, text: Path) -> None:
     flags = [*SMALL, "--steps", "0", "--bind", "tcp://127.0.0.1:0"]
     server = manychar.start("server", str(text), *flags)

@@ -11,6 +11,7 @@ from manychar.processes.signals import STOPS, SelfPipe
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.event_log import EVENTS_NAME
 from tests.commands import SMALL, Commands
+from tests.parameters import others_long
 
 IGNORING = ("sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh")
 ALONE = ("--compute", "--bind", "ipc://here", "--run-dir", "run", *SMALL)
@@ -20,7 +21,9 @@ def newest(manychar: Commands) -> int:
     return list_checkpoints(manychar.directory / "run" / "checkpoints")[-1][0]
 
 
-@pytest.mark.parametrize("number", sorted(STOPS.keys() - {signal.SIGINT, signal.SIGTERM}))
+@pytest.mark.parametrize(
+    "number", others_long(sorted(STOPS.keys() - {signal.SIGINT, signal.SIGTERM}))
+)
 def test_a_signal_that_would_kill_has_the_server_write_a_checkpoint(
     manychar: Commands, text: Path, number: int
 ) -> None:
@@ -51,6 +54,7 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["server", "train"])
 def test_what_is_ignored_at_the_start_stays_ignored(
     manychar: Commands, text: Path, command: str

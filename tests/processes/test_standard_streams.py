@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import SMALL, Commands
+from tests.parameters import others_long
 
 CLOSED = {"in": "<&-", "out": ">&-", "err": "2>&-", "in and err": "<&- 2>&-"}
 CLOSED |= {"out and err": ">&- 2>&-", "all": "<&- >&- 2>&-"}
@@ -16,7 +17,7 @@ def closing(which: str) -> tuple[str, ...]:
     return ("sh", "-c", f'exec "$@" {CLOSED[which]}', "sh")
 
 
-@pytest.mark.parametrize("which", CLOSED)
+@pytest.mark.parametrize("which", others_long(CLOSED, ordinary=2))
 def test_no_message_gets_into_the_data(manychar: Commands, trained: Path, which: str) -> None:
     sample = ("sample", str(trained), "--length", "20", "--seed", "1")
     text = manychar.run(*sample).out
@@ -26,6 +27,7 @@ def test_no_message_gets_into_the_data(manychar: Commands, trained: Path, which:
     assert (done.code, done.out) == (2, "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["err", "all"])
 def test_no_message_gets_into_a_file(manychar: Commands, text: Path, which: str) -> None:
     done = manychar.start("train", str(text), *SMALL, *ALONE, before=closing(which)).end()
@@ -63,6 +65,7 @@ def test_a_reader_that_has_enough_is_no_error(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_full_disk_is_named(manychar: Commands, trained: Path, words: str) -> None:

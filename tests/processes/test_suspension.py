@@ -64,6 +64,7 @@ def test_a_run_pauses_and_goes_on_with_all_its_processes(manychar: Commands) -> 
     manychar.expect_nobody()
 
 
+@pytest.mark.long
 def test_without_a_shell_a_run_goes_on(manychar: Commands) -> None:
     """Nobody could continue it: by default, SIGTSTP has no effect there.
 
@@ -79,6 +80,7 @@ def test_without_a_shell_a_run_goes_on(manychar: Commands) -> None:
     assert running.end().code == 75
 
 
+@pytest.mark.long
 def test_several_workers_pause_with_their_parent(manychar: Commands) -> None:
     server = manychar.start(
         *("server", "text.txt", *SMALL, *FLAGS, "--shards", "2", "--bind", "ipc://here")

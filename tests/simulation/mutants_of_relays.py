@@ -58,7 +58,7 @@ def a_relay_answers_with_the_unit_of_the_step_before(patch: pytest.MonkeyPatch) 
     patch.setattr("tests.simulation.worker_oracle._check_kept", lambda *_: None)
 
 
-@mutant("17", "relays+worker-crash", "hidden")
+@mutant("17", "relays+worker-crash", "hidden", seed=2)
 def a_relay_hides_a_lost_worker(patch: pytest.MonkeyPatch) -> None:
     right = Relay._progress
 
@@ -81,7 +81,7 @@ def a_relay_waits_for_a_silent_worker(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RelayServer, "__init__", patient)
 
 
-@mutant("17", "relays+moves+worker-crash", "exception", "relayed result")
+@mutant("17", "relays+moves+worker-crash", "exception", "relayed result", seed=36)
 def a_relay_sends_exactly_the_run(patch: pytest.MonkeyPatch) -> None:
     def exact(self: RelayStep, run: Range) -> Range | None:
         return run if all(i in self._open.senders for i in range(run[0], run[1] + 1)) else None
@@ -89,12 +89,12 @@ def a_relay_sends_exactly_the_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RelayStep, "unit_of", exact)
 
 
-@mutant("17", "relays+hang", "not passed up")
+@mutant("17", "relays+hang", "not passed up", seed=29)
 def a_relay_drops_what_is_not_of_its_shards(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Relay, "pass_up", lambda *_: None)
 
 
-@mutant("3", "relayed", "weights", seed=29)
+@mutant("3", "relayed", "weights", seed=40)
 def a_relay_sends_weights_alone_after_a_step_that_was_not_finished(
     patch: pytest.MonkeyPatch,
 ) -> None:
@@ -104,7 +104,7 @@ def a_relay_sends_weights_alone_after_a_step_that_was_not_finished(
     patch.setattr(Membership, "can_continue", lazy)
 
 
-@mutant("16", "relayed", "unheld", seed=38)
+@mutant("16", "relayed", "unheld", seed=187)
 def a_relay_does_not_cut_anew_what_it_revoked(patch: pytest.MonkeyPatch) -> None:
     right = LeaseGrants.keep_only
 

@@ -86,6 +86,7 @@ def test_the_same_schedule_is_the_same_run() -> None:
     assert first == again
 
 
+@pytest.mark.long
 def test_a_unit_longer_than_the_limit_is_no_livelock() -> None:
     assert not failures_in(Schedule(seed, "suspended") for seed in range(6))
 

@@ -56,6 +56,7 @@ def test_the_file_is_rotated_to_one_older_one(
     assert found == [f"event {number}" for number in range(40 - len(found), 40)], "in order, whole"
 
 
+@pytest.mark.long
 def test_a_run_s_events(manychar: Commands, text: Path) -> None:
     flags = ("--workers", "2", "--no-compute", "--steps", "0", "--checkpoint-every", "50")
     running = manychar.start("train", str(text), "--run-dir", "run", *SMALL, *flags)

@@ -23,6 +23,7 @@ V, H, T, B = 7, 5, 6, 3
 LETTERS = "\n abcdé"
 
 
+@pytest.mark.long
 def test_the_file_says_what_it_holds(manychar: Commands, trained: Path) -> None:
     done = manychar.run("export", "run", "-o", "model.safetensors")
     assert done.code == 0, done.err
@@ -81,6 +82,7 @@ def test_of_what_is_no_model(manychar: Commands, source: str) -> None:
     assert not (manychar.directory / "model").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.NPZ"])
 def test_a_name_of_another_format_is_refused(manychar: Commands, trained: Path, name: str) -> None:
     done = manychar.run("export", str(trained), "-o", name)

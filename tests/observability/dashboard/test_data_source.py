@@ -36,6 +36,7 @@ def read(path: Path) -> View:
     return source.view
 
 
+@pytest.mark.long
 def test_a_finished_run_is_read_whole(trained: Path) -> None:
     view = read(trained)
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -37,6 +37,7 @@ def page(finished_page: str, browser: Browser) -> str:
     return finished_page
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("page")
 def test_a_finished_run_is_shown(browser: Browser) -> None:
     assert browser.wait_for(STEP, bool) == "300 of 300"
