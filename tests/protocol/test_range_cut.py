@@ -36,7 +36,8 @@ def sizes(ranges: Sequence[Range | None]) -> list[int]:
 
 @given(st.integers(1, 70), st.lists(SECONDS, min_size=1, max_size=9))
 def test_the_shortest_step(count: int, seconds: list[float]) -> None:
-    assert shortest_step(count, seconds) == pytest.approx(shortest(count, seconds))
+    alone = [1] * len(seconds)
+    assert shortest_step(count, seconds, alone) == pytest.approx(shortest(count, seconds))
 
 
 @given(cases())
@@ -117,3 +118,20 @@ def test_halves_of_a_power_of_two_have_one_sum_each() -> None:
 def test_shards_in_words() -> None:
     assert shards_named((3, 3)) == "shard 3"
     assert shards_named((3, 5)) == "shards 3 … 5"
+
+
+@given(st.integers(1, 70), st.lists(st.tuples(SECONDS, st.integers(1, 9)), min_size=1, max_size=5))
+def test_a_relay_is_cut_like_its_workers_beside_one_another(
+    count: int, relays: list[tuple[float, int]]
+) -> None:
+    seconds, workers = map(list, zip(*relays, strict=True))
+    apart = [each for each, at_once in relays for _ in range(at_once)]
+    best = shortest(count, apart)
+    assert shortest_step(count, seconds, workers) == pytest.approx(best)
+    held = zip(sizes(cut((0, count - 1), seconds, workers)), seconds, workers, strict=True)
+    assert max(math.ceil(n / at_once) * each for n, each, at_once in held) <= AS_GOOD * best + 1e-9
+
+
+def test_relays_get_as_many_shards_as_there_are_workers_below() -> None:
+    workers = [63] * 8 + [62] * 8
+    assert sizes(cut((0, 999), [0.001] * 16, workers)) == workers

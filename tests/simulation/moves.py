@@ -41,7 +41,9 @@ class MovingMembership(Membership):
         with mock.patch.object(membership, "best_cut", self._cut):
             return super().lease_unheld(missing)
 
-    def _cut(self, shards: Range, units: Sequence[Sequence[float]]) -> list[Range | None]:
+    def _cut(
+        self, shards: Range, units: Sequence[Sequence[float]], _: Sequence[int]
+    ) -> list[Range | None]:
         first, last = shards
         most = min(len(units), last - first + 1)
         inner = self.chance.sample(range(first + 1, last + 1), self.chance.randint(1, most) - 1)

@@ -174,7 +174,7 @@ class Membership:
         leases = []
         for run in unheld:
             workers = self._least_loaded(count_of(run))
-            ranges = best_cut(run, _units_of(workers)) if workers else []
+            ranges = best_cut(run, *_paces_of(workers)) if workers else []
             for worker, shards in zip(workers, ranges, strict=True):
                 if shards is not None:
                     leases.append(self.lease(shards, worker.peer))
@@ -220,7 +220,7 @@ class Membership:
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (math.inf,)))
         able = [each for each in workers if not each.speed.awaits_probes] or workers
-        ranges = best_cut(self.scope, _units_of(able)) if able else []
+        ranges = best_cut(self.scope, *_paces_of(able)) if able else []
         wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
         before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers if w.is_relay}
         stays = self._is_whole(present, workers) and before == self._cut_for
@@ -282,16 +282,15 @@ class Membership:
         return float(longest * (1 + member.levels) * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
-def _units_of(workers: Sequence[Member]) -> list[list[float]]:
-    """Return how long a shard took at each lately; the mean of the others where it is not known.
+def _paces_of(workers: Sequence[Member]) -> tuple[list[list[float]], list[int]]:
+    """Return how long a shard took at each lately, and how many workers compute there at once.
 
-    The workers of a relay compute at the same time, as many as there are now.
+    Where it is not known it is the mean of the others.
     """
     known = [worker.speed.units for worker in workers]
     measured = [statistics.fmean(each) for each in known if each]
     mean = statistics.fmean(measured) if measured else 1.0
-    units = zip(workers, known, strict=True)
-    return [[each / worker.workers for each in of or [mean]] for worker, of in units]
+    return [of or [mean] for of in known], [worker.workers for worker in workers]
 
 
 def _pays(
@@ -300,8 +299,8 @@ def _pays(
     """Whether the predicted step gets so much shorter that ranges should move."""
     if not all(worker.speed.units for worker in workers if worker.peer in present):
         return False
+    paces = _paces_of(workers)
     now, then = (
-        expected_step([ranges.get(w.peer) for w in workers], _units_of(workers))
-        for ranges in (present, wanted)
+        expected_step([ranges.get(w.peer) for w in workers], *paces) for ranges in (present, wanted)
     )
     return then < MOVE_GAIN * now

@@ -1,4 +1,8 @@
-"""Cuts the shards into contiguous ranges, one a worker, in proportion to the workers' speeds."""
+"""Cuts the shards into contiguous ranges, one a holder, in proportion to the holders' speeds.
+
+A holder is a worker, or a relay whose `workers` compute at the same time: a shard more than they
+are takes as long as as many again.
+"""
 
 import heapq
 import math
@@ -12,26 +16,32 @@ AS_GOOD = 1.02
 MOVE_GAIN = 0.95
 
 
-def shortest_step(shards: int, seconds: Sequence[float]) -> float:
-    """Return how long so many shards take at best; `seconds` are each worker's for one shard."""
-    ends = [(each, 1, each) for each in seconds]  # when each has computed one shard more
+def shortest_step(shards: int, seconds: Sequence[float], workers: Sequence[int]) -> float:
+    """Return how long so many shards take at best; `seconds` are each holder's for one shard."""
+    holders = zip(seconds, workers, strict=True)
+    ends = [(each, 1, each, at_once) for each, at_once in holders]  # of one shard more
     heapq.heapify(ends)
     for _ in range(shards - 1):
-        _, count, each = ends[0]
-        heapq.heapreplace(ends, ((count + 1) * each, count + 1, each))
+        _, count, each, at_once = ends[0]
+        more = (_rounds(count + 1, at_once) * each, count + 1, each, at_once)
+        heapq.heapreplace(ends, more)
     return ends[0][0]
 
 
-def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
-    """Return a range for each worker, in order; None for one that would only make a step longer.
+def cut(
+    shards: Range, seconds: Sequence[float], workers: Sequence[int] | None = None
+) -> list[Range | None]:
+    """Return a range for each holder, in order; None for one that would only make a step longer.
 
     Each boundary lies where the subtrees on both sides are the largest, among the places that leave
     the predicted step as short as it can be: a range that is a node has one sum to send.
     """
     first, last = shards
     count = last - first + 1
-    longest = AS_GOOD * shortest_step(count, seconds)
-    most = [min(count, math.floor(longest / each)) for each in seconds]
+    workers = workers or [1] * len(seconds)
+    longest = AS_GOOD * shortest_step(count, seconds, workers)
+    holders = zip(seconds, workers, strict=True)
+    most = [min(count, at_once * math.floor(longest / each)) for each, at_once in holders]
     able = [i for i, each in enumerate(most) if each > 0]
     ranges: list[Range | None] = [None] * len(seconds)
     start, others = first, sum(most[i] for i in able)
@@ -49,29 +59,41 @@ def cut(shards: Range, seconds: Sequence[float]) -> list[Range | None]:
     return ranges
 
 
-def best_cut(shards: Range, units: Sequence[Sequence[float]]) -> list[Range | None]:
-    """Cut by the mean of each worker's last units, or without the one that took longest.
+def best_cut(
+    shards: Range, units: Sequence[Sequence[float]], workers: Sequence[int]
+) -> list[Range | None]:
+    """Cut by the mean of each holder's last units, or without the one that took longest.
 
     A step waits for the longest unit: a worker that stands still now and then costs more than its
     mean says. It gets no range where the steps would get MOVE_GAIN shorter.
     """
     seconds = [statistics.fmean(each) for each in units]
-    ranges = cut(shards, seconds)
-    longest = [count_of(each) * max(of) for each, of in zip(ranges, units, strict=True)]
+    ranges = cut(shards, seconds, workers)
+    held = zip(ranges, units, workers, strict=True)
+    longest = [_rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
     last = longest.index(max(longest))
     if others := seconds[:last] + seconds[last + 1 :]:
-        without = cut(shards, others)
+        without = cut(shards, others, [*workers[:last], *workers[last + 1 :]])
         without.insert(last, None)
-        if expected_step(without, units) < MOVE_GAIN * expected_step(ranges, units):
+        now, then = (expected_step(each, units, workers) for each in (ranges, without))
+        if then < MOVE_GAIN * now:
             return without
     return ranges
 
 
-def expected_step(ranges: Sequence[Range | None], units: Sequence[Sequence[float]]) -> float:
-    """Return the mean of the steps that the workers' last units would make: the longest of each."""
-    held = [(count_of(each), of) for each, of in zip(ranges, units, strict=True) if each]
+def expected_step(
+    ranges: Sequence[Range | None], units: Sequence[Sequence[float]], workers: Sequence[int]
+) -> float:
+    """Return the mean of the steps that the holders' last units would make: the longest of each."""
+    holders = zip(ranges, units, workers, strict=True)
+    held = [(_rounds(count_of(each), at_once), of) for each, of, at_once in holders if each]
     steps = range(max((len(of) for _, of in held), default=0))
     return sum(max(count * of[k % len(of)] for count, of in held) for k in steps) / len(steps)
+
+
+def _rounds(count: int, workers: int) -> int:
+    """Return how many shards one after the other the busiest of so many workers computes."""
+    return -(-count // workers)
 
 
 def count_of(shards: Range | None) -> int:
