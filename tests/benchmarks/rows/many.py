@@ -12,8 +12,9 @@ from tests.benchmarks.plan import MissingError, Plan
 from tests.benchmarks.rounds import tell
 from tests.benchmarks.running import Process, manychar, operation, sizes
 from tests.benchmarks.tables import number, table
+from tests.commands import until
 
-COUNTS = (1, 10, 100, 1000)
+FLEETS = ((1, 0), (10, 0), (100, 0), (1000, 0), (1000, 16))  # workers, relays before them
 HEAD = (
     "workers",
     "seconds until all have a lease",
@@ -32,10 +33,10 @@ def run(plan: Plan) -> Iterator[str]:
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
     yield "One server, H 8, B 1, a shard and a preset result for each worker:\n"
-    yield table(HEAD, [_row(plan, count) for count in COUNTS])
+    yield table(HEAD, [_row(plan, *fleet) for fleet in FLEETS])
 
 
-def _row(plan: Plan, count: int) -> tuple[str, ...]:
+def _row(plan: Plan, count: int, relays: int) -> tuple[str, ...]:
     task = plan.task(numerics="portable", hidden=8, shards=count)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.scratch))
@@ -46,7 +47,12 @@ def _row(plan: Plan, count: int) -> tuple[str, ...]:
         )
         stack.enter_context(server)
         endpoint = json.loads(server.listen())["endpoint"]
-        arguments = ["-m", "tests.many_workers", str(count), endpoint]
+        sockets = [Path(folder) / f"relay-{i}" for i in range(relays)]
+        above = [f"ipc://{each}" for each in sockets]
+        for each in above:
+            stack.enter_context(manychar("relay", endpoint, "--bind", each))
+        until(lambda: all(each.exists() for each in sockets), "the relays")
+        arguments = ["-m", "tests.many_workers", str(count), *(above or [endpoint])]
         workers = stack.enter_context(Process(arguments, speaks=True))
         leased = json.loads(workers.listen())["leased"]
         _ask(workers, "units")
@@ -64,7 +70,8 @@ def _row(plan: Plan, count: int) -> tuple[str, ...]:
     tell(f"{count} workers: {steps / seconds:.3g} steps a second")
     figures = map(number, (leased, steps / seconds, main, others, memory, replaced))
     fewest, most = min(units.values()), max(units.values())
-    return f"{count:,}", *figures, f"{fewest:,} … {most:,}"
+    behind = f" behind {relays} relays" if relays else ""
+    return f"{count:,}{behind}", *figures, f"{fewest:,} … {most:,}"
 
 
 def _ask(workers: Process, command: str) -> dict[str, Any]:
