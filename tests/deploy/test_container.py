@@ -202,8 +202,8 @@ def test_the_image_trains_as_nobody_on_a_read_only_root_to_the_same_bits(
     version = SERVICES["server"]["image"].split(":")[1]
     assert found == {**locked("image"), "manychar": version}
     for place in ("tmp", "opt/manychar", "keys"):
-        refused = containers.start_in("server", "touch", f"/{place}/file").end()
-        assert "Read-only file system" in refused.err
+        refused = containers.shell("server", f"touch /{place}/file 2>&1 || true")
+        assert "Read-only file system" in refused
     status = containers.shell("server", "id -u; grep -E 'NoNewPrivs|CapEff' /proc/self/status")
     assert status.split() == ["65532", "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
 

@@ -304,7 +304,7 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
 ) -> None:
     case = Case()
     result = case.result(ALL, 0)
-    monkeypatch.setattr(aggregation, "KEPT_BYTES", frames_kept * sum(map(len, result.payload.sums)))
+    monkeypatch.setattr(aggregation, "KEPT_BYTES", frames_kept * len(result.payload.pack()))
     received = np.frombuffer(result.payload.sums[0], np.uint8).copy()
     kept = weakref.ref(received)
     case.aggregation.accept(case.result(ALL, 0, sums=[received.data]), ("ann", "ann"))

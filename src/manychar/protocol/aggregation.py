@@ -174,7 +174,8 @@ class Aggregation:
     def accept(self, result: UnitResult, sender: Identities) -> list[int]:
         """Add a result that was assessed as wanted; return the shards that are accepted now."""
         step, payload = self._open, result.payload
-        step.payload_bytes += sum(map(len, payload.sums))
+        # A view of a sum holds all of its frame.
+        step.payload_bytes += sum(map(len, payload.sums)) + len(payload.hidden)
         new = []
         for node, frame in zip(self._cover(result), payload.sums, strict=True):
             if self._sums.container(node) is None:
