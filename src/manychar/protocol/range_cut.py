@@ -1,7 +1,7 @@
 """Cuts the shards into contiguous ranges, one a holder, in proportion to the holders' speeds.
 
-A holder is a worker, or a relay whose `workers` compute at the same time: a shard more than they
-are takes as long as as many again.
+A holder is a worker, or a relay whose `workers` compute at the same time: one shard more than it
+has workers doubles its time.
 """
 
 import heapq
@@ -92,7 +92,7 @@ def expected_step(
 
 
 def _rounds(count: int, workers: int) -> int:
-    """Return how many shards one after the other the busiest of so many workers computes."""
+    """Return how many shards the busiest of so many workers computes, one after the other."""
     return -(-count // workers)
 
 

@@ -26,8 +26,8 @@ def as_frame(array: "NDArray[Any]") -> memoryview:
 def digest(frame: Frame) -> bytes:
     """Return a CRC-32: whether two sides hold the same bytes, against faults, not malice.
 
-    Of a long frame it is that of the sums of its columns, of FOLDED numbers of 64 bits a row: CRC
-    alone takes four to eight times as long, and every step waits for a worker's digest.
+    A long frame is read as rows of FOLDED numbers of 64 bits, and the CRC is that of the columns'
+    sums: the CRC of all takes several times as long, and each step waits for a worker's digest.
     """
     folded = 0
     if len(frame) >= FOLDED_FROM:
