@@ -66,7 +66,7 @@ def server_memory(size: Dimensions, workers: int) -> float:
 
 def worker_memory(size: Dimensions, held: int) -> float:
     """Return what to allow a worker that holds at most so many shards, in bytes."""
-    parameters = (9.5 + (held - 1).bit_length()) * size.parameters_bytes
+    parameters = (10 + (held - 1).bit_length()) * size.parameters_bytes
     return 60 * MIB + parameters + 4 * held * size.hidden_bytes + 6 * unrolled(size)
 
 

@@ -140,7 +140,7 @@ def test_the_formulas_stand_in_the_page() -> None:
         f"in   = C P + {RESULT_HEADER} W + S (v B H + {SHARD_BYTES})",
         f"out  = W (P + {WEIGHTS_HEADER}) + S c B (T + 1)",
         "server   70 MiB + (20 + k + 2 W) P + 14 v S B H + 5 v B T (H + V)",
-        "worker   60 MiB + (9.5 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
+        "worker   60 MiB + (10 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
     ):
         assert formula in PAGE
 
@@ -212,8 +212,8 @@ def test_a_real_fleet_keeps_within_the_memory(
     allowed = operating.server_memory(size, workers)
     assert least * allowed < served < allowed
     needed = operating.worker_memory(size, shards // workers)
-    for each in worked:  # the first one may have held all shards
-        assert least * needed < each < operating.worker_memory(size, shards)
+    # The first one may have held all shards; another one may have had fewer messages at once.
+    assert least * needed < max(worked) < operating.worker_memory(size, shards)
 
 
 def peak(pid: int) -> int:

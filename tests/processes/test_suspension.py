@@ -87,7 +87,8 @@ def test_several_workers_pause_with_their_parent(manychar: Commands) -> None:
     )
     until((manychar.directory / "here").exists, "the server's socket")
     running, job = start(manychar, "worker", "ipc://here", "--name", "w", "--processes", "2")
-    server.wait_for("step [1-9]")
+    for name in ("w-1", "w-2"):
+        server.wait_for(f"{name} has joined")  # before that it has no shards to reassign
     children = [manychar.find("--name", name) for name in ("w-1", "w-2")]
     os.kill(job, signal.SIGTSTP)
     until(lambda: is_stopped(job) and all(map(is_paused, children)), "all to stand still")
