@@ -1,6 +1,7 @@
 """What the recipes in deploy/ start: their YAML, and their own command lines, run here for real."""
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,11 +69,14 @@ class Recipe:
         self.server: Running
         self.workers: list[Running] = []
 
-    def start(self, steps: int) -> None:
-        """Start the server and its workers as the recipe does, but with other steps."""
+    def start(self) -> None:
+        """Start the server and its workers as the recipe does, but endless; wait for the workers.
+
+        A short run might end before all of them have joined it.
+        """
         bind = f"--bind={self._endpoint}"
         arguments = [
-            f"--steps={steps}"
+            "--steps=0"
             if word.startswith("--steps=")
             else bind
             if word.startswith("--bind=")
@@ -88,6 +92,8 @@ class Recipe:
             )
             for words in self._workers
         ]
+        for words in self._workers:
+            self.server.wait_for(f"{flag(words, 'name')} has joined")
 
     def health(self, probe: Sequence[str], key: Path) -> tuple[int, str]:
         """Run the recipe's own probe; return its exit code and what it says."""
@@ -96,15 +102,16 @@ class Recipe:
         done = self._manychar.run(*words, env={KEY_FILE: str(key)})
         return done.code, done.out + done.err
 
-    def reached(self) -> int:
-        """Return the last step that the server spoke of."""
-        return int(re.findall(r"step ([\d,]+)/", self.server.err)[-1].replace(",", ""))
-
     def stop(self) -> tuple[int, list[int]]:
         """Stop the server as an engine does; return its exit code and the workers'."""
-        self.server.send(15)
-        return self.end()
+        self.server.send(signal.SIGTERM)
+        return self._end()
 
-    def end(self) -> tuple[int, list[int]]:
+    def interrupt(self) -> tuple[int, list[int]]:
+        """End an endless run by Ctrl-C; return the server's exit code and the workers'."""
+        self.server.send(signal.SIGINT)
+        return self._end()
+
+    def _end(self) -> tuple[int, list[int]]:
         """Wait for the end of all; return the server's exit code and the workers'."""
         return self.server.end().code, [worker.end().code for worker in self.workers]

@@ -156,17 +156,15 @@ def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
         places=places,
         worker_key=handed_out,
     )
-    recipe.start(steps=1_000_000)
-    for i in (1, 2, 3):
-        recipe.server.wait_for(f"worker-{i} has joined")
+    recipe.start()
     probe = SERVICES["server"]["healthcheck"]["test"]
     assert probe[0] == "CMD"
     code, said = recipe.health(probe[1:], places["/keys"] / "probe.key")
     assert code == 0, said
     assert recipe.stop() == (75, [75, 75, 75])
     assert {SERVICES[name].get("restart") for name in SERVICES} == {None, "on-failure"}
-    recipe.start(steps=recipe.reached() + 50)
-    assert recipe.end() == (0, [0, 0, 0])
+    recipe.start()
+    assert recipe.interrupt() == (0, [0, 0, 0])
     assert "resuming the run in" in recipe.server.err
 
 
@@ -217,15 +215,13 @@ def test_the_image_trains_as_nobody_on_a_read_only_root_to_the_same_bits(
         places={"/runs": Path("/runs")},
         worker_key=Path(SERVICES["worker-1"]["environment"]["MANYCHAR_KEY_FILE"]),
     )
-    recipe.start(steps=1_000_000)
-    for i in (1, 2, 3):
-        recipe.server.wait_for(f"worker-{i} has joined")
+    recipe.start()
     probe = SERVICES["server"]["healthcheck"]["test"][1:]
     code, said = recipe.health(probe, Path("/keys/probe.key"))
     assert code == 0, said
     assert recipe.stop() == (75, [75, 75, 75])
-    recipe.start(steps=recipe.reached() + 50)
-    assert recipe.end() == (0, [0, 0, 0])
+    recipe.start()
+    assert recipe.interrupt() == (0, [0, 0, 0])
     verified = containers.run("verify", "/runs/run", seconds=300)
     assert verified.code == 0, verified.err
 
