@@ -56,6 +56,10 @@ def relay(
     return started, started.wait_for(JOINS)[1]
 
 
+def progress(server: Running) -> list[str]:
+    return re.findall(r"^step \S+  loss", server.err, re.MULTILINE)
+
+
 def work(manychar: Commands, above: str, name: str, *flags: str) -> Running:
     return manychar.start("worker", above, "--name", name, *flags)
 
@@ -90,13 +94,19 @@ def test_a_killed_relay_changes_no_bit(manychar: Commands, text: Path) -> None:
 
 @pytest.mark.long
 def test_a_chain_of_relays_and_a_worker_beside_it(manychar: Commands, text: Path) -> None:
-    server, endpoint = serve(manychar, text, "--steps", "2000")
+    server, endpoint = serve(manychar, text, "--steps", "0")
     upper, middle = relay(manychar, endpoint, name="upper")
     lower, bottom = relay(manychar, middle, name="lower")
-    workers = [work(manychar, at, at[-1]) for at in (endpoint, middle, bottom)]
+    workers = []
+    for above, at in ((server, endpoint), (upper, middle), (lower, bottom)):
+        workers.append(work(manychar, at, "worker"))
+        above.wait_for("worker has joined")
+    reached = len(progress(server))
+    until(lambda: len(progress(server)) > reached + 2, "steps with all of them")
+    server.interrupt()
     ended = [each.end() for each in (server, upper, lower, *workers)]
     assert [each.code for each in ended] == [0] * 6, "\n".join(each.err for each in ended)
-    assert expect_same_bits(manychar.directory / "run", text) == 2000
+    assert expect_same_bits(manychar.directory / "run", text) > 0
 
 
 @pytest.mark.long
