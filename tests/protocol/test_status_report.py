@@ -172,6 +172,20 @@ def test_observers_are_told_every_second() -> None:
     assert [worker.name for worker in page.workers] == ["ann"]
 
 
+def test_more_workers_are_told_of_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_report, "WORKERS_A_SECOND", 2)
+    stage = Stage()
+    stage.join(*(f"w{i}" for i in range(4)))
+    stage.hello("olga", "observer")
+    stage.server.handle(DeadlinePassed(), stage.now)
+    stage.now += 1.9
+    late = sent(stage.server.handle(DeadlinePassed(), stage.now), Status, "olga")
+    assert not [page for page in late if page.workers]
+    stage.now += 0.2
+    (page,) = sent(stage.server.handle(DeadlinePassed(), stage.now), Status, "olga")
+    assert len(page.workers) == 4
+
+
 def test_the_figures_alone_are_sent_at_most_five_times_a_second() -> None:
     stage = Stage()
     stage.join("ann")

@@ -48,11 +48,13 @@ class Outbox:
     def warn(self, text: str) -> None:
         self.log(text, Level.WARNING)
 
-    def show(self, message: Status | Weights) -> None:
-        """Show it, here and at every observer."""
-        self.add(Show(message))
-        for observer in self._membership.observers():
-            self.send(observer.peer, message)
+    def show(self, *shown: Status | Weights) -> None:
+        """Show these messages, here and at every observer."""
+        observers = self._membership.observers()
+        for message in shown:
+            self.add(Show(message))
+            for observer in observers:
+                self.send(observer.peer, message)
 
     def collect(self) -> list[Effect]:
         effects, self._effects = self._effects, []

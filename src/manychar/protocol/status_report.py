@@ -16,6 +16,7 @@ from manychar.protocol.worker_tally import WorkerStats
 
 FIGURES_EVERY = 0.2
 PAGES_EVERY = 1.0
+WORKERS_A_SECOND = 250  # in pages: a second's work must not grow with the number of workers
 FIRST_STALL_AFTER = 1.0
 LONG_STEP = 4  # usual steps
 STALL_EVERY = 10.0
@@ -92,7 +93,7 @@ class StatusReport(ServerPart):
             self._outbox.warn(self.divergence)
 
     def tick(self, now: float) -> None:
-        """Show all pages once a second, and the figures alone when a step was applied."""
+        """Show all pages every now and then, and the figures alone when a step was applied."""
         if now >= self._pages_at:
             self.show(now, pages=True)
         elif now >= self._figures_at and self._step != self._shown_step:
@@ -130,10 +131,10 @@ class StatusReport(ServerPart):
         """Show the run's figures, and all workers as well where `pages`."""
         self._figures_at = now + FIGURES_EVERY
         self._shown_step = self._step
+        shown = self.pages(now) if pages else [self.figures(now)]
         if pages:
-            self._pages_at = now + PAGES_EVERY
-        for status in self.pages(now) if pages else [self.figures(now)]:
-            self._outbox.show(status)
+            self._pages_at = now + max(PAGES_EVERY, shown[0].total / WORKERS_A_SECOND)
+        self._outbox.show(*shown)
 
     def figures(self, now: float) -> Status:
         """Return the run's figures, with an empty page behind the last worker."""
