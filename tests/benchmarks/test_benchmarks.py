@@ -104,14 +104,16 @@ def test_a_crossing_lies_between_its_two_points() -> None:
 
 
 def test_costs_are_found_again_from_what_they_make() -> None:
-    costs, idle = dataclasses.replace(Costs(), unit=2e-4), (0.05, 0.1)
+    costs, idle = dataclasses.replace(Costs(), unit=2e-4, relay=7e-4), (0.05, 0.1)
     known = [_run_of(costs, idle, *case, keys=False) for case in capacity.FITTED]
     encrypted = _run_of(costs, idle, *capacity.WITH_KEYS, keys=True)
-    found, found_idle = capacity.fit(known, encrypted)
+    relayed = _run_of(costs, idle, *capacity.RELAYED, keys=False)
+    found, found_idle = capacity.fit(known, encrypted, relayed)
     for run in known:
         parts = capacity.predicted(run, found, found_idle)
         assert parts == pytest.approx((run.server, run.computing, run.transfers), rel=0.02)
     assert found.encrypted_byte == pytest.approx(costs.encrypted_byte, rel=0.02)
+    assert found.relay == pytest.approx(costs.relay, rel=0.1)
 
 
 def _run_of(
@@ -141,4 +143,5 @@ def _run_of(
         costs.of_step(size) + costs.of_units(size, workers, workers) + idle[0] * seconds,
         workers * (costs.worker + idle[1] * seconds) + shards * costs.of_shard(size),
         2 * costs.of_messages(2 * workers, moved, keys=keys),
+        costs.of_relay(size) + costs.of_units(size, workers, workers) + idle[0] * seconds,
     )

@@ -35,6 +35,26 @@ def test_it_says_what_the_formula_gives(manychar: Commands) -> None:
     assert "faster link" in done.out
 
 
+def test_relays_are_predicted_too(manychar: Commands) -> None:
+    done = manychar.run("plan", "--workers", "256", "--relays", "16", "--hidden", "512")
+    size = Dimensions(
+        vocabulary_size=103, hidden=512, seq_length=25, streams=1, shards=256, dtype="float32"
+    )
+    found = predict(Fleet(size=size, workers=256, relays=16))
+    assert "256 of 256 workers behind 16 relays compute 256 shards" in done.out
+    assert f"{1 / found.seconds:,.3g} steps/s" in done.out
+    assert f", relay {1000 * found.relay:,.3g}; they overlap" in done.out
+    alone = predict(Fleet(size=size, workers=256))
+    assert found.seconds < alone.seconds / 3
+    assert found.bytes_in == pytest.approx(alone.bytes_in / 16, rel=0.2)
+
+
+def test_more_relays_than_workers_are_refused(manychar: Commands) -> None:
+    done = manychar.run("plan", "--workers", "2", "--relays", "3")
+    assert (done.code, done.out) == (2, "")
+    assert done.last_line.endswith("--relays 3: there are 2 workers (--workers)")
+
+
 def test_the_defaults_are_those_of_train(manychar: Commands) -> None:
     done = manychar.run("plan", "--workers", "8", "--hidden", "256", "--shards", "4")
     assert re.match(r"4 of 8 workers compute 4 shards of 8 streams: ", done.out)

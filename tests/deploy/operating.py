@@ -1,6 +1,6 @@
 """What a fleet does and holds: the arithmetic, the tables and the picture of deploy/README.md.
 
-`python -m tests.deploy.operating` writes them (3 minutes, most of them for the simulation).
+`python -m tests.deploy.operating` writes them (10 minutes, most of them for the simulation).
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ VOCABULARY, STREAMS, SEQ_LENGTH = 103, 32, 25
 HIDDEN = (100, 256, 512, 1024, 2048, 4096)
 WORKERS = (1, 10, 100, 1_000, 10_000)
 GBITS = (1, 10, 100)
-SIMULATED_WORKERS = (1, 10, 100, 1_000)
+SIMULATED_WORKERS = (1, 10, 100, 1_000, 10_000)
+RELAYS = {100: 10, 1_000: 32, 10_000: 100}  # about as many as workers behind each
 UNEQUAL = {  # more computing for each byte than in the other tables, or the exchange hides it
     "10 workers, H 2,048, B 128": (10, 2048, 128),
     "100 workers, H 512, B 1,024": (100, 512, 1024),
@@ -76,29 +77,36 @@ def unrolled(size: Dimensions) -> int:
     return size.value_bytes * positions * (size.hidden + size.vocabulary_size)
 
 
-def fleet(hidden: int, workers: int, gbits: float) -> Fleet:
+def fleet(hidden: int, workers: int, gbits: float, relays: int = 0) -> Fleet:
     """Return a fleet of the tables: a shard for each worker, with keys."""
-    return Fleet(size=dimensions(hidden, workers), workers=workers, gbits=gbits)
+    size = dimensions(hidden, workers)
+    return Fleet(size=size, workers=workers, gbits=gbits, relays=relays)
 
 
 def tables() -> str:
     """Return the tables that follow from formulas."""
     heads = [f"{workers:,} worker{'s' if workers > 1 else ''}" for workers in WORKERS]
     weights = [readable(dimensions(hidden, 1).parameters_bytes) for hidden in HIDDEN]
-    speeds = [
-        [" · ".join(steps(predict(fleet(hidden, n, g)).seconds) for g in GBITS) for n in WORKERS]
-        for hidden in HIDDEN
-    ]
+    speeds = [[_speeds(hidden, n) for n in WORKERS] for hidden in HIDDEN]
+    relayed = [[_speeds(hidden, n, RELAYS[n]) for n in RELAYS] for hidden in HIDDEN]
+    behind = [f"{n:,} behind {relays} relays" for n, relays in RELAYS.items()]
     sizes = [[dimensions(hidden, workers) for workers in WORKERS] for hidden in HIDDEN]
     held = [[readable(server_memory(size, size.shards)) for size in row] for row in sizes]
     return "\n\n".join(
         [
             "Steps a second at 1 · 10 · 100 Gbit/s, with keys:",
             _table(["H", "weights", *heads], weights, speeds),
+            "The same with relays, each with such a link:",
+            _table(["H", "weights", *behind], weights, relayed),
             "Memory to allow the server:",
             _table(["H", "weights", *heads], weights, held),
         ]
     )
+
+
+def _speeds(hidden: int, workers: int, relays: int = 0) -> str:
+    each = (predict(fleet(hidden, workers, gbits, relays)).seconds for gbits in GBITS)
+    return " · ".join(map(steps, each))
 
 
 def simulated() -> str:
@@ -172,8 +180,13 @@ def draw(hidden: int = 512) -> None:
                 1 / VirtualFleet(fleet(hidden, n, gbits)).run().seconds for n in SIMULATED_WORKERS
             ]
             axes.plot(SIMULATED_WORKERS, dots, "o", color=f"C{colour}")
+            behind = [fleet(hidden, n, gbits, RELAYS[n]) for n in RELAYS]
+            rates = [1 / predict(each).seconds for each in behind]
+            axes.plot([*RELAYS], rates, "--", color=f"C{colour}", label="with relays")
+            dots = [1 / VirtualFleet(each).run().seconds for each in behind]
+            axes.plot([*RELAYS], dots, "x", color=f"C{colour}")
         axes.set(xscale="log", yscale="log", xlabel="workers, one shard each", ylabel="steps/s")
-        axes.set_title(f"H {hidden}, B {STREAMS}, with keys: lines by formula, dots simulated")
+        axes.set_title(f"H {hidden}, B {STREAMS}, with keys: lines by formula, marks simulated")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         figure.savefig(PICTURE, metadata={"Date": None})

@@ -104,7 +104,7 @@ def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: i
         ),
     )
     bytes_in = length(result)
-    formula = inward(size, workers=1, sums=sums)
+    formula = inward(size, [(0, shards - 1)])
     assert bytes_in <= formula < bytes_in + RESULT_HEADER
     weights = NewWeights(
         **ids(size, result=False),
@@ -113,24 +113,23 @@ def test_the_formulas_are_what_is_encoded_but_for_headers(hidden: int, shards: i
         ids=bytes(shards * size.ids_bytes),
     )
     bytes_out = length(weights)
-    assert bytes_out <= outward(size, 1) < bytes_out + WEIGHTS_HEADER
+    assert bytes_out <= outward(size, [(0, shards - 1)]) < bytes_out + WEIGHTS_HEADER
 
 
 def test_the_formulas_count_what_a_server_sends_and_is_sent_for_a_step() -> None:
     stage = Stage(shards=6)
     stage.share("a", "b")
-    size, effects, received, sums = stage.server.dimensions, [], 0, 0
-    for name in ("a", "b"):
-        ((first, last),) = stage.ranges_of(name)
+    size, effects, received = stage.server.dimensions, [], 0
+    ranges = [stage.ranges_of(name)[0] for name in ("a", "b")]
+    for name, (first, last) in zip(("a", "b"), ranges, strict=True):
         result = unit_result(stage.known, first, last, 1, lease=stage.leases(name)[0])
-        sums += len(cover(size.shards, (first, last)))
         received += length(result)
         effects += stage.tell(name, result)
     sent = [effect.message for effect in effects if isinstance(effect, Send)]
     assert [type(message) for message in sent] == [NewWeights, NewWeights]
     bytes_sent = sum(map(length, sent))
-    assert bytes_sent <= outward(size, 2) <= bytes_sent + 2 * WEIGHTS_HEADER
-    formula = inward(size, workers=2, sums=sums)
+    assert bytes_sent <= outward(size, ranges) <= bytes_sent + 2 * WEIGHTS_HEADER
+    formula = inward(size, ranges)
     assert received <= formula <= received + 2 * RESULT_HEADER
 
 

@@ -98,12 +98,14 @@ def test_eight_relays_of_eight_workers_send_an_eighth() -> None:
     size = Stage(shards=SHARDS).server.dimensions
     steps = TO - FROM
     for relays, clients in ((0, SHARDS), (8, 8)):
+        each = SHARDS // clients
+        ranges = [(first, first + each - 1) for first in range(0, SHARDS, each)]
         results, weights = traffic(relays)
         assert (len(results), len(weights)) == (steps * clients, steps * clients)
         assert sum(len(result.payload.sums) for result in results) == steps * clients
         both: list[tuple[Sequence[Message], int, int]] = [
-            (results, inward(size, clients, clients), RESULT_HEADER),
-            (weights, outward(size, clients), WEIGHTS_HEADER),
+            (results, inward(size, ranges), RESULT_HEADER),
+            (weights, outward(size, ranges), WEIGHTS_HEADER),
         ]
         for messages, formula, header in both:
             sent = sum(len(frame) for message in messages for frame in encode(message))

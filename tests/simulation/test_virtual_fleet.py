@@ -40,18 +40,58 @@ def test_the_formula_is_what_the_machines_do(
     workers: int, shards: int, hidden: int, streams: int, gbits: int, *, keys: bool
 ) -> None:
     here = fleet(workers, hidden=hidden, shards=shards, streams=streams, gbits=gbits, keys=keys)
+    expect_the_formula(here)
+
+
+@pytest.mark.parametrize("gbits", [1, 10, 100])
+@pytest.mark.parametrize(
+    ("relays", "workers", "shards", "hidden", "streams"),
+    [
+        *((1, 4, 4, 100, 16), (4, 16, 16, 512, 1), (4, 32, 64, 2048, 32), (8, 64, 64, 512, 32)),
+        pytest.param(32, 1000, 1024, 512, 32, marks=pytest.mark.long),
+        pytest.param(100, 10_000, 10_000, 100, 32, marks=pytest.mark.long),
+    ],
+)
+def test_the_formula_is_what_the_machines_do_with_relays(
+    relays: int, workers: int, shards: int, hidden: int, streams: int, gbits: int
+) -> None:
+    here = fleet(workers, hidden=hidden, shards=shards, streams=streams, gbits=gbits, relays=relays)
+    expect_the_formula(here)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("relays", [0, 100])
+def test_the_formula_is_what_ten_thousand_workers_do(relays: int) -> None:
+    expect_the_formula(fleet(10_000, hidden=100, relays=relays))
+
+
+def test_columns_that_are_not_sent_are_counted() -> None:
+    size = dataclasses.replace(fleet(4).size, vocabulary_size=5000)
+    here = Fleet(size=size, workers=4, gbits=1)
+    unseen = 5000 - 32 * 25
+    columns = 4 * size.value_bytes * size.hidden * unseen
+    assert predict(here).bytes_in < 1.01 * (4 * size.parameters_bytes - columns)
+    expect_the_formula(here)
+
+
+@pytest.mark.parametrize(
+    ("relays", "workers", "shards"),
+    [
+        *((0, 3, 8), (0, 5, 32), (0, 12, 50), (0, 8, 4)),
+        *((3, 12, 12), (5, 32, 32), (4, 10, 16), (7, 100, 100)),
+    ],
+)
+def test_ranges_that_do_not_come_out_even_are_predicted_too(
+    relays: int, workers: int, shards: int
+) -> None:
+    expect_the_formula(fleet(workers, shards=shards, relays=relays), within=0.15)
+
+
+def expect_the_formula(here: Fleet, *, within: float = 0.02) -> None:
     found, formula = VirtualFleet(here).run(), predict(here)
-    assert found.seconds == pytest.approx(formula.seconds, rel=0.02)
+    assert found.seconds == pytest.approx(formula.seconds, rel=within)
     assert found.use.bytes_in == formula.bytes_in
     assert found.use.bytes_out == formula.bytes_out
-
-
-@pytest.mark.parametrize(("workers", "shards"), [(3, 8), (5, 32), (12, 50), (8, 4)])
-def test_ranges_that_do_not_come_out_even_are_predicted_too(workers: int, shards: int) -> None:
-    here = fleet(workers, shards=shards)
-    found, formula = VirtualFleet(here).run(), predict(here)
-    assert found.seconds == pytest.approx(formula.seconds, rel=0.15)
-    assert found.use.bytes_in == formula.bytes_in
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""A fleet in virtual time, with costs: the real machines of server and workers, and what they cost.
+"""A fleet in virtual time, with costs: the real machines of server, relays and workers.
 
 The machines train a tiny model with preset results; every message takes the time and the bytes
-that it has with the fleet's own sizes. Computing, the server's two threads and its link are
-resources that do one thing after the other. Heartbeats are left out, and the server's periodic
-checks happen once a step.
+that it has with the fleet's own sizes. Computing, the two threads of a server or relay and its link
+to those below it are resources that do one thing after the other. Heartbeats are left out, but for
+those by which a relay tells how many workers it has, and periodic checks happen once a step.
 """
 
 import collections
@@ -23,10 +23,12 @@ from manychar.fleet.capacity import (
     WEIGHTS_HEADER,
     Costs,
     Fleet,
+    sum_bytes,
 )
 from manychar.numerics.corpus import Streams
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start
+from manychar.protocol.client_session import ClientPhase
 from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Send
 from manychar.protocol.events import (
     Computed,
@@ -37,7 +39,16 @@ from manychar.protocol.events import (
     Received,
     Started,
 )
-from manychar.protocol.messages import WIRE_VERSION, Grant, Hello, Message, NewWeights, UnitResult
+from manychar.protocol.messages import (
+    WIRE_VERSION,
+    Grant,
+    Hello,
+    Message,
+    NewWeights,
+    Ready,
+    UnitResult,
+)
+from manychar.protocol.relay import Relay
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
@@ -72,6 +83,7 @@ class Use:
     """
 
     server: float = 0.0
+    relay: float = 0.0
     worker: float = 0.0
     transfers: float = 0.0
     bytes_in: int = 0
@@ -98,13 +110,84 @@ class Resource:
         return self._free_at
 
 
-class _Server:
-    """The server's process: its main thread works off a mailbox."""
+class _Listener:
+    """A server's or relay's process: its main thread works off a mailbox."""
 
     def __init__(self, world: "VirtualFleet") -> None:
         self.world = world
+        self.members: dict[bytes, _Worker | _Relay] = {}
+        self._inward, self._outward, self._thread = Resource(), Resource(), Resource()
         self._mailbox: collections.deque[Received | PeerLost] = collections.deque()
         self._busy = False
+
+    def arrive(self, event: Received | PeerLost) -> None:
+        """Let an event wait until the thread comes to it."""
+        self._mailbox.append(event)
+        if not self._busy:
+            self._work()
+
+    def _work(self) -> None:
+        """Handle the next event; what it leads to is sent when the thread has done it."""
+        self._busy = True
+        effects, seconds = self._handle(self._mailbox.popleft())
+        self.world.after(seconds, functools.partial(self._done, effects))
+
+    def _handle(self, event: Received | PeerLost) -> tuple[list[Effect], float]:
+        """Return what follows from an event, and the seconds that the thread takes for it."""
+        raise NotImplementedError
+
+    def _done(self, effects: Sequence[Effect]) -> None:
+        self._busy = False
+        self._carry_out(effects)
+        if self._mailbox:
+            self._work()
+        else:
+            self._carry_out(self.machine.handle(MailboxEmpty(), self.world.now))
+
+    machine: Any
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                assert effect.to is not None
+                self.send_down(effect.to, effect.message)
+
+    def transfer(self, count: int) -> float:
+        """Have the thread that sends and receives move so many bytes; return when that is done."""
+        return self._thread.take(self.world.now, self.world.transfer(count))
+
+    def send_down(self, peer: bytes, message: Message) -> None:
+        """Send to a member: through the thread, the link, and to the member's own thread."""
+        if (member := self.members.get(peer)) is not None:
+            count = self.world.bytes_of(message)
+            on_the_way = self._outward.take(self.transfer(count), self.world.fleet.on_wire(count))
+            if self is self.world.server:
+                self.world.use.bytes_out += count
+            at = on_the_way + LATENCY - self.world.now
+            self.world.after(at, functools.partial(member.receive, message, count))
+
+    def receive_up(self, peer: bytes, message: Message, count: int) -> None:
+        """Take what comes from a member: through the link, and through the thread."""
+        if self is self.world.server:
+            self.world.use.bytes_in += count
+        received = self._inward.take(self.world.now, self.world.fleet.on_wire(count))
+        through = functools.partial(self._through_thread, peer, message, count)
+        self.world.after(received - self.world.now, through)
+
+    def _through_thread(self, peer: bytes, message: Message, count: int) -> None:
+        at = self.transfer(count) - self.world.now
+        self.world.after(at, functools.partial(self._arrive_up, peer, message))
+
+    def _arrive_up(self, peer: bytes, message: Message) -> None:
+        if peer in self.members:
+            self.arrive(Received(message, peer))
+
+
+class _Server(_Listener):
+    """The server's process."""
+
+    def __init__(self, world: "VirtualFleet") -> None:
+        super().__init__(world)
         shards = world.fleet.size.shards
         definition = Definition(
             corpus_sha256="0" * 64, hidden=HIDDEN, seq_length=SEQ_LENGTH, shards=shards, streams=1
@@ -124,64 +207,84 @@ class _Server:
         self.machine = ParameterServer(spec, now=0.0)
         self._carry_out(self.machine.handle(Started(), 0.0))
 
-    def arrive(self, event: Received | PeerLost) -> None:
-        """Let an event wait until the thread comes to it."""
-        self._mailbox.append(event)
-        if not self._busy:
-            self._work()
-
-    def _work(self) -> None:
-        """Handle the next event; what it leads to is sent when the thread has done it."""
-        world, event = self.world, self._mailbox.popleft()
-        self._busy = True
-        step = self.machine.state.step
+    def _handle(self, event: Received | PeerLost) -> tuple[list[Effect], float]:
+        world, step, seconds = self.world, self.machine.state.step, 0.0
         effects = self.machine.handle(event, world.now)
-        seconds = 0.0
         if isinstance(event, Received) and isinstance(event.message, UnitResult):
             seconds = world.unit_seconds(event.message)
-        if applied := self.machine.state.step != step:
+        if self.machine.state.step != step:
             effects += self.machine.handle(DeadlinePassed(), world.now)
             seconds += world.costs.of_step(world.fleet.size)
+            world.after(seconds, functools.partial(world.applied, self.machine.state.step))
         world.use.server += seconds
-        world.after(seconds, functools.partial(self._done, effects, applied=applied))
+        return effects, seconds
 
-    def _done(self, effects: Sequence[Effect], *, applied: bool) -> None:
-        self._busy = False
-        if applied:
-            self.world.applied(self.machine.state.step)
-        self._carry_out(effects)
-        if self._mailbox:
-            self._work()
-        else:
-            self.machine.handle(MailboxEmpty(), self.world.now)
+
+class _Relay(_Listener):
+    """A relay's process, on a machine of its own; it is a member of the server, too."""
+
+    def __init__(self, world: "VirtualFleet", above: _Listener, peer: bytes, name: str) -> None:
+        super().__init__(world)
+        self.above, self.peer = above, peer
+        above.members[peer] = self
+        self.machine = Relay(_hello(name, peer), server="virtual", connect_timeout=NEVER, now=0.0)
+        self._carry_out(self.machine.handle(DeadlinePassed(), world.now))
+
+    def receive(self, message: Message, count: int) -> None:
+        """Take what comes from above, through the thread that sends and receives."""
+        at = self.transfer(count) - self.world.now
+        self.world.after(at, functools.partial(self.arrive, Received(message)))
+
+    def _handle(self, event: Received | PeerLost) -> tuple[list[Effect], float]:
+        world, seconds = self.world, 0.0
+        effects = self.machine.handle(event, world.now)
+        message = event.message if isinstance(event, Received) else None
+        if isinstance(message, UnitResult):
+            seconds = world.unit_seconds(message)
+        elif isinstance(message, Grant | NewWeights):
+            seconds = world.costs.of_relay(world.fleet.size)
+        if isinstance(message, Ready) or message is None:  # the heartbeat tells of its workers
+            effects += self.machine.handle(DeadlinePassed(), world.now)
+        world.use.relay += seconds
+        return effects, seconds
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Send):
-                assert effect.to is not None
-                self.world.send_down(effect.to, effect.message)
+            if isinstance(effect, ComputeFingerprint):
+                event = FingerprintComputed("relay", {}, 0.0)
+                self._carry_out(self.machine.handle(event, self.world.now))
+            elif isinstance(effect, Send) and effect.to is None:
+                count = self.world.bytes_of(effect.message)
+                up = functools.partial(self.above.receive_up, self.peer, effect.message, count)
+                self.world.after(self.transfer(count) + LATENCY - self.world.now, up)
+            else:
+                super()._carry_out([effect])
 
 
 class _Worker:
     """A worker's process, on a machine of its own: one thread, which reads between two shards."""
 
-    def __init__(self, world: "VirtualFleet", peer: bytes, name: str) -> None:
-        self.world, self.peer, self.name = world, peer, name
+    def __init__(self, world: "VirtualFleet", above: _Listener, peer: bytes, name: str) -> None:
+        self.world, self.above, self.peer, self.name = world, above, peer, name
+        above.members[peer] = self  # before its first message, which is sent while it is made
         self.alive = True
         self.factor = world.chance.lognormvariate(0.0, world.luck.spread)
         self._mailbox: collections.deque[Message] = collections.deque()
         self._busy = False
-        hello = Hello(
-            wire=WIRE_VERSION, role="worker", name=name, instance=peer.decode(), machine={}
-        )
+        hello = _hello(name, peer)
         self.machine = Worker(hello, server="virtual", connect_timeout=NEVER, now=world.now)
         self._carry_out(self.machine.handle(DeadlinePassed(), world.now))
 
-    def arrive(self, message: Message) -> None:
+    def receive(self, message: Message, count: int) -> None:
+        """Take what comes from above, through the thread that sends and receives."""
+        self.world.after(self.world.transfer(count), functools.partial(self._arrive, message))
+
+    def _arrive(self, message: Message) -> None:
         """Let a message wait until the thread comes to it."""
-        self._mailbox.append(message)
-        if not self._busy:
-            self._work()
+        if self.alive:
+            self._mailbox.append(message)
+            if not self._busy:
+                self._work()
 
     def _work(self) -> None:
         world, machine, seconds = self.world, self.machine, 0.0
@@ -211,18 +314,20 @@ class _Worker:
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
-                self.world.send_up(self, effect.message)
+                count = self.world.bytes_of(effect.message)
+                up = functools.partial(self.above.receive_up, self.peer, effect.message, count)
+                self.world.after(self.world.transfer(count) + LATENCY, up)
             elif isinstance(effect, ComputeFingerprint):
                 event = FingerprintComputed("virtual", {}, 0.0)
                 self._carry_out(self.machine.handle(event, self.world.now))
 
 
-class VirtualFleet:
-    """One fleet, from its start until its steps are counted; the same seed gives the same run.
+def _hello(name: str, peer: bytes) -> Hello:
+    return Hello(wire=WIRE_VERSION, role="worker", name=name, instance=peer.decode(), machine={})
 
-    A relay will be another process here, a server to its workers and a worker above: `send_up` and
-    `send_down` are where messages would go through it.
-    """
+
+class VirtualFleet:
+    """One fleet, from its start until its steps are counted; the same seed gives the same run."""
 
     def __init__(self, fleet: Fleet, costs: Costs | None = None, luck: Luck | None = None) -> None:
         self.fleet, self.costs, self.luck = fleet, costs or Costs(), luck or Luck()
@@ -232,8 +337,7 @@ class VirtualFleet:
         self.shard_seconds = fleet.of_shard(self.costs)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
-        self._inward, self._outward, self._thread = Resource(), Resource(), Resource()
-        self._workers: dict[bytes, _Worker] = {}
+        self._workers: list[_Worker] = []
         self._connections = 0
         self._step = 0
         self._gradient = np.full(
@@ -244,18 +348,24 @@ class VirtualFleet:
 
     def run(self, *, settled: int = SETTLED, steps: int = STEPS) -> Outcome:
         """Run, and return the means of `steps` steps after the first `settled`."""
+        relays = [
+            _Relay(self, self.server, self._new_peer(), f"r{number}")
+            for number in range(self.fleet.relays)
+        ]
+        self._until(lambda: all(each.machine.phase is ClientPhase.CONNECTED for each in relays))
+        above: Sequence[_Listener] = relays or [self.server]
         for number in range(self.fleet.workers):
-            self._join(f"w{number}")
+            self._join(f"w{number}", above[number % len(above)])
         if self.luck.failures:
             self._fail_later()
-        began = self._until(settled)
+        began = self._until(lambda: self._step >= settled)
         self.use = Use()
-        seconds = (self._until(settled + steps) - began) / steps
+        seconds = (self._until(lambda: self._step >= settled + steps) - began) / steps
         mean = {name: value / steps for name, value in vars(self.use).items()}
         return Outcome(seconds, Use(**mean))
 
-    def _until(self, step: int) -> float:
-        while self._step < step:
+    def _until(self, true: Callable[[], bool]) -> float:
+        while not true():
             self.now, _, event = heapq.heappop(self._queue)
             event()
         return self.now
@@ -269,58 +379,19 @@ class VirtualFleet:
         """Note that the server has applied a step."""
         self._step = step
 
-    # Messages.
-
-    def send_down(self, peer: bytes, message: Message) -> None:
-        """Send from the server: through its thread, its link, and to the worker."""
-        if (worker := self._workers.get(peer)) is not None:
-            count = self.bytes_of(message)
-            self.use.bytes_out += count
-            sent = self._transfer(self.now, count)
-            on_the_way = self._outward.take(sent, self.fleet.on_wire(count))
-            arrives = on_the_way + LATENCY + self._at_worker(count)
-            self.after(arrives - self.now, functools.partial(self._arrive_down, worker, message))
-
-    def send_up(self, worker: _Worker, message: Message) -> None:
-        """Send from a worker: to the server's link, through its thread to its mailbox."""
-        count = self.bytes_of(message)
-        at_link = self._at_worker(count) + LATENCY
-        self.after(at_link, functools.partial(self._reach_link, worker.peer, message, count))
-
-    def _reach_link(self, peer: bytes, message: Message, count: int) -> None:
-        self.use.bytes_in += count
-        received = self._inward.take(self.now, self.fleet.on_wire(count))
-        self.after(received - self.now, functools.partial(self._reach_thread, peer, message, count))
-
-    def _reach_thread(self, peer: bytes, message: Message, count: int) -> None:
-        arrives = self._transfer(self.now, count)
-        self.after(arrives - self.now, functools.partial(self._arrive_up, peer, message))
-
-    def _transfer(self, at: float, count: int) -> float:
-        seconds = self.costs.of_messages(1, count, keys=self.fleet.keys)
-        self.use.transfers += seconds
-        return self._thread.take(at, seconds)
-
-    def _at_worker(self, count: int) -> float:
+    def transfer(self, count: int) -> float:
+        """Return how long a thread that sends and receives takes for a message."""
         seconds = self.costs.of_messages(1, count, keys=self.fleet.keys)
         self.use.transfers += seconds
         return seconds
-
-    def _arrive_up(self, peer: bytes, message: Message) -> None:
-        if peer in self._workers:
-            self.server.arrive(Received(message, peer))
-
-    def _arrive_down(self, worker: _Worker, message: Message) -> None:
-        if worker.alive:
-            worker.arrive(message)
 
     def bytes_of(self, message: Message) -> int:
         """Return how long a message is with the fleet's own sizes."""
         size = self.fleet.size
         if isinstance(message, UnitResult):
-            shards, sums = message.last - message.first + 1, len(message.payload.sums)
-            of_shards = shards * (size.hidden_bytes + SHARD_BYTES)
-            return RESULT_HEADER + sums * size.parameters_bytes + of_shards
+            shards = message.last - message.first + 1
+            sums = sum_bytes(size, (message.first, message.last))
+            return RESULT_HEADER + sums + shards * (size.hidden_bytes + SHARD_BYTES)
         if isinstance(message, NewWeights | Grant):
             shards = message.last - message.first + 1
             of_shards = shards * size.ids_bytes
@@ -348,22 +419,23 @@ class VirtualFleet:
 
     # Workers.
 
-    def _join(self, name: str) -> None:
+    def _new_peer(self) -> bytes:
         self._connections += 1
-        peer = b"p%d" % self._connections
-        # Its first message is sent while it is made: it is known before that.
-        worker = _Worker(self, peer, name)
-        self._workers[peer] = worker
+        return b"p%d" % self._connections
+
+    def _join(self, name: str, above: _Listener) -> None:
+        self._workers.append(_Worker(self, above, self._new_peer(), name))
 
     def _fail_later(self) -> None:
         rate = self.luck.failures * self.fleet.workers
         self.after(self.chance.expovariate(rate), self._fail)
 
     def _fail(self) -> None:
-        """End a worker; the server notices at once that its connection is closed."""
+        """End a worker; its connection is noticed to be closed at once."""
         self._fail_later()
-        worker = self.chance.choice([each for each in self._workers.values() if each.alive])
+        worker = self._workers.pop(self.chance.randrange(len(self._workers)))
         worker.alive = False
-        del self._workers[worker.peer]
-        self.server.arrive(PeerLost(worker.peer))
-        self.after(self.luck.replaced_after, functools.partial(self._join, f"{worker.name}-again"))
+        del worker.above.members[worker.peer]
+        worker.above.arrive(PeerLost(worker.peer))
+        again = functools.partial(self._join, f"{worker.name}-again", worker.above)
+        self.after(self.luck.replaced_after, again)

@@ -6,11 +6,13 @@ from manychar.cli.console import write
 from manychar.fleet.capacity import Fleet, predict
 from manychar.numerics.option import Option
 from manychar.numerics.run_definition import choose_streams
+from manychar.processes.errors import UserError
 from manychar.protocol.dimensions import Dimensions
 
 MOST = 65_536
 WORKERS = Option("Workers, each on a core of its own.", least=1, most=MOST)
 HIDDEN = Option("Hidden units.", least=1, most=MOST)
+RELAYS = Option("Relays, each for the same number of workers.", least=0, most=MOST)
 SHARDS = Option("Units of parallel work.", least=1, most=MOST, without="as many as workers")
 STREAMS = Option("Streams of text in a shard.", least=1, most=MOST, without="as train chooses")
 SEQ_LENGTH = Option("Characters a step.", least=1, most=MOST)
@@ -22,13 +24,15 @@ SHARD_MS = Option(
 )
 REMEDIES = {
     "computing": "faster workers, or more of them and as many --shards",
-    "network": "more --streams, fewer workers with more shards each, or a faster link",
-    "server": "more --streams, or fewer workers with more shards each",
+    "network": "more --streams, fewer workers with more shards each, --relays, or a faster link",
+    "server": "more --streams, fewer workers with more shards each, or --relays",
+    "relay": "more --relays, or more --streams",
 }
 
 
 def plan(
     workers: Annotated[int, WORKERS] = 4,
+    relays: Annotated[int, RELAYS] = 0,
     hidden: Annotated[int, HIDDEN] = 100,
     shards: Annotated[int | None, SHARDS] = None,
     streams: Annotated[int | None, STREAMS] = None,
@@ -39,6 +43,8 @@ def plan(
     shard_ms: Annotated[float | None, SHARD_MS] = None,
 ) -> None:
     """Predict the speed of a fleet on many machines, and what limits it."""
+    if relays > workers:
+        raise UserError(f"--relays {relays}: there are {workers} workers (--workers)")
     shards = shards or workers
     size = Dimensions(
         vocabulary_size=vocabulary,
@@ -49,20 +55,23 @@ def plan(
         dtype="float32",
     )
     seconds = shard_ms / 1000 if shard_ms else None
-    found = predict(
-        Fleet(size=size, workers=workers, gbits=gbits, keys=keys, shard_seconds=seconds)
+    fleet = Fleet(
+        size=size, workers=workers, relays=relays, gbits=gbits, keys=keys, shard_seconds=seconds
     )
+    found = predict(fleet)
     rate = 1 / found.seconds
-    computing, network, server = (
-        f"{1000 * each:,.3g}" for each in (found.computing, found.network, found.server)
+    computing, network, server, relay = (
+        f"{1000 * each:,.3g}"
+        for each in (found.computing, found.network, found.server, found.relay)
     )
+    behind, relayed = (f" behind {relays:,} relays", f", relay {relay}") if relays else ("", "")
     write(
-        f"{found.holders:,} of {workers:,} workers compute {shards:,} shards of"
+        f"{found.holders:,} of {workers:,} workers{behind} compute {shards:,} shards of"
         f" {size.streams:,} streams: {rate:,.3g} steps/s,"
         f" {rate * shards * size.streams * seq_length:,.0f} characters/s\n"
         f"the server receives {rate * found.bytes_in / 1e6:,.3g} MB/s, and sends"
         f" {rate * found.bytes_out / 1e6:,.3g} MB/s\n"
         f"a step takes {1000 * found.seconds:,.3g} ms: computing {computing}, network {network},"
-        f" server {server}; they overlap\n"
+        f" server {server}{relayed}; they overlap\n"
         f"the limit is {found.limit}: {REMEDIES[found.limit]}\n"
     )

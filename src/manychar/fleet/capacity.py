@@ -5,24 +5,27 @@ test compares the two.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
-from manychar.numerics.tree_reduction import cover
+from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.range_cut import count_of, cut
+from manychar.protocol.unit_payload import sparse_form
 
 RESULT_HEADER, WEIGHTS_HEADER, SHARD_BYTES = 160, 128, 12
 PAYLOAD_SHARE = 1448 / 1538  # what a 1,500-byte packet leaves of Ethernet to the payload
 LATENCY = 50e-6  # one way, in seconds
 
 
-# 12 fields: all that is measured of a machine, in one value.
+# 13 fields: all that is measured of a machine, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
     """Seconds on a core. The defaults are what `python -m tests.benchmarks capacity` printed.
 
     Of the server's main thread: a step, each byte of the weights, a unit, each byte of its sums. Of
     a thread that sends and receives: a message and each byte, plain or encrypted. Of a worker: a
-    unit; and of a shard's positions, numbers, multiplications, and weights that are read anew.
+    unit; of a relay's main thread: a step beside the units of its workers; and of a shard's
+    positions, numbers, multiplications, and weights that are read anew.
     """
 
     step: float = 3.00e-04
@@ -33,6 +36,7 @@ class Costs:
     message_byte: float = 2.64e-10
     encrypted_byte: float = 1.37e-09
     worker: float = 2.17e-04
+    relay: float = 3.00e-04
     position: float = 1.30e-05
     number: float = 7.23e-09
     product: float = 1.16e-10
@@ -40,6 +44,9 @@ class Costs:
 
     def of_step(self, size: Dimensions) -> float:
         return self.step + self.step_byte * size.parameters_bytes
+
+    def of_relay(self, size: Dimensions) -> float:
+        return self.relay + self.unit_byte * size.parameters_bytes
 
     def of_units(self, size: Dimensions, units: int, sums: int) -> float:
         return self.unit * units + self.unit_byte * sums * size.parameters_bytes
@@ -57,10 +64,14 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """Workers of the same speed, each on a core of its own; `gbits` are of the server's link."""
+    """Workers of the same speed, each on a core of its own, the same number behind each relay.
+
+    `gbits` are those of the link of the server, and of each relay to its workers.
+    """
 
     size: Dimensions
     workers: int
+    relays: int = 0
     gbits: float = 10.0
     keys: bool = True
     shard_seconds: float | None = None  # where it does not follow from the costs
@@ -74,64 +85,128 @@ class Fleet:
         return self.shard_seconds or costs.of_shard(self.size)
 
 
-def inward(size: Dimensions, workers: int, sums: int) -> int:
-    """Return the bytes that a server is sent in a step: the sums of the ranges' covers."""
-    results = sums * size.parameters_bytes + workers * RESULT_HEADER
-    return results + size.shards * (size.hidden_bytes + SHARD_BYTES)
+def sum_bytes(size: Dimensions, shards: Range) -> int:
+    """Return the bytes of the sums of a range's cover: at most, where columns can be left out.
+
+    A unit has no more different characters than positions.
+    """
+    nodes = cover(size.shards, shards)
+    if sparse_form(size) is None:
+        return len(nodes) * size.parameters_bytes
+    positions = [count_of(node) * size.streams * size.seq_length for node in nodes]
+    unseen = sum(max(0, size.vocabulary_size - each) for each in positions)
+    whole = len(nodes) * (size.parameters_bytes + size.vocabulary_size)
+    return whole - size.value_bytes * size.hidden * unseen
 
 
-def outward(size: Dimensions, workers: int) -> int:
-    """Return the bytes that it sends: weights to each worker that holds a range, ids of shards."""
-    return workers * (size.parameters_bytes + WEIGHTS_HEADER) + size.shards * size.ids_bytes
+def inward(size: Dimensions, ranges: Sequence[Range]) -> int:
+    """Return the bytes that the holders of these ranges send in a step."""
+    shards = sum(map(count_of, ranges))
+    sums = sum(sum_bytes(size, each) for each in ranges)
+    return sums + len(ranges) * RESULT_HEADER + shards * (size.hidden_bytes + SHARD_BYTES)
+
+
+def outward(size: Dimensions, ranges: Sequence[Range]) -> int:
+    """Return the bytes that they are sent: the weights each, and the ids of their shards."""
+    shards = sum(map(count_of, ranges))
+    return len(ranges) * (size.parameters_bytes + WEIGHTS_HEADER) + shards * size.ids_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Seconds of a step, and of what can be its limit; the server's bytes in a step.
 
-    `network` is the fuller direction of the server's link, `server` the busier of its threads.
+    `network` is the fuller direction of the server's link, `server` the busier of its threads,
+    `relay` what a step takes behind a relay, its workers' computing aside. `holders` are workers.
     """
 
     seconds: float
     computing: float
     network: float
     server: float
+    relay: float
     holders: int
     bytes_in: int
     bytes_out: int
 
     @property
     def limit(self) -> str:
-        """Which of the three takes longest."""
-        return max(("computing", "network", "server"), key=lambda name: float(getattr(self, name)))
+        """Which of them takes longest."""
+        names = "computing", "network", "server", "relay"
+        return max(names, key=lambda name: float(getattr(self, name)))
 
 
-def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
-    """Return what to expect of a step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Exchange:
+    """What holders of ranges exchange with the process above them in a step, in seconds."""
 
-    One unit takes its whole way; the others follow it at the pace of the slowest place. The thread
-    that sends and receives has sent all weights before it turns to results.
+    bytes_in: int
+    bytes_out: int
+    network: float
+    units: float
+    transfers: float
+    seconds: float
+
+
+def _exchange(fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: float) -> _Exchange:
+    """Return how long it takes from the first weights to the last unit.
+
+    `between` is what each holder takes from its weights to its unit. One unit takes its whole way;
+    the others follow it at the pace of the slowest place. The thread that sends and receives has
+    sent all weights before it turns to results.
     """
-    size, costs = fleet.size, costs or Costs()
-    ranges = [r for r in cut((0, size.shards - 1), [1.0] * fleet.workers) if r is not None]
-    holders, sums = len(ranges), sum(len(cover(size.shards, each)) for each in ranges)
-    bytes_in, bytes_out = inward(size, holders, sums), outward(size, holders)
+    size, holders = fleet.size, len(ranges)
+    bytes_in, bytes_out = inward(size, ranges), outward(size, ranges)
     wire_in, wire_out = fleet.on_wire(bytes_in), fleet.on_wire(bytes_out)
     thread_in = costs.of_messages(holders, bytes_in, keys=fleet.keys)
     thread_out = costs.of_messages(holders, bytes_out, keys=fleet.keys)
-    units, update = costs.of_units(size, holders, sums), costs.of_step(size)
-    computing = costs.worker + max(map(count_of, ranges)) * fleet.of_shard(costs)
+    units = costs.of_units(size, holders, sum(len(cover(size.shards, each)) for each in ranges))
     both_ways = wire_in + wire_out + 2 * (thread_in + thread_out) + units
-    one = computing + 2 * LATENCY + both_ways / holders
+    one = between + 2 * LATENCY + both_ways / holders
     others = 1 - 1 / holders
     paced = one + others * max(wire_in, wire_out, thread_in, thread_out, units)
     by_thread = thread_out + (thread_in + units) / holders + others * max(thread_in, units)
-    return Prediction(
-        seconds=update + max(paced, by_thread),
-        computing=computing,
-        network=max(wire_in, wire_out),
-        server=max(units + update, thread_in + thread_out),
-        holders=holders,
+    return _Exchange(
         bytes_in=bytes_in,
         bytes_out=bytes_out,
+        network=max(wire_in, wire_out),
+        units=units,
+        transfers=thread_in + thread_out,
+        seconds=max(paced, by_thread),
+    )
+
+
+def _cut(shards: Range, workers: Sequence[int]) -> list[tuple[Range, int]]:
+    """Return the range and the number of workers of each holder that gets one."""
+    held = zip(cut(shards, [1.0] * len(workers), workers), workers, strict=True)
+    return [(each, count) for each, count in held if each is not None]
+
+
+def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
+    """Return what to expect of a step; with relays, as each takes as long as the one with most."""
+    size, costs = fleet.size, costs or Costs()
+    members = fleet.relays or fleet.workers
+    least, more = divmod(fleet.workers, members)
+    held = _cut((0, size.shards - 1), [least + (i < more) for i in range(members)])
+    ranges = parts = [shards for shards, _ in held]
+    holders = len(parts)
+    if fleet.relays:
+        longest, workers = max(held, key=lambda each: count_of(each[0]))
+        parts = [shards for shards, _ in _cut(longest, [1] * workers)]
+        holders = sum(min(count_of(shards), workers) for shards, workers in held)
+    computing = costs.worker + max(map(count_of, parts)) * fleet.of_shard(costs)
+    between, relay = computing, 0.0
+    if fleet.relays:
+        relay = costs.of_relay(size) + _exchange(fleet, costs, parts, computing).seconds
+        between, relay = relay, relay - computing
+    above, update = _exchange(fleet, costs, ranges, between), costs.of_step(size)
+    return Prediction(
+        seconds=update + above.seconds,
+        computing=computing,
+        network=above.network,
+        server=max(above.units + update, above.transfers),
+        relay=relay,
+        holders=holders,
+        bytes_in=above.bytes_in,
+        bytes_out=above.bytes_out,
     )

@@ -24,6 +24,7 @@ from tests.benchmarks.rows.profile import thread_times
 from tests.benchmarks.running import growth, manychar, operation, sizes
 from tests.benchmarks.tables import number, table
 from tests.benchmarks.task import Task
+from tests.commands import until
 from tests.simulation.virtual_fleet import VirtualFleet
 
 FITTED = (  # H, S, B, W
@@ -31,12 +32,13 @@ FITTED = (  # H, S, B, W
     *((100, 6, 8, 3), (256, 1, 1, 1), (256, 3, 1, 3), (256, 1, 32, 1), (256, 4, 4, 2)),
     *((512, 1, 1, 1), (512, 3, 1, 3), (512, 1, 16, 1), (512, 4, 4, 2)),
 )
-WITH_KEYS = (512, 3, 1, 3)
+WITH_KEYS = RELAYED = (512, 3, 1, 3)
 CHECKED_SIZES, CHECKED_WORKERS = (100, 256, 512), (1, 2, 4)
 WITHIN = 0.2
 SETTLED_AT = 100  # steps
 TRANSFERS = 4  # of each worker in a step: two messages, each at both ends
 ROUNDS_OF_FIT = 5_000
+PLAIN, ENCRYPTED, BEHIND_RELAY = "plain", "encrypted", "behind a relay"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +54,25 @@ class _Run:
     server: float
     computing: float
     transfers: float
+    relay: float = 0.0
 
 
 def run(plan: Plan) -> Iterator[str]:
     """Yield the costs, and the table of the fleets that they were not fitted to."""
     if not Path("/proc/self/schedstat").exists():
         raise MissingError("this system has no /proc/PID/schedstat")
-    cases = [(_task(plan, *case), case[-1], False) for case in FITTED]
-    cases.append((_task(plan, *WITH_KEYS), WITH_KEYS[-1], True))
+    cases = [(_task(plan, *case), case[-1], PLAIN) for case in FITTED]
+    cases.append((_task(plan, *WITH_KEYS), WITH_KEYS[-1], ENCRYPTED))
+    cases.append((_task(plan, *RELAYED), RELAYED[-1], BEHIND_RELAY))
     checked = [(hidden, workers) for hidden in CHECKED_SIZES for workers in CHECKED_WORKERS]
-    cases += [(plan.default_task(hidden), workers, False) for hidden, workers in checked]
+    cases += [(plan.default_task(hidden), workers, PLAIN) for hidden, workers in checked]
     rounds = [[_measure(plan, *case) for case in cases] for _ in range(plan.rounds)]
-    *fitted, encrypted = map(
-        _median, zip(*(each[: len(FITTED) + 1] for each in rounds), strict=True)
+    of_fit = len(FITTED) + 2
+    *fitted, encrypted, relayed = map(
+        _median, zip(*(each[:of_fit] for each in rounds), strict=True)
     )
-    real_fleets = map(_median, zip(*(each[len(FITTED) + 1 :] for each in rounds), strict=True))
-    costs, idle = fit(fitted, encrypted)
+    real_fleets = map(_median, zip(*(each[of_fit:] for each in rounds), strict=True))
+    costs, idle = fit(fitted, encrypted, relayed)
     yield "Costs, in seconds, for the defaults of `Costs` in src/manychar/fleet/capacity.py:\n"
     yield table(("cost", "seconds"), [(n, f"{v:.2e}") for n, v in vars(costs).items()])
     yield "Beside them each second costs, of threads that wait and look at their clocks:\n"
@@ -89,7 +94,7 @@ def run(plan: Plan) -> Iterator[str]:
 
 def _median(runs: Sequence[_Run]) -> _Run:
     """Return the medians of one fleet's rounds."""
-    names = ("seconds", "server", "computing", "transfers")
+    names = ("seconds", "server", "computing", "transfers", "relay")
     found = {n: statistics.median(getattr(run, n) for run in runs) for n in names}
     return dataclasses.replace(runs[0], **found)
 
@@ -106,8 +111,11 @@ def predicted(real: _Run, costs: Costs, idle: Sequence[float]) -> tuple[float, f
     return use.server + of_server, use.worker + of_worker * real.workers, use.transfers
 
 
-def fit(runs: Sequence[_Run], encrypted: _Run) -> tuple[Costs, tuple[float, float]]:
-    """Return the costs that the runs come closest to, and the idle share of server and worker."""
+def fit(runs: Sequence[_Run], encrypted: _Run, relayed: _Run) -> tuple[Costs, tuple[float, float]]:
+    """Return the costs that the runs come closest to, and the idle share of server and worker.
+
+    What is left of a relay's time is its cost of a step: its units cost what the server's do.
+    """
     step, step_byte, unit, unit_byte, server_idle = closest(
         runs,
         lambda r: r.server,
@@ -135,11 +143,15 @@ def fit(runs: Sequence[_Run], encrypted: _Run) -> tuple[Costs, tuple[float, floa
         message_byte=message_byte,
         encrypted_byte=(encrypted.transfers - plain) / _transferred(encrypted),
         worker=worker,
+        relay=0.0,
         position=position,
         number=each_number,
         product=product,
         weight=weight,
     )
+    of_units = costs.of_units(relayed.size, relayed.workers, relayed.workers)
+    of_relay = costs.of_relay(relayed.size) + of_units + server_idle * relayed.seconds
+    costs = dataclasses.replace(costs, relay=max(0.0, relayed.relay - of_relay))
     return costs, (server_idle, worker_idle)
 
 
@@ -177,11 +189,11 @@ def _task(plan: Plan, hidden: int, shards: int, streams: int, _: int) -> Task:
     return plan.task(numerics="portable", hidden=hidden, shards=shards, streams=streams)
 
 
-def _measure(plan: Plan, task: Task, workers: int, keys: bool) -> _Run:  # noqa: FBT001
+def _measure(plan: Plan, task: Task, workers: int, how: str) -> _Run:
     """Start a server that does not compute, and workers; return what a step takes."""
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder, contextlib.ExitStack() as stack:
         run_dir, locked, key = Path(folder) / "run", list[str](), list[str]()
-        if keys:
+        if how is ENCRYPTED:
             with manychar("keys", "create", f"{folder}/keys") as making:
                 making.until_it_ends()
             locked, key = ["--keys", f"{folder}/keys"], ["--key", f"{folder}/keys/worker.key"]
@@ -192,10 +204,16 @@ def _measure(plan: Plan, task: Task, workers: int, keys: bool) -> _Run:  # noqa:
         )
         started = [stack.enter_context(server)]
         endpoint = json.loads(server.listen())["endpoint"]
+        names = ["server"]
+        if how is BEHIND_RELAY:
+            below = f"ipc://{folder}/relay"
+            started.append(stack.enter_context(manychar("relay", endpoint, "--bind", below)))
+            names, endpoint = ["server", "relay"], below
+            until((Path(folder) / "relay").exists, "the relay")
         for i in range(workers):
             worker = manychar("worker", endpoint, "--name", f"worker-{i}", *key)
             started.append(stack.enter_context(worker))
-        names = ["server", *(f"worker {i}" for i in range(workers))]
+        names += [f"worker {i}" for i in range(workers)]
         who = {name: each.process.pid for name, each in zip(names, started, strict=True)}
         grown, before, after = growth(
             run_dir, started, plan.seconds, after=SETTLED_AT, read=lambda: thread_times(who)
@@ -203,6 +221,7 @@ def _measure(plan: Plan, task: Task, workers: int, keys: bool) -> _Run:  # noqa:
     spent = {k: (after[k][0] - before[k][0]) / 1e9 / grown["step"] for k in after if k in before}
     transfers = sum(value for k, value in spent.items() if k.endswith("output"))
     in_all, server_seconds = sum(spent.values()), spent["server, main"]
+    of_relay = spent.get("relay, main", 0.0)
     size = Dimensions(
         vocabulary_size=len(set(plan.text.read_text(encoding="utf-8"))),
         hidden=task.hidden,
@@ -212,6 +231,6 @@ def _measure(plan: Plan, task: Task, workers: int, keys: bool) -> _Run:  # noqa:
         dtype="float32",
     )
     seconds = grown["seconds"] / grown["step"]
-    computing = in_all - server_seconds - transfers
+    computing = in_all - server_seconds - of_relay - transfers
     tell(f"{size}: {workers} workers: {seconds:.5f} s a step, {in_all:.5f} s on the cores")
-    return _Run(size, workers, seconds, server_seconds, computing, transfers)
+    return _Run(size, workers, seconds, server_seconds, computing, transfers, of_relay)
