@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import logging
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -13,7 +12,7 @@ from typing import Literal
 from manychar.numerics.option import StrPath, option
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
-from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
+from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE, logger
 from manychar.protocol.run_operation import Operation
 
 CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -125,8 +124,7 @@ def _quotas() -> Iterator[int]:
 def hint_at_cores(flag: str, processes: int) -> None:
     """Log where more processes are to compute than there are cores."""
     if processes > (cores := usable_cores()):
-        text = f"{flag} {processes}: no faster than {flag} {cores}, one for each usable core"
-        logging.getLogger(__name__).info(text)
+        logger.info(f"{flag} {processes}: no faster than {flag} {cores}, one for each usable core")
 
 
 RUN_OPTIONS = (Definition, Operation, RunPlace, Reporting, Sampling)

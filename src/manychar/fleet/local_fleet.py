@@ -24,6 +24,7 @@ from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import ChildProcess, how_it_ended
 from manychar.processes.errors import CRASHED, STOPPING, UserError
+from manychar.processes.log import logger
 from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
 from manychar.protocol.effects import RUN_FAILED, STOPPED, Finish
@@ -34,8 +35,6 @@ from manychar.storage.run_directory import RunDirectory
 SECONDS_TO_END = 15.0
 OBSERVER_CONNECT_TIMEOUT, WORKER_CONNECT_TIMEOUT = 60.0, 300.0
 ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
-
-logger = logging.getLogger(__name__)
 
 
 # Methods and attributes: a run's children, what is shown of it, and how it ends belong together.

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import logging
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from manychar.network.dealer import Dealer
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey
 from manychar.network.router import Router
+from manychar.processes.log import logger
 from manychar.protocol import effects
 from manychar.protocol.events import FingerprintComputed
 from manychar.protocol.messages import Hello, Peer
@@ -21,8 +21,6 @@ from manychar.protocol.relay import Relay
 
 CHECK_EVERY = 1.0
 AS_RELAY = FingerprintComputed("relay", {}, 0.0)
-
-logger = logging.getLogger(__name__)
 
 
 def relay(

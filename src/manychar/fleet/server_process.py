@@ -6,7 +6,6 @@ checkpoint before it.
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import sys
@@ -22,6 +21,7 @@ from manychar.network.private_endpoint import OBSERVER_KEY
 from manychar.network.router import Router
 from manychar.processes.child_process import PROGRAM
 from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because
+from manychar.processes.log import logger
 from manychar.processes.signals import STOPS
 from manychar.protocol.admission import as_words
 from manychar.protocol.effects import Finish
@@ -35,8 +35,6 @@ from manychar.storage.server_address import write_address
 from manychar.storage.validation_log import unvalidated
 
 PENDING_STOP = "MANYCHAR_PENDING_STOP"
-
-logger = logging.getLogger(__name__)
 
 
 def serve(

@@ -8,7 +8,6 @@ its computation advances. One that crashes or falls silent is started again and 
 import collections
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from manychar.network.event_loop import EventLoop
 from manychar.numerics.evaluation import loss_of
 from manychar.processes import log
 from manychar.processes.errors import UserError, because
+from manychar.processes.log import logger
 from manychar.processes.supervisor import ProcessSlot, Supervisor
 from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint import checkpoint_path
@@ -35,8 +35,6 @@ LOWEST_PRIORITY = 19
 AUTOGROUP = Path("/proc/self/autogroup")
 ALIVE_EVERY = 1.0
 SILENT_FOR = 60.0  # at the lowest priority reading a large checkpoint may take that long
-
-logger = logging.getLogger(__name__)
 
 
 class ValidationProcess:

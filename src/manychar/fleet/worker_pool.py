@@ -1,18 +1,16 @@
 """Several workers of this machine for a server elsewhere: `worker --processes N`."""
 
-import logging
 from signal import SIGTERM
 
 from manychar.network.event_loop import EventLoop
 from manychar.processes import log
 from manychar.processes.child_process import how_it_ended
 from manychar.processes.errors import CRASHED, RUN_FAILED, STOPPED
+from manychar.processes.log import logger
 from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor
 
 SECONDS_TO_END = 10.0
-
-logger = logging.getLogger(__name__)
 
 
 class WorkerPool:

@@ -4,16 +4,15 @@ Each ChildProcess has the reading end of a pipe, named in the environment. Nothi
 end of file means that the operating system has closed the parent's end.
 """
 
-import logging
 import os
 import signal
 import threading
 import time
 
+from manychar.processes.log import logger
+
 VARIABLE = "MANYCHAR_PARENT_PIPE"
 GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
-
-logger = logging.getLogger(__name__)
 
 
 def has_parent() -> bool:
