@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -17,8 +18,6 @@ from manychar.protocol.run_operation import Operation
 
 CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
-DEFINING = (*RUNNING, "equivalence")
-LOGGED = (*RUNNING, "worker", "relay")
 # Options of other programs: one of the commands that have their own way, and what that is.
 INSTEAD = {
     "patience": ("connect_timeout", "Its name is now --connect-timeout"),
@@ -30,25 +29,30 @@ INSTEAD = {
 }
 STARTED_WORKERS = "MANYCHAR_STARTED_WORKERS"  # tells the server of `train` how many there will be
 
+_defining = functools.partial(option, roles=(*RUNNING, "equivalence"))
+_running = functools.partial(option, roles=RUNNING)
+_logged = functools.partial(option, roles=(*RUNNING, "worker", "relay"))
+_exporting = functools.partial(option, roles=("train", "follow"))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunPlace:
     """What a run begins with, where it is made, or the run that is resumed."""
 
-    init_from: StrPath | None = option(
-        None, "Checkpoint whose weights and vocabulary the run starts with.", roles=DEFINING
+    init_from: StrPath | None = _defining(
+        None, "Checkpoint whose weights and vocabulary the run starts with."
     )
-    unknown: Literal["refuse", "skip"] = option(
-        "refuse", "What to do with characters that --init-from does not know.", roles=DEFINING
+    unknown: Literal["refuse", "skip"] = _defining(
+        "refuse", "What to do with characters that --init-from does not know."
     )
-    run_dir: StrPath | None = option(
-        None, "New directory for the run.", roles=RUNNING, without="runs/<time>-<run id>"
+    run_dir: StrPath | None = _running(
+        None, "New directory for the run.", without="runs/<time>-<run id>"
     )
-    resume: StrPath | None = option(
-        None, "Resume the run in this directory.", roles=RUNNING, without="a new run"
+    resume: StrPath | None = _running(
+        None, "Resume the run in this directory.", without="a new run"
     )
-    or_resume: bool = option(
-        default=False, text="Resume the run in --run-dir if it exists already.", roles=RUNNING
+    or_resume: bool = _running(
+        default=False, text="Resume the run in --run-dir if it exists already."
     )
 
 
@@ -56,20 +60,18 @@ class RunPlace:
 class Reporting:
     """What is logged and exported, how, and where. Child processes inherit the variables."""
 
-    log_level: Literal["info", "warning", "error"] | None = option(
+    log_level: Literal["info", "warning", "error"] | None = _logged(
         None,
         "Lowest level that is logged: info, warning or error.",
-        roles=LOGGED,
         variable=LEVEL_VARIABLE,
         without="info",
     )
-    log_format: Literal["text", "json"] | None = option(
-        None, "Text, or JSON lines.", roles=LOGGED, variable=FORMAT_VARIABLE, without="text"
+    log_format: Literal["text", "json"] | None = _logged(
+        None, "Text, or JSON lines.", variable=FORMAT_VARIABLE, without="text"
     )
-    log_every: float | None = option(
+    log_every: float | None = _running(
         None,
         "Seconds between two lines of progress.",
-        roles=RUNNING,
         least=0.1,
         most=86_400,
         without="2, later up to 30",
@@ -77,19 +79,13 @@ class Reporting:
     bind: str | None = option(
         None, "Endpoint to listen on.", roles=("train",), without="one that is this user's alone"
     )
-    insecure: bool = option(
-        default=False,
-        text="Listen where other machines can connect, without keys.",
-        roles=("train", "follow"),
+    insecure: bool = _exporting(
+        default=False, text="Listen where other machines can connect, without keys."
     )
-    metrics_port: int | None = option(
-        None,
-        "Serve Prometheus metrics on this port.",
-        roles=("train", "follow"),
-        least=0,
-        most=65_535,
+    metrics_port: int | None = _exporting(
+        None, "Serve Prometheus metrics on this port.", least=0, most=65_535
     )
-    metrics_host: str = option("127.0.0.1", "Address to serve them on.", roles=("train", "follow"))
+    metrics_host: str = _exporting("127.0.0.1", "Address to serve them on.")
 
 
 def instead_of(name: str, known: Collection[str], *, near: bool = True) -> str:

@@ -16,6 +16,7 @@ from manychar.numerics.option import Formula, OptionError, check, flag, option
 NORMAL_NUMBERS = {"float32": (2.0**-126, 2.0**127), "float64": (2.0**-1022, 2.0**1023)}
 
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
+_size = functools.partial(_option, least=1, most=65_536)
 
 
 def choose_streams(hidden: int, shards: int) -> int:
@@ -51,16 +52,12 @@ class Definition:
 
     corpus_sha256: str
     initial_weights: str | None = None  # the SHA-256 of those that are not drawn from the seed
-    hidden: int = _option(100, "Hidden units.", least=1, most=65_536)
-    seq_length: int = _option(25, "Characters a step.", least=1, most=65_536)
-    shards: int = _option(
-        4, "Units of parallel work; at most as many workers compute.", least=1, most=65_536
-    )
-    streams: int = _option(
+    hidden: int = _size(100, "Hidden units.")
+    seq_length: int = _size(25, "Characters a step.")
+    shards: int = _size(4, "Units of parallel work; at most as many workers compute.")
+    streams: int = _size(
         Formula("max(1, 64 // shards); hidden >= 256: max(1, 32 // shards)", choose_streams),
         "Streams of text in a shard.",
-        least=1,
-        most=65_536,
     )
     learning_rate: float = _option(
         Formula(
