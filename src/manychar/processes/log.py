@@ -23,19 +23,6 @@ NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR
 logger = logging.getLogger("manychar")
 
 
-class Formatter(logging.Formatter):
-    """Text, or a JSON object with the values of `extra={"values": …}`; `prefix` goes before all."""
-
-    def __init__(self, prefix: str = "") -> None:
-        super().__init__()
-        self._prefix = prefix
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = fields_of(record)
-        fields["text"] = self._prefix + fields["text"]
-        return to_json(fields | getattr(record, "values", {})) if is_json() else fields["text"]
-
-
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
     """Return what every log line has: time, level and text."""
     now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -50,16 +37,24 @@ def say(line: str) -> None:
 
 
 class StderrHandler(logging.Handler):
-    """Writes each record to standard error."""
+    """Writes each record to standard error, with a prefix before its text.
+
+    In JSON it also has the values of `extra={"values": …}`.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        fields = fields_of(record)
+        fields["text"] = self._prefix + fields["text"]
+        say(to_json(fields | getattr(record, "values", {})) if is_json() else fields["text"])
 
 
 def configure(prefix: str = "") -> None:
     """Log to standard error, at the level and in the form that the environment says."""
-    handler, least = StderrHandler(), os.environ.get(LEVEL_VARIABLE, Level.INFO)
-    handler.setFormatter(Formatter(prefix))
+    handler, least = StderrHandler(prefix), os.environ.get(LEVEL_VARIABLE, Level.INFO)
     handler.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.DEBUG)  # for the run's events
