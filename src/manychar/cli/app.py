@@ -64,38 +64,34 @@ def _add(
     *,
     group: typer.Typer = app,
     name: str | None = None,
-    numerics: str | None = None,
+    numerics: str | None = "portable",
 ) -> None:
-    """Add a command to the program; without `numerics`, it pins its own where it computes."""
+    """Add a command to the program; without `numerics`, it pins its own."""
     words = "manychar keys" if group is _keys else "manychar"
     name = name or command.__name__
     epilog = f"Example: {words} {name} {example}"
     group.command(name, epilog=epilog)(configurable(command, numerics=numerics))
 
 
-_add(train, "book.txt --hidden 256 --workers 4 --steps 20000")
-_add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS")
-_add(worker, "tcp://server.lan:5577 --key worker.key --processes 4")
-_add(
-    relay,
-    "tcp://server.lan:5577 --key relay.key --bind tcp://rack7.lan:5578 --keys KEYS",
-    numerics="portable",
-)
-_add(sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500", numerics="portable")
-_add(evaluate, "runs/RUN other.txt --unknown skip")
-_add(verify.verify, "runs/RUN --from 1000 --to 2000")
-_add(equivalence, "book.txt --hidden 64 --shards 8")
-_add(runs, "runs", numerics="portable")
-_add(status.status, "runs/RUN --watch", numerics="portable")
-_add(status.health, "tcp://127.0.0.1:5577 --key probe.key", numerics="portable")
-_add(dashboard, "runs/RUN", numerics="portable")
+_add(train, "book.txt --hidden 256 --workers 4 --steps 20000", numerics=None)
+_add(server.server, "book.txt --bind tcp://server.lan:5577 --keys KEYS", numerics=None)
+_add(worker, "tcp://server.lan:5577 --key worker.key --processes 4", numerics=None)
+_add(relay, "tcp://server.lan:5577 --key relay.key --bind tcp://rack7.lan:5578 --keys KEYS")
+_add(sample, "runs/RUN --prime 'Once ' --temperature 0.8 --length 500")
+_add(evaluate, "runs/RUN other.txt --unknown skip", numerics=None)
+_add(verify.verify, "runs/RUN --from 1000 --to 2000", numerics=None)
+_add(equivalence, "book.txt --hidden 64 --shards 8", numerics=None)
+_add(runs, "runs")
+_add(status.status, "runs/RUN --watch")
+_add(status.health, "tcp://127.0.0.1:5577 --key probe.key")
+_add(dashboard, "runs/RUN")
 _add(plan, "--workers 256 --hidden 512 --streams 32")
-_add(export, "runs/RUN -o model.safetensors", numerics="portable")
-_add(plot, "runs/ONE runs/OTHER -o losses.svg", numerics="portable")
-_add(follow, "runs/RUN --metrics-port 9464", numerics="portable")
-_add(stop, "runs/RUN", numerics="portable")
-_add(unban, "runs/RUN worker-2", numerics="portable")
-_add(doctor, "> machine.json")
+_add(export, "runs/RUN -o model.safetensors")
+_add(plot, "runs/ONE runs/OTHER -o losses.svg")
+_add(follow, "runs/RUN --metrics-port 9464")
+_add(stop, "runs/RUN")
+_add(unban, "runs/RUN worker-2")
+_add(doctor, "> machine.json", numerics=None)
 _add(keys.create, "KEYS", group=_keys)
 _add(keys.add, "KEYS olga --role observer", group=_keys)
 _add(keys.revoke, "KEYS olga", group=_keys)
