@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from manychar.cli.options import ConnectTimeout, Endpoint, Insecure, KeyFile
 from manychar.cli.server import KEYS
-from manychar.cli.worker import NAME, log_end
+from manychar.cli.worker import NAME, end_with
 from manychar.network.client_identity import KEYS_VARIABLE, find_key, hello
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option
@@ -33,7 +31,6 @@ def relay(
     from manychar.fleet.relay_process import relay
 
     check_endpoint(endpoint)
-    check_endpoint(bind)
     if endpoint == bind:
         raise UserError(f"{bind}: a relay cannot work for itself: choose another --bind")
     command = shlex.join(sys.argv[1:])
@@ -42,6 +39,4 @@ def relay(
     identity = hello(Role.WORKER, name or (key.name if key else None))
     logger.info(f"{identity.name} relays {endpoint} to {bind}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
-    finish = relay(endpoint, bind, identity, connect_timeout=connect_timeout, key=key, keys=keys)
-    log_end(finish)
-    raise typer.Exit(finish.code)
+    end_with(relay(endpoint, bind, identity, connect_timeout=connect_timeout, key=key, keys=keys))

@@ -1,7 +1,7 @@
 """The command `worker`."""
 
 import logging
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -45,12 +45,11 @@ def worker(
     if not child:
         logger.info(f"{identity.name} works for {endpoint}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
-    finish = work(endpoint, identity, key=key, connect_timeout=connect_timeout)
-    log_end(finish)
-    raise typer.Exit(finish.code)
+    end_with(work(endpoint, identity, key=key, connect_timeout=connect_timeout))
 
 
-def log_end(finish: Finish) -> None:
-    """Log how a worker or relay ended."""
+def end_with(finish: Finish) -> NoReturn:
+    """Log how a worker or relay ended, and exit with its code."""
     in_order = finish.code in (0, STOPPED, INTERRUPTED)
     logger.log(logging.INFO if in_order else logging.ERROR, finish.reason)
+    raise typer.Exit(finish.code)
