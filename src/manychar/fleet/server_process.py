@@ -20,7 +20,7 @@ from manychar.network.event_loop import EventLoop
 from manychar.network.private_endpoint import OBSERVER_KEY
 from manychar.network.router import Router
 from manychar.processes.child_process import PROGRAM
-from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because
+from manychar.processes.errors import CRASHED, RUN_FAILED, UserError, because, user_errors
 from manychar.processes.log import logger
 from manychar.processes.signals import STOPS
 from manychar.protocol.admission import as_words
@@ -58,7 +58,7 @@ def serve(
         # First of all: a parent that reads the endpoint may send a signal at once.
         loop.on_signal(lambda number: server.signalled(number), *STOPS)  # noqa: PLW0108 - not yet there
         stack.enter_context(locked(directory))
-        try:
+        with user_errors(directory.path):
             events = stack.enter_context(event_log(directory.path))
             term = raise_term(directory)
             resume_point = recover(directory, term)
@@ -70,8 +70,6 @@ def serve(
             router = Router(endpoint, machine.dimensions, keys)
             stack.callback(router.close)
             write_address(directory.path, router.endpoint, keys and keys / OBSERVER_KEY)
-        except OSError as error:
-            raise UserError(f"{directory.path}: {because(error)}") from None
         server = ServerLoop(
             machine=machine,
             engine=engine,
