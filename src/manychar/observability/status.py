@@ -30,11 +30,10 @@ PLAIN_WIDTH = 160
 NAMES_SHOWN = 5
 NOT_WRITTEN = "_not_written"
 TEXT_COLUMNS = ("worker", "host", "state")
-NUMBER_COLUMNS = (
-    *("shards", "ms/shard", "chars/s", "compute", "exchange", "wait", "straggler"),
-    *("late", "dropped"),
+COLUMNS = (
+    *(*TEXT_COLUMNS, "shards", "ms/shard", "chars/s", "compute", "exchange", "wait"),
+    *("straggler", "late", "dropped"),
 )
-COLUMNS = TEXT_COLUMNS + NUMBER_COLUMNS
 
 COUNTER_SENTENCES: dict[str, str] = {
     Counter.UNITS_REPEATED: "units that came twice, with the same bytes",
@@ -67,10 +66,9 @@ def show(snapshot: Snapshot, console: Console | None = None) -> str:
     if not moves_cursor(console.file):
         console.width, console.soft_wrap = PLAIN_WIDTH, True
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for heading in TEXT_COLUMNS:
-        table.add_column(heading, overflow="fold")
-    for heading in NUMBER_COLUMNS:
-        table.add_column(heading, overflow="fold", justify="right")
+    for heading in COLUMNS:
+        is_text = heading in TEXT_COLUMNS
+        table.add_column(heading, overflow="fold", justify="left" if is_text else "right")
     for row in rows_of(snapshot):
         table.add_row(*row)
     with console.capture() as capture:
