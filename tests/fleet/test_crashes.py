@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
 from manychar.storage.journal import AppliedStep, ServerStart, continue_journal, read_journal
 from manychar.storage.run_directory import open_run
@@ -251,7 +252,7 @@ def _expect_nothing_lost(run: Path) -> None:
         assert read_checkpoint(path).state.step == step
     reading = read_journal(run, open_run(run).run_id)
     if len(left) == 2:
-        assert reading.living(AppliedStep).keys() >= set(range(1, 51))
+        assert reading.steps.keys() >= set(range(1, 51))
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
@@ -300,22 +301,22 @@ def _journal(run: Path) -> bytes:
 def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     data = _journal(tmp_path)
-    whole = read_journal(tmp_path, "run-1")
+    whole = list(LogReader(path))
     ends = {0}
     for length in range(1, len(data)):
         path.write_bytes(data[:length])
         reading = read_journal(tmp_path, "run-1")
-        assert reading.records == whole.records[: len(reading.records)]
+        assert (read := list(LogReader(path))) == whole[: len(read)]
         assert reading.extent.length <= length
         assert bool(reading.extent.fault) == (reading.extent.length < length)
         ends.add(reading.extent.length)
-    assert len(ends) == len(whole.records) + 1  # the first record is the run's
+    assert len(ends) == len(whole)
 
 
 def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     data = _journal(tmp_path)
-    whole = read_journal(tmp_path, "run-1")
+    whole = list(LogReader(path))
     for place in range(len(data)):
         for bit in range(8):
             altered = bytearray(data)
@@ -323,7 +324,7 @@ def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
             path.write_bytes(altered)
             reading = read_journal(tmp_path, "run-1")
             assert reading.extent.fault
-            assert reading.records == whole.records[: len(reading.records)]
+            assert (read := list(LogReader(path))) == whole[: len(read)]
 
 
 def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
@@ -335,8 +336,8 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     journal.append([AppliedStep(2, 4, 9.0, "00000063")])
     journal.close()
     assert path.read_bytes() == data
-    living = read_journal(tmp_path, "run-1").living(AppliedStep)
-    assert [(step, record.term) for step, record in living.items()] == [
+    steps = read_journal(tmp_path, "run-1").steps
+    assert [(step, record.term) for step, record in steps.items()] == [
         (1, 1),
         (2, 1),
         (3, 1),
@@ -369,7 +370,7 @@ def test_a_journal_knows_its_newest_step(
     journal.close()
     for with_steps in (True, False):
         assert read_journal(tmp_path, "run-1", with_steps=with_steps).newest == newest
-    assert max([0, *read_journal(tmp_path, "run-1").living(AppliedStep)]) == newest
+    assert max([0, *read_journal(tmp_path, "run-1").steps]) == newest
 
 
 def _altered(run: Path, name: str) -> None:

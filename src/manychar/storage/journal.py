@@ -6,7 +6,7 @@ or an AppliedStep.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from manychar.processes.errors import UserError
 from manychar.storage.append_log import AppendLog, Extent, LogReader
@@ -34,40 +34,30 @@ class AppliedStep:
     digest: str
 
 
-Record = TypeVar("Record", ServerStart, AppliedStep)
-
-
 @dataclasses.dataclass(frozen=True)
 class JournalContents:
-    """What a journal file holds: the records that can be trusted, and how far they reach.
+    """The history that survives, by step, and how far its file can be trusted.
 
-    `newest` is the last step of the history that survives.
+    `newest` is its last step, `term` the last one in which a server started.
     """
 
-    records: tuple[ServerStart | AppliedStep, ...]
-    extent: Extent
+    starts: dict[int, ServerStart]
+    steps: dict[int, AppliedStep]
     newest: int
-
-    def living(self, kind: type[Record]) -> dict[int, Record]:
-        """Return the records of one kind in the history that survives, by step."""
-        living: dict[int, Record] = {}
-        for record in self.records:
-            if isinstance(record, ServerStart):
-                living = {step: each for step, each in living.items() if step <= record.step}
-            if isinstance(record, kind):
-                living[record.step] = record
-        return living
+    term: int
+    extent: Extent
 
 
 def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> JournalContents:
     """Read a run's journal as far as it can be trusted; a file that is not there is an empty one.
 
-    Without its steps, of which there may be many millions, the records are those of starts.
+    Without its steps, of which there may be many millions, `steps` stays empty.
     Raises UserError where it cannot be read, or belongs to another run.
     """
     reader = LogReader(run / JOURNAL_NAME)
-    records: list[ServerStart | AppliedStep] = []
-    newest = 0
+    starts: dict[int, ServerStart] = {}
+    steps: dict[int, AppliedStep] = {}
+    newest = term = 0
     for number, values in enumerate(reader):
         if number == 0:
             check_format(reader.path, values.get("format"))
@@ -76,10 +66,13 @@ def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> JournalC
             continue
         newest = values["step"]
         if "sha256" in values:
-            records.append(ServerStart(**values))
+            term = max(term, values["term"])
+            starts = {step: each for step, each in starts.items() if step <= newest}
+            steps = {step: each for step, each in steps.items() if step <= newest}
+            starts[newest] = ServerStart(**values)
         elif with_steps:
-            records.append(AppliedStep(**values))
-    return JournalContents(tuple(records), reader.extent, newest)
+            steps[newest] = AppliedStep(**values)
+    return JournalContents(starts, steps, newest, term, reader.extent)
 
 
 def continue_journal(run: Path, run_id: str, contents: JournalContents) -> AppendLog:

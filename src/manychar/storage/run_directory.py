@@ -321,8 +321,7 @@ def raise_term(directory: RunDirectory) -> int:
         if path.exists():
             term = int(path.read_bytes())
         else:
-            starts = read_journal(directory.path, directory.run_id, with_steps=False).records
-            term = max((start.term for start in starts), default=0)
+            term = read_journal(directory.path, directory.run_id, with_steps=False).term
         if not 0 <= term < MAX_INTEGER:
             raise ValueError
         atomic_files.replace_file(path, f"{term + 1}\n".encode())

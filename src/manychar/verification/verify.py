@@ -20,7 +20,7 @@ from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.corpus_file import check_corpus
-from manychar.storage.journal import JOURNAL_NAME, AppliedStep, ServerStart, read_journal
+from manychar.storage.journal import JOURNAL_NAME, AppliedStep, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference, replay
 
@@ -93,7 +93,7 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
     """Return the journal's steps, after a check that it tells the whole story, and a remark."""
     path = directory.path / JOURNAL_NAME
     reading = read_journal(directory.path, directory.run_id)
-    living, starts = reading.living(AppliedStep), reading.living(ServerStart)
+    living, starts = reading.steps, reading.starts
     covered = newest_checkpoint in {0, *living, *starts}
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
     if reading.extent.fault and (not covered or tail > LONGEST_TAIL):
