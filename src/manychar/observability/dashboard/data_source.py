@@ -108,10 +108,9 @@ class LiveServer(DataSource):
         status = snapshot.status
         if status.run_id != self.view.run:
             self._client.request(WeightsRequest)
-        validation = None
         nats = status.validation_loss_nats_per_character
-        if status.validated is not None and nats is not None:
-            validation = status.validated, nats
+        step = status.validated
+        validation = None if step is None or nats is None else (step, nats)
         view = self.view.of_run(status.run_id, _facts(snapshot.dimensions))
         self.view = view.with_point(point_of(snapshot), validation)
         self._set(
