@@ -37,10 +37,7 @@ class Admission(ServerPart):
             self._outbox.count(Counter.CLIENTS_REFUSED)
             return None
         known = self._membership.members.get(peer)
-        if known is not None and (known.state, known.instance) == (
-            PeerState.ADMITTED,
-            hello.instance,
-        ):
+        if known and known.state is PeerState.ADMITTED and known.instance == hello.instance:
             self._welcome(known)  # the same Hello again, of which many may wait
             return known
         for former in self._membership.predecessors(peer, hello):

@@ -191,8 +191,7 @@ class ClientMachine:
         session = self.session
         if session.connecting or now < session.next_heartbeat:
             return []
-        welcome = session.welcomed()
-        heartbeat = self._progress(welcome.run_and_term)
+        heartbeat = self._progress(session.welcomed().run_and_term)
         session.sent_heartbeat(now)
         return [Send(heartbeat)]
 

@@ -107,11 +107,8 @@ class ConflictingResults(ServerPart):
 
     def settled(self, now: float) -> list[Conflict]:
         """Remove and return the conflicts that can be settled."""
-        settled = [
-            each
-            for each in list(self.open.values())
-            if each.is_computed and not self._asks_relays(each, now)
-        ]
+        computed = [each for each in self.open.values() if each.is_computed]
+        settled = [each for each in computed if not self._asks_relays(each, now)]
         for conflict in settled:
             del self.open[conflict.step, conflict.shards]
         return settled
@@ -153,13 +150,11 @@ class ConflictingResults(ServerPart):
 
         Return the step before which the run must resume, if the weights depend on one of them.
         """
-        step = conflict.step
+        step, wrong = conflict.step, sorted(conflict.wrong())
         are_wrong = [conflict.is_wrong(claim) for _, claim in conflict.claims]
-        wrong = sorted(conflict.wrong())
+        why = f"it computed step {step}, {shards_named(conflict.shards)} wrongly"
         for sender in sorted({conflict.named.get(each, each) for each in wrong}):
-            self._admission.ban(
-                sender, f"it computed step {step}, {shards_named(conflict.shards)} wrongly", now
-            )
+            self._admission.ban(sender, why, now)
         senders = {identity for sender in wrong for identity in sender}
         at_most = step if any(are_wrong[: conflict.accepted]) else math.inf
         if math.isinf(resume := self._aggregation.first_from(senders, at_most=at_most)):
