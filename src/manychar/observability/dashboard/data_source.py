@@ -29,15 +29,14 @@ from manychar.storage.run_directory import open_run
 from manychar.storage.server_address import is_served
 from manychar.storage.validation_log import best_checkpoint
 
+TURN_EVERY = 0.2
 SAMPLE_LENGTH = 300
 RECONNECT_TIMEOUT = 600.0
 FACTS = ("hidden", "seq_length", "streams", "shards", "dtype")
 
 
 class DataSource:
-    """Keeps `view` up to date by a turn every `interval` seconds."""
-
-    interval: float
+    """Keeps `view` up to date by a turn every TURN_EVERY seconds."""
 
     def __init__(self, source: str) -> None:
         self.view = View(source=source)
@@ -62,8 +61,6 @@ class DataSource:
 
 class LiveServer(DataSource):
     """A live server. Raises UserError where it sends no status within `connect_timeout` seconds."""
-
-    interval = 0.2
 
     def __init__(self, source: str, key: ClientKey | None, *, connect_timeout: float) -> None:
         super().__init__(source)
@@ -126,8 +123,6 @@ class LiveServer(DataSource):
 
 class FinishedRun(DataSource):
     """A run directory without a server. Raises UserError where it is none, or cannot be read."""
-
-    interval = 0.5
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from manychar.network.endpoints import is_loopback, require_loopback
-from manychar.observability.dashboard.data_source import DataSource
+from manychar.observability.dashboard.data_source import TURN_EVERY, DataSource
 from manychar.observability.dashboard.page import register
 from manychar.processes.errors import user_errors
 
@@ -66,7 +66,7 @@ def serve(source: DataSource, listening: socket.socket) -> None:
     hosts = [*LOOPBACK, host] if is_loopback(host) else ["*"]
     web.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     options: Any = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
-    app.timer(source.interval, source.turn)
+    app.timer(TURN_EVERY, source.turn)
     try:
         uvicorn.Server(uvicorn.Config(web, **options)).run(sockets=[listening])
     finally:
