@@ -155,9 +155,8 @@ class Admission(ServerPart):
     def key_revoked(self, event: events.KeyRevoked, now: float) -> None:
         self._outbox.count(Counter.MESSAGES_FROM_REVOKED_KEY)
         if (member := self._membership.members.get(event.peer)) is not None:
-            self.refuse(
-                member.peer, member.name, "its key was revoked; manychar keys add makes another"
-            )
+            why = "its key was revoked; manychar keys add makes another"
+            self.refuse(member.peer, member.name, why)
             self._remove(member, now)
 
     def _leave(self, member: Member, why: str, now: float) -> None:

@@ -67,8 +67,7 @@ class RelayServer(ParameterServer):
     aggregation: RelayStep
 
     def __init__(self, welcome: Welcome, relay: "Relay", *, now: float) -> None:
-        spec = spec_of(welcome, relay.session.hello.instance)
-        super().__init__(spec, now=now)
+        super().__init__(spec_of(welcome, relay.session.hello.instance), now=now)
         self._relay, self._pages_at = relay, now
         self.handle(events.Started(), now)
 

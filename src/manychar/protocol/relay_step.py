@@ -75,11 +75,9 @@ class RelayStep(Aggregation):
 
     def open(self, step: int, weights: Frame, *, is_fresh: bool) -> None:
         """Begin a step without inputs and results."""
-        parameters = self.state.parameters.like(np.frombuffer(weights, self._dtype))
-        hidden = np.empty_like(self.state.hidden)
-        self.state = dataclasses.replace(
-            self.state, step=step, parameters=parameters, hidden=hidden
-        )
+        state, hidden = self.state, np.empty_like(self.state.hidden)
+        parameters = state.parameters.like(np.frombuffer(weights, self._dtype))
+        self.state = dataclasses.replace(state, step=step, parameters=parameters, hidden=hidden)
         self._start_step()
         self.is_fresh = is_fresh
 

@@ -126,17 +126,16 @@ def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
 def _checkpoint(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Checkpoint:
     definition = Definition.from_mapping(json.loads(metadata["config"]))
     vocabulary = metadata["vocabulary"]
-    step, smooth_loss = int(metadata["step"]), float(metadata["smooth_loss"])
 
     def flat(prefix: str) -> NDArray[Any]:
         names = shapes_of(len(vocabulary), definition.hidden)
         return np.concatenate([tensors[prefix + name].reshape(-1) for name in names])
 
     state = TrainingState(
-        step=step,
+        step=int(metadata["step"]),
         parameters=Parameters(flat(""), len(vocabulary), definition.hidden),
         memory=flat("m"),
         hidden=tensors["hidden"],
-        smooth_loss=smooth_loss,
+        smooth_loss=float(metadata["smooth_loss"]),
     )
     return Checkpoint(definition, vocabulary, state, metadata["sha256"])
