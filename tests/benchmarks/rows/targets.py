@@ -23,6 +23,7 @@ RAY, BARE = "Ray's parameter server, synchronous", "bare pyzmq: the bytes alone"
 ONE, TWO = "`--workers 1`", "`--workers 2`"
 SAME, BATCH = "one process, same definition", "one process, one batch of all streams"
 PLAIN = "plain min-char-rnn, float64"
+APART = "two processes apart, in all"
 
 TIMES_LONGER = 10
 
@@ -165,6 +166,23 @@ def _earlier(plan: Plan) -> Program:
     return plan.before
 
 
+def _bounds(plan: Plan) -> Iterator[Comparison]:
+    """Two processes that never exchange anything; and the defaults' streams in two shards."""
+    for hidden in (100, 512):
+        task = plan.task(numerics="portable", hidden=hidden, shards=4, streams=16)
+        with (
+            Together([Side("single", task) for _ in range(2)]) as apart,
+            ready({SAME: ("single", task)}) as sides,
+        ):
+            apart.until_ready()
+            what = f"H {hidden}, S 4, B 16, {{}}: characters a second"
+            yield from compare({APART: apart, **sides}, plan.rounds, [(APART, SAME)], what)
+    for hidden in (100, 256, 512):
+        task = plan.default_task(hidden)
+        task = dataclasses.replace(task, shards=2, streams=task.shards * task.streams // 2)
+        yield from beside_one_process(plan, task, [(TWO, BATCH)], "two shards, ")
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[Comparison]]] = {
     "fleets": _fleets,
     "exchange": _exchange,
@@ -172,4 +190,5 @@ PARTS: dict[str, Callable[[Plan], Iterator[Comparison]]] = {
     "thread": _server_thread,
     "ddp": _beside_ddp,
     "loss": _to_loss,
+    "bounds": _bounds,
 }
