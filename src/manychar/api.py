@@ -164,8 +164,10 @@ class Run(Model):
 
     @property
     def step(self) -> int:
-        """The step of the newest checkpoint."""
-        return max(self.checkpoints())
+        """The step of the newest checkpoint, which may be the one that recovery is for."""
+        from manychar.storage.run_directory import open_run  # noqa: PLC0415 - with numpy
+
+        return open_run(self.path).newest_step()
 
     @property
     def definition(self) -> Definition:
