@@ -89,7 +89,7 @@ def test_a_server_keeps_its_process_and_endpoint(
     endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
     wrong = manychar.run("worker", endpoint, "--name", "worker-1", env=spoiling)
     assert (wrong.code, "banned" in wrong.err) == (3, True), wrong.err
-    server.wait_for("resuming the run")
+    server.wait_for("(?s)executes itself again.*listening")
     assert "--log-every=7.0" in Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
     right = manychar.run("worker", endpoint, "--name", "worker-2")
     assert right.code == 0, right.err
