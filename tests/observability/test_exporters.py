@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_report() -> None:
         assert found["manychar_dropped_total"] == [({"what": "units_repeated"}, 2.0)]
         assert found["manychar_characters_total"] == [({}, 8000.0)]
         states = {labels["state"]: count for labels, count in found["manychar_workers"]}
-        assert states == {"working": 1.0, "idle": 0.0, "silent": 0.0}
+        assert states == {"working": 1.0, "idle": 0.0, "slow": 0.0, "silent": 0.0}
         assert found["manychar_checkpoint_age_seconds"][0][1] >= 3_700.0
         assert 0 <= found["manychar_silence_seconds"][0][1] < 60
         spent = {labels["doing"]: s for labels, s in found["manychar_worker_share"]}

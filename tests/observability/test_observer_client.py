@@ -305,6 +305,11 @@ def test_two_workers_of_one_name_have_a_row_each() -> None:
     assert [worker["host"] for worker in as_values(now)["workers"]] == ["here", "there"]
 
 
+def test_a_worker_that_is_too_slow_is_named() -> None:
+    now = Snapshot(SIZE, _status(1.0), (_worker(1.0), _worker(1.0, name="w1", state="slow")))
+    assert "too slow for a shard: w1; a step without it is shorter" in lines_of(now)
+
+
 def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
     def line_of(*straggling: float) -> str:
         workers = [_worker(1.0, name=f"w{i}", straggling=s) for i, s in enumerate(straggling)]

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from manychar.protocol import status_report
 from manychar.protocol.client_session import HELLO_EVERY, ClientPhase
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import ComputeFingerprint, Effect, Finish, Level, Log, Send
@@ -215,6 +216,20 @@ def test_weights_alone_go_down_as_weights_alone(pair: Stage) -> None:
         assert bytes(pair.asked(peer, NewWeights).weights) == KNOWN.weights[1]
         pair.deliver(peer, pair.asked(peer, NewWeights))
     assert pair.sent_up(UnitResult)[-1].payload.pack() == KNOWN.payload(1, 0, 3).pack()
+
+
+def test_it_knows_no_loss_and_says_nothing_of_divergence(
+    pair: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_report, "LOSS_STEPS", 1)
+    monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 1)
+    report = pair.machine.below.status_report
+    definition = dataclasses.replace(report._spec.definition, warmup=1)
+    monkeypatch.setattr(report, "_spec", dataclasses.replace(report._spec, definition=definition))
+    for step in range(6):
+        pair.grant(0, 1, step=step)
+    logs = [each for each in pair.others if isinstance(each, Log)]
+    assert not [each for each in logs if each.level is not Level.INFO]
 
 
 def test_it_takes_no_sum_apart(pair: Stage) -> None:

@@ -141,6 +141,17 @@ def test_standing_by_is_waiting() -> None:
     assert seen(stage)[last].waiting == pytest.approx(3.0 / 4.0)
 
 
+def test_a_worker_that_is_too_slow_for_a_range_is_said_to_be() -> None:
+    stage = Stage(shards=3)
+    stage.share("ann", "bob")
+    bob = stage.member("bob")
+    stage.server.membership.end_leases(b"bob")
+    assert seen(stage)["bob"].state == "idle"
+    bob.speed.note(5.0)
+    bob.speed.lose_range(stage.now)
+    assert seen(stage)["bob"].state == "slow"
+
+
 def test_dropped_messages_are_counted_by_worker() -> None:
     stage = Stage()
     stage.join("ann")

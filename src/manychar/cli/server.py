@@ -23,6 +23,9 @@ from manychar.processes.queued_stream import queued
 from manychar.protocol.effects import Finish
 
 KEYS = "Admit only clients with a key in this directory."
+COMPUTE = Option(
+    "Compute a share of the shards in this process, too.", names=("--compute/--no-compute",)
+)
 
 
 def server(
@@ -30,7 +33,7 @@ def server(
     bind: Annotated[str, Option("Endpoint to listen on.")] = "tcp://127.0.0.1:5577",
     keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
-    compute: Annotated[bool, Option("Compute a share of the shards in this process, too.")] = False,
+    compute: Annotated[bool, COMPUTE] = False,
     child: Child = False,
     **flags: Any,
 ) -> None:

@@ -118,7 +118,11 @@ class ProgressDisplay:
             words.append(f"{speed:,.0f} characters/s")
         words.append(" ".join(snapshot.working) or "no worker")
         if snapshot.workers:
-            words.append(f"{snapshot.share('computing'):.0%} computing")
+            computing, exchanging = snapshot.share("computing"), snapshot.share("exchanging")
+            waiting = snapshot.share("waiting")
+            words.append(
+                f"{computing:.0%} computing, {exchanging:.0%} exchange, {waiting:.0%} wait"
+            )
         if snapshot.straggler:
             words.append(snapshot.straggler)
         if status.idle_workers:

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from manychar.observability.snapshot import Snapshot
 from manychar.protocol.worker_tally import WorkerStats
 
-STATES = ("working", "idle", "silent")
+STATES = ("working", "idle", "slow", "silent")
 LABELS = ("worker", "host")
 LOSS = "loss_nats_per_character"
 VALIDATION_LOSS, SMOOTH_LOSS = f"validation_{LOSS}", f"smooth_{LOSS}"

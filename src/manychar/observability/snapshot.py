@@ -36,7 +36,7 @@ class Snapshot:
             return ""
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
 
-    def share(self, doing: Literal["computing", "exchanging"]) -> float:
+    def share(self, doing: Literal["computing", "exchanging", "waiting"]) -> float:
         """Return how much of the last ten seconds the workers with leases did this, 0 … 1."""
         shares: list[float] = [getattr(each, doing) for each in self.direct]
         return sum(shares) / max(len(shares), 1)

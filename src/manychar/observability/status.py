@@ -106,10 +106,12 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         lines.append(status.divergence)
     if snapshot.straggler:
         lines.append(snapshot.straggler)
+    if slow := ", ".join(each.name for each in snapshot.workers if each.state == "slow"):
+        lines.append(f"too slow for a shard: {slow}; a step without it is shorter")
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
-    if own := [each.longest_piece for each in snapshot.workers if each.name == SHARE_NAME]:
-        at_most = f"{1000 * own[0]:.0f} ms at most"
+    if own := [each.longest_piece for each in snapshot.direct if each.name == SHARE_NAME]:
+        at_most = f"{1000 * own[0]:.2g} ms at most"
         lines.append(f"the server computes, too: a message waits for {at_most}")
     counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
     return lines + [f"{k}: {n:,} ({COUNTER_SENTENCES.get(k, 'unknown')})" for k, n in counts]

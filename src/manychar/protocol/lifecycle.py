@@ -86,6 +86,7 @@ class Lifecycle(ServerPart):
             self._not_finite()
             return
         self._status_report.applied(now)
+        self._status_report.note_loss()
         step, state, operation = self._step, self._aggregation.state, self._spec.operation
         ends = (
             self.phase is RunPhase.STOPPING

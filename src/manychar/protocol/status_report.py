@@ -67,16 +67,18 @@ class StatusReport(ServerPart):
 
     def applied(self, now: float) -> None:
         """Note that a step was applied: the next one may take several times as long."""
-        nats = self._aggregation.loss / self._spec.definition.seq_length
-        self._loss_sums.append(self._loss_sums[-1] + nats)
-        self._look_for_divergence()
         usual = LONG_STEP * (now - self._applied_at)
         self._applied_at = now
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
         self._stall_at = self._late_from
 
-    def _look_for_divergence(self) -> None:
-        """Warn where LOSS_STEPS steps have a mean loss above that of the untrained model."""
+    def note_loss(self) -> None:
+        """Note the loss of the step that was applied.
+
+        Warn where LOSS_STEPS steps have a mean loss above that of the untrained model.
+        """
+        nats = self._aggregation.loss / self._spec.definition.seq_length
+        self._loss_sums.append(self._loss_sums[-1] + nats)
         definition, size = self._spec.definition, self._spec.dimensions.vocabulary_size
         few = definition.total_streams < FEW_STREAMS
         first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
@@ -208,7 +210,8 @@ class StatusReport(ServerPart):
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
         awaited = any(map(self._aggregation.is_missing, shards))
-        state = "silent" if member.state is PeerState.SILENT else "working" if shards else "idle"
+        state = "slow" if member.speed.is_too_slow else "idle"
+        state = "silent" if member.state is PeerState.SILENT else "working" if shards else state
         return WorkerStats(
             name=member.name,
             host=member.host,
