@@ -113,7 +113,7 @@ def efficiency(fleet: ByHand) -> Generator[float]:
 
 def test_a_worker_at_a_fifth_of_the_speed_costs_little(manychar: Commands, text: Path) -> None:
     fleet = ByHand(manychar, text, *SMALL, fast=0.002, slow=0.01)
-    fleet.wait_until(lambda of: len(of) == 2 and of["fast"].leases >= 13 and of["slow"].leases >= 1)
+    fleet.wait_until(lambda of: len(of) == 2 and of["fast"].shards >= 13 and of["slow"].shards >= 1)
     found = efficiency(fleet)
     with contextlib.closing(found):
         until(lambda: next(found) >= 0.85, "85 % of the sum of the workers' speeds")
@@ -125,14 +125,14 @@ def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
     manychar: Commands, text: Path
 ) -> None:
     fleet = ByHand(manychar, text, *SMALL, program=("-c", SOON_PROBED), fast=0.002, slow=0.002)
-    fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].leases >= 6})
+    fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].shards >= 6})
     fleet.set("slow", 0.2)
     fleet.server.wait_for(r"slow takes \S+ s for a shard: it gets none, a step without it is short")
-    seen = fleet.wait_until(lambda of: of["slow"].state == "idle" and of["fast"].leases == SHARDS)
+    seen = fleet.wait_until(lambda of: of["slow"].state == "slow" and of["fast"].shards == SHARDS)
     assert seen.working == ["fast"]
     assert seen.status.idle_workers == 1
     fleet.set("slow", 0.002)
-    fleet.wait_until(lambda of: of["slow"].leases >= 6)
+    fleet.wait_until(lambda of: of["slow"].shards >= 6)
     fleet.stop()
 
 
@@ -142,15 +142,15 @@ def test_a_worker_that_is_stopped_most_of_the_time_is_named_and_gets_less(
 ) -> None:
     flags = ("--hidden", "100", "--streams", "8", "--seq-length", "10")
     fleet = ByHand(manychar, text, *flags, fast=0.0, slow=0.0)
-    fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].leases >= 4})
+    fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].shards >= 4})
     slow = fleet.workers["slow"].process
     with slowed(lambda: slow, running=0.02, stopped=0.08):
-        fleet.wait_until(lambda of: of["slow"].straggling > 0.3 or not of["slow"].leases)
-        fleet.wait_until(lambda of: of["slow"].leases <= 3)
+        fleet.wait_until(lambda of: of["slow"].straggling > 0.3 or not of["slow"].shards)
+        fleet.wait_until(lambda of: of["slow"].shards <= 3)
         found = efficiency(fleet)
         with contextlib.closing(found):
             speeds = [next(found) for _ in range(12)]
     print("of the sum of speeds:", [round(speed, 2) for speed in speeds])
     assert max(speeds) >= 0.6
-    fleet.wait_until(lambda of: of["slow"].leases >= 4)
+    fleet.wait_until(lambda of: of["slow"].shards >= 4)
     fleet.stop()

@@ -24,8 +24,8 @@ DIMENSIONS = Dimensions(
 )
 
 
-def worker(name: str, *, leases: int = 1, late: float = 0.0) -> WorkerStats:
-    return WorkerStats(name, "host", "working", leases, 0, 0, 0.1, late, *(0.0, 0.0, 0.0, 0.0, 0.0))
+def worker(name: str, *, shards: int = 1, late: float = 0.0) -> WorkerStats:
+    return WorkerStats(name, "host", "working", shards, 0, 0, 0.1, late, *(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
@@ -48,7 +48,7 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
         (
-            snapshot(7, worker("a", leases=0), waiting_for="a worker to connect"),
+            snapshot(7, worker("a", shards=0), waiting_for="a worker to connect"),
             "time left",
             Health("step 7 of 12,000: it waits for a worker to connect"),
         ),

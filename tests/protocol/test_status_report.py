@@ -68,7 +68,7 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.waiting, ann.late) == (1.0, 0.0)
     assert (bob.waiting, bob.late) == (0.0, 1.0)
-    assert (ann.leases, bob.leases) == (2, 1)
+    assert (ann.shards, bob.shards) == (2, 1)
     assert ann.gradients == 3 + 2, "shards, not messages"
 
     stage.deliver("bob", stage.ranges_of("bob")[0], seconds=0.25)

@@ -86,7 +86,7 @@ def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
     for worker in workers:
         labels = worker.name, worker.host
         late.add_metric(labels, worker.late)
-        shards.add_metric(labels, worker.leases)
+        shards.add_metric(labels, worker.shards)
         gradients.add_metric(labels, worker.gradients)
         for doing in ("computing", "exchanging", "waiting", "straggling"):
             shares.add_metric([*labels, doing], getattr(worker, doing))

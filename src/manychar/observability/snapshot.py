@@ -21,11 +21,11 @@ class Snapshot:
     @property
     def direct(self) -> list[WorkerStats]:
         """The workers and relays that the server itself has leased shards to."""
-        return [worker for worker in self.workers if worker.leases and not worker.relay]
+        return [worker for worker in self.workers if worker.shards and not worker.relay]
 
     @property
     def working(self) -> list[str]:
-        """The names of the workers that hold leases."""
+        """The names of the workers that hold shards."""
         return [worker.name for worker in self.direct]
 
     @property
@@ -37,7 +37,7 @@ class Snapshot:
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
 
     def share(self, doing: Literal["computing", "exchanging", "waiting"]) -> float:
-        """Return how much of the last ten seconds the workers with leases did this, 0 … 1."""
+        """Return how much of the last ten seconds the workers with shards did this, 0 … 1."""
         shares: list[float] = [getattr(each, doing) for each in self.direct]
         return sum(shares) / max(len(shares), 1)
 

@@ -136,7 +136,7 @@ def rows_of(snapshot: Snapshot) -> list[list[str]]:
 def _row(worker: WorkerStats, indent: str, size: Dimensions) -> list[str]:
     shares = worker.computing, worker.exchanging, worker.waiting, worker.straggling
     return [
-        *(indent + worker.name, worker.host, worker.state, str(worker.leases)),
+        *(indent + worker.name, worker.host, worker.state, str(worker.shards)),
         f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
         f"{worker.speed * size.streams * size.seq_length:,.0f}",
         *(f"{share:.0%}" for share in shares),

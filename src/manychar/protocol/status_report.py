@@ -216,7 +216,7 @@ class StatusReport(ServerPart):
             name=member.name,
             host=member.host,
             state=state,
-            leases=len(shards),
+            shards=len(shards),
             gradients=tally.gradients,
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,

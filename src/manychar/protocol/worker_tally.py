@@ -41,7 +41,7 @@ class WorkerStats(NamedTuple):
     name: field.Name
     host: field.Text
     state: field.Name
-    leases: field.Integer
+    shards: field.Integer
     gradients: field.Integer
     dropped: field.Integer
     shard_seconds: field.Number
