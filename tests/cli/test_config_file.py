@@ -102,7 +102,7 @@ OTHERS = """
 --rnn-size Its name is --hidden
 -rnn_size Its name is --hidden
 -hidden Did you mean hidden?
---device It computes on CPUs: give --workers, and --numerics native
+--device It computes on CPUs: give --workers, and --numerics=native
 """
 
 

@@ -165,4 +165,4 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
         return f"manychar: {where}{error.message}"
-    return f"{path}: {where}{message}; see {path} --help"
+    return f"{path}: {where}{message}; see `{path} --help`"

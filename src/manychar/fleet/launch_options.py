@@ -39,7 +39,7 @@ _OTHERS = (
     (
         "numerics",
         "device gpu gpuid cuda",
-        "It computes on CPUs: give --workers, and --numerics native",
+        "It computes on CPUs: give --workers, and --numerics=native",
     ),
 )
 INSTEAD = {

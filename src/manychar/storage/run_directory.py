@@ -225,7 +225,7 @@ def _refuse_what_is_there(path: Path) -> None:
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
     names = {each.name for each in path.iterdir()}
     if not unfinished and names - {"lost+found"}:  # a new file system has it
-        hint = f", or go on with it by --resume {path}" if resumable else ""
+        hint = ", or go on with it by --or-resume" if resumable else ""
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
 
 
