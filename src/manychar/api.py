@@ -70,9 +70,6 @@ class TrainOptions(RunPlace, ResumeOptions, Definition):
     resume: None = dataclasses.field(init=False)
 
 
-SWITCHES = {name for name, (each, _) in options_of(TrainOptions).items() if each.type is bool}
-
-
 def _with_options(options: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """Give a function the fields of a dataclass of options as arguments, and their help texts."""
     return functools.partial(_documented, options)
@@ -107,8 +104,9 @@ def _documented(options: Any, function: Any) -> Any:
 
 def _flags(named: dict[str, Any]) -> list[str]:
     """Return arguments as words of a command line. Raises TypeError."""
+    switches = {name for name, (each, _) in options_of(TrainOptions).items() if each.type is bool}
     for name, value in named.items():
-        if isinstance(value, bool) and name not in SWITCHES:
+        if isinstance(value, bool) and name not in switches:
             raise TypeError(f"{name} is {value}: it takes a value")
     return as_flags(named)
 
@@ -162,10 +160,8 @@ class Model:
         seconds. Raises UserError.
         """
         words, given = _arguments(text)
-        flags = _flags({"unknown": unknown, "connect_timeout": connect_timeout})
-        command = Command(
-            "evaluate", self.source, *words, *self._key, *flags, "--json", given=given
-        )
+        flags = ["--json", *_flags({"unknown": unknown, "connect_timeout": connect_timeout})]
+        command = Command("evaluate", self.source, *words, *self._key, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
 
 
