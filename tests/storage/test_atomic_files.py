@@ -123,6 +123,17 @@ def test_any_other_failure_names_the_call_and_the_file(
     assert said.format(tmp_path) in str(raised.value)
 
 
+def test_a_refused_output_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO, directories=True))
+    for name in ("new", "old"):
+        with pytest.raises(UserError, match=r"fsync of .*: input/output error; give another -o"):
+            write_output(tmp_path / name, b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -139,7 +150,7 @@ def test_a_file_system_without_locks(
         pass
     with pytest.raises(UserError, match=what):
         keys.create(tmp_path / "keys")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_lock_that_another_process_holds_is_no_such_file_system(tmp_path: Path) -> None:
