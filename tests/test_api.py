@@ -16,7 +16,8 @@ from manychar.cli.app import app
 from manychar.fleet.launch_options import RunPlace
 from manychar.numerics.option import options_of
 from manychar.numerics.run_definition import Definition
-from manychar.storage.checkpoint import read_checkpoint, write_checkpoint
+from manychar.storage.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from manychar.storage.run_directory import RECOVERY_NAME
 from tests.commands import Commands, Ended
 from tests.texts import small_text
 
@@ -369,6 +370,13 @@ def test_a_killed_process_leaves_no_children(manychar: Commands) -> None:
     running.send(signal.SIGKILL)
     manychar.expect_nobody()
     assert manychar.run("verify", "run").code == 0
+
+
+def test_the_step_is_that_of_the_checkpoint_that_is_read(trained: Path) -> None:
+    run = api.Run(trained)
+    step, newest = list_checkpoints(trained / "checkpoints")[-1]
+    newest.rename(newest.with_name(RECOVERY_NAME))
+    assert max(run.checkpoints()) < step == run.step
 
 
 def test_closing_a_stream_ends_its_command(manychar: Commands, trained: Path) -> None:

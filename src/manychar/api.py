@@ -83,8 +83,7 @@ def _method_with_options(
 
 
 def _documented(options: Any, function: Any) -> Any:
-    own = inspect.signature(function).parameters
-    first = [own["self"]] if "self" in own else []
+    first = [p for p in inspect.signature(function).parameters.values() if p.name == "self"]
     signature = inspect.Signature([*first, *inspect.signature(options).parameters.values()])
 
     @functools.wraps(function)
@@ -180,8 +179,10 @@ class Run(Model):
 
     @property
     def step(self) -> int:
-        """The step of the newest checkpoint."""
-        return max(self.checkpoints())
+        """The step of the newest checkpoint, which may be the one that recovery is for."""
+        from manychar.storage.run_directory import open_run  # noqa: PLC0415 - with numpy
+
+        return open_run(self.path).newest_step()
 
     @property
     def definition(self) -> Definition:

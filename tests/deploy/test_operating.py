@@ -230,13 +230,13 @@ def test_another_wire_version_is_refused_and_both_are_named(
     )
     endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
     newer = manychar.run("worker", endpoint, "--name", "newer", env={"PYTHONPATH": str(tmp_path)})
-    reason = f"it speaks wire version 99, this server speaks {WIRE_VERSION}"
+    reason = f"its wire version is 99, this server has {WIRE_VERSION}"
     assert newer.code == 3
     assert f"the server refused this worker: {reason}" in newer.err
     server.wait_for(f"newer was refused: {reason}")
     server.send(15)
     assert server.end().code == 75
-    assert f"it speaks wire version {WIRE_VERSION - 1}, this server speaks {WIRE_VERSION}" in PAGE
+    assert f"its wire version is {WIRE_VERSION - 1}, this server has {WIRE_VERSION}" in PAGE
 
 
 def said(path: Path) -> Iterator[str]:

@@ -200,6 +200,6 @@ def test_a_relay_of_another_version(manychar: Commands, text: Path, site: dict[s
     server, endpoint = serve(manychar, text, "--steps", "0")
     old = manychar.run("relay", endpoint, "--bind", LOOPBACK, "--name=old", env=site)
     assert old.code == 3
-    assert "it speaks wire version 99" in old.last_line
+    assert "its wire version is 99" in old.last_line
     assert manychar.run("stop", endpoint).code == 0
     assert server.end().code == 75

@@ -83,11 +83,14 @@ def test_a_server_keeps_its_process_and_endpoint(
     manychar: Commands, text: Path, spoiling: dict[str, str]
 ) -> None:
     server = manychar.start(
-        *("server", str(text), "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", *FLAGS)
+        *("server", str(text), "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", *FLAGS),
+        *("--log-every", "7"),
     )
     endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
     wrong = manychar.run("worker", endpoint, "--name", "worker-1", env=spoiling)
     assert (wrong.code, "banned" in wrong.err) == (3, True), wrong.err
+    server.wait_for("(?s)executes itself again.*listening")
+    assert "--log-every=7.0" in Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
     right = manychar.run("worker", endpoint, "--name", "worker-2")
     assert right.code == 0, right.err
     assert server.end().code == 0

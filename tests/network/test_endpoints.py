@@ -109,6 +109,8 @@ def test_those_that_may_be_connected_to(endpoint: str) -> None:
 )
 def test_those_that_strangers_can_reach(endpoint: str, *, local: bool) -> None:
     assert is_local(endpoint) is local
+    with pytest.raises(UserError, match="--keys and --insecure: give one of them"):
+        require_safe(endpoint, keys=True, insecure=True)
     require_safe(endpoint, keys=False, insecure=True)
     if local:
         require_safe(endpoint, keys=False, insecure=False)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytest
 
 from manychar.protocol.client_session import HELLO_EVERY, ClientPhase
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import ComputeFingerprint, Effect, Finish, Level, Log, Send
 from manychar.protocol.events import (
     DeadlinePassed,
@@ -259,7 +260,7 @@ def test_the_end_of_the_run_is_that_of_its_members(pair: Stage) -> None:
 
 def test_another_version_is_refused(stage: Stage) -> None:
     stage.from_below(b"a", dataclasses.replace(hello("a"), wire=WIRE_VERSION + 1))
-    assert "speaks wire version" in stage.asked(b"a", Refused).reason
+    assert "its wire version is" in stage.asked(b"a", Refused).reason
 
 
 def test_other_arithmetic_is_refused(stage: Stage) -> None:
@@ -280,6 +281,7 @@ def test_a_relay_with_this_one_below_it_is_refused() -> None:
     reason = "a cycle of relays: r is above and below it"
     assert stage.asked(b"x", Refused).reason == reason
     assert stage.others == [Log(f"x was refused: {reason}", Level.WARNING)]
+    assert stage.machine.below.counts[Counter.CLIENTS_REFUSED] == 1
 
 
 def test_a_relay_names_those_below_it_to_those_above() -> None:

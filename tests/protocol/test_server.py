@@ -418,13 +418,14 @@ def test_other_arithmetic_is_refused_with_both_descriptions() -> None:
     refused = only(stage.ready("ann", fingerprint="x", libraries={"blas": "MKL"}), Refused)
     assert "it has blas MKL" in refused.reason
     assert "the run has blas OpenBLAS Haswell, numpy 2.4.0" in refused.reason
+    assert stage.server.counts[Counter.CLIENTS_REFUSED] == 1
     assert not stage.server.membership.members
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"wire": 99}, "it speaks wire version 99"),
+        ({"wire": 99}, "its wire version is 99"),
         ({"role": "cook"}, "there is no role cook"),
         ({"name": "eve"}, "banned: it lied"),
         ({"name": "server"}, "the name server is that of the server's own share"),
@@ -434,6 +435,7 @@ def test_who_is_refused_at_the_door(changes: dict[str, Any], reason: str) -> Non
     stage = Stage(banned={"eve": "it lied"})
     refused = only(stage.tell("ann", dataclasses.replace(hello("ann"), **changes)), Refused)
     assert reason in refused.reason
+    assert stage.server.counts[Counter.CLIENTS_REFUSED] == 1
 
 
 def test_a_result_before_ready_is_passed_over_and_the_worker_welcomed_again() -> None:

@@ -1,16 +1,18 @@
 """The events of a run: what is in them, how they are rotated, and where they cannot be written."""
 
+import errno
 import json
 import logging
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from manychar.processes import log
 from manychar.storage import event_log
-from manychar.storage.append_log import LogReader
+from manychar.storage.append_log import AppendLog, Extent, LogReader
 from tests.commands import SMALL, Commands, until
 
 LOGGER = logging.getLogger("manychar.somewhere")
@@ -54,6 +56,27 @@ def test_the_file_is_rotated_to_one_older_one(
     found = texts(tmp_path, "events.1.jsonl") + texts(tmp_path)
     assert 10 < len(found) < 40
     assert found == [f"event {number}" for number in range(40 - len(found), 40)], "in order, whole"
+
+
+def test_a_rotation_that_failed_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = AppendLog(tmp_path / "events.jsonl", Extent(0, 0), most_bytes=100)
+    opened = Path.open
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    events.append([{"text": "one" * 40}])
+    monkeypatch.setattr(Path, "open", full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space"):
+            events.flush()
+    monkeypatch.setattr(Path, "open", opened)
+    events.append([{"text": "two"}])
+    events.close()
+    assert texts(tmp_path, "events.1.jsonl") == ["one" * 40, "two"]
+    assert texts(tmp_path) == []
 
 
 @pytest.mark.long

@@ -13,7 +13,12 @@ MOST = 65_536
 WORKERS = Option("Workers, each on a core of its own.", least=1, most=MOST)
 HIDDEN = Option("Hidden units.", least=1, most=MOST)
 RELAYS = Option("Relays, each for the same number of workers.", least=0, most=MOST)
-SHARDS = Option("Units of parallel work.", least=1, most=MOST, without="as many as workers")
+SHARDS = Option(
+    "Parts of a step that are computed in parallel.",
+    least=1,
+    most=MOST,
+    without="as many as workers",
+)
 STREAMS = Option("Streams of text in a shard.", least=1, most=MOST, without="as train chooses")
 SEQ_LENGTH = Option("Characters a step.", least=1, most=MOST)
 VOCABULARY = Option("Distinct characters of the text.", least=1, most=0x110000)

@@ -30,7 +30,7 @@ def relay(
     """Stand for the workers of a machine, rack or job: to the server they are one worker."""
     from manychar.fleet.relay_process import relay
 
-    check_endpoint(endpoint)
+    check_endpoint(endpoint, to_connect=True)
     if endpoint == bind:
         raise UserError(f"{bind}: a relay cannot work for itself: choose another --bind")
     command = shlex.join(sys.argv[1:])

@@ -29,15 +29,13 @@ def runs(directory: Below = Path("runs")) -> None:
 def _described(path: Path) -> str:
     from manychar.observability.history import read_history
     from manychar.observability.observer_client import first, snapshots
-    from manychar.storage.checkpoint import list_checkpoints
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served, read_address
 
     run = open_run(path)
     points = read_history(run).points
     loss = f"{points[-1].loss:.3f}" if points else "–"
-    steps = [step for step, _ in list_checkpoints(run.checkpoints)]
-    step = max([0, *steps, *(point.step for point in points[-1:])])
+    step = max([run.newest_step(), *(point.step for point in points[-1:])])
     state = "finished" if 0 < run.operation.steps <= step else "stopped"
     if is_served(path):
         address = read_address(path)

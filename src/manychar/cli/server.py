@@ -15,7 +15,7 @@ from manychar.cli.options import Child, Insecure, Run, TextFiles
 from manychar.cli.run_setup import exit_with, numerics_of, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import reachable, require_safe
-from manychar.numerics.option import Option
+from manychar.numerics.option import Option, as_flags
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
@@ -39,10 +39,6 @@ def server(
 
     command = shlex.join(sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
-    if insecure and keys is not None:
-        raise UserError("--keys and --insecure: give one of them")
-    if insecure:
-        logger.info(f"--insecure: anyone who can reach {bind} can join this run and read its text")
     if "resume" not in flags:
         Router(bind, None, keys).close()  # before a run directory is made for nothing
     directory = run_of(text, flags)
@@ -71,7 +67,8 @@ def server(
     display = ProgressDisplay(directory, flags.get("log_every"))
     with removed_if_refused(directory), queued("stdout"), display:
         screen = Screen(bound, display.status, display.weights)
-        finish = serve(directory, bind, screen, keys, flags=access, compute=compute)
+        flags_again = [*access, *as_flags({"log_every": flags.get("log_every")})]
+        finish = serve(directory, bind, screen, keys, flags=flags_again, compute=compute)
     again = ["server", "--bind", bind, *access, *["--compute"] * compute]
     exit_with(finish, directory, again=shlex.join(again))
 

@@ -17,7 +17,7 @@ PAYLOAD_SHARE = 1448 / 1538  # what a 1,500-byte packet leaves of Ethernet to th
 LATENCY = 50e-6  # one way, in seconds
 
 
-# 13 fields: all that is measured of a machine, in one value.
+# Many fields: all that is measured of a machine, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
     """Seconds on a core. The defaults are what `python -m tests.benchmarks capacity` printed.

@@ -16,7 +16,7 @@ MESSAGES_A_TURN = 1000
 
 
 class Listener:
-    """What a loop inherits that hands the messages of many peers to a machine."""
+    """Base of the server's and relay's loop: receives from many peers, and sends to them."""
 
     machine: Any
     router: Router

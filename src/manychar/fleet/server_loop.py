@@ -1,12 +1,11 @@
 """The server's loop: messages, results of threads and deadlines in, the machine's effects out.
 
-One thread, but for the writing of checkpoints.
+One thread, except for writing checkpoints and for half of a large update.
 """
 
 import collections
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from manychar.network.router import Router
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because, stopping
+from manychar.processes.log import logger
 from manychar.processes.parent_death import has_parent
 from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
@@ -37,14 +37,12 @@ from manychar.storage.recovery import ResumePoint
 from manychar.storage.run_directory import RunDirectory
 from manychar.storage.validation_log import best_checkpoint, read_validation_losses
 
-logger = logging.getLogger(__name__)
-
 FLUSH_EVERY = 1.0
 SHOWN_WITHIN = 5.0
 
 
 class _AbandonedError(Exception):
-    """What is being computed is not wanted any more."""
+    """The computation is no longer wanted."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ the kernel works, its progress callback sends the heartbeats: a computation that
 
 import contextlib
 import dataclasses
-import logging
 import math
 import signal
 import time
@@ -17,6 +16,7 @@ from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.keys import ClientKey
 from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED
+from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import can_pin, pin
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import STOPS
@@ -27,8 +27,6 @@ from manychar.protocol.worker import Worker
 
 if TYPE_CHECKING:
     from manychar.fleet.engine import Engine
-
-logger = logging.getLogger(__name__)
 
 
 def work(

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
+from manychar.processes.log import logger
 
 IPC_PATH_LENGTH = 107
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
@@ -70,12 +71,18 @@ def reachable(endpoint: str, host: str) -> str:
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
     """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
     check_endpoint(endpoint)
+    if keys and insecure:
+        raise UserError("--keys and --insecure: give one of them")
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and there are no keys:"
             f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
+        )
+    if insecure and not is_local(endpoint):
+        logger.info(
+            f"--insecure: anyone who can reach {endpoint} can join this run and read its text"
         )
 
 

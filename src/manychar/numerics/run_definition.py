@@ -54,7 +54,9 @@ class Definition:
     initial_weights: str | None = None  # the SHA-256 of those that are not drawn from the seed
     hidden: int = _size(100, "Hidden units.")
     seq_length: int = _size(25, "Characters a step.")
-    shards: int = _size(4, "Units of parallel work; at most as many workers compute.")
+    shards: int = _size(
+        4, "Parts of a step that are computed in parallel; at most as many workers compute."
+    )
     streams: int = _size(
         Formula("max(1, 64 // shards); hidden >= 256: max(1, 32 // shards)", choose_streams),
         "Streams of text in a shard.",

@@ -33,7 +33,7 @@ BAR_WIDTH = 10
 HINT_AFTER, HINT_ABOVE = 15.0, 0.5
 
 
-# 13 attributes: the run's own, what was shown of it, and when.
+# Many attributes: the run's own, what was shown of it, and when.
 class ProgressDisplay:
     """Shows a run's status and samples. As a context, it shows the bar below what is logged."""
 

@@ -18,7 +18,7 @@ WARN_EVERY = 1.0
 RENEWALS = 2
 
 
-# 23 methods: one for each way in which a peer comes, stays or leaves.
+# Many methods: one for each way in which a peer comes, stays or leaves.
 class Admission(ServerPart):
     """Admits peers. `banned` gives the reason for each ban by name."""
 
@@ -34,7 +34,6 @@ class Admission(ServerPart):
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
         if reason := self._reason_to_refuse(peer, hello, owner):
             self.refuse(peer, hello.name, reason)
-            self._outbox.count(Counter.CLIENTS_REFUSED)
             return None
         known = self._membership.members.get(peer)
         if known and known.state is PeerState.ADMITTED and known.instance == hello.instance:
@@ -50,13 +49,14 @@ class Admission(ServerPart):
         return member
 
     def refuse(self, peer: Peer, name: str, reason: str) -> None:
+        self._outbox.count(Counter.CLIENTS_REFUSED)
         self._outbox.send(peer, Refused(reason=one_line(reason)))
         self._outbox.warn(f"{name} was refused: {reason}")
 
     def _reason_to_refuse(self, peer: Peer, hello: messages.Hello, owner: Owner | None) -> str:
         if hello.wire != messages.WIRE_VERSION:
             ours = messages.WIRE_VERSION
-            return f"it speaks wire version {hello.wire}, this server speaks {ours}"
+            return f"its wire version is {hello.wire}, this server has {ours}"
         if hello.role not in tuple(Role):
             return f"there is no role {hello.role}"
         if owner is not None and (reason := _not_by_this_key(hello, owner)):

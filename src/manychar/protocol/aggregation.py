@@ -70,7 +70,7 @@ class _Step:
         self.payload_bytes = 0
 
 
-# 20 methods, 15 attributes: one state, whose parts change together when a step is applied.
+# Many methods and attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 

@@ -34,4 +34,7 @@ USUAL = frozenset(
         *(Counter.GRANTS_RESENT, Counter.MESSAGES_FROM_STALE_SESSION),
     }
 )
-"""What starts, ends and shards that move lead to: counted in the status, not in the progress."""
+"""Those that rise in normal operation, when processes start or end and shards move.
+
+`status` shows them, the progress does not.
+"""

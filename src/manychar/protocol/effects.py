@@ -1,4 +1,4 @@
-"""What a machine asks its shell to do: imperatives, carried out in order."""
+"""Effects: the instructions of a machine to its shell, carried out in order."""
 
 import dataclasses
 import enum

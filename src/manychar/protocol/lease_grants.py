@@ -117,9 +117,9 @@ class LeaseGrants(ServerPart):
         return member.asked
 
     def heard(self, member: Member, number: int, now: float) -> None:
-        """Grant again what a worker has been asked for, up to a number, and neither has nor sent.
+        """Grant again each unit that a worker was asked for, does not list and has not delivered.
 
-        Its results come before its heartbeat.
+        It was asked up to this number. A unit comes before the heartbeat: it is lost.
         """
         for lease in self._membership.leases_of(member.peer):
             is_missing = any(map(self._aggregation.is_missing, lease.numbers))

@@ -33,7 +33,7 @@ class RunPhase(enum.StrEnum):
     FINISHED = "finished"
 
 
-# 17 methods: each end of the run is one, and each fact about a checkpoint, and they share a phase.
+# Many methods: each end of the run is one, and each fact about a checkpoint; they share a phase.
 class Lifecycle(ServerPart):
     """The run's phase."""
 

@@ -23,7 +23,7 @@ class PeerState(enum.StrEnum):
     OBSERVING = "observing"
 
 
-# 21 attributes: all that is known of one peer, in one value.
+# Many attributes: all that is known of one peer, in one value.
 @dataclasses.dataclass
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.

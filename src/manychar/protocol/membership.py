@@ -58,7 +58,7 @@ class Lease:
         self.asked_step, self.asked_at = step, now
 
 
-# 22 methods: peers and leases change together.
+# Many methods: peers and leases change together.
 class Membership:
     """The members by peer, as they joined, and the leases by number.
 

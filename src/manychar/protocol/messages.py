@@ -161,7 +161,7 @@ class Reset(_InRun):
 class Grant(_OfUnit):
     """A unit to compute, with its inputs: hidden states and ids of its shards.
 
-    `number` counts what asks this peer for a unit.
+    `number` counts the Grants and NewWeights that are sent to this peer.
     The lease is of the shards `lease_first` … `lease_last`; those that are accepted already are not
     granted. A repeated grant is answered with the same bytes.
     """
@@ -211,8 +211,8 @@ class UnitResult(_OfUnit, packed=True):
 class Heartbeat(_InRun):
     """A peer's progress: seconds of its slowest piece of work, its units.
 
-    `heard` is the highest number of what asked it for a unit. A relay has `workers` below it, and
-    `levels` of relays, its own included.
+    `heard` is the highest number of a Grant or NewWeights that it received. A relay has `workers`
+    below it, and `levels` of relays, its own included.
     """
 
     slowest: field.Number
@@ -272,7 +272,7 @@ class Unbanned(_InRun):
     text: field.Text
 
 
-# 19 fields: one figure each.
+# Many fields: one figure each.
 class Status(_InRun):
     """The run's figures, and one page of the statistics of its `total` workers.
 
@@ -307,7 +307,7 @@ class Status(_InRun):
 
 
 class Done(_InRun):
-    """The server has ended the run, with this exit code: not 0 where the run may be resumed."""
+    """The server has ended the run, with this exit code; 0: the run is finished."""
 
     code: field.Integer
     reason: field.Text

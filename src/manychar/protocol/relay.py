@@ -149,7 +149,7 @@ class RelayServer(ParameterServer):
         return sum(workers for workers, _ in known) / rate if known else 0.0
 
 
-# 19 methods: those of a worker that a relay does otherwise, and what its server needs of it.
+# Many methods: those of a worker that a relay does otherwise, and what its server needs of it.
 class Relay(Worker):
     """The machine of one relay. Events of peers are for the server below."""
 

@@ -12,7 +12,7 @@ from manychar.protocol.messages import RunAndTerm
 from manychar.protocol.run_operation import Operation
 
 
-# 15 fields: all that a server is started with, in one value.
+# Many fields: all that a server is started with, in one value.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """What one server needs to serve a run. `banned` gives the reason for the ban by worker's name.

@@ -48,7 +48,7 @@ _RUNNING = (_TRAINING, _STOPPING, _SAVING)
 _ENDING = (_STOPPING, _SAVING, _FINISHED)
 
 
-# 13 attributes: the parts, and what drives them.
+# Many attributes: the parts, and what drives them.
 class ParameterServer:
     """The machine of the server. Times are seconds of any steady clock."""
 

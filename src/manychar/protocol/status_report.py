@@ -37,7 +37,7 @@ def mean_loss(now: Status, before: Status | None) -> float:
     return loss_sum / (now.step - before.step)
 
 
-# 16 methods: what is shown, and what is logged of a late or diverging step, are the same figures.
+# Many methods: what is shown, and what is logged of a late or diverging step, are the same figures.
 class StatusReport(ServerPart):
     """Makes Status messages, and sends them when it is time; warns of a step that is late."""
 

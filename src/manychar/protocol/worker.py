@@ -137,7 +137,7 @@ class _InHand:
         )
 
 
-# 20 methods: one for each message and event of the table.
+# More methods than elsewhere: one for each message and event of the table.
 class Worker(ClientMachine):
     """The machine of one worker."""
 

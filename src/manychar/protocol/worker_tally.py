@@ -27,9 +27,9 @@ class RecentUse(NamedTuple):
     speed: float
 
 
-# 14 fields: one figure each.
+# Many fields: one figure each.
 class WorkerStats(NamedTuple):
-    """What one worker does.
+    """Figures of one worker.
 
     `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
     long it takes for a shard, 0 before that is known. `late` is for how long the step has waited

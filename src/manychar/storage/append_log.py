@@ -104,9 +104,11 @@ class AppendLog:
             written = self._file.write(self._unwritten)
             del self._unwritten[:written]
         if self._file.tell() >= self._most_bytes:
-            self.path.replace(self.path.with_suffix(f".1{self.path.suffix}"))
+            with contextlib.suppress(FileNotFoundError):  # a flush before could not open a new one
+                self.path.replace(self.path.with_suffix(f".1{self.path.suffix}"))
+            newer = self.path.open("w+b", buffering=0)
             self._file.close()
-            self._file, self._crc = self.path.open("w+b", buffering=0), 0
+            self._file, self._crc = newer, 0
 
     def sync(self) -> None:
         """Make what was flushed durable; from any thread. Raises OSError."""

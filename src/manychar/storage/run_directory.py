@@ -124,6 +124,10 @@ class RunDirectory:
         recovery = [(number, self.recovery)] if os.path.lexists(self.recovery) else []
         return sorted(list_checkpoints(self.checkpoints) + recovery)
 
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint, by what it states; 0 where there is none."""
+        return max((step for step, _ in self.resumable() if step < MAX_INTEGER), default=0)
+
     def newest_checkpoint(self, *, up_to: float = math.inf) -> tuple[Checkpoint, dict[Path, str]]:
         """Return the newest whole checkpoint, and what is wrong with newer ones, by path.
 

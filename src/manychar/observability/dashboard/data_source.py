@@ -138,7 +138,7 @@ class FinishedRun(DataSource):
             live=False,
             activity=f"at step {last:,}",
             best=best_checkpoint(directory, dict(history.validation_losses)),
-            checkpoint=(checkpoints[-1][0], 0.0) if checkpoints else None,
+            checkpoint=(directory.newest_step(), 0.0) if checkpoints else None,
         )
 
     def update(self) -> None:
