@@ -275,11 +275,37 @@ def test_dir_lists_the_names() -> None:
         lambda: api.Model("run").sample(prime=["the"]),  # type: ignore[arg-type]
         lambda: api.train("text", hidden=[3]),  # type: ignore[arg-type]
         lambda: api.train("text", run_dir=3),  # type: ignore[arg-type]
+        lambda: api.train(5),  # type: ignore[arg-type]
     ],
 )
 def test_another_type_is_a_type_error(call: Callable[[], object]) -> None:
     with pytest.raises(TypeError, match=r"str|Path"):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: api.Model("run").sample(True),  # noqa: FBT003
+        lambda: api.Model("run").sample(seed=False),
+        lambda: api.Model("run").evaluate(unknown=True),  # type: ignore[arg-type]
+        lambda: api.train("text", hidden=True),
+    ],
+)
+def test_a_value_is_not_true_or_false(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"^\w+ is (True|False): it takes a value$"):
+        call()
+
+
+def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    no_function: Any = 3
+    with pytest.raises(TypeError, match=r"^callback is 3; allowed: a function$"):
+        api.train("text", callback=no_function, run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_a_path(trained: Path) -> None:
+    assert api.load(api.Run(trained)).source == str(trained)
 
 
 def test_a_run_whose_bits_are_others_is_found_out(manychar: Commands, trained: Path) -> None:

@@ -48,6 +48,10 @@ class Shown:
     quiet: bool = option(default=False, text="Print warnings only.", roles=())
     wait: bool = option(default=True, text="False: see `Run.join` and `Run.stop`.", roles=())
 
+    def __post_init__(self) -> None:
+        if not (self.callback is None or callable(self.callback)):
+            raise TypeError(f"callback is {self.callback!r:.40}; allowed: a function")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeOptions(Shown, Reporting, Operation):
@@ -79,8 +83,7 @@ def _method_with_options(
 
 
 def _documented(options: Any, function: Any) -> Any:
-    own = inspect.signature(function).parameters
-    first = [own["self"]] if "self" in own else []
+    first = [p for p in inspect.signature(function).parameters.values() if p.name == "self"]
     signature = inspect.Signature([*first, *inspect.signature(options).parameters.values()])
 
     @functools.wraps(function)
@@ -96,6 +99,15 @@ def _documented(options: Any, function: Any) -> Any:
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
     wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
     return wrapped
+
+
+def _flags(named: dict[str, Any]) -> list[str]:
+    """Return arguments as words of a command line. Raises TypeError."""
+    switches = {name for name, (each, _) in options_of(TrainOptions).items() if each.type is bool}
+    for name, value in named.items():
+        if isinstance(value, bool) and name not in switches:
+            raise TypeError(f"{name} is {value}: it takes a value")
+    return as_flags(named)
 
 
 class Evaluation(NamedTuple):
@@ -123,7 +135,7 @@ class Model:
     def stream(self, **named: Any) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
         last = ""  # held back: after the last character comes a newline that is not the model's
-        command = Command("sample", self.source, *self._key, *as_flags(named))
+        command = Command("sample", self.source, *self._key, *_flags(named))
         for piece in command.output():
             text = last + piece
             last = text[-1]
@@ -147,7 +159,7 @@ class Model:
         seconds. Raises UserError.
         """
         words, given = _arguments(text)
-        flags = as_flags({"unknown": unknown, "connect_timeout": connect_timeout, "json": True})
+        flags = ["--json", *_flags({"unknown": unknown, "connect_timeout": connect_timeout})]
         command = Command("evaluate", self.source, *words, *self._key, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
 
@@ -161,6 +173,9 @@ class Run(Model):
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
         self._training: _Training | None = None
+
+    def __fspath__(self) -> str:
+        return self.source
 
     @property
     def step(self) -> int:
@@ -215,7 +230,7 @@ class Run(Model):
 
         The result is printed on `sys.stderr`. Raises UserError for a run that is damaged.
         """
-        flags = as_flags({"from": from_, "to": to, "processes": processes})
+        flags = _flags({"from": from_, "to": to, "processes": processes})
         command = Command("verify", self.source, *flags, accepted=(0, 1))
         log.say("".join(command.output()).rstrip("\n"))
         return command.code == 0
@@ -276,7 +291,7 @@ class _Training(threading.Thread):
     def __init__(self, words: list[str], named: dict[str, Any], given: bytes = b"") -> None:
         super().__init__(daemon=True)
         shown = Shown(**{name: named.pop(name) for name in options_of(Shown) if name in named})
-        flags = [*as_flags(named), *["--no-compute"] * (named.get("compute") is False)]
+        flags = [*_flags(named), *["--no-compute"] * (named.get("compute") is False)]
         self._endless, self._quiet = named.get("steps") == 0, shown.quiet
         self._error: BaseException | None = None
         shows = [shown.callback, None if shown.quiet else progress_output()]
@@ -327,7 +342,7 @@ def _arguments(text: Text) -> tuple[list[str], bytes]:
             return ["-"], text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"text: no UTF-8 for the character at {error.start:,}") from None
-    paths: list[Any] = [text] if isinstance(text, os.PathLike) else list(text)
+    paths: list[Any] = list(text) if isinstance(text, Iterable) else [text]
     if not paths:
         raise UserError("no text: the list of files is empty")
     if not all(isinstance(path, os.PathLike) for path in paths):

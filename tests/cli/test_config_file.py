@@ -98,7 +98,11 @@ OTHERS = """
 --batch_size A step reads --shards times --streams sequences: give --streams
 --epochs Training is counted in steps: give --steps
 --layers The model has one layer: give --hidden
---device It computes on CPUs: give --workers, and --numerics native
+--num-layers The model has one layer: give --hidden
+--rnn-size Its name is --hidden
+-rnn_size Its name is --hidden
+-hidden Did you mean hidden?
+--device It computes on CPUs: give --workers, and --numerics=native
 """
 
 

@@ -74,7 +74,7 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
     assert refused.code == 2
     assert refused.last_line == (
         "manychar: the model does not know 2 characters of other.txt"
-        " (--unknown skip leaves them out): '\N{SNOWMAN}' (U+2603)"
+        " (--unknown=skip leaves them out): '\N{SNOWMAN}' (U+2603)"
     )
     assert not (manychar.directory / "tuned").exists()
     done = tune(manychar, "--unknown", "skip")
@@ -92,7 +92,7 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
         ((*TUNE, "--hidden", "8"), f"--hidden: run/{NEWEST} has its own; leave it out with --init"),
         ((*TUNE, "--dtype", "float64"), "--dtype: run/"),
         (("train", "--resume", "run", "--init-from", "run"), "--init-from: a resumed run keeps"),
-        (("train", "--or-resume", "--run-dir", "run", "--init-from", "run"), "--init-from "),
+        (("train", "--or-resume", "--run-dir", "run", "--init-from", "run"), "--init-from="),
         (("train", "--init-from", "nowhere"), "nowhere: no such file"),
     ],
 )

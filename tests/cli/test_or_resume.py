@@ -38,9 +38,9 @@ def test_the_same_command_begins_and_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--seed", "7"), "--seed 7: the run in run has --seed 0; leave it out, or choose"),
-        (("--seq-length", "4"), "--seq-length 4: the run in run has --seq-length 5"),
-        (("--numerics", "native"), "--numerics native: the run in run has --numerics portable"),
+        (("--seed", "7"), "--seed=7: the run in run has --seed=0; leave it out, or choose"),
+        (("--seq-length", "4"), "--seq-length=4: the run in run has --seq-length=5"),
+        (("--numerics", "native"), "--numerics=native: the run in run has --numerics=portable"),
         (("other.txt",), "run: its run has another TEXT; choose another --run-dir"),
         (("--resume", "run"), "--resume and --or-resume: give one of them"),
     ],

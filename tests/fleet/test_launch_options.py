@@ -1,7 +1,8 @@
-"""How many cores a process may use, by its affinity and its cgroups."""
+"""Options that a user of another program gives; the cores of a process, by affinity and cgroups."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from manychar.fleet import launch_options
-from manychar.fleet.launch_options import usable_cores
+from manychar.fleet.launch_options import RUN_OPTIONS, instead_of, usable_cores
+from manychar.numerics.option import options_of
 
 CPU = Path("/sys/fs/cgroup/cpu")
 
@@ -42,6 +44,21 @@ def test_a_quota_of_this_group_or_one_above_counts(
     monkeypatch.setattr(launch_options, "CGROUPS_OF_PROCESS", tmp_path / "self")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert usable_cores() == cores
+
+
+TORCH_RNN = "rnn_size num_layers dropout model_type batch_size max_epochs grad_clip gpu start_text"
+NANOGPT = "n_layer n_head n_embd block_size max_iters warmup_iters out_dir device max_new_tokens"
+
+
+@pytest.mark.parametrize("name", [*f"{TORCH_RNN} {NANOGPT} cuda optimizer model lr".split()])
+def test_the_spellings_of_others_are_answered_with_an_option_that_there_is(name: str) -> None:
+    flags = options_of(*RUN_OPTIONS)
+    for spelled in (name, f"--{name}", f"--{name.replace('_', '-')}", f"-{name}"):
+        instead = instead_of(spelled, flags, near=False)
+        named = re.findall(r"--([a-z-]+)", instead)
+        assert named, spelled
+        assert {each.replace("-", "_") for each in named} <= flags.keys()
+    assert instead_of(name, ["other"], near=False) == "", "a command without such an option"
 
 
 @pytest.mark.long

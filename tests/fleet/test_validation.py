@@ -420,7 +420,7 @@ def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Pa
     refused = manychar.run("evaluate", "run", str(strange))
     assert refused.code == 2
     unknown = "the model does not know 2 characters of the text"
-    assert f"{unknown} (--unknown skip leaves them out): 'ä' (U+00E4), '☃' (U+2603)" in refused.err
+    assert f"{unknown} (--unknown=skip leaves them out): 'ä' (U+00E4), '☃' (U+2603)" in refused.err
     skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
     assert skipped.code == 0
     assert f"{unknown}: 'ä' (U+00E4), '☃' (U+2603); skipped" in skipped.err

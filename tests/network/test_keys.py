@@ -1,6 +1,7 @@
 """Keys on disk: who may read them, what is in which file, what is refused."""
 
 import errno
+import itertools
 import json
 import os
 import stat
@@ -148,10 +149,33 @@ def test_a_full_disk_leaves_no_half_of_a_key(folder: Path, monkeypatch: pytest.M
         with pytest.raises(UserError, match=r"olga\.key: fsync of .*: no space left on device"):
             keys.add(folder, "olga", KeyRole.OBSERVER)
         fresh = folder.with_name("fresh")
-        with pytest.raises(UserError, match=r"server\.key: fsync of .*: no space left"):
+        with pytest.raises(UserError, match=r"fresh: fsync of .*: no space left"):
             keys.create(fresh)
     assert sorted(folder.iterdir()) == before
     assert keys.create(fresh).name == "worker.key", "what was begun can be done again"
+
+
+@pytest.mark.parametrize("number", range(10))  # two directories, three files and a changed one
+def test_refused_keys_leave_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whichever fsync fails: of a file, or of a directory, which has the file's name by then."""
+    calls = itertools.count()
+
+    def fails(_: int) -> None:
+        if next(calls) >= number:
+            raise OSError(errno.EIO, "Input/output error")
+
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(UserError, match=r"fsync of .*: input/output error"):
+        keys.create(folder.with_name("new") / "keys")
+    assert list(folder.parent.iterdir()) == [folder]
+    calls = itertools.count()
+    if number < 3:  # then the list of clients is whole, and has been replaced
+        with pytest.raises(UserError, match=r"fsync of .*: input/output error"):
+            keys.add(folder, "olga", KeyRole.OBSERVER)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -266,7 +290,7 @@ def test_a_storm_of_handshakes_is_answered_in_portions(folder: Path) -> None:
 
 
 def test_a_key_does_not_take_the_mode_of_a_file_that_was_there(tmp_path: Path) -> None:
-    keys.create_server(tmp_path)
+    keys.create_server(tmp_path, [])
     (tmp_path / "olga.key").touch(mode=0o644)
     assert mode(keys.add(tmp_path, "olga", KeyRole.OBSERVER)) == 0o600
     (tmp_path / "clients.json").chmod(0o640)

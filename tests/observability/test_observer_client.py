@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manychar.observability.observer_client import find_server
 from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import COLUMNS, as_values, lines_of, rows_of, show
 from manychar.processes import log
+from manychar.processes.errors import UserError
 from manychar.protocol.counters import USUAL
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status
@@ -112,6 +114,13 @@ def test_a_sample_follows_the_weights(manychar: Commands, text: Path) -> None:
     assert done.code == 0, done.err
     steps = [int(s.replace(",", "")) for s in re.findall(r"--- step ([\d,]+) ---", done.out)]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "localhost:5577", "here.txt"])
+def test_what_is_neither_a_run_nor_an_endpoint(tmp_path: Path, source: str) -> None:
+    (tmp_path / "here.txt").touch()
+    with pytest.raises(UserError, match="no such directory, and not an endpoint: write that as"):
+        find_server(str(tmp_path / source), None)
 
 
 def test_only_a_server_can_be_followed(manychar: Commands, trained: Path) -> None:

@@ -1,6 +1,8 @@
 """`manychar plot`: what the curves say, the two formats, and what it says where it cannot draw."""
 
 import json
+import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from shutil import copytree
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from manychar.observability.notebook import html_of
 from manychar.observability.plot import draw_curves, figure_of
 from tests.commands import Commands
 from tests.logs import write_losses
@@ -125,3 +128,13 @@ def test_without_matplotlib(manychar: Commands, trained: Path, tmp_path: Path) -
         "manychar: manychar plot needs matplotlib, which is not installed:"
         " pip install 'manychar[plot]'\n"
     )
+
+
+def test_a_notebook_without_matplotlib_shows_the_loss(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "manychar.observability.plot")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shown = html_of(trained)
+    assert re.match(r"<p>.*, step 300: loss \d\.\d+ nats a character</p><p>the loss curve", shown)
+    assert "pip install" in shown

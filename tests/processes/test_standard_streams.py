@@ -49,6 +49,24 @@ def test_the_api_has_no_log_in_the_output(manychar: Commands, trained: Path) -> 
     assert (done.code, done.out) == (0, "True\n"), done
 
 
+@pytest.mark.parametrize("closed", others_long([(0,), (0, 1, 2)], ordinary=1))
+def test_the_api_needs_no_standard_streams(
+    manychar: Commands, trained: Path, closed: tuple[int, ...]
+) -> None:
+    """A pipe to a child must not get the descriptor that is one of the child's own there."""
+    script = f"""
+import os, manychar
+for descriptor in {closed}:
+    os.close(descriptor)
+text = manychar.load("run").sample(5, seed=1)
+with open("sampled", "w") as file:
+    print(len(text), file=file)
+"""
+    done = manychar.start(program=("-c", script)).end()
+    assert (done.code, done.err) == (0, "")
+    assert (manychar.directory / "sampled").read_text() == "5\n"
+
+
 COMMANDS = ["--help", "train --help", "--version", "sample {run}", "doctor"]
 
 

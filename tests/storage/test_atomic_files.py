@@ -139,7 +139,7 @@ def test_a_file_system_without_locks(
         pass
     with pytest.raises(UserError, match=what):
         keys.create(tmp_path / "keys")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_lock_that_another_process_holds_is_no_such_file_system(tmp_path: Path) -> None:
@@ -163,3 +163,14 @@ def test_all_processes_of_a_run_warn_once(manychar: Commands, text: Path, tmp_pa
         done = manychar.run(*arguments, *run_dir, env={"PYTHONPATH": str(tmp_path)})
         assert done.code == 0, done.err
         assert done.err.count("cannot fsync a directory") == warnings, done.err
+
+
+def test_a_refused_output_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO, directories=True))
+    for name in ("new", "old"):
+        with pytest.raises(UserError, match=r"fsync of .*: input/output error; give another -o"):
+            write_output(tmp_path / name, b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

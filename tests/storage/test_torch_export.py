@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.model import Parameters, initialize
+from manychar.processes.errors import UserError
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.torch_export import write_state_dict
 from tests.commands import SMALL, Commands
@@ -72,6 +73,18 @@ def test_from_a_checkpoint_and_from_a_live_server(
         np.testing.assert_array_equal(array, other[name])
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
+def test_a_state_dict_is_no_checkpoint(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    """Not the exported one, nor that of another program."""
+    path = tmp_path / "model.safetensors"
+    if metadata is None:
+        write_state_dict(initialize(len(LETTERS), H, dtype="float32"), LETTERS, path)
+    else:
+        safetensors.numpy.save_file({"a": np.zeros(3)}, path, metadata)
+    with pytest.raises(UserError, match=r"model\.safetensors: a state dict, .* not a checkpoint"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("source", ["nowhere", "here.txt"])
 def test_of_what_is_no_model(manychar: Commands, source: str) -> None:
     (manychar.directory / "here.txt").write_text("no checkpoint")
@@ -83,10 +96,10 @@ def test_of_what_is_no_model(manychar: Commands, source: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.NPZ"])
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "m.safetensors.gz"])
 def test_a_name_of_another_format_is_refused(manychar: Commands, trained: Path, name: str) -> None:
     done = manychar.run("export", str(trained), "-o", name)
-    assert done.err == f"manychar: {name}: the format is safetensors; give -o model.safetensors\n"
+    assert done.err == f"manychar: {name}: the format is safetensors; give -o FILE.safetensors\n"
     assert done.code == 2
     assert not (manychar.directory / name).exists()
 

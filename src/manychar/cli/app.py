@@ -145,7 +145,7 @@ def run(arguments: list[str]) -> int:
         return BAD_INPUT
     except usage_error as error:
         if error.format_message():  # without arguments the help has been printed instead
-            logger.error(_usage_line(error))
+            logger.error(_usage_line(error, arguments))
         return BAD_INPUT
     except Exception:  # a fault of this program: its traceback, and a code that says so
         traceback.print_exc()
@@ -153,15 +153,16 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _usage_line(error: Any) -> str:
+def _usage_line(error: Any, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "manychar"
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
-    unknown = getattr(error, "option_name", "")
-    if instead := instead_of(unknown, flags, near=False):  # which the message has by now
-        message = f"No such option: {unknown}{instead}"
+    name = getattr(error, "option_name", "")  # -r of -rnn_size
+    word = next((each.split("=")[0] for each in arguments if name and each.startswith(name)), "")
+    if instead := instead_of(word, flags, near=word != name):  # of a flag, `message` has it by now
+        message = f"No such option: {word}{instead}"
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
         return f"manychar: {where}{error.message}"
-    return f"{path}: {where}{message}; see {path} --help"
+    return f"{path}: {where}{message}; see `{path} --help`"

@@ -13,8 +13,7 @@ def export(
     from manychar.storage.torch_export import write_state_dict
 
     if output.suffix.lower() not in ("", ".safetensors"):
-        name = output.with_suffix(".safetensors")
-        raise UserError(f"{output}: the format is safetensors; give -o {name}")
+        raise UserError(f"{output}: the format is safetensors; give -o FILE.safetensors")
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
     write_state_dict(parameters, vocabulary, output)
     characters, hidden = parameters.vocabulary_size, parameters.hidden_size

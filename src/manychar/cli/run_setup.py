@@ -95,7 +95,7 @@ def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, A
         if values.get(name, value) != value:
             named = flag(name.replace("initial_weights", "init_from"))
             raise UserError(
-                f"{named} {values[name]}: the run in {path} has {named} {value};"
+                f"{named}={values[name]}: the run in {path} has {named}={value};"
                 " leave it out, or choose another --run-dir"
             )
     if text:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
-from manychar.numerics.option import StrPath, option
+from manychar.numerics.option import StrPath, flag, option
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE, logger
@@ -18,14 +18,34 @@ from manychar.protocol.run_operation import Operation
 
 CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
-# Options of other programs: one of the commands that have their own way, and what that is.
+# An option that a command has, how others (char-rnn, torch-rnn, nanoGPT) spell it or what it has no
+# equal of, and what to say there; nothing: that it is called otherwise.
+_OTHERS = (
+    ("connect_timeout", "patience", "Its name is now --connect-timeout"),
+    ("learning_rate", "lr", ""),
+    ("hidden", "rnn_size hidden_size n_embd", ""),
+    ("seq_length", "block_size", ""),
+    ("clip", "grad_clip", ""),
+    ("warmup", "warmup_iters", ""),
+    ("run_dir", "out_dir checkpoint_dir checkpoint_name", ""),
+    ("prime", "start start_text primetext", ""),
+    ("length", "max_new_tokens", ""),
+    ("streams", "batch_size", "A step reads --shards times --streams sequences: give --streams"),
+    ("steps", "epochs max_epochs max_iters", "Training is counted in steps: give --steps"),
+    ("hidden", "layers num_layers n_layer n_head", "The model has one layer: give --hidden"),
+    ("hidden", "model model_type", "The model is a plain RNN: give --hidden"),
+    ("validation", "dropout", "There is none: give --validation and --stop-when-no-better"),
+    ("learning_rate", "optimizer", "It is Adagrad: give --learning-rate"),
+    (
+        "numerics",
+        "device gpu gpuid cuda",
+        "It computes on CPUs: give --workers, and --numerics=native",
+    ),
+)
 INSTEAD = {
-    "patience": ("connect_timeout", "Its name is now --connect-timeout"),
-    "lr": ("learning_rate", "Its name is --learning-rate"),
-    "batch_size": ("streams", "A step reads --shards times --streams sequences: give --streams"),
-    "epochs": ("steps", "Training is counted in steps: give --steps"),
-    "layers": ("hidden", "The model has one layer: give --hidden"),
-    "device": ("numerics", "It computes on CPUs: give --workers, and --numerics native"),
+    other: (own, text or f"Its name is {flag(own)}")
+    for own, others, text in _OTHERS
+    for other in others.split()
 }
 STARTED_WORKERS = "MANYCHAR_STARTED_WORKERS"  # tells the server of `train` how many there will be
 
@@ -91,7 +111,7 @@ class Reporting:
 def instead_of(name: str, known: Collection[str], *, near: bool = True) -> str:
     """Return a hint at what there is instead of an unknown option, where one is known or `near`."""
     needed, instead = INSTEAD.get(name.lstrip("-").replace("-", "_"), ("", ""))
-    similar = difflib.get_close_matches(name, known) if near else []
+    similar = difflib.get_close_matches(name.lstrip("-"), known) if near else []
     names = f"Did you mean {' or '.join(similar)}?" if similar else ""
     return f". {instead if needed in known else names}".removesuffix(". ")
 

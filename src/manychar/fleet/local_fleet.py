@@ -23,7 +23,7 @@ from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes import log
 from manychar.processes.child_process import ChildProcess, how_it_ended
-from manychar.processes.errors import CRASHED, STOPPING, UserError
+from manychar.processes.errors import CRASHED, UserError, stopping
 from manychar.processes.log import logger
 from manychar.processes.signals import STOPS
 from manychar.processes.supervisor import ProcessSlot, Supervisor, log_again
@@ -165,7 +165,7 @@ class LocalFleet:
         if self.server.process is None:
             self._code = STOPPED
             return
-        logger.info(STOPPING)
+        logger.info(stopping(number))
         self._kill_at = time.monotonic() + SECONDS_TO_END
         self.server.signal(number)
 

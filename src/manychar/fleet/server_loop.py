@@ -20,7 +20,7 @@ from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.router import Router
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
-from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, STOPPING, UserError, because
+from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because, stopping
 from manychar.processes.log import logger
 from manychar.processes.parent_death import has_parent
 from manychar.processes.sd_notify import Notifier
@@ -150,7 +150,7 @@ class ServerLoop(Listener):
 
     def signalled(self, number: int) -> None:
         if not has_parent():  # a parent logs it itself
-            logger.info(STOPPING)
+            logger.info(stopping(number))
         if number == signal.SIGINT:
             endless = self.machine.spec.operation.steps == 0
             self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")

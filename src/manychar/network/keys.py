@@ -22,7 +22,7 @@ import zmq
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, user_errors
 from manychar.protocol.messages import KeyRole
-from manychar.storage.atomic_files import lock_file, replace_file
+from manychar.storage.atomic_files import all_or_nothing, lock_file, make_directories, replace_file
 
 SERVER_NAME, CLIENTS_NAME, SUFFIX = "server.key", "clients.json", ".key"
 FIRST_CLIENT = "worker"
@@ -67,17 +67,22 @@ class Client:
 
 def create(directory: Path) -> Path:
     """Create the directory with the server's key and a first worker's; return the worker's file."""
-    create_server(directory)
-    return add(directory, FIRST_CLIENT, KeyRole.WORKER)
+    with all_or_nothing() as made:
+        create_server(directory, made)
+        return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
-def create_server(directory: Path) -> None:
-    """Create the directory with the server's key alone; UserError where there are keys already."""
+def create_server(directory: Path, made: list[Path]) -> None:
+    """Create the directory with the server's key alone; add what is new to `made`.
+
+    Raises UserError where there are keys already.
+    """
     with user_errors(directory, "choose another directory"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(directory, made, 0o700)
     with _locked(directory):
         if (directory / CLIENTS_NAME).exists():
             raise UserError(f"{directory}: there are keys in it already; choose another directory")
+        made += [directory / SERVER_NAME, directory / CLIENTS_NAME]
         public, secret = (half.decode() for half in zmq.curve_keypair())
         _write(directory / SERVER_NAME, {"public": public, "secret": secret}, mode=0o600)
         _write(directory / CLIENTS_NAME, {"clients": []}, mode=0o644)  # last: it is complete
@@ -89,7 +94,7 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
         raise UserError(f"{name} is the server's own name here; choose another")
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no client's name; allowed: 1 to 48 of A-Z a-z 0-9 . _ -")
-    with _changed_clients(directory) as clients:
+    with all_or_nothing() as made, _changed_clients(directory) as clients:
         base = _NUMBER.sub("", name)  # several processes of a key are its name and a number
         taken = {client.name for client in clients if not client.revoked}
         if name in taken:
@@ -101,6 +106,7 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
         path = directory / f"{name}{SUFFIX}"
         key = ClientKey(name, role, public, secret, read_server_key(directory).public)
         _write(path, dataclasses.asdict(key), mode=0o600)
+        made.append(path)
         clients.append(Client(name, role, public))
     return path
 

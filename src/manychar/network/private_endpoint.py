@@ -39,7 +39,7 @@ def private_endpoint(workers: Iterable[str]) -> Iterator[PrivateEndpoint]:
             yield PrivateEndpoint(f"ipc://{path}")
             return
         keys = Path(directory, "keys")
-        create_server(keys)
+        create_server(keys, [])
         for name in workers:
             add(keys, name, KeyRole.WORKER)
         add(keys, OBSERVER, KeyRole.OPERATOR)

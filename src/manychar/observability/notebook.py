@@ -29,15 +29,16 @@ def html_of(path: Path) -> str:
     from manychar.observability.history import read_history  # noqa: PLC0415 - with numpy
     from manychar.storage.run_directory import open_run  # noqa: PLC0415
 
+    html, words = "", "no losses yet"
     try:
         points = read_history(open_run(path)).points
-        words = "no losses yet"
         if points:
             last = points[-1]
             words = f"step {last.step:,}: loss {last.loss:#.4g} nats a character"
-        return f"<p>{escape(str(path))}, {words}</p>" + (_curve(path, words) if points else "")
+        html = f"<p>{escape(str(path))}, {words}</p>"
+        return html + _curve(path, words) if points else html
     except UserError as error:
-        return f"<p>{escape(str(error))}</p>"
+        return f"{html}<p>{escape(str(error))}</p>"
 
 
 def _curve(path: Path, words: str) -> str:

@@ -128,8 +128,11 @@ def find_server(source: str, key: ClientKey | None) -> tuple[str, ClientKey | No
 
     Raises UserError where none is running on it, or cannot be reached from here.
     """
-    if is_endpoint(source) or not Path(source).is_dir():
+    if is_endpoint(source):
         return source, key
+    if not Path(source).is_dir():
+        form = "write that as tcp://HOST:PORT or ipc://PATH"
+        raise UserError(f"{source}: no such directory, and not an endpoint: {form}")
     if (address := read_address(Path(source))) is None:
         none = "no server of this user is running on it, or it is still starting"
         raise UserError(f"{source}: {none}", code=RUN_FAILED)

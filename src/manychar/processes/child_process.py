@@ -55,26 +55,28 @@ class ChildProcess(subprocess.Popen[bytes]):
         stdout: int = subprocess.DEVNULL,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        child_pipe, self.parent_pipe = os.pipe()
-        blocked = (signal.SIGINT, signal.SIGTSTP, signal.SIGCONT)  # until it handles them
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-        try:
-            super().__init__(
-                [*PROGRAM, *arguments],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                env={**os.environ, **(env or {}), parent_death.VARIABLE: str(child_pipe)},
-                pass_fds=(child_pipe,),
-                start_new_session=True,
-            )
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):  # or a pipe gets a standard descriptor, where one is closed here
+                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            child_pipe, self.parent_pipe = os.pipe()
+            stack.callback(os.close, child_pipe)
+            blocked = (signal.SIGINT, signal.SIGTSTP, signal.SIGCONT)  # until it handles them
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            try:
+                super().__init__(
+                    [*PROGRAM, *arguments],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, **(env or {}), parent_death.VARIABLE: str(child_pipe)},
+                    pass_fds=(child_pipe,),
+                    start_new_session=True,
+                )
+            except BaseException:
+                os.close(self.parent_pipe)
+                raise
             _CHILDREN.add(self)
-        except BaseException:
-            os.close(self.parent_pipe)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.close(child_pipe)
 
     def close(self) -> None:
         os.close(self.parent_pipe)

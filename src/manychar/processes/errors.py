@@ -1,6 +1,7 @@
 """Errors that a user can cause, such as a missing package, and exit codes."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 from manychar.protocol import effects
@@ -11,8 +12,6 @@ CRASHED = 70  # by an exception that is a fault of this program: a supervisor st
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
 
-STOPPING = "stopping: the step is ended and a checkpoint written; press again to exit immediately"
-
 
 class UserError(Exception):
     """Ends the program with one line on stderr (what, where, what to do) and an exit code."""
@@ -20,6 +19,12 @@ class UserError(Exception):
     def __init__(self, message: str, *, code: int = BAD_INPUT) -> None:
         super().__init__(message)
         self.code = code
+
+
+def stopping(number: int) -> str:
+    """Return what happens at a signal that stops; only a terminal's keys can be pressed again."""
+    again = "; press again to exit immediately" if number == signal.SIGINT else ""
+    return f"stopping: the step is ended and a checkpoint written{again}"
 
 
 def because(error: OSError) -> str:

@@ -17,12 +17,23 @@ from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_e
 from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, user_errors
 
 ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
-_FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+_COMMAND_OR_FLAG = re.compile(
+    r"`[^`]*`|(?<![\w-])--(?P<flag>[a-z]+(?:-[a-z]+)*)(?:(?P<number> (?=\d))|=(?P<word>[a-z]+))?"
+)
 
 
 def with_arguments(text: str) -> str:
-    """Return a text in which flags are named as Python's arguments."""
-    return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
+    """Return a text in which flags are named as Python's arguments, but for quoted commands.
+
+    Standard input is the text that a caller has given as a str.
+    """
+
+    def named(match: re.Match[str]) -> str:
+        flag, number, word = match.groups()
+        value = f"={word!r}" if word else "=" * bool(number)
+        return flag.replace("-", "_") + value if flag else match[0]
+
+    return _COMMAND_OR_FLAG.sub(named, text).replace("standard input", "the text")
 
 
 class Command:

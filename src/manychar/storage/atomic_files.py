@@ -107,16 +107,40 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or directory, durably."""
+    """Rename a file or directory, durably; where that fails, a new name is given back."""
+    is_new = not os.path.lexists(target)
     source.rename(target)
-    sync_directory(target.parent)
+    try:
+        sync_directory(target.parent)
+    except OSError:
+        if is_new:
+            target.rename(source)
+        raise
 
 
-def make_directories(path: Path, made: list[Path]) -> None:
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[list[Path]]:
+    """Yield a list of what is made, which is removed where an error is raised."""
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException:
+        remove(made)
+        raise
+
+
+def remove(made: Iterable[Path]) -> None:
+    """Remove files and empty directories, the last ones first, as far as that is possible."""
+    for each in reversed(list(made)):
+        with contextlib.suppress(OSError):
+            each.rmdir() if each.is_dir() else each.unlink()
+
+
+def make_directories(path: Path, made: list[Path], mode: int = 0o777) -> None:
     """Make a directory and its missing parents durably; add each to `made`. Raises OSError."""
     for each in reversed([path, *path.parents]):
         if not each.exists():
-            each.mkdir()
+            each.mkdir(mode if each == path else 0o777)
             made.append(each)
             sync_directory(each.parent)
 

@@ -24,6 +24,9 @@ from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
+NO_CHECKPOINT = (
+    "a state dict, as `manychar export` writes it, not a checkpoint: give the run or one"
+)
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
@@ -83,6 +86,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         data = path.read_bytes()
         tensors = safetensors.numpy.load(data)
         metadata = _metadata_of(data)
+        if "step" not in metadata:
+            raise UserError(f"{path}: {NO_CHECKPOINT}")
         check_format(path, int(metadata["format"]))
         if metadata["sha256"] != _sha256(tensors, metadata):
             raise ValueError("its sha256 is not that of its contents")

@@ -49,7 +49,7 @@ def known_ids(
     if missing := encoder.unknown:
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in missing.most_common(UNKNOWN_SHOWN))
         more = f" and {len(missing) - UNKNOWN_SHOWN} more" if len(missing) > UNKNOWN_SHOWN else ""
-        hint = " (--unknown skip leaves them out)" if unknown == "refuse" else ""
+        hint = " (--unknown=skip leaves them out)" if unknown == "refuse" else ""
         words = f"{missing.total():,} characters of {what}{hint}: {shown}{more}"
         if unknown != "skip":
             raise UserError(f"the model does not know {words}")

@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -20,7 +20,7 @@ from manychar.numerics.corpus import Streams
 from manychar.numerics.option import OptionError
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start, weights_sha256
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError, because, user_errors
 from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.run_operation import Operation
 from manychar.storage import atomic_files, corpus_file
@@ -184,17 +184,11 @@ def create_run(
     run = definition.run_id(secrets.token_hex(4))
     path = path or RUNS / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{run}"
     directory = RunDirectory(path, run, definition, operation)
-    made: list[Path] = []
-    try:
+    with user_errors(path, "choose another --run-dir"), atomic_files.all_or_nothing() as made:
         _refuse_what_is_there(path)
         atomic_files.make_directories(path, made)
         with atomic_files.no_more_readable_than(path):
             _fill(directory, corpus)
-    except BaseException as error:
-        _remove_directories(made)
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: {because(error)}; choose another --run-dir") from None
-        raise
     return dataclasses.replace(directory, made=tuple(made))
 
 
@@ -208,14 +202,8 @@ def removed_if_refused(directory: RunDirectory) -> Iterator[None]:
         begun = is_served(path) or read_journal(path, directory.run_id, with_steps=False).newest
         if made is not None and not begun:
             _empty(path)
-            _remove_directories(made)
+            atomic_files.remove(made)
         raise
-
-
-def _remove_directories(made: Sequence[Path]) -> None:
-    for each in reversed(made):
-        with contextlib.suppress(OSError):
-            each.rmdir()
 
 
 def _refuse_what_is_there(path: Path) -> None:
@@ -229,7 +217,7 @@ def _refuse_what_is_there(path: Path) -> None:
     unfinished = (path / UNFINISHED_NAME).exists() and not resumable
     names = {each.name for each in path.iterdir()}
     if not unfinished and names - {"lost+found"}:  # a new file system has it
-        hint = f", or go on with it by --resume {path}" if resumable else ""
+        hint = ", or go on with it by --or-resume" if resumable else ""
         raise UserError(f"{path}: not empty; choose another --run-dir{hint}")
 
 
