@@ -6,6 +6,7 @@ is something to undo. Children end with their parent.
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -15,8 +16,8 @@ from typing import Any
 from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
-_OTHERS = "TERM HUP QUIT USR1 USR2 XCPU ALRM VTALRM PROF POLL STKFLT PWR".split()
-_STOPPED = [getattr(signal, f"SIG{each}") for each in _OTHERS if hasattr(signal, f"SIG{each}")]
+_OTHERS = r"SIG(TERM|HUP|QUIT|USR1|USR2|XCPU|ALRM|VTALRM|PROF|IO|POLL|STKFLT|PWR)"
+_STOPPED = [each for each in signal.Signals if re.fullmatch(_OTHERS, each.name)]
 STOPS: dict[int, int] = {signal.SIGINT: 130, **dict.fromkeys(_STOPPED, 75)}
 """The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED.
 
