@@ -70,9 +70,8 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     assert done.code == 75
     assert "\nresume: " in done.err
     assert newest(manychar) > 0
-    assert (
-        "the run ends: stopped by SIGHUP" in (manychar.directory / "run" / EVENTS_NAME).read_text()
-    )
+    events = (manychar.directory / "run" / EVENTS_NAME).read_text()
+    assert "the run ends: the server was stopped by SIGHUP" in events
     manychar.expect_nobody()
 
 

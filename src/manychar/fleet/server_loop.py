@@ -155,9 +155,9 @@ class ServerLoop(Listener):
             logger.info(STOPPING)
         if number == signal.SIGINT:
             endless = self.machine.spec.operation.steps == 0
-            self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
+            self._stop(0 if endless else INTERRUPTED, "the server was stopped by Ctrl-C")
         else:
-            self._stop(STOPPED, f"stopped by {signal.Signals(number).name}")
+            self._stop(STOPPED, f"the server was stopped by {signal.Signals(number).name}")
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
