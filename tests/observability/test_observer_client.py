@@ -370,6 +370,14 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize(
+    ("room", "text"), [(80, "loss 1.5  8 s left"), (17, "loss 1.5"), (7, ""), (-9, "")]
+)
+def test_no_word_of_the_bar_is_cut(room: int, text: str) -> None:
+    """Also where the terminal has become narrower."""
+    assert _fitting(["loss 1.5", "8 s left"], room) == text
+
+
 STRANGE = "node:x:3", "[b]bold[/b]", "a\\\\"
 """Names that rich would show as something else: emoji, markup, a backslash before markup."""
 

@@ -146,10 +146,7 @@ def _bar() -> Progress:
 
 
 def _fitting(words: list[str], room: int) -> str:
-    """Return as many words as fit; the first is shown in any case."""
-    line = words[0]
-    for word in words[1:]:
-        if len(line) + 2 + len(word) > room:
-            break
-        line += "  " + word
-    return line
+    """Return as many words as fit, the first ones."""
+    while words and len("  ".join(words)) > room:
+        words = words[:-1]
+    return "  ".join(words)
