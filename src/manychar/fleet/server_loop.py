@@ -221,7 +221,8 @@ class ServerLoop(Listener):
                 self._show(status)
             case effects.Show(Weights() as weights):
                 self.screen.weights(weights)
-            case effects.RecordMetrics(status):
+            case effects.RecordMetrics(status):  # the journal is never behind them
+                self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
                 self.to_compute.append(effect)
