@@ -268,10 +268,12 @@ def test_lines_come_less_often_the_longer_a_run_lasts(
 def test_loss_and_validation_loss_fit_into_80_columns() -> None:
     display = ProgressDisplay.__new__(ProgressDisplay)
     display._recent = deque()
-    now = snapshot(900.0, validation_loss_nats_per_character=1.75, steps=12_500, step=12_500)
+    losses = {"validation_loss_nats_per_character": 1.75, "validated": 12_000}
+    now = snapshot(900.0, **losses, steps=12_500, step=12_500)
     room = 80 - len("12,500/12,500") - BAR_WIDTH - 3
     words = display._words(now, 1.5)
     assert _fitting(words, room).startswith("loss 1.500 nats a character  validation 1.750")
+    assert words[1:3] == ["validation 1.750", "(step 12,000)"]
     assert words[-1] == "smooth loss 2.000"
     assert "smooth loss" in display._words(now, math.nan)[-1], "before the first step"
     assert "nan" not in " ".join(display._words(now, math.nan))

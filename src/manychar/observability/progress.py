@@ -109,7 +109,7 @@ class ProgressDisplay:
         status, points = snapshot.status, tuple(self._recent)
         words = [] if math.isnan(nats) else [f"loss {nats:#.4g} nats a character"]
         if (validation := status.validation_loss_nats_per_character) is not None:
-            words.append(f"validation {validation:#.4g}")
+            words += [f"validation {validation:#.4g}", f"(step {status.validated:,})"]
         if status.divergence:
             words.append(status.divergence.split(":")[0])
         if (left := history.seconds_left(points, status.steps)) is not None:
