@@ -61,7 +61,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     until(all_have_computed, lambda: table)
     assert re.search(r"run \S+, term 1: step [\d,]+, [\d,]+ characters/s\n", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
-    loss = r"\d\.\d{4}"
+    loss = r"\d\.\d{4,}"
     at = r"\(at step [\d,]+, the best is step [\d,]+\)"
     wanted = f"loss {loss} nats a character, validation loss {loss} {at}, smooth loss {loss}\n"
     assert re.search(wanted, table)
