@@ -25,3 +25,12 @@ def test_a_loss_above_that_of_the_untrained_model_is_marked(
         metrics.append([record])
     runs(tmp_path)
     assert f"run  step 8,000  loss {shown}" in capsys.readouterr().out
+
+
+def test_a_terminal_is_sent_no_control_sequence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "a\x1b[31mb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    runs(tmp_path)
+    assert "\x1b" not in capsys.readouterr().out

@@ -20,12 +20,14 @@ Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
+    from manychar.observability.model_source import for_reading
+
     paths = sorted(path.parent for path in directory.rglob(CONFIG_NAME))
     for path in paths:
         try:
-            write(f"{path}  {_described(path)}\n")
+            write(for_reading(f"{path}  {_described(path)}\n"))
         except UserError as error:
-            write(f"{error}\n")
+            write(for_reading(f"{error}\n"))
     if not paths:
         raise UserError(f"{directory}: no runs below it")
 
