@@ -94,6 +94,20 @@ def test_divergence_is_said_until_the_smooth_loss_is_low_too(
     assert bool(report.divergence) is says
 
 
+def test_a_smooth_loss_that_is_still_high_from_the_start_is_no_divergence(
+    monkeypatch: pytest.MonkeyPatch, from_step_2: Callable[[RunSpec], RunSpec]
+) -> None:
+    stage = Stage()
+    report = stage.server.status_report
+    monkeypatch.setattr(report, "_spec", from_step_2(stage.server.spec))
+    monkeypatch.setattr(status_report, "FEW_STREAMS", 9)
+    monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 4)
+    stage.join("ann")
+    for loss in (1e4, 1e4, 0.0, 0.0):
+        stage.deliver("ann", (0, 1), losses=[loss] * 2)
+    assert report.divergence == ""
+
+
 @pytest.mark.parametrize(("factor", "says"), [(0.99, False), (1.01, True)])
 def test_a_resumed_run_says_that_it_diverges(
     from_step_2: Callable[[RunSpec], RunSpec], factor: float, *, says: bool

@@ -23,7 +23,8 @@ def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
     if endpoint.startswith("ipc://@"):  # Linux's abstract names
         raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
     if endpoint.startswith("ipc://"):
-        if not 0 < len(endpoint[6:].encode()) <= IPC_PATH_LENGTH or "\0" in endpoint:
+        path = endpoint.removeprefix("ipc://")
+        if not 0 < len(path.encode()) <= IPC_PATH_LENGTH or "\0" in path:
             raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes, none is 0")
         return
     match = _TCP.fullmatch(endpoint)

@@ -80,16 +80,17 @@ class StatusReport(ServerPart):
         self._loss_sums.append(self._loss_sums[-1] + nats)
         if self._step % LOSS_STEPS == 0 and len(self._loss_sums) > LOSS_STEPS:
             mean = (self._loss_sums[-1] - self._loss_sums[0]) / LOSS_STEPS
-            self._look_for_divergence(mean, self._smooth_loss)
+            before = self._smooth_loss if self.divergence else mean  # it keeps a warning up
+            self._look_for_divergence(max(mean, before))
         usual = LONG_STEP * (now - self._applied_at)
         self._applied_at = now
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
         self._stall_at = self._late_from
 
-    def _look_for_divergence(self, *nats: float) -> None:
-        """Warn of losses that are too high, once; the smooth loss keeps a warning up for longer."""
+    def _look_for_divergence(self, nats: float) -> None:
+        """Warn where a mean loss is above that of the untrained model, once."""
         definition, size = self._spec.definition, self._spec.dimensions.vocabulary_size
-        if not is_divergence(definition, size, self._step, max(nats)):
+        if not is_divergence(definition, size, self._step, nats):
             self.divergence = ""
         elif not self.divergence:
             self.divergence = (
