@@ -57,8 +57,7 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     assert (lifted.code, lifted.last_line) == (0, "somebody is not banned")
     listed = manychar.run("runs", ".")
     assert re.fullmatch(
-        rf"run  step [\d,]+  loss \d\.\d{{3}} nats a character  live at {address.endpoint}\n",
-        listed.out,
+        rf"run  step [\d,]+  loss [\d.]+ nats a character  live at {address.endpoint}\n", listed.out
     ), listed
     second = manychar.run("train", "--resume", "run")
     assert second.code == 2
@@ -226,7 +225,7 @@ def test_runs_are_listed_whatever_they_are(manychar: Commands, trained: Path) ->
     done = manychar.run("runs", str(manychar.directory))
     assert done.code == 0, done.err
     first, second = done.out.splitlines()
-    assert re.fullmatch(rf"{trained}  step 300  loss \d\.\d{{3}} nats a character  finished", first)
+    assert re.fullmatch(rf"{trained}  step 300  loss [\d.]+ nats a character  finished", first)
     assert "sub/bad/config.json: damaged or altered" in second
     nothing = manychar.run("runs")
     assert (nothing.code, nothing.err) == (2, "manychar: runs: no runs below it\n")

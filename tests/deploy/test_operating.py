@@ -40,7 +40,8 @@ LOGGING = [
     *("protocol/relay", "relay_process"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "refuse", "Finish"}
-NO_TROUBLE = {"", "stopped by", "finished at step", "stopped early at", "to a client that is"}
+STOPPED = "stopped by", "the server was stopped by"
+NO_TROUBLE = {"", *STOPPED, "finished at step", "stopped early at", "to a client that is"}
 EDGES = " :;,()"
 
 

@@ -1,43 +1,22 @@
-"""The server's loop with sockets that refuse: what one event leads to."""
+"""What the server's loop writes, without a server."""
 
-import collections
-import types
-from typing import Any, cast
+from pathlib import Path
+from types import SimpleNamespace
 
 from manychar.fleet.server_loop import ServerLoop
-from manychar.network.router import Unreachable
-from manychar.protocol.effects import Effect, Send
-from manychar.protocol.events import DeadlinePassed, Event, PeerLost
-from manychar.protocol.messages import Alive
-
-PEERS = 2_000  # more than the calls that the interpreter nests
-
-
-class Grants:
-    """A machine that answers the loss of a peer with a message to the next one."""
-
-    def __init__(self) -> None:
-        self.lost: list[int] = []
-
-    def handle(self, event: Event, now: float) -> list[Effect]:
-        number = 0
-        if isinstance(event, PeerLost):
-            self.lost.append(int(event.peer))
-            number = self.lost[-1] + 1
-        alive = Alive(run_id="r", term=1, session=1)
-        return [Send(alive, b"%d" % number)] if number < PEERS else []
+from manychar.protocol.effects import RecordMetrics
+from manychar.storage.journal import AppliedStep, read_journal
+from tests.protocol.stage import status
+from tests.storage.test_recovery import resumed
+from tests.storage.test_run_directory import made
 
 
-def test_the_loss_of_many_peers_at_once_is_handled_one_after_the_other() -> None:
-    def send(*_: Any) -> bool:
-        raise Unreachable
-
-    server, machine = object.__new__(ServerLoop), Grants()
-    server.__dict__ |= {
-        "machine": machine,
-        "lost": collections.deque(),
-        "router": types.SimpleNamespace(send=send),
-        "share": None,
-    }
-    server.handle(cast("Event", DeadlinePassed()))
-    assert machine.lost == list(range(PEERS))
+def test_the_journal_is_not_behind_the_metrics(tmp_path: Path) -> None:
+    """Else a restart after a crash would count too few steps that are done again."""
+    run = made(tmp_path / "run")
+    loop = ServerLoop.__new__(ServerLoop)
+    loop.machine = SimpleNamespace(membership=SimpleNamespace(leases={}))  # type: ignore[assignment]
+    with resumed(run, 1) as loop.resume_point:
+        loop.resume_point.journal.append([AppliedStep(1, 100, 1.0, "00000000")])
+        loop.carry_out(RecordMetrics(status(step=100)))
+        assert read_journal(run.path, run.run_id).newest == 100

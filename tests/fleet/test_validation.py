@@ -81,7 +81,8 @@ def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, 
     run = open_run(manychar.directory / "run")
     best = min(validation_losses, key=validation_losses.__getitem__)
     assert best_checkpoint(run, validation_losses) == best
-    assert f"the best checkpoint is that of step {best}: {validation_losses[best]:.4f} nats" in said
+    nats = validation_losses[best]
+    assert f"the best checkpoint is that of step {best}: {nats:#.5g} nats" in said
     assert re.search(r"validation [\d.]+ ", said)
     path = f"run/checkpoints/{checkpoint_path(run.checkpoints, best).name}"
     assert said.splitlines()[-1].endswith(f"sample {path}")

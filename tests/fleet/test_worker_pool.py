@@ -37,7 +37,7 @@ def test_a_pool_restarts_what_crashes_and_says_who_joined_and_why_it_ended(
     ended = pool.end()
     assert ended.code == 75, ended.err
     for name in ("pool-1", "pool-2"):
-        assert f"{name}: stopped by SIGTERM" in ended.err
+        assert f"{name}: the server was stopped by SIGTERM" in ended.err
     assert expect_same_bits(manychar.directory / "run", text) >= 25
 
 

@@ -63,7 +63,7 @@ def test_status_shows_the_workers(manychar: Commands, text: Path) -> None:
     until(all_have_computed, lambda: table)
     assert re.search(r"run \S+, term 1: step [\d,]+, [\d,]+ characters/s\n", table)
     assert re.search(r"last checkpoint: step [\d,]+, \d+ s ago", table)
-    loss = r"\d\.\d{4}"
+    loss = r"\d\.\d{4,}"
     at = r"\(at step [\d,]+, the best is step [\d,]+\)"
     wanted = f"loss {loss} nats a character, validation loss {loss} {at}, smooth loss {loss}\n"
     assert re.search(wanted, table)
@@ -277,10 +277,12 @@ def test_lines_come_less_often_the_longer_a_run_lasts(
 def test_loss_and_validation_loss_fit_into_80_columns() -> None:
     display = ProgressDisplay.__new__(ProgressDisplay)
     display._recent = deque()
-    now = snapshot(900.0, validation_loss_nats_per_character=1.75, steps=12_500, step=12_500)
+    losses = {"validation_loss_nats_per_character": 1.75, "validated": 12_000}
+    now = snapshot(900.0, **losses, steps=12_500, step=12_500)
     room = 80 - len("12,500/12,500") - BAR_WIDTH - 3
     words = display._words(now, 1.5)
     assert _fitting(words, room).startswith("loss 1.500 nats a character  validation 1.750")
+    assert words[1:3] == ["validation 1.750", "(step 12,000)"]
     assert words[-1] == "smooth loss 2.000"
     assert "smooth loss" in display._words(now, math.nan)[-1], "before the first step"
     assert "nan" not in " ".join(display._words(now, math.nan))
@@ -382,6 +384,14 @@ def test_names_are_whole_on_a_narrow_terminal() -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize(
+    ("room", "text"), [(80, "loss 1.5  8 s left"), (17, "loss 1.5"), (7, ""), (-9, "")]
+)
+def test_no_word_of_the_bar_is_cut(room: int, text: str) -> None:
+    """Also where the terminal has become narrower."""
+    assert _fitting(["loss 1.5", "8 s left"], room) == text
 
 
 STRANGE = "node:x:3", "[b]bold[/b]", "a\\\\"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manychar.processes.signals import STOPS, SelfPipe
+from manychar.processes.child_process import pause_on_sigtstp
+from manychar.processes.signals import STOPS, SelfPipe, end_at_once, handle
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.event_log import EVENTS_NAME
 from tests.commands import SMALL, Commands
@@ -36,6 +37,27 @@ def test_a_signal_that_would_kill_has_the_server_write_a_checkpoint(
     assert newest(manychar) > 0
 
 
+def test_every_signal_with_a_name_that_ends_a_process_by_default_stops_it() -> None:
+    """But for faults of the process itself and SIGKILL. Slurm and LSF can be told to send any."""
+    faults = "ILL TRAP ABRT BUS FPE SEGV SYS EMT PIPE XFSZ"
+    no_end = "CHLD CONT STOP TSTP TTIN TTOU URG WINCH INFO"
+    others = {f"SIG{each}" for each in f"{faults} {no_end} KILL RTMIN RTMAX".split()}
+    assert {signal.Signals(each).name for each in STOPS} == set(signal.Signals.__members__) - (
+        others | {"SIGCLD", "SIGIOT", "SIGPOLL"}  # other names of some
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGALRM])
+def test_one_that_is_ignored_is_not_handled(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        pause_on_sigtstp()
+        handle(number, by=end_at_once)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Path) -> None:
     """The kernel sends SIGHUP to the foreground, and the shell to its jobs once more."""
     flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run"
@@ -48,9 +70,8 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     assert done.code == 75
     assert "\nresume: " in done.err
     assert newest(manychar) > 0
-    assert (
-        "the run ends: stopped by SIGHUP" in (manychar.directory / "run" / EVENTS_NAME).read_text()
-    )
+    events = (manychar.directory / "run" / EVENTS_NAME).read_text()
+    assert "the run ends: the server was stopped by SIGHUP" in events
     manychar.expect_nobody()
 
 

@@ -46,6 +46,17 @@ def test_lines_say_how_far_it_is(clock: Clock, caplog: pytest.LogCaptureFixture)
     ]
 
 
+@pytest.mark.parametrize(("columns", "wide"), [("69", False), ("70", True)])
+def test_a_narrow_terminal_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: str, *, wide: bool
+) -> None:
+    logging.getLogger("manychar").setLevel(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for name, value in {"TERM": "xterm", "COLUMNS": columns}.items():
+        monkeypatch.setenv(name, value)
+    assert can_draw() is wide
+
+
 @pytest.mark.parametrize("total", [0, 20 * MB])
 def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch, total: int) -> None:
     logging.getLogger("manychar").setLevel(logging.INFO)

@@ -1025,7 +1025,7 @@ def test_an_observer_can_stop_the_run() -> None:
     assert only(effects, Welcome).vocabulary == stage.known.vocabulary.encode()
     stage.tell("olga", Stop(**IN_RUN))
     assert finish(stage.server.handle(CheckpointWritten(0), stage.now)) == Finish(
-        75, "stopped by olga"
+        75, "the server was stopped by olga"
     )
 
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from statistics import fmean
 
 import pytest
 
 from manychar.protocol import status_report
 from manychar.protocol.effects import Append
-from manychar.protocol.events import DeadlinePassed, Malformed, Received
+from manychar.protocol.events import DeadlinePassed, Malformed, Received, Started
 from manychar.protocol.messages import PAGE_LENGTH, Ready, Status
+from manychar.protocol.run_spec import RunSpec
+from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent
 
@@ -44,7 +47,7 @@ def test_divergence_is_said_once(monkeypatch: pytest.MonkeyPatch, few: int) -> N
     monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 4)
     stage = Stage()
     report, size = stage.server.status_report, stage.known.definition.seq_length
-    at = 2 * size * math.log(stage.server.dimensions.vocabulary_size)
+    at = size * math.log(stage.server.dimensions.vocabulary_size)
     definition = dataclasses.replace(stage.known.definition, warmup=2)
     spec = dataclasses.replace(stage.server.spec, definition=definition)
     monkeypatch.setattr(report, "_spec", spec)
@@ -58,6 +61,63 @@ def test_divergence_is_said_once(monkeypatch: pytest.MonkeyPatch, few: int) -> N
     for _ in range(2):
         stage.deliver("ann", (0, 1), losses=[0.0] * 2)
     assert report.figures(0.0).divergence == ""
+
+
+@pytest.fixture
+def from_step_2(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunSpec], RunSpec]:
+    """Look for a divergence at every second step, without a warm-up."""
+    monkeypatch.setattr(status_report, "LOSS_STEPS", 2)
+    monkeypatch.setattr(status_report, "FEW_STREAMS", 0)
+
+    def without_warmup(spec: RunSpec) -> RunSpec:
+        definition = dataclasses.replace(spec.definition, warmup=0)
+        return dataclasses.replace(spec, definition=definition)
+
+    return without_warmup
+
+
+@pytest.mark.parametrize(("loss", "says"), [(1e4, True), (10.0, False)])
+def test_divergence_is_said_until_the_smooth_loss_is_low_too(
+    monkeypatch: pytest.MonkeyPatch,
+    from_step_2: Callable[[RunSpec], RunSpec],
+    loss: float,
+    *,
+    says: bool,
+) -> None:
+    """The mean of the last steps alone may be just below the limit at the end of a run."""
+    stage = Stage()
+    report = stage.server.status_report
+    monkeypatch.setattr(report, "_spec", from_step_2(stage.server.spec))
+    stage.join("ann")
+    for each in (loss, loss, *[0.0] * 6):
+        stage.deliver("ann", (0, 1), losses=[each] * 2)
+    assert bool(report.divergence) is says
+
+
+def test_a_smooth_loss_that_is_still_high_from_the_start_is_no_divergence(
+    monkeypatch: pytest.MonkeyPatch, from_step_2: Callable[[RunSpec], RunSpec]
+) -> None:
+    stage = Stage()
+    report = stage.server.status_report
+    monkeypatch.setattr(report, "_spec", from_step_2(stage.server.spec))
+    monkeypatch.setattr(status_report, "FEW_STREAMS", 9)
+    monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 4)
+    stage.join("ann")
+    for loss in (1e4, 1e4, 0.0, 0.0):
+        stage.deliver("ann", (0, 1), losses=[loss] * 2)
+    assert report.divergence == ""
+
+
+@pytest.mark.parametrize(("factor", "says"), [(0.99, False), (1.01, True)])
+def test_a_resumed_run_says_that_it_diverges(
+    from_step_2: Callable[[RunSpec], RunSpec], factor: float, *, says: bool
+) -> None:
+    known = from_step_2(Stage(step=4).server.spec)
+    limit = known.definition.seq_length * math.log(known.dimensions.vocabulary_size)
+    state = dataclasses.replace(known.state, smooth_loss=limit * factor)
+    server = ParameterServer(dataclasses.replace(known, state=state), now=0.0)
+    assert ("training diverges" in said(server.handle(Started(), 0.0))) is says
+    assert bool(server.status_report.divergence) is says
 
 
 def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:

@@ -123,16 +123,24 @@ def test_any_other_failure_names_the_call_and_the_file(
     assert said.format(tmp_path) in str(raised.value)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+WITHOUT = r": this file system has no locks \(flock: .*\); use another one, or mount it with locks"
+
+
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [
+        *((each, WITHOUT) for each in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)),
+        (errno.EIO, r": flock: input/output error"),
+    ],
+)
 def test_a_file_system_without_locks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, what: str
 ) -> None:
     def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     run = made(tmp_path / "run")
     monkeypatch.setattr(fcntl, "flock", fails)
-    what = r"this file system has no locks \(flock: .*\); use another one, or mount it with locks"
     with pytest.raises(UserError, match=what):
         made(tmp_path / "other")
     with pytest.raises(UserError, match=what), locked(run):

@@ -90,7 +90,7 @@ def test_a_run_s_events(manychar: Commands, text: Path) -> None:
     assert running.end().code == 75
     found = texts(run)
     assert found[0] == "term 1 begins with the checkpoint of step 0"
-    assert found[-1] == "the run ends: stopped by SIGTERM"
+    assert found[-1] == "the run ends: the server was stopped by SIGTERM"
     done = manychar.run("train", "--resume", "run", "--steps", "1", "--workers", "1")
     assert done.code == 0, done.err
     assert any(re.match("term 2 begins with the checkpoint of step ", each) for each in texts(run))

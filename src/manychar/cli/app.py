@@ -43,6 +43,7 @@ from manychar.processes.parent_death import end_with_parent
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 
 WIDTH_OF_HELP = 80
+WITHOUT_ANSI = "", "unknown", "vt52"  # terminals whose sequences are others, or none
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -120,6 +121,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # texts in any language, whatever the locale
     if os.environ.get("COLUMNS") == "0":  # rich would print nothing
         del os.environ["COLUMNS"]
+    if os.environ.get("TERM", "") in WITHOUT_ANSI:
+        os.environ["TERM"] = "dumb"  # as rich calls those that it writes plain text to
     if shutil.get_terminal_size().columns < WIDTH_OF_HELP:  # typer would cut the flags' names
         os.environ.setdefault("TERMINAL_WIDTH", str(WIDTH_OF_HELP))
     if ARGUMENTS_ON_STDIN in arguments:

@@ -53,7 +53,7 @@ def evaluate(
         values = {"characters": characters, "nats": nats, "bits": bits}
         write(json.dumps(values) + "\n")
     else:
-        write(f"{characters:,} characters: {nats:.4f} nats, {bits:.4f} bits a character\n")
+        write(f"{characters:,} characters: {nats:#.5g} nats, {bits:#.5g} bits a character\n")
 
 
 def _validation_ids(source: str) -> "NDArray[Any]":

@@ -3,12 +3,16 @@
 import contextlib
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from manychar.cli.console import write
 from manychar.cli.options import argument
 from manychar.processes.errors import UserError
 from manychar.storage.file_format import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from manychar.observability.history import Point
+    from manychar.storage.run_directory import RunDirectory
 
 ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.")]
@@ -16,12 +20,14 @@ Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
+    from manychar.observability.model_source import for_reading
+
     paths = sorted(path.parent for path in directory.rglob(CONFIG_NAME))
     for path in paths:
         try:
-            write(f"{path}  {_described(path)}\n")
+            write(for_reading(f"{path}  {_described(path)}\n"))
         except UserError as error:
-            write(f"{error}\n")
+            write(for_reading(f"{error}\n"))
     if not paths:
         raise UserError(f"{directory}: no runs below it")
 
@@ -34,7 +40,8 @@ def _described(path: Path) -> str:
 
     run = open_run(path)
     points = read_history(run).points
-    loss = f"{points[-1].loss:.3f}" if points else "–"
+    loss = f"{points[-1].loss:#.4g}" if points else "–"
+    diverges = bool(points) and _diverges(run, points[-1])
     step = max([run.newest_step(), *(point.step for point in points[-1:])])
     state = "finished" if 0 < run.operation.steps <= step else "stopped"
     if is_served(path):
@@ -44,5 +51,13 @@ def _described(path: Path) -> str:
             asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
             status = first(asked, str(path)).status
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
-                step, loss = status.step, f"{nats:.3f}"
-    return f"step {step:,}  loss {loss} nats a character  {state}"
+                step, loss, diverges = status.step, f"{nats:#.4g}", bool(status.divergence)
+    return f"step {step:,}  loss {loss} nats a character  {state}{', diverges' * diverges}"
+
+
+def _diverges(run: "RunDirectory", point: "Point") -> bool:
+    from manychar.protocol.status_report import is_divergence
+    from manychar.storage.corpus_file import map_corpus
+
+    size, nats = len(map_corpus(run.path)[0]), max(point.loss, point.smooth_loss)
+    return is_divergence(run.definition, size, point.step, nats)

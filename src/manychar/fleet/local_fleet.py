@@ -5,6 +5,7 @@ crashes is started again, and when one crashes again and again, the run is stopp
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import signal
@@ -199,7 +200,8 @@ class LocalFleet:
         code = self._code or 0
         finish = self._finish or Finish(code, f"the server ended {how_it_ended(code)}")
         if self._stop is not None and (finish.code < 0 or finish.code in ENDED_WELL):
-            return self._stop
+            own = self._finish is None or self._stop.code == RUN_FAILED
+            return self._stop if own else dataclasses.replace(finish, code=self._stop.code)
         if finish.code and not self._endpoint:
             raise UserError(finish.reason, code=finish.code)
         return finish

@@ -153,9 +153,9 @@ class ServerLoop(Listener):
             logger.info(stopping(number))
         if number == signal.SIGINT:
             endless = self.machine.spec.operation.steps == 0
-            self._stop(0 if endless else INTERRUPTED, "stopped by Ctrl-C")
+            self._stop(0 if endless else INTERRUPTED, "the server was stopped by Ctrl-C")
         else:
-            self._stop(STOPPED, f"stopped by {signal.Signals(number).name}")
+            self._stop(STOPPED, f"the server was stopped by {signal.Signals(number).name}")
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()
@@ -219,7 +219,8 @@ class ServerLoop(Listener):
                 self._show(status)
             case effects.Show(Weights() as weights):
                 self.screen.weights(weights)
-            case effects.RecordMetrics(status):
+            case effects.RecordMetrics(status):  # the journal is never behind them
+                self._to_disk(Counter.JOURNAL_NOT_WRITTEN, self.resume_point.journal.flush)
                 self._to_disk(Counter.METRICS_NOT_WRITTEN, self._record, status)
             case effects.Compute():
                 self.to_compute.append(effect)

@@ -1,5 +1,6 @@
 """Endpoints as a user writes them: tcp://HOST:PORT and ipc://PATH, and who can reach them."""
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -9,7 +10,7 @@ from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.processes.log import logger
 
 IPC_PATH_LENGTH = 107
-_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+|\*)")
+_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]\s]+)):(?P<port>\d+|\*)")
 _EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
@@ -23,8 +24,9 @@ def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
     if endpoint.startswith("ipc://@"):  # Linux's abstract names
         raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
     if endpoint.startswith("ipc://"):
-        if not 0 < len(endpoint.removeprefix("ipc://").encode()) <= IPC_PATH_LENGTH:
-            raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes")
+        path = endpoint.removeprefix("ipc://")
+        if not 0 < len(path.encode()) <= IPC_PATH_LENGTH or "\0" in path:
+            raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes, none is 0")
         return
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
@@ -37,16 +39,23 @@ def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
 
 
 def _can_be_used(six: str | None, host: str) -> bool:
-    """Whether it has an interface of this machine, or can be looked up now or some day."""
+    """Whether it is one machine's address, or a name that can be looked up now or some day."""
     try:
         if six:
             socket.getaddrinfo(six, None, socket.AF_INET6, flags=socket.AI_NUMERICHOST)
-            return "%" in six or not ipaddress.IPv6Address(six).is_link_local
-        if host.replace(".", "").isdecimal():
-            socket.inet_aton(host)
-        return bool(host.encode("idna"))
-    except (OSError, UnicodeError):
+            address = ipaddress.IPv6Address(six)
+            has_interface = "%" in six or not address.is_link_local
+            return has_interface and _is_of_one_machine(address.ipv4_mapped or address)
+        with contextlib.suppress(OSError):  # in any of its forms
+            return _is_of_one_machine(ipaddress.IPv4Address(socket.inet_aton(host)))
+        is_name = host.isprintable() and not host.replace(".", "").isdecimal()
+        return is_name and bool(host.encode("idna"))
+    except (OSError, ValueError):
         return False
+
+
+def _is_of_one_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return not (address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"))
 
 
 def is_local(endpoint: str) -> bool:

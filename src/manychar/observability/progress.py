@@ -109,7 +109,7 @@ class ProgressDisplay:
         status, points = snapshot.status, tuple(self._recent)
         words = [] if math.isnan(nats) else [f"loss {nats:#.4g} nats a character"]
         if (validation := status.validation_loss_nats_per_character) is not None:
-            words.append(f"validation {validation:#.4g}")
+            words += [f"validation {validation:#.4g}", f"(step {status.validated:,})"]
         if status.divergence:
             words.append(status.divergence.split(":")[0])
         if (left := history.seconds_left(points, status.steps)) is not None:
@@ -150,10 +150,7 @@ def _bar() -> Progress:
 
 
 def _fitting(words: list[str], room: int) -> str:
-    """Return as many words as fit; the first is shown in any case."""
-    line = words[0]
-    for word in words[1:]:
-        if len(line) + 2 + len(word) > room:
-            break
-        line += "  " + word
-    return line
+    """Return as many words as fit, the first ones."""
+    while words and len("  ".join(words)) > room:
+        words = words[:-1]
+    return "  ".join(words)

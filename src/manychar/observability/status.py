@@ -91,11 +91,11 @@ def lines_of(snapshot: Snapshot) -> list[str]:
     status = snapshot.status
     validation = status.validation_loss_nats_per_character
     nats = status.loss_nats_per_character
-    losses = [] if math.isnan(nats) else [f"loss {nats:.4f} nats a character"]
+    losses = [] if math.isnan(nats) else [f"loss {nats:#.5g} nats a character"]
     if validation is not None:
         at = f"at step {status.validated:,}, the best is step {status.best:,}"
-        losses.append(f"validation loss {validation:.4f} ({at})")
-    losses.append(f"smooth loss {status.smooth_loss_nats_per_character:.4f}")
+        losses.append(f"validation loss {validation:#.5g} ({at})")
+    losses.append(f"smooth loss {status.smooth_loss_nats_per_character:#.5g}")
     speed = f"{snapshot.speed:,.0f} characters/s"
     lines = [
         f"run {status.run_id}, term {status.term}: {_step_of(status)}, {speed}",

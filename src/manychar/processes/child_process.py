@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 
-from manychar.processes import parent_death
+from manychar.processes import parent_death, signals
 
 PIECE_BYTES = 65_536
 PROGRAM = (sys.executable, "-P", "-m", "manychar")
@@ -92,7 +92,7 @@ def pause_on_sigtstp() -> None:
     In a session of its own SIGTSTP would have no effect. So a child waits for SIGCONT: that is
     blocked from its start, so that one which comes early is kept. So is SIGINT, until here.
     """
-    signal.signal(signal.SIGTSTP, _pause)
+    signals.handle(signal.SIGTSTP, by=_pause)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTSTP))
 
 

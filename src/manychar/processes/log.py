@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ LEVEL_VARIABLE = "MANYCHAR_LOG_LEVEL"
 FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
 NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal obeys them, in a path, too
 
 logger = logging.getLogger("manychar")
 
@@ -49,7 +51,8 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields = fields_of(record)
         fields["text"] = self._prefix + fields["text"]
-        say(to_json(fields | getattr(record, "values", {})) if is_json() else fields["text"])
+        shown = CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", fields["text"])
+        say(to_json(fields | getattr(record, "values", {})) if is_json() else shown)
 
 
 def configure(prefix: str = "") -> None:

@@ -6,6 +6,7 @@ is something to undo. Children end with their parent.
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -15,14 +16,19 @@ from typing import Any
 from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
-_OTHERS = signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU
-STOPS: dict[int, int] = {signal.SIGINT: 130, **dict.fromkeys((signal.SIGTERM, *_OTHERS), 75)}
-"""The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED."""
+_OTHERS = r"SIG(TERM|HUP|QUIT|USR1|USR2|XCPU|ALRM|VTALRM|PROF|IO|POLL|STKFLT|PWR)"
+_STOPPED = [each for each in signal.Signals if re.fullmatch(_OTHERS, each.name)]
+STOPS: dict[int, int] = {signal.SIGINT: 130, **dict.fromkeys(_STOPPED, 75)}
+"""The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED.
+
+Engines can be told to send any: these are all that would end it and have a name on this system.
+"""
 
 
 def handle(*numbers: int, by: Callable[[int, Any], object]) -> dict[int, Any]:
-    """Handle signals; return their earlier handlers. Ignored stops stay ignored, as by nohup."""
-    ignored = {each for each in STOPS if signal.getsignal(each) == signal.SIG_IGN}
+    """Handle signals; return their earlier handlers. Ignored ones stay ignored, as by nohup."""
+    ignored = {each for each in numbers if signal.getsignal(each) == signal.SIG_IGN}
+    ignored -= {signal.SIGCHLD}  # a supervisor needs it
     return {each: signal.signal(each, by) for each in numbers if each not in ignored}
 
 

@@ -11,31 +11,36 @@ from manychar.processes import log
 from manychar.processes.log import logger
 
 SHOWN_EVERY = 2.0  # seconds; shorter work is not shown
+NARROWEST = 70  # columns: a billion steps, the bar and the loss
 
 
 def moves_cursor(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal that can move its cursor."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    """Whether a stream is a terminal that can move its cursor; else TERM is `dumb`, see `run`."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def can_draw() -> bool:
-    """Whether standard error is a terminal to draw on, and shows what is logged."""
-    return moves_cursor(sys.stderr) and not log.is_json() and log.shows_info()
+    """Whether standard error is a terminal to draw on, wide enough, and shows what is logged."""
+    if not moves_cursor(sys.stderr) or log.is_json() or not log.shows_info():
+        return False
+    from rich.console import Console  # noqa: PLC0415 - takes time, is rarely needed
+
+    return Console(stderr=True).width >= NARROWEST
 
 
 @contextlib.contextmanager
 def work_progress(what: str, *, draw: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that shows how many bytes are done, and of how many (0: not known)."""
-    show_at, draw = time.monotonic() + SHOWN_EVERY, draw and can_draw()
+    show_at = time.monotonic() + SHOWN_EVERY
     bar: Any = None
 
     def show(done: int, total: int) -> None:
         nonlocal show_at, bar
         if time.monotonic() < show_at:
             return
-        if draw:
+        if draw and (bar or can_draw()):
             if bar is None:
-                from rich.console import Console  # noqa: PLC0415 - takes time, is rarely needed
+                from rich.console import Console  # noqa: PLC0415
                 from rich.progress import Progress  # noqa: PLC0415
 
                 bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))

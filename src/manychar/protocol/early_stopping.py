@@ -84,7 +84,7 @@ class EarlyStopping:
         if (best := self.best) is None:
             return ""
         nats = self.validation_losses[best]
-        return f"the best checkpoint is that of step {best:,}: {nats:.4f} nats a character"
+        return f"the best checkpoint is that of step {best:,}: {nats:#.5g} nats a character"
 
     def ends_at(self, step: int) -> bool:
         """Whether the run ends at this checkpoint, by the decision on the one before it."""

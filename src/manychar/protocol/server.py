@@ -161,8 +161,8 @@ class ParameterServer:
 
     def _stop_by_operator(self, member: Member, message: Stop, now: float) -> None:
         if self.admission.is_operator(member, "stop a run"):
-            stop = events.StopRequested(STOPPED, f"stopped by {member.name}", now + STOP_WITHIN)
-            self.lifecycle.stop(stop, now)
+            reason = f"the server was stopped by {member.name}"
+            self.lifecycle.stop(events.StopRequested(STOPPED, reason, now + STOP_WITHIN), now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
         member.speed.note(result.seconds)

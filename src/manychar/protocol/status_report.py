@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 
+from manychar.numerics.run_definition import Definition
 from manychar.protocol import messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level
@@ -37,6 +38,13 @@ def mean_loss(now: Status, before: Status | None) -> float:
     return loss_sum / (now.step - before.step)
 
 
+def is_divergence(definition: Definition, vocabulary_size: int, step: int, nats: float) -> bool:
+    """Whether a loss at a step is above that of the untrained model, and it is no early one."""
+    few = definition.total_streams < FEW_STREAMS
+    first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
+    return step >= first and nats > math.log(vocabulary_size)
+
+
 # Many methods: what is shown, and what is logged of a late or diverging step, are the same figures.
 class StatusReport(ServerPart):
     """Makes Status messages, and sends them when it is time; warns of a step that is late."""
@@ -52,6 +60,7 @@ class StatusReport(ServerPart):
         self._nobody_yet = True
         self._loss_sums = collections.deque([0.0], maxlen=LOSS_STEPS + 1)
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
+        self._look_for_divergence(self._smooth_loss)  # of an earlier server
 
     def saved(self, step: int, now: float) -> None:
         self._checkpoint, self._saved_at = max(self._checkpoint, step), now
@@ -73,18 +82,18 @@ class StatusReport(ServerPart):
         self._stall_at = self._late_from
 
     def note_loss(self) -> None:
-        """Note the loss of the step that was applied.
-
-        Warn where LOSS_STEPS steps have a mean loss above that of the untrained model.
-        """
+        """Note the loss of the step that was applied, and look for divergence now and then."""
         nats = self._aggregation.loss / self._spec.definition.seq_length
         self._loss_sums.append(self._loss_sums[-1] + nats)
+        if self._step % LOSS_STEPS == 0 and len(self._loss_sums) > LOSS_STEPS:
+            mean = (self._loss_sums[-1] - self._loss_sums[0]) / LOSS_STEPS
+            before = self._smooth_loss if self.divergence else mean  # it keeps a warning up
+            self._look_for_divergence(max(mean, before))
+
+    def _look_for_divergence(self, nats: float) -> None:
+        """Warn where a mean loss is above that of the untrained model, once."""
         definition, size = self._spec.definition, self._spec.dimensions.vocabulary_size
-        few = definition.total_streams < FEW_STREAMS
-        first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
-        if self._step < first or self._step % LOSS_STEPS or len(self._loss_sums) <= LOSS_STEPS:
-            return
-        if (self._loss_sums[-1] - self._loss_sums[0]) / LOSS_STEPS <= math.log(size):
+        if not is_divergence(definition, size, self._step, nats):
             self.divergence = ""
         elif not self.divergence:
             self.divergence = (
@@ -93,6 +102,10 @@ class StatusReport(ServerPart):
                 f" the untrained model: {self._new_run}"
             )
             self._outbox.warn(self.divergence)
+
+    @property
+    def _smooth_loss(self) -> float:
+        return self._aggregation.state.smooth_loss / self._spec.definition.seq_length
 
     def tick(self, now: float) -> None:
         """Show all pages every now and then, and the figures alone when a step was applied."""
@@ -159,7 +172,7 @@ class StatusReport(ServerPart):
             checkpoint_age=now - self._saved_at,
             validated=validated,
             validation_loss_nats_per_character=None if validated is None else losses[validated],
-            smooth_loss_nats_per_character=state.smooth_loss / self._spec.definition.seq_length,
+            smooth_loss_nats_per_character=self._smooth_loss,
             best=self._early_stopping.best,
             divergence=self.divergence,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),

@@ -19,6 +19,7 @@ from manychar.processes.log import logger
 
 LOCK_PAUSE = 0.05  # seconds
 NO_LOCKS = "this file system has no locks ({}); use another one, or mount it with locks"
+WITHOUT_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS
 NO_SYNC = "this file system cannot fsync a directory: a power failure may undo the newest files"
 SAID = "MANYCHAR_DIRECTORY_FSYNC"  # by this process or one that started it
 
@@ -33,7 +34,9 @@ def lock_file(file: IO[Any] | int, *, within: float) -> None:
             if time.monotonic() >= deadline:
                 raise
         except OSError as error:
-            raise OSError(error.errno, NO_LOCKS.format(f"flock: {because(error)}")) from None
+            reason = f"flock: {because(error)}"
+            has_none = error.errno in WITHOUT_LOCKS
+            raise OSError(error.errno, NO_LOCKS.format(reason) if has_none else reason) from None
         time.sleep(LOCK_PAUSE)
 
 

@@ -39,7 +39,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
     step = checkpoint.state.step
     journal = continue_journal(directory.path, directory.run_id, reading)
     if again := max(reading.newest - step, 0):
-        logger.info(f"resuming from step {step:,}: steps done again: {again:,}")
+        logger.info(f"resuming from step {step:,}: steps done again: at least {again:,}")
     if reading.newest < step:
         name = journal.path.name
         logger.warning(f"{name}: no record of some steps up to {step}: verify will say so")

@@ -38,11 +38,11 @@ def loss_summary(view: View) -> str:
     words = "Loss: no step has been reported yet"
     if points:
         first, last = points[0], points[-1]
-        start = f"{first.loss:.3f} nats a character at step {first.step:,}"
-        words = f"Loss: from {start} to {last.loss:.3f} at step {last.step:,}"
+        start = f"{first.loss:#.4g} nats a character at step {first.step:,}"
+        words = f"Loss: from {start} to {last.loss:#.4g} at step {last.step:,}"
     if validation_losses:
         step, nats = validation_losses[-1]
-        words += f"; validation {nats:.3f} at step {step:,}"
+        words += f"; validation {nats:#.4g} at step {step:,}"
     if view.best is not None:
         words += f", best at step {view.best:,}"
     return words + "."

@@ -29,12 +29,12 @@ def _figures(view: View) -> dict[str, str]:
     if points:
         last = points[-1]
         found["step"] = f"{last.step:,}" + (f" of {view.steps:,}" if view.steps else "")
-        found["loss"] = f"{last.loss:.3f} nats a character"
+        found["loss"] = f"{last.loss:#.4g} nats a character"
     if view.history.validation_losses:
         step, nats = view.history.validation_losses[-1]
-        found["validation loss"] = f"{nats:.3f} at step {step:,}"
+        found["validation loss"] = f"{nats:#.4g} at step {step:,}"
     if points:
-        found["smooth loss"] = f"{points[-1].smooth_loss:.3f}"
+        found["smooth loss"] = f"{points[-1].smooth_loss:#.4g}"
     if view.best is not None:
         found["best checkpoint"] = f"step {view.best:,}"
     if (speed := recent_speed(points)) is not None:

@@ -1,0 +1,36 @@
+"""What is listed of runs that have no live server."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from manychar.cli.runs import runs
+from manychar.storage.append_log import AppendLog, Extent
+from manychar.storage.journal import METRICS_NAME
+from tests.storage.test_run_directory import made
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [(5.487e29, "5.487e+29 nats a character  stopped, diverges"), (0.5, "0.5000 nats a character")],
+)
+def test_a_loss_above_that_of_the_untrained_model_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: float, shown: str
+) -> None:
+    run = made(tmp_path / "run", steps=9_000)
+    losses = {"loss_nats_per_character": loss, "smooth_loss_nats_per_character": 0.5}
+    record = {"step": 8_000, "characters": 1, "seconds": 1.0, "workers": 1, **losses}
+    with closing(AppendLog(run.path / METRICS_NAME, Extent())) as metrics:
+        metrics.append([record])
+    runs(tmp_path)
+    assert f"run  step 8,000  loss {shown}" in capsys.readouterr().out
+
+
+def test_a_terminal_is_sent_no_control_sequence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "a\x1b[31mb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    runs(tmp_path)
+    assert "\x1b" not in capsys.readouterr().out
