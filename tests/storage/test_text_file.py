@@ -111,10 +111,24 @@ class TestCompressed:
         self, tmp_path: Path, compress: Callable[[bytes], bytes]
     ) -> None:
         whole = compress(WORDS.encode())
-        for length in range(6, len(whole)):
+        for length in range(2, len(whole)):
             (path,) = files(tmp_path, whole[:length])
             with pytest.raises(UserError, match=f"^{path}: (truncated or damaged|not UTF-8)"):
                 read(path)
+
+    @pytest.mark.parametrize(
+        ("suffix", "magic"),
+        [(".gz", text_file.GZIP), (".XZ", text_file.XZ), (".zst", text_file.ZSTD)],
+    )
+    def test_by_its_name_it_begins_as_an_archive(
+        self, tmp_path: Path, suffix: str, magic: bytes
+    ) -> None:
+        path = tmp_path / f"t{suffix}"
+        for content in (*(magic[:length] for length in range(len(magic))), b"a text, renamed"):
+            path.write_bytes(content)
+            said = f"^{path}: truncated or no {suffix.lower()} archive; get it anew$"
+            with pytest.raises(UserError, match=said):
+                read(*files(tmp_path, b"a text"), path)
 
     def test_a_damaged_one_is_refused(
         self, tmp_path: Path, compress: Callable[[bytes], bytes]

@@ -21,6 +21,7 @@ from manychar.storage.atomic_files import unnamed_file
 PIECE_BYTES = 2**16
 GIVE = "give the path of a text file"
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"  # no UTF-8 text begins so
+ARCHIVES = {".gz": GZIP, ".xz": XZ, ".zst": ZSTD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,16 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
         if str(path) == "-":
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
-            return Text(name, path, path.stat().st_size)
-        with path.open("rb") as pipe:
-            return _copy(pipe, name, directory, stack)
+            text = Text(name, path, path.stat().st_size)
+        else:
+            with path.open("rb") as pipe:
+                text = _copy(pipe, name, directory, stack)
+        with text.path.open("rb") as stored:
+            if not stored.read(len(XZ)).startswith(
+                ARCHIVES.get(suffix := path.suffix.lower(), b"")
+            ):
+                raise UserError(f"{name}: truncated or no {suffix} archive; get it anew")
+        return text
 
 
 def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
