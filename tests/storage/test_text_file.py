@@ -101,6 +101,21 @@ class TestCompressed:
         half, other = WORDS[:100].encode(), WORDS[100:].encode()
         assert read(*files(tmp_path, compress(half) + compress(other), b"more")) == WORDS + "more"
 
+    @pytest.mark.parametrize("padding", [b"", bytes(4)], ids=len)
+    def test_what_follows_it_is_read_or_refused(
+        self, tmp_path: Path, compress: Callable[[bytes], bytes], padding: bytes
+    ) -> None:
+        again = compress(WORDS.encode())
+        whole = compress(b"first ") + padding
+        if not padding or compress is not zstd:  # it has none
+            assert read(*files(tmp_path, whole + again)) == "first " + WORDS
+        damaged = bytearray(again)
+        damaged[1] ^= 1
+        for more in (bytes(damaged), again[:7], b"garbage"):
+            (path,) = files(tmp_path, whole + more)
+            with pytest.raises(UserError, match=f"^{path}: truncated or damaged"):
+                read(path)
+
     def test_standard_input_is_too(
         self, tmp_path: Path, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
