@@ -118,6 +118,7 @@ def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "500", "--keys", str(above))
     flags = ("--key", str(key_above), "--keys", str(below))
     between, relayed = relay(manychar, endpoint, *flags, name="rack")
+    assert f"manychar worker {relayed} --key FILE\n" in between.err
     wrong = ("--key", str(above / "worker.key"), "--connect-timeout", "1")
     assert work(manychar, relayed, "stranger", *wrong).end().code == 3
     worker = work(manychar, relayed, "worker", "--key", str(below / "worker.key"))

@@ -172,10 +172,12 @@ def test_a_wrong_checksum_is_noticed(tmp_path: Path) -> None:
 
 
 def test_zstandard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("compression.zstd", "backports.zstd"):
+    for name in ("compression", "compression.zstd", "backports", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)
     (path,) = files(tmp_path, text_file.ZSTD + b"more")
-    with pytest.raises(UserError, match=rf"^{path} needs .*pip install 'manychar\[zstd\]'"):
+    with pytest.raises(
+        UserError, match=rf"^{path} needs \w+\.zstd, .*pip install 'manychar\[zstd\]'"
+    ):
         read(path)
 
 
@@ -183,7 +185,11 @@ class TestReadOnce:
     def test_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         on_standard_input(monkeypatch, "à\r\n".encode())
         (path,) = files(tmp_path, b"first ")
-        assert read(path, Path("-"), Path("-")) == "first à\r\n"
+        assert read(path, Path("-")) == "first à\r\n"
+
+    def test_standard_input_twice_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"^- is given twice: "):
+            read(Path("-"), Path("text"), Path("-"))
 
     def test_a_pipe_with_a_name(self, tmp_path: Path) -> None:
         path = tmp_path / "pipe"

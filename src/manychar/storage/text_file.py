@@ -77,6 +77,8 @@ def texts_of(paths: list[Path], directory: Path) -> Iterator[list[Text]]:
 
     What can be read only once is copied to a file without a name in `directory`. Raises UserError.
     """
+    if [*map(str, paths)].count("-") > 1:
+        raise UserError("- is given twice: standard input can be read once; leave one out")
     with contextlib.ExitStack() as stack:
         texts = [_text(path, directory, stack) for path in paths]
         if not paths:
@@ -130,9 +132,9 @@ def _content(stored: BinaryIO, name: str) -> tuple[Iterator[bytes], type[Excepti
     if first.startswith(XZ):
         return filter(None, _xz_streams(stored)), lzma.LZMAError
     if first.startswith(ZSTD):
-        package = "compression" if sys.version_info >= (3, 14) else "backports"
-        with needing("zstd", name):
-            zstd = importlib.import_module(f"{package}.zstd")
+        package = f"{'compression' if sys.version_info >= (3, 14) else 'backports'}.zstd"
+        with needing("zstd", name, package):
+            zstd = importlib.import_module(package)
         return _reads(zstd.ZstdFile(stored)), zstd.ZstdError
     return _reads(stored), EOFError
 
