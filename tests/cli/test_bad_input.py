@@ -186,6 +186,15 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], E
 
 
 class TestFlags:
+    @pytest.mark.parametrize("command", ["train", "server", "equivalence"])
+    @pytest.mark.parametrize("hidden", ["40000", "23160"])  # without the vocabulary, and with it
+    def test_weights_of_more_than_2_gib(
+        self, manychar: Commands, text: Path, command: str, hidden: str
+    ) -> None:
+        done = manychar.run(command, str(text), "--hidden", hidden, "--streams", "1")
+        expect_one_line(done, "the weights take", "at most 2 GiB: give a smaller --hidden")
+        expect_nothing_new(manychar)
+
     @pytest.mark.long
     @pytest.mark.parametrize("place", ["..", "/"])
     def test_a_run_directory_without_a_name_that_is_not_empty(

@@ -55,6 +55,22 @@ def test_more_relays_than_workers_are_refused(manychar: Commands) -> None:
     assert done.last_line.endswith("--relays 3: there are 2 workers (--workers)")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--hidden=40000", "the weights take 6.0 GiB"),
+        ("--workers=1024 --streams=65536", "a step's hidden states take 25.0 GiB"),
+        ("--streams=65536 --hidden=1 --seq-length=65536", "a step's characters take 16.0 GiB"),
+    ],
+)
+def test_a_run_that_train_would_refuse_is_refused(
+    manychar: Commands, flags: str, said: str
+) -> None:
+    done = manychar.run("plan", *flags.split())
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"{said}; allowed: at most 2 GiB" in done.err
+
+
 def test_the_defaults_are_those_of_train(manychar: Commands) -> None:
     done = manychar.run("plan", "--workers", "8", "--hidden", "256", "--shards", "4")
     assert re.match(r"4 of 8 workers compute 4 shards of 8 streams: ", done.out)

@@ -118,6 +118,7 @@ def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "500", "--keys", str(above))
     flags = ("--key", str(key_above), "--keys", str(below))
     between, relayed = relay(manychar, endpoint, *flags, name="rack")
+    assert f"manychar worker {relayed} --key FILE\n" in between.err
     wrong = ("--key", str(above / "worker.key"), "--connect-timeout", "1")
     assert work(manychar, relayed, "stranger", *wrong).end().code == 3
     worker = work(manychar, relayed, "worker", "--key", str(below / "worker.key"))
@@ -140,10 +141,13 @@ def test_a_relay_of_its_own(manychar: Commands) -> None:
     same = "tcp://127.0.0.1:45877"
     own = manychar.run("relay", same, "--bind", same)
     assert (own.code, own.err.count("\n")) == (2, 1)
-    assert "a relay cannot work for itself" in own.err
+    said = "a relay cannot work for itself: give it the server's ENDPOINT, or choose another --bind"
+    assert own.err == f"manychar: {same}: {said}\n"
     other_name = manychar.run("relay", "tcp://localhost:45877", "--bind", same)
     assert other_name.code == 3
-    assert "a cycle of relays" in other_name.last_line
+    assert other_name.last_line.endswith(f": tcp://localhost:45877: {said}")
+    assert other_name.err.count("\n") == 3, other_name.err
+    assert "refused" not in other_name.err
 
 
 def test_a_cycle_of_relays(manychar: Commands) -> None:
@@ -159,7 +163,9 @@ def test_a_cycle_of_relays(manychar: Commands) -> None:
     below = next(name for name, each in ring.items() if each.process.poll() is not None)
     refused = ring.pop(below).end()
     assert refused.code == 3
-    (above,) = re.findall(r"a cycle of relays: (r\d) is above and below it", refused.last_line)
+    (above,) = re.findall(
+        r"a cycle of relays: (r\d) is above and below it; give", refused.last_line
+    )
     said = f"{below} was refused: a cycle of relays: {above} is above and below it"
     ring[above].wait_for(said)
     for each in ring.values():

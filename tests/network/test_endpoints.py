@@ -1,9 +1,17 @@
 """What is an endpoint, who can reach it, and where none is taken without keys."""
 
+import socket
+
 import pytest
 
 from manychar.network.dealer import Dealer
-from manychar.network.endpoints import IPC_PATH_LENGTH, check_endpoint, is_local, require_safe
+from manychar.network.endpoints import (
+    IPC_PATH_LENGTH,
+    check_endpoint,
+    is_local,
+    require_safe,
+    worker_command,
+)
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 
 
@@ -127,3 +135,10 @@ def test_those_that_strangers_can_reach(endpoint: str, *, local: bool) -> None:
         with pytest.raises(UserError, match=r"keys create KEYS.*--keys KEYS.*--insecure") as raised:
             require_safe(endpoint, keys=False, insecure=False)
         assert raised.value.code == REFUSED_FOR_SAFETY == 78
+
+
+@pytest.mark.parametrize("bind", ["tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://10.0.0.1:1"])
+def test_a_worker_elsewhere_is_told_the_host(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "10.0.0.1")
+    assert worker_command(bind, keys=False) == "manychar worker tcp://10.0.0.1:1"
+    assert worker_command(bind, keys=True) == "manychar worker tcp://10.0.0.1:1 --key FILE"

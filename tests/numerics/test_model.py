@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manychar.numerics import model as model_module
 from manychar.numerics.model import Parameters, count_parameters, initialize, sample
 from tests.numerics import reference
 
@@ -50,6 +51,26 @@ def test_a_flat_vector_of_another_length_is_refused() -> None:
     for shape in ((size - 1,), (size + 1,), (size, 1)):
         with pytest.raises(ValueError, match=rf"expected \({size},\)"):
             Parameters(np.zeros(shape), V, H)
+
+
+def test_initial_weights_are_drawn_in_pieces_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between two pieces a signal is handled: the weights of a large model take seconds."""
+    whole, sizes, default_rng = initialize(V, H, seed=3), list[int](), np.random.default_rng
+
+    class Recorded:
+        def __init__(self, seed: list[int]) -> None:
+            self._generator = default_rng(seed)
+
+        def standard_normal(self, size: int) -> Any:
+            sizes.append(size)
+            return self._generator.standard_normal(size)
+
+    monkeypatch.setattr(np.random, "default_rng", Recorded)
+    monkeypatch.setattr(model_module, "DRAWN_AT_ONCE", 8)
+    assert initialize(V, H, seed=3).flat.tobytes() == whole.flat.tobytes()
+    assert sizes == [8] * 11 + [7]  # V H + H H + H V
 
 
 def test_initial_weights_are_small_and_normal_and_initial_biases_zero() -> None:

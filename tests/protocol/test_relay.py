@@ -293,10 +293,24 @@ def test_an_observer_is_told_where_the_server_is(stage: Stage) -> None:
 def test_a_relay_with_this_one_below_it_is_refused() -> None:
     stage = Stage()
     stage.from_below(b"x", hello("x", **{RELAYS: "i-x i-y i-r"}))
-    reason = "a cycle of relays: r is above and below it"
+    reason = "a cycle of relays: r is above and below it; give one of them the server's ENDPOINT"
     assert stage.asked(b"x", Refused).reason == reason
     assert stage.others == [Log(f"x was refused: {reason}", Level.WARNING)]
     assert stage.machine.below.counts[Counter.CLIENTS_REFUSED] == 1
+
+
+def test_a_relay_below_itself_ends_with_one_line() -> None:
+    stage = Stage()
+    stage.from_below(b"x", hello("r", **{RELAYS: "i-r"}))
+    why = "a relay cannot work for itself: give it the server's ENDPOINT, or choose another --bind"
+    assert stage.others == [Finish(3, f"tcp://above:1: {why}")]
+    assert stage.machine.deadline() is None
+
+
+def test_a_relay_that_is_refused_says_that_it_is_one() -> None:
+    stage = Stage()
+    stage.from_above(Refused(reason="banned"))
+    assert stage.others == [Finish(3, "the server refused this relay: banned")]
 
 
 def test_a_relay_names_those_below_it_to_those_above() -> None:

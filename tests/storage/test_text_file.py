@@ -101,6 +101,21 @@ class TestCompressed:
         half, other = WORDS[:100].encode(), WORDS[100:].encode()
         assert read(*files(tmp_path, compress(half) + compress(other), b"more")) == WORDS + "more"
 
+    @pytest.mark.parametrize("padding", [b"", bytes(4)], ids=len)
+    def test_what_follows_it_is_read_or_refused(
+        self, tmp_path: Path, compress: Callable[[bytes], bytes], padding: bytes
+    ) -> None:
+        again = compress(WORDS.encode())
+        whole = compress(b"first ") + padding
+        if not padding or compress is not zstd:  # it has none
+            assert read(*files(tmp_path, whole + again)) == "first " + WORDS
+        damaged = bytearray(again)
+        damaged[1] ^= 1
+        for more in (bytes(damaged), again[:7], b"garbage"):
+            (path,) = files(tmp_path, whole + more)
+            with pytest.raises(UserError, match=f"^{path}: truncated or damaged"):
+                read(path)
+
     def test_standard_input_is_too(
         self, tmp_path: Path, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -111,10 +126,24 @@ class TestCompressed:
         self, tmp_path: Path, compress: Callable[[bytes], bytes]
     ) -> None:
         whole = compress(WORDS.encode())
-        for length in range(6, len(whole)):
+        for length in range(2, len(whole)):
             (path,) = files(tmp_path, whole[:length])
             with pytest.raises(UserError, match=f"^{path}: (truncated or damaged|not UTF-8)"):
                 read(path)
+
+    @pytest.mark.parametrize(
+        ("suffix", "magic"),
+        [(".gz", text_file.GZIP), (".XZ", text_file.XZ), (".zst", text_file.ZSTD)],
+    )
+    def test_by_its_name_it_begins_as_an_archive(
+        self, tmp_path: Path, suffix: str, magic: bytes
+    ) -> None:
+        path = tmp_path / f"t{suffix}"
+        for content in (*(magic[:length] for length in range(len(magic))), b"a text, renamed"):
+            path.write_bytes(content)
+            said = f"^{path}: truncated or no {suffix.lower()} archive; get it anew$"
+            with pytest.raises(UserError, match=said):
+                read(*files(tmp_path, b"a text"), path)
 
     def test_a_damaged_one_is_refused(
         self, tmp_path: Path, compress: Callable[[bytes], bytes]
@@ -143,10 +172,12 @@ def test_a_wrong_checksum_is_noticed(tmp_path: Path) -> None:
 
 
 def test_zstandard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("compression.zstd", "backports.zstd"):
+    for name in ("compression", "compression.zstd", "backports", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)
     (path,) = files(tmp_path, text_file.ZSTD + b"more")
-    with pytest.raises(UserError, match=rf"^{path} needs .*pip install 'manychar\[zstd\]'"):
+    with pytest.raises(
+        UserError, match=rf"^{path} needs \w+\.zstd, .*pip install 'manychar\[zstd\]'"
+    ):
         read(path)
 
 
@@ -154,7 +185,11 @@ class TestReadOnce:
     def test_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         on_standard_input(monkeypatch, "à\r\n".encode())
         (path,) = files(tmp_path, b"first ")
-        assert read(path, Path("-"), Path("-")) == "first à\r\n"
+        assert read(path, Path("-")) == "first à\r\n"
+
+    def test_standard_input_twice_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"^- is given twice: "):
+            read(Path("-"), Path("text"), Path("-"))
 
     def test_a_pipe_with_a_name(self, tmp_path: Path) -> None:
         path = tmp_path / "pipe"

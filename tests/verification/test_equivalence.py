@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
+from manychar.protocol.run_operation import Operation
+from manychar.verification.equivalence import Disturbance
 from tests.commands import SMALL, Commands
 
 # Breaks the arithmetic of the first server that starts, which computes alone: from its 50th shard
@@ -79,6 +83,44 @@ def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
     assert re.search(r"worker-\d killed with SIGKILL after step [\d,]+", done.err)
     assert "the server ended by SIGKILL: starting it again" in done.err
     assert not list(manychar.directory.iterdir())
+
+
+@pytest.mark.parametrize("kill", ["worker", "server"])
+@pytest.mark.parametrize("step", [4, 20])
+def test_nobody_is_killed_too_early_or_after_the_last_step(
+    kill: Literal["worker", "server"], step: int
+) -> None:
+    operation = Operation(steps=20, workers=2, compute=False)
+    disturbance = Disturbance(kill=kill, slow=True, operation=operation)
+    only = SimpleNamespace(name="worker-1", process=SimpleNamespace(pid=None))
+    fleet: Any = SimpleNamespace(server=only, workers=[only])
+    status = SimpleNamespace(step=step)
+    seen: Any = SimpleNamespace(status=status, workers=[only], working=["worker-1"])
+    disturbance.on_status(seen, fleet)
+    assert not disturbance.killed
+    assert bool(disturbance.to_slow(fleet)) == (step < 20)
+    said = f"only 1 joined, no {kill} killed, no worker slowed"
+    assert disturbance.result(was_slowed=False) == (said, False)
+
+
+@pytest.mark.long
+def test_what_a_short_run_leaves_out_is_not_claimed(manychar: Commands, text: Path) -> None:
+    done = manychar.run(
+        *("equivalence", str(text), *SMALL, "--steps", "3", "--checkpoint-every", "1")
+    )
+    assert done.code == 0, done.err
+    header, *rows, said = done.out.splitlines()
+    server = "server killed at 0" if "server ended by SIGKILL" in done.err else "no server killed"
+    few = r"(only [123] joined, )?"
+    assert re.fullmatch(
+        rf" *step +one process +1 worker +2 workers \({few}no worker killed\)"
+        rf" +4 workers \({few}{server}, no worker slowed\)",
+        header,
+    )
+    assert (len(rows), said[:13]) == (4, "the same bits")
+    assert not re.search(r"worker-\d killed with", done.err)
+    assert done.last_line.startswith("2 workers, 4 workers: finished before ")
+    assert done.last_line.endswith(": give more --steps")
 
 
 @pytest.mark.long

@@ -55,3 +55,6 @@ def equivalence(
         write(f"DIFFERENT: {difference}\n")
         raise typer.Exit(1)
     write("the same bits: weights, Adagrad's memory, hidden states and smooth loss\n")
+    if short := [trial.name for trial in done if not trial.complete]:
+        early = "finished before all workers had joined, or before one was killed or slowed"
+        logger.warning(f"{', '.join(short)}: {early}: give more --steps")

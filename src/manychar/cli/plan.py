@@ -7,11 +7,11 @@ from manychar.fleet.capacity import Fleet, predict
 from manychar.numerics.option import Option
 from manychar.numerics.run_definition import choose_streams
 from manychar.processes.errors import UserError
-from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.dimensions import Dimensions, check_sizes
 
 MOST = 65_536
 WORKERS = Option("Workers, each on a core of its own.", least=1, most=MOST)
-HIDDEN = Option("Hidden units.", least=1, most=MOST)
+HIDDEN = Option("Hidden units; the weights have at most 2 GiB.", least=1, most=MOST)
 RELAYS = Option("Relays, each for the same number of workers.", least=0, most=MOST)
 SHARDS = Option(
     "Parts of a step that are computed in parallel.",
@@ -59,6 +59,7 @@ def plan(
         shards=shards,
         dtype="float32",
     )
+    check_sizes(size)
     seconds = shard_ms / 1000 if shard_ms else None
     fleet = Fleet(
         size=size, workers=workers, relays=relays, gbits=gbits, keys=keys, shard_seconds=seconds

@@ -29,10 +29,11 @@ def relay(
 ) -> None:
     """Stand for the workers of a machine, rack or job: to the server they are one worker."""
     from manychar.fleet.relay_process import relay
+    from manychar.protocol.relay import OWN_ENDPOINT
 
     check_endpoint(endpoint, to_connect=True)
     if endpoint == bind:
-        raise UserError(f"{bind}: a relay cannot work for itself: choose another --bind")
+        raise UserError(OWN_ENDPOINT.format(bind))
     command = shlex.join(sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     key = find_key(key_file)

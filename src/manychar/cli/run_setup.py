@@ -111,14 +111,18 @@ def defined(
     """Read the text, yield (definition, corpus); standard input is copied to `directory`'s disk."""
     import numpy as np
 
+    from manychar.protocol.dimensions import check_sizes
+    from manychar.protocol.run_spec import dimensions_of
     from manychar.storage.corpus_file import read_corpus
     from manychar.storage.run_directory import streams_of
 
     values, model = _defining(flags)
-    Definition(corpus_sha256="0" * 64, **values)  # before a long text is read
+    definition = Definition(corpus_sha256="0" * 64, **values)
+    check_sizes(dimensions_of(definition, 1))  # before a long text is read
     disk = next(each for each in (directory, *directory.parents) if each.is_dir())
     with read_corpus(text or [], disk, model, flags.get("unknown", "refuse")) as corpus:
         definition = Definition(corpus_sha256=corpus.sha256, **values)
+        check_sizes(dimensions_of(definition, len(corpus.vocabulary)))
         streams_of(definition, np.broadcast_to(np.uint8(0), corpus.characters))  # long enough?
         yield definition, corpus
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
 from manychar.cli.run_setup import exit_with, numerics_of, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
-from manychar.network.endpoints import reachable, require_safe
+from manychar.network.endpoints import require_safe, worker_command
 from manychar.numerics.option import Option, as_flags
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
@@ -54,9 +53,8 @@ def server(
         if child:  # the parent reads it
             write(json.dumps({"endpoint": endpoint}) + "\n")
         else:
-            key = " --key FILE" if keys else ""
-            here = reachable(endpoint, socket.gethostname())
-            logger.info(f"listening; a worker joins with: manychar worker {here}{key}")
+            joins = worker_command(endpoint, keys=keys is not None)
+            logger.info(f"listening; a worker joins with: {joins}")
 
     access = ["--insecure"] if insecure else [] if keys is None else ["--keys", str(keys)]
     if child:

@@ -10,6 +10,7 @@ from manychar.fleet.listener import Listener
 from manychar.fleet.worker_process import WorkerLoop
 from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
+from manychar.network.endpoints import worker_command
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey
 from manychar.network.router import Router
@@ -84,9 +85,8 @@ class RelayLoop(Listener, WorkerLoop):
                     self.listen()
                 self.handle(AS_RELAY)
                 at = self.machine.session.server
-                logger.info(
-                    f"joined the run at {at}; a worker joins with: manychar worker {endpoint}"
-                )
+                joins = worker_command(endpoint, keys=self.keys is not None)
+                logger.info(f"joined the run at {at}; a worker joins with: {joins}")
                 self.notifier.ready(f"listening on {endpoint}")
             case effects.RememberBans():  # for the session: a worker that is wrong is found again
                 pass

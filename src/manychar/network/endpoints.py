@@ -77,6 +77,12 @@ def reachable(endpoint: str, host: str) -> str:
     return _EVERY_ADDRESS.sub(f"tcp://{host}:", endpoint)
 
 
+def worker_command(endpoint: str, *, keys: bool) -> str:
+    """Return the command by which a worker of any machine joins what listens at an endpoint."""
+    here = reachable(endpoint, socket.gethostname())
+    return f"manychar worker {here}{' --key FILE' if keys else ''}"
+
+
 def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
     """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
     check_endpoint(endpoint)

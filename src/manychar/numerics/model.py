@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INITIAL_SCALE = 0.01
+DRAWN_AT_ONCE = 2**20
 
 
 def count_parameters(vocabulary_size: int, hidden_size: int) -> int:
@@ -72,7 +73,9 @@ def initialize(
     drawn = size - hidden_size - vocabulary_size
     generator = np.random.default_rng([seed, 0])
     flat = np.zeros(size, dtype=dtype)
-    flat[:drawn] = INITIAL_SCALE * generator.standard_normal(drawn)
+    for start in range(0, drawn, DRAWN_AT_ONCE):  # between them a signal is handled
+        part = flat[start : min(start + DRAWN_AT_ONCE, drawn)]
+        part[:] = INITIAL_SCALE * generator.standard_normal(len(part))
     return Parameters(flat, vocabulary_size, hidden_size)
 
 

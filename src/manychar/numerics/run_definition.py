@@ -52,7 +52,7 @@ class Definition:
 
     corpus_sha256: str
     initial_weights: str | None = None  # the SHA-256 of those that are not drawn from the seed
-    hidden: int = _size(100, "Hidden units.")
+    hidden: int = _size(100, "Hidden units; the weights have at most 2 GiB.")
     seq_length: int = _size(25, "Characters a step.")
     shards: int = _size(
         4, "Parts of a step that are computed in parallel; at most as many workers compute."

@@ -43,13 +43,12 @@ def user_errors(what: object, advice: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def needing(extra: str, what: str) -> Iterator[None]:
-    """Raise UserError for an import inside this that needs `manychar[extra]`."""
+def needing(extra: str, what: str, package: str = "") -> Iterator[None]:
+    """Raise UserError for an import inside this that needs a package of `manychar[extra]`."""
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "manychar":
             raise
-        raise UserError(
-            f"{what} needs {error.name}, which is not installed: pip install 'manychar[{extra}]'"
-        ) from None
+        needs = f"{what} needs {package or error.name}, which is not installed"
+        raise UserError(f"{needs}: pip install 'manychar[{extra}]'") from None

@@ -221,7 +221,8 @@ class ClientMachine:
 
     def _refused(self, refused: messages.Refused, now: float) -> list[Effect]:
         self.phase = ClientPhase.ENDED
-        role = self.session.hello.role
+        hello = self.session.hello
+        role = "relay" if messages.RELAYS in hello.machine else hello.role
         return [Finish(RUN_FAILED, f"the server refused this {role}: {refused.reason}")]
 
     def _ignore(self, fact: object, now: float) -> list[Effect]:

@@ -5,8 +5,11 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, dataclass_transform
 
+from manychar.numerics.option import OptionError
 from manychar.protocol import field_types as field
 from manychar.protocol.field_types import Frame
+
+MOST_GIB = 2
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -58,6 +61,19 @@ class Dimensions(Structure):
     def ids_bytes(self) -> int:
         """Bytes of one batch, (B, T + 1)."""
         return self.id_bytes * self.streams * (self.seq_length + 1)
+
+
+def check_sizes(size: Dimensions) -> None:
+    """Raise OptionError where a step has more to send than is allowed, which its processes hold."""
+    parts = {
+        ("the weights", "--hidden"): size.parameters_bytes,
+        ("a step's hidden states", "--hidden or --streams"): size.shards * size.hidden_bytes,
+        ("a step's characters", "--seq-length or --streams"): size.shards * size.ids_bytes,
+    }
+    for (what, flags), count in parts.items():
+        if count > MOST_GIB * 2**30:
+            takes = f"{what} take {count / 2**30:,.1f} GiB"
+            raise OptionError(f"{takes}; allowed: at most {MOST_GIB} GiB: give a smaller {flags}")
 
 
 def most_units(size: Dimensions) -> int:

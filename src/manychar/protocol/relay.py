@@ -53,6 +53,10 @@ NO_RUN = Welcome(
     libraries={},
 )
 """What a relay serves before it is welcomed itself: it has no members then."""
+REMEDY = "give one of them the server's ENDPOINT"
+OWN_ENDPOINT = (
+    "{}: a relay cannot work for itself: give it the server's ENDPOINT, or choose another --bind"
+)
 
 _OF_MEMBERS = (
     *(events.PeerLost, events.KeyRevoked, events.Malformed, events.Dropped),
@@ -77,8 +81,12 @@ class RelayServer(ParameterServer):
         return sum(member.workers for member in self.membership.workers())
 
     def _connect(self, event: events.Received, hello: Hello, now: float) -> None:
-        """Admit a worker or relay, once this relay is admitted itself."""
-        if reason := self._relay.reason_to_refuse(hello):
+        """Admit a worker or relay, once this relay is admitted itself; end where it is this one."""
+        session = self._relay.session
+        if hello.instance == session.hello.instance:
+            self._relay.phase = ClientPhase.ENDED
+            self.outbox.add(Finish(RUN_FAILED, OWN_ENDPOINT.format(session.server)))
+        elif reason := self._relay.reason_to_refuse(hello):
             self.admission.refuse(event.peer, hello.name, reason)
         elif self._relay.dimensions is not None:
             super()._connect(event, hello, now)
@@ -207,7 +215,7 @@ class Relay(Worker):
         """Return why a client may not connect to this relay, or nothing."""
         relays = hello.machine.get(RELAYS, "").split()
         if self.session.hello.instance in relays:
-            return f"a cycle of relays: {self.session.hello.name} is above and below it"
+            return f"a cycle of relays: {self.session.hello.name} is above and below it; {REMEDY}"
         if hello.role == Role.OBSERVER:
             return f"this is a relay: connect to {self.session.server}"
         self._note_relays(relays)
@@ -216,7 +224,9 @@ class Relay(Worker):
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.hello.instance in welcome.relays.split():
             self.phase = ClientPhase.ENDED
-            reason = f"a cycle of relays: {self.session.server} is above and below this one"
+            reason = (
+                f"a cycle of relays: {self.session.server} is above and below this one; {REMEDY}"
+            )
             return [Finish(RUN_FAILED, reason)]
         following = super()._welcome(welcome, now)
         if self._fingerprint is None and following:  # another run or term

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import importlib
 import io
+import itertools
 import lzma
 import sys
 import zlib
@@ -21,6 +22,7 @@ from manychar.storage.atomic_files import unnamed_file
 PIECE_BYTES = 2**16
 GIVE = "give the path of a text file"
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"  # no UTF-8 text begins so
+ARCHIVES = {".gz": GZIP, ".xz": XZ, ".zst": ZSTD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,11 @@ class Text:
 
         Raises UserError where the text cannot be read, is damaged, or is not UTF-8.
         """
-        rest, offset, read = b"", 0, b"begin"
+        rest, offset = b"", 0
         with user_errors(self.name, GIVE), self.path.open("rb") as stored:
             content, damage = _content(stored, self.name)
             try:
-                while read:
-                    read = content.read(PIECE_BYTES)
+                for read in itertools.chain(content, [b""]):
                     on_bytes(read)
                     data = rest + read
                     piece, used = codecs.utf_8_decode(data, "strict", not read)
@@ -76,6 +77,8 @@ def texts_of(paths: list[Path], directory: Path) -> Iterator[list[Text]]:
 
     What can be read only once is copied to a file without a name in `directory`. Raises UserError.
     """
+    if [*map(str, paths)].count("-") > 1:
+        raise UserError("- is given twice: standard input can be read once; leave one out")
     with contextlib.ExitStack() as stack:
         texts = [_text(path, directory, stack) for path in paths]
         if not paths:
@@ -95,9 +98,16 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
         if str(path) == "-":
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
-            return Text(name, path, path.stat().st_size)
-        with path.open("rb") as pipe:
-            return _copy(pipe, name, directory, stack)
+            text = Text(name, path, path.stat().st_size)
+        else:
+            with path.open("rb") as pipe:
+                text = _copy(pipe, name, directory, stack)
+        with text.path.open("rb") as stored:
+            if not stored.read(len(XZ)).startswith(
+                ARCHIVES.get(suffix := path.suffix.lower(), b"")
+            ):
+                raise UserError(f"{name}: truncated or no {suffix} archive; get it anew")
+        return text
 
 
 def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
@@ -113,17 +123,37 @@ def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitSt
     return Text(name, Path(f"/dev/fd/{copy.fileno()}"), copy.tell())
 
 
-def _content(stored: BinaryIO, name: str) -> tuple[Any, type[Exception]]:
-    """Return the file that gives the text, and what it raises where it is damaged."""
+def _content(stored: BinaryIO, name: str) -> tuple[Iterator[bytes], type[Exception]]:
+    """Return the text's bytes in pieces, and what they raise where the file is damaged."""
     first = stored.read(len(XZ))
     stored.seek(0)
     if first.startswith(GZIP):
-        return gzip.GzipFile(fileobj=stored), zlib.error
+        return _reads(gzip.GzipFile(fileobj=stored)), zlib.error
     if first.startswith(XZ):
-        return lzma.LZMAFile(stored), lzma.LZMAError
+        return filter(None, _xz_streams(stored)), lzma.LZMAError
     if first.startswith(ZSTD):
-        package = "compression" if sys.version_info >= (3, 14) else "backports"
-        with needing("zstd", name):
-            zstd = importlib.import_module(f"{package}.zstd")
-        return zstd.ZstdFile(stored), zstd.ZstdError
-    return stored, EOFError
+        package = f"{'compression' if sys.version_info >= (3, 14) else 'backports'}.zstd"
+        with needing("zstd", name, package):
+            zstd = importlib.import_module(package)
+        return _reads(zstd.ZstdFile(stored)), zstd.ZstdError
+    return _reads(stored), EOFError
+
+
+def _reads(file: Any) -> Iterator[bytes]:
+    return iter(lambda: file.read(PIECE_BYTES), b"")
+
+
+def _xz_streams(stored: BinaryIO) -> Iterator[bytes]:
+    """Yield what the streams hold; lzma.LZMAFile would ignore what follows one and is none."""
+    rest = stored.read(PIECE_BYTES)
+    while rest:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        while not stream.eof:
+            if stream.needs_input and not (rest := rest or stored.read(PIECE_BYTES)):
+                raise EOFError("the end of a stream is missing")
+            yield stream.decompress(rest, PIECE_BYTES)
+            rest = b""
+        after = itertools.chain([stream.unused_data], _reads(stored))
+        rest = next(
+            filter(None, (piece.lstrip(b"\0") for piece in after)), b""
+        )  # zeros are padding

@@ -14,8 +14,9 @@ from manychar.fleet.local_fleet import LocalFleet
 from manychar.numerics.training_step import TrainingState, weights_sha256
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
-from manychar.processes.errors import RUN_FAILED, UserError
+from manychar.processes.errors import UserError
 from manychar.processes.log import logger
+from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import RunDirectory
 from manychar.verification.replay import first_difference, replay
@@ -26,11 +27,15 @@ TURNS = {"running": 0.02, "stopped": 0.04}  # seconds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """One training of the run: its name, and its states at the checkpoints, by step."""
+    """One training of the run: its name, and its states at the checkpoints, by step.
+
+    `note` is what happened to it; it is not `complete` if something else was to happen, too.
+    """
 
     name: str
     states: dict[int, TrainingState]
     note: str = ""
+    complete: bool = True
 
 
 def alone(run: RunDirectory) -> Trial:
@@ -39,6 +44,58 @@ def alone(run: RunDirectory) -> Trial:
     done = replay(run, last)
     kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
     return Trial("one process", kept)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Disturbance:
+    """What is to happen to a fleet while it trains, and what of it has happened.
+
+    After a quarter of the steps, `kill` is killed: of the workers, once all have joined, one that
+    holds a lease. With `slow`, a worker that has joined is slowed, so that ranges move. A short run
+    can end before all that.
+    """
+
+    kill: Literal["worker", "server"] | None
+    slow: bool
+    operation: Operation
+    step: int = 0
+    joined: set[str] = dataclasses.field(default_factory=set)
+    killed: list[tuple[subprocess.Popen[bytes], int]] = dataclasses.field(default_factory=list)
+
+    def on_status(self, snapshot: Snapshot, fleet: LocalFleet) -> None:
+        """Note who has joined, and kill what is due."""
+        self.step, last = snapshot.status.step, self.operation.steps
+        self.joined.update(worker.name for worker in snapshot.workers)
+        ready = self.kill == "server" or (self.kill == "worker" and self._all_joined)
+        if self.killed or not ready or not last // 4 <= self.step < last:
+            return
+        targets = ["the server"] if self.kill == "server" else snapshot.working[-1:]
+        for slot in (fleet.server, *fleet.workers):
+            if slot.name in targets and slot.process is not None:
+                self.killed.append((slot.process, self.step))
+                os.kill(slot.process.pid, signal.SIGKILL)
+                logger.info(f"{slot.name} killed with SIGKILL after step {self.step:,}")
+
+    def to_slow(self, fleet: LocalFleet) -> subprocess.Popen[bytes] | None:
+        """Return the process that is to be slowed now, if any."""
+        slot = fleet.workers[-1] if self.slow and self.step < self.operation.steps else None
+        return slot.process if slot and slot.name in self.joined else None
+
+    @property
+    def _all_joined(self) -> bool:
+        return len(self.joined) == self.operation.workers
+
+    def result(self, *, was_slowed: bool) -> tuple[str, bool]:
+        """Return what has happened in words, and whether that is all that was to happen."""
+        expected = [(self._all_joined, "", f"only {len(self.joined)} joined")]
+        if self.kill:  # a process that had ended already was not
+            at = [step for each, step in self.killed if each.returncode == -signal.SIGKILL]
+            words = f"{self.kill} killed at {max(at, default=0):,}", f"no {self.kill} killed"
+            expected.append((bool(at), *words))
+        if self.slow:
+            expected.append((was_slowed, "a worker slowed", "no worker slowed"))
+        notes = [yes if happened else no for happened, yes, no in expected]
+        return ", ".join(filter(None, notes)), all(happened for happened, *_ in expected)
 
 
 def in_fleet(
@@ -51,8 +108,7 @@ def in_fleet(
 ) -> Trial:
     """Train in a copy of the run, with a server and workers, of which it is one by `compute`.
 
-    After a quarter of the steps, `kill` is killed: of the workers one that holds a lease. With
-    `slow`, a worker is slowed, so that ranges move. Raises UserError where it fails.
+    `kill` and `slow` are as in Disturbance. Raises UserError where it fails.
     """
     name = f"{workers} worker{'s' if workers > 1 else ''}"
     path = run.path.with_name(name.replace(" ", "-"))
@@ -60,55 +116,42 @@ def in_fleet(
     operation = dataclasses.replace(run.operation, workers=workers, compute=compute)
     directory = dataclasses.replace(run, path=path, operation=operation)
     directory.write_config()
-    killed = ""
-
-    def on_status(snapshot: Snapshot) -> None:
-        nonlocal killed
-        step = snapshot.status.step
-        if killed or kill is None or step < operation.steps // 4:
-            return
-        targets = ["the server"] if kill == "server" else snapshot.working[-1:]
-        for slot in (fleet.server, *fleet.workers):
-            if slot.name in targets and slot.process is not None:
-                killed = f"{kill} killed at {step:,}"
-                os.kill(slot.process.pid, signal.SIGKILL)
-                logger.info(f"{slot.name} killed with SIGKILL after step {step:,}")
-
+    disturbance = Disturbance(kill=kill, slow=slow, operation=operation)
     with ProgressDisplay(directory) as display:
-        fleet = LocalFleet(directory, display, on_status)
-        turns = slowed(lambda: fleet.workers[-1].process, **TURNS)
-        with turns if slow else contextlib.nullcontext():
+        fleet = LocalFleet(directory, display, lambda seen: disturbance.on_status(seen, fleet))
+        with slowed(lambda: disturbance.to_slow(fleet), **TURNS) as stopped:
             finish = fleet.run()
     if finish.code:
         raise UserError(f"{name}: {finish.reason}", code=finish.code)
-    if kill and not killed:
-        early = f"{name}: finished before a {kill} could be killed: give more --steps"
-        raise UserError(early, code=RUN_FAILED)
     states = {
         step: read_checkpoint(path).state for step, path in list_checkpoints(directory.checkpoints)
     }
-    return Trial(name, states, ", ".join(filter(None, [killed, "a worker slowed" * slow])))
+    return Trial(name, states, *disturbance.result(was_slowed=stopped.is_set()))
 
 
 @contextlib.contextmanager
 def slowed(
     current: Callable[[], subprocess.Popen[bytes] | None], *, running: float, stopped: float
-) -> Iterator[None]:
-    """Stop the current process and let it go on, in turns of so many seconds."""
-    ended = threading.Event()
+) -> Iterator[threading.Event]:
+    """Stop the current process and let it go on, in turns of so many seconds.
+
+    The event says that it was stopped once.
+    """
+    ended, stopped_once = threading.Event(), threading.Event()
 
     def work() -> None:
         while not ended.wait(running):
             with contextlib.suppress(ProcessLookupError):
                 if (process := current()) is not None:
                     os.kill(process.pid, signal.SIGSTOP)
+                    stopped_once.set()
                     ended.wait(stopped)
                     os.kill(process.pid, signal.SIGCONT)
 
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield
+        yield stopped_once
     finally:
         ended.set()
         thread.join()
