@@ -70,7 +70,7 @@ def _until_all_compute(endpoint: str, count: int) -> None:
         done = subprocess.run(command, cwd=HERE.root, capture_output=True, text=True, check=False)
         if not done.returncode:
             workers = json.loads(done.stdout)["workers"]
-            if sum(worker["leases"] > 0 for worker in workers) == count:
+            if sum(worker["shards"] > 0 for worker in workers) == count:
                 return
         time.sleep(0.5)
     raise SideError(f"{count} workers and relays do not all hold shards after {PATIENCE:.0f} s")

