@@ -28,19 +28,19 @@ class Costs:
     positions, numbers, multiplications, and weights that are read anew.
     """
 
-    step: float = 3.00e-04
-    step_byte: float = 1.17e-09
-    unit: float = 9.61e-05
-    unit_byte: float = 1.31e-09
-    message: float = 3.54e-05
-    message_byte: float = 2.64e-10
-    encrypted_byte: float = 1.37e-09
-    worker: float = 2.17e-04
-    relay: float = 3.00e-04
-    position: float = 1.30e-05
-    number: float = 7.23e-09
-    product: float = 1.16e-10
-    weight: float = 5.66e-10
+    step: float = 7.03e-05
+    step_byte: float = 3.44e-10
+    unit: float = 9.39e-05
+    unit_byte: float = 2.64e-10
+    message: float = 2.62e-05
+    message_byte: float = 1.93e-10
+    encrypted_byte: float = 7.49e-10
+    worker: float = 5.60e-05
+    relay: float = 0.0
+    position: float = 5.78e-06
+    number: float = 9.06e-10
+    product: float = 7.29e-11
+    weight: float = 1.81e-10
 
     def of_step(self, size: Dimensions) -> float:
         return self.step + self.step_byte * size.parameters_bytes
