@@ -110,17 +110,18 @@ def test_what_a_short_run_leaves_out_is_not_claimed(manychar: Commands, text: Pa
     )
     assert done.code == 0, done.err
     header, *rows, said = done.out.splitlines()
-    server = "server killed at 0" if "server ended by SIGKILL" in done.err else "no server killed"
-    few = r"(only [123] joined, )?"
+    few = r"(only [0-3] joined, )?"
     assert re.fullmatch(
-        rf" *step +one process +1 worker +2 workers \({few}no worker killed\)"
-        rf" +4 workers \({few}{server}, no worker slowed\)",
+        rf" *step +one process +1 worker +2 workers \({few}(no worker|worker) killed( at [0-2])?\)"
+        rf" +4 workers \({few}(no server|server) killed( at [0-2])?, (no|a) worker slowed\)",
         header,
     )
     assert (len(rows), said[:13]) == (4, "the same bits")
-    assert not re.search(r"worker-\d killed with", done.err)
-    assert done.last_line.startswith("2 workers, 4 workers: finished before ")
-    assert done.last_line.endswith(": give more --steps")
+    assert "(worker killed" not in header or re.search(r"\S+ killed with SIGKILL", done.err)
+    assert "(server killed" not in header or "the server killed with SIGKILL" in done.err
+    if "no " in header or "only " in header:  # as good as always, in three steps
+        assert re.search(r"^(2|4) workers(, 4 workers)?: finished before ", done.last_line)
+        assert done.last_line.endswith(": give more --steps")
 
 
 @pytest.mark.long
