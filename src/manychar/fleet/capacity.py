@@ -183,7 +183,7 @@ def _cut(shards: Range, workers: Sequence[int]) -> list[tuple[Range, int]]:
 
 
 def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
-    """Return what to expect of a step; with relays, as each takes as long as the one with most."""
+    """Return what to expect of a step. Every relay is taken for the one with the most shards."""
     size, costs = fleet.size, costs or Costs()
     members = fleet.relays or fleet.workers
     least, more = divmod(fleet.workers, members)

@@ -18,8 +18,8 @@ from manychar.protocol.run_operation import Operation
 
 CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
-# An option that a command has, how others (char-rnn, torch-rnn, nanoGPT) spell it or what it has no
-# equal of, and what to say there; nothing: that it is called otherwise.
+# An option of this program, the names of its counterparts in char-rnn, torch-rnn and nanoGPT, and
+# the advice; without one, the advice is the name.
 _OTHERS = (
     ("connect_timeout", "patience", "Its name is now --connect-timeout"),
     ("learning_rate", "lr", ""),

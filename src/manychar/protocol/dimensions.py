@@ -64,7 +64,7 @@ class Dimensions(Structure):
 
 
 def check_sizes(size: Dimensions) -> None:
-    """Raise OptionError where a step has more to send than is allowed, which its processes hold."""
+    """Raise OptionError where the tensors of a step exceed the limit: processes hold them whole."""
     parts = {
         ("the weights", "--hidden"): size.parameters_bytes,
         ("a step's hidden states", "--hidden or --streams"): size.shards * size.hidden_bytes,

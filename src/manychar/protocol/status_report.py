@@ -39,7 +39,7 @@ def mean_loss(now: Status, before: Status | None) -> float:
 
 
 def is_divergence(definition: Definition, vocabulary_size: int, step: int, nats: float) -> bool:
-    """Whether a loss at a step is above that of the untrained model, and it is no early one."""
+    """Whether a loss is above that of the untrained model, at a step after the first ones."""
     few = definition.total_streams < FEW_STREAMS
     first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
     return step >= first and nats > math.log(vocabulary_size)
@@ -108,7 +108,7 @@ class StatusReport(ServerPart):
         return self._aggregation.state.smooth_loss / self._spec.definition.seq_length
 
     def tick(self, now: float) -> None:
-        """Show all pages every now and then, and the figures alone when a step was applied."""
+        """Show all pages at intervals, and the figures alone when a step was applied."""
         if now >= self._pages_at:
             self.show(now, pages=True)
         elif now >= self._figures_at and self._step != self._shown_step:

@@ -110,7 +110,7 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or directory, durably; where that fails, a new name is given back."""
+    """Rename a file or directory durably; where that fails, remove a name that is new."""
     is_new = not os.path.lexists(target)
     source.rename(target)
     try:

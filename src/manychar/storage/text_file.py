@@ -144,7 +144,7 @@ def _reads(file: Any) -> Iterator[bytes]:
 
 
 def _xz_streams(stored: BinaryIO) -> Iterator[bytes]:
-    """Yield what the streams hold; lzma.LZMAFile would ignore what follows one and is none."""
+    """Yield the contents of all streams; lzma.LZMAFile ignores damaged ones after the first."""
     rest = stored.read(PIECE_BYTES)
     while rest:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
