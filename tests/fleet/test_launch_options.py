@@ -1,50 +1,11 @@
-"""Options that a user of another program gives; the cores of a process, by affinity and cgroups."""
+"""Options that a user of another program gives."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from manychar.fleet import launch_options
-from manychar.fleet.launch_options import RUN_OPTIONS, instead_of, usable_cores
+from manychar.fleet.launch_options import RUN_OPTIONS, instead_of
 from manychar.numerics.option import options_of
-
-CPU = Path("/sys/fs/cgroup/cpu")
-
-
-@pytest.mark.parametrize(
-    ("listed", "files", "cores"),
-    [
-        ("0::/job/step", {"job/step/cpu.max": "150000 100000"}, 2),
-        ("0::/job/step", {"job/step/cpu.max": "max 100000", "job/cpu.max": "300000 100000"}, 3),
-        ("0::/job/step", {"job/step/cpu.max": "20000 100000"}, 1),
-        ("0::/", {"cpu.max": "max 100000"}, 8),
-        ("0::/", {}, 8),
-        ("3:cpu,cpuacct:/job", {"cpu,cpuacct/job/cpu.cfs_quota_us": "400000"}, 4),
-        ("3:cpu,cpuacct:/job", {"cpu,cpuacct/cpu.cfs_quota_us": "400000"}, 4),
-        ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1"}, 8),
-        ("3:memory:/job\n0::/", {}, 8),
-    ],
-)
-def test_a_quota_of_this_group_or_one_above_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, files: dict[str, str], cores: int
-) -> None:
-    (tmp_path / "self").write_text(f"{listed}\n")
-    for name, text in files.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-        path.with_name("cpu.cfs_period_us").write_text("100000\n")
-    monkeypatch.setattr(launch_options, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(launch_options, "CGROUPS_OF_PROCESS", tmp_path / "self")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert usable_cores() == cores
-
 
 TORCH_RNN = "rnn_size num_layers dropout model_type batch_size max_epochs grad_clip gpu start_text"
 NANOGPT = "n_layer n_head n_embd block_size max_iters warmup_iters out_dir device max_new_tokens"
@@ -59,21 +20,3 @@ def test_the_spellings_of_others_are_answered_with_an_option_that_there_is(name:
         assert named, spelled
         assert {each.replace("-", "_") for each in named} <= flags.keys()
     assert instead_of(name, ["other"], near=False) == "", "a command without such an option"
-
-
-@pytest.mark.long
-def test_a_quota_that_the_kernel_enforces(require: Callable[[object, str], None]) -> None:
-    cpu = CPU if CPU.is_dir() else CPU.parent
-    group = cpu / f"manychar-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        limit = "cpu.cfs_quota_us" if cpu is CPU else "cpu.max"
-        (group / limit).write_text("100000")
-    except OSError as error:
-        require(False, f"a cgroup of one's own: {error}")  # noqa: FBT003
-    try:
-        command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m manychar doctor"
-        done = subprocess.run(["sh", "-c", command], check=True, capture_output=True)
-        assert json.loads(done.stdout)["usable_cores"] == 1
-    finally:
-        group.rmdir()

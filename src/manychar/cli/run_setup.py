@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manychar.cli.console import program
-from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
@@ -20,6 +19,7 @@ from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception, handle
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
+from manychar.processes.usable_cores import usable_cores
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, pin_run, run_of
-from manychar.fleet.launch_options import hint_at_cores
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
 from manychar.processes.queued_stream import queued
+from manychar.processes.usable_cores import hint_at_cores
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:

@@ -9,10 +9,10 @@ import typer
 from manychar.cli.console import write
 from manychar.cli.options import Run
 from manychar.cli.run_setup import numerics_of
-from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.option import Option
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.usable_cores import usable_cores
 
 FIRST = Option("First step to compute again.", names=("--from",), least=0)
 LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")

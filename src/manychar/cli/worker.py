@@ -6,13 +6,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from manychar.cli.options import Child, ConnectTimeout, Endpoint, KeyFile
-from manychar.fleet.launch_options import hint_at_cores
 from manychar.network.client_identity import find_key, hello
 from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option, as_flags
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
+from manychar.processes.usable_cores import hint_at_cores
 from manychar.protocol.effects import Finish
 from manychar.protocol.messages import Role
 

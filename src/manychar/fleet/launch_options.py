@@ -1,22 +1,17 @@
 """The options that command line and Python API share, beside a run's definition and operation."""
 
-import contextlib
 import dataclasses
 import difflib
 import functools
-import math
-import os
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import Literal
 
 from manychar.numerics.option import StrPath, flag, option
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
-from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE, logger
+from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from manychar.protocol.run_operation import Operation
 
-CGROUPS, CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RUNNING = ("train", "server")
 # An option of this program, the names of its counterparts in char-rnn, torch-rnn and nanoGPT, and
 # the advice; without one, the advice is the name.
@@ -114,33 +109,6 @@ def instead_of(name: str, known: Collection[str], *, near: bool = True) -> str:
     similar = difflib.get_close_matches(name.lstrip("-"), known) if near else []
     names = f"Did you mean {' or '.join(similar)}?" if similar else ""
     return f". {instead if needed in known else names}".removesuffix(". ")
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its cgroups' CPU quotas."""
-    affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    return min([cores, *_quotas()])
-
-
-def _quotas() -> Iterator[int]:
-    """Yield the quotas of this process's cgroups and those above them, in cores, rounded up."""
-    lines = CGROUPS_OF_PROCESS.read_text().splitlines() if CGROUPS_OF_PROCESS.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        group = CGROUPS / controllers / path.strip("/")  # version 2 names no controllers
-        files = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if controllers else ["cpu.max"]
-        for each in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError):  # none there; "max"
-                quota, period = map(int, " ".join((each / f).read_text() for f in files).split())
-                if quota > 0:
-                    yield math.ceil(quota / period)
-
-
-def hint_at_cores(flag: str, processes: int) -> None:
-    """Log where more processes are to compute than there are cores."""
-    if processes > (cores := usable_cores()):
-        logger.info(f"{flag} {processes}: no faster than {flag} {cores}, one for each usable core")
 
 
 RUN_OPTIONS = (Definition, Operation, RunPlace, Reporting, Sampling)

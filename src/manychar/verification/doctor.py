@@ -10,10 +10,10 @@ from typing import Any
 import zmq
 
 from manychar import __version__
-from manychar.fleet.launch_options import usable_cores
 from manychar.numerics.kernel import Kernel
 from manychar.numerics.numerics_fingerprint import fingerprint
 from manychar.processes.numeric_libraries import kernels, libraries
+from manychar.processes.usable_cores import usable_cores
 
 DTYPES = "float32", "float64"
 
