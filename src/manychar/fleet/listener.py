@@ -1,6 +1,7 @@
 """The side of a server's or relay's loop that listens: a ROUTER's messages in and out."""
 
 import collections
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.messages import Message, Peer
 
 MESSAGES_A_TURN = 1000
+COLLECT_EVERY = 60.0
 
 
 class Listener:
@@ -23,6 +25,7 @@ class Listener:
     loop: EventLoop
     lost: collections.deque[Peer]
     carry_out: Callable[[effects.Effect], None]
+    collect_at = 0.0
 
     def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event, then from each loss of a peer that it showed.
@@ -38,6 +41,20 @@ class Listener:
             for effect in self.machine.handle(lost, time.monotonic()):
                 self.carry_out(effect)
         return bool(following)
+
+    def collect_regularly(self) -> None:
+        """From now on, collect once a minute what is not as old as the process."""
+        gc.collect()
+        gc.freeze()
+        self.loop.on_deadline(lambda: self.collect_at, self._collect)
+
+    def _collect(self) -> None:
+        """Collect garbage, of which there is hardly any: it empties CPython's free lists.
+
+        Decoding fills these, up to a MiB within some minutes; nothing else would ever be due.
+        """
+        self.collect_at = time.monotonic() + COLLECT_EVERY
+        gc.collect()
 
     def listen(self) -> None:
         if (authenticator := self.router.authenticator) is not None:

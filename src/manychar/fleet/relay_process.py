@@ -67,6 +67,7 @@ class RelayLoop(Listener, WorkerLoop):
         super().register()
         self.loop.on_deadline(lambda: self.check_at, self._check)
         self.listen()
+        self.collect_regularly()
 
     def _check(self) -> None:
         self.check_at = time.monotonic() + CHECK_EVERY

@@ -144,6 +144,7 @@ class ServerLoop(Listener):
     def _register(self) -> None:
         self.loop.on_wake(self._read_written_checkpoints)
         self.listen()
+        self.collect_regularly()
         self.loop.on_deadline(self.machine.deadline, self._deadline_passed)
         self.loop.on_deadline(lambda: self.flush_at, self._flush)
         self.loop.on_suspension(self._suspended)
