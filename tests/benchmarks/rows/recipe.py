@@ -30,7 +30,7 @@ SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
 # Other values than the default ones, and the number of seeds; 10 / H is a rate that falls with H.
 OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     64: [],
-    100: [({"warmup": 50}, 2), ({"warmup": 200}, 5)],
+    100: [({"warmup": 50}, 2), ({"warmup": 200}, 5), ({"streams": 128}, 5)],
     256: [({"streams": 64}, 5), ({"streams": 64, "learning_rate": 10 / 256, "warmup": 100}, 5)],
     512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [
@@ -38,7 +38,13 @@ OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
         ({"streams": 64, "learning_rate": 10 / 1024, "warmup": 100}, 3),
     ],
 }
-TO_THE_END = {64: 1, 100: 1, 256: 5, 512: 5}  # seeds by hidden units
+TO_THE_END: list[tuple[int, dict[str, float], int]] = [  # hidden units, other values, seeds
+    (64, {}, 1),
+    (100, {}, 1),
+    (100, {"streams": 128}, 1),
+    (256, {}, 5),
+    (512, {}, 5),
+]
 ON_THE_WAY = (5_000, 7_500, 10_000)
 SEEDS = 5
 LOOKS = range(25_000, 10_000_001, 25_000)
@@ -137,23 +143,28 @@ def _seeds(trainings: Trainings) -> Iterator[str]:
 
 
 def _ends(trainings: Trainings) -> Iterator[str]:
-    """Default runs to the default number of steps."""
+    """Default runs, and one with more streams, to the default number of steps."""
     rows, steps = [], (*ON_THE_WAY, Operation(workers=1).steps)
-    for hidden, seeds in TO_THE_END.items():
+    for hidden, other, seeds in TO_THE_END:
         for seed in range(1, seeds + 1):
-            values = {**_defaults(hidden), "seed": seed}
+            values = {**_defaults(hidden), **other, "seed": seed}
             characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
             losses = trainings.losses(values, [characters * each for each in steps])
             sizes = f"{hidden:,}", str(seed), str(values["streams"])
             rows.append((*sizes, *(f"{loss:.3f}" for loss in losses)))
-    yield "Default runs, after so many steps; the last number is the default one:\n"
+    yield "Runs with the default rate, after so many steps; the last number is the default one:\n"
     yield table(("H", "seed", "total streams", *(f"{each:,}" for each in steps)), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
-    """Characters to the target at the defaults, and with those of version 0.1.0."""
+    """Characters to the target at the defaults, with more streams, and as in version 0.1.0."""
     rows, medians = [], []
-    for name, recipe in {"the defaults": {}, "version 0.1.0": DEFAULTS_OF_0_1_0}.items():
+    recipes: dict[str, dict[str, float]] = {
+        "the defaults": {},
+        "128 total streams": {"streams": 128},
+        "version 0.1.0": DEFAULTS_OF_0_1_0,
+    }
+    for name, recipe in recipes.items():
         values = {**_defaults(100), **recipe}
         each = [
             _characters_to(plan.target, trainings, {**values, "seed": seed})
@@ -163,7 +174,7 @@ def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
         rows.append((name, *(f"{value:,.0f}" for value in (min(each), medians[-1], max(each)))))
     yield f"H 100, {plan.seeds} seeds: characters to {plan.target:g} nats:\n"
     yield table(("recipe", "lowest", "median", "highest"), rows)
-    yield f"Ratio of the medians: {medians[1] / medians[0]:.2f}"
+    yield f"Ratio of the first and the last median: {medians[-1] / medians[0]:.2f}"
 
 
 def _characters_to(target: float, trainings: Trainings, values: Values) -> float:

@@ -167,7 +167,7 @@ def _earlier(plan: Plan) -> Program:
 
 
 def _bounds(plan: Plan) -> Iterator[Comparison]:
-    """Two processes that never exchange anything; and the defaults' streams in two shards."""
+    """Two processes that never exchange anything; the defaults in two shards, and doubled."""
     for hidden in (100, 512):
         task = plan.task(numerics="portable", hidden=hidden, shards=4, streams=16)
         with (
@@ -178,9 +178,11 @@ def _bounds(plan: Plan) -> Iterator[Comparison]:
             what = f"H {hidden}, S 4, B 16, {{}}: characters a second"
             yield from compare({APART: apart, **sides}, plan.rounds, [(APART, SAME)], what)
     for hidden in (100, 256, 512):
-        task = plan.default_task(hidden)
-        task = dataclasses.replace(task, shards=2, streams=task.shards * task.streams // 2)
-        yield from beside_one_process(plan, task, [(TWO, BATCH)], "two shards, ")
+        usual = plan.default_task(hidden)
+        halved = dataclasses.replace(usual, shards=2, streams=usual.shards * usual.streams // 2)
+        doubled = dataclasses.replace(usual, streams=2 * usual.streams)
+        for task, name in ((halved, "two shards, "), (doubled, "twice the streams, ")):
+            yield from beside_one_process(plan, task, [(TWO, BATCH)], name)
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[Comparison]]] = {
