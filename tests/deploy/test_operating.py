@@ -37,7 +37,7 @@ LOGGING = [
     *("protocol/server", "lifecycle", "status_report", "admission", "conflicting_results"),
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
     *("recovery", "authenticator", "connection_limit", "queued_stream"),
-    *("protocol/relay", "relay_process"),
+    *("protocol/relay", "relay_process", "listener"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "refuse", "Finish"}
 STOPPED = "stopped by", "the server was stopped by"
