@@ -20,6 +20,7 @@ from manychar.protocol.effects import Send
 from manychar.protocol.field_types import DIGEST_BYTES, MAX_INTEGER
 from manychar.protocol.messages import WIRE_VERSION, Message, NewWeights, UnitResult
 from manychar.protocol.unit_payload import Payload
+from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME
 from tests.commands import SMALL, Commands
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
@@ -37,7 +38,7 @@ LOGGING = [
     *("protocol/server", "lifecycle", "status_report", "admission", "conflicting_results"),
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
     *("recovery", "authenticator", "connection_limit", "queued_stream"),
-    *("protocol/relay", "relay_process"),
+    *("protocol/relay", "relay_process", "listener"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "refuse", "Finish"}
 STOPPED = "stopped by", "the server was stopped by"
@@ -143,6 +144,19 @@ def test_the_formulas_stand_in_the_page() -> None:
         "worker   60 MiB + (10 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
     ):
         assert formula in PAGE
+
+
+def test_the_bytes_a_step_on_the_disk_are_those_of_journal_and_metrics(
+    manychar: Commands, text: Path
+) -> None:
+    flags = *SMALL, "--steps", "1000", "--workers", "1", "--run-dir", "run"
+    assert manychar.run("train", str(text), *flags).code == 0
+    run = manychar.directory / "run"
+    grown = sum((run / name).stat().st_size for name in (JOURNAL_NAME, METRICS_NAME)) / 1000
+    stated = int(re.findall(r"^disk .* (\d+) bytes a step$", PAGE, re.MULTILINE)[0])
+    assert 0.85 * stated < grown < stated
+    in_volume = matched("kubernetes/volume.yaml", r"adds (\d+) bytes a step")
+    assert int(in_volume) == stated
 
 
 def matched(file: str, pattern: str) -> str:

@@ -439,7 +439,7 @@ class TestConnections:
         fleet = Fleet(manychar, text)
         expect_refusal(fleet.endpoint, None)
         fleet.server.wait_for(
-            r"\d+ handshakes failed \(each attempt of a client counts\): no key, another server's"
+            r"handshakes failed: \d+ \(each attempt of a client counts\): no key, another server's"
         )
         fleet.end(text)
 

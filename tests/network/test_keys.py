@@ -207,6 +207,24 @@ def test_a_damaged_file_is_one_line(folder: Path, content: bytes) -> None:
             read()
 
 
+def test_the_servers_own_key_is_named_where_a_clients_is_asked_for(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"server\.key: this is a server's own key, not a client's"):
+        keys.read_client_key(folder / "server.key")
+
+
+def test_a_list_that_cannot_be_found_any_more_is_named_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = zmq.Context()
+    authenticator = Authenticator(context, folder)
+    (folder / "clients.json").unlink()
+    authenticator.owner_of("")
+    authenticator.socket.close(0)
+    context.term()
+    reason = f"{folder / 'clients.json'}: no such file or directory"
+    assert caplog.messages == [f"no new connections are accepted: {reason}"]
+
+
 def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
     folder.chmod(0o755)
     with pytest.raises(UserError, match="is a directory"):

@@ -2,15 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from manychar.fleet.listener import Listener
 from manychar.network import keys
 from manychar.network.dealer import (
     ANOTHER_KEY,
@@ -25,6 +29,9 @@ from manychar.network.keys import ClientKey
 from manychar.network.router import Router
 from manychar.observability.status import COUNTER_SENTENCES
 from manychar.processes.errors import UserError
+from manychar.protocol.counters import Counter
+from manychar.protocol.effects import Effect
+from manychar.protocol.events import Dropped
 from manychar.protocol.messages import KeyRole
 from tests.commands import LOOK_EVERY, SMALL, Commands, until
 
@@ -185,6 +192,37 @@ class TestWhatIsNoRefusal:
             assert sum(refused) == 0
 
 
+def test_a_refused_key_is_a_line_of_the_log(folder: Path, key: ClientKey) -> None:
+    """The counts alone tell an operator nothing of a worker that has lost its key."""
+    told: list[Dropped] = []
+
+    def handle(event: Dropped, now: float) -> list[Effect]:
+        told.append(event)
+        return []
+
+    listener = Listener()
+    listener.machine = SimpleNamespace(handle=handle, membership=SimpleNamespace(members={}))
+    listener.router, listener.lost = Router("tcp://127.0.0.1:*", None, folder), deque()
+    keys.revoke(folder, "worker")
+
+    def refused(dealer: Dealer) -> bool:
+        listener._answer_handshakes()
+        try:
+            return dealer.send([b"hello"])
+        except UserError:
+            return True
+
+    with contextlib.closing(listener.router):
+        for _ in range(2):
+            with contextlib.closing(Dealer(listener.router.endpoint, key)) as dealer:
+                until(functools.partial(refused, dealer), "a refusal", seconds=AT_ONCE)
+        for _ in range(2):
+            listener.check_keys()
+    reason = "handshakes refused: 2, with a key that is unknown or revoked"
+    refusals = [each for each in told if each.counter == Counter.HANDSHAKES_REFUSED]
+    assert refusals == [Dropped(Counter.HANDSHAKES_REFUSED, 2, reason)]
+
+
 @pytest.mark.long
 def test_commands_end_at_once_and_raise_no_counts(
     manychar: Commands, text: Path, folder: Path, other: ClientKey
@@ -217,9 +255,15 @@ def test_commands_end_at_once_and_raise_no_counts(
     assert (asked.code, asked.err.count("\n")) == (3, 1)
     assert time.monotonic() - began < 5 * AT_ONCE
 
-    server.wait_for(r"\d+ handshakes failed \(each attempt of a client counts\): no key, another")
-    counts = json.loads(manychar.run("status", "run", "--json", "--key", str(watch)).out)["counts"]
-    assert counts["handshakes_refused"] == 2
+    server.wait_for(r"handshakes failed: \d+ \(each attempt of a client counts\): no key, another")
+    server.wait_for("handshakes refused: [12], with a key that is unknown or revoked")
+
+    def counted() -> dict[str, int]:
+        done = manychar.run("status", "run", "--json", "--key", str(watch))
+        counts: dict[str, int] = json.loads(done.out)["counts"]
+        return counts if counts["handshakes_refused"] == 2 else {}
+
+    counts = until(counted, "two refused handshakes, counted once a second")
     assert COUNTER_SENTENCES["handshakes_failed"].startswith("attempts to connect: no key")
     assert 4 <= counts["handshakes_failed"] <= 60, "each tried a few times, and ended"
     server.interrupt()

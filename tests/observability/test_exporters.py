@@ -1,5 +1,6 @@
 """Prometheus' figures are scraped."""
 
+import dataclasses
 import re
 import socket
 import urllib.request
@@ -83,6 +84,33 @@ def test_figures_are_those_of_the_report() -> None:
         assert "manychar_validation_loss_nats_per_character" not in found
     finally:
         metrics.close()
+
+
+def test_workers_of_one_name_and_host_are_one_series() -> None:
+    """Prometheus refuses an answer that has a series twice."""
+    metrics = Metrics(LOOPBACK, 0)
+    try:
+        now = snapshot(8.0)
+        (ann,) = now.workers
+        other = ann._replace(gradients=5, shards=2, late=3.0, computing=0.1)
+        workers = ann, other, ann._replace(relay="rack"), ann._replace(host="there")
+        metrics.status(dataclasses.replace(now, workers=workers))
+        found = scraped(metrics.port)
+    finally:
+        metrics.close()
+    labels = [{"worker": "ann", "host": "here", "relay": relay} for relay in ("", "rack")]
+    labels.append({"worker": "ann", "host": "there", "relay": ""})
+    for name, values in (
+        ("gradients_total", (85.0, 80.0, 80.0)),
+        ("shards", (3.0, 1.0, 1.0)),
+        ("late_seconds", (3.0, 0.0, 0.0)),
+    ):
+        expected = list(zip(labels, values, strict=True))
+        assert found[f"manychar_worker_{name}"] == expected
+    computing = [
+        value for each, value in found["manychar_worker_share"] if each["doing"] == "computing"
+    ]
+    assert computing == pytest.approx([0.3, 0.5, 0.5])
 
 
 def test_a_restarted_server_does_not_reset_the_counter() -> None:

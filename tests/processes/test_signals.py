@@ -1,5 +1,6 @@
 """Signals that terminals, shells, engines and schedulers send."""
 
+import json
 import os
 import select
 import signal
@@ -73,6 +74,26 @@ def test_a_terminal_that_closes_ends_a_run_in_order(manychar: Commands, text: Pa
     events = (manychar.directory / "run" / EVENTS_NAME).read_text()
     assert "the run ends: the server was stopped by SIGHUP" in events
     manychar.expect_nobody()
+
+
+@pytest.mark.parametrize("command", ["server", "train"])
+def test_an_end_that_was_asked_for_is_no_error(
+    manychar: Commands, text: Path, command: str
+) -> None:
+    """A collector alerts on the levels warning and error."""
+    flags = *SMALL, "--steps", "0", "--run-dir", "run", "--log-format", "json"
+    own = ("--bind", "ipc://here") if command == "server" else ("--workers", "1")
+    running = manychar.start(command, str(text), *flags, *own, "--sample-length", "0")
+    running.wait_for("listening;" if command == "server" else '"step": [1-9]')
+    running.send(signal.SIGTERM)
+    done = running.end()
+    assert done.code == 75
+    records = [json.loads(line) for line in done.err.splitlines()]
+    levels = {each["text"]: each["level"] for each in records}
+    assert levels["manychar: the server was stopped by SIGTERM"] == "info"
+    assert {"warning", "error"}.isdisjoint(levels.values())
+    refused = manychar.run("train", "nothing.txt", "--log-format", "json")
+    assert json.loads(refused.last_line)["level"] == "error"
 
 
 @pytest.mark.long

@@ -91,7 +91,7 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     )
     assert observer.phase is ClientPhase.CONNECTING
     assert only(observer.handle(DeadlinePassed(), 4.0), Hello)
-    assert "waiting for a server at there, up to 3 s" in said(
+    assert "waiting for a server at there, for 3 s more" in said(
         observer.handle(DeadlinePassed(), 6.0)
     )
     assert only(observer.handle(DeadlinePassed(), 9.0), Finish).code == 3

@@ -24,6 +24,21 @@ def seen(stage: Stage) -> dict[str, WorkerStats]:
     return {worker.name: worker for page in pages for worker in page.workers}
 
 
+def test_workers_below_a_silent_relay_are_silent_and_hold_nothing() -> None:
+    """Others hold their shards by now: the relay's last report would count them twice."""
+    stage = Stage()
+    stage.join("rack", "ann")
+    (entry,) = (each for each in seen(stage).values() if each.name == "ann")
+    below = entry._replace(name="bob", state="working", shards=2, late=1.5, relay="")
+    stage.member("rack").is_relay, stage.member("rack").below = True, (below,)
+    assert seen(stage)["bob"] == below._replace(relay="rack")
+    stage.wait(5.0, "ann")
+    found = seen(stage)
+    assert found["rack"].state == "silent"
+    assert found["bob"] == below._replace(relay="rack", state="silent", shards=0, late=0.0)
+    assert sum(each.shards for each in found.values()) == stage.known.definition.shards
+
+
 def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_report, "LOSS_STEPS", 4)
     stage = Stage()

@@ -477,7 +477,7 @@ def test_after_a_silent_server_returns_it_finds_the_worker_unchanged() -> None:
 
 def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
     bench = Bench(connect_timeout=10.0)
-    text = "waiting for a server at tcp://there, up to 8 s"
+    text = "waiting for a server at tcp://there, for 8 s more"
     assert only(bench.worker.handle(DeadlinePassed(), 2.0), Log) == Log(text), "it may come first"
     finish = only(bench.worker.handle(DeadlinePassed(), 10.0), Finish)
     assert finish == Finish(3, "no server at tcp://there for 10 s (--connect-timeout)")

@@ -184,7 +184,7 @@ class TestMaking:
 
         (tmp_path / "run").mkdir()
         monkeypatch.setattr(atomic_files, "replace_file", fails)
-        with refused():
+        with refused(3):
             made(tmp_path / "run")
         assert not list((tmp_path / "run").iterdir())
 
@@ -280,7 +280,7 @@ class TestMaking:
             fsync(descriptor)
 
         monkeypatch.setattr(os, "fsync", fails)
-        with refused():
+        with refused(3):
             made(tmp_path / "deep" / "run")
         assert not list(tmp_path.iterdir())
 
@@ -412,7 +412,7 @@ class TestTerm:
 
         assert raise_term(run) == 1
         monkeypatch.setattr(os, "fsync", fails)
-        with refused():
+        with refused(3):
             raise_term(run)
         monkeypatch.undo()
         assert raise_term(run) == 2

@@ -18,6 +18,7 @@ import typer
 from manychar import __version__
 from manychar.cli import keys, server, status, verify
 from manychar.cli.config_file import configurable, from_file
+from manychar.cli.console import log_failure
 from manychar.cli.dashboard import dashboard
 from manychar.cli.doctor import doctor
 from manychar.cli.equivalence import equivalence
@@ -37,7 +38,7 @@ from manychar.fleet.launch_options import instead_of
 from manychar.numerics.option import OptionError
 from manychar.processes import log
 from manychar.processes.child_process import pause_on_sigtstp
-from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because
+from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because, code_of
 from manychar.processes.log import logger
 from manychar.processes.parent_death import end_with_parent
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
@@ -135,12 +136,11 @@ def run(arguments: list[str]) -> int:
             raise
         code = 0  # the reader of the output has enough
     except (UserError, OptionError) as error:
-        logger.error(f"manychar: {error}")
-        return getattr(error, "code", BAD_INPUT)
+        return log_failure(str(error), getattr(error, "code", BAD_INPUT))
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        logger.error(f"manychar: {error.filename or 'standard output'}: {because(error)}")
-        return BAD_INPUT
+        where = error.filename or "standard output"
+        return log_failure(f"{where}: {because(error)}", code_of(error))
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""
         advice = "a smaller --hidden, --streams or text needs less"

@@ -1,9 +1,14 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
+import logging
 import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from manychar.processes.errors import INTERRUPTED, STOPPED
+from manychar.processes.log import logger
+from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 
 
 def program() -> str:
@@ -11,6 +16,14 @@ def program() -> str:
     called = Path(sys.argv[0])
     by_path = called.name == "manychar" and shutil.which("manychar") is None
     return shlex.quote(str(called)) if by_path else "manychar"
+
+
+def log_failure(reason: str, code: int) -> int:
+    """Log why a command ends with a code other than 0: no error if that was asked for."""
+    is_by_api = ARGUMENTS_ON_STDIN in sys.argv  # which reads this line by its level
+    asked = code in (STOPPED, INTERRUPTED) and not is_by_api
+    logger.log(logging.INFO if asked else logging.ERROR, f"manychar: {reason}")
+    return code
 
 
 def write(text: str) -> None:

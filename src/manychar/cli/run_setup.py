@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from manychar.cli.console import program
+from manychar.cli.console import log_failure, program
 from manychar.numerics.option import flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
@@ -158,7 +158,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
 
     path = shlex.quote(str(directory.path))
     if finish.code:
-        logger.error(f"manychar: {finish.reason}")
+        log_failure(finish.reason, finish.code)
     else:
         logger.info(finish.reason)
     if not directory.resumable():  # it was removed meanwhile

@@ -26,6 +26,7 @@ class Listener:
     lost: collections.deque[Peer]
     carry_out: Callable[[effects.Effect], None]
     collect_at = 0.0
+    refused = 0  # handshakes that were refused since the last report
 
     def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event, then from each loss of a peer that it showed.
@@ -70,14 +71,18 @@ class Listener:
 
     def _answer_handshakes(self) -> None:
         authenticator = self.router.authenticator
-        if authenticator is not None and (refused := authenticator.answer()):
-            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, refused))
+        if authenticator is not None:
+            self.refused += authenticator.answer()
 
     def check_keys(self) -> None:
-        """Count failed handshakes, and look for revoked keys; to be called once a second."""
+        """Log what handshakes failed, and look for revoked keys; to be called once a second."""
+        refused, self.refused = self.refused, 0
+        if refused:
+            reason = f"handshakes refused: {refused:,}, with a key that is unknown or revoked"
+            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, refused, reason))
         if failed := self.router.failed_handshakes():
-            what = f"{failed:,} handshakes failed (each attempt of a client counts)"
-            reason = f"{what}: no key, another server's, or no manychar client"
+            what = f"handshakes failed: {failed:,} (each attempt of a client counts)"
+            reason = f"{what}: no key, another server's, no manychar client, or one that gave up"
             self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, reason))
         if (authenticator := self.router.authenticator) is not None:
             for peer, member in list(self.machine.membership.members.items()):

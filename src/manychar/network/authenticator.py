@@ -13,7 +13,7 @@ from zmq.utils import z85
 
 from manychar.network.keys import CLIENTS_NAME, read_clients, read_server_key
 from manychar.network.sockets import Context, Socket
-from manychar.processes.errors import UserError
+from manychar.processes.errors import UserError, user_errors
 from manychar.processes.log import logger
 from manychar.protocol.messages import Owner
 
@@ -89,13 +89,14 @@ class Authenticator:
             return
         self._read_at = time.monotonic()
         try:
-            folder, status = self._keys.stat(), (self._keys / CLIENTS_NAME).stat()
+            with user_errors(self._keys / CLIENTS_NAME):
+                folder, status = self._keys.stat(), (self._keys / CLIENTS_NAME).stat()
             times = status.st_mtime_ns, status.st_ctime_ns  # the latter of who may read or write it
             version = (status.st_ino, *times, status.st_size, folder.st_mode, folder.st_uid)
             if version == self._version:
                 return
             clients = read_clients(self._keys)
-        except (OSError, UserError) as error:
+        except UserError as error:
             if not self._is_closed:
                 logger.warning(f"no new connections are accepted: {error}")
             self._is_closed, self._version = True, ()

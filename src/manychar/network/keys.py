@@ -125,7 +125,9 @@ def read_clients(directory: Path) -> list[Client]:
     """Return the clients, revoked ones too. Raises UserError as every function here that reads."""
     path = directory / CLIENTS_NAME
     content = _read(path)
-    if (directory.stat().st_mode | path.stat().st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+    with user_errors(path):
+        modes = directory.stat().st_mode | path.stat().st_mode
+    if modes & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(
             f"{directory}: others can write in it, and add themselves: chmod -R go-w it",
             code=REFUSED_FOR_SAFETY,
@@ -153,7 +155,11 @@ def read_client_key(path: Path) -> ClientKey:
 def client_key_from_text(text: bytes, source: Path | str) -> ClientKey:
     """Return a client's key from the content of such a file."""
     with _reading(source):
-        return ClientKey(**_checked(_parsed(text)))
+        values = _parsed(text)
+        if {"secret", "server"} & values.keys() == {"secret"}:
+            other = "this is a server's own key, not a client's: see `manychar keys add --help`"
+            raise UserError(f"{source}: {other}")
+        return ClientKey(**_checked(values))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from manychar.observability.snapshot import Snapshot
 from manychar.protocol.worker_tally import WorkerStats
 
 STATES = ("working", "idle", "slow", "silent")
-LABELS = ("worker", "host")
+LABELS = ("worker", "host", "relay")
 LOSS = "loss_nats_per_character"
 VALIDATION_LOSS, SMOOTH_LOSS = f"validation_{LOSS}", f"smooth_{LOSS}"
 
@@ -83,11 +83,14 @@ def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
     gradients = CounterMetricFamily("manychar_worker_gradients", text, labels=LABELS)
     text = "Shares of its last ten seconds"
     shares = GaugeMetricFamily("manychar_worker_share", text, labels=[*LABELS, "doing"])
-    for worker in workers:
-        labels = worker.name, worker.host
-        late.add_metric(labels, worker.late)
-        shards.add_metric(labels, worker.shards)
-        gradients.add_metric(labels, worker.gradients)
+    alike: dict[tuple[str, str, str], list[WorkerStats]] = {}
+    for worker in workers:  # two of one name and host would make a series twice
+        alike.setdefault((worker.name, worker.host, worker.relay), []).append(worker)
+    for labels, each in alike.items():
+        late.add_metric(labels, max(worker.late for worker in each))
+        shards.add_metric(labels, sum(worker.shards for worker in each))
+        gradients.add_metric(labels, sum(worker.gradients for worker in each))
         for doing in ("computing", "exchanging", "waiting", "straggling"):
-            shares.add_metric([*labels, doing], getattr(worker, doing))
+            mean = sum(getattr(worker, doing) for worker in each) / len(each)
+            shares.add_metric([*labels, doing], mean)
     yield from (by_state, late, shards, gradients, shares)

@@ -1,6 +1,7 @@
 """Errors that a user can cause, such as a missing package, and exit codes."""
 
 import contextlib
+import errno
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ RUN_FAILED, STOPPED = effects.RUN_FAILED, effects.STOPPED
 CRASHED = 70  # by an exception that is a fault of this program: a supervisor starts it again
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
+DISK_FAULTS = errno.ENOSPC, errno.EDQUOT, errno.EIO
 
 
 class UserError(Exception):
@@ -33,13 +35,19 @@ def because(error: OSError) -> str:
     return reason[:1].lower() + reason[1:]
 
 
+def code_of(error: OSError) -> int:
+    """Return the exit code: the same command succeeds once the disk is repaired, or never."""
+    return RUN_FAILED if error.errno in DISK_FAULTS else BAD_INPUT
+
+
 @contextlib.contextmanager
 def user_errors(what: object, advice: str = "") -> Iterator[None]:
     """Raise UserError for an OSError inside this: what it happened to, why, and what to do."""
     try:
         yield
     except OSError as error:
-        raise UserError("; ".join(filter(None, [f"{what}: {because(error)}", advice]))) from None
+        text = "; ".join(filter(None, [f"{what}: {because(error)}", advice]))
+        raise UserError(text, code=code_of(error)) from None
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ class ClientSession:
         if now >= self._next_report:
             self._next_report = now + REPORT_EVERY
             left = self._connect_timeout - waited
-            text = f"waiting for a server at {self.server}, up to {left:.0f} s"
+            text = f"waiting for a server at {self.server}, for {left:.0f} s more"
             effects.append(Log(text, Level.INFO if self.welcome is None else Level.WARNING))
         return effects
 

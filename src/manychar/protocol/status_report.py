@@ -25,6 +25,7 @@ NAMES_SHOWN = 5
 LOSS_STEPS = 100  # of which a status gives the mean loss
 FEW_STREAMS, STEPS_OF_FEW_STREAMS = 8, 1000  # their first losses vary too much to tell a divergence
 MOST_BELOW = 10_000
+SILENT = PeerState.SILENT.value
 
 
 def mean_loss(now: Status, before: Status | None) -> float:
@@ -191,7 +192,10 @@ class StatusReport(ServerPart):
         entries = []
         for member in self._listed():
             entries.append(self._entry(member, shards.get(member.peer, []), now))
-            entries += [each._replace(relay=each.relay or member.name) for each in member.below]
+            below = [each._replace(relay=each.relay or member.name) for each in member.below]
+            if member.state is PeerState.SILENT:  # its last report is out of date
+                below = [w._replace(state=SILENT, shards=0, late=0.0) for w in below]
+            entries += below
         figures = dataclasses.replace(self.figures(now), total=len(entries))
         return [
             dataclasses.replace(
@@ -224,7 +228,7 @@ class StatusReport(ServerPart):
         tally = member.tally
         awaited = any(map(self._aggregation.is_missing, shards))
         state = "slow" if member.speed.is_too_slow else "idle"
-        state = "silent" if member.state is PeerState.SILENT else "working" if shards else state
+        state = SILENT if member.state is PeerState.SILENT else "working" if shards else state
         return WorkerStats(
             name=member.name,
             host=member.host,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import Definition, canonical_json
 from manychar.numerics.training_step import TrainingState
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import UserError, because, code_of
 from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors
 from manychar.storage.file_format import FORMAT_VERSION, check_format
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("its sha256 is not that of its contents")
         return _checkpoint(tensors, metadata)
     except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
+        raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

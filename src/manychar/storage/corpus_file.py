@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
 from manychar.numerics.model import Model, Parameters
-from manychar.processes.errors import UserError, because, user_errors
+from manychar.processes.errors import UserError, because, code_of, user_errors
 from manychar.processes.log import logger
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file, write_file
@@ -100,7 +100,8 @@ def map_corpus(directory: Path) -> tuple[str, NDArray[Any]]:
         # As a plain array: numpy takes longer over each piece of a memmap than it takes to copy it.
         ids = np.asarray(np.memmap(directory / CORPUS_NAME, dtype=dtype, mode="r"))
     except OSError as error:
-        raise UserError(f"{error.filename or directory}: {because(error)}") from None
+        where = error.filename or directory
+        raise UserError(f"{where}: {because(error)}", code=code_of(error)) from None
     except (ValueError, TypeError):
         raise UserError(f"{directory}: {VOCABULARY_NAME} or {CORPUS_NAME} is damaged") from None
     return vocabulary, ids

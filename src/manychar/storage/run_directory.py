@@ -20,7 +20,7 @@ from manychar.numerics.corpus import Streams
 from manychar.numerics.option import OptionError
 from manychar.numerics.run_definition import Definition
 from manychar.numerics.training_step import start, weights_sha256
-from manychar.processes.errors import UserError, because, user_errors
+from manychar.processes.errors import UserError, because, code_of, user_errors
 from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.run_operation import Operation
 from manychar.storage import atomic_files, corpus_file
@@ -268,7 +268,8 @@ def open_run(path: Path) -> RunDirectory:
             raise ValueError("its definition is not the one that the run is named after")
         return RunDirectory(path, run, definition, operation, facts)
     except OSError as error:
-        raise UserError(f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}") from None
+        text = f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}"
+        raise UserError(text, code=code_of(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
@@ -296,7 +297,7 @@ def locked(directory: RunDirectory) -> Iterator[None]:
                 " wait for it, or stop it"
             ) from None
         except OSError as error:
-            raise UserError(f"{directory.path}: {because(error)}") from None
+            raise UserError(f"{directory.path}: {because(error)}", code=code_of(error)) from None
         corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)
         yield
         with contextlib.suppress(OSError):
@@ -320,5 +321,5 @@ def raise_term(directory: RunDirectory) -> int:
     except ValueError:
         raise UserError(f"{path}: damaged: not a whole number; remove the file") from None
     except OSError as error:
-        raise UserError(f"{path}: {because(error)}") from None
+        raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
     return term + 1
