@@ -35,8 +35,13 @@ def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
     return {name: flags[name] for name in options_of(options) if name in flags}
 
 
-def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
-    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError."""
+def run_of(
+    text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
+) -> "RunDirectory":
+    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError.
+
+    `by_parent`: the flags are those of a process that has checked them.
+    """
     path = pin_run(text, flags)
     from manychar.storage.run_directory import RUNS, create_run, open_run
 
@@ -54,6 +59,9 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     if flags.get("or_resume"):
         _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
+    elif not by_parent and 0 < flags.get("steps", 0) < (step := directory.newest_step()):
+        at = f"the run in {path} is at step {step:,} already"
+        raise UserError(f"--steps={flags['steps']}: {at}; give more --steps")
     changed = given(Operation, flags)
     if "workers" in changed:
         changed.setdefault("compute", pays_to_compute(changed["workers"], usable_cores()))
@@ -134,6 +142,9 @@ def _defining(flags: dict[str, Any]) -> "tuple[dict[str, Any], Model | None]":
 
     values, path = given(Definition, flags), flags.get("init_from")
     if path is None:
+        if flags.get("unknown") == "skip":
+            why = "the vocabulary of a new run has every character of its text"
+            raise UserError(f"--unknown=skip: needs --init-from; {why}")
         return values, None
     if words := [flag(name) for name in ("hidden", "dtype") if name in values]:
         raise UserError(f"{', '.join(words)}: {path} has its own; leave it out with --init-from")

@@ -43,7 +43,7 @@ def server(
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if "resume" not in flags:
         Router(bind, None, keys).close()  # before a run directory is made for nothing
-    directory = run_of(text, flags)
+    directory = run_of(text, flags, by_parent=child)
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
     from manychar.observability.progress import ProgressDisplay
