@@ -17,7 +17,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.signals import STOPS, end_by_exception, handle
+from manychar.processes.signals import STOPS, before_end_at_once, end_by_exception, handle
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 from manychar.processes.usable_cores import usable_cores
 from manychar.protocol.run_operation import Operation, pays_to_compute
@@ -162,6 +162,13 @@ def numerics_of(path: Path) -> str:
         return "portable"  # opening the run reports what is wrong with it
 
 
+def resume_line(directory: "RunDirectory", again: str) -> str:
+    """Return the line that says how to resume a run; end_at_once prints it, too."""
+    line = f"resume: {program()} {again} --resume {shlex.quote(str(directory.path))}"
+    before_end_at_once(line)
+    return line
+
+
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Log how the run ended, how to resume it and how to sample; exit with its code."""
     from manychar.storage.checkpoint import checkpoint_path
@@ -180,7 +187,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     if ARGUMENTS_ON_STDIN in sys.argv:  # by the Python API, where a Run does what follows
         raise typer.Exit(finish.code)
     if finish.resumable:
-        logger.info(f"resume: {program()} {again} --resume {path}{more}")
+        logger.info(f"{resume_line(directory, again)}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
     if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
         best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))
