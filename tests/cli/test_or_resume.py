@@ -56,7 +56,7 @@ def test_a_run_that_has_come_further_is_not_resumed_to_an_earlier_step(
 def test_the_command_line_of_a_run_that_has_come_further_ends_well(
     manychar: Commands, trained: Path
 ) -> None:
-    """One starts `train --or-resume` after each boot, also where the run was taken further."""
+    """A supervisor starts the same command line again, also where the run was taken further."""
     done = manychar.run("train", "--or-resume", "--run-dir", "run", "--steps", "200")
     assert done.code == 0, done.err
     assert "finished at step 300" in done.err

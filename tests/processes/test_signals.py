@@ -95,7 +95,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path, form: str) -> None:
-    """And says how to resume it: whoever is in a hurry wants to do so later, too."""
+    """It prints the line that resumes the run all the same."""
     flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run", "--log-format", form
     running = manychar.start("train", str(text), *flags)
     server = manychar.find("server", "--child")
