@@ -261,6 +261,55 @@ except manychar.UserError as error:
     manychar.expect_nobody()
 
 
+@pytest.mark.parametrize("how", ["stop", "join"])
+def test_a_callback_can_stop_the_run_and_does_not_wait_for_itself(
+    manychar: Commands, how: str
+) -> None:
+    script = f"""
+runs = []
+def callback(values):
+    if runs and values["step"] > 0:
+        getattr(runs[0], "{how}")()
+        print("returned", flush=True)
+        runs.pop().stop()
+flags = dict(steps=0, run_dir="run", sample_length=0, log_every=0.1, quiet=True, wait=False)
+run = manychar.train(text, {SMALL}, callback=callback, **flags)
+runs.append(run)
+run.join()
+print(run.step > 0)
+"""
+    done = python(manychar, script)
+    assert (done.code, done.out) == (0, "returned\nTrue\n"), done.err
+
+
+def test_a_resume_that_is_refused_leaves_the_handle_as_it_was(manychar: Commands) -> None:
+    script = f"""
+flags = dict(run_dir="run", sample_length=0, quiet=True, wait=False)
+run = manychar.train(text, {SMALL}, steps=0, **flags)
+for wait in (True, False):
+    try:
+        run.resume(steps=5, wait=wait)
+    except manychar.UserError as error:
+        print(error)
+run.stop()
+try:
+    run.resume(steps=10**9, log_every=0)
+except manychar.UserError as error:
+    print(error)
+print(run.join() is run)
+"""
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    *refused, wrong, stopped = done.out.splitlines()
+    assert (
+        refused
+        == [f"{manychar.directory}/run: it is being trained; call join() or stop() first"] * 2
+    )
+    assert wrong.startswith("log_every is 0")
+    assert stopped == "True"
+    manychar.expect_nobody()
+
+
 def test_dir_lists_the_names() -> None:
     assert {"train", "load", "Run", "Model", "UserError"} <= set(dir(api))
 

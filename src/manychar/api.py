@@ -93,9 +93,8 @@ def _documented(options: Any, function: Any) -> Any:
             raise TypeError(f"{function.__name__}() has no argument {name}{instead}")
         return function(**signature.bind(*arguments, **named).arguments)
 
-    known = options_of(options)
-    names = [name for name in signature.parameters if name in known]
-    lines = [f"\n{name}: {with_arguments(known[name][1].help)}" for name in names]
+    helps = {name: known.help for name, (_, known) in options_of(options).items()}
+    lines = [f"\n{n}: {with_arguments(helps[n])}" for n in signature.parameters if n in helps]
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
     wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
     return wrapped
@@ -197,14 +196,14 @@ class Run(Model):
     def join(self) -> "Run":
         """Wait for the end of a training that was started with `wait=False`; return the run.
 
-        Raises UserError where the training failed.
+        Raises UserError where the training failed. In its own callback, it returns at once.
         """
         if self._training is not None:
             self._training.wait_for(lambda: False)
         return self
 
     def stop(self) -> "Run":
-        """End the step of such a training, write a checkpoint, and wait for the end."""
+        """End the step of such a training, write a checkpoint, and wait as `join` does."""
         if self._training is not None:
             self._training.command.stop()
         return self.join()
@@ -241,8 +240,11 @@ class Run(Model):
 
         Raises UserError and KeyboardInterrupt as `train` does.
         """
-        self._training = _Training(["--resume", self.source], named)
-        self._training.wait_for(lambda: True)
+        if self._training is not None and self._training.is_alive():
+            raise UserError(f"{self.path}: it is being trained; call join() or stop() first")
+        training = _Training(["--resume", self.source], named)
+        training.wait_for(lambda: True)
+        self._training = training
         return self
 
 
@@ -302,10 +304,8 @@ class _Training(threading.Thread):
         self.command = Command(
             *("train", *words, *flags), given=given, on_progress=on_progress, quiet=shown.quiet
         )
-        if shown.wait:
-            self.run()
-        else:
-            self.start()
+        begin = self.run if shown.wait else self.start
+        begin()
 
     def run(self) -> None:
         try:
@@ -318,7 +318,7 @@ class _Training(threading.Thread):
 
     def wait_for(self, is_ready: Callable[[], bool]) -> None:
         """Wait for the end, or until it is ready; raise what the training has raised."""
-        while self.is_alive() and not is_ready():
+        while self.is_alive() and not (is_ready() or self.command.is_calling_back()):
             self.join(LOOK_EVERY)
         if self._error is not None:
             raise self._error

@@ -19,6 +19,7 @@ from manychar.cli.app import app
 from manychar.numerics.option import Formula, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.protocol.run_operation import Operation
+from manychar.storage.run_directory import open_run
 from tests.commands import GENEROUS, SMALL, TWO_WORKERS, Commands, until
 from tests.conftest import Require
 
@@ -220,7 +221,8 @@ class TestCtrlC:
         manychar.expect_nobody()
         assert done.code == 130, done
         assert "Traceback" not in done.err
-        again = manychar.run("train", "--resume", "run", "--steps", "1")
+        next_step = str(open_run(manychar.directory / "run").newest_step() + 1)
+        again = manychar.run("train", "--resume", "run", "--steps", next_step)
         assert again.code == 0, again.err
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])

@@ -94,6 +94,13 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
         (("train", "--resume", "run", "--init-from", "run"), "--init-from: a resumed run keeps"),
         (("train", "--or-resume", "--run-dir", "run", "--init-from", "run"), "--init-from="),
         (("train", "--init-from", "nowhere"), "nowhere: no such file"),
+        (
+            ("train", "--init-from", "other.txt"),
+            "other.txt: truncated or not a checkpoint: give the run, or a checkpoint of it\n",
+        ),
+        (("train", "other.txt", "--unknown", "skip"), "--unknown=skip: needs --init-from; the voc"),
+        (("server", "other.txt", "--unknown", "skip"), "--unknown=skip: needs --init-from"),
+        (("equivalence", "other.txt", "--unknown", "skip"), "--unknown=skip: needs --init-from"),
     ],
 )
 def test_what_contradicts_it_is_refused(

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from manychar.cli.verify import CORES
+from manychar.cli.worker import PROCESSES
+from manychar.numerics.option import Option, options_of
+from manychar.protocol.run_operation import Operation, as_many_as_useful
 from tests.commands import SMALL, Commands
 
 ADDED = """
@@ -37,6 +41,22 @@ def manychar(manychar: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "added" / "sitecustomize.py").write_text(ADDED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'added'}:{Path(__file__).parent.parent.parent}")
     return manychar
+
+
+@pytest.mark.parametrize(
+    "processes", [options_of(Operation)["workers"][1], PROCESSES, CORES], ids=lambda o: o.help
+)
+def test_a_command_starts_256_processes_at_most(processes: Option) -> None:
+    assert processes.allows(256)
+    assert not processes.allows(257)
+
+
+@pytest.mark.parametrize(("shards", "cores", "workers"), [(4, 2, 2), (4, 8, 4), (512, 384, 256)])
+def test_the_default_number_of_workers_is_an_allowed_one(
+    shards: int, cores: int, workers: int
+) -> None:
+    assert as_many_as_useful(shards, cores) == workers
+    assert Operation(workers=workers, compute=False).workers == workers
 
 
 def test_help_reference_file_and_checks_follow_from_one_declaration(manychar: Commands) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.storage.run_directory import RECOVERY_NAME
 from tests.commands import SMALL, Commands
 from tests.fleet.test_fleet import expect_same_bits
 
@@ -32,6 +33,33 @@ def test_the_same_command_begins_and_goes_on_to_the_same_bits(
     run = manychar.directory / "run"
     assert (run / "term").read_text() == "2\n"
     assert expect_same_bits(run, text) == 90
+
+
+@pytest.mark.parametrize("command", ["train", "server"])
+def test_a_run_that_has_come_further_is_not_resumed_to_an_earlier_step(
+    manychar: Commands, trained: Path, command: str
+) -> None:
+    newest = trained / "checkpoints" / "step-000000300.safetensors"
+    newest.rename(newest.with_name(RECOVERY_NAME))
+    bind = ("--bind", "ipc://here") if command == "server" else ()
+    done = manychar.run(command, "--resume", "run", "--steps", "299", *bind)
+    assert (done.code, done.err) == (
+        2,
+        "manychar: --steps=299: the run in run is at step 300 already; give more --steps\n",
+    )
+    for flags in (("--resume", "run", "--steps", "300"), ("--or-resume", "--run-dir", "run")):
+        again = manychar.run(command, *flags, *bind)
+        assert again.code == 0, again.err
+        assert "finished at step 300" in again.err
+
+
+def test_the_command_line_of_a_run_that_has_come_further_ends_well(
+    manychar: Commands, trained: Path
+) -> None:
+    """A supervisor starts the same command line again, also where the run was taken further."""
+    done = manychar.run("train", "--or-resume", "--run-dir", "run", "--steps", "200")
+    assert done.code == 0, done.err
+    assert "finished at step 300" in done.err
 
 
 @pytest.mark.long

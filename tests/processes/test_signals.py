@@ -113,8 +113,10 @@ def test_what_is_ignored_at_the_start_stays_ignored(
     assert newest(manychar) == 600
 
 
-def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path) -> None:
-    flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run"
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path, form: str) -> None:
+    """It prints the line that resumes the run all the same."""
+    flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run", "--log-format", form
     running = manychar.start("train", str(text), *flags)
     server = manychar.find("server", "--child")
     running.wait_for("step [1-9]")
@@ -124,9 +126,24 @@ def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path) -> None
     running.send(signal.SIGTERM)
     done = running.end()
     assert done.code == 75
-    assert "resume: " not in done.err
+    line, resume = done.last_line, "resume: manychar train --resume run"
+    assert (json.loads(line)["text"] if form == "json" else line) == resume
     os.kill(server, signal.SIGKILL)
     manychar.expect_nobody()
+
+
+def test_two_at_once_do_not_take_the_line_that_resumes_a_server(
+    manychar: Commands, text: Path
+) -> None:
+    server = manychar.start("server", str(text), *ALONE, "--steps", "0")
+    server.wait_for("step [1-9]")
+    server.send(signal.SIGQUIT)
+    server.send(signal.SIGTERM)
+    done = server.end()
+    assert done.code == 75
+    assert done.last_line == ("resume: manychar server --bind ipc://here --compute --resume run"), (
+        done.err
+    )
 
 
 def test_one_that_comes_when_it_begins_to_be_caught_wakes_the_loop(

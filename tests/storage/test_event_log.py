@@ -13,6 +13,7 @@ import pytest
 from manychar.processes import log
 from manychar.storage import event_log
 from manychar.storage.append_log import AppendLog, Extent, LogReader
+from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, Commands, until
 
 LOGGER = logging.getLogger("manychar.somewhere")
@@ -91,7 +92,8 @@ def test_a_run_s_events(manychar: Commands, text: Path) -> None:
     found = texts(run)
     assert found[0] == "term 1 begins with the checkpoint of step 0"
     assert found[-1] == "the run ends: the server was stopped by SIGTERM"
-    done = manychar.run("train", "--resume", "run", "--steps", "1", "--workers", "1")
+    steps = ("--steps", str(open_run(run).newest_step()))
+    done = manychar.run("train", "--resume", "run", *steps, "--workers", "1")
     assert done.code == 0, done.err
     assert any(re.match("term 2 begins with the checkpoint of step ", each) for each in texts(run))
     for line in (run / "events.jsonl").read_text().splitlines():

@@ -17,7 +17,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
-from manychar.processes.signals import STOPS, end_by_exception, handle
+from manychar.processes.signals import STOPS, before_end_at_once, end_by_exception, handle
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 from manychar.processes.usable_cores import usable_cores
 from manychar.protocol.run_operation import Operation, pays_to_compute
@@ -35,8 +35,13 @@ def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
     return {name: flags[name] for name in options_of(options) if name in flags}
 
 
-def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
-    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError."""
+def run_of(
+    text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
+) -> "RunDirectory":
+    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError.
+
+    `by_parent`: the flags are those of a process that has checked them.
+    """
     path = pin_run(text, flags)
     from manychar.storage.run_directory import RUNS, create_run, open_run
 
@@ -54,6 +59,9 @@ def run_of(text: list[Path] | None, flags: dict[str, Any]) -> "RunDirectory":
     if flags.get("or_resume"):
         _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
+    elif not by_parent and 0 < flags.get("steps", 0) < (step := directory.newest_step()):
+        at = f"the run in {path} is at step {step:,} already"
+        raise UserError(f"--steps={flags['steps']}: {at}; give more --steps")
     changed = given(Operation, flags)
     if "workers" in changed:
         changed.setdefault("compute", pays_to_compute(changed["workers"], usable_cores()))
@@ -134,6 +142,9 @@ def _defining(flags: dict[str, Any]) -> "tuple[dict[str, Any], Model | None]":
 
     values, path = given(Definition, flags), flags.get("init_from")
     if path is None:
+        if flags.get("unknown") == "skip":
+            why = "the vocabulary of a new run has every character of its text"
+            raise UserError(f"--unknown=skip: needs --init-from; {why}")
         return values, None
     if words := [flag(name) for name in ("hidden", "dtype") if name in values]:
         raise UserError(f"{', '.join(words)}: {path} has its own; leave it out with --init-from")
@@ -149,6 +160,13 @@ def numerics_of(path: Path) -> str:
         return "native" if config["definition"]["numerics"] == "native" else "portable"
     except (OSError, ValueError, KeyError, TypeError):
         return "portable"  # opening the run reports what is wrong with it
+
+
+def resume_line(directory: "RunDirectory", again: str) -> str:
+    """Return the line that says how to resume a run; end_at_once prints it, too."""
+    line = f"resume: {program()} {again} --resume {shlex.quote(str(directory.path))}"
+    before_end_at_once(line)
+    return line
 
 
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
@@ -169,7 +187,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     if ARGUMENTS_ON_STDIN in sys.argv:  # by the Python API, where a Run does what follows
         raise typer.Exit(finish.code)
     if finish.resumable:
-        logger.info(f"resume: {program()} {again} --resume {path}{more}")
+        logger.info(f"{resume_line(directory, again)}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
     if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
         best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))

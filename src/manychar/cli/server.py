@@ -11,7 +11,7 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
-from manychar.cli.run_setup import exit_with, numerics_of, run_of
+from manychar.cli.run_setup import exit_with, numerics_of, resume_line, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import require_safe, worker_command
 from manychar.numerics.option import Option, as_flags
@@ -43,7 +43,7 @@ def server(
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if "resume" not in flags:
         Router(bind, None, keys).close()  # before a run directory is made for nothing
-    directory = run_of(text, flags)
+    directory = run_of(text, flags, by_parent=child)
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
     from manychar.observability.progress import ProgressDisplay
@@ -65,13 +65,14 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
+    again = shlex.join(["server", "--bind", bind, *access, *["--compute"] * compute])
+    resume_line(directory, again)
     display = ProgressDisplay(directory, flags.get("log_every"))
     with removed_if_refused(directory), queued("stdout"), display:
         screen = Screen(bound, display.status, display.weights)
         flags_again = [*access, *as_flags({"log_every": flags.get("log_every")})]
         finish = serve(directory, bind, screen, keys, flags=flags_again, compute=compute)
-    again = ["server", "--bind", bind, *access, *["--compute"] * compute]
-    exit_with(finish, directory, again=shlex.join(again))
+    exit_with(finish, directory, again=again)
 
 
 def validate(run_dir: Run) -> None:

@@ -4,7 +4,7 @@ import shlex
 from typing import Any
 
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import exit_with, pin_run, run_of
+from manychar.cli.run_setup import exit_with, pin_run, resume_line, run_of
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
@@ -24,11 +24,13 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
+    known = as_flags({name: flags.get(name) for name in ("bind", "insecure")})
+    again = shlex.join(["train", *known])
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
+        resume_line(directory, again)
         hint_at_cores("--workers", directory.operation.workers)
         display = ProgressDisplay(directory, flags.get("log_every"))
         with removed_if_refused(directory), queued("stdout"), display:
             finish = LocalFleet(directory, display, on_status, bind=bind).run()
-    again = ["train", *as_flags({name: flags.get(name) for name in ("bind", "insecure")})]
-    exit_with(finish, directory, again=shlex.join(again))
+    exit_with(finish, directory, again=again)

@@ -13,10 +13,11 @@ from manychar.numerics.option import Option
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.usable_cores import usable_cores
+from manychar.protocol.run_operation import MOST_WORKERS
 
 FIRST = Option("First step to compute again.", names=("--from",), least=0)
 LAST = Option("Last step to compute again.", names=("--to",), least=0, without="newest")
-CORES = Option("Processes that compute.", least=1, without="cores")
+CORES = Option("Processes that compute.", least=1, most=MOST_WORKERS, without="cores")
 
 
 def verify(

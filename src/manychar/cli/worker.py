@@ -15,9 +15,10 @@ from manychar.processes.log import logger
 from manychar.processes.usable_cores import hint_at_cores
 from manychar.protocol.effects import Finish
 from manychar.protocol.messages import Role
+from manychar.protocol.run_operation import MOST_WORKERS
 
 NAME = Option("Name in the run.", without="<host>:<process id>")
-PROCESSES = Option("Worker processes to run here.", least=1, most=1024)
+PROCESSES = Option("Worker processes to run here.", least=1, most=MOST_WORKERS)
 
 
 def worker(

@@ -49,10 +49,20 @@ class StderrHandler(logging.Handler):
         self._prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = fields_of(record)
-        fields["text"] = self._prefix + fields["text"]
-        shown = CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", fields["text"])
-        say(to_json(fields | getattr(record, "values", {})) if is_json() else shown)
+        say(_line_of(record, self._prefix))
+
+
+def as_line(text: str) -> str:
+    """Return a text as the line of a record of level info."""
+    level = {"levelno": logging.INFO, "levelname": "INFO"}
+    return _line_of(logging.makeLogRecord({"msg": text, **level}))
+
+
+def _line_of(record: logging.LogRecord, prefix: str = "") -> str:
+    fields = fields_of(record)
+    fields["text"] = prefix + fields["text"]
+    shown = CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", fields["text"])
+    return to_json(fields | getattr(record, "values", {})) if is_json() else shown
 
 
 def configure(prefix: str = "") -> None:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from manychar.processes import log
 from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
@@ -32,10 +33,22 @@ def handle(*numbers: int, by: Callable[[int, Any], object]) -> dict[int, Any]:
     return {each: signal.signal(each, by) for each in numbers if each not in ignored}
 
 
+_last_lines: list[str] = []
+
+
+def before_end_at_once(line: str) -> None:
+    """Have `end_at_once` print this line."""
+    _last_lines[:] = [line]
+
+
 def end_at_once(number: int, _frame: object) -> None:
     """End this process, whatever it is doing: the signal handler before there is a loop."""
-    if os.isatty(2) and os.environ.get("TERM") != "dumb" and select.select([], [2], [], 0)[1]:
-        os.write(2, SHOW_CURSOR)
+    with contextlib.suppress(OSError, ValueError):  # standard error is closed
+        shown = SHOW_CURSOR if os.isatty(2) and os.environ.get("TERM") != "dumb" else b""
+        for line in _last_lines if log.shows_info() else []:
+            shown += b"\n" * os.isatty(2) + f"{log.as_line(line)}\n".encode()  # after ^C
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, shown)  # a logger may wait for a lock that the interrupted code holds
     os._exit(STOPS[number])
 
 

@@ -108,6 +108,10 @@ class Command:
         self._accepted = (*self._accepted, STOPPED, -signal.SIGTERM)
         self._process.terminate()
 
+    def is_calling_back(self) -> bool:
+        """Whether the caller is `on_progress`: the command's end waits for it."""
+        return threading.current_thread() in self._threads
+
     def kill(self) -> None:
         """End it at once, if it still runs."""
         self._process.kill()

@@ -9,13 +9,15 @@ import functools
 
 from manychar.numerics.option import Formula, check, option
 
+MOST_WORKERS = 256  # processes of one command: a mistyped number would fill the machine
+
 _option = functools.partial(option, roles=("train", "server"))
 _count = functools.partial(_option, least=0, most=10**15)
 
 
 def as_many_as_useful(shards: int, cores: int) -> int:
     """Return how many workers both find a shard and a core."""
-    return min(shards, cores)
+    return min(shards, cores, MOST_WORKERS)
 
 
 def pays_to_compute(workers: int, cores: int) -> bool:
@@ -39,11 +41,11 @@ class Operation:
     sample_every: int = _count(1000, "Steps between samples; 0: only at the end.")
     sample_length: int = _count(200, "Characters of a sample; 0: no samples.")
     workers: int = option(
-        Formula("min(shards, cores)", as_many_as_useful),
+        Formula(f"min(shards, cores, {MOST_WORKERS})", as_many_as_useful),
         "Worker processes.",
         roles=("train",),
         least=1,
-        most=1024,
+        most=MOST_WORKERS,
     )
     compute: bool = option(
         Formula("where workers >= cores, or workers = 1", pays_to_compute),

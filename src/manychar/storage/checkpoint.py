@@ -24,9 +24,8 @@ from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
-NO_CHECKPOINT = (
-    "a state dict, as `manychar export` writes it, not a checkpoint: give the run or one"
-)
+_INSTEAD = "give the run, or a checkpoint of it"
+NO_CHECKPOINT = f"a state dict, as `manychar export` writes it, not a checkpoint: {_INSTEAD}"
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
@@ -94,8 +93,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _checkpoint(tensors, metadata)
     except OSError as error:
         raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: truncated or not a checkpoint: {error}") from None
+    except safetensors.SafetensorError:
+        advice = "" if path.suffix == ".safetensors" else f": {_INSTEAD}"  # the name of one
+        raise UserError(f"{path}: truncated or not a checkpoint{advice}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 
