@@ -258,6 +258,31 @@ def test_observers_are_told_every_second() -> None:
     assert [worker.name for worker in page.workers] == ["ann"]
 
 
+def test_observers_are_told_at_once_that_others_hold_the_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a line of progress right after a worker has joined says that there is none."""
+    monkeypatch.setattr(status_report, "WORKERS_A_SECOND", 5)
+    stage = Stage()
+    stage.hello("olga", "observer")
+    stage.server.handle(DeadlinePassed(), stage.now)
+    stage.join("ann")
+
+    def told_of(seconds: float) -> list[tuple[str, ...]]:
+        stage.now += seconds
+        pages = sent(stage.server.handle(DeadlinePassed(), stage.now), Status, "olga")
+        return [tuple(each.name for each in page.workers if each.shards) for page in pages]
+
+    assert told_of(0.0) == [("ann",)]
+    stage.join("bob")
+    stage.advance_to(1, "ann")
+    assert told_of(0.1) == [], "one worker is told of at most five times a second"
+    assert told_of(0.1) == [("ann", "bob")]
+    stage.server.admission._remove(stage.member("ann"), stage.now)
+    assert told_of(0.4) == [("bob",)]
+    assert told_of(0.5) == [], "nothing has changed"
+
+
 def test_more_workers_are_told_of_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_report, "WORKERS_A_SECOND", 2)
     stage = Stage()

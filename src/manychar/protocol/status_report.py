@@ -54,7 +54,8 @@ class StatusReport(ServerPart):
         super().__init__(shared)
         self.waits_for_disk = False
         self._began_at = now - self._spec.seconds_before
-        self._figures_at = self._pages_at = self._applied_at = now
+        self._figures_at = self._pages_at = self._changes_at = self._applied_at = now
+        self._shown_holders: set[Peer] = set()
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
         self.divergence = ""
@@ -109,11 +110,15 @@ class StatusReport(ServerPart):
         return self._aggregation.state.smooth_loss / self._spec.definition.seq_length
 
     def tick(self, now: float) -> None:
-        """Show all pages at intervals, and the figures alone when a step was applied."""
-        if now >= self._pages_at:
-            self.show(now, pages=True)
-        elif now >= self._figures_at and self._step != self._shown_step:
+        """Show all pages when they are due, and the figures alone when a step was applied."""
+        figures = now >= self._figures_at and self._step != self._shown_step
+        if figures or self._pages_are_due(now):
             self.show(now)
+
+    def _pages_are_due(self, now: float) -> bool:
+        """Whether it is time for all pages: at intervals, and when others hold the shards."""
+        changed = self._membership.holders() != self._shown_holders
+        return now >= (self._changes_at if changed else self._pages_at)
 
     def report_stall(self, now: float) -> None:
         """Log what the run is waiting for, every STALL_EVERY seconds of a late step.
@@ -144,12 +149,15 @@ class StatusReport(ServerPart):
         return ends and not self.waits_for_disk
 
     def show(self, now: float, *, pages: bool = False) -> None:
-        """Show the run's figures, and all workers as well where `pages`."""
+        """Show the run's figures, and all workers as well where `pages`, or they are due."""
+        pages = pages or self._pages_are_due(now)
         self._figures_at = now + FIGURES_EVERY
         self._shown_step = self._step
         shown = self.pages(now) if pages else [self.figures(now)]
         if pages:
-            self._pages_at = now + max(PAGES_EVERY, shown[0].total / WORKERS_A_SECOND)
+            self._changes_at = now + shown[0].total / WORKERS_A_SECOND
+            self._pages_at = max(now + PAGES_EVERY, self._changes_at)
+            self._shown_holders = self._membership.holders()
         self._outbox.show(*shown)
 
     def figures(self, now: float) -> Status:
