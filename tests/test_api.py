@@ -202,8 +202,8 @@ for call in (
     assert (done.code, done.err) == (0, "")
     expected = [
         "True",
-        r"the model does not know 1 characters of the prime: '\x00' (U+0000)",
-        r"the model does not know 1 characters of the prime: '\ud800' (U+D800)",
+        r"the model does not know 1 character of the prime: '\x00' (U+0000)",
+        r"the model does not know 1 character of the prime: '\ud800' (U+D800)",
         "prime_file",
         "run_dir",
         "TEXT",

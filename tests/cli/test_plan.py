@@ -52,7 +52,7 @@ def test_relays_are_predicted_too(manychar: Commands) -> None:
 def test_more_relays_than_workers_are_refused(manychar: Commands) -> None:
     done = manychar.run("plan", "--workers", "2", "--relays", "3")
     assert (done.code, done.out) == (2, "")
-    assert done.last_line.endswith("--relays 3: there are 2 workers (--workers)")
+    assert done.last_line.endswith("--relays 3: more than --workers, 2")
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,39 @@ def test_a_text_that_is_too_short_is_refused_with_what_it_takes(
     with pytest.raises(OptionError, match=r"1,664.*--shards.*--streams") as refusal:
         Streams(numbered(characters), 4, 16, 25, validation)
     assert f"{int(characters * (1 - validation)):,} characters" in str(refusal.value)
+    assert ("--validation" in str(refusal.value)) is (validation > 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (
+            (18_000, 4, 16, 25, 0.9999),
+            "--validation 0.9999 leaves 2 characters of the text's 18,000, and 4 shards of 16"
+            " streams of 25 + 1 characters need 1,664: use a longer text,"
+            " or a smaller --validation or --shards or --streams",
+        ),
+        (
+            (2, 1, 1, 5, 0.0),
+            "the text has 2 characters, and 1 shard of 1 stream of 5 + 1 characters needs 6:"
+            " use a longer text, or a smaller --seq-length",
+        ),
+        (
+            (1, 1, 1, 5, 0.0),
+            "the text has 1 character, and 1 shard of 1 stream of 5 + 1 characters needs 6:"
+            " use a longer text",
+        ),
+        ((1, 1, 1, 5, 0.5), "--validation 0.5 of 1 character leaves 0 for validation: "),
+    ],
+)
+def test_the_advice_is_what_can_help(
+    sizes: tuple[int, int, int, int, float], expected: str
+) -> None:
+    characters, *rest = sizes
+    with pytest.raises(OptionError) as refusal:
+        Streams(numbered(characters), *rest)
+    assert str(refusal.value).startswith(expected)
+    assert str(refusal.value) == expected or expected.endswith(": ")
 
 
 @pytest.mark.parametrize("streams", [1, 3])

@@ -380,7 +380,7 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
     stage = Stage(shards=1)
     stage.join("ann")
     effects = stage.join("bob")
-    assert "bob is idle: this run has 1 shards (--shards) and 2 workers" in said(effects)
+    assert "bob is idle: this run has 1 shard (--shards) and 2 workers" in said(effects)
     assert not sent(effects, Grant)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
 from manychar.cli.run_setup import numerics_of
-from manychar.numerics.option import Option
+from manychar.numerics.option import Option, counted
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
@@ -46,14 +46,16 @@ def evaluate(
     else:
         ids = _validation_ids(source)
     if len(ids) < 2:
-        raise UserError(f"{len(ids)} characters: a loss needs at least 2")
+        raise UserError(f"{counted(len(ids), 'character')}: a loss needs at least 2")
     nats, characters = loss_of(parameters, ids), len(ids) - 1
     bits = nats / math.log(2)
     if as_json:
         values = {"characters": characters, "nats": nats, "bits": bits}
         write(json.dumps(values) + "\n")
     else:
-        write(f"{characters:,} characters: {nats:#.5g} nats, {bits:#.5g} bits a character\n")
+        write(
+            f"{counted(characters, 'character')}: {nats:#.5g} nats, {bits:#.5g} bits a character\n"
+        )
 
 
 def _validation_ids(source: str) -> "NDArray[Any]":

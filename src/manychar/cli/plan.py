@@ -49,7 +49,7 @@ def plan(
 ) -> None:
     """Predict the speed of a fleet on many machines, and what limits it."""
     if relays > workers:
-        raise UserError(f"--relays {relays}: there are {workers} workers (--workers)")
+        raise UserError(f"--relays {relays}: more than --workers, {workers}")
     shards = shards or workers
     size = Dimensions(
         vocabulary_size=vocabulary,

@@ -9,7 +9,7 @@ import typer
 from manychar.cli.console import write
 from manychar.cli.options import Run
 from manychar.cli.run_setup import numerics_of
-from manychar.numerics.option import Option
+from manychar.numerics.option import Option, counted
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.usable_cores import usable_cores
@@ -38,8 +38,8 @@ def verify(
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
-    plural = "s" if todo.checkpoints != 1 else ""
-    write(f"the same bits: {todo.steps:,} steps, {todo.checkpoints} checkpoint{plural}\n")
+    steps, checkpoints = counted(todo.steps, "step"), counted(todo.checkpoints, "checkpoint")
+    write(f"the same bits: {steps}, {checkpoints}\n")
 
 
 def verify_share(run_dir: Run) -> None:

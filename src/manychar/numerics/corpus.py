@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from manychar.numerics.option import OptionError
+from manychar.numerics.option import OptionError, counted
 
 CODE_POINTS = 0x110000
 
@@ -110,21 +110,35 @@ class Streams:
         """Find the length of a stream; remainder and validation text are not read."""
         if self.validation > 0 and len(self.validation_ids) < 2:
             raise OptionError(
-                f"--validation {self.validation} of {len(self.ids):,} characters leaves"
+                f"--validation {self.validation} of {counted(len(self.ids), 'character')} leaves"
                 f" {len(self.validation_ids)} for validation: at least 2 are needed"
             )
         characters = len(self.ids) - len(self.validation_ids)
         length = characters // (self.shards * self.streams)
         if length < self.seq_length + 1:
-            needed = self.shards * self.streams * (self.seq_length + 1)
-            raise OptionError(
-                f"the text has {characters:,} characters, and {self.shards} shards of"
-                f" {self.streams} streams of {self.seq_length} + 1 characters need {needed:,}:"
-                " use a longer text, or fewer --shards or --streams"
-            )
+            raise OptionError(self._too_short(characters))
         object.__setattr__(self, "length", length)
         read = self.ids[: self.shards * self.streams * length]
         object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
+
+    def _too_short(self, characters: int) -> str:
+        needed = self.shards * self.streams * (self.seq_length + 1)
+        found = f"the text has {counted(characters, 'character')}"
+        if self.validation > 0:
+            left = f"--validation {self.validation} leaves {counted(characters, 'character')}"
+            found = f"{left} of the text's {len(self.ids):,}"
+        smaller = {
+            "--validation": self.validation > 0,
+            "--seq-length": not self.validation and 1 < characters <= self.seq_length,
+            "--shards": self.shards > 1,
+            "--streams": self.streams > 1,
+        }
+        flags = " or ".join(name for name, helps in smaller.items() if helps)
+        return (
+            f"{found}, and {counted(self.shards, 'shard')} of {counted(self.streams, 'stream')} of"
+            f" {self.seq_length} + 1 characters need{'s' * (self.shards == 1)} {needed:,}:"
+            f" use a longer text{f', or a smaller {flags}' if flags else ''}"
+        )
 
     @property
     def validation_ids(self) -> NDArray[np.unsignedinteger]:

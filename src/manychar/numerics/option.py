@@ -129,6 +129,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as messages have it."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def as_flags(values: Mapping[str, Any]) -> list[str]:
     """Return values as words of a command line, without None and False. Raises TypeError."""
     words = []

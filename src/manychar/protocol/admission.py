@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
+from manychar.numerics.option import counted
 from manychar.protocol import events, messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level, RememberBans
@@ -109,8 +110,8 @@ class Admission(ServerPart):
         shards, workers = self._spec.definition.shards, len(self._membership.workers())
         if workers > shards:
             self._outbox.log(
-                f"{member.name} is idle: this run has {shards} shards (--shards) and {workers}"
-                " workers"
+                f"{member.name} is idle: this run has {counted(shards, 'shard')} (--shards) and"
+                f" {counted(workers, 'worker')}"
             )
 
     def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:

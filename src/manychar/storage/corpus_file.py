@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from manychar.numerics.corpus import CharacterSet, Encoder, decode, id_dtype
 from manychar.numerics.model import Model, Parameters
+from manychar.numerics.option import counted
 from manychar.processes.errors import UserError, because, code_of, user_errors
 from manychar.processes.log import logger
 from manychar.processes.work_progress import work_progress
@@ -50,7 +51,7 @@ def known_ids(
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in missing.most_common(UNKNOWN_SHOWN))
         more = f" and {len(missing) - UNKNOWN_SHOWN} more" if len(missing) > UNKNOWN_SHOWN else ""
         hint = " (--unknown=skip leaves them out)" if unknown == "refuse" else ""
-        words = f"{missing.total():,} characters of {what}{hint}: {shown}{more}"
+        words = f"{counted(missing.total(), 'character')} of {what}{hint}: {shown}{more}"
         if unknown != "skip":
             raise UserError(f"the model does not know {words}")
         logger.info(f"the model does not know {words}; skipped")
