@@ -15,7 +15,6 @@ TOO_LARGE = "99999999999999999999"
 ONE_BY_ONE = """
 import contextlib, io, json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
-from manychar.cli.app import run
 for arguments in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -244,6 +243,21 @@ class TestFlags:
         expect_one_line(done, "--help")
         assert named in done.err.lower()
         expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ("train t.txt --steps", "Option '--steps' requires an argument; see `manychar train"),
+            ("keys add --role", "Option '--role' requires an argument; see `manychar keys add"),
+            ("trian", "No such command 'trian'. Did you mean 'train'? See `manychar"),
+        ],
+    )
+    def test_usage_names_the_help_of_the_command(
+        self, manychar: Commands, arguments: str, expected: str
+    ) -> None:
+        done = manychar.run(*arguments.split())
+        expect_one_line(done)
+        assert done.err.endswith(f": {expected} --help`\n")
 
     @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:*", "tcp://*:*", "tcp://[::]:*"])
     def test_strangers_are_not_let_in(self, manychar: Commands, text: Path, bind: str) -> None:

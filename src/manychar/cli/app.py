@@ -158,7 +158,7 @@ def run(arguments: list[str]) -> int:
 
 def _usage_line(error: Any, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "manychar"
+    path = context.command_path if context is not None else _called(arguments)
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
     name = getattr(error, "option_name", "")  # -r of -rnn_size
@@ -168,4 +168,16 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option
         return f"manychar: {where}{error.message}"
-    return f"{path}: {where}{message}; see `{path} --help`"
+    see = " See" if message.endswith("?") else "; see"
+    return f"{path}: {where}{message}{see} `{path} --help`"
+
+
+def _called(arguments: list[str]) -> str:
+    """Return the command that is called: the parser of flags does not tell."""
+    command: Any = typer.main.get_command(app)
+    path = ["manychar"]
+    for word in arguments:
+        if (command := getattr(command, "commands", {}).get(word)) is None:
+            break
+        path.append(word)
+    return " ".join(path)
