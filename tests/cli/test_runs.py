@@ -34,3 +34,13 @@ def test_a_terminal_is_sent_no_control_sequence(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     runs(tmp_path)
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path / "a\nb")
+    (tmp_path / "c\nd").mkdir()
+    (tmp_path / "c\nd" / "config.json").write_text("{}", encoding="utf-8")
+    runs(tmp_path)
+    one, other = capsys.readouterr().out.splitlines()
+    assert one.startswith(rf"{tmp_path}/a\x0ab  step ")
+    assert rf"{tmp_path}/c\x0ad/config.json" in other

@@ -15,9 +15,9 @@ def test_a_terminal_is_sent_no_control_sequence(
 ) -> None:
     monkeypatch.setenv(log.FORMAT_VARIABLE, form)
     log.configure()
-    log.logger.error(f"{NAME}: not there\nsecond line")
+    log.logger.error(f"{NAME}: not there\nno\tsecond\rline")
     written = capsys.readouterr().err
     if form == "json":
-        assert json.loads(written)["text"] == f"{NAME}: not there\nsecond line"
+        assert json.loads(written)["text"] == f"{NAME}: not there\nno\tsecond\rline"
     else:
-        assert written == "a\\x1b[31m\\x9b31mb\u3000é: not there\nsecond line\n"
+        assert written == "a\\x1b[31m\\x9b31mb\u3000é: not there\\x0ano\\x09second\\x0dline\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from manychar.cli.console import write
 from manychar.cli.options import argument
 from manychar.processes.errors import UserError
+from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -20,14 +21,12 @@ Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
-    from manychar.observability.model_source import for_reading
-
     paths = sorted(path.parent for path in directory.rglob(CONFIG_NAME))
     for path in paths:
         try:
-            write(for_reading(f"{path}  {_described(path)}\n"))
+            write(escaped(f"{path}  {_described(path)}") + "\n")
         except UserError as error:
-            write(for_reading(f"{error}\n"))
+            write(escaped(str(error)) + "\n")
     if not paths:
         raise UserError(f"{directory}: no runs below it")
 

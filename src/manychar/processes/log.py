@@ -20,7 +20,7 @@ LEVEL_VARIABLE = "MANYCHAR_LOG_LEVEL"
 FORMAT_VARIABLE = "MANYCHAR_LOG_FORMAT"
 FOR_A_PARENT = {LEVEL_VARIABLE: Level.INFO, FORMAT_VARIABLE: "json"}
 NUMBERS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal obeys them, in a path, too
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal obeys them, in a path, too
 
 logger = logging.getLogger("manychar")
 
@@ -30,6 +30,11 @@ def fields_of(record: logging.LogRecord) -> dict[str, str]:
     now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
     time, level = now.isoformat(timespec="milliseconds"), record.levelname.lower()
     return {"time": time, "level": level, "text": record.getMessage()}
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line, its control characters in hexadecimal."""
+    return CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", text)
 
 
 def say(line: str) -> None:
@@ -61,8 +66,7 @@ def as_line(text: str) -> str:
 def _line_of(record: logging.LogRecord, prefix: str = "") -> str:
     fields = fields_of(record)
     fields["text"] = prefix + fields["text"]
-    shown = CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", fields["text"])
-    return to_json(fields | getattr(record, "values", {})) if is_json() else shown
+    return to_json(fields | getattr(record, "values", {})) if is_json() else escaped(fields["text"])
 
 
 def configure(prefix: str = "") -> None:
