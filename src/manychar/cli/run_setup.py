@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manychar.cli.console import log_failure, program
-from manychar.numerics.option import flag, options_of, resolve
+from manychar.numerics.option import counted, flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
@@ -51,8 +51,11 @@ def run_of(
             known = {"shards": definition.shards, "cores": usable_cores()}
             operation = Operation(**resolve(Operation, flags, **known))
             directory = create_run(flags.get("run_dir"), definition, corpus, operation)
-            count, distinct = corpus.characters, len(corpus.vocabulary)
-            logger.info(f"{corpus.source}: {count:,} characters, {distinct} distinct")
+            used, known = counted(corpus.characters, "character"), len(corpus.vocabulary)
+            words = f"{used}, {known} distinct"
+            if corpus.initial_weights is not None:
+                words = f"{used} used, with the checkpoint's vocabulary of {known}"
+            logger.info(f"{corpus.source}: {words}")
         logger.info(f"run directory: {directory.path}")
         return directory
     directory = open_run(path)
