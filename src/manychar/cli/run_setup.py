@@ -51,10 +51,10 @@ def run_of(
             known = {"shards": definition.shards, "cores": usable_cores()}
             operation = Operation(**resolve(Operation, flags, **known))
             directory = create_run(flags.get("run_dir"), definition, corpus, operation)
-            used, known = counted(corpus.characters, "character"), len(corpus.vocabulary)
-            words = f"{used}, {known} distinct"
+            used, size = counted(corpus.characters, "character"), len(corpus.vocabulary)
+            words = f"{used}, {size} distinct"
             if corpus.initial_weights is not None:
-                words = f"{used} used, with the checkpoint's vocabulary of {known}"
+                words = f"{used} used, with the checkpoint's vocabulary of {size}"
             logger.info(f"{corpus.source}: {words}")
         logger.info(f"run directory: {directory.path}")
         return directory
