@@ -80,7 +80,7 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
     done = tune(manychar, "--unknown", "skip")
     assert done.code == 0, done.err
     assert "does not know 2 characters of other.txt: '\N{SNOWMAN}' (U+2603); skipped" in done.err
-    used = f"{len(known):,} characters used, with the checkpoint's vocabulary of"
+    used = f"{len(known):,} characters, of the checkpoint's vocabulary of"
     assert f"other.txt: {used} {len(given.vocabulary)}\n" in done.err
     other.write_text(known)
     again = tune(manychar, "--or-resume", "--steps", "42")

@@ -11,7 +11,8 @@ import pytest
 
 from manychar.network.keys import add, create
 from manychar.observability.dashboard.data_source import FinishedRun, LiveServer, open_source
-from manychar.observability.observer_client import find_server
+from manychar.observability.observer_client import find_server, send_stop, snapshots
+from manychar.observability.status import Health, check_health
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
 from manychar.storage.run_directory import locked, open_run
@@ -119,6 +120,25 @@ def test_where_train_has_keys_its_user_reaches_it_too(
     assert manychar.run("health", "run").code == 0
     assert manychar.run("stop", "run").code == 0
     assert running.end().code == 75
+
+
+def test_a_server_that_holds_the_run_but_does_not_answer_is_not_called_absent(
+    trained: Path, tmp_path: Path
+) -> None:
+    expected = (
+        f"{trained}: its server, process {os.getpid()} on {HERE}, holds the run, but has not"
+        " answered for 0.2 s (--connect-timeout)"
+    )
+    source, timeout = str(trained), {"connect_timeout": 0.2}
+    with locked(open_run(trained)):
+        write_address(trained, f"ipc://{tmp_path}/nobody", None)
+        for ask in (send_stop, open_source, lambda *given, **limit: [*snapshots(*given, **limit)]):
+            with pytest.raises(UserError) as refused:
+                ask(source, None, **timeout)
+            assert (str(refused.value), refused.value.code) == (expected, 3)
+        assert check_health(source, None, **timeout) == Health(expected, healthy=False)
+        with pytest.raises(UserError, match="no server at ipc"):
+            check_health(f"ipc://{tmp_path}/nobody", None, **timeout)
 
 
 class TestTheFile:

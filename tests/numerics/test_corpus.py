@@ -207,7 +207,7 @@ def test_a_text_that_is_too_short_is_refused_with_what_it_takes(
     [
         (
             (18_000, 4, 16, 25, 0.9999),
-            "--validation 0.9999 leaves 2 characters of the text's 18,000, and 4 shards of 16"
+            "--validation 0.9999 of 18,000 characters leaves 2 characters, and 4 shards of 16"
             " streams of 25 + 1 characters need 1,664: use a longer text,"
             " or a smaller --validation or --shards or --streams",
         ),

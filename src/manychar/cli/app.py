@@ -158,7 +158,9 @@ def run(arguments: list[str]) -> int:
 
 def _usage_line(error: Any, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else _called(arguments)
+    words = arguments[: 2 if arguments[0] == "keys" else 1]  # the parser of flags names no command
+    called = " ".join(["manychar", *(each for each in words if not each.startswith("-"))])
+    path = context.command_path if context is not None else called
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
     name = getattr(error, "option_name", "")  # -r of -rnn_size
@@ -170,14 +172,3 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
         return f"manychar: {where}{error.message}"
     see = " See" if message.endswith("?") else "; see"
     return f"{path}: {where}{message}{see} `{path} --help`"
-
-
-def _called(arguments: list[str]) -> str:
-    """Return the command that is called: the parser of flags does not tell."""
-    command: Any = typer.main.get_command(app)
-    path = ["manychar"]
-    for word in arguments:
-        if (command := getattr(command, "commands", {}).get(word)) is None:
-            break
-        path.append(word)
-    return " ".join(path)

@@ -53,9 +53,8 @@ def evaluate(
         values = {"characters": characters, "nats": nats, "bits": bits}
         write(json.dumps(values) + "\n")
     else:
-        write(
-            f"{counted(characters, 'character')}: {nats:#.5g} nats, {bits:#.5g} bits a character\n"
-        )
+        of = counted(characters, "character")
+        write(f"{of}: {nats:#.5g} nats, {bits:#.5g} bits a character\n")
 
 
 def _validation_ids(source: str) -> "NDArray[Any]":

@@ -48,14 +48,13 @@ def run_of(
     if path is None:
         handle(*STOPS, by=end_by_exception)  # a run directory that is half made is removed
         with defined(text, flags, flags.get("run_dir") or RUNS) as (definition, corpus):
-            known = {"shards": definition.shards, "cores": usable_cores()}
-            operation = Operation(**resolve(Operation, flags, **known))
+            others = {"shards": definition.shards, "cores": usable_cores()}
+            operation = Operation(**resolve(Operation, flags, **others))
             directory = create_run(flags.get("run_dir"), definition, corpus, operation)
             used, size = counted(corpus.characters, "character"), len(corpus.vocabulary)
-            words = f"{used}, {size} distinct"
-            if corpus.initial_weights is not None:
-                words = f"{used} used, with the checkpoint's vocabulary of {size}"
-            logger.info(f"{corpus.source}: {words}")
+            is_new = corpus.initial_weights is None
+            known = f"{size} distinct" if is_new else f"of the checkpoint's vocabulary of {size}"
+            logger.info(f"{corpus.source}: {used}, {known}")
         logger.info(f"run directory: {directory.path}")
         return directory
     directory = open_run(path)

@@ -18,7 +18,6 @@ from manychar.fleet.server_share import ServerShare
 from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import TURN_EVERY, EventLoop
 from manychar.network.router import Router
-from manychar.numerics.option import counted
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because, stopping
@@ -252,9 +251,7 @@ class ServerLoop(Listener):
     def _show(self, status: Status) -> None:
         if (snapshot := self.snapshots.add(status, self.machine.dimensions)) is not None:
             self.screen.status(snapshot)
-            self.notifier.status(
-                f"step {status.step:,}, {counted(len(snapshot.working), 'worker')}"
-            )
+            self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
 
     def _send(self, peer: Peer, message: Message) -> None:
         if peer == OWN_PEER:

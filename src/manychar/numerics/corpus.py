@@ -122,22 +122,17 @@ class Streams:
         object.__setattr__(self, "_shards", read.reshape(self.shards, self.streams, length))
 
     def _too_short(self, characters: int) -> str:
+        left = f"--validation {self.validation} of {counted(len(self.ids), 'character')} leaves"
+        found = left if self.validation > 0 else "the text has"
         needed = self.shards * self.streams * (self.seq_length + 1)
-        found = f"the text has {counted(characters, 'character')}"
-        if self.validation > 0:
-            left = f"--validation {self.validation} leaves {counted(characters, 'character')}"
-            found = f"{left} of the text's {len(self.ids):,}"
-        smaller = {
-            "--validation": self.validation > 0,
-            "--seq-length": not self.validation and 1 < characters <= self.seq_length,
-            "--shards": self.shards > 1,
-            "--streams": self.streams > 1,
-        }
-        flags = " or ".join(name for name, helps in smaller.items() if helps)
+        verb = "needs" if self.shards == 1 else "need"
+        flags = ["--validation"] if self.validation > 0 else []
+        flags += ["--seq-length"] if not flags and 1 < characters <= self.seq_length else []
+        flags += ["--shards"] * (self.shards > 1) + ["--streams"] * (self.streams > 1)
         return (
-            f"{found}, and {counted(self.shards, 'shard')} of {counted(self.streams, 'stream')} of"
-            f" {self.seq_length} + 1 characters need{'s' * (self.shards == 1)} {needed:,}:"
-            f" use a longer text{f', or a smaller {flags}' if flags else ''}"
+            f"{found} {counted(characters, 'character')}, and {counted(self.shards, 'shard')} of"
+            f" {counted(self.streams, 'stream')} of {self.seq_length} + 1 characters {verb}"
+            f" {needed:,}: use a longer text{', or a smaller ' * bool(flags)}{' or '.join(flags)}"
         )
 
     @property

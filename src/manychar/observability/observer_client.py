@@ -27,6 +27,11 @@ TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
+
+class NoAnswerError(UserError):
+    """The server that holds a run directory does not answer."""
+
+
 Event = Snapshot | messages.Weights | messages.Unbanned
 
 T = TypeVar("T")
@@ -42,6 +47,7 @@ class ObserverClient:
         self, source: str, key: ClientKey | None = None, *, connect_timeout: float
     ) -> None:
         self.endpoint, key = find_server(source, key)
+        self._source = source
         self._dealer = Dealer(self.endpoint, key)
         self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots = Snapshots()
@@ -52,10 +58,12 @@ class ObserverClient:
     def connect(self, connect_timeout: float) -> None:
         """Connect, or connect again after an end: for `connect_timeout` seconds at most."""
         now = time.monotonic()
+        self._connect_timeout = connect_timeout
         self._machine = Observer(
             self._hello, server=self.endpoint, connect_timeout=connect_timeout, now=now
         )
         self.end: Finish | None = None
+        self.is_held = False  # the run directory, by a server that does not answer
 
     @property
     def welcome(self) -> messages.Welcome | None:
@@ -82,8 +90,8 @@ class ObserverClient:
                 effects += self._machine.handle(Received(message), time.monotonic())
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
-        effects += self._machine.handle(DeadlinePassed(), time.monotonic())
-        return self._events(effects)
+        due = self._machine.handle(DeadlinePassed(), time.monotonic())
+        return self._events([*effects, *map(self._explained, due)])
 
     def _events(self, effects: Iterable[Effect]) -> list[Event]:
         events: list[Event] = []
@@ -104,6 +112,16 @@ class ObserverClient:
                 case Finish():
                     self.end = effect
         return events
+
+    def _explained(self, effect: Effect) -> Effect:
+        """Return an effect of time; an end names the server that holds the run, if one does."""
+        address = read_address(Path(self._source)) if isinstance(effect, Finish) else None
+        if not isinstance(effect, Finish) or address is None:
+            return effect
+        self.is_held = True
+        server = f"its server, process {address.process} on {address.host}"
+        silence = f"has not answered for {self._connect_timeout:g} s (--connect-timeout)"
+        return Finish(effect.code, f"{self._source}: {server}, holds the run, but {silence}")
 
     def suspended(self, seconds: float) -> None:
         """Do not count the time in which this process was stopped as silence of the server."""
@@ -162,7 +180,8 @@ def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) ->
             loop.turn(TURN_MS / 1000)
             yield from client.turn()
         if end.code not in ENDED_WELL or client.welcome is None:
-            raise UserError(end.reason, code=end.code or RUN_FAILED)
+            kind = NoAnswerError if client.is_held else UserError
+            raise kind(end.reason, code=end.code or RUN_FAILED)
         logger.info(end.reason)
 
 

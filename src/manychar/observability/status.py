@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from manychar.network.keys import ClientKey
-from manychar.observability.observer_client import snapshots
+from manychar.observability.observer_client import NoAnswerError, snapshots
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
@@ -155,16 +155,19 @@ class Health(NamedTuple):
 def check_health(source: str, key: ClientKey | None, *, connect_timeout: float) -> Health:
     """Watch a live run until it advances, or for `connect_timeout` seconds; say what it waits for.
 
-    Raises UserError where no server answers within as long, it refuses, or the run has ended.
+    Raises UserError where there is no server, it refuses, or the run has ended.
     """
     found = snapshots(source, key, connect_timeout=connect_timeout)
     with contextlib.closing(found):
-        for before in found:
-            deadline = time.monotonic() + connect_timeout
-            for now in found:
-                health = health_of(before, now, expired=time.monotonic() >= deadline)
-                if health is not None:
-                    return health
+        try:
+            for before in found:
+                deadline = time.monotonic() + connect_timeout
+                for now in found:
+                    health = health_of(before, now, expired=time.monotonic() >= deadline)
+                    if health is not None:
+                        return health
+        except NoAnswerError as hung:
+            return Health(str(hung), healthy=False)
     raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
