@@ -15,6 +15,7 @@ TOO_LARGE = "99999999999999999999"
 ONE_BY_ONE = """
 import contextlib, io, json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+from manychar.cli.app import run
 for arguments in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
