@@ -116,7 +116,8 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "No such option: --patience. Its name is now --connect-timeout" in renamed
     for line in OTHERS.strip().splitlines():
         unknown, hint = line.split(maxsplit=1)
-        assert f"No such option: {unknown}. {hint};" in manychar.run("train", unknown, "3").err
+        see = " See" if hint.endswith("?") else "; see"
+        assert f"No such option: {unknown}. {hint}{see}" in manychar.run("train", unknown, "3").err
     assert "--learning-rate" not in manychar.run("plot", "--lr", "3").err
     never_had_it = manychar.run("train", "--patience", "3").err
     assert "No such option: --patience" in never_had_it

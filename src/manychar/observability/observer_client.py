@@ -119,9 +119,11 @@ class ObserverClient:
         if not isinstance(effect, Finish) or address is None:
             return effect
         self.is_held = True
-        server = f"its server, process {address.process} on {address.host}"
-        silence = f"has not answered for {self._connect_timeout:g} s (--connect-timeout)"
-        return Finish(effect.code, f"{self._source}: {server}, holds the run, but {silence}")
+        reason = (
+            f"{self._source}: its server, process {address.process} on {address.host}, holds the"
+            f" run, but has not answered for {self._connect_timeout:g} s (--connect-timeout)"
+        )
+        return Finish(effect.code, reason)
 
     def suspended(self, seconds: float) -> None:
         """Do not count the time in which this process was stopped as silence of the server."""
