@@ -147,6 +147,8 @@ def test_a_fleet_that_runs_for_long_does_not_grow(
                 samples[role.name].append(_sample(role.pid, time.monotonic() - began))
         time.sleep(SAMPLE_EVERY)  # the rate of the samples
     for role in roles:
+        show(role, samples[role.name], role.printed() - printed[role.name])
+    for role in roles:
         expect_no_growth(role, samples[role.name], printed[role.name], hours=seconds / 3600)
     expect_steady(steps)
     expect_bounded(run, steps[-1][1])
@@ -154,15 +156,20 @@ def test_a_fleet_that_runs_for_long_does_not_grow(
     expect_same_bits(manychar, roles)
 
 
+def show(role: Role, samples: list[Sample], wrote: int) -> None:
+    """Print a role's figures, before any of them can fail the test."""
+    counts = [each.descriptors for each in samples]
+    print(
+        f"{role.name}: started {role.starts} times; {samples[-1].memory / 2**20:.1f} MiB,"
+        f" {slope(samples) / 2**10:+,.0f} KiB an hour; descriptors {min(counts)} to {max(counts)};"
+        f" {wrote:,} bytes printed"
+    )
+
+
 def expect_no_growth(role: Role, samples: list[Sample], printed: int, *, hours: float) -> None:
     """Fail if a role takes more memory or descriptors as time goes by, or prints much."""
     grown, wrote = slope(samples), role.printed() - printed
     counts = [each.descriptors for each in samples]
-    print(
-        f"{role.name}: started {role.starts} times; {samples[-1].memory / 2**20:.1f} MiB,"
-        f" {grown / 2**10:+,.0f} KiB an hour; descriptors {min(counts)} to {max(counts)};"
-        f" {wrote:,} bytes printed"
-    )
     assert grown < GROWTH, f"{role.name}: {grown:,.0f} bytes an hour"
     assert max(counts) - min(counts) <= FILES_BEING_WRITTEN, f"{role.name}: {counts}"
     assert wrote < LOG_BYTES * hours, f"{role.name}: {wrote:,} bytes"
