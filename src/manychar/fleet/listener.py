@@ -50,9 +50,10 @@ class Listener:
         self.loop.on_deadline(lambda: self.collect_at, self._collect)
 
     def _collect(self) -> None:
-        """Collect garbage, of which there is hardly any: it empties CPython's free lists.
+        """Empty CPython's free lists, as a full collection does: decoding fills them.
 
-        Decoding fills these, up to a MiB within some minutes; nothing else would ever be due.
+        They take up to a MiB. The interpreter itself hardly ever collects here, because as many
+        objects are freed as are made.
         """
         self.collect_at = time.monotonic() + COLLECT_EVERY
         gc.collect()
