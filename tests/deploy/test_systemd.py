@@ -19,6 +19,7 @@ from tests.texts import small_text
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 SERVER, WORKER = "manychar-server.service", "manychar-worker@.service"
+RELAY = "manychar-relay.service"
 MOST_EXPOSED = 1.5
 
 
@@ -28,7 +29,7 @@ def settings_of(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=", line))
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER])
+@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
 def test_systemd_accepts_it(unit: str, tmp_path: Path, require: Require) -> None:
     require(shutil.which("systemd-analyze"), "systemd-analyze is not here")
     text = (UNITS / unit).read_text(encoding="utf-8")
@@ -39,7 +40,7 @@ def test_systemd_accepts_it(unit: str, tmp_path: Path, require: Require) -> None
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER])
+@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
 def test_it_may_do_little(unit: str, require: Require) -> None:
     require(shutil.which("systemd-analyze"), "systemd-analyze is not here")
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / unit)]
@@ -48,10 +49,10 @@ def test_it_may_do_little(unit: str, require: Require) -> None:
     assert exposed
     assert float(exposed[1]) <= MOST_EXPOSED
     readme = (UNITS / "README.md").read_text(encoding="utf-8")
-    assert f"says {exposed[1]} (OK) for both" in readme
+    assert f"says {exposed[1]} (OK) for each" in readme
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER])
+@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
 def test_its_command_is_one(manychar: Commands, unit: str) -> None:
     settings = settings_of(unit)
     line = settings["ExecStart"].replace("%d", "/run/credentials").replace("%i", "1")
@@ -63,11 +64,11 @@ def test_its_command_is_one(manychar: Commands, unit: str) -> None:
     _, *arguments = shlex.split(line)
     done = manychar.run(*arguments, "--print-config")
     assert done.code == 0, done.err
-    assert "or_resume = true" in done.out or unit == WORKER
-    assert "shards = 8" in done.out or unit == WORKER
+    assert "or_resume = true" in done.out or unit != SERVER
+    assert "shards = 8" in done.out or unit != SERVER
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER])
+@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
 def test_what_is_not_tried_again_is_what_would_end_in_the_same_way(unit: str) -> None:
     settings = settings_of(unit)
     never = {int(code) for code in settings["RestartPreventExitStatus"].split()}
@@ -75,7 +76,7 @@ def test_what_is_not_tried_again_is_what_would_end_in_the_same_way(unit: str) ->
     assert settings["SuccessExitStatus"] == str(errors.STOPPED)
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER])
+@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
 def test_its_memory_is_limited_and_it_is_restarted_beyond(unit: str) -> None:
     settings = settings_of(unit)
     assert re.fullmatch(r"\d+G", settings["MemoryMax"])
@@ -113,7 +114,7 @@ RUN = Path("var/lib/manychar/run")
 
 
 def blocks_of_readme() -> list[list[str]]:
-    """Return the lines of the README's blocks: for the server, for workers."""
+    """Return the lines of the README's blocks: for the server, for workers, for a relay."""
     text = (UNITS / "README.md").read_text(encoding="utf-8")
     return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
@@ -159,7 +160,7 @@ def test_a_systemd_runs_it_as_the_readme_says(
         pytest.skip("it boots a systemd: --systemd")
     why = machine.why_not()
     require(not why, why)
-    for_server, for_workers = blocks_of_readme()
+    for_server, for_workers, for_relay = blocks_of_readme()
     settings = (UNITS / "server.conf").read_text(encoding="utf-8")
     small = re.sub("(?m)^MORE=.*", "MORE=--hidden 16 --streams 4 --steps 0", settings)
     workers = [f"manychar-worker@{i}.service" for i in (1, 2, 3, 4)]
@@ -192,10 +193,19 @@ def test_a_systemd_runs_it_as_the_readme_says(
         wait_for_progress(here)
         assert "Watchdog timeout" in here.journal()
 
+        # A relay, which admits the server's keys here, and a worker that moves behind it.
+        here.run("/opt/manychar/bin/manychar keys add /var/lib/manychar/keys relay")
+        here.run("mv /var/lib/manychar/keys/relay.key .")
+        install(here, [line for line in for_relay if "keys create" not in line])
+        here.wait_until(RELAY, "ActiveState", "active")
+        here.run("sed -i s/5577/5578/ /etc/manychar/worker.conf")
+        here.run(f"systemctl restart {workers[3]}")
+        wait_for_progress(here)
+
         # What is stopped stays so, and in good order.
         here.run(f"systemctl stop {workers[0]}")
         assert here.show(workers[0], "ActiveState") == "inactive"
-        here.run("systemctl stop manychar-server 'manychar-worker@*'")
+        here.run("systemctl stop manychar-server manychar-relay 'manychar-worker@*'")
         assert here.run("systemctl list-units --failed --no-legend --plain 'manychar*'") == ""
         assert here.show(SERVER, "Result") == "success"
         assert expect_same_bits(here.root / RUN, text) > 0
