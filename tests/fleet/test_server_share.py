@@ -106,7 +106,7 @@ def test_a_server_that_computes_serves_observers_validation_and_stop(
     found = until(validated, "a validation loss")
     (own,) = found["workers"]
     assert (own["name"], own["state"], own["shards"]) == ("server", "working", 4)
-    assert 0 < own["longest_piece"] < own["shard_seconds"] * 100
+    assert 0 < own["longest_piece_seconds"] < own["shard_seconds"] * 100
     shown = manychar.run("status", endpoint)
     assert "the server computes, too: a message waits for" in shown.out
     stopped = manychar.run("stop", endpoint)
@@ -181,7 +181,7 @@ def test_status_is_answered_while_1024_hidden_units_compute(manychar: Commands, 
             time.sleep(0.02)  # at all moments of some steps
             answers.append(answered_within(client))
     (own,) = status(manychar, endpoint)["workers"]
-    bound = max(0.05, 2 * own["longest_piece"])
+    bound = max(0.05, 2 * own["longest_piece_seconds"])
     print(f"median {statistics.median(answers):.4f} s, longest {max(answers):.4f} s, bound {bound}")
     assert statistics.median(answers) <= bound
     assert max(answers) <= max(bound, own["shard_seconds"])

@@ -92,7 +92,7 @@ def test_workers_of_one_name_and_host_are_one_series() -> None:
     try:
         now = snapshot(8.0)
         (ann,) = now.workers
-        other = ann._replace(gradients=5, shards=2, late=3.0, computing=0.1)
+        other = ann._replace(gradients=5, shards=2, late_seconds=3.0, computing=0.1)
         workers = ann, other, ann._replace(relay="rack"), ann._replace(host="there")
         metrics.status(dataclasses.replace(now, workers=workers))
         found = scraped(metrics.port)

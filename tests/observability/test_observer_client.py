@@ -210,12 +210,12 @@ def _status(seconds: float, **figures: Any) -> Status:
         "characters": int(1000 * seconds),
         "smooth_loss_nats_per_character": 2.0,
     }
-    usual |= {"steps": 0, "checkpoint": 7, "checkpoint_age": 3_700.0, "seconds": seconds}
+    usual |= {"steps": 0, "checkpoint": 7, "checkpoint_age_seconds": 3_700.0, "seconds": seconds}
     return status(**usual | {"counts": {"units_repeated": 2}} | figures)
 
 
 def _worker(seconds: float, **values: Any) -> WorkerStats:
-    usual = {"gradients": int(10 * seconds), "shard_seconds": 0.05, "speed": 10.0}
+    usual = {"gradients": int(10 * seconds), "shard_seconds": 0.05, "shards_per_second": 10.0}
     usual |= {"computing": 0.5, "exchanging": 0.4, "waiting": 0.1}
     known = WorkerStats("ann", "here", "working", 1, 0, 0, *(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     return known._replace(**usual | values)
@@ -290,7 +290,9 @@ def test_loss_and_validation_loss_fit_into_80_columns() -> None:
 
 def test_the_speed_of_the_run_is_that_of_its_workers() -> None:
     now = snapshot(12.0)
-    two = Snapshot(SIZE, now.status, (*now.workers, _worker(12.0, name="bob", speed=15.0)))
+    two = Snapshot(
+        SIZE, now.status, (*now.workers, _worker(12.0, name="bob", shards_per_second=15.0))
+    )
     assert lines_of(two)[0].endswith(" 500 characters/s"), "2 streams of 10 characters a shard"
 
 
@@ -367,7 +369,7 @@ def terminal(width: int) -> Console:
 
 @pytest.mark.parametrize("width", [100, 160])
 def test_nothing_is_cut_on_a_terminal(width: int) -> None:
-    worker = snapshot_of(10.0, name="a-worker-name", late=12.0, dropped=1234)
+    worker = snapshot_of(10.0, name="a-worker-name", late_seconds=12.0, dropped=1234)
     shown = show(worker, console=terminal(width))
     for part in (*COLUMNS, "a-worker-name", "here", "working", "12.0 s", "1,234", "50%"):
         assert part in shown
@@ -375,7 +377,7 @@ def test_nothing_is_cut_on_a_terminal(width: int) -> None:
 
 
 def test_names_are_whole_on_a_narrow_terminal() -> None:
-    worker = snapshot_of(10.0, name="n" * 40, late=12.0, dropped=1234)
+    worker = snapshot_of(10.0, name="n" * 40, late_seconds=12.0, dropped=1234)
     shown = show(worker, console=terminal(60))
     cells = [line.split()[0] for line in shown.splitlines() if line.strip()]
     assert "".join(cell for cell in cells if set(cell) == {"n"}) == "n" * 40

@@ -261,7 +261,7 @@ def status(**values: Any) -> Status:
         "characters": 6,
         "seconds": 0.5,
         "checkpoint": 0,
-        "checkpoint_age": 0.5,
+        "checkpoint_age_seconds": 0.5,
         "validated": None,
         "validation_loss_nats_per_character": None,
         "smooth_loss_nats_per_character": 1.0,

@@ -29,13 +29,13 @@ def test_workers_below_a_silent_relay_are_silent_and_hold_nothing() -> None:
     stage = Stage()
     stage.join("rack", "ann")
     (entry,) = (each for each in seen(stage).values() if each.name == "ann")
-    below = entry._replace(name="bob", state="working", shards=2, late=1.5, relay="")
+    below = entry._replace(name="bob", state="working", shards=2, late_seconds=1.5, relay="")
     stage.member("rack").is_relay, stage.member("rack").below = True, (below,)
     assert seen(stage)["bob"] == below._replace(relay="rack")
     stage.wait(5.0, "ann")
     found = seen(stage)
     assert found["rack"].state == "silent"
-    assert found["bob"] == below._replace(relay="rack", state="silent", shards=0, late=0.0)
+    assert found["bob"] == below._replace(relay="rack", state="silent", shards=0, late_seconds=0.0)
     assert sum(each.shards for each in found.values()) == stage.known.definition.shards
 
 
@@ -141,8 +141,8 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     stage.deliver("ann", stage.ranges_of("ann")[0], seconds=0.25)
     stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
-    assert (ann.waiting, ann.late) == (1.0, 0.0)
-    assert (bob.waiting, bob.late) == (0.0, 1.0)
+    assert (ann.waiting, ann.late_seconds) == (1.0, 0.0)
+    assert (bob.waiting, bob.late_seconds) == (0.0, 1.0)
     assert (ann.shards, bob.shards) == (2, 1)
     assert ann.gradients == 3 + 2, "shards, not messages"
 
@@ -150,7 +150,7 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     stage.now += 1.0
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.waiting, bob.waiting) == (0.5, 0.0), "both have the next step to compute"
-    assert (ann.late, bob.late) == (1.0, 1.0)
+    assert (ann.late_seconds, bob.late_seconds) == (1.0, 1.0)
     assert (bob.computing, bob.exchanging) == (0.125, 0.875)
 
 
@@ -176,7 +176,7 @@ def test_shares_are_of_the_last_ten_seconds() -> None:
         stage.deliver("ann", (0, 1), seconds=0.25)
     ann = seen(stage)["ann"]
     assert ann.computing == pytest.approx(0.5, abs=0.06)
-    assert ann.speed == pytest.approx(2.0, rel=0.15)
+    assert ann.shards_per_second == pytest.approx(2.0, rel=0.15)
     assert ann.shard_seconds == 0.25
 
 

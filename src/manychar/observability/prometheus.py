@@ -47,6 +47,7 @@ class Metrics:
         if (snapshot := self._snapshot) is None:
             return
         status, silence = snapshot.status, time.monotonic() - self._received_at
+        age = status.checkpoint_age_seconds + silence
         gauges = (
             ("step", "Steps that are applied", status.step),
             ("steps", "Steps of the whole run, 0 for no end", status.steps),
@@ -54,7 +55,7 @@ class Metrics:
             (VALIDATION_LOSS, "The newest", status.validation_loss_nats_per_character),
             (SMOOTH_LOSS, "As in min-char-rnn", status.smooth_loss_nats_per_character),
             ("checkpoint", "Step of the newest checkpoint on disk", status.checkpoint),
-            ("checkpoint_age_seconds", "Age of that checkpoint", status.checkpoint_age + silence),
+            ("checkpoint_age_seconds", "Age of that checkpoint", age),
             ("validated", "Step of the newest validation loss", status.validated),
             ("best", "Step of the best checkpoint", status.best),
             ("silence_seconds", "Time since the server's last status", silence),
@@ -87,7 +88,7 @@ def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
     for worker in workers:  # two of one name and host would make a series twice
         alike.setdefault((worker.name, worker.host, worker.relay), []).append(worker)
     for labels, each in alike.items():
-        late.add_metric(labels, max(worker.late for worker in each))
+        late.add_metric(labels, max(worker.late_seconds for worker in each))
         shards.add_metric(labels, sum(worker.shards for worker in each))
         gradients.add_metric(labels, sum(worker.gradients for worker in each))
         for doing in ("computing", "exchanging", "waiting", "straggling"):

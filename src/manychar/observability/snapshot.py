@@ -45,7 +45,7 @@ class Snapshot:
     def speed(self) -> float:
         """Characters a second over the last ten seconds."""
         size = self.dimensions
-        speeds = [worker.speed for worker in self.workers if not worker.relay]
+        speeds = [worker.shards_per_second for worker in self.workers if not worker.relay]
         return sum(speeds) * size.streams * size.seq_length
 
 

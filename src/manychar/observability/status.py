@@ -96,11 +96,11 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         at = f"at step {status.validated:,}, the best is step {status.best:,}"
         losses.append(f"validation loss {validation:#.5g} ({at})")
     losses.append(f"smooth loss {status.smooth_loss_nats_per_character:#.5g}")
-    speed = f"{snapshot.speed:,.0f} characters/s"
+    speed, age = f"{snapshot.speed:,.0f} characters/s", duration(status.checkpoint_age_seconds)
     lines = [
         f"run {status.run_id}, term {status.term}: {_step_of(status)}, {speed}",
         ", ".join(losses),
-        f"last checkpoint: step {status.checkpoint:,}, {duration(status.checkpoint_age)} ago",
+        f"last checkpoint: step {status.checkpoint:,}, {age} ago",
     ]
     if status.divergence:
         lines.append(status.divergence)
@@ -110,7 +110,7 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         lines.append(f"too slow for a shard: {slow}; a step without it is shorter")
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
-    if own := [each.longest_piece for each in snapshot.direct if each.name == SHARE_NAME]:
+    if own := [each.longest_piece_seconds for each in snapshot.direct if each.name == SHARE_NAME]:
         at_most = f"{1000 * own[0]:.2g} ms at most"
         lines.append(f"the server computes, too: a message waits for {at_most}")
     counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
@@ -138,9 +138,9 @@ def _row(worker: WorkerStats, indent: str, size: Dimensions) -> list[str]:
     return [
         *(indent + worker.name, worker.host, worker.state, str(worker.shards)),
         f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
-        f"{worker.speed * size.streams * size.seq_length:,.0f}",
+        f"{worker.shards_per_second * size.streams * size.seq_length:,.0f}",
         *(f"{share:.0%}" for share in shares),
-        f"{worker.late:.1f} s" if worker.late >= LATE_FROM else "",
+        f"{worker.late_seconds:.1f} s" if worker.late_seconds >= LATE_FROM else "",
         f"{worker.dropped:,}" if worker.dropped else "",
     ]
 
@@ -183,7 +183,7 @@ def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None
         return Health(f"{at}: it waits for {status.waiting_for}")
     if not expired:
         return None
-    late = {worker.name: worker.late for worker in now.workers if worker.late}
+    late = {worker.name: worker.late_seconds for worker in now.workers if worker.late_seconds}
     if late:
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""
         names = ", ".join(list(late)[:NAMES_SHOWN])

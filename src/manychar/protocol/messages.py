@@ -292,7 +292,7 @@ class Status(_InRun):
     characters: field.Integer
     seconds: field.Number
     checkpoint: field.Integer
-    checkpoint_age: field.Number
+    checkpoint_age_seconds: field.Number
     validated: field.Integer | None
     validation_loss_nats_per_character: field.AnyNumber | None
     smooth_loss_nats_per_character: field.AnyNumber

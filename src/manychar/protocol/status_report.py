@@ -178,7 +178,7 @@ class StatusReport(ServerPart):
             characters=state.step * self._spec.definition.characters_per_step,
             seconds=now - self._began_at,
             checkpoint=self._checkpoint,
-            checkpoint_age=now - self._saved_at,
+            checkpoint_age_seconds=now - self._saved_at,
             validated=validated,
             validation_loss_nats_per_character=None if validated is None else losses[validated],
             smooth_loss_nats_per_character=self._smooth_loss,
@@ -202,7 +202,7 @@ class StatusReport(ServerPart):
             entries.append(self._entry(member, shards.get(member.peer, []), now))
             below = [each._replace(relay=each.relay or member.name) for each in member.below]
             if member.state is PeerState.SILENT:  # its last report is out of date
-                below = [w._replace(state=SILENT, shards=0, late=0.0) for w in below]
+                below = [w._replace(state=SILENT, shards=0, late_seconds=0.0) for w in below]
             entries += below
         figures = dataclasses.replace(self.figures(now), total=len(entries))
         return [
@@ -245,8 +245,8 @@ class StatusReport(ServerPart):
             gradients=tally.gradients,
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,
-            late=now - self._applied_at if awaited else 0.0,
-            longest_piece=member.slowest,
+            late_seconds=now - self._applied_at if awaited else 0.0,
+            longest_piece_seconds=member.slowest,
             **tally.recent(now, is_awaited=awaited)._asdict(),
         )
 

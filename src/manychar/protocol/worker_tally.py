@@ -15,7 +15,7 @@ MARK_EVERY = 1.0
 
 
 class RecentUse(NamedTuple):
-    """Shares of the last ten seconds, 0 … 1, and gradients a second in them.
+    """Shares of the last ten seconds, 0 … 1, and shards a second in them.
 
     `straggling` is the share in which the step waited for this worker alone.
     """
@@ -24,7 +24,7 @@ class RecentUse(NamedTuple):
     exchanging: float
     waiting: float
     straggling: float
-    speed: float
+    shards_per_second: float
 
 
 # Many fields: one figure each.
@@ -32,10 +32,10 @@ class WorkerStats(NamedTuple):
     """Figures of one worker.
 
     `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
-    long it takes for a shard, 0 before that is known. `late` is for how long the step has waited
-    for it, in seconds. The next fields are those of `RecentUse`, of the last ten seconds.
-    `longest_piece` is the longest time between two calls of the kernel's progress callback, lately,
-    in seconds. `relay` is the name of the relay that it works for; nothing is the server.
+    long it takes for a shard, 0 before that is known, `late_seconds` for how long the step has
+    waited for it. The next fields are those of `RecentUse`, of the last ten seconds.
+    `longest_piece_seconds` is the longest time between two calls of the kernel's progress callback,
+    lately. `relay` is the name of the relay that it works for; nothing is the server.
     """
 
     name: field.Name
@@ -45,13 +45,13 @@ class WorkerStats(NamedTuple):
     gradients: field.Integer
     dropped: field.Integer
     shard_seconds: field.Number
-    late: field.Number
+    late_seconds: field.Number
     computing: field.Number
     exchanging: field.Number
     waiting: field.Number
     straggling: field.Number
-    speed: field.Number
-    longest_piece: field.Number = 0.0
+    shards_per_second: field.Number
+    longest_piece_seconds: field.Number = 0.0
     relay: field.Text = ""
 
 

@@ -84,7 +84,7 @@ def test_the_chart_has_its_sentence() -> None:
 
 def test_the_table_of_workers() -> None:
     assert html.workers(View(source="run")) == "<p>No worker.</p>"
-    rows = rows_of(snapshot_of(10.0, late=3.0))
+    rows = rows_of(snapshot_of(10.0, late_seconds=3.0))
     shown = html.workers(View(source="run", workers=rows))
     assert shown.count("<th scope") == len(COLUMNS) + 1
     assert '<tr><th scope="row">ann</th><td>here</td><td>working</td><td>1</td>' in shown

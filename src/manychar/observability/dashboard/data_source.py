@@ -117,7 +117,7 @@ class LiveServer(DataSource):
             best=status.best,
             workers=rows_of(snapshot),
             counts=dict(status.counts),
-            checkpoint=(status.checkpoint, time.time() - status.checkpoint_age),
+            checkpoint=(status.checkpoint, time.time() - status.checkpoint_age_seconds),
         )
 
 
