@@ -138,7 +138,7 @@ def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     journal.close()
     reading = read_journal(tmp_path, "run-1")
     assert not reading.extent.fault
-    assert list(reading.steps) == list(range(1, 61))
+    assert all(reading.digest(step) for step in range(1, 61))
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ or an AppliedStep.
 """
 
 import dataclasses
+import itertools
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
 JOURNAL_NAME, METRICS_NAME = "journal.jsonl", "metrics.jsonl"
+NO_RECORD = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +41,31 @@ class AppliedStep:
 class JournalContents:
     """The history that survives, by step, and how far its file can be trusted.
 
-    `newest` is its last step, `term` the last one in which a server started.
+    `newest` is its last step, `term` the last one in which a server started. `digests` holds the
+    steps' as numbers, or NO_RECORD: eight bytes each, because there may be many millions.
     """
 
     starts: dict[int, ServerStart]
-    steps: dict[int, AppliedStep]
+    digests: "array[int]"
     newest: int
     term: int
     extent: Extent
+
+    def digest(self, step: int) -> str | None:
+        """Return the digest of the weights of this step, in hexadecimal; None without a record."""
+        known = self.digests[step] if step < len(self.digests) else NO_RECORD
+        return None if known == NO_RECORD else f"{known:08x}"
 
 
 def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> JournalContents:
     """Read a run's journal as far as it can be trusted; a file that is not there is an empty one.
 
-    Without its steps, of which there may be many millions, `steps` stays empty.
+    Without its steps, `digests` stays empty.
     Raises UserError where it cannot be read, or belongs to another run.
     """
     reader = LogReader(run / JOURNAL_NAME)
     starts: dict[int, ServerStart] = {}
-    steps: dict[int, AppliedStep] = {}
+    digests = array("q")
     newest = term = 0
     for number, values in enumerate(reader):
         if number == 0:
@@ -68,11 +77,12 @@ def read_journal(run: Path, run_id: str, *, with_steps: bool = True) -> JournalC
         if "sha256" in values:
             term = max(term, values["term"])
             starts = {step: each for step, each in starts.items() if step <= newest}
-            steps = {step: each for step, each in steps.items() if step <= newest}
+            del digests[newest + 1 :]
             starts[newest] = ServerStart(**values)
         elif with_steps:
-            steps[newest] = AppliedStep(**values)
-    return JournalContents(starts, steps, newest, term, reader.extent)
+            digests.extend(itertools.repeat(NO_RECORD, newest + 1 - len(digests)))
+            digests[newest] = int(values["digest"], 16)
+    return JournalContents(starts, digests, newest, term, reader.extent)
 
 
 def continue_journal(run: Path, run_id: str, contents: JournalContents) -> AppendLog:

@@ -20,7 +20,7 @@ from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.corpus_file import check_corpus
-from manychar.storage.journal import JOURNAL_NAME, AppliedStep, read_journal
+from manychar.storage.journal import JOURNAL_NAME, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference, replay
 
@@ -29,14 +29,10 @@ LONGEST_TAIL = 2**20  # bytes; a crash leaves less than what is written between 
 
 
 class Piece(NamedTuple):
-    """Steps `begin` … `end - 1`, from the checkpoint of `begin`.
-
-    `digests` are those of the weights after each step, None where the journal has no record.
-    """
+    """Steps `begin` … `end - 1`, from the checkpoint of `begin`."""
 
     begin: int
     end: int
-    digests: list[str | None]
 
 
 class Finding(NamedTuple):
@@ -70,8 +66,7 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     saved = sorted({step for step, _ in directory.resumable()})
     if not saved or saved[0] != 0:
         raise UserError(f"{directory.checkpoints}: checkpoint 0 is missing")
-    living, remark = _journal(directory, saved[-1])
-    newest = max([*living, saved[-1]])
+    newest, remark = _newest_step(directory, saved[-1])
     end = newest if end is None else end
     if not 0 <= begin <= end <= newest or (begin == end > 0):
         raise UserError(
@@ -81,24 +76,21 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     first = max(step for step in saved if step <= begin)
     edges = sorted({first, end, *(step for step in saved if first < step < end)})
     edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
-    pieces = []
-    for a, b in itertools.pairwise(edges):
-        records = map(living.get, range(a + 1, b + 1))
-        pieces.append(Piece(a, b, [record.digest if record else None for record in records]))
+    pieces = [Piece(*edge) for edge in itertools.pairwise(edges)]
     compared = [step for step in saved if first < step <= end or step == first == 0]
     return Plan(directory.path, pieces, len(compared), remark)
 
 
-def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int, AppliedStep], str]:
-    """Return the journal's steps, after a check that it tells the whole story, and a remark."""
+def _newest_step(directory: RunDirectory, newest_checkpoint: int) -> tuple[int, str]:
+    """Return the run's newest step, after a check that the journal is complete, and a remark."""
     path = directory.path / JOURNAL_NAME
     reading = read_journal(directory.path, directory.run_id)
-    living, starts = reading.steps, reading.starts
-    covered = newest_checkpoint in {0, *living, *starts}
+    starts, steps = reading.starts, range(1, newest_checkpoint + 1)
+    missing = {step for step in steps if reading.digest(step) is None}
+    covered = newest_checkpoint not in missing or newest_checkpoint in starts
     tail = path.stat().st_size - reading.extent.length if reading.extent.fault else 0
     if reading.extent.fault and (not covered or tail > LONGEST_TAIL):
         raise UserError(f"{path}: damaged or altered: {reading.extent.fault}")
-    missing = set(range(1, newest_checkpoint + 1)) - living.keys()
     lost = _lost(missing, starts)
     if unexplained := missing - lost:
         raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
@@ -116,7 +108,8 @@ def _journal(directory: RunDirectory, newest_checkpoint: int) -> tuple[dict[int,
         )
     if reading.extent.fault:
         remarks.append(f"{reading.extent.fault}: an incomplete end, after the newest checkpoint")
-    return living, f"{path}: {'; '.join(remarks)}" if remarks else ""
+    newest = max(newest_checkpoint, len(reading.digests) - 1)
+    return newest, f"{path}: {'; '.join(remarks)}" if remarks else ""
 
 
 def _lost(missing: set[int], starts: Iterable[int]) -> set[int]:
@@ -135,20 +128,20 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
     Raises UserError for a damaged file.
     """
     directory = open_run(path)
+    journal = read_journal(path, directory.run_id)
     next_line = time.monotonic() + LINE_EVERY
     for piece in pieces:
         checkpoint, damaged = directory.newest_checkpoint(up_to=piece.begin)
         for complaint in damaged.values():
             raise UserError(complaint)
         state = checkpoint.state  # an earlier one where a live run has pruned that of the piece
-        digests = [None] * (piece.begin - state.step) + piece.digests
         begin = state.step
         if begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
             return Finding(0, array)
         first_wrong: int | None = None
         states = itertools.islice(replay(directory, piece.end - begin, state), 1, None)
-        for step, (state, known) in enumerate(zip(states, digests, strict=True), begin + 1):
-            if known not in (None, digest(as_frame(state.parameters.flat)).hex()):
+        for step, state in enumerate(states, begin + 1):
+            if journal.digest(step) not in (None, digest(as_frame(state.parameters.flat)).hex()):
                 first_wrong = first_wrong or step
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY
