@@ -103,11 +103,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def stated_metadata(path: Path) -> dict[str, str]:
     """Return a checkpoint's metadata unchecked; none where no header can be read."""
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = min(int.from_bytes(start, "little"), path.stat().st_size)  # it may be damaged
-            return _metadata_of(start + file.read(length))
-    except (OSError, ValueError, AttributeError):
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
         return {}
 
 
