@@ -274,11 +274,6 @@ def open_run(path: Path) -> RunDirectory:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
 
 
-def _where(path: Path) -> str:
-    address = read_address(path)
-    return f" ({address.endpoint}, process {address.process} on {address.host})" if address else ""
-
-
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
     """Hold the run directory for one server. Raises UserError where another holds it."""
@@ -292,10 +287,11 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             atomic_files.remove_temporary(directory.path)
             atomic_files.remove_temporary(directory.checkpoints)
         except BlockingIOError:
-            raise UserError(
-                f"{directory.path}: another server is running on it{_where(directory.path)};"
-                " wait for it, or stop it"
-            ) from None
+            running, where = read_address(directory.path), ""
+            if running is not None:
+                where = f" ({running.endpoint}, process {running.process} on {running.host})"
+            another = f"another server is running on it{where}; wait for it, or stop it"
+            raise UserError(f"{directory.path}: {another}") from None
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}", code=code_of(error)) from None
         corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)
