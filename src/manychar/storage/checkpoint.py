@@ -21,7 +21,7 @@ from manychar.numerics.run_definition import Definition, canonical_json
 from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, because, code_of
 from manychar.storage.atomic_files import replacing, write_file
-from manychar.storage.canonical_safetensors import as_safetensors
+from manychar.storage.canonical_safetensors import as_safetensors, header_of
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
 _INSTEAD = "give the run, or a checkpoint of it"
@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
         tensors = safetensors.numpy.load(data)
-        metadata = _metadata_of(data)
+        metadata: dict[str, str] = header_of(data)[0].get("__metadata__", {})
         if "step" not in metadata:
             raise UserError(f"{path}: {NO_CHECKPOINT}")
         check_format(path, int(metadata["format"]))
@@ -107,13 +107,6 @@ def stated_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError):
         return {}
-
-
-def _metadata_of(data: bytes) -> dict[str, str]:
-    """Return the metadata: a file begins with the header's length in 8 bytes, and the header."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
-    return metadata
 
 
 def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
