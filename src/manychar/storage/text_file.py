@@ -38,21 +38,18 @@ class Text:
 
         Raises UserError where the text cannot be read, is damaged, or is not UTF-8.
         """
-        rest, offset = b"", 0
+        decoder, end = codecs.getincrementaldecoder("utf-8")(), 0
         with user_errors(self.name, GIVE), self.path.open("rb") as stored:
             content, damage = _content(stored, self)
             try:
                 for read in itertools.chain(content, [b""]):
                     on_bytes(read)
-                    data = rest + read
-                    piece, used = codecs.utf_8_decode(data, "strict", not read)
-                    rest, offset = data[used:], offset + used
-                    yield piece, stored.tell()
+                    end += len(read)
+                    yield decoder.decode(read, final=not read), stored.tell()
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{self.name}: not UTF-8: byte {error.object[error.start]:#04x} at offset"
-                    f" {offset + error.start:,}; convert the text to UTF-8 first"
-                ) from None
+                byte, offset = error.object[error.start], end - len(error.object) + error.start
+                what = f"not UTF-8: byte {byte:#04x} at offset {offset:,}"
+                raise UserError(f"{self.name}: {what}; convert the text to UTF-8 first") from None
             except (EOFError, gzip.BadGzipFile, damage) as error:
                 damaged = f"{self.name}: truncated or damaged: {error}; get it anew"
                 raise UserError(damaged) from None
