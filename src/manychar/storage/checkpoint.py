@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import Definition, canonical_json
 from manychar.numerics.training_step import TrainingState
-from manychar.processes.errors import UserError, because, code_of
+from manychar.processes.errors import UserError, user_errors
 from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors, header_of
 from manychar.storage.file_format import FORMAT_VERSION, check_format
@@ -81,8 +81,9 @@ def write_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint, checked. Raises UserError that names the file and the fault."""
-    try:
+    with user_errors(path):
         data = path.read_bytes()
+    try:
         tensors = safetensors.numpy.load(data)
         metadata: dict[str, str] = header_of(data)[0].get("__metadata__", {})
         if "step" not in metadata:
@@ -91,8 +92,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if metadata["sha256"] != _sha256(tensors, metadata):
             raise ValueError("its sha256 is not that of its contents")
         return _checkpoint(tensors, metadata)
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
     except safetensors.SafetensorError:
         advice = "" if path.suffix == ".safetensors" else f": {_INSTEAD}"  # the name of one
         raise UserError(f"{path}: truncated or not a checkpoint{advice}") from None
