@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from manychar.cli.stop import stop
 from manychar.network.keys import add, create
 from manychar.observability.dashboard.data_source import FinishedRun, LiveServer, open_source
-from manychar.observability.observer_client import find_server, send_stop, snapshots
+from manychar.observability.observer_client import find_server, snapshots
 from manychar.observability.status import Health, check_health
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
@@ -132,9 +133,9 @@ def test_a_server_that_holds_the_run_but_does_not_answer_is_not_called_absent(
     source, timeout = str(trained), {"connect_timeout": 0.2}
     with locked(open_run(trained)):
         write_address(trained, f"ipc://{tmp_path}/nobody", None)
-        for ask in (send_stop, open_source, lambda *given, **limit: [*snapshots(*given, **limit)]):
+        for ask in (stop, open_source, lambda *given, **limit: [*snapshots(*given, **limit)]):
             with pytest.raises(UserError) as refused:
-                ask(source, None, **timeout)
+                ask(source, key=None, **timeout)
             assert (str(refused.value), refused.value.code) == (expected, 3)
         assert check_health(source, None, **timeout) == Health(expected, healthy=False)
         with pytest.raises(UserError, match="no server at ipc"):

@@ -80,14 +80,12 @@ def test_a_process_that_crashes_is_started_again_and_fails_in_the_end(family: Fa
 
 def test_the_pause_doubles_up_to_a_limit_and_starts_again_once_a_process_has_settled() -> None:
     slot = ProcessSlot(name="a", arguments=[])
-    pauses = []
-    for now in (1.0, 3.0, 6.0, 10.0):
+    for now, pause in ((1.0, 0.5), (3.0, 1.0), (6.0, 2.0), (10.0, 4.0)):
         slot.started_at = now
         assert slot.plan_restart(-9, now) == ""
-        pauses.append(slot.pause)
-    assert pauses == [0.5, 1.0, 2.0, 4.0]
-    assert slot.plan_restart(-9, slot.started_at + supervisor.SETTLED_AFTER) == ""
-    assert (slot.pause, slot.quick_deaths) == (0.5, 0)
+        assert slot.restart_at == now + pause
+    assert slot.plan_restart(-9, 10.0 + supervisor.SETTLED_AFTER) == ""
+    assert (slot.restart_at, slot.quick_deaths) == (10.5 + supervisor.SETTLED_AFTER, 0)
 
 
 def test_all_that_a_process_wrote_is_read_before_its_end_is_reported(family: Family) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
@@ -12,9 +12,6 @@ from manychar.cli.run_setup import numerics_of
 from manychar.numerics.option import Option, counted
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TEXT = argument("TEXT", f"{FILES} the run's validation text (--validation).")
 UNKNOWN = Option("What to do with characters that the model does not know.")
@@ -33,7 +30,8 @@ def evaluate(
     from manychar.numerics.corpus import id_dtype
     from manychar.numerics.evaluation import loss_of
     from manychar.observability.model_source import load
-    from manychar.storage.corpus_file import known_ids, map_temporarily
+    from manychar.storage.corpus_file import check_corpus, known_ids, map_temporarily
+    from manychar.storage.run_directory import open_run
     from manychar.storage.text_file import read_pieces, texts_of
 
     parameters, vocabulary = load(source, key, connect_timeout=connect_timeout)
@@ -44,7 +42,11 @@ def evaluate(
             pieces = known_ids(read, vocabulary, "the text", unknown=unknown)
             ids = map_temporarily(pieces, id_dtype(len(vocabulary)), directory)
     else:
-        ids = _validation_ids(source)
+        run = open_run(Path(source)) if Path(source).is_dir() else None
+        if run is None or not run.definition.validation:
+            raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
+        check_corpus(run.path, run.definition.corpus_sha256)
+        ids = run.corpus()[1].validation_ids
     if len(ids) < 2:
         raise UserError(f"{counted(len(ids), 'character')}: a loss needs at least 2")
     nats, characters = loss_of(parameters, ids), len(ids) - 1
@@ -55,14 +57,3 @@ def evaluate(
     else:
         of = counted(characters, "character")
         write(f"{of}: {nats:#.5g} nats, {bits:#.5g} bits a character\n")
-
-
-def _validation_ids(source: str) -> "NDArray[Any]":
-    from manychar.storage.corpus_file import check_corpus
-    from manychar.storage.run_directory import open_run
-
-    directory = open_run(Path(source)) if Path(source).is_dir() else None
-    if directory is None or not directory.definition.validation:
-        raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
-    check_corpus(directory.path, directory.definition.corpus_sha256)
-    return directory.corpus()[1].validation_ids

@@ -3,17 +3,13 @@
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from manychar.cli.console import write
 from manychar.cli.options import argument
 from manychar.processes.errors import UserError
 from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
-
-if TYPE_CHECKING:
-    from manychar.observability.history import Point
-    from manychar.storage.run_directory import RunDirectory
 
 ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.")]
@@ -34,14 +30,18 @@ def runs(directory: Below = Path("runs")) -> None:
 def _described(path: Path) -> str:
     from manychar.observability.history import read_history
     from manychar.observability.observer_client import first, snapshots
+    from manychar.protocol.status_report import is_divergence
+    from manychar.storage.corpus_file import map_corpus
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served, read_address
 
     run = open_run(path)
     points = read_history(run).points
-    loss = f"{points[-1].loss:#.4g}" if points else "–"
-    diverges = bool(points) and _diverges(run, points[-1])
-    step = max([run.newest_step(), *(point.step for point in points[-1:])])
+    step, loss, diverges = run.newest_step(), "–", False
+    if points:
+        last, size = points[-1], len(map_corpus(path)[0])
+        step, loss = max(step, last.step), f"{last.loss:#.4g}"
+        diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
     state = "finished" if 0 < run.operation.steps <= step else "stopped"
     if is_served(path):
         address = read_address(path)
@@ -52,11 +52,3 @@ def _described(path: Path) -> str:
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
                 step, loss, diverges = status.step, f"{nats:#.4g}", bool(status.divergence)
     return f"step {step:,}  loss {loss} nats a character  {state}{', diverges' * diverges}"
-
-
-def _diverges(run: "RunDirectory", point: "Point") -> bool:
-    from manychar.protocol.status_report import is_divergence
-    from manychar.storage.corpus_file import map_corpus
-
-    size, nats = len(map_corpus(run.path)[0]), max(point.loss, point.smooth_loss)
-    return is_divergence(run.definition, size, point.step, nats)

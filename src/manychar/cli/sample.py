@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from manychar.cli.console import write
 from manychar.cli.options import Key, Source
@@ -16,9 +16,6 @@ from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.queued_stream import queued
-
-if TYPE_CHECKING:
-    from manychar.numerics.model import Model
 
 
 def sample(
@@ -30,6 +27,7 @@ def sample(
     """Sample text from a model, character by character."""
     import numpy as np
 
+    from manychar.numerics.model import Model
     from manychar.observability.model_source import draw, for_reading, load, models
     from manychar.storage.text_file import read_pieces, texts_of
 
@@ -42,7 +40,7 @@ def sample(
             prime = "".join(read_pieces(texts, "reading"))
         options = dataclasses.replace(options, prime=prime)
 
-    def drawn(model: "Model") -> Iterator[str]:
+    def drawn(model: Model) -> Iterator[str]:
         characters = draw(model, np.random.default_rng([seed, 2]), options)
         return map(for_reading, itertools.chain([options.prime], characters, ["\n"]))
 

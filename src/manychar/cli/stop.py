@@ -5,6 +5,9 @@ from manychar.cli.options import ConnectTimeout, Key, Watched
 
 def stop(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
     """Stop a run: its server ends the step, writes a checkpoint and exits."""
-    from manychar.observability.observer_client import send_stop
+    from manychar.observability.observer_client import ObserverClient, events_of
+    from manychar.protocol.messages import Stop
 
-    send_stop(source, key, connect_timeout=connect_timeout)
+    client = ObserverClient(source, key, connect_timeout=connect_timeout)
+    for _ in events_of(client, lambda: client.request(Stop)):
+        pass

@@ -17,7 +17,7 @@ from manychar.network.keys import ClientKey
 from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED
 from manychar.processes.log import logger
-from manychar.processes.numerics_pinning import can_pin, pin
+from manychar.processes.numerics_pinning import pin
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import STOPS
 from manychar.protocol import effects, events
@@ -114,11 +114,12 @@ class WorkerLoop:
 
     def _compute_fingerprint(self, welcome: Welcome) -> None:
         numerics = welcome.numerics
-        if not can_pin(numerics):
+        try:
+            pin(numerics)
+        except RuntimeError:  # numpy was imported with others
             reason = f"this process has other numerics than {numerics}: start the worker again"
             self.finish = effects.Finish(RUN_FAILED, reason)
             return
-        pin(numerics)
         from manychar.fleet.engine import Engine  # noqa: PLC0415 - numpy, now that it is pinned
 
         self.engine = Engine(welcome.dimensions)

@@ -6,13 +6,16 @@ read, and of deadlines that have passed. So messages are read before silence is 
 
 import contextlib
 import math
+import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from manychar.processes.signals import SelfPipe
+from manychar.processes.parent_death import has_parent
+from manychar.processes.signals import STOPS, end_at_once, handle
 
 TURN_EVERY = 0.005  # seconds between two turns of a loop whose thread computes
 SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
@@ -26,11 +29,14 @@ class EventLoop(contextlib.ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pipe = SelfPipe()
-        self.callback(self._pipe.close)
         self._poller = zmq.Poller()
-        self._pipe_fd = self._pipe.fileno()
+        self._pipe_end, self._pipe = socket.socketpair()  # signals and threads write to it
+        for end in (self._pipe_end, self._pipe):
+            end.settimeout(0)
+            self.callback(end.close)
+        self._pipe_fd = self._pipe_end.fileno()
         self._poller.register(self._pipe_fd, zmq.POLLIN)
+        self._caught: list[int] = []
         self._readable: dict[Any, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[int], object]] = {}
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
@@ -45,9 +51,22 @@ class EventLoop(contextlib.ExitStack):
         self._poller.register(source, zmq.POLLIN)
 
     def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
-        """Call back with the number of each of these signals."""
+        """Call back with the number of each of these signals.
+
+        A second one that stops ends a process without parent at once. A child may get both from its
+        parent and from a container engine that signals a whole group. SIGHUP does not count: a
+        shell whose terminal closes sends it once more.
+        """
         self._signals |= dict.fromkeys(numbers, callback)
-        self.enter_context(self._pipe.catching(*numbers))
+        before = signal.set_wakeup_fd(self._pipe.fileno(), warn_on_full_buffer=False)
+        self.callback(signal.set_wakeup_fd, before)
+        for number, handler in handle(*numbers, by=self._catch).items():
+            self.callback(signal.signal, number, handler)
+
+    def _catch(self, number: int, _frame: object) -> None:
+        self._caught.append(number)
+        if number in STOPS and not has_parent():
+            handle(*STOPS.keys() - {signal.SIGHUP}, by=end_at_once)
 
     def on_deadline(self, deadline: Deadline, callback: Callable[[], object]) -> None:
         """Call back in each turn in which `deadline()` has passed; None is never."""
@@ -71,7 +90,8 @@ class EventLoop(contextlib.ExitStack):
 
     def wake(self) -> None:
         """End the present or the next sleep; from any thread."""
-        self._pipe.wake()
+        with contextlib.suppress(BlockingIOError):
+            self._pipe.send(b"\0")
 
     def _notice_suspension(self, waited: float = 0.0) -> None:
         before, self._off_core = self._off_core, time.monotonic() - time.thread_time()
@@ -104,7 +124,11 @@ class EventLoop(contextlib.ExitStack):
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
         self._notice_suspension(min(wait, time.monotonic() - began))
         if ready.pop(self._pipe_fd, None):
-            for number in self._pipe.pop_signals():
+            with contextlib.suppress(BlockingIOError):
+                while self._pipe_end.recv(4096):
+                    pass
+            caught, self._caught = self._caught, []
+            for number in caught:
                 self._signals[number](number)
             for woken in self._woken:
                 woken()

@@ -19,10 +19,7 @@ CODE_POINTS = 0x110000
 
 def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
     """Return the narrowest unsigned little-endian type that holds every id."""
-    for name in ("u1", "<u2"):
-        if vocabulary_size <= np.iinfo(name).max + 1:
-            return np.dtype(name)
-    return np.dtype("<u4")
+    return np.min_scalar_type(vocabulary_size - 1).newbyteorder("<")
 
 
 class CharacterSet:

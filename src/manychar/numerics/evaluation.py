@@ -43,15 +43,13 @@ def loss_of(
         reader.h[0] = 0.0  # the first segment has nothing before it
     chunk = max(1, CHUNK // columns)
     for first in range(0, length, chunk):
-        states, targets, counted = [], [], []
-        for t in range(first, min(first + chunk, length)):
-            positions = starts + t
-            counted.append(positions < predicted)
-            positions = np.minimum(positions, predicted - 1)
-            states.append(reader.read(ids[positions]))
-            targets.append(ids[positions + 1])
+        positions = starts + np.arange(first, min(first + chunk, length))[:, None]
+        counts, positions = positions < predicted, np.minimum(positions, predicted - 1)
+        states = []
+        for characters in ids[positions]:
+            states.append(reader.read(characters))
             progress()
-        nats += reader.loss(*map(np.concatenate, (states, targets, counted)))
+        nats += reader.loss(np.concatenate(states), ids[positions + 1].ravel(), counts.ravel())
         progress()
     return nats / predicted
 

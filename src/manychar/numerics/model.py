@@ -94,14 +94,13 @@ def sample(
     """
     weights = {name: view.astype(np.float64) for name, view in parameters.named().items()}
     h = np.zeros(parameters.hidden_size)
-    for character in prime[:-1]:
+    for character in prime:
         h = _next_state(weights, h, int(character))
-    character = int(prime[-1])
     while True:
-        h = _next_state(weights, h, character)
         y = weights["Why"] @ h + weights["by"]
-        character = _draw(y, generator, temperature, top_k)
-        yield character
+        drawn = _draw(y, generator, temperature, top_k)
+        yield drawn
+        h = _next_state(weights, h, drawn)
 
 
 def activations(parameters: Parameters, ids: NDArray[Any]) -> NDArray[np.float64]:

@@ -91,8 +91,7 @@ def resolve(cls: Any, given: Mapping[str, Any], **others: Any) -> dict[str, Any]
     A formula reads fields of the class, and the values of `others`. Raises OptionError where
     there is no value for one of its parameters.
     """
-    defaults = {name: field.default for name, (field, _) in options_of(cls).items()}
-    values = {**defaults, **{name: given[name] for name in defaults if name in given}}
+    values = {name: given.get(name, field.default) for name, (field, _) in options_of(cls).items()}
     for name, value in values.items():
         if isinstance(value, Formula):
             known = {**others, **values}

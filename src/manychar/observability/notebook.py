@@ -36,15 +36,13 @@ def html_of(path: Path) -> str:
             last = points[-1]
             words = f"step {last.step:,}: loss {last.loss:#.4g} nats a character"
         html = f"<p>{escape(str(path))}, {words}</p>"
-        return html + _curve(path, words) if points else html
+        if points:
+            with needing("plot", "the loss curve"):
+                from manychar.observability.plot import figure_of  # noqa: PLC0415 - an extra
+            picture = io.BytesIO()
+            figure_of([path]).savefig(picture, format="png", dpi=80)
+            data = base64.b64encode(picture.getvalue()).decode()
+            html += f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'
+        return html
     except UserError as error:
         return f"{html}<p>{escape(str(error))}</p>"
-
-
-def _curve(path: Path, words: str) -> str:
-    with needing("plot", "the loss curve"):
-        from manychar.observability.plot import figure_of  # noqa: PLC0415 - an extra
-    picture = io.BytesIO()
-    figure_of([path]).savefig(picture, format="png", dpi=80)
-    data = base64.b64encode(picture.getvalue()).decode()
-    return f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'

@@ -205,16 +205,6 @@ def first(found: Generator[T], source: str) -> T:
     raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
-def send_stop(source: str, key: ClientKey | None, *, connect_timeout: float) -> None:
-    """Have a server end its step, write a checkpoint and finish; how the run ended is logged.
-
-    Raises UserError as `events_of` does.
-    """
-    client = ObserverClient(source, key, connect_timeout=connect_timeout)
-    for _ in events_of(client, lambda: client.request(messages.Stop)):
-        pass
-
-
 def send_unban(source: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
     client = ObserverClient(source, key, connect_timeout=connect_timeout)

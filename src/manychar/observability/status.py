@@ -20,10 +20,8 @@ from manychar.observability.text_format import duration
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.work_progress import moves_cursor
 from manychar.protocol.counters import Counter
-from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.member import SHARE_NAME
 from manychar.protocol.messages import Status
-from manychar.protocol.worker_tally import WorkerStats
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160
@@ -126,23 +124,21 @@ def rows_of(snapshot: Snapshot) -> list[list[str]]:
 
     The workers of a relay stand below it, their names indented.
     """
-    indents, rows = {"": ""}, []
-    for each in snapshot.workers:
-        indents[each.name] = indents.get(each.relay, "") + "  "
-        rows.append(_row(each, indents[each.name][2:], snapshot.dimensions))
+    size, indents, rows = snapshot.dimensions, {"": ""}, []
+    for worker in snapshot.workers:
+        indent = indents.get(worker.relay, "")
+        indents[worker.name] = indent + "  "
+        shares = worker.computing, worker.exchanging, worker.waiting, worker.straggling
+        cells = [
+            *(indent + worker.name, worker.host, worker.state, str(worker.shards)),
+            f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
+            f"{worker.shards_per_second * size.streams * size.seq_length:,.0f}",
+            *(f"{share:.0%}" for share in shares),
+            f"{worker.late_seconds:.1f} s" if worker.late_seconds >= LATE_FROM else "",
+            f"{worker.dropped:,}" if worker.dropped else "",
+        ]
+        rows.append(cells)
     return rows
-
-
-def _row(worker: WorkerStats, indent: str, size: Dimensions) -> list[str]:
-    shares = worker.computing, worker.exchanging, worker.waiting, worker.straggling
-    return [
-        *(indent + worker.name, worker.host, worker.state, str(worker.shards)),
-        f"{1000 * worker.shard_seconds:,.3g}" if worker.shard_seconds else "",
-        f"{worker.shards_per_second * size.streams * size.seq_length:,.0f}",
-        *(f"{share:.0%}" for share in shares),
-        f"{worker.late_seconds:.1f} s" if worker.late_seconds >= LATE_FROM else "",
-        f"{worker.dropped:,}" if worker.dropped else "",
-    ]
 
 
 class Health(NamedTuple):

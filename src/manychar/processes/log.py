@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from manychar.protocol.effects import Level
@@ -43,18 +43,15 @@ def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
 
-class StderrHandler(logging.Handler):
-    """Writes each record to standard error, with a prefix before its text.
+class Handler(logging.Handler):
+    """Calls a function with each record."""
 
-    In JSON it also has the values of `extra={"values": …}`.
-    """
-
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, function: Callable[[logging.LogRecord], object]) -> None:
         super().__init__()
-        self._prefix = prefix
+        self._function = function
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(_line_of(record, self._prefix))
+        self._function(record)
 
 
 def as_line(text: str) -> str:
@@ -64,6 +61,7 @@ def as_line(text: str) -> str:
 
 
 def _line_of(record: logging.LogRecord, prefix: str = "") -> str:
+    """Return a record's line; in JSON it also has the values of `extra={"values": …}`."""
     fields = fields_of(record)
     fields["text"] = prefix + fields["text"]
     return to_json(fields | getattr(record, "values", {})) if is_json() else escaped(fields["text"])
@@ -71,7 +69,8 @@ def _line_of(record: logging.LogRecord, prefix: str = "") -> str:
 
 def configure(prefix: str = "") -> None:
     """Log to standard error, at the level and in the form that the environment says."""
-    handler, least = StderrHandler(prefix), os.environ.get(LEVEL_VARIABLE, Level.INFO)
+    handler = Handler(lambda record: say(_line_of(record, prefix)))
+    least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
     handler.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.DEBUG)  # for the run's events

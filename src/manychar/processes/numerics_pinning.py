@@ -35,11 +35,6 @@ def pin(numerics: str) -> None:
     _pinned[:] = [numerics]
 
 
-def can_pin(numerics: str) -> bool:
-    """Whether `pin` would still be in time."""
-    return numerics in _pinned or "numpy" not in sys.modules
-
-
 def _keep_freed_memory() -> None:
     """Take arrays of up to 32 MiB from one heap of all threads, which keeps up to a GiB.
 

@@ -1,7 +1,6 @@
-"""Self-pipe: wakes the poll loop for signals, exited children and thread results.
+"""Which signals stop a process, and what they do until there is an event loop.
 
-Until there is a loop, the signals that stop a process end it at once; by an exception where there
-is something to undo. Children end with their parent.
+They end it at once; by an exception where there is something to undo.
 """
 
 import contextlib
@@ -9,12 +8,10 @@ import os
 import re
 import select
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from manychar.processes import log
-from manychar.processes.parent_death import has_parent
 
 SHOW_CURSOR = b"\x1b[?25h"
 _OTHERS = r"SIG(TERM|HUP|QUIT|USR1|USR2|XCPU|ALRM|VTALRM|PROF|IO|POLL|STKFLT|PWR)"
@@ -55,54 +52,3 @@ def end_at_once(number: int, _frame: object) -> None:
 def end_by_exception(number: int, _frame: object = None) -> None:
     """End this process by SystemExit: the handler where something has to be undone."""
     raise SystemExit(STOPS[number])
-
-
-class SelfPipe:
-    """Wakes the loop of the main thread, and holds the signals that came."""
-
-    def __init__(self) -> None:
-        self._read, self._write = socket.socketpair()
-        self._read.settimeout(0)
-        self._write.settimeout(0)
-        self._signals: list[int] = []
-
-    def fileno(self) -> int:
-        return self._read.fileno()
-
-    def wake(self) -> None:
-        """Wake the loop; from any thread."""
-        with contextlib.suppress(BlockingIOError):
-            self._write.send(b"\0")
-
-    def pop_signals(self) -> list[int]:
-        """Return the signals since the last call, and be ready to sleep again."""
-        with contextlib.suppress(BlockingIOError):
-            while self._read.recv(4096):
-                pass
-        popped, self._signals = self._signals, []
-        return popped
-
-    @contextlib.contextmanager
-    def catching(self, *signals: int) -> Iterator["SelfPipe"]:
-        """Catch these signals; a second one that stops ends a process without parent at once.
-
-        A child may get both from its parent and from a container engine that signals a whole group.
-        SIGHUP does not count: a shell whose terminal closes sends it once more.
-        """
-        descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        before = handle(*signals, by=self._caught)
-        try:
-            yield self
-        finally:
-            signal.set_wakeup_fd(descriptor)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, _frame: object) -> None:
-        self._signals.append(number)
-        if number in STOPS and not has_parent():
-            handle(*STOPS.keys() - {signal.SIGHUP}, by=end_at_once)
-
-    def close(self) -> None:
-        self._read.close()
-        self._write.close()

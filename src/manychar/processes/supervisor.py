@@ -58,20 +58,18 @@ class ProcessSlot:
         """Whether nothing runs in it, and nothing is going to."""
         return self.process is None and self.restart_at is None
 
-    @property
-    def pause(self) -> float:
-        """Seconds before the next start."""
-        return float(min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE))
-
     def plan_restart(self, code: int, now: float) -> str:
         """Plan the next start after a pause; return why there is none, if so."""
+        how = how_it_ended(code)
         self.quick_deaths = 0 if now - self.started_at >= SETTLED_AFTER else self.quick_deaths + 1
         if self.quick_deaths >= QUICK_DEATHS:
             return (
                 f"failed: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
-                f" {QUICK_DEATHS} times, the last time {how_it_ended(code)}"
+                f" {QUICK_DEATHS} times, the last time {how}"
             )
-        self.restart_at = now + self.pause
+        pause = min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE)
+        self.restart_at = now + pause
+        logger.warning(f"{self.name} ended {how}: starting it again in {pause:g} s")
         return ""
 
     def write(self, text: str) -> None:
@@ -140,11 +138,7 @@ class Supervisor:
 
     def restart(self, slot: ProcessSlot, code: int) -> str:
         """Start a slot again after a pause; return why it has failed, if so."""
-        failure = "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
-        if slot.restart_at is not None:
-            how = how_it_ended(code)
-            logger.warning(f"{slot.name} ended {how}: starting it again in {slot.pause:g} s")
-        return failure
+        return "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
 
     def deadline(self) -> float | None:
         return min((s.restart_at for s in self.slots if s.restart_at is not None), default=None)

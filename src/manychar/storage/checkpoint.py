@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from manychar.numerics.model import Parameters, shapes_of
 from manychar.numerics.run_definition import Definition, canonical_json
 from manychar.numerics.training_step import TrainingState
-from manychar.processes.errors import UserError, because, code_of
+from manychar.processes.errors import UserError, user_errors
 from manychar.storage.atomic_files import replacing, write_file
-from manychar.storage.canonical_safetensors import as_safetensors
+from manychar.storage.canonical_safetensors import as_safetensors, header_of
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
 _INSTEAD = "give the run, or a checkpoint of it"
@@ -81,18 +81,17 @@ def write_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint, checked. Raises UserError that names the file and the fault."""
-    try:
+    with user_errors(path):
         data = path.read_bytes()
+    try:
         tensors = safetensors.numpy.load(data)
-        metadata = _metadata_of(data)
+        metadata: dict[str, str] = header_of(data)[0].get("__metadata__", {})
         if "step" not in metadata:
             raise UserError(f"{path}: {NO_CHECKPOINT}")
         check_format(path, int(metadata["format"]))
         if metadata["sha256"] != _sha256(tensors, metadata):
             raise ValueError("its sha256 is not that of its contents")
         return _checkpoint(tensors, metadata)
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
     except safetensors.SafetensorError:
         advice = "" if path.suffix == ".safetensors" else f": {_INSTEAD}"  # the name of one
         raise UserError(f"{path}: truncated or not a checkpoint{advice}") from None
@@ -103,19 +102,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def stated_metadata(path: Path) -> dict[str, str]:
     """Return a checkpoint's metadata unchecked; none where no header can be read."""
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = min(int.from_bytes(start, "little"), path.stat().st_size)  # it may be damaged
-            return _metadata_of(start + file.read(length))
-    except (OSError, ValueError, AttributeError):
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
         return {}
-
-
-def _metadata_of(data: bytes) -> dict[str, str]:
-    """Return the metadata: a file begins with the header's length in 8 bytes, and the header."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
-    return metadata
 
 
 def _sha256(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Self
 
 from manychar.processes.errors import UserError, because
 from manychar.protocol.effects import Save
@@ -16,24 +15,22 @@ MOST_PENDING = 2  # beside the one that is being written
 REPORT_EVERY = 2.0  # seconds, while a caller waits
 
 
-class Writer:
-    """Writes states in order; a state is never written to again, so it can be shared as it is."""
+class Writer(contextlib.ExitStack):
+    """Writes states in order; a state is never written to again, so it can be shared as it is.
+
+    Its end waits for what is being written.
+    """
 
     def __init__(
         self, directory: RunDirectory, resume_point: ResumePoint, wake: Callable[[], None]
     ) -> None:
+        super().__init__()
         self._directory = directory
         self._vocabulary = resume_point.checkpoint.vocabulary
         self._journal = resume_point.journal
         self._wake = wake
-        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._thread = self.enter_context(ThreadPoolExecutor(1, "checkpoints"))
         self._writes: list[Future[CheckpointWritten]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
 
     def write(
         self, save: Save, waiting: Callable[[], None], *, spare: Collection[int] = ()

@@ -258,8 +258,10 @@ def _empty(path: Path) -> None:
 
 def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
+    with user_errors(f"{path}: not a run directory: {CONFIG_NAME}"):
+        data = (path / CONFIG_NAME).read_bytes()
     try:
-        config = json.loads((path / CONFIG_NAME).read_bytes())
+        config = json.loads(data)
         check_format(path / CONFIG_NAME, config.get("format") or config["definition"]["format"])
         definition = Definition.from_mapping(config["definition"])
         operation, facts = Operation(**config["operation"]), RunFacts(**config["facts"])
@@ -267,16 +269,8 @@ def open_run(path: Path) -> RunDirectory:
         if run != definition.run_id(run.rpartition("-")[2]):
             raise ValueError("its definition is not the one that the run is named after")
         return RunDirectory(path, run, definition, operation, facts)
-    except OSError as error:
-        text = f"{path}: not a run directory: {CONFIG_NAME}: {because(error)}"
-        raise UserError(text, code=code_of(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
-
-
-def _where(path: Path) -> str:
-    address = read_address(path)
-    return f" ({address.endpoint}, process {address.process} on {address.host})" if address else ""
 
 
 @contextlib.contextmanager
@@ -292,10 +286,11 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             atomic_files.remove_temporary(directory.path)
             atomic_files.remove_temporary(directory.checkpoints)
         except BlockingIOError:
-            raise UserError(
-                f"{directory.path}: another server is running on it{_where(directory.path)};"
-                " wait for it, or stop it"
-            ) from None
+            running, where = read_address(directory.path), ""
+            if running is not None:
+                where = f" ({running.endpoint}, process {running.process} on {running.host})"
+            another = f"another server is running on it{where}; wait for it, or stop it"
+            raise UserError(f"{directory.path}: {another}") from None
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}", code=code_of(error)) from None
         corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)
@@ -311,15 +306,14 @@ def raise_term(directory: RunDirectory) -> int:
     """
     path = directory.path / TERM_NAME
     try:
-        if path.exists():
-            term = int(path.read_bytes())
-        else:
-            term = read_journal(directory.path, directory.run_id, with_steps=False).term
-        if not 0 <= term < MAX_INTEGER:
-            raise ValueError
-        atomic_files.replace_file(path, f"{term + 1}\n".encode())
+        with user_errors(path):
+            if path.exists():
+                term = int(path.read_bytes())
+            else:
+                term = read_journal(directory.path, directory.run_id, with_steps=False).term
+            if not 0 <= term < MAX_INTEGER:
+                raise ValueError
+            atomic_files.replace_file(path, f"{term + 1}\n".encode())
     except ValueError:
         raise UserError(f"{path}: damaged: not a whole number; remove the file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {because(error)}", code=code_of(error)) from None
     return term + 1

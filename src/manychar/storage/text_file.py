@@ -38,21 +38,18 @@ class Text:
 
         Raises UserError where the text cannot be read, is damaged, or is not UTF-8.
         """
-        rest, offset = b"", 0
+        decoder, end = codecs.getincrementaldecoder("utf-8")(), 0
         with user_errors(self.name, GIVE), self.path.open("rb") as stored:
-            content, damage = _content(stored, self.name)
+            content, damage = _content(stored, self)
             try:
                 for read in itertools.chain(content, [b""]):
                     on_bytes(read)
-                    data = rest + read
-                    piece, used = codecs.utf_8_decode(data, "strict", not read)
-                    rest, offset = data[used:], offset + used
-                    yield piece, stored.tell()
+                    end += len(read)
+                    yield decoder.decode(read, final=not read), stored.tell()
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{self.name}: not UTF-8: byte {error.object[error.start]:#04x} at offset"
-                    f" {offset + error.start:,}; convert the text to UTF-8 first"
-                ) from None
+                byte, offset = error.object[error.start], end - len(error.object) + error.start
+                what = f"not UTF-8: byte {byte:#04x} at offset {offset:,}"
+                raise UserError(f"{self.name}: {what}; convert the text to UTF-8 first") from None
             except (EOFError, gzip.BadGzipFile, damage) as error:
                 damaged = f"{self.name}: truncated or damaged: {error}; get it anew"
                 raise UserError(damaged) from None
@@ -98,16 +95,9 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
         if str(path) == "-":
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
-            text = Text(name, path, path.stat().st_size)
-        else:
-            with path.open("rb") as pipe:
-                text = _copy(pipe, name, directory, stack)
-        with text.path.open("rb") as stored:
-            if not stored.read(len(XZ)).startswith(
-                ARCHIVES.get(suffix := path.suffix.lower(), b"")
-            ):
-                raise UserError(f"{name}: truncated or no {suffix} archive; get it anew")
-        return text
+            return Text(name, path, path.stat().st_size)
+        with path.open("rb") as pipe:
+            return _copy(pipe, name, directory, stack)
 
 
 def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
@@ -123,17 +113,19 @@ def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitSt
     return Text(name, Path(f"/dev/fd/{copy.fileno()}"), copy.tell())
 
 
-def _content(stored: BinaryIO, name: str) -> tuple[Iterator[bytes], type[Exception]]:
+def _content(stored: BinaryIO, text: Text) -> tuple[Iterator[bytes], type[Exception]]:
     """Return the text's bytes in pieces, and what they raise where the file is damaged."""
     first = stored.read(len(XZ))
     stored.seek(0)
+    if not first.startswith(ARCHIVES.get(suffix := text.path.suffix.lower(), b"")):
+        raise UserError(f"{text.name}: truncated or no {suffix} archive; get it anew")
     if first.startswith(GZIP):
         return _reads(gzip.GzipFile(fileobj=stored)), zlib.error
     if first.startswith(XZ):
         return filter(None, _xz_streams(stored)), lzma.LZMAError
     if first.startswith(ZSTD):
         package = f"{'compression' if sys.version_info >= (3, 14) else 'backports'}.zstd"
-        with needing("zstd", name, package):
+        with needing("zstd", text.name, package):
             zstd = importlib.import_module(package)
         return _reads(zstd.ZstdFile(stored)), zstd.ZstdError
     return _reads(stored), EOFError
