@@ -40,7 +40,7 @@ class Text:
         """
         decoder, end = codecs.getincrementaldecoder("utf-8")(), 0
         with user_errors(self.name, GIVE), self.path.open("rb") as stored:
-            content, damage = _content(stored, self)
+            content, damage = _content(stored, self.name)
             try:
                 for read in itertools.chain(content, [b""]):
                     on_bytes(read)
@@ -95,9 +95,16 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
         if str(path) == "-":
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
-            return Text(name, path, path.stat().st_size)
-        with path.open("rb") as pipe:
-            return _copy(pipe, name, directory, stack)
+            text = Text(name, path, path.stat().st_size)
+        else:
+            with path.open("rb") as pipe:
+                text = _copy(pipe, name, directory, stack)
+        with text.path.open("rb") as stored:
+            if not stored.read(len(XZ)).startswith(
+                ARCHIVES.get(suffix := path.suffix.lower(), b"")
+            ):
+                raise UserError(f"{name}: truncated or no {suffix} archive; get it anew")
+        return text
 
 
 def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
@@ -113,19 +120,17 @@ def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitSt
     return Text(name, Path(f"/dev/fd/{copy.fileno()}"), copy.tell())
 
 
-def _content(stored: BinaryIO, text: Text) -> tuple[Iterator[bytes], type[Exception]]:
+def _content(stored: BinaryIO, name: str) -> tuple[Iterator[bytes], type[Exception]]:
     """Return the text's bytes in pieces, and what they raise where the file is damaged."""
     first = stored.read(len(XZ))
     stored.seek(0)
-    if not first.startswith(ARCHIVES.get(suffix := text.path.suffix.lower(), b"")):
-        raise UserError(f"{text.name}: truncated or no {suffix} archive; get it anew")
     if first.startswith(GZIP):
         return _reads(gzip.GzipFile(fileobj=stored)), zlib.error
     if first.startswith(XZ):
         return filter(None, _xz_streams(stored)), lzma.LZMAError
     if first.startswith(ZSTD):
         package = f"{'compression' if sys.version_info >= (3, 14) else 'backports'}.zstd"
-        with needing("zstd", text.name, package):
+        with needing("zstd", name, package):
             zstd = importlib.import_module(package)
         return _reads(zstd.ZstdFile(stored)), zstd.ZstdError
     return _reads(stored), EOFError
