@@ -22,13 +22,14 @@ from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import Frame
 from manychar.protocol.messages import Message
+from manychar.protocol.unit_payload import PayloadFrame
 
 WireError = field.WireError
 HEADER_BYTES = 8192
 MAX_BINARY = 64
 
 Check = Callable[[Any], Any]
-FrameRule = field.Tensor | field.Records
+FrameRule = field.Tensor | field.Records | PayloadFrame
 
 
 class Layout(NamedTuple):
