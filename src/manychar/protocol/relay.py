@@ -31,12 +31,12 @@ from manychar.protocol.events import rows
 from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import RELAYS, Hello, Reset, Role, UnitResult, Welcome
+from manychar.protocol.messages import RELAYS, Frame, Hello, Reset, Role, UnitResult, Welcome
 from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.relay_step import RelayStep, spec_of
 from manychar.protocol.server import TICK, ParameterServer
 from manychar.protocol.status_report import PAGES_EVERY
-from manychar.protocol.worker import HeldLease, UnitInputs, Worker
+from manychar.protocol.worker import HeldLease, Worker
 
 NO_RUN = Welcome(
     run_id="none",
@@ -238,18 +238,18 @@ class Relay(Worker):
 
     # Down.
 
-    def _queue(self, lease: HeldLease, shards: Range, inputs: UnitInputs) -> list[Effect]:
+    def _queue(self, lease: HeldLease, shards: Range, ids: list[Frame]) -> list[Effect]:
         """Queue a unit, and lease its parts below."""
-        effects = super()._queue(lease, shards, inputs)
+        effects = super()._queue(lease, shards, ids)
         if shards in lease.queued:
             below = self.below
             is_new = below.aggregation.state.step != self._step
             if is_new:
                 below.membership.set_scope(shards)
-                below.aggregation.open(self._step, self._newest, is_fresh=inputs.fresh)
+                below.aggregation.open(self._step, self._newest, is_fresh=self._is_fresh)
                 below.status_report.applied(self._now)
             hidden = [lease.hidden[shard] for shard in numbers_of(shards)]
-            below.aggregation.add(shards, hidden, inputs.ids)
+            below.aggregation.add(shards, hidden, ids)
             self._rescope()
             grants = below.lease_grants
             (grants.broadcast if is_new else grants.lease_unheld)(self._now)
