@@ -136,10 +136,9 @@ class LeaseGrants(ServerPart):
 
         A worker without a range is measured again by a duplicate.
         """
-        if (
-            lease := self._membership.lease_duplicate(self._aggregation.missing(), now)
-        ) is not None:
-            self.grant(lease, now)
+        duplicate = self._membership.lease_duplicate(self._aggregation.missing(), now)
+        if duplicate is not None:
+            self.grant(duplicate, now)
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):
                 continue
