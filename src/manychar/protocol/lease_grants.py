@@ -142,8 +142,6 @@ class LeaseGrants(ServerPart):
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):
                 continue
-            if lease.asked_step != self._step:
-                lease.ask(self._step, now)
             if now < lease.asked_at + lease.resend_after:
                 continue
             holder = self._membership.members[lease.peer]
