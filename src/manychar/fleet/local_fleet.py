@@ -115,8 +115,7 @@ class LocalFleet:
         self.server.arguments = self._server_arguments(self._endpoint)
         path = self._private.client_key(OBSERVER)
         key = read_client_key(path) if path else None
-        timeout = OBSERVER_CONNECT_TIMEOUT
-        self._client = ObserverClient(self._endpoint, key, connect_timeout=timeout)
+        self._client = ObserverClient(self._endpoint, key, connect_timeout=OBSERVER_CONNECT_TIMEOUT)
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         self._loop.on_deadline(self._client.deadline, self._observe)

@@ -40,10 +40,6 @@ class Conflict:
     asked: dict[Identities, float] = dataclasses.field(default_factory=dict)
     named: dict[Identities, Identities] = dataclasses.field(default_factory=dict)
 
-    @property
-    def is_computed(self) -> bool:
-        return len(self.computed) == count_of(self.shards)
-
     def is_wrong(self, claim: Digests) -> bool:
         return any(self.digest_of(each) != value for each, value in claim.items())
 
@@ -107,7 +103,7 @@ class ConflictingResults(ServerPart):
 
     def settled(self, now: float) -> list[Conflict]:
         """Remove and return the conflicts that can be settled."""
-        computed = [each for each in self.open.values() if each.is_computed]
+        computed = [c for c in self.open.values() if len(c.computed) == count_of(c.shards)]
         settled = [each for each in computed if not self._asks_relays(each, now)]
         for conflict in settled:
             del self.open[conflict.step, conflict.shards]

@@ -72,9 +72,6 @@ class HeldLease:
         self.finished[shards] = result
         self.next_hidden |= zip(numbers_of(shards), next_hidden, strict=True)
 
-    def has_inputs(self, shards: Range) -> bool:
-        return all(shard in self.hidden for shard in numbers_of(shards))
-
 
 @dataclasses.dataclass
 class _InHand:
@@ -289,7 +286,7 @@ class Worker(ClientMachine):
         same = unit is not None and (unit.lease, unit.shards) == (lease.number, shards)
         if unit is not None and same and not self._is_over(unit):
             return []
-        if lease.has_inputs(shards):
+        if all(shard in lease.hidden for shard in numbers_of(shards)):
             lease.queued[shards] = ids
         return []
 
