@@ -101,9 +101,7 @@ class PayloadFrame:
         places, sparse = _Places.of(size, values["first"], values["last"]), sparse_form(size)
         if sparse is None:
             view, at_rest = memoryview(frame), places.nodes * size.parameters_bytes
-            starts = range(0, at_rest, size.parameters_bytes)
-            sums: list[Frame] = [view[at : at + size.parameters_bytes] for at in starts]
-            rest = view[at_rest:]
+            sums, rest = equal_parts(view[:at_rest], places.nodes), view[at_rest:]
         else:
             from manychar.protocol.sparse_sum import unpack_sums  # noqa: PLC0415 - imports numpy
 

@@ -239,7 +239,6 @@ class Worker(ClientMachine):
         return [Send(ready)]
 
     def _grant(self, grant: messages.Grant, now: float) -> list[Effect]:
-        self._heard = max(self._heard, grant.number)
         if not self._adopt_weights(grant):
             return []
         lease = self._leases.get(grant.lease)
@@ -261,7 +260,6 @@ class Worker(ClientMachine):
         return self._queue(lease, grant.shards, equal_parts(grant.ids, len(numbers)))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
-        self._heard = max(self._heard, message.number)
         if not self._adopt_weights(message):
             return []
         lease = self._leases.get(message.lease)
@@ -271,7 +269,8 @@ class Worker(ClientMachine):
         return self._queue(lease, lease.shards, ids)
 
     def _adopt_weights(self, new: messages.Grant | messages.NewWeights) -> bool:
-        """Advance to the weights' step; return False where the worker is at a later one already."""
+        """Note the message, and advance to its step; False where the worker is at a later one."""
+        self._heard = max(self._heard, new.number)
         if new.step > self._step:
             for lease in self._leases.values():
                 lease.advance(by=new.step - self._step)
