@@ -47,7 +47,7 @@ ANY: dict[Any, st.SearchStrategy[Any]] = {
 def payload_bytes(first: int, last: int) -> int:
     """Return how long the payload of a range of the shards is: its sums, and what is by shard."""
     sums = len(cover(SIZE.shards, (first, last))) * SIZE.parameters_bytes
-    return sums + (last - first + 1) * (SIZE.hidden_bytes + field.LOSS_BYTES + field.DIGEST_BYTES)
+    return sums + (last - first + 1) * (SIZE.hidden_bytes + 8 + field.DIGEST_BYTES)
 
 
 def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # noqa: PLR0911
