@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.numerics.tree_reduction import Range, TreeSum
 from manychar.protocol import events, messages
-from manychar.protocol.client_session import ClientMachine, ClientPhase
+from manychar.protocol.client_session import CONNECTED, CONNECTING, ENDED, NOT_ENDED, ClientMachine
 from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import (
@@ -205,7 +205,7 @@ class Worker(ClientMachine):
         if len(unit.losses) < len(unit.hidden):
             return []
         self._in_hand = None
-        if self.phase is not ClientPhase.CONNECTED or self._is_over(unit):
+        if self.phase is not CONNECTED or self._is_over(unit):
             return []
         result = unit.result(event.weights_digest, self.session.welcomed())
         lease = self._leases.get(unit.lease)
@@ -223,12 +223,12 @@ class Worker(ClientMachine):
             self._fingerprint = None
         if self._fingerprint is not None:
             return self._ready(self._fingerprint)
-        self.phase = ClientPhase.CONNECTING
+        self.phase = CONNECTING
         return [ComputeFingerprint(welcome)]
 
     def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
         welcome = self.session.welcomed()
-        self.phase = ClientPhase.CONNECTED
+        self.phase = CONNECTED
         self._heard = 0  # the server counts anew
         ready = messages.Ready(
             **welcome.run_and_term,
@@ -299,7 +299,7 @@ class Worker(ClientMachine):
         return super()._reset(message, now)
 
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
-        self.phase = ClientPhase.ENDED
+        self.phase = ENDED
         reason = done.reason or "the run has ended"
         return [Finish(STOPPED if done.code else 0, reason)]  # STOPPED: the run may be resumed
 
@@ -319,22 +319,20 @@ class Worker(ClientMachine):
         return tuple(units)
 
 
-_CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_ANY = (_CONNECTING, _CONNECTED)
 _EARLY = (messages.Grant, messages.NewWeights, messages.Revoke, messages.Alive, messages.Reset)
 
 Worker.table = {
     **ClientMachine.table,
-    **rows(_ANY, (Welcome,), Worker._welcome, *_ANY),
-    **rows((_CONNECTING,), _EARLY, Worker._ignore),
-    **rows((_CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, _CONNECTED),
-    **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
-    **rows((_CONNECTED,), (messages.NewWeights,), Worker._new_weights),
-    **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
-    **rows((_CONNECTED,), (messages.Reset,), Worker._reset, _CONNECTED, _CONNECTING),
-    **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
-    **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
-    **rows(_ANY, (events.Computed,), Worker._computed),
-    **rows((_CONNECTING,), (events.MailboxEmpty,), Worker._ignore),
-    **rows((_CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
+    **rows(NOT_ENDED, (Welcome,), Worker._welcome, *NOT_ENDED),
+    **rows((CONNECTING,), _EARLY, Worker._ignore),
+    **rows((CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, CONNECTED),
+    **rows((CONNECTED,), (messages.Grant,), Worker._grant),
+    **rows((CONNECTED,), (messages.NewWeights,), Worker._new_weights),
+    **rows((CONNECTED,), (messages.Revoke,), Worker._revoke),
+    **rows((CONNECTED,), (messages.Reset,), Worker._reset, CONNECTED, CONNECTING),
+    **rows(NOT_ENDED, (messages.Done,), Worker._done, ENDED),
+    **rows(NOT_ENDED, (events.HeartbeatDue,), Worker._heartbeat),
+    **rows(NOT_ENDED, (events.Computed,), Worker._computed),
+    **rows((CONNECTING,), (events.MailboxEmpty,), Worker._ignore),
+    **rows((CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
 }
