@@ -113,10 +113,8 @@ class ConflictingResults(ServerPart):
         """Ask the relays that were wrong, again until they answer; return whether any was asked."""
         wrong, (first, last) = conflict.wrong() - conflict.named.keys(), conflict.shards
         relays = [each for each in self._membership.relays() if each.identities in wrong]
-        until = [
-            conflict.asked.setdefault(each.identities, now + self._membership.limit(each))
-            for each in relays
-        ]
+        limit = self._membership.limit
+        until = [conflict.asked.setdefault(r.identities, now + limit(r)) for r in relays]
         if awaited := now < max(until, default=-math.inf):
             count = self._spec.definition.shards
             right = pack_digests(count, conflict.shards, conflict.digest_of)

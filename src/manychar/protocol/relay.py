@@ -224,9 +224,8 @@ class Relay(Worker):
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.hello.instance in welcome.relays.split():
             self.phase = ENDED
-            reason = (
-                f"a cycle of relays: {self.session.server} is above and below this one; {REMEDY}"
-            )
+            above = self.session.server
+            reason = f"a cycle of relays: {above} is above and below this one; {REMEDY}"
             return [Finish(RUN_FAILED, reason)]
         following = super()._welcome(welcome, now)
         if self._fingerprint is None and following:  # another run or term
