@@ -1,5 +1,7 @@
 """How a run of `train` ends, from what its server said."""
 
+from typing import Any, cast
+
 import pytest
 
 from manychar.fleet.local_fleet import LocalFleet
@@ -22,5 +24,5 @@ def test_a_stop_ends_with_what_the_server_said(
     stop: Finish | None, said: Finish | None, result: Finish
 ) -> None:
     fleet = LocalFleet.__new__(LocalFleet)
-    fleet._stop, fleet._finish, fleet._code, fleet._endpoint = stop, said, 75, "ipc://here"
+    fleet._stop, fleet._finish, fleet._code, fleet._client = stop, said, 75, cast("Any", "its own")
     assert fleet._result() == result

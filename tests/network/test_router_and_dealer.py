@@ -26,7 +26,7 @@ from manychar.numerics.tree_reduction import Range, cover
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import MAX_FRAMES, decode, encode
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.field_types import DIGEST_BYTES, LOSS_BYTES
+from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Frame, UnitResult
 from manychar.protocol.unit_payload import Payload, largest_payload
@@ -154,7 +154,7 @@ class TestMessages:
 
 def longest_result(size: Dimensions) -> UnitResult:
     """Return a result of the range with the longest payload, of zeros."""
-    of_shard = size.hidden_bytes + LOSS_BYTES + DIGEST_BYTES
+    of_shard = size.hidden_bytes + 8 + DIGEST_BYTES
 
     def length(shards: Range) -> int:
         count = shards[1] - shards[0] + 1

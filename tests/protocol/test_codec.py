@@ -19,7 +19,7 @@ from manychar.protocol import field_types as field
 from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.dimensions import Dimensions, Structure, most_units
 from manychar.protocol.messages import Frame, Message, Unit
-from manychar.protocol.unit_payload import Payload, largest_payload
+from manychar.protocol.unit_payload import Payload, PayloadFrame, largest_payload
 from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import IN_RUN, status
 
@@ -44,6 +44,12 @@ ANY: dict[Any, st.SearchStrategy[Any]] = {
 """What a field of each simple type may hold; `any_of` makes the others from them."""
 
 
+def payload_bytes(first: int, last: int) -> int:
+    """Return how long the payload of a range of the shards is: its sums, and what is by shard."""
+    sums = len(cover(SIZE.shards, (first, last))) * SIZE.parameters_bytes
+    return sums + (last - first + 1) * (SIZE.hidden_bytes + 8 + field.DIGEST_BYTES)
+
+
 def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # noqa: PLR0911
     """Return what a field of this type may hold, after the message's fields before it."""
     if hint in ANY:
@@ -52,11 +58,13 @@ def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # n
     items = [any_of(item, before) for item in get_args(kind) if item not in (..., NoneType)]
     match limit:
         case field.Tensor(length, exact):
-            frames = frame(length(SIZE, before)) if exact else st.binary(max_size=60)
+            return frame(length(SIZE, before)) if exact else st.binary(max_size=60)
+        case PayloadFrame():
 
             def again(value: Any) -> Any:
                 return limit.unpack(limit.pack(value), SIZE, before)
 
+            frames = frame(payload_bytes(before["first"], before["last"]))
             values = frames.map(lambda each: limit.unpack(each, SIZE, before))
             return values.filter(lambda value: value == again(value))  # a NaN is not itself
         case field.AtMost() if len(items) == 2:

@@ -33,8 +33,8 @@ from tests.simulation.world import World
 def a_grant_again_elicits_nothing(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def deaf(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
-        return [] if shards in lease.finished else queue(self, lease, shards, inputs)
+    def deaf(self: Worker, lease: Any, shards: Range, ids: Any) -> list[Effect]:
+        return [] if shards in lease.finished else queue(self, lease, shards, ids)
 
     patch.setattr(Worker, "_queue", deaf)
 
@@ -81,9 +81,9 @@ def a_range_goes_on_from_its_hidden_states_of_the_step_before(patch: pytest.Monk
 def what_is_finished_is_kept_by_lease_and_not_by_range(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def by_lease(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
+    def by_lease(self: Worker, lease: Any, shards: Range, ids: Any) -> list[Effect]:
         kept: list[Effect] = [Send(result) for result in lease.finished.values()]
-        return kept[:1] or queue(self, lease, shards, inputs)
+        return kept[:1] or queue(self, lease, shards, ids)
 
     patch.setattr(Worker, "_queue", by_lease)
 
@@ -245,8 +245,9 @@ def the_server_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
 def nobody_zeroes_at_a_wrap(patch: pytest.MonkeyPatch) -> None:
     queue = Worker._queue
 
-    def stale(self: Worker, lease: Any, shards: Range, inputs: Any) -> list[Effect]:
-        return queue(self, lease, shards, dataclasses.replace(inputs, fresh=False))
+    def stale(self: Worker, lease: Any, shards: Range, ids: list[Frame]) -> list[Effect]:
+        self._is_fresh = False
+        return queue(self, lease, shards, ids)
 
     patch.setattr(Worker, "_queue", stale)
 

@@ -188,25 +188,20 @@ def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
     members = fleet.relays or fleet.workers
     least, more = divmod(fleet.workers, members)
     held = _cut((0, size.shards - 1), [least + (i < more) for i in range(members)])
-    ranges = parts = [shards for shards, _ in held]
-    holders = len(parts)
+    longest, count = max(held, key=lambda each: count_of(each[0]))
+    parts = [shards for shards, _ in _cut(longest, [1] * count)]
+    computing = between = costs.worker + max(map(count_of, parts)) * fleet.of_shard(costs)
     if fleet.relays:
-        longest, workers = max(held, key=lambda each: count_of(each[0]))
-        parts = [shards for shards, _ in _cut(longest, [1] * workers)]
-        holders = sum(min(count_of(shards), workers) for shards, workers in held)
-    computing = costs.worker + max(map(count_of, parts)) * fleet.of_shard(costs)
-    between, relay = computing, 0.0
-    if fleet.relays:
-        relay = costs.of_relay(size) + _exchange(fleet, costs, parts, computing).seconds
-        between, relay = relay, relay - computing
-    above, update = _exchange(fleet, costs, ranges, between), costs.of_step(size)
+        between = costs.of_relay(size) + _exchange(fleet, costs, parts, computing).seconds
+    above = _exchange(fleet, costs, [shards for shards, _ in held], between)
+    update = costs.of_step(size)
     return Prediction(
         seconds=update + above.seconds,
         computing=computing,
         network=above.network,
         server=max(above.units + update, above.transfers),
-        relay=relay,
-        holders=holders,
+        relay=between - computing,
+        holders=sum(min(count_of(shards), workers) for shards, workers in held),
         bytes_in=above.bytes_in,
         bytes_out=above.bytes_out,
     )

@@ -71,8 +71,7 @@ class Listener:
         self.router.close(0)
 
     def _answer_handshakes(self) -> None:
-        authenticator = self.router.authenticator
-        if authenticator is not None:
+        if (authenticator := self.router.authenticator) is not None:
             self.refused += authenticator.answer()
 
     def check_keys(self) -> None:

@@ -58,7 +58,6 @@ class LocalFleet:
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
             for i in range(directory.operation.workers - directory.operation.compute)
         ]
-        self._endpoint = ""
         self._listening: ChildProcess | None = None
         self._client: ObserverClient | None = None
         self._stop: Finish | None = None
@@ -105,18 +104,16 @@ class LocalFleet:
             return
         self._listening = self.server.process
         if self._client is None:
-            self._endpoint = values["endpoint"]
-            self._start_clients()
+            self._start_clients(values["endpoint"])
         else:  # a server that was started again listens where the first one did
             self._client.connect(OBSERVER_CONNECT_TIMEOUT)
 
-    def _start_clients(self) -> None:
-        logger.info(f"the server listens on {self._endpoint}")
-        self.server.arguments = self._server_arguments(self._endpoint)
+    def _start_clients(self, endpoint: str) -> None:
+        logger.info(f"the server listens on {endpoint}")
+        self.server.arguments = self._server_arguments(endpoint)
         path = self._private.client_key(OBSERVER)
         key = read_client_key(path) if path else None
-        timeout = OBSERVER_CONNECT_TIMEOUT
-        self._client = ObserverClient(self._endpoint, key, connect_timeout=timeout)
+        self._client = ObserverClient(endpoint, key, connect_timeout=OBSERVER_CONNECT_TIMEOUT)
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         self._loop.on_deadline(self._client.deadline, self._observe)
@@ -124,7 +121,7 @@ class LocalFleet:
         for slot in self.workers:
             path = self._private.client_key(slot.name)
             own = {"connect_timeout": WORKER_CONNECT_TIMEOUT, "child": True, "key": path}
-            slot.arguments = ["worker", self._endpoint, "--name", slot.name, *as_flags(own)]
+            slot.arguments = ["worker", endpoint, "--name", slot.name, *as_flags(own)]
             self._supervisor.start(slot)
 
     def _observe(self) -> None:
@@ -202,6 +199,6 @@ class LocalFleet:
         if self._stop is not None and (finish.code < 0 or finish.code in ENDED_WELL):
             own = self._finish is None or self._stop.code == RUN_FAILED
             return self._stop if own else dataclasses.replace(finish, code=self._stop.code)
-        if finish.code and not self._endpoint:
+        if finish.code and self._client is None:
             raise UserError(finish.reason, code=finish.code)
         return finish

@@ -69,6 +69,11 @@ class _Step:
         self.delivered.clear()
         self.payload_bytes = 0
 
+    def names(self) -> set[str]:
+        """Return the names of all who had a part in it, and their keys'."""
+        of_nodes = [sender for sender, _ in [*self.delivered.values(), *self.digests.values()]]
+        return {name for sender in [*self.senders.values(), *of_nodes] for name in sender}
+
 
 # Many methods and attributes: one state, whose parts change together when a step is applied.
 class Aggregation:
@@ -259,12 +264,7 @@ class Aggregation:
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""
-        steps = [
-            step
-            for step, record in self._steps.items()
-            for sender in _senders_of(record)
-            if not senders.isdisjoint(sender)
-        ]
+        steps = [step for step, past in self._steps.items() if senders & past.names()]
         return min([at_most, *steps])
 
     def compute_again(self, shard: int, step: int) -> Compute:
@@ -288,8 +288,3 @@ class Aggregation:
 
     def _array(self, frame: Frame) -> NDArray[Any]:
         return np.frombuffer(frame, dtype=self._dtype)
-
-
-def _senders_of(step: _Step) -> set[Identities]:
-    of_nodes = [sender for sender, _ in [*step.delivered.values(), *step.digests.values()]]
-    return {*step.senders.values(), *of_nodes}

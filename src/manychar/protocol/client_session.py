@@ -143,6 +143,10 @@ class ClientPhase(enum.StrEnum):
     ENDED = "ended"
 
 
+CONNECTING, CONNECTED, ENDED = ClientPhase
+NOT_ENDED = (CONNECTING, CONNECTED)
+
+
 class ClientMachine:
     """A client of the server. Each role adds its own rows to the table."""
 
@@ -150,7 +154,7 @@ class ClientMachine:
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         self.session = ClientSession(hello, server=server, connect_timeout=connect_timeout, now=now)
-        self.phase = ClientPhase.CONNECTING
+        self.phase = CONNECTING
 
     @property
     def dimensions(self) -> Dimensions | None:
@@ -158,11 +162,11 @@ class ClientMachine:
         return self.session.welcome.dimensions if self.session.welcome else None
 
     def deadline(self) -> float | None:
-        return None if self.phase is ClientPhase.ENDED else self.session.deadline()
+        return None if self.phase is ENDED else self.session.deadline()
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Return the effects; PeerError for a message that the table does not name."""
-        if self.phase is ClientPhase.ENDED:
+        if self.phase is ENDED:
             return []
         fact = event.message if isinstance(event, Received) else event
         row = self.table.get((self.phase, type(fact)))
@@ -181,10 +185,10 @@ class ClientMachine:
 
     def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
         effects = self.session.tick(now)
-        if self.session.connecting and self.phase is ClientPhase.CONNECTED:
-            self.phase = ClientPhase.CONNECTING
+        if self.session.connecting and self.phase is CONNECTED:
+            self.phase = CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):
-            self.phase = ClientPhase.ENDED
+            self.phase = ENDED
         return effects + self._heartbeat(event, now)
 
     def _heartbeat(self, event: DeadlinePassed | events.HeartbeatDue, now: float) -> list[Effect]:
@@ -199,7 +203,7 @@ class ClientMachine:
         return Heartbeat(**run_and_term, slowest=0.0, heard=0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
-        self.phase = ClientPhase.ENDED
+        self.phase = ENDED
         finish = Finish(event.code, event.reason)
         if (welcome := self.session.welcome) is None:
             return [finish]
@@ -215,12 +219,12 @@ class ClientMachine:
     def _reset(self, message: Reset, now: float) -> list[Effect]:
         if self.session.is_stale(message):
             return []
-        self.phase = ClientPhase.CONNECTING
+        self.phase = CONNECTING
         self.session.connect(now)
         return self.session.tick(now)
 
     def _refused(self, refused: messages.Refused, now: float) -> list[Effect]:
-        self.phase = ClientPhase.ENDED
+        self.phase = ENDED
         hello = self.session.hello
         role = "relay" if messages.RELAYS in hello.machine else hello.role
         return [Finish(RUN_FAILED, f"the server refused this {role}: {refused.reason}")]
@@ -230,17 +234,12 @@ class ClientMachine:
         return []
 
 
-_CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_ANY = (_CONNECTING, _CONNECTED)
-
 ClientMachine.table = {
-    **rows(_ANY, (messages.Refused,), ClientMachine._refused, _ENDED),
-    **rows(_ANY, (events.LeaveRequested,), ClientMachine._leave, _ENDED),
-    **rows(_ANY, (events.Suspended,), ClientMachine._suspended),
-    **rows((_CONNECTING,), (DeadlinePassed,), ClientMachine._deadline_passed, _CONNECTING, _ENDED),
-    **rows(
-        (_CONNECTED,), (DeadlinePassed,), ClientMachine._deadline_passed, _CONNECTED, _CONNECTING
-    ),
-    **rows((_CONNECTED,), (Reset,), ClientMachine._reset, _CONNECTED, _CONNECTING),
-    **rows((_CONNECTED,), (messages.Alive,), ClientMachine._ignore),
+    **rows(NOT_ENDED, (messages.Refused,), ClientMachine._refused, ENDED),
+    **rows(NOT_ENDED, (events.LeaveRequested,), ClientMachine._leave, ENDED),
+    **rows(NOT_ENDED, (events.Suspended,), ClientMachine._suspended),
+    **rows((CONNECTING,), (DeadlinePassed,), ClientMachine._deadline_passed, CONNECTING, ENDED),
+    **rows((CONNECTED,), (DeadlinePassed,), ClientMachine._deadline_passed, CONNECTED, CONNECTING),
+    **rows((CONNECTED,), (Reset,), ClientMachine._reset, CONNECTED, CONNECTING),
+    **rows((CONNECTED,), (messages.Alive,), ClientMachine._ignore),
 }

@@ -22,13 +22,14 @@ from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import Frame
 from manychar.protocol.messages import Message
+from manychar.protocol.unit_payload import PayloadFrame
 
 WireError = field.WireError
 HEADER_BYTES = 8192
 MAX_BINARY = 64
 
 Check = Callable[[Any], Any]
-FrameRule = field.Tensor | field.Records
+FrameRule = field.Tensor | field.Records | PayloadFrame
 
 
 class Layout(NamedTuple):
@@ -77,57 +78,42 @@ def _check_of(hint: Any) -> Check:
         layout = Layout.of(cast("type[Any]", hint))
         return lambda value: layout.kind(**_checked(value, layout.header))
     if isinstance(hint, type) and issubclass(hint, tuple):
-        return _record_of(hint)
+        fields = get_type_hints(hint, include_extras=True).values()
+        return functools.partial(_record, hint, [_check_of(each) for each in fields])
     raise TypeError(f"{hint}: a field of a message needs a type with a limit, see field_types.py")
 
 
 def _check_within(hint: Any, limit: Any) -> Check:
     if isinstance(limit, field.Only):
-        return _value_of(hint, limit)
+        return functools.partial(_value, (hint, limit.also), limit)
     key, item = get_args(hint)
     if item is ...:
-        return _list_of(_check_of(key), limit.most)
-    return _map_of(_check_of(key), _check_of(item), limit.most)
+        return functools.partial(_list, _check_of(key), limit.most)
+    return functools.partial(_map, _check_of(key), _check_of(item), limit.most)
 
 
-def _value_of(kind: type[Any], limit: field.Only) -> Check:
-    kinds = (kind, limit.also)
-
-    def check(value: Any) -> Any:
-        if type(value) not in kinds or not limit.holds(value):
-            raise WireError(limit.wrong)
-        return value
-
-    return check
+def _value(kinds: tuple[Any, ...], limit: field.Only, value: Any) -> Any:
+    if type(value) not in kinds or not limit.holds(value):
+        raise WireError(limit.wrong)
+    return value
 
 
-def _list_of(item: Check, most: int) -> Check:
-    def check(value: Any) -> tuple[Any, ...]:
-        if type(value) is not list or len(value) > most:
-            raise WireError(f"not a list of at most {most}")
-        return tuple(map(item, value))
-
-    return check
+def _list(item: Check, most: int, value: Any) -> tuple[Any, ...]:
+    if type(value) is not list or len(value) > most:
+        raise WireError(f"not a list of at most {most}")
+    return tuple(map(item, value))
 
 
-def _map_of(key: Check, item: Check, most: int) -> Check:
-    def check(value: Any) -> dict[Any, Any]:
-        if type(value) is not dict or len(value) > most:
-            raise WireError(f"not a map of at most {most} entries")
-        return {key(name): item(entry) for name, entry in value.items()}
-
-    return check
+def _map(key: Check, item: Check, most: int, value: Any) -> dict[Any, Any]:
+    if type(value) is not dict or len(value) > most:
+        raise WireError(f"not a map of at most {most} entries")
+    return {key(name): item(entry) for name, entry in value.items()}
 
 
-def _record_of(kind: type[tuple[Any, ...]]) -> Check:
-    checks = tuple(map(_check_of, get_type_hints(kind, include_extras=True).values()))
-
-    def check(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(checks):
-            raise WireError(f"not the {len(checks)} fields of {kind.__name__}")
-        return kind(*(check(item) for check, item in zip(checks, value, strict=True)))
-
-    return check
+def _record(kind: type[tuple[Any, ...]], checks: Sequence[Check], value: Any) -> Any:
+    if type(value) is not list or len(value) != len(checks):
+        raise WireError(f"not the {len(checks)} fields of {kind.__name__}")
+    return kind(*(check(item) for check, item in zip(checks, value, strict=True)))
 
 
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:

@@ -40,10 +40,6 @@ class Conflict:
     asked: dict[Identities, float] = dataclasses.field(default_factory=dict)
     named: dict[Identities, Identities] = dataclasses.field(default_factory=dict)
 
-    @property
-    def is_computed(self) -> bool:
-        return len(self.computed) == count_of(self.shards)
-
     def is_wrong(self, claim: Digests) -> bool:
         return any(self.digest_of(each) != value for each, value in claim.items())
 
@@ -107,7 +103,7 @@ class ConflictingResults(ServerPart):
 
     def settled(self, now: float) -> list[Conflict]:
         """Remove and return the conflicts that can be settled."""
-        computed = [each for each in self.open.values() if each.is_computed]
+        computed = [c for c in self.open.values() if len(c.computed) == count_of(c.shards)]
         settled = [each for each in computed if not self._asks_relays(each, now)]
         for conflict in settled:
             del self.open[conflict.step, conflict.shards]
@@ -117,10 +113,8 @@ class ConflictingResults(ServerPart):
         """Ask the relays that were wrong, again until they answer; return whether any was asked."""
         wrong, (first, last) = conflict.wrong() - conflict.named.keys(), conflict.shards
         relays = [each for each in self._membership.relays() if each.identities in wrong]
-        until = [
-            conflict.asked.setdefault(each.identities, now + self._membership.limit(each))
-            for each in relays
-        ]
+        limit = self._membership.limit
+        until = [conflict.asked.setdefault(r.identities, now + limit(r)) for r in relays]
         if awaited := now < max(until, default=-math.inf):
             count = self._spec.definition.shards
             right = pack_digests(count, conflict.shards, conflict.digest_of)

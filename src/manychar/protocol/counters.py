@@ -28,12 +28,10 @@ class Counter(enum.StrEnum):
     EVENTS_NOT_WRITTEN = enum.auto()
 
 
-USUAL = frozenset(
-    {
-        *(Counter.UNITS_REPEATED, Counter.UNITS_NOT_COMPARED, Counter.UNITS_NOT_OPEN),
-        *(Counter.GRANTS_RESENT, Counter.MESSAGES_FROM_STALE_SESSION),
-    }
-)
+USUAL = {
+    *(Counter.UNITS_REPEATED, Counter.UNITS_NOT_COMPARED, Counter.UNITS_NOT_OPEN),
+    *(Counter.GRANTS_RESENT, Counter.MESSAGES_FROM_STALE_SESSION),
+}
 """Those that rise in normal operation, when processes start or end and shards move.
 
 `status` shows them, the progress does not.

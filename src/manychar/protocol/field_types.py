@@ -19,7 +19,6 @@ NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -"
 
 DIGEST_BYTES = 4
-LOSS_BYTES = 8
 MAX_ITEMS = 32
 MAX_ENTRIES = 24
 MAX_INTEGER = 2**53

@@ -136,15 +136,12 @@ class LeaseGrants(ServerPart):
 
         A worker without a range is measured again by a duplicate.
         """
-        if (
-            lease := self._membership.lease_duplicate(self._aggregation.missing(), now)
-        ) is not None:
-            self.grant(lease, now)
+        duplicate = self._membership.lease_duplicate(self._aggregation.missing(), now)
+        if duplicate is not None:
+            self.grant(duplicate, now)
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):
                 continue
-            if lease.asked_step != self._step:
-                lease.ask(self._step, now)
             if now < lease.asked_at + lease.resend_after:
                 continue
             holder = self._membership.members[lease.peer]

@@ -88,11 +88,8 @@ class Lifecycle(ServerPart):
         self._status_report.applied(now)
         self._status_report.note_loss()
         step, state, operation = self._step, self._aggregation.state, self._spec.operation
-        ends = (
-            self.phase is RunPhase.STOPPING
-            or self._aggregation.closed
-            or self._early_stopping.ends_at(step)
-        )
+        stops = self.phase is RunPhase.STOPPING or self._aggregation.closed
+        ends = stops or self._early_stopping.ends_at(step)
         if not ends:
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
         self._outbox.add(effects.Append(step, self._aggregation.loss))

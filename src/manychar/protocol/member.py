@@ -70,7 +70,5 @@ class Member:
 
     def has_unit(self, lease: int, step: int) -> bool:
         """Whether its last heartbeat lists a unit of this lease and step, queued or begun."""
-        return any(
-            (unit.lease, unit.step) == (lease, step) and unit.state != UnitState.SENT
-            for unit in self.units
-        )
+        here = {(unit.lease, unit.step) for unit in self.units if unit.state != UnitState.SENT}
+        return (lease, step) in here

@@ -184,10 +184,8 @@ class Membership:
     def _least_loaded(self, count: int) -> list[Member]:
         """Return so many workers at most, those with the fewest shards first."""
         workers = [w for w in self.workers() if not w.speed.is_too_slow] or self.workers()
-        return heapq.nsmallest(count, workers, key=lambda worker: self._load(worker.peer))
-
-    def _load(self, peer: Peer) -> int:
-        return sum(count_of(lease.shards) for lease in self.leases_of(peer))
+        load = {w.peer: sum(len(each.numbers) for each in self.leases_of(w.peer)) for w in workers}
+        return heapq.nsmallest(count, workers, key=lambda worker: load[worker.peer])
 
     def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
         """Have a worker that is too slow for a range compute the smallest unit too, to measure it.

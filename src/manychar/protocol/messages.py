@@ -316,19 +316,6 @@ class Done(_InRun):
 FromMember = (
     Ready | UnitResult | Heartbeat | Status | Blame | Goodbye | Stop | WeightsRequest | Unban
 )
-FromServer = (
-    Welcome
-    | Refused
-    | Reset
-    | Grant
-    | NewWeights
-    | Weights
-    | Revoke
-    | Dispute
-    | Ban
-    | Alive
-    | Status
-    | Unbanned
-    | Done
-)
-Message = Hello | FromMember | FromServer
+ToWorker = Grant | NewWeights | Revoke | Dispute | Ban
+ToObserver = Weights | Status | Unbanned
+Message = Hello | FromMember | Welcome | Refused | Reset | Alive | Done | ToWorker | ToObserver

@@ -7,7 +7,7 @@ What was sent before the last Hello, or to it again, arrives while it is connect
 """
 
 from manychar.protocol import messages
-from manychar.protocol.client_session import ClientMachine, ClientPhase
+from manychar.protocol.client_session import CONNECTED, CONNECTING, ENDED, ClientMachine
 from manychar.protocol.effects import Effect, Finish, Show
 from manychar.protocol.events import rows
 from manychar.protocol.messages import Reset, Status, Unbanned, Weights, Welcome
@@ -19,25 +19,24 @@ class Observer(ClientMachine):
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if not self.session.is_stale(welcome):
             self.session.enter(welcome, now)
-            self.phase = ClientPhase.CONNECTED
+            self.phase = CONNECTED
         return []
 
     def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
         return [Show(message)]
 
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
-        self.phase = ClientPhase.ENDED
+        self.phase = ENDED
         return [Finish(done.code, done.reason or "the run has ended")]
 
 
-_CONNECTING, _CONNECTED, _ENDED = ClientPhase
 _EARLY = (Status, Weights, Unbanned, messages.Alive, Reset)
 
 Observer.table = {
     **ClientMachine.table,
-    **rows((_CONNECTING,), (Welcome,), Observer._welcome, _CONNECTING, _CONNECTED),
-    **rows((_CONNECTING,), _EARLY, Observer._ignore),
-    **rows((_CONNECTED,), (Welcome,), Observer._welcome, _CONNECTED),
-    **rows((_CONNECTED,), (Status, Weights, Unbanned), Observer._show),
-    **rows((_CONNECTING, _CONNECTED), (messages.Done,), Observer._done, _ENDED),
+    **rows((CONNECTING,), (Welcome,), Observer._welcome, CONNECTING, CONNECTED),
+    **rows((CONNECTING,), _EARLY, Observer._ignore),
+    **rows((CONNECTED,), (Welcome,), Observer._welcome, CONNECTED),
+    **rows((CONNECTED,), (Status, Weights, Unbanned), Observer._show),
+    **rows((CONNECTING, CONNECTED), (messages.Done,), Observer._done, ENDED),
 }

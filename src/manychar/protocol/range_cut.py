@@ -53,7 +53,8 @@ def cut(
         if start > last:
             break
         ends = range(start + least, start + max(least, greatest) + 1)
-        end = max(ends, key=_alignment) if left else last + 1
+        # The lowest bit of a boundary is the size of the largest subtree that begins there.
+        end = max(ends, key=lambda boundary: boundary & -boundary) if left else last + 1
         ranges[i] = start, end - 1
         start = end
     return ranges
@@ -104,11 +105,6 @@ def count_of(shards: Range | None) -> int:
 def numbers_of(shards: Range) -> range:
     """Return the numbers of a range's shards."""
     return range(shards[0], shards[1] + 1)
-
-
-def _alignment(boundary: int) -> int:
-    """Return the size of the largest subtree that begins at a shard."""
-    return boundary & -boundary
 
 
 def runs_of(shards: Iterable[int]) -> list[Range]:

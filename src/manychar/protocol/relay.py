@@ -22,7 +22,7 @@ from typing import Any
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import events, messages
-from manychar.protocol.client_session import ClientPhase
+from manychar.protocol.client_session import CONNECTED, CONNECTING, ENDED, NOT_ENDED
 from manychar.protocol.conflicting_results import named_by
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
@@ -31,12 +31,12 @@ from manychar.protocol.events import rows
 from manychar.protocol.field_types import TEXT_LENGTH
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import RELAYS, Hello, Reset, Role, UnitResult, Welcome
+from manychar.protocol.messages import RELAYS, Frame, Hello, Reset, Role, UnitResult, Welcome
 from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.relay_step import RelayStep, spec_of
 from manychar.protocol.server import TICK, ParameterServer
 from manychar.protocol.status_report import PAGES_EVERY
-from manychar.protocol.worker import HeldLease, UnitInputs, Worker
+from manychar.protocol.worker import HeldLease, Worker
 
 NO_RUN = Welcome(
     run_id="none",
@@ -84,7 +84,7 @@ class RelayServer(ParameterServer):
         """Admit a worker or relay, once this relay is admitted itself; end where it is this one."""
         session = self._relay.session
         if hello.instance == session.hello.instance:
-            self._relay.phase = ClientPhase.ENDED
+            self._relay.phase = ENDED
             self.outbox.add(Finish(RUN_FAILED, OWN_ENDPOINT.format(session.server)))
         elif reason := self._relay.reason_to_refuse(hello):
             self.admission.refuse(event.peer, hello.name, reason)
@@ -179,7 +179,7 @@ class Relay(Worker):
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Handle an event. PeerError: its sender may not send this message; hand in Malformed."""
         self._now = now
-        if self.phase is ClientPhase.ENDED:
+        if self.phase is ENDED:
             return []
         of_peer = isinstance(event, events.Received) and event.peer != b""
         if of_peer or isinstance(event, _OF_MEMBERS):
@@ -223,10 +223,9 @@ class Relay(Worker):
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.hello.instance in welcome.relays.split():
-            self.phase = ClientPhase.ENDED
-            reason = (
-                f"a cycle of relays: {self.session.server} is above and below this one; {REMEDY}"
-            )
+            self.phase = ENDED
+            above = self.session.server
+            reason = f"a cycle of relays: {above} is above and below this one; {REMEDY}"
             return [Finish(RUN_FAILED, reason)]
         following = super()._welcome(welcome, now)
         if self._fingerprint is None and following:  # another run or term
@@ -238,18 +237,18 @@ class Relay(Worker):
 
     # Down.
 
-    def _queue(self, lease: HeldLease, shards: Range, inputs: UnitInputs) -> list[Effect]:
+    def _queue(self, lease: HeldLease, shards: Range, ids: list[Frame]) -> list[Effect]:
         """Queue a unit, and lease its parts below."""
-        effects = super()._queue(lease, shards, inputs)
+        effects = super()._queue(lease, shards, ids)
         if shards in lease.queued:
             below = self.below
             is_new = below.aggregation.state.step != self._step
             if is_new:
                 below.membership.set_scope(shards)
-                below.aggregation.open(self._step, self._newest, is_fresh=inputs.fresh)
+                below.aggregation.open(self._step, self._newest, is_fresh=self._is_fresh)
                 below.status_report.applied(self._now)
             hidden = [lease.hidden[shard] for shard in numbers_of(shards)]
-            below.aggregation.add(shards, hidden, inputs.ids)
+            below.aggregation.add(shards, hidden, ids)
             self._rescope()
             grants = below.lease_grants
             (grants.broadcast if is_new else grants.lease_unheld)(self._now)
@@ -285,14 +284,14 @@ class Relay(Worker):
 
     def connect_again(self) -> None:
         self._forget_everything()
-        self.phase = ClientPhase.CONNECTING
+        self.phase = CONNECTING
         self.session.connect(self._now)
 
     # Up.
 
     def send_complete(self) -> None:
         step = self.below.aggregation
-        for lease in self._leases.values() if self.phase is ClientPhase.CONNECTED else ():
+        for lease in self._leases.values() if self.phase is CONNECTED else ():
             for run in list(lease.queued):
                 if (unit := step.unit_of(run)) is None:
                     continue
@@ -312,7 +311,7 @@ class Relay(Worker):
 
     def pass_up(self, message: UnitResult | messages.Status | messages.Blame) -> None:
         """Send what comes from below, in the server's session; a unit under no lease."""
-        if self.phase is ClientPhase.CONNECTED:
+        if self.phase is CONNECTED:
             changes: dict[str, Any] = {**self.session.welcomed().run_and_term}
             changes |= {"lease": 0} if isinstance(message, UnitResult) else {}
             self.below.outbox.add(Send(dataclasses.replace(message, **changes)))
@@ -324,14 +323,11 @@ class Relay(Worker):
         return dataclasses.replace(progress, workers=self._told_workers, levels=levels)
 
 
-_CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_ANY = (_CONNECTING, _CONNECTED)
-
 Relay.table = {
     **Worker.table,
-    **rows(_ANY, (Welcome,), Relay._welcome, *ClientPhase),
-    **rows((_CONNECTING,), (messages.Dispute, messages.Ban), Relay._ignore),
-    **rows((_CONNECTED,), (messages.Dispute,), Relay._dispute),
-    **rows((_CONNECTED,), (messages.Ban,), Relay._ban),
-    **rows((_CONNECTED,), (messages.Revoke,), Relay._revoke),
+    **rows(NOT_ENDED, (Welcome,), Relay._welcome, *NOT_ENDED, ENDED),
+    **rows((CONNECTING,), (messages.Dispute, messages.Ban), Relay._ignore),
+    **rows((CONNECTED,), (messages.Dispute,), Relay._dispute),
+    **rows((CONNECTED,), (messages.Ban,), Relay._ban),
+    **rows((CONNECTED,), (messages.Revoke,), Relay._revoke),
 }

@@ -251,9 +251,8 @@ class StatusReport(ServerPart):
         )
 
     def weights(self) -> Weights:
-        state = self._aggregation.state
         weights = self._aggregation.weights
-        return Weights(**self._spec.run_and_term, version=state.step, weights=weights)
+        return Weights(**self._spec.run_and_term, version=self._step, weights=weights)
 
     def send_weights(self, member: Member, message: messages.WeightsRequest, now: float) -> None:
         self._outbox.send(member.peer, self.weights())

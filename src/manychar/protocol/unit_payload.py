@@ -91,7 +91,7 @@ class _Places(NamedTuple):
         return cls(nodes, losses, at_losses, at_digests, at_digests + count * DIGEST_BYTES)
 
 
-class _PayloadFrame(field.Tensor):
+class PayloadFrame:
     """The rule of a payload's frame, whose length follows from the message's range."""
 
     def pack(self, value: Payload) -> Frame:
@@ -101,9 +101,7 @@ class _PayloadFrame(field.Tensor):
         places, sparse = _Places.of(size, values["first"], values["last"]), sparse_form(size)
         if sparse is None:
             view, at_rest = memoryview(frame), places.nodes * size.parameters_bytes
-            starts = range(0, at_rest, size.parameters_bytes)
-            sums: list[Frame] = [view[at : at + size.parameters_bytes] for at in starts]
-            rest = view[at_rest:]
+            sums, rest = equal_parts(view[:at_rest], places.nodes), view[at_rest:]
         else:
             from manychar.protocol.sparse_sum import unpack_sums  # noqa: PLC0415 - imports numpy
 
@@ -121,22 +119,13 @@ def sparse_form(size: Dimensions) -> Dimensions | None:
     return size if size.vocabulary_size >= SPARSE_FROM else None
 
 
-def _frame_length(size: Dimensions, nodes: int, shards: Range) -> int:
-    of_node = size.parameters_bytes + (size.vocabulary_size if sparse_form(size) else 0)
-    return nodes * of_node + _Places.of(size, *shards).end
-
-
-def _payload_bytes(size: Dimensions, values: Mapping[str, int]) -> int:
-    shards = values["first"], values["last"]
-    return _frame_length(size, _Places.of(size, *shards).nodes, shards)
-
-
 def largest_payload(size: Dimensions) -> int:
     """Return the length of the longest payload of a unit's result: no range has more nodes."""
-    return _frame_length(size, largest_cover(size.shards), (0, size.shards - 1))
+    of_node = size.parameters_bytes + (size.vocabulary_size if sparse_form(size) else 0)
+    return largest_cover(size.shards) * of_node + _Places.of(size, 0, size.shards - 1).end
 
 
-PayloadField = Annotated[Payload, _PayloadFrame(_payload_bytes)]
+PayloadField = Annotated[Payload, PayloadFrame()]
 
 
 # What is right of a range's shards and of all nodes within it, a digest each.

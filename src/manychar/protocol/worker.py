@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.numerics.tree_reduction import Range, TreeSum
 from manychar.protocol import events, messages
-from manychar.protocol.client_session import ClientMachine, ClientPhase
+from manychar.protocol.client_session import CONNECTED, CONNECTING, ENDED, NOT_ENDED, ClientMachine
 from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
 from manychar.protocol.messages import (
@@ -45,23 +45,18 @@ if TYPE_CHECKING:
 UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
 
 
-@dataclasses.dataclass(frozen=True)
-class UnitInputs:
-    """What the shards of a queued unit read."""
-
-    ids: list[Frame]
-    fresh: bool
-
-
 @dataclasses.dataclass
 class HeldLease:
-    """What the worker holds under one lease, for its step: by shard, or by unit."""
+    """What the worker holds under one lease, for its step: by shard, or by unit.
+
+    `queued` has the ids that the shards of a unit read.
+    """
 
     number: int
     shards: Range
     hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
     next_hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
-    queued: dict[Range, UnitInputs] = dataclasses.field(default_factory=dict)
+    queued: dict[Range, list[Frame]] = dataclasses.field(default_factory=dict)
     finished: dict[Range, UnitResult] = dataclasses.field(default_factory=dict)
 
     def advance(self, *, by: int) -> None:
@@ -77,9 +72,6 @@ class HeldLease:
         self.finished[shards] = result
         self.next_hidden |= zip(numbers_of(shards), next_hidden, strict=True)
 
-    def has_inputs(self, shards: Range) -> bool:
-        return all(shard in self.hidden for shard in numbers_of(shards))
-
 
 @dataclasses.dataclass
 class _InHand:
@@ -90,7 +82,8 @@ class _InHand:
     shards: Range
     step: int
     weights: Frame
-    inputs: UnitInputs
+    fresh: bool
+    ids: list[Frame]
     hidden: list[Frame]
     sums: "TreeSum[NDArray[Any]]"
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -106,10 +99,10 @@ class _InHand:
         return Compute(
             shard=self.next_shard,
             step=self.step,
-            fresh=self.inputs.fresh,
+            fresh=self.fresh,
             weights=self.weights,
             hidden=self.hidden[done],
-            ids=self.inputs.ids[done],
+            ids=self.ids[done],
         )
 
     def add(self, shard: events.Computed) -> None:
@@ -149,6 +142,7 @@ class Worker(ClientMachine):
         self._leases: dict[int, HeldLease] = {}
         self._step = -1
         self._newest: Frame = b""
+        self._is_fresh = False  # the text starts again at this step
         self._heard = 0
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
@@ -184,11 +178,8 @@ class Worker(ClientMachine):
 
     def _lowest_queued(self) -> tuple[HeldLease, Range] | None:
         """Return the unit with the lowest shards; all are queued for one step."""
-        queued = [(each, lease) for lease in self._leases.values() for each in lease.queued]
-        if not queued:
-            return None
-        shards, lease = min(queued, key=lambda pair: pair[0])
-        return lease, shards
+        queued = [(lease, shards) for lease in self._leases.values() for shards in lease.queued]
+        return min(queued, key=lambda unit: unit[1], default=None)
 
     def _begin(self, lease: HeldLease, shards: Range) -> _InHand:
         welcome = self.session.welcomed()
@@ -198,7 +189,8 @@ class Worker(ClientMachine):
             shards=shards,
             step=self._step,
             weights=self._newest,
-            inputs=lease.queued.pop(shards),
+            fresh=self._is_fresh,
+            ids=lease.queued.pop(shards),
             hidden=[lease.hidden[shard] for shard in numbers_of(shards)],
             sums=TreeSum(welcome.dimensions.shards),
         )
@@ -213,7 +205,7 @@ class Worker(ClientMachine):
         if len(unit.losses) < len(unit.hidden):
             return []
         self._in_hand = None
-        if self.phase is not ClientPhase.CONNECTED or self._is_over(unit):
+        if self.phase is not CONNECTED or self._is_over(unit):
             return []
         result = unit.result(event.weights_digest, self.session.welcomed())
         lease = self._leases.get(unit.lease)
@@ -231,12 +223,12 @@ class Worker(ClientMachine):
             self._fingerprint = None
         if self._fingerprint is not None:
             return self._ready(self._fingerprint)
-        self.phase = ClientPhase.CONNECTING
+        self.phase = CONNECTING
         return [ComputeFingerprint(welcome)]
 
     def _ready(self, fingerprint: FingerprintComputed) -> list[Effect]:
         welcome = self.session.welcomed()
-        self.phase = ClientPhase.CONNECTED
+        self.phase = CONNECTED
         self._heard = 0  # the server counts anew
         ready = messages.Ready(
             **welcome.run_and_term,
@@ -247,8 +239,7 @@ class Worker(ClientMachine):
         return [Send(ready)]
 
     def _grant(self, grant: messages.Grant, now: float) -> list[Effect]:
-        self._heard = max(self._heard, grant.number)
-        if not self._adopt_weights(grant.step, grant.weights):
+        if not self._adopt_weights(grant):
             return []
         lease = self._leases.get(grant.lease)
         if lease is None:
@@ -266,28 +257,27 @@ class Worker(ClientMachine):
             self.session.get_range(now)
         numbers = numbers_of(grant.shards)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
-        ids = equal_parts(grant.ids, len(numbers))
-        return self._queue(lease, grant.shards, UnitInputs(ids, grant.fresh))
+        return self._queue(lease, grant.shards, equal_parts(grant.ids, len(numbers)))
 
     def _new_weights(self, message: messages.NewWeights, now: float) -> list[Effect]:
-        self._heard = max(self._heard, message.number)
-        if not self._adopt_weights(message.step, message.weights):
+        if not self._adopt_weights(message):
             return []
         lease = self._leases.get(message.lease)
         if lease is None or lease.shards != message.shards:
             return []
         ids = equal_parts(message.ids, count_of(message.shards))
-        return self._queue(lease, lease.shards, UnitInputs(ids, message.fresh))
+        return self._queue(lease, lease.shards, ids)
 
-    def _adopt_weights(self, step: int, weights: Frame) -> bool:
-        """Advance to the weights' step; return False where the worker is at a later one already."""
-        if step > self._step:
+    def _adopt_weights(self, new: messages.Grant | messages.NewWeights) -> bool:
+        """Note the message, and advance to its step; False where the worker is at a later one."""
+        self._heard = max(self._heard, new.number)
+        if new.step > self._step:
             for lease in self._leases.values():
-                lease.advance(by=step - self._step)
-            self._step, self._newest = step, weights
-        return step == self._step
+                lease.advance(by=new.step - self._step)
+            self._step, self._newest, self._is_fresh = new.step, new.weights, new.fresh
+        return new.step == self._step
 
-    def _queue(self, lease: HeldLease, shards: Range, inputs: UnitInputs) -> list[Effect]:
+    def _queue(self, lease: HeldLease, shards: Range, ids: list[Frame]) -> list[Effect]:
         """Queue a unit whose hidden states are here, or send its result again."""
         if shards in lease.finished:
             return [Send(lease.finished[shards])]
@@ -295,8 +285,8 @@ class Worker(ClientMachine):
         same = unit is not None and (unit.lease, unit.shards) == (lease.number, shards)
         if unit is not None and same and not self._is_over(unit):
             return []
-        if lease.has_inputs(shards):
-            lease.queued[shards] = inputs
+        if all(shard in lease.hidden for shard in numbers_of(shards)):
+            lease.queued[shards] = ids
         return []
 
     def _revoke(self, revoke: messages.Revoke, now: float) -> list[Effect]:
@@ -309,7 +299,7 @@ class Worker(ClientMachine):
         return super()._reset(message, now)
 
     def _done(self, done: messages.Done, now: float) -> list[Effect]:
-        self.phase = ClientPhase.ENDED
+        self.phase = ENDED
         reason = done.reason or "the run has ended"
         return [Finish(STOPPED if done.code else 0, reason)]  # STOPPED: the run may be resumed
 
@@ -329,22 +319,20 @@ class Worker(ClientMachine):
         return tuple(units)
 
 
-_CONNECTING, _CONNECTED, _ENDED = ClientPhase
-_ANY = (_CONNECTING, _CONNECTED)
 _EARLY = (messages.Grant, messages.NewWeights, messages.Revoke, messages.Alive, messages.Reset)
 
 Worker.table = {
     **ClientMachine.table,
-    **rows(_ANY, (Welcome,), Worker._welcome, *_ANY),
-    **rows((_CONNECTING,), _EARLY, Worker._ignore),
-    **rows((_CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, _CONNECTED),
-    **rows((_CONNECTED,), (messages.Grant,), Worker._grant),
-    **rows((_CONNECTED,), (messages.NewWeights,), Worker._new_weights),
-    **rows((_CONNECTED,), (messages.Revoke,), Worker._revoke),
-    **rows((_CONNECTED,), (messages.Reset,), Worker._reset, _CONNECTED, _CONNECTING),
-    **rows(_ANY, (messages.Done,), Worker._done, _ENDED),
-    **rows(_ANY, (events.HeartbeatDue,), Worker._heartbeat),
-    **rows(_ANY, (events.Computed,), Worker._computed),
-    **rows((_CONNECTING,), (events.MailboxEmpty,), Worker._ignore),
-    **rows((_CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
+    **rows(NOT_ENDED, (Welcome,), Worker._welcome, *NOT_ENDED),
+    **rows((CONNECTING,), _EARLY, Worker._ignore),
+    **rows((CONNECTING,), (FingerprintComputed,), Worker._fingerprint_computed, CONNECTED),
+    **rows((CONNECTED,), (messages.Grant,), Worker._grant),
+    **rows((CONNECTED,), (messages.NewWeights,), Worker._new_weights),
+    **rows((CONNECTED,), (messages.Revoke,), Worker._revoke),
+    **rows((CONNECTED,), (messages.Reset,), Worker._reset, CONNECTED, CONNECTING),
+    **rows(NOT_ENDED, (messages.Done,), Worker._done, ENDED),
+    **rows(NOT_ENDED, (events.HeartbeatDue,), Worker._heartbeat),
+    **rows(NOT_ENDED, (events.Computed,), Worker._computed),
+    **rows((CONNECTING,), (events.MailboxEmpty,), Worker._ignore),
+    **rows((CONNECTED,), (events.MailboxEmpty,), Worker._mailbox_empty),
 }

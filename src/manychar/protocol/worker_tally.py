@@ -93,8 +93,7 @@ class WorkerTally:
         seconds, *spent = (b - a for a, b in zip(self.marks[0], here, strict=True))
         if now - self.marks[-1][0] >= MARK_EVERY:
             self.marks.append(here)
-        speed, computing, waiting, straggling = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
+        speed, *shares = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
+        computing, waiting, straggling = (min(1.0, share) for share in shares)
         exchanging = max(0.0, 1 - computing - waiting)
-        return RecentUse(
-            min(1.0, computing), exchanging, min(1.0, waiting), min(1.0, straggling), speed
-        )
+        return RecentUse(computing, exchanging, waiting, straggling, speed)
