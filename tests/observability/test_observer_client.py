@@ -1,5 +1,6 @@
 """Watching a live server: status and its table, logs with levels, samples that follow."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manychar.observability.observer_client import find_server
+from manychar.observability.observer_client import MOST_WEIGHTS, ObserverClient, find_server
 from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
 from manychar.observability.snapshot import Snapshot
 from manychar.observability.status import COLUMNS, as_values, lines_of, rows_of, show
@@ -23,13 +24,14 @@ from manychar.processes import log
 from manychar.processes.errors import UserError
 from manychar.protocol.counters import USUAL
 from manychar.protocol.dimensions import Dimensions
-from manychar.protocol.messages import Status
+from manychar.protocol.effects import Show
+from manychar.protocol.messages import Status, Weights
 from manychar.protocol.worker_tally import WorkerStats
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.run_directory import open_run
 from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
 from tests.logs import mean_loss
-from tests.protocol.stage import status
+from tests.protocol.stage import IN_RUN, status
 
 ENDLESS = (*SMALL, "--steps", "0", "--sample-every", "0", "--checkpoint-every", "200")
 
@@ -434,3 +436,10 @@ def test_status_of_a_waiting_run() -> None:
     assert "waiting for a worker to connect" in lines
     assert "units_repeated: 2 (units that came twice, with the same bytes)" in lines
     assert "last checkpoint: step 7, 1 h 1 min ago" in lines
+
+
+def test_one_that_falls_behind_draws_samples_of_the_newest_weights() -> None:
+    with contextlib.closing(ObserverClient("tcp://127.0.0.1:9", connect_timeout=1.0)) as client:
+        came = [Weights(**IN_RUN, version=version, weights=b"") for version in range(5)]
+        events = client._events(map(Show, came))
+    assert events == came[-MOST_WEIGHTS:]

@@ -25,6 +25,7 @@ from manychar.storage.server_address import read_address
 
 TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0
+MOST_WEIGHTS = 3  # in a turn: drawing samples must not fall behind the run
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
 
 
@@ -79,7 +80,7 @@ class ObserverClient:
         return self._machine.deadline()
 
     def turn(self) -> list[Event]:
-        """Receive and send what is due; return what has come, of several weights the newest.
+        """Receive and send what is due; return what has come, of many weights the newest.
 
         Raises UserError where the server refuses, or is none of this version.
         """
@@ -105,7 +106,9 @@ class ObserverClient:
                     snapshot = self._snapshots.add(status, self.welcome.dimensions)
                     events += [] if snapshot is None else [snapshot]
                 case Show(messages.Weights() as weights):
-                    events = [event for event in events if not isinstance(event, messages.Weights)]
+                    earlier = [event for event in events if isinstance(event, messages.Weights)]
+                    if len(earlier) == MOST_WEIGHTS:
+                        events.remove(earlier[0])
                     events.append(weights)
                 case Show(messages.Unbanned() as answer):
                     events.append(answer)
