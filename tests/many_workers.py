@@ -88,7 +88,7 @@ class PresetEngine:
             loss=loss,
             gradient=gradient,
             hidden=as_frame(hidden),
-            slowest=SECONDS_A_SHARD,
+            longest_piece=SECONDS_A_SHARD,
             seconds=SECONDS_A_SHARD,
         )
 

@@ -97,7 +97,7 @@ class Stage:
 
     def ready(self, name: str, **changes: Any) -> list[Effect]:
         """Let a worker say that it can compute."""
-        message = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries=LIBRARIES, slowest=0.01)
+        message = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries=LIBRARIES, longest_piece=0.01)
         return self.tell(name, dataclasses.replace(message, **changes))
 
     def join(self, *names: str) -> list[Effect]:
@@ -109,10 +109,10 @@ class Stage:
         return effects
 
     def heartbeat(
-        self, name: str, *units: Unit, slowest: float = 0.01, heard: int = 0
+        self, name: str, *units: Unit, longest_piece: float = 0.01, heard: int = 0
     ) -> list[Effect]:
         """Let a peer say that it lives."""
-        beat = Heartbeat(**IN_RUN, slowest=slowest, heard=heard, units=units)
+        beat = Heartbeat(**IN_RUN, longest_piece=longest_piece, heard=heard, units=units)
         return self.tell(name, beat)
 
     def deliver(

@@ -41,7 +41,7 @@ def join_relay(stage: Stage, name: str, workers: int = 2) -> list[Effect]:
 def heartbeat_of_relay(workers: int) -> Heartbeat:
     """Return what a relay says that has so many workers."""
     levels = min(workers, 1)
-    return Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=(), workers=workers, levels=levels)
+    return Heartbeat(**IN_RUN, longest_piece=0.0, heard=0, units=(), workers=workers, levels=levels)
 
 
 def right_digests(known: Reference) -> bytes:
@@ -208,7 +208,9 @@ def test_a_relay_enforces_a_ban_and_passes_it_down() -> None:
     stage = delivered(b_is_right=True)
     relay = test_relay.hello("c", **{RELAYS: "i-c"})
     stage.from_below(b"c", relay)
-    stage.from_below(b"c", Ready(**stage.below, fingerprint="relay", libraries={}, slowest=0.0))
+    stage.from_below(
+        b"c", Ready(**stage.below, fingerprint="relay", libraries={}, longest_piece=0.0)
+    )
     for _ in range(2):
         stage.from_above(Ban(**test_relay.ABOVE, name="b", reason="wrong"))
     assert stage.asked(b"b", Refused).reason == "banned: wrong"

@@ -185,10 +185,10 @@ def test_any_other_value_as_a_header_is_a_wire_error(value: object) -> None:
 # One case for each limit.
 
 GOODBYE = messages.Goodbye(**IN_RUN, reason="done")
-HEARTBEAT = messages.Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=(Unit(1, 0, 0, 0, 0),))
+HEARTBEAT = messages.Heartbeat(**IN_RUN, longest_piece=0.0, heard=0, units=(Unit(1, 0, 0, 0, 0),))
 STATUS = status(workers=(WorkerStats("ann", "here", "working", *(0,) * 3, *(0.0,) * 7),))
 HELLO = messages.Hello(wire=1, role="worker", name="ann", instance="i", machine={})
-READY = messages.Ready(**IN_RUN, fingerprint="0" * 64, libraries={}, slowest=0.0)
+READY = messages.Ready(**IN_RUN, fingerprint="0" * 64, libraries={}, longest_piece=0.0)
 GRANT = messages.Grant(
     **IN_RUN,
     number=1,
@@ -273,9 +273,9 @@ def refused(frames: Sequence[Frame], reason: str, size: Dimensions | None = SIZE
         (GOODBYE, "reason", "\u202e", "reason: not a short printable text"),
         (GOODBYE, "reason", "a" * 501, "reason: not a short printable text"),
         (GOODBYE, "reason", 1, "reason: not a short printable text"),
-        (HEARTBEAT, "slowest", math.nan, "slowest: not a finite number"),
-        (HEARTBEAT, "slowest", math.inf, "slowest: not a finite number"),
-        (HEARTBEAT, "slowest", "1", "slowest: not a finite number"),
+        (HEARTBEAT, "longest_piece", math.nan, "longest_piece: not a finite number"),
+        (HEARTBEAT, "longest_piece", math.inf, "longest_piece: not a finite number"),
+        (HEARTBEAT, "longest_piece", "1", "longest_piece: not a finite number"),
         (STATUS, "seconds", math.nan, "seconds: not a finite number"),
         (STATUS, "loss_nats_per_character", 1, "loss_nats_per_character: not a number"),
         (STATUS, "workers", ["a b"], "workers: not"),

@@ -230,7 +230,7 @@ def test_the_limit_follows_the_slowest_piece_of_work() -> None:
     ann = working(membership, "ann")
     lease = membership.lease((0, 0), ann.peer)
     assert membership.limit(ann) == 2.0
-    ann.slowest = 1.5
+    ann.longest_piece = 1.5
     assert membership.limit(ann) == 6.0
     membership.end_lease(lease)
     assert membership.limit(ann) == 20.0, "four heartbeats of a worker without a range"

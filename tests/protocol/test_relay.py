@@ -96,7 +96,7 @@ class Stage:
     def join(self, peer: bytes) -> None:
         """Have a worker join, and the relay tell of it."""
         self.from_below(peer, hello(peer.decode()))
-        ready = Ready(**self.below, fingerprint="same", libraries={}, slowest=0.0)
+        ready = Ready(**self.below, fingerprint="same", libraries={}, longest_piece=0.0)
         self.from_below(peer, ready)
         for _ in range(2):
             self.now += 0.2
@@ -280,7 +280,7 @@ def test_another_version_is_refused(stage: Stage) -> None:
 
 def test_other_arithmetic_is_refused(stage: Stage) -> None:
     stage.from_below(b"a", hello("a"))
-    ready = Ready(**stage.below, fingerprint="other", libraries={}, slowest=0.0)
+    ready = Ready(**stage.below, fingerprint="other", libraries={}, longest_piece=0.0)
     stage.from_below(b"a", ready)
     assert "its arithmetic gives other bits" in stage.asked(b"a", Refused).reason
 
@@ -330,7 +330,7 @@ def test_a_relay_that_finds_itself_above_ends() -> None:
 
 
 def test_a_member_that_has_seen_a_newer_server_makes_it_connect_again(pair: Stage) -> None:
-    beat = Heartbeat(**pair.below | {"term": 4}, slowest=0.0, heard=0, units=())
+    beat = Heartbeat(**pair.below | {"term": 4}, longest_piece=0.0, heard=0, units=())
     pair.from_below(b"a", beat)
     assert pair.machine.phase is ClientPhase.CONNECTING
     assert [type(each) for each in pair.down[b"a"][-2:]] == [Revoke, Reset]

@@ -356,7 +356,7 @@ def test_a_member_that_has_long_been_silent_is_removed() -> None:
     stage = Stage()
     stage.hello("olga", "observer")
     stage.join("ann")
-    stage.heartbeat("ann", slowest=20.0)
+    stage.heartbeat("ann", longest_piece=20.0)
     for now, members in (
         (59.9, {b"olga", b"ann"}),
         (60.0, {b"ann"}),
@@ -647,7 +647,7 @@ def test_no_worker_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.Mon
     monkeypatch.setattr(membership, "LONGEST_UNIT", 20.0)
     stage = Stage(shards=1)
     stage.join("ann", "bob")
-    stage.heartbeat("ann", slowest=1e300)
+    stage.heartbeat("ann", longest_piece=1e300)
     stage.wait(19.0, "bob")
     assert stage.ranges_of("ann") == [(0, 0)]
     stage.wait(2.0, "bob")
@@ -889,9 +889,9 @@ def test_a_pause_of_the_machine_is_forgotten() -> None:
     stage = Stage()
     stage.join("ann")
     usual = stage.server.membership.limit(stage.member("ann"))
-    stage.heartbeat("ann", slowest=600.0)
+    stage.heartbeat("ann", longest_piece=600.0)
     assert stage.server.membership.limit(stage.member("ann")) > 600.0
-    stage.heartbeat("ann", slowest=0.1)
+    stage.heartbeat("ann", longest_piece=0.1)
     assert stage.server.membership.limit(stage.member("ann")) == usual
 
 
@@ -900,7 +900,7 @@ def test_an_observer_s_word_of_a_newer_server_is_not_enough() -> None:
     stage.server.handle(
         Received(hello("eye", "observer"), b"eye", owner("eye", KeyRole.OBSERVER)), 0.0
     )
-    beat = Heartbeat(**IN_RUN | {"term": TERM + 1}, slowest=0.0, heard=0, units=())
+    beat = Heartbeat(**IN_RUN | {"term": TERM + 1}, longest_piece=0.0, heard=0, units=())
     effects = stage.server.handle(Received(beat, b"eye", owner("eye", KeyRole.OBSERVER)), 0.0)
     assert only(effects, Reset)
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
@@ -1138,5 +1138,5 @@ def test_the_server_says_that_it_waits_for_the_disk() -> None:
 def test_a_heartbeat_is_answered() -> None:
     stage = Stage()
     stage.join("ann")
-    beat = Heartbeat(**IN_RUN, slowest=0.0, heard=0, units=())
+    beat = Heartbeat(**IN_RUN, longest_piece=0.0, heard=0, units=())
     assert only(stage.tell("ann", beat), Alive) == Alive(**IN_RUN)

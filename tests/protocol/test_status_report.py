@@ -333,7 +333,7 @@ def test_a_worker_that_came_back_is_told_of_once() -> None:
     stage.server.handle(
         Received(dataclasses.replace(again, instance="2"), b"another connection"), stage.now
     )
-    ready = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries={}, slowest=0.0)
+    ready = Ready(**IN_RUN, fingerprint=FINGERPRINT, libraries={}, longest_piece=0.0)
     stage.server.handle(Received(ready, b"another connection"), stage.now)
     pages = sent(stage.hello("olga", "observer"), Status)
     names = [worker.name for page in pages for worker in page.workers]

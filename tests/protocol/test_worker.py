@@ -173,7 +173,7 @@ def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     assert only(bench.hear(bench.welcome(), 0.3), ComputeFingerprint)
     assert bench.phase() is ClientPhase.CONNECTING
     ready = only(bench.worker.handle(FingerprintComputed("bits", {"blas": "x"}, 0.1), 0.4), Ready)
-    assert (ready.fingerprint, ready.term, ready.slowest) == ("bits", TERM, 0.1)
+    assert (ready.fingerprint, ready.term, ready.longest_piece) == ("bits", TERM, 0.1)
     assert bench.phase() is ClientPhase.CONNECTED
 
 
@@ -499,7 +499,7 @@ def test_a_heartbeat_lists_the_units() -> None:
         Unit(2, 1, 2, 0, UnitState.COMPUTING),
         Unit(3, 3, 4, 0, UnitState.QUEUED),
     }
-    assert beat.slowest == 0.2
+    assert beat.longest_piece == 0.2
     assert bench.worker.handle(HeartbeatDue(), 1.1) == []
     assert only(bench.worker.handle(HeartbeatDue(), 1.0 + SILENCE / 4), Heartbeat)
 
@@ -550,7 +550,7 @@ def test_what_the_tables_do_not_list_is_an_error_of_whose_it_is() -> None:
     with pytest.raises(ProtocolError, match="FingerprintComputed to a client that is connected"):
         bench.worker.handle(FingerprintComputed("bits", {}, 0.0), 0.0)
     with pytest.raises(PeerError, match="Ready to a client that is connected"):
-        bench.hear(Ready(**IN_RUN, fingerprint="x", libraries={}, slowest=0.0))
+        bench.hear(Ready(**IN_RUN, fingerprint="x", libraries={}, longest_piece=0.0))
 
 
 def test_a_status_is_not_for_workers() -> None:

@@ -37,7 +37,7 @@ class Piece:
     hidden: bytes
 
     def computed(
-        self, shard: int, step: int, *, seconds: float = 0.0, slowest: float | None = None
+        self, shard: int, step: int, *, seconds: float = 0.0, longest_piece: float | None = None
     ) -> Computed:
         """Return the event by which a machine is told of it."""
         return Computed(
@@ -47,7 +47,7 @@ class Piece:
             loss=self.loss,
             gradient=np.frombuffer(self.gradient, "<f4"),
             hidden=self.hidden,
-            slowest=seconds if slowest is None else slowest,
+            longest_piece=seconds if longest_piece is None else longest_piece,
             seconds=seconds,
         )
 

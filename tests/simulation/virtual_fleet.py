@@ -413,7 +413,7 @@ class VirtualFleet:
             loss=1.0,
             gradient=self._gradient,
             hidden=self._hidden,
-            slowest=0.0,
+            longest_piece=0.0,
             seconds=seconds,
         )
 

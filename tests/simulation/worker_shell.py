@@ -221,7 +221,7 @@ class WorkerShell:
         if self.spoils(unit):
             self.world.log(lambda: f"    {self.name} computes it wrongly")
             piece = spoiled(piece, self.world.chance)
-        return piece.computed(unit.shard, unit.step, seconds=seconds, slowest=0.0)
+        return piece.computed(unit.shard, unit.step, seconds=seconds, longest_piece=0.0)
 
     def _be_busy(self, seconds: float, through: Callable[[], list[Effect]]) -> None:
         """Compute: the thread sends heartbeats, and reads nothing until it is through."""

@@ -25,14 +25,14 @@ class PieceTimer:
     """
 
     def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0) -> None:
-        self.slowest = 0.0
+        self.longest_piece = 0.0
         self.due = due
         self._heartbeat = heartbeat
         self._last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        self.slowest = max(self.slowest, now - self._last)
+        self.longest_piece = max(self.longest_piece, now - self._last)
         if now >= self.due:
             self.due = self._heartbeat()
             now = time.monotonic()
@@ -64,7 +64,7 @@ class Engine:
             names, timer = libraries(), PieceTimer()
             found = fingerprint(self._kernel, names, timer)
             self._loaded = None  # the kernel holds the weights of the probe
-            self._fingerprint = FingerprintComputed(found, names | kernels(), timer.slowest)
+            self._fingerprint = FingerprintComputed(found, names | kernels(), timer.longest_piece)
         return self._fingerprint
 
     def compute(self, unit: Compute, heartbeat: Callable[[], float]) -> Computed:
@@ -86,6 +86,6 @@ class Engine:
             loss=loss,
             gradient=gradient.flat,
             hidden=as_frame(after),
-            slowest=timer.slowest,
+            longest_piece=timer.longest_piece,
             seconds=time.monotonic() - began,
         )

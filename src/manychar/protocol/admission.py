@@ -91,7 +91,7 @@ class Admission(ServerPart):
     def ready(self, member: Member, ready: messages.Ready, now: float) -> None:
         """Start a worker with the run's numerics; refuse another one."""
         member.tally = WorkerTally(since=now, delivered_at=now)
-        member.slowest = ready.slowest
+        member.longest_piece = ready.longest_piece
         if not member.is_relay and ready.fingerprint != self._spec.fingerprint:
             reason = (
                 f"its arithmetic gives other bits than the run's (--numerics"
@@ -117,7 +117,7 @@ class Admission(ServerPart):
     def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
-        member.slowest = heartbeat.slowest
+        member.longest_piece = heartbeat.longest_piece
         self._note_workers(member, heartbeat, now)
         self._lease_grants.heard(member, heartbeat.heard, now)
         for unit in heartbeat.units:

@@ -200,7 +200,7 @@ class ClientMachine:
         return [Send(heartbeat)]
 
     def _progress(self, run_and_term: RunAndTerm) -> Heartbeat:
-        return Heartbeat(**run_and_term, slowest=0.0, heard=0, units=())
+        return Heartbeat(**run_and_term, longest_piece=0.0, heard=0, units=())
 
     def _leave(self, event: events.LeaveRequested, now: float) -> list[Effect]:
         self.phase = ENDED

@@ -37,7 +37,7 @@ class Received(Event):
 
 
 class Computed(Event):
-    """A shard was computed in `seconds`; the longest piece of work took `slowest` seconds.
+    """A shard was computed in `seconds`; the longest piece of work took `longest_piece` seconds.
 
     `weights_digest` is of the weights that were used; `gradient` is the array, shape (P,).
     """
@@ -48,7 +48,7 @@ class Computed(Event):
     loss: float
     gradient: "NDArray[Any]"
     hidden: Frame
-    slowest: float
+    longest_piece: float
     seconds: float
 
 
@@ -70,11 +70,11 @@ class Suspended(Event):
 
 
 class FingerprintComputed(Event):
-    """The process's numerics are known; the longest piece of work took `slowest` seconds."""
+    """The process's numerics are known; the longest piece of work took `longest_piece` seconds."""
 
     fingerprint: str
     libraries: Mapping[str, str]
-    slowest: float
+    longest_piece: float
 
 
 class HeartbeatDue(Event):

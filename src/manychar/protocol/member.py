@@ -28,8 +28,8 @@ class PeerState(enum.StrEnum):
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
 
-    `owner` is the owner of its key, None where there are no keys. `slowest` is its longest recent
-    piece of work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
+    `owner` is the owner of its key, None where there are no keys. `longest_piece` is that of its
+    recent work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
     how often in a row a lease was renewed because it had computed a unit from another state. A
     relay has `workers` below it, and `levels` of relays, its own included, as it says; `below` and
     `counts` are of its status.
@@ -47,7 +47,7 @@ class Member:
     levels: int = 0
     below: tuple[WorkerStats, ...] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    slowest: float = 0.0
+    longest_piece: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0
     asked: int = 0

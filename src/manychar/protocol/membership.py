@@ -276,7 +276,7 @@ class Membership:
         leases = self.leases_of(member.peer)
         takeovers = max((self._takeovers[i] for each in leases for i in each.numbers), default=0)
         least = self.silence if leases else max(self.silence, IDLE_SILENCE)
-        longest = max(least, min(SLOW_FACTOR * member.slowest, LONGEST_UNIT))
+        longest = max(least, min(SLOW_FACTOR * member.longest_piece, LONGEST_UNIT))
         return float(longest * (1 + member.levels) * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 

@@ -141,11 +141,11 @@ class Welcome(_InRun):
 
 
 class Ready(_InRun):
-    """A worker can compute: fingerprint, libraries, slowest piece of work in seconds."""
+    """A worker can compute: fingerprint, libraries, longest piece of work in seconds."""
 
     fingerprint: field.Name
     libraries: field.Texts
-    slowest: field.Number
+    longest_piece: field.Number
 
 
 class Refused(Structure):
@@ -209,13 +209,13 @@ class UnitResult(_OfUnit, packed=True):
 
 
 class Heartbeat(_InRun):
-    """A peer's progress: seconds of its slowest piece of work, its units.
+    """A peer's progress: seconds of its longest piece of work, its units.
 
     `heard` is the highest number of a Grant or NewWeights that it received. A relay has `workers`
     below it, and `levels` of relays, its own included.
     """
 
-    slowest: field.Number
+    longest_piece: field.Number
     heard: field.Integer
     units: Units
     workers: field.Integer = 1

@@ -246,7 +246,7 @@ class StatusReport(ServerPart):
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,
             late_seconds=now - self._applied_at if awaited else 0.0,
-            longest_piece_seconds=member.slowest,
+            longest_piece_seconds=member.longest_piece,
             **tally.recent(now, is_awaited=awaited)._asdict(),
         )
 

@@ -136,7 +136,7 @@ class Worker(ClientMachine):
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         super().__init__(hello, server=server, connect_timeout=connect_timeout, now=now)
-        self._slowest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
+        self._longest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
         self._in_hand: _InHand | None = None
         self._leases: dict[int, HeldLease] = {}
@@ -146,13 +146,15 @@ class Worker(ClientMachine):
         self._heard = 0
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
-        slowest, units = max(self._slowest_pieces, default=0.0), self._units()
+        longest, units = max(self._longest_pieces, default=0.0), self._units()
         self.session.is_idle = not self._leases and self._in_hand is None
-        return messages.Heartbeat(**run_and_term, slowest=slowest, heard=self._heard, units=units)
+        return messages.Heartbeat(
+            **run_and_term, longest_piece=longest, heard=self._heard, units=units
+        )
 
     def _fingerprint_computed(self, event: FingerprintComputed, now: float) -> list[Effect]:
         self._fingerprint = event
-        self._slowest_pieces.append(event.slowest)
+        self._longest_pieces.append(event.longest_piece)
         return self._ready(event)
 
     def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> list[Effect]:
@@ -200,7 +202,7 @@ class Worker(ClientMachine):
         unit = self._in_hand
         if unit is None or (event.shard, event.step) != (unit.next_shard, unit.step):
             raise ProtocolError("computed a shard that is not in hand")
-        self._slowest_pieces.append(event.slowest)
+        self._longest_pieces.append(event.longest_piece)
         unit.add(event)
         if len(unit.losses) < len(unit.hidden):
             return []
@@ -234,7 +236,7 @@ class Worker(ClientMachine):
             **welcome.run_and_term,
             fingerprint=fingerprint.fingerprint,
             libraries=fingerprint.libraries,
-            slowest=fingerprint.slowest,
+            longest_piece=fingerprint.longest_piece,
         )
         return [Send(ready)]
 
