@@ -89,3 +89,13 @@ def test_a_value_out_of_bounds_is_one_line(manychar: Commands, flag: str) -> Non
     assert (done.code, done.out) == (2, "")
     assert done.err.count("\n") == 1
     assert f"--{flag}" in done.err
+
+
+def test_what_helps_idle_workers_and_slow_steps_is_readable(manychar: Commands) -> None:
+    few = manychar.run("plan", "--workers", "4", "--shards", "2")
+    assert "2 of 4 workers compute 2 shards" in few.out
+    assert "the limit is computing: more --shards" in few.out
+    flags = ("--workers", "40", "--shards", "64", "--hidden", "2048", "--streams", "8")
+    slow = manychar.run("plan", *flags)
+    assert re.search(r"a step takes \d,\d{3} ms: ", slow.out)
+    assert "e+" not in slow.out

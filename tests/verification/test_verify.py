@@ -1,11 +1,17 @@
 """verify, of a run that goes on meanwhile; that it finds what differs is in tests/fleet."""
 
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.journal import JOURNAL_NAME
 from manychar.storage.run_directory import open_run
+from manychar.verification import verify
 from manychar.verification.verify import Finding, compare, plan
 
 
@@ -32,3 +38,36 @@ def test_a_checkpoint_that_was_pruned_meanwhile_is_not_compared(trained: Path) -
     todo = plan(run, begin=0, end=150)
     checkpoint_path(run.checkpoints, 150).unlink()
     assert compare(todo, processes=1) is None
+
+
+def test_one_that_begins_earlier_says_so(trained: Path) -> None:
+    run = open_run(trained)
+    assert plan(run, begin=150, end=200).remark == ""
+    assert plan(run, begin=160, end=200).remark == "no checkpoint of step 160: from 150"
+
+
+class CommandOfSomeSteps:
+    """Says that it has computed all steps but one, as one process of `verify` does."""
+
+    def __init__(
+        self, *_: str, given: bytes, on_progress: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._steps = sum(end - begin for begin, end in json.loads(given))
+        self._on_progress = on_progress
+
+    def output(self) -> list[str]:
+        self._on_progress({"step": self._steps - 1})
+        return ["null"]
+
+    def kill(self) -> None:
+        pass
+
+
+def test_the_progress_counts_the_steps_of_all_processes(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(verify, "Command", CommandOfSomeSteps)
+    monkeypatch.setattr(verify, "LINE_EVERY", 0.0)
+    caplog.set_level("INFO")
+    assert compare(plan(open_run(trained), begin=0, end=200), processes=2) is None
+    assert caplog.messages == ["verify: 149 of 200 steps", "verify: 198 of 200 steps"]

@@ -33,6 +33,11 @@ REMEDIES = {
     "server": "more --streams, fewer workers with more shards each, or --relays",
     "relay": "more --relays, or more --streams",
 }
+FEW_SHARDS = "more --shards: workers are idle for want of them"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def plan(
@@ -67,17 +72,17 @@ def plan(
     found = predict(fleet)
     rate = 1 / found.seconds
     computing, network, server, relay = (
-        f"{1000 * each:,.3g}"
-        for each in (found.computing, found.network, found.server, found.relay)
+        _short(1000 * each) for each in (found.computing, found.network, found.server, found.relay)
     )
+    few = found.limit == "computing" and found.holders < workers
     behind, relayed = (f" behind {relays:,} relays", f", relay {relay}") if relays else ("", "")
     write(
         f"{found.holders:,} of {workers:,} workers{behind} compute {shards:,} shards of"
-        f" {size.streams:,} streams: {rate:,.3g} steps/s,"
+        f" {size.streams:,} streams: {_short(rate)} steps/s,"
         f" {rate * shards * size.streams * seq_length:,.0f} characters/s\n"
-        f"the server receives {rate * found.bytes_in / 1e6:,.3g} MB/s, and sends"
-        f" {rate * found.bytes_out / 1e6:,.3g} MB/s\n"
-        f"a step takes {1000 * found.seconds:,.3g} ms: computing {computing}, network {network},"
+        f"the server receives {_short(rate * found.bytes_in / 1e6)} MB/s, and sends"
+        f" {_short(rate * found.bytes_out / 1e6)} MB/s\n"
+        f"a step takes {_short(1000 * found.seconds)} ms: computing {computing}, network {network},"
         f" server {server}{relayed}; they overlap\n"
-        f"the limit is {found.limit}: {REMEDIES[found.limit]}\n"
+        f"the limit is {found.limit}: {FEW_SHARDS if few else REMEDIES[found.limit]}\n"
     )

@@ -6,13 +6,14 @@ comes to the checkpoint at its end, the whole run does; and pieces can be comput
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
@@ -78,6 +79,10 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     edges = edges if len(edges) > 1 else [first, first]  # checkpoint 0 alone
     pieces = [Piece(*edge) for edge in itertools.pairwise(edges)]
     compared = [step for step in saved if first < step <= end or step == first == 0]
+    if first < begin:
+        remark = "\n".join(
+            filter(None, [remark, f"no checkpoint of step {begin:,}: from {first:,}"])
+        )
     return Plan(directory.path, pieces, len(compared), remark)
 
 
@@ -129,7 +134,7 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
     """
     directory = open_run(path)
     journal = read_journal(path, directory.run_id)
-    next_line = time.monotonic() + LINE_EVERY
+    next_line, done = time.monotonic() + LINE_EVERY, 0
     for piece in pieces:
         checkpoint, damaged = directory.newest_checkpoint(up_to=piece.begin)
         for complaint in damaged.values():
@@ -143,9 +148,10 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
         for step, state in enumerate(states, begin + 1):
             if journal.digest(step) not in (None, digest(as_frame(state.parameters.flat)).hex()):
                 first_wrong = first_wrong or step
+            done += 1
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY
-                logger.info(f"verify: step {step:,} of {pieces[-1].end:,}")
+                logger.info(f"verify: {done:,} steps", extra={"values": {"step": done}})
         array = ""
         for end in (checkpoint_path(directory.checkpoints, piece.end), directory.recovery):
             saved = directory.read_if_there(end)
@@ -163,9 +169,22 @@ def compare(todo: Plan, *, processes: int) -> Finding | None:
     """
     size = math.ceil(len(todo.pieces) / processes)
     shares = [todo.pieces[i : i + size] for i in range(0, len(todo.pieces), size)]
+    done, next_line = [0] * len(shares), 0.0
+
+    def note(number: int, progress: Mapping[str, Any]) -> None:
+        nonlocal next_line
+        done[number] = progress["step"]
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + LINE_EVERY
+            logger.info(f"verify: {sum(done):,} of {todo.steps:,} steps")
+
     commands = [
-        Command("verify-share", str(todo.path), given=json.dumps(share).encode())
-        for share in shares
+        Command(
+            *("verify-share", str(todo.path)),
+            given=json.dumps(share).encode(),
+            on_progress=functools.partial(note, number),
+        )
+        for number, share in enumerate(shares)
     ]
     try:
         found = (json.loads("".join(command.output())) for command in commands)
