@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol.client_session import ClientPhase
-from manychar.protocol.effects import Finish, Show
+from manychar.protocol.effects import Finish, Log, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received
 from manychar.protocol.messages import (
     Alive,
@@ -96,6 +96,22 @@ def test_a_silent_server_is_called_until_the_connect_timeout() -> None:
     )
     assert only(observer.handle(DeadlinePassed(), 9.0), Finish).code == 3
     assert observer.deadline() is None
+
+
+def test_it_says_that_a_wait_has_ended() -> None:
+    observer = Observer(hello("olga", "observer"), server="there", connect_timeout=60.0, now=0.0)
+    assert "waiting for a server at there" in said(observer.handle(DeadlinePassed(), 2.0))
+    assert observer.handle(Received(WELCOME), 2.1) == [Log("connected to there")]
+    assert observer.handle(Received(WELCOME), 2.1) == [], "it is said once"
+    assert "connecting again" in said(observer.handle(DeadlinePassed(), 6.1))
+    later = dataclasses.replace(WELCOME, term=TERM + 1)
+    assert observer.handle(Received(later), 6.2) == [Log("connected to there")]
+
+
+def test_a_reset_without_a_wait_says_nothing() -> None:
+    observer = watching()
+    assert said(observer.handle(Received(Reset(**IN_RUN)), 0.1)) == ""
+    assert observer.handle(Received(WELCOME), 0.2) == []
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,16 @@ def test_a_relay_that_finds_itself_above_ends() -> None:
     assert (finish.code, finish.reason[:17]) == (3, "a cycle of relays")
 
 
+def test_it_says_that_it_is_connected_again(stage: Stage) -> None:
+    stage.now += 4.0
+    stage.handle(DeadlinePassed())
+    stage.from_above(welcome())
+    lines = [(each.text, each.level) for each in stage.others if isinstance(each, Log)]
+    lost, connected = lines
+    assert lost[0].endswith("has sent nothing for 4 s: connecting again")
+    assert connected == ("connected to tcp://above:1", Level.INFO)
+
+
 def test_a_member_that_has_seen_a_newer_server_makes_it_connect_again(pair: Stage) -> None:
     beat = Heartbeat(**pair.below | {"term": 4}, longest_piece=0.0, heard=0, units=())
     pair.from_below(b"a", beat)

@@ -471,8 +471,19 @@ def test_after_a_silent_server_returns_it_finds_the_worker_unchanged() -> None:
         bench.worker.handle(DeadlinePassed(), 4.0)
     )
     assert only(bench.worker.handle(DeadlinePassed(), 4.0), Hello)
-    assert only(bench.hear(bench.welcome(), 4.1), Ready)
+    effects = bench.hear(bench.welcome(), 4.1)
+    assert only(effects, Ready)
+    assert only(effects, Log) == Log("connected to tcp://there")
     assert only(bench.grant(1, (0, 0)), UnitResult) == first
+    assert said(bench.hear(bench.welcome(), 4.2)) == "", "it is said once"
+
+
+def test_a_wait_that_ends_with_a_new_term_is_told_of_by_the_shell() -> None:
+    bench = Bench().at_work()
+    assert "connecting again" in said(bench.worker.handle(DeadlinePassed(), 4.0))
+    assert said(bench.hear(bench.welcome(term=TERM + 1), 4.1)) == ""
+    bench.worker.handle(FingerprintComputed("the-runs", {}, 0.01), 4.2)
+    assert said(bench.hear(bench.welcome(term=TERM + 1), 4.3)) == ""
 
 
 def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:

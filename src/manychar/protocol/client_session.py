@@ -25,6 +25,7 @@ LONGEST_INTERVAL = 5.0  # seconds: a broken connection is noticed at the next he
 SERVER_SILENCES = 2
 
 
+# Many attributes: what is due when, and what was said of it, belong to one connection.
 class ClientSession:
     """One client's session with a server. Times are seconds of any steady clock."""
 
@@ -39,6 +40,7 @@ class ClientSession:
         self._next_report = now + FIRST_REPORT_AFTER
         self.next_heartbeat = self._heartbeat_at = now
         self.heard_at = now
+        self._has_reported = False  # that it waits for the server
         self.is_idle = False  # a worker that had no range at its last heartbeat
 
     @property
@@ -83,6 +85,11 @@ class ClientSession:
         self.next_heartbeat = now
         return new
 
+    def end_of_wait(self) -> list[Effect]:
+        """Return the line that a wait for the server has ended, where that wait was logged."""
+        has_reported, self._has_reported = self._has_reported, False
+        return [Log(f"connected to {self.server}")] if has_reported else []
+
     def connect(self, now: float) -> None:
         """Note that the server is lost, and send Hello at the next tick."""
         if not self.connecting:
@@ -99,6 +106,7 @@ class ClientSession:
             return []
         silence = self._silent_at - self.heard_at
         self.connect(now)
+        self._has_reported = True
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
 
@@ -111,7 +119,7 @@ class ClientSession:
             self._next_hello = now + HELLO_EVERY
             effects.append(Send(self.hello))
         if now >= self._next_report:
-            self._next_report = now + REPORT_EVERY
+            self._next_report, self._has_reported = now + REPORT_EVERY, True
             left = self._connect_timeout - waited
             text = f"waiting for a server at {self.server}, for {left:.0f} s more"
             effects.append(Log(text, Level.INFO if self.welcome is None else Level.WARNING))

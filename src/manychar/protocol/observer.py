@@ -17,10 +17,11 @@ class Observer(ClientMachine):
     """The machine of one observer."""
 
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
-        if not self.session.is_stale(welcome):
-            self.session.enter(welcome, now)
-            self.phase = CONNECTED
-        return []
+        if self.session.is_stale(welcome):
+            return []
+        self.session.enter(welcome, now)
+        self.phase = CONNECTED
+        return self.session.end_of_wait()
 
     def _show(self, message: Status | Weights | Unbanned, now: float) -> list[Effect]:
         return [Show(message)]

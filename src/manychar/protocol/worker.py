@@ -219,12 +219,12 @@ class Worker(ClientMachine):
     def _welcome(self, welcome: Welcome, now: float) -> list[Effect]:
         if self.session.is_stale(welcome):
             return []
-        new = self.session.enter(welcome, now)
+        new, waited = self.session.enter(welcome, now), self.session.end_of_wait()
         if new:
             self._forget_everything()
             self._fingerprint = None
         if self._fingerprint is not None:
-            return self._ready(self._fingerprint)
+            return waited + self._ready(self._fingerprint)
         self.phase = CONNECTING
         return [ComputeFingerprint(welcome)]
 
