@@ -8,13 +8,15 @@ from statistics import fmean
 import pytest
 
 from manychar.protocol import status_report
+from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Append
-from manychar.protocol.events import DeadlinePassed, Malformed, Received, Started
-from manychar.protocol.messages import PAGE_LENGTH, Ready, Status
+from manychar.protocol.events import DeadlinePassed, Malformed, PeerLost, Received, Started
+from manychar.protocol.field_types import MAX_INTEGER
+from manychar.protocol.messages import PAGE_LENGTH, RELAYS, Ready, Status
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 from manychar.protocol.worker_tally import WorkerStats
-from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent
+from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent, status
 
 
 def seen(stage: Stage) -> dict[str, WorkerStats]:
@@ -37,6 +39,64 @@ def test_workers_below_a_silent_relay_are_silent_and_hold_nothing() -> None:
     assert found["rack"].state == "silent"
     assert found["bob"] == below._replace(relay="rack", state="silent", shards=0, late_seconds=0.0)
     assert sum(each.shards for each in found.values()) == stage.known.definition.shards
+
+
+def relay(stage: Stage, instance: str, peer: bytes = b"rack") -> None:
+    """Let a relay connect, in the place of any of this connection."""
+    machine = {RELAYS: instance}
+    said_first = dataclasses.replace(hello("rack"), instance=instance, machine=machine)
+    stage.server.handle(Received(said_first, peer), stage.now)
+
+
+def failed_handshakes(stage: Stage, *told: int, by: bytes = b"rack") -> int:
+    """Let a relay tell of so many, one after the other; return how many are shown then."""
+    for number in told:
+        page = status(counts={"handshakes_failed": number})
+        stage.server.handle(Received(page, by), stage.now)
+    return stage.server.status_report.figures(stage.now).counts.get("handshakes_failed", 0)
+
+
+def test_the_counts_of_a_relay_stay_when_it_is_gone() -> None:
+    stage = Stage()
+    stage.server.outbox.count(Counter.HANDSHAKES_FAILED)
+    relay(stage, "1")
+    assert failed_handshakes(stage, 4, 6) == 7
+    stage.server.handle(PeerLost(b"rack"), stage.now)
+    assert failed_handshakes(stage) == 7
+    relay(stage, "2")
+    assert failed_handshakes(stage) == 7, "another process of that name"
+    assert failed_handshakes(stage, 2) == 9
+    relay(stage, "2", b"again")
+    assert failed_handshakes(stage) == 9, "the same process connects again: it counts on"
+    assert failed_handshakes(stage, 3, by=b"again") == 10
+    assert failed_handshakes(stage, 1, by=b"again") == 10, "no count ever falls"
+
+
+def test_the_counts_of_many_relays_that_are_gone_take_no_more_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status_report, "MOST_GONE", 3)
+    stage = Stage()
+    relay(stage, "here", b"here")
+    for number in range(1, 21):
+        relay(stage, f"{number}")
+        assert failed_handshakes(stage, 5) == 6 * number - 1
+        assert failed_handshakes(stage, number, by=b"here") == 6 * number
+    assert len(stage.server.status_report._relayed) <= 3 + 1
+
+
+def test_what_a_client_that_is_no_relay_says_of_counts_is_not_shown() -> None:
+    stage = Stage()
+    stage.join("rack")
+    assert failed_handshakes(stage, 4) == 0
+
+
+def test_counts_that_are_too_large_for_a_message_are_cut() -> None:
+    stage = Stage()
+    for name in (b"rack", b"row"):
+        relay(stage, name.decode(), name)
+        shown = failed_handshakes(stage, MAX_INTEGER, by=name)
+    assert shown == MAX_INTEGER
 
 
 def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+import math
 
 from manychar.protocol.messages import Identities, Owner, Peer, Role, Unit, UnitState
 from manychar.protocol.worker_speed import WorkerSpeed
@@ -28,11 +28,12 @@ class PeerState(enum.StrEnum):
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
 
+    `namesake_at` is when another worker of its name connected.
     `owner` is the owner of its key, None where there are no keys. `longest_piece` is that of its
     recent work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
     how often in a row a lease was renewed because it had computed a unit from another state. A
-    relay has `workers` below it, and `levels` of relays, its own included, as it says; `below` and
-    `counts` are of its status.
+    relay has `workers` below it, and `levels` of relays, its own included, as it says; `below` is
+    of its status.
     """
 
     peer: Peer
@@ -41,12 +42,12 @@ class Member:
     instance: str
     state: PeerState
     heard_at: float
+    namesake_at: float = math.inf
     owner: Owner | None = None
     is_relay: bool = False
     workers: int = 1
     levels: int = 0
     below: tuple[WorkerStats, ...] = ()
-    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     longest_piece: float = 0.0
     units: tuple[Unit, ...] = ()
     units_at: float = -1.0

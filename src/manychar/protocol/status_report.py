@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from manychar.numerics.run_definition import Definition
 from manychar.protocol import messages
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Level
 from manychar.protocol.events import DiskWaited
+from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.messages import HOST_LENGTH, PAGE_LENGTH, Peer, Status, Weights, one_line
 from manychar.protocol.range_cut import shards_named
@@ -25,6 +27,7 @@ NAMES_SHOWN = 5
 LOSS_STEPS = 100  # of which a status gives the mean loss
 FEW_STREAMS, STEPS_OF_FEW_STREAMS = 8, 1000  # their first losses vary too much to tell a divergence
 MOST_BELOW = 10_000
+MOST_GONE = 100  # relays that are gone, by instance: one that connects again counts on
 SILENT = PeerState.SILENT.value
 
 
@@ -56,6 +59,8 @@ class StatusReport(ServerPart):
         self._began_at = now - self._spec.seconds_before
         self._figures_at = self._pages_at = self._changes_at = self._applied_at = now
         self._shown_holders: set[Peer] = set()
+        self._relayed: dict[str, collections.Counter[str]] = {}  # by instance, the last heard last
+        self._forgotten: collections.Counter[str] = collections.Counter()
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
         self.divergence = ""
@@ -167,8 +172,8 @@ class StatusReport(ServerPart):
         late = self.waits_for_disk or now >= self._late_from
         holders = self._membership.holders()
         total, sums, counts = len(self._listed()), self._loss_sums, self._outbox.counts.copy()
-        for member in self._membership.relays():
-            counts.update(member.counts)
+        for each in (self._forgotten, *self._relayed.values()):
+            counts.update(each)
         return Status(
             **self._spec.run_and_term,
             step=state.step,
@@ -186,7 +191,7 @@ class StatusReport(ServerPart):
             divergence=self.divergence,
             idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
             waiting_for=one_line(self._awaited()) if late else "",
-            counts=dict(counts),
+            counts={name: min(n, MAX_INTEGER) for name, n in counts.items()},
             first=total,
             total=total,
             workers=(),
@@ -220,7 +225,16 @@ class StatusReport(ServerPart):
         most = HOST_LENGTH
         named = [w._replace(host=w.host[:most], relay=w.relay[:most]) for w in page.workers]
         member.below = (*member.below[: page.first], *named)[:MOST_BELOW]
-        member.counts = {name: n for name, n in page.counts.items() if name in tuple(Counter)}
+        if member.is_relay:
+            self._note_counts(member.instance, page.counts)
+
+    def _note_counts(self, instance: str, counts: Mapping[str, int]) -> None:
+        """Keep the counts of a relay, also when it is gone: no sum of them ever falls in a term."""
+        known = {name: n for name, n in counts.items() if name in tuple(Counter)}
+        before = self._relayed.pop(instance, collections.Counter())
+        self._relayed[instance] = before | collections.Counter(known)
+        if len(self._relayed) > MOST_GONE + len(self._membership.relays()):
+            self._forgotten.update(self._relayed.pop(next(iter(self._relayed))))
 
     def _listed(self) -> list[Member]:
         """Return the workers, and those that are silent and have no successor of their name."""
