@@ -114,7 +114,7 @@ class ParameterServer:
             raise PeerError(f"{type(message).__name__} to a server")
         elif message.term > self.spec.term and self._is_overtaken(message, event.owner):
             reason = f"a newer server (term {message.term}) has taken this run over"
-            self.lifecycle.finish(RUN_FAILED, reason)
+            self.lifecycle.finish(RUN_FAILED, reason, resumable=False)
         else:
             self._received_from_member(event.peer, message, now)
 
