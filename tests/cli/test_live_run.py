@@ -128,7 +128,7 @@ def test_a_server_that_holds_the_run_but_does_not_answer_is_not_called_absent(
 ) -> None:
     expected = (
         f"{trained}: its server, process {os.getpid()} on {HERE}, holds the run, but has not"
-        " answered for 0.2 s (--connect-timeout)"
+        " answered for 0.2 s (--connect-timeout), or accepts no connections"
     )
     source, timeout = str(trained), {"connect_timeout": 0.2}
     with locked(open_run(trained)):

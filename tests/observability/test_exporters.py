@@ -86,6 +86,29 @@ def test_figures_are_those_of_the_report() -> None:
         metrics.close()
 
 
+def test_a_silent_servers_workers_are_left_out() -> None:
+    """Else the alert `absent(manychar_workers)` would not fire."""
+    metrics = Metrics(LOOPBACK, 0)
+    try:
+        now = snapshot(8.0)
+        for workers, silence, known in (
+            (now.workers, 9.0, True),
+            (now.workers, 11.0, False),
+            (now.workers * 2500, 19.0, True),  # it tells of so many every ten seconds
+            (now.workers * 2500, 21.0, False),
+            ((), 11.0, False),
+        ):
+            metrics.status(dataclasses.replace(now, workers=workers))
+            metrics._received_at -= silence
+            found = scraped(metrics.port)
+            of_workers = {name for name in found if name.startswith("manychar_worker")}
+            assert bool(of_workers) is known
+            assert found["manychar_silence_seconds"][0][1] >= silence
+            assert "manychar_step" in found
+    finally:
+        metrics.close()
+
+
 def test_workers_of_one_name_and_host_are_one_series() -> None:
     """Prometheus refuses an answer that has a series twice."""
     metrics = Metrics(LOOPBACK, 0)

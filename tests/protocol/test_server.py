@@ -372,8 +372,46 @@ def test_a_namesake_takes_over_and_the_former_one_may_come_back() -> None:
     stage.join("ann")
     effects = stage.tell("ann2", dataclasses.replace(hello("ann"), instance="another"))
     assert "the shards of ann are reassigned: another worker named ann connected" in said(effects)
+    (line,) = [each for each in effects if isinstance(each, Log)]
+    assert line.level is Level.INFO, "the former one may be dead"
     effects = stage.heartbeat("ann")
-    assert "ann answers again" in said(effects)
+    assert said(effects) == "ann answers again"
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_warning_says_that_two_live_workers_have_one_name(*, both: bool) -> None:
+    """Also where both connect at once, and neither has shards yet."""
+    stage = Stage()
+
+    def connect(peer: str, host: str) -> None:
+        first = dataclasses.replace(hello("ann"), instance=peer, machine={"host": host})
+        stage.tell(peer, first)
+
+    connect("ann", "here")
+    if not both:
+        stage.ready("ann")
+    connect("second", "there")
+    stage.ready("second")
+    stage.now += 0.9
+    assert "is here" not in said(stage.heartbeat("ann")), "it may have sent this before it died"
+    assert "is here" not in said(stage.wait(1.0, "second")), "it may be dead"
+    warnings = [
+        each.text
+        for each in stage.heartbeat("ann")
+        if isinstance(each, Log) and each.level is Level.WARNING
+    ]
+    assert warnings == [
+        "another worker named ann is here: on here and there; give each its own --name, or key"
+    ]
+    assert "is here" not in said(stage.wait(9.0, "ann", "second")), "it is said once"
+
+
+def test_a_namesake_that_has_left_is_not_warned_of() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.tell("second", dataclasses.replace(hello("ann"), instance="another"))
+    stage.server.handle(PeerLost(b"second"), stage.now)
+    assert "is here" not in said(stage.wait(3.0, "ann"))
 
 
 def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
@@ -410,6 +448,7 @@ def test_a_higher_term_ends_this_server() -> None:
     lifecycle = finish(stage.deliver("ann", 0, 0, term=TERM + 1))
     assert lifecycle.code == 3
     assert f"(term {TERM + 1}) has taken this run over" in lifecycle.reason
+    assert not lifecycle.resumable, "resumed, it would end in the same way"
 
 
 def test_other_arithmetic_is_refused_with_both_descriptions() -> None:

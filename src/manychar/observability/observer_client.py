@@ -124,7 +124,8 @@ class ObserverClient:
         self.is_held = True
         reason = (
             f"{self._source}: its server, process {address.process} on {address.host}, holds the"
-            f" run, but has not answered for {self._connect_timeout:g} s (--connect-timeout)"
+            f" run, but has not answered for {self._connect_timeout:g} s (--connect-timeout), or"
+            " accepts no connections"
         )
         return Finish(effect.code, reason)
 

@@ -8,10 +8,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from manychar.observability.snapshot import Snapshot
+from manychar.protocol.status_report import WORKERS_A_SECOND
 from manychar.protocol.worker_tally import WorkerStats
 
 STATES = ("working", "idle", "slow", "silent")
 LABELS = ("worker", "host", "relay")
+SILENT_AFTER = 10.0  # seconds: then what is known of the workers is out of date
 LOSS = "loss_nats_per_character"
 VALIDATION_LOSS, SMOOTH_LOSS = f"validation_{LOSS}", f"smooth_{LOSS}"
 
@@ -69,7 +71,9 @@ class Metrics:
         for what, count in status.counts.items():
             dropped.add_metric([what], count)
         yield dropped
-        yield from _of_workers(snapshot.workers)
+        told_every = len(snapshot.workers) / WORKERS_A_SECOND
+        if silence < SILENT_AFTER + told_every:
+            yield from _of_workers(snapshot.workers)
 
 
 def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:

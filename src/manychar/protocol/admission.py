@@ -17,6 +17,7 @@ from manychar.protocol.worker_tally import WorkerTally
 
 WARN_EVERY = 1.0
 RENEWALS = 2
+NAMESAKE_AFTER = 1.0  # what a worker sent before it was restarted has come by then
 
 
 # Many methods: one for each way in which a peer comes, stays or leaves.
@@ -43,8 +44,11 @@ class Admission(ServerPart):
         for former in self._membership.predecessors(peer, hello):
             if former.peer == peer or former.instance == hello.instance:
                 self._remove(former, now)
-            elif former.state is PeerState.WORKING:
-                self._mark_silent(former, f"another worker named {hello.name} connected", now)
+                continue
+            former.namesake_at = min(former.namesake_at, now)
+            if former.state is PeerState.WORKING:  # it may be dead, and this its next process
+                why = f"another worker named {hello.name} connected"
+                self._mark_silent(former, why, now, Level.INFO)
         member = self._membership.admit(peer, hello, owner, now)
         self._welcome(member)
         return member
@@ -118,6 +122,8 @@ class Admission(ServerPart):
         """Note the progress of a peer, and answer; a worker that is not ready is welcomed again."""
         member.units, member.units_at = heartbeat.units, now
         member.longest_piece = heartbeat.longest_piece
+        if now >= member.namesake_at + NAMESAKE_AFTER:
+            self._warn_of_namesake(member)
         self._note_workers(member, heartbeat, now)
         self._lease_grants.heard(member, heartbeat.heard, now)
         for unit in heartbeat.units:
@@ -129,6 +135,17 @@ class Admission(ServerPart):
         if member.state is PeerState.ADMITTED:
             self._welcome(member)
         self._outbox.send(member.peer, messages.Alive(**self._spec.run_and_term))
+
+    def _warn_of_namesake(self, member: Member) -> None:
+        """Warn, once, that a worker lives that was connected before another one of its name."""
+        member.namesake_at = math.inf
+        alive = PeerState.ADMITTED, PeerState.WORKING
+        others = [m for m in self._membership.members.values() if m is not member]
+        if hosts := [m.host for m in others if m.name == member.name and m.state in alive]:
+            self._outbox.warn(
+                f"another worker named {member.name} is here: on {member.host} and {hosts[-1]};"
+                " give each its own --name, or key"
+            )
 
     def _note_workers(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:
         """Take the leases of a relay with no worker below it; it gets some when one is there."""
@@ -182,9 +199,11 @@ class Admission(ServerPart):
             elif silent_for >= max(FORGET_SILENT_AFTER, 2 * limit):
                 self._remove(member, now)
 
-    def _mark_silent(self, member: Member, why: str, now: float) -> None:
+    def _mark_silent(
+        self, member: Member, why: str, now: float, level: Level = Level.WARNING
+    ) -> None:
         member.state = PeerState.SILENT
-        self._outbox.warn(f"the shards of {member.name} are reassigned: {why}")
+        self._outbox.log(f"the shards of {member.name} are reassigned: {why}", level)
         self._lease_grants.lost(member, now)
 
     def end_silence(self, member: Member, now: float) -> None:
