@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from manychar.storage.run_directory import RECOVERY_NAME
+from manychar.storage.run_directory import RECOVERY_NAME, open_run
 from tests.commands import SMALL, Commands
 from tests.fleet.test_fleet import expect_same_bits
 
@@ -59,7 +59,10 @@ def test_the_command_line_of_a_run_that_has_come_further_ends_well(
     """A supervisor starts the same command line again, also where the run was taken further."""
     done = manychar.run("train", "--or-resume", "--run-dir", "run", "--steps", "200")
     assert done.code == 0, done.err
+    assert "the run in run is at step 300 already: --steps 200 asks for nothing more\n" in done.err
     assert "finished at step 300" in done.err
+    assert "300/200" not in done.err
+    assert open_run(trained).operation.steps == 300, "status and dashboard show it, too"
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from shutil import copytree
 
 import pytest
 
+from manychar.api import Run
 from manychar.fleet import validation_process
 from manychar.fleet.validation_process import ValidationProcess
 from manychar.network.event_loop import EventLoop
@@ -20,6 +21,7 @@ from manychar.processes.errors import UserError
 from manychar.storage import validation_log as storage_validation_log
 from manychar.storage.append_log import LogReader
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, read_checkpoint
+from manychar.storage.journal import read_metrics
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.storage.validation_log import (
     VALIDATION_NAME,
@@ -150,13 +152,45 @@ def test_it_stops_when_it_gets_no_better(manychar: Commands, text: Path) -> None
     assert "resume: " not in said, "it would end there again"
     newest = list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0]
     assert newest == max(validation_losses)
-    # It is over, and says so; with other words it goes on.
-    resumed = manychar.run("train", "--resume", "run")
-    assert resumed.code == 0
-    assert "no better for 2 checkpoints up to step" in resumed.err
+    assert read_metrics(manychar.directory / "run")[-1]["step"] == newest
+    assert manychar.run("runs", ".").out.endswith(" nats a character  stopped early\n")
+    # It is over, and says so; the line that it ends with goes on.
+    refused = f"the run in run was stopped early at step {newest}; give --stop-when-no-better 0 to"
+    for command, steps in (("train", ()), ("train", ("--steps", "6000")), ("server", ())):
+        done = manychar.run(command, "--resume", "run", *steps)
+        assert (done.code, done.err) == (2, f"manychar: {refused} go on with it\n")
+    with pytest.raises(
+        UserError, match=r"stopped early at .*; give stop_when_no_better=0 to go on"
+    ):
+        Run(manychar.directory / "run").resume(steps=6000)
+    again = manychar.run("train", "--or-resume", "--run-dir", "run")
+    assert again.code == 0
+    assert "no better for 2 checkpoints up to step" in again.err
     assert list_checkpoints(open_run(manychar.directory / "run").checkpoints)[-1][0] == newest
+    for ended in (said, again.err):
+        assert "train --resume run --stop-when-no-better 0\n" in ended
     more = ("--stop-when-no-better", "0", "--steps", str(newest + 10))
-    assert manychar.run("train", "--resume", "run", *more).code == 0
+    done = manychar.run("train", "--resume", "run", *more)
+    assert done.code == 0
+    assert "train --resume run --steps N\n" in done.err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("wrong", ["damaged", "to be resumed before"])
+def test_a_run_that_stopped_early_does_its_last_steps_again_where_they_are_lost(
+    manychar: Commands, text: Path, wrong: str
+) -> None:
+    train(manychar, text, "run", *STOPS)
+    run = open_run(manychar.directory / "run")
+    newest, path = list_checkpoints(run.checkpoints)[-1]
+    if wrong == "damaged":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    else:
+        run.with_facts(resume_before=newest).write_config()
+    done = manychar.run("train", "--resume", "run")
+    assert done.code == 0, done.err
+    assert f"resuming from step {newest - 20}" in done.err
+    assert list_checkpoints(run.checkpoints)[-1][0] == newest
 
 
 @pytest.mark.long
@@ -169,7 +203,7 @@ def test_where_it_ends_does_not_depend_on_a_crash(manychar: Commands, text: Path
     running.send(signal.SIGKILL)
     running.end()
     manychar.expect_nobody()
-    assert manychar.run("train", "--resume", "run").code == 0
+    assert manychar.run("train", "--or-resume", "--run-dir", "run").code == 0
     calm, crashed = losses_of(manychar, "calm"), losses_of(manychar, "run")
     assert calm == crashed
     end = max(calm)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manychar.observability.history import point_of
 from manychar.observability.observer_client import MOST_WEIGHTS, ObserverClient, find_server
 from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
 from manychar.observability.snapshot import Snapshot
@@ -429,6 +430,20 @@ def test_what_every_start_leads_to_is_no_count_of_the_progress() -> None:
     counts: dict[str, int] = {**dict.fromkeys(USUAL, 2), "units_conflicting": 3}
     words = display._words(snapshot(5.0, counts=counts), 1.5)
     assert [word for word in words if re.search(r": \d", word)] == ["units_conflicting: 3"]
+
+
+def test_without_a_worker_there_is_no_speed() -> None:
+    """A run that has just begun is not called one without workers: the first is about to join."""
+    display = ProgressDisplay.__new__(ProgressDisplay)
+    display._recent = deque(map(point_of, (snapshot(4.0), snapshot(5.0))))
+    now = snapshot(5.0, steps=100, counts={})
+    assert {"1,000 characters/s", "ann"} <= {*display._words(now, 1.5)}
+    silent = (_worker(5.0, state="silent")._replace(shards=0),)
+    for workers in ((), silent):
+        for waiting_for, words in (("a worker to connect", ["no worker"]), ("", [])):
+            waits = _status(5.0, steps=100, waiting_for=waiting_for, counts={})
+            shown = display._words(Snapshot(SIZE, waits, workers), 1.5)
+            assert shown == ["loss 1.500 nats a character", *words, "smooth loss 2.000"]
 
 
 def test_status_of_a_waiting_run() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manychar.protocol.early_stopping import EarlyStopping
-from manychar.protocol.effects import Finish, Level, Log, Save, Validate
+from manychar.protocol.effects import Finish, Level, Log, RecordMetrics, Save, Validate
 from manychar.protocol.events import (
     CheckpointWritten,
     DeadlinePassed,
@@ -101,7 +101,8 @@ def test_a_late_decision_ends_the_run_where_a_quick_one_does() -> None:
         stage.deliver("ann", shard, 4)
     stage.server.handle(CheckpointWritten(2), stage.now)
     stage.server.handle(CheckpointWritten(4), stage.now)
-    stage.server.handle(Validated(2, 3.5), stage.now)
+    effects = stage.server.handle(Validated(2, 3.5), stage.now)
+    assert only(effects, RecordMetrics).status.step == 4
     assert stage.server.state.step == 4
     stage.server.handle(CheckpointWritten(4), stage.now)
     finish = only(stage.server.handle(Validated(4, 9.0), stage.now), Finish)
@@ -142,6 +143,7 @@ def test_a_stop_without_a_step_after_a_checkpoint_that_is_on_disk() -> None:
     stage.server.handle(StopRequested(75, "stopped", stage.now + 5), stage.now)
     effects = stage.server.handle(DeadlinePassed(), stage.now + 6)
     assert only(effects, Finish) == Finish(75, "stopped")
+    assert only(effects, RecordMetrics).status.step == 2
 
 
 def test_what_a_former_server_did_not_hear_is_asked_again() -> None:
@@ -169,6 +171,7 @@ def test_a_run_that_was_over_is_over() -> None:
         stop_when_no_better=1,
     )
     only(stage.started, Save)
+    assert not [effect for effect in stage.started if isinstance(effect, RecordMetrics)]
     assert "no better" in only(stage.server.handle(CheckpointWritten(4), stage.now), Finish).reason
 
 

@@ -61,14 +61,32 @@ def run_of(
     if flags.get("or_resume"):
         _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
-    elif not by_parent and 0 < flags.get("steps", 0) < (step := directory.newest_step()):
-        at = f"the run in {path} is at step {step:,} already"
-        raise UserError(f"--steps={flags['steps']}: {at}; give more --steps")
+    is_resume = "resume" in flags and not by_parent  # --or-resume: a supervisor's ends well
     changed = given(Operation, flags)
     if "workers" in changed:
         changed.setdefault("compute", pays_to_compute(changed["workers"], usable_cores()))
     operation = dataclasses.replace(directory.operation, **changed)
-    return dataclasses.replace(directory, operation=operation)
+    if 0 < operation.steps < (step := directory.newest_step()):
+        at = f"the run in {path} is at step {step:,} already"
+        if "steps" in flags and is_resume:
+            raise UserError(f"--steps={flags['steps']}: {at}; give more --steps")
+        logger.info(f"{at}: --steps {operation.steps} asks for nothing more")
+        operation = dataclasses.replace(operation, steps=step)
+    directory = dataclasses.replace(directory, operation=operation)
+    if operation.stop_when_no_better and is_resume:
+        _check_not_ended(directory)
+    return directory
+
+
+def _check_not_ended(run: "RunDirectory") -> None:
+    """Raise UserError where early stopping has ended the run, and its last loss is known."""
+    from manychar.storage.validation_log import early_stopping_of
+
+    early_stopping, step = early_stopping_of(run), run.newest_checkpoint()[0].state.step
+    is_ended = early_stopping.ends_at(step) and not early_stopping.awaited
+    if is_ended and run.facts.resume_before is None:
+        stopped = f"the run in {run.path} was stopped early at step {step:,}"
+        raise UserError(f"{stopped}; give --stop-when-no-better 0 to go on with it")
 
 
 def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
@@ -174,7 +192,7 @@ def resume_line(directory: "RunDirectory", again: str) -> str:
 def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> None:
     """Log how the run ended, how to resume it and how to sample; exit with its code."""
     from manychar.storage.checkpoint import checkpoint_path
-    from manychar.storage.validation_log import best_checkpoint, read_validation_losses
+    from manychar.storage.validation_log import best_checkpoint, early_stopping_of
 
     path = shlex.quote(str(directory.path))
     if finish.code:
@@ -185,13 +203,15 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         raise typer.Exit(finish.code)
     if not finish.code and not directory.definition.validation:
         logger.info("validation loss: none; a new run with --validation 0.1 keeps text for it")
-    more = "" if finish.code or directory.operation.steps == 0 else " --steps N"
     if ARGUMENTS_ON_STDIN in sys.argv:  # by the Python API, where a Run does what follows
         raise typer.Exit(finish.code)
+    early_stopping, step = early_stopping_of(directory), directory.newest_step()
     if finish.resumable:
+        more = " --stop-when-no-better 0" * early_stopping.ends_at(step)
+        more += " --steps N" * (not finish.code and 0 < directory.operation.steps <= step)
         logger.info(f"{resume_line(directory, again)}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
-    if (best := best_checkpoint(directory, read_validation_losses(directory))) is not None:
+    if (best := best_checkpoint(directory, early_stopping.validation_losses)) is not None:
         best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))
         logger.info(f"or from the best: {program()} sample {best_path}")
     raise typer.Exit(finish.code)

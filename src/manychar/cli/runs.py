@@ -34,6 +34,7 @@ def _described(path: Path) -> str:
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served, read_address
+    from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
     points = read_history(run).points
@@ -42,7 +43,9 @@ def _described(path: Path) -> str:
         last, size = points[-1], len(map_corpus(path)[0])
         step, loss = max(step, last.step), f"{last.loss:#.4g}"
         diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
-    state = "finished" if 0 < run.operation.steps <= step else "stopped"
+    is_early = early_stopping_of(run).ends_at(run.newest_step())
+    state = "stopped early" if is_early else "stopped"
+    state = "finished" if 0 < run.operation.steps <= step else state
     if is_served(path):
         address = read_address(path)
         state = f"live at {address.endpoint}" if address else "live"

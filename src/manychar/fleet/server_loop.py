@@ -281,7 +281,8 @@ class ServerLoop(Listener):
             write(*arguments)
         except OSError as error:
             first = not self.machine.counts[counter]
-            reason = f"{counter}: {because(error)}" if first else ""
+            what = counter.partition("_")[0]
+            reason = f"{what} not written: {because(error)}" if first else ""
             self.handle(events.Dropped(counter, reason=reason))
 
 

@@ -112,12 +112,14 @@ class ProgressDisplay:
             words += [f"validation {validation:#.4g}", f"(step {status.validated:,})"]
         if status.divergence:
             words.append(status.divergence.split(":")[0])
-        if (left := history.seconds_left(points, status.steps)) is not None:
-            words.append(f"{duration(left)} left")
-        if speed := history.recent_speed(points):
-            words.append(f"{speed:,.0f} characters/s")
-        words.append(" ".join(snapshot.working) or "no worker")
-        if snapshot.workers:
+        if status.waiting_for and not snapshot.working:  # at first, one is about to join
+            words.append("no worker")
+        if snapshot.working:
+            if (left := history.seconds_left(points, status.steps)) is not None:
+                words.append(f"{duration(left)} left")
+            if speed := history.recent_speed(points):
+                words.append(f"{speed:,.0f} characters/s")
+            words.append(" ".join(snapshot.working))
             computing, exchanging = snapshot.share("computing"), snapshot.share("exchanging")
             waiting = snapshot.share("waiting")
             words.append(

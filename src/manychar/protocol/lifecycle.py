@@ -52,6 +52,7 @@ class Lifecycle(ServerPart):
         self._status_report = status_report
         self._finish: Finish | None = None
         self._saved_step = -1
+        self._recorded_step = self._step
         self._saved_at = math.inf
         self._stop_by = math.inf
 
@@ -93,8 +94,8 @@ class Lifecycle(ServerPart):
         if not ends:
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
         self._outbox.add(effects.Append(step, self._aggregation.loss))
-        if _is_due(step, RECORD_EVERY_STEPS) or ends:
-            self._outbox.add(effects.RecordMetrics(self._status_report.figures(now)))
+        if _is_due(step, RECORD_EVERY_STEPS):
+            self._record(now)
         if ends:
             self.save(now)
             return
@@ -107,6 +108,12 @@ class Lifecycle(ServerPart):
         if _is_due(step, operation.sample_every):
             self._status_report.show(now)
             self._outbox.show(self._status_report.weights())
+
+    def _record(self, now: float) -> None:
+        """Record the figures of the newest step, once; of none that an earlier server applied."""
+        if self._step > self._recorded_step:
+            self._recorded_step = self._step
+            self._outbox.add(effects.RecordMetrics(self._status_report.figures(now)))
 
     def _not_finite(self) -> None:
         """Compute again what is not finite, to know whether its sender was wrong."""
@@ -143,6 +150,7 @@ class Lifecycle(ServerPart):
             reason = self._early_stopping.reason(self._step)
             self._finish = Finish(0, reason, resumable=False)
         self.phase = RunPhase.SAVING
+        self._record(now)
         self._aggregation.close()
         self._status_report.waits_for_disk = True
         self._status_report.show(now, pages=True)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from manychar.processes.errors import UserError
+from manychar.protocol.early_stopping import EarlyStopping
 from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.atomic_files import lock_file
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, stated_metadata
@@ -78,6 +79,20 @@ def unvalidated(
         return ()
     saved = [step for step, _ in list_checkpoints(directory.checkpoints) if step <= at_most]
     return tuple(step for step in saved if step % every == 0 and step not in validation_losses)
+
+
+def early_stopping_of(directory: RunDirectory) -> EarlyStopping:
+    """Return the early stopping that the next server of a run begins with. Raises UserError."""
+    losses, operation = read_validation_losses(directory), directory.operation
+    early_stopping = EarlyStopping(
+        losses,
+        on=directory.definition.validation > 0,
+        every=operation.checkpoint_every,
+        patience=operation.stop_when_no_better,
+    )
+    for step in unvalidated(directory, losses, directory.newest_step()):
+        early_stopping.expect(step)
+    return early_stopping
 
 
 def best_checkpoint(directory: RunDirectory, losses: Mapping[int, float]) -> int | None:

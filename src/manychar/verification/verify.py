@@ -80,9 +80,8 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     pieces = [Piece(*edge) for edge in itertools.pairwise(edges)]
     compared = [step for step in saved if first < step <= end or step == first == 0]
     if first < begin:
-        remark = "\n".join(
-            filter(None, [remark, f"no checkpoint of step {begin:,}: from {first:,}"])
-        )
+        earlier = f"no checkpoint of step {begin:,}: from {first:,}"
+        remark = "; ".join(filter(None, [remark, earlier]))
     return Plan(directory.path, pieces, len(compared), remark)
 
 

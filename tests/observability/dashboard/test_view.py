@@ -69,10 +69,16 @@ def test_the_time_left_is_known_only_where_there_is_an_end() -> None:
     view = view_at(100, 200)
     assert seconds_left(view.history.points, 0) is None
     assert seconds_left(view.history.points, 300) == pytest.approx(10.0)
-    view = dataclasses.replace(view, steps=300)
+    view = dataclasses.replace(view, steps=300, workers=[["ann", "here", "working"]])
     assert "<dt>time left</dt><dd>10 s</dd>" in html.figures(view)
     assert "<dt>characters a second</dt><dd>1,000</dd>" in html.figures(view)
     assert "time left" not in html.figures(dataclasses.replace(view, live=False))
+    for workers in ([], [["ann", "here", "silent"]]):
+        shown = html.figures(dataclasses.replace(view, workers=workers))
+        assert "time left" not in shown
+        assert "characters a second" not in shown
+    ended = dataclasses.replace(view, workers=[], live=False)
+    assert "characters a second" in html.figures(ended)
 
 
 def test_the_chart_has_its_sentence() -> None:

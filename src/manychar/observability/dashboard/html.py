@@ -37,9 +37,10 @@ def _figures(view: View) -> dict[str, str]:
         found["smooth loss"] = f"{points[-1].smooth_loss:#.4g}"
     if view.best is not None:
         found["best checkpoint"] = f"step {view.best:,}"
-    if (speed := recent_speed(points)) is not None:
+    works = not view.live or any(state == "working" for _, _, state, *_ in view.workers)
+    if works and (speed := recent_speed(points)) is not None:
         found["characters a second"] = f"{speed:,.0f}"
-    if view.live and (left := seconds_left(points, view.steps)) is not None:
+    if works and view.live and (left := seconds_left(points, view.steps)) is not None:
         found["time left"] = duration(left)
     if points:
         found["trained for"] = duration(points[-1].seconds)
