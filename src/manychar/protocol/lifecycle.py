@@ -147,8 +147,7 @@ class Lifecycle(ServerPart):
     def save(self, now: float) -> None:
         """Apply nothing more, and write the last checkpoint."""
         if self._finish is None and self._early_stopping.ends_at(self._step):
-            reason = self._early_stopping.reason(self._step)
-            self._finish = Finish(0, reason, resumable=False)
+            self._finish = Finish(0, self._early_stopping.reason(self._step))
         self.phase = RunPhase.SAVING
         self._record(now)
         self._aggregation.close()
@@ -168,8 +167,8 @@ class Lifecycle(ServerPart):
             end = self._finish or Finish(0, f"finished at step {self._step:,}")
             summary = "" if end.code else self._early_stopping.summary
             reasons = end.reason, summary, self._status_report.divergence
-            resumable = end.resumable and not self._status_report.divergence
-            self.finish(end.code, "; ".join(filter(None, reasons)), resumable=resumable)
+            diverges = bool(self._status_report.divergence)
+            self.finish(end.code, "; ".join(filter(None, reasons)), resumable=not diverges)
 
     def finish(self, code: int, reason: str, *, resumable: bool = True) -> None:
         """Finish now, and tell every peer. Nothing follows."""
