@@ -314,6 +314,12 @@ def test_an_empty_path_is_not_the_working_directory(
     expect_nothing_new(manychar, "empty.toml")
 
 
+def test_a_null_byte_is_in_no_path(manychar: Commands) -> None:
+    (manychar.directory / "flags.toml").write_text(r'run_dir = "a\u0000b"')
+    done = manychar.run("train", "--config", "flags.toml")
+    expect_one_line(done, "'--run-dir': embedded null byte")
+
+
 def test_a_number_is_no_path(manychar: Commands) -> None:
     (manychar.directory / "flags.toml").write_text("run_dir = 3\n")
     done = manychar.run("train", "--config", "flags.toml")

@@ -33,13 +33,18 @@ def argument(metavar: str, text: str, kind: type = str) -> Any:
 
 
 def path_parser(name: str, kind: type = Path) -> Callable[[object], Any]:
-    """Return the parser of a path, which refuses an empty one."""
+    """Return the parser of a path, which refuses what cannot be one."""
 
     def parse(value: object) -> Any:
         try:
-            return kind(path_given(name, value))
+            path = path_given(name, value)
+            with contextlib.suppress(OSError):
+                Path(path).lstat()
         except TypeError:  # a number in a TOML file
             raise typer.BadParameter("not a string") from None
+        except ValueError as error:  # a null byte or a lone surrogate, there or by the API
+            raise typer.BadParameter(str(error)) from None
+        return kind(path)
 
     return parse
 
