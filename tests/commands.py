@@ -171,7 +171,8 @@ class Commands:
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        env |= {MARK: self._mark, "COLUMNS": "200", **more}
+        path = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+        env |= {MARK: self._mark, "COLUMNS": "200", "PATH": path, **more}
         if "PYTHONPATH" in more and (outer := os.environ.get("PYTHONPATH")):
             env["PYTHONPATH"] = os.pathsep.join([more["PYTHONPATH"], outer])
         return env

@@ -324,26 +324,53 @@ def test_dir_lists_the_names() -> None:
         lambda: api.Model("run").sample(prime=["the"]),  # type: ignore[arg-type]
         lambda: api.train("text", hidden=[3]),  # type: ignore[arg-type]
         lambda: api.train("text", run_dir=3),  # type: ignore[arg-type]
+        lambda: api.train("text", run_dir=True),  # type: ignore[arg-type]
+        lambda: api.load(3),  # type: ignore[arg-type]
+        lambda: api.load("tcp://here:1", key=3),  # type: ignore[arg-type]
+        lambda: api.Run(3),  # type: ignore[arg-type]
         lambda: api.train(5),  # type: ignore[arg-type]
     ],
 )
 def test_another_type_is_a_type_error(call: Callable[[], object]) -> None:
-    with pytest.raises(TypeError, match=r"str|Path"):
+    with pytest.raises(TypeError, match=r"^(\w+ is .+; allowed: |a text is a )str"):
         call()
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "complaint"),
     [
-        lambda: api.Model("run").sample(True),  # noqa: FBT003
-        lambda: api.Model("run").sample(seed=False),
-        lambda: api.Model("run").evaluate(unknown=True),  # type: ignore[arg-type]
-        lambda: api.train("text", hidden=True),
+        (lambda: api.Model("run").sample(True), "length is True; allowed: a whole number at"),  # noqa: FBT003
+        (lambda: api.Model("run").sample(seed=False), "seed is False; allowed: a whole number"),
+        (lambda: api.Model("run").sample(prime=True), "prime is True; allowed: str"),  # type: ignore[arg-type]
+        (lambda: api.Model("run").sample(prime_file=True), "allowed: str or Path"),  # type: ignore[arg-type]
+        (lambda: api.Model("run").evaluate(unknown=True), "unknown is True; allowed: refuse or"),  # type: ignore[arg-type]
+        (lambda: api.train("text", hidden=True), "hidden is True; allowed: a whole number at"),
+        (lambda: api.train("text", clip=False), "clip is False; allowed: a number above"),
     ],
 )
-def test_a_value_is_not_true_or_false(call: Callable[[], object]) -> None:
-    with pytest.raises(TypeError, match=r"^\w+ is (True|False): it takes a value$"):
+def test_a_value_is_not_true_or_false(call: Callable[[], object], complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: api.train("text", run_dir=""), "run_dir"),
+        (lambda: api.train("text", init_from=""), "init_from"),
+        (lambda: api.load(""), "source"),
+        (lambda: api.load("tcp://here:1", key=""), "key"),
+        (lambda: api.Model("").sample(), "source"),
+        (lambda: api.Run(""), "path"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    call: Callable[[], object], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(api.UserError, match=f"^{name}: it is empty$"):
+        call()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:
@@ -439,7 +466,7 @@ pieces.close()
     manychar.expect_nobody()
 
 
-@pytest.mark.parametrize("path", ["nowhere", "n" * 300, "n/" * 3000, "no\0where", ""])
+@pytest.mark.parametrize("path", ["nowhere", "n" * 300, "n/" * 3000, "no\0where"])
 def test_what_is_no_run_is_a_user_error(path: str) -> None:
     with pytest.raises(api.UserError, match="not a run directory"):
         api.Run(path)

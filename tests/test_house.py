@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import re
 import subprocess
 import sys
@@ -241,6 +242,21 @@ def test_the_version_is_one() -> None:
     version = re.search(r'^version = "(.+)"', project, re.MULTILINE)
     assert version
     assert f'__version__ = "{version[1]}"' in (SOURCE / "__init__.py").read_text(encoding="utf-8")
+
+
+def test_a_step_in_a_text_has_thousands_separators() -> None:
+    """As elsewhere, so that a search for a step finds it in every text."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for before, value in itertools.pairwise(parts):
+                if not (isinstance(before, ast.Constant) and isinstance(value, ast.FormattedValue)):
+                    continue
+                is_text = isinstance(value.value, ast.Call) and "join" in ast.unparse(value.value)
+                if re.search(r"\b[Ss]teps? (up to )?$", str(before.value)) and not is_text:
+                    form = ast.unparse(value.format_spec) if value.format_spec else ""
+                    named = ast.unparse(value.value).startswith("_steps(")  # it has them
+                    assert "," in form or named, f"{path}: {ast.unparse(node)}"
 
 
 FORBIDDEN = {

@@ -18,12 +18,12 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from manychar.fleet.launch_options import Reporting, RunPlace, instead_of
 from manychar.network.endpoints import is_endpoint
-from manychar.numerics.option import as_flags, option, options_of
+from manychar.numerics.option import StrPath, as_flags, check_switches, option, options_of
 from manychar.numerics.run_definition import Definition
 from manychar.observability.notebook import OnProgress, html_of, progress_output
 from manychar.observability.sampling_options import Sampling
 from manychar.processes import log
-from manychar.processes.errors import UserError, user_errors
+from manychar.processes.errors import UserError, path_given, user_errors
 from manychar.processes.subcommand import Command, with_arguments
 from manychar.protocol.run_operation import Operation
 from manychar.storage.file_format import CONFIG_NAME
@@ -102,10 +102,7 @@ def _documented(options: Any, function: Any) -> Any:
 
 def _flags(named: dict[str, Any]) -> list[str]:
     """Return arguments as words of a command line. Raises TypeError."""
-    switches = {name for name, (each, _) in options_of(TrainOptions).items() if each.type is bool}
-    for name, value in named.items():
-        if isinstance(value, bool) and name not in switches:
-            raise TypeError(f"{name} is {value}: it takes a value")
+    check_switches(named, TrainOptions, Sampling)
     return as_flags(named)
 
 
@@ -123,9 +120,9 @@ class Model:
     Each call is a process of its own that reads them again: a live run gives its newest.
     """
 
-    def __init__(self, source: str, key: os.PathLike[str] | None = None) -> None:
-        self.source = source
-        self._key = [] if key is None else ["--key", os.fspath(key)]
+    def __init__(self, source: str, key: StrPath | None = None) -> None:
+        self.source = path_given("source", source)
+        self._key = [] if key is None else ["--key", path_given("key", key)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r})"
@@ -167,7 +164,7 @@ class Run(Model):
     """A run directory: its `path`, what can be read from it, and how to verify and resume it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _absolute(path)
+        self.path = _absolute("path", path)
         if not _is_run(self.path):
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
@@ -253,12 +250,12 @@ def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
 
     `key` is the file with this machine's key, for a server with keys. Raises UserError.
     """
-    name = os.fspath(source)
+    name = path_given("source", source)
     if not is_endpoint(name):
         if not os.path.exists(name):  # noqa: PTH110 - raises nothing, whatever the name is
             raise UserError(f"{name}: no such file or directory")
-        name = str(_absolute(name))
-    return Model(name, None if key is None else Path(key))
+        name = str(_absolute("source", name))
+    return Model(name, key)
 
 
 @_with_options(TrainOptions)
@@ -273,7 +270,10 @@ def train(text: Text = None, **named: Any) -> Run:
     `Run(path).resume()` goes on.
     """
     now = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
-    path = _absolute(named.get("run_dir") or f"runs/{now}-{secrets.token_hex(4)}")
+    run_dir = named.get("run_dir")
+    path = _absolute(
+        "run_dir", f"runs/{now}-{secrets.token_hex(4)}" if run_dir is None else run_dir
+    )
     words, given = _arguments(text)
     refused = _is_run(path) and not named.get("or_resume")
     training = _Training(words, {**named, "run_dir": path}, given)
@@ -304,8 +304,7 @@ class _Training(threading.Thread):
         self.command = Command(
             *("train", *words, *flags), given=given, on_progress=on_progress, quiet=shown.quiet
         )
-        begin = self.run if shown.wait else self.start
-        begin()
+        (self.run if shown.wait else self.start)()
 
     def run(self) -> None:
         try:
@@ -324,9 +323,9 @@ class _Training(threading.Thread):
             raise self._error
 
 
-def _absolute(path: str | os.PathLike[str]) -> Path:
+def _absolute(name: str, path: object) -> Path:
     with user_errors("the working directory"):
-        return Path(path).absolute()
+        return Path(path_given(name, path)).absolute()
 
 
 def _arguments(text: Text) -> tuple[list[str], bytes]:
@@ -347,4 +346,4 @@ def _arguments(text: Text) -> tuple[list[str], bytes]:
         raise UserError("no text: the list of files is empty")
     if not all(isinstance(path, os.PathLike) for path in paths):
         raise TypeError("a text is a str, a Path, or several Paths")
-    return [str(_absolute(path)) for path in paths], b""
+    return [str(_absolute("text", path)) for path in paths], b""

@@ -287,6 +287,45 @@ class TestFlags:
         expect_nothing_new(manychar)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("train", "text", "--run-dir", ""), "--run-dir"),
+        (("train", "--resume="), "--resume"),
+        (("server", "--keys", "", "--bind", "tcp://0.0.0.0:1"), "--keys"),
+        (("train", ""), "TEXT"),
+        (("train", "--config", ""), "--config"),
+        (("train", "--config", "empty.toml"), "--run-dir"),
+        (("sample", ""), "SOURCE"),
+        (("sample", "run", "--prime-file", ""), "--prime-file"),
+        (("export", "run", "-o", ""), "--output"),
+        (("verify", ""), "RUN"),
+        (("runs", ""), "DIR"),
+        (("status", "tcp://127.0.0.1:1", "--key="), "--key"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    manychar: Commands, arguments: tuple[str, ...], named: str
+) -> None:
+    """It is what a script gives for a variable that is not set."""
+    (manychar.directory / "empty.toml").write_text('run_dir = ""\n')
+    done = manychar.run(*arguments)
+    assert (done.code, done.err) == (2, f"manychar: {named}: it is empty\n")
+    expect_nothing_new(manychar, "empty.toml")
+
+
+def test_a_null_byte_is_in_no_path(manychar: Commands) -> None:
+    (manychar.directory / "flags.toml").write_text(r'run_dir = "a\u0000b"')
+    done = manychar.run("train", "--config", "flags.toml")
+    expect_one_line(done, "'--run-dir': embedded null byte")
+
+
+def test_a_number_is_no_path(manychar: Commands) -> None:
+    (manychar.directory / "flags.toml").write_text("run_dir = 3\n")
+    done = manychar.run("train", "--config", "flags.toml")
+    expect_one_line(done, "flags.toml: run_dir = 3: ", "'--run-dir': not a string")
+
+
 class TestRunDirectories:
     @pytest.mark.long
     def test_that_hold_another_run(self, manychar: Commands, text: Path) -> None:

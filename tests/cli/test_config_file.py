@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_what_is_printed_can_be_read_again(manychar: Commands, text: Path) -> No
     assert config["definition"]["learning_rate"] == 0.05
     assert config["definition"]["dtype"] == "float64"
     assert config["operation"]["steps"] == 12
+
+
+def test_any_name_is_printed(manychar: Commands, text: Path) -> None:
+    printed = manychar.run("train", str(text), "--run-dir", "run \U0001f600", "--print-config")
+    assert tomllib.loads(printed.out)["run_dir"] == "run \U0001f600"
+    printed = manychar.run("train", str(text), "--run-dir", "run \udcff", "--print-config")
+    assert (printed.code, printed.err) == (0, "")
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(

@@ -1,7 +1,9 @@
 """`manychar sample`: from a run, a checkpoint alone, or a live server; one seed, one text."""
 
+import re
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,43 @@ def test_from_a_run_and_from_a_checkpoint_alone(
     shutil.rmtree(trained)
     assert sample(manychar, str(moved), *flags) == of_run
     assert sample(manychar, str(first), *flags) != of_run
+
+
+def test_texts_are_utf_8_where_the_locale_is_not(manychar: Commands, trained: Path) -> None:
+    """A path stays as the file system has it."""
+    trained.rename(manychar.directory / "r\xfcn")
+    (manychar.directory / "pr\xfcfung").write_text("the cat")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = manychar.run("sample", "r\xfcn", "--prime", "\u2603", env=locale)
+    assert "does not know 1 character of the prime: '\\u2603' (U+2603)" in done.err
+    done = manychar.run("evaluate", "r\xfcn", "pr\xfcfung", env=locale)
+    assert done.code == 0, done.err
+    done = manychar.run("worker", "tcp://\xfc:99999", env=locale)
+    assert (done.code, r"manychar: tcp://\xfc:99999: not an" in done.err) == (2, True)
+
+
+def test_the_printed_commands_can_be_pasted(manychar: Commands, text: Path) -> None:
+    """Where no search finds the program, and whatever the run's directory is called."""
+    name = "a\nb' \\\x9b"
+    flags = ("--steps", "2", "--workers", "1", "--run-dir", name)
+    path = {"PATH": "/usr/bin:/bin"}
+    done = manychar.run("train", str(text), *SMALL, *flags, env=path)
+    assert done.code == 0, done.err
+    for words, more in (("sample from it", "--length 5"), ("resume", "")):
+        line = re.findall(f"^{words}: (.*)$", done.err, re.MULTILINE)[0].replace("--steps N", "")
+        pasted = subprocess.run(
+            ["bash", "-c", f"{line} {more}"],
+            env=path,
+            cwd=manychar.directory,
+            capture_output=True,
+            check=False,
+        )
+        assert pasted.returncode == 0, pasted.stderr
+    assert sorted(each.name for each in manychar.directory.iterdir()) == [name]
+    refused = manychar.run("server", "--bind", "tcp://0.0.0.0:1", "--run-dir", "a\nb", env=path)
+    assert re.search(r"-m manychar server --bind .* --run-dir \$'a\\x0ab' --keys", refused.err)
+    keys = manychar.run("keys", "create", "my\nkeys", env=path)
+    assert re.search(r"-m manychar server TEXT .* --keys \$'my\\x0akeys'$", keys.last_line)
 
 
 @pytest.mark.long

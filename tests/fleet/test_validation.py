@@ -454,7 +454,7 @@ def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Pa
     strange.write_text("the cät sat on ☃", encoding="utf-8")
     refused = manychar.run("evaluate", "run", str(strange))
     assert refused.code == 2
-    unknown = "the model does not know 2 characters of the text"
+    unknown = f"the model does not know 2 characters of {strange}"
     assert f"{unknown} (--unknown=skip leaves them out): 'ä' (U+00E4), '☃' (U+2603)" in refused.err
     skipped = manychar.run("evaluate", "run", str(strange), "--unknown", "skip")
     assert skipped.code == 0
@@ -463,4 +463,14 @@ def test_characters_that_the_model_does_not_know(manychar: Commands, trained: Pa
     given = manychar.run("evaluate", "run", "-", given=b"the cat")
     assert given.out.startswith("6 characters: ")
     assert manychar.run("evaluate", "run").code == 2, "it holds nothing out"
-    assert manychar.run("evaluate", "run", "-", given=b"t").code == 2
+
+
+def test_a_text_without_a_loss_is_named(manychar: Commands, trained: Path) -> None:
+    (manychar.directory / "one.txt").write_text("t")
+    (manychar.directory / "empty.txt").touch()
+    done = manychar.run("evaluate", "run", "one.txt")
+    assert (done.code, done.err) == (2, "manychar: one.txt: 1 character: a loss needs at least 2\n")
+    done = manychar.run("evaluate", "run", "empty.txt", "-")
+    assert done.err == (
+        "manychar: empty.txt, standard input: 0 characters: a loss needs at least 2\n"
+    )

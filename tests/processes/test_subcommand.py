@@ -3,12 +3,14 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from manychar.processes.errors import UserError, stopping, user_errors
-from manychar.processes.subcommand import Command, with_arguments
+from manychar.processes.subcommand import Command, as_pasted, program, with_arguments
 from tests.commands import SMALL
 
 
@@ -32,6 +34,60 @@ from tests.commands import SMALL
 )
 def test_flags_become_arguments_but_not_in_a_quoted_command(said: str, expected: str) -> None:
     assert with_arguments(said) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("runs/book", "runs/book"),
+        ("my run's", """'my run'"'"'s'"""),
+        ("runs/a\nb", r"$'runs/a\x0ab'"),
+        ("\x1b[2J'\\", r"$'\x1b[2J\x27\x5c'"),
+        ("café \x85\u202e\udcff", r"$'café \xc2\x85\xe2\x80\xae\xff'"),
+    ],
+)
+def test_a_pasted_word_is_on_one_line_and_bash_reads_the_same(word: str, expected: str) -> None:
+    assert as_pasted(word) == expected
+    assert expected.isprintable()
+    words = as_pasted("printf", "%s/", word, "end")
+    done = subprocess.run(["bash", "-c", words], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(f"{word}/end/")
+
+
+def script(directory: Path, target: Path | None = None) -> Path:
+    """Make a program of this name that a search finds, or a link to one."""
+    directory.mkdir()
+    path = directory / "manychar"
+    if target:
+        path.symlink_to(target)
+    else:
+        path.touch(mode=0o755)
+    return path
+
+
+def test_the_program_is_named_so_that_it_is_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = script(tmp_path / "my own")
+    other, link = script(tmp_path / "other"), script(tmp_path / "link", own)
+    python = own.with_name("python3")
+    monkeypatch.setattr(sys, "executable", str(python))
+    by_path = f"'{own}'"
+    for called, otherwise in (
+        ("/lib/manychar/__main__.py", f"'{python}' -m manychar"),
+        (str(own), by_path),
+    ):
+        monkeypatch.setattr(sys, "argv", [called])
+        for found, expected in (
+            (own, "manychar"),
+            (link, "manychar"),
+            (other, otherwise),
+            (tmp_path / "none" / "manychar", otherwise),
+        ):
+            monkeypatch.setenv("PATH", str(found.parent))
+            assert program() == expected, (called, found)
+    monkeypatch.setattr(sys, "argv", ["/lib/pytest/__main__.py"])
+    assert program() == "manychar", "another program has called a function of this one"
 
 
 def test_a_command_that_is_stopped_from_outside_fails_with_its_own_line(

@@ -554,7 +554,10 @@ def test_a_name_is_bound_to_its_key(name: str) -> None:
 def test_a_role_is_bound_to_its_key(role: str, key: KeyRole) -> None:
     stage = Stage()
     effects = stage.server.handle(Received(hello("gpu", role), b"p", owner("gpu", key)), 0.0)
-    assert f"is for {key.value}s, not for {role}s" in only(effects, Refused).reason
+    reason = only(effects, Refused).reason
+    assert f"is for {key.value}s, not for {role}s" in reason
+    assert f": `manychar keys add KEYS NAME --role {role}` makes another" in reason
+    assert ("`--role operator`: to stop a run" in reason) == (role == "observer")
 
 
 def test_an_observer_may_only_look_and_an_operator_stop() -> None:
@@ -563,7 +566,8 @@ def test_an_observer_may_only_look_and_an_operator_stop() -> None:
     stage.server.handle(
         Received(hello("eve", "observer"), b"eve", owner("eve", KeyRole.OBSERVER)), 0.0
     )
-    assert "cannot stop a run" in only(stage.tell("eve", stop), Refused).reason
+    reason = only(stage.tell("eve", stop), Refused).reason
+    assert "cannot stop a run: `manychar keys add KEYS NAME --role operator` makes" in reason
     assert stage.server.lifecycle.phase is RunPhase.TRAINING
     stage.server.handle(
         Received(hello("op", "observer"), b"op", owner("op", KeyRole.OPERATOR)), 0.0

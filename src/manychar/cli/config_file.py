@@ -4,9 +4,12 @@ A key is a flag's name, with - or _. The command line and the environment take p
 file, and the file over the defaults.
 """
 
+import contextlib
 import functools
 import inspect
 import json
+import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,14 +18,16 @@ from typing import Annotated, Any
 import typer
 
 from manychar.cli.console import write
-from manychar.cli.options import command_parameters, parameter_of
+from manychar.cli.options import PATH, command_parameters, parameter_of, path_parser
 from manychar.fleet.launch_options import RUN_OPTIONS, instead_of
 from manychar.network.client_identity import find_key
+from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Formula, Option, options_of
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
 PRINT_CONFIG = Option("Print the flags' values as such a file, and exit.")
+_NOT_DECODED = re.compile("[\udc80-\udcff]")
 NO_KEYS = ("config", "print_config", "help")
 
 
@@ -34,7 +39,12 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
 
 
 _FILE = "TOML file that sets flags: hidden = 200."
-ConfigFile = Annotated[Path | None, typer.Option(help=_FILE, is_eager=True, callback=_read)]
+ConfigFile = Annotated[
+    PATH | None,
+    typer.Option(
+        help=_FILE, is_eager=True, callback=_read, metavar="<path>", parser=path_parser("--config")
+    ),
+]
 
 
 def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +94,9 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
 
     @functools.wraps(command)
     def wrapped(context: typer.Context, *, print_config: bool, **values: Any) -> None:
+        texts = {name: _as_utf8(name, each) for name, each in values.items() if type(each) is str}
+        values |= texts
+        context.params |= texts
         if print_config:
             write(_as_toml(context, command.__name__))
             return
@@ -110,6 +123,14 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
     return wrapped
 
 
+def _as_utf8(name: str, value: str) -> str:
+    """Return a text as UTF-8 that the locale could not decode; a path stays as files have it."""
+    if name != "source" or is_endpoint(value):
+        with contextlib.suppress(UnicodeError):
+            return os.fsencode(value).decode() if _NOT_DECODED.search(value) else value
+    return value
+
+
 def _as_toml(context: typer.Context, command: str) -> str:
     """Return every flag's value; one that has none, or a formula, is shown as a comment.
 
@@ -131,4 +152,6 @@ def _as_toml(context: typer.Context, command: str) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value if isinstance(value, bool | int | float) else str(value))
+    plain = value if isinstance(value, bool | int | float) else str(value)
+    quoted = json.dumps(plain, ensure_ascii=False)  # TOML has no pairs of surrogates
+    return quoted.encode(errors="backslashreplace").decode()

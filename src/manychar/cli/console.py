@@ -1,21 +1,11 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
 import logging
-import shlex
-import shutil
 import sys
-from pathlib import Path
 
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
-
-
-def program() -> str:
-    """Return this program as it can be called again from here."""
-    called = Path(sys.argv[0])
-    by_path = called.name == "manychar" and shutil.which("manychar") is None
-    return shlex.quote(str(called)) if by_path else "manychar"
 
 
 def log_failure(reason: str, code: int) -> int:

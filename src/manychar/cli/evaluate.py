@@ -13,7 +13,7 @@ from manychar.numerics.option import Option, counted
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
-TEXT = argument("TEXT", f"{FILES} the run's validation text (--validation).")
+TEXT = argument("TEXT", f"{FILES} the run's validation text (--validation).", Path)
 UNKNOWN = Option("What to do with characters that the model does not know.")
 
 
@@ -38,17 +38,18 @@ def evaluate(
     if text:
         directory = Path(gettempdir())
         with texts_of(text, directory) as texts:
-            read = read_pieces(texts, "reading")
-            pieces = known_ids(read, vocabulary, "the text", unknown=unknown)
+            read, name = read_pieces(texts, "reading"), ", ".join(each.name for each in texts)
+            pieces = known_ids(read, vocabulary, name, unknown=unknown)
             ids = map_temporarily(pieces, id_dtype(len(vocabulary)), directory)
+        if len(ids) < 2:
+            has = counted(len(ids), "character")
+            raise UserError(f"{name}: {has}: a loss needs at least 2")
     else:
         run = open_run(Path(source)) if Path(source).is_dir() else None
         if run is None or not run.definition.validation:
             raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
         check_corpus(run.path, run.definition.corpus_sha256)
         ids = run.corpus()[1].validation_ids
-    if len(ids) < 2:
-        raise UserError(f"{counted(len(ids), 'character')}: a loss needs at least 2")
     nats, characters = loss_of(parameters, ids), len(ids) - 1
     bits = nats / math.log(2)
     if as_json:

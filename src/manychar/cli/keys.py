@@ -9,9 +9,10 @@ from manychar.cli.options import AsJson, argument
 from manychar.network import keys
 from manychar.numerics.option import Option
 from manychar.processes.log import logger
+from manychar.processes.subcommand import as_pasted, program
 from manychar.protocol.messages import KeyRole
 
-KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.")]
+KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.", Path)]
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]
 ROLE = Option("An observer watches; an operator may also stop the run and lift bans.")
 Role = Annotated[Literal["worker", "observer", "operator"], ROLE]
@@ -20,7 +21,8 @@ Role = Annotated[Literal["worker", "observer", "operator"], ROLE]
 def create(directory: KeyDirectory) -> None:
     """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
     _explain(keys.create(directory), KeyRole.WORKER)
-    logger.info(f"the server: manychar server TEXT --bind tcp://… --keys {directory}")
+    command = f"{program()} server TEXT --bind tcp://… --keys {as_pasted(directory)}"
+    logger.info(f"the server: {command}")
 
 
 def add(directory: KeyDirectory, name: Name, role: Role = "worker") -> None:

@@ -9,33 +9,53 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import typer
 
 from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
-from manychar.numerics.option import Option, OptionError, StrPath, checked, flag, options_of
+from manychar.numerics.option import Option, OptionError, checked, flag, options_of, without_none
 from manychar.processes import log
+from manychar.processes.errors import path_given
 
 DEFINING = "What is trained (the weights depend on these options and on nothing else)"
 OPERATING = "How it is trained"
+PATH: Any = type("path", (Path,), {})  # help texts show its name, as those of int and float
 LOGGING = (log.LEVEL_VARIABLE, log.FORMAT_VARIABLE)
 
 
-def argument(metavar: str, text: str) -> Any:
+def argument(metavar: str, text: str, kind: type = str) -> Any:
     """Return an argument of a command as typer takes it."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+    parser = path_parser(metavar, kind)
+    return typer.Argument(metavar=metavar, help=text, show_default=False, parser=parser)
+
+
+def path_parser(name: str, kind: type = Path) -> Callable[[object], Any]:
+    """Return the parser of a path, which refuses what cannot be one."""
+
+    def parse(value: object) -> Any:
+        try:
+            path = path_given(name, value)
+            with contextlib.suppress(OSError):
+                Path(path).lstat()
+        except TypeError:  # a number in a TOML file
+            raise typer.BadParameter("not a string") from None
+        except ValueError as error:  # a null byte or a lone surrogate, there or by the API
+            raise typer.BadParameter(str(error)) from None
+        return kind(path)
+
+    return parse
 
 
 FILES = "UTF-8 text files, also .gz, .xz or .zst, joined; - is standard input. Without TEXT:"
-_TEXT = argument("TEXT", f"{FILES} the language reference that ships with Python.")
+_TEXT = argument("TEXT", f"{FILES} the language reference that ships with Python.", Path)
 TextFiles = Annotated[list[Path] | None, _TEXT]
 Endpoint = Annotated[str, argument("ENDPOINT", "The server's endpoint: tcp://HOST:PORT.")]
 Source = Annotated[str, argument("SOURCE", "Run directory, checkpoint, or a server's endpoint.")]
 Watched = Annotated[str, argument("SOURCE", "A server's endpoint, or its run directory.")]
-Run = Annotated[Path, argument("RUN", "Run directory.")]
+Run = Annotated[Path, argument("RUN", "Run directory.", Path)]
 
 _KEY = Option(
     "File with this machine's key ($MANYCHAR_KEY: the key).",
@@ -74,14 +94,17 @@ def parameter_of(
     name: str, kind: Any, option: Option, default: Any, *, shown: Any, panel: Any = None
 ) -> inspect.Parameter:
     """Return an option as typer reads it; `shown` is the default in its help text."""
-    plain = _plain(kind)
+    plain, names = _plain(kind), option.names or (flag(name),)
     default_text = "" if shown in (None, inspect.Parameter.empty) or shown is False else str(shown)
     notes = [option.without or default_text, f"${option.variable}" if option.variable else ""]
     words, choices = "; ".join(filter(None, notes)), "|".join(get_args(plain))
     is_checked = bool(choices) or plain in (int, float)
     metavar = f"<{choices or plain.__name__}>" if is_checked else None
+    parser: Any = (lambda value: value) if is_checked else None  # for a message in our words
+    if plain is Path:
+        plain, metavar, parser = PATH, "<path>", path_parser(names[0])
     declaration = typer.Option(
-        *(option.names or (flag(name),)),
+        *names,
         help=f"{option.help} \\[{words}]" if words else option.help,
         show_default=False,
         envvar=option.variable,
@@ -89,7 +112,7 @@ def parameter_of(
         rich_help_panel=panel,
         hidden=option.hidden,
         metavar="<level>" if name == "log_level" else metavar,  # its words would cut flags' names
-        parser=(lambda value: value) if is_checked else None,  # for a message in our words
+        parser=parser,
         autocompletion=(lambda: get_args(plain)) if choices else None,
         callback=(lambda value: _checked(name, value, plain, option)) if is_checked else None,
     )
@@ -99,12 +122,8 @@ def parameter_of(
 
 
 def _plain(kind: Any) -> Any:
-    """Return an option's type without None, as it is given: paths, and a key by its file's."""
-    if kind in (StrPath | None, ClientKey | None):
-        return Path
-    if get_origin(kind) is Literal or isinstance(kind, type):
-        return kind
-    return next(each for each in get_args(kind) if each is not type(None))
+    """Return an option's type without None, as it is given: a key by its file's path."""
+    return Path if kind == ClientKey | None else without_none(kind)
 
 
 def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:

@@ -1,6 +1,5 @@
 """The command `relay`."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
+from manychar.processes.subcommand import as_pasted
 from manychar.protocol.messages import Role
 
 
@@ -34,7 +34,7 @@ def relay(
     check_endpoint(endpoint, to_connect=True)
     if endpoint == bind:
         raise UserError(OWN_ENDPOINT.format(bind))
-    command = shlex.join(sys.argv[1:])
+    command = as_pasted(*sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     key = find_key(key_file)
     identity = hello(Role.WORKER, name or (key.name if key else None))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from manychar.cli.console import log_failure, program
+from manychar.cli.console import log_failure
 from manychar.numerics.option import counted, flag, options_of, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, before_end_at_once, end_by_exception, handle
-from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
+from manychar.processes.subcommand import ARGUMENTS_ON_STDIN, as_pasted, program
 from manychar.processes.usable_cores import usable_cores
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
@@ -184,7 +183,7 @@ def numerics_of(path: Path) -> str:
 
 def resume_line(directory: "RunDirectory", again: str) -> str:
     """Return the line that says how to resume a run; end_at_once prints it, too."""
-    line = f"resume: {program()} {again} --resume {shlex.quote(str(directory.path))}"
+    line = f"resume: {program()} {again} --resume {as_pasted(directory.path)}"
     before_end_at_once(line)
     return line
 
@@ -194,7 +193,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
     from manychar.storage.checkpoint import checkpoint_path
     from manychar.storage.validation_log import best_checkpoint, early_stopping_of
 
-    path = shlex.quote(str(directory.path))
+    path = as_pasted(directory.path)
     if finish.code:
         log_failure(finish.reason, finish.code)
     else:
@@ -212,6 +211,6 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         logger.info(f"{resume_line(directory, again)}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
     if (best := best_checkpoint(directory, early_stopping.validation_losses)) is not None:
-        best_path = shlex.quote(str(checkpoint_path(directory.checkpoints, best)))
+        best_path = as_pasted(checkpoint_path(directory.checkpoints, best))
         logger.info(f"or from the best: {program()} sample {best_path}")
     raise typer.Exit(finish.code)

@@ -12,7 +12,7 @@ from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
 
 ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
-Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.")]
+Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.", Path)]
 
 
 def runs(directory: Below = Path("runs")) -> None:

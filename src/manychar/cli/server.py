@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.queued_stream import queued
+from manychar.processes.subcommand import as_pasted
 from manychar.protocol.effects import Finish
 
 KEYS = "Admit only clients with a key in this directory."
@@ -39,7 +39,7 @@ def server(
     """Serve a run to workers that are started separately, here or on other machines."""
     from manychar.network.router import Router
 
-    command = shlex.join(sys.argv[1:])
+    command = as_pasted(*sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if "resume" not in flags:
         Router(bind, None, keys).close()  # before a run directory is made for nothing
@@ -65,7 +65,7 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    again = shlex.join(["server", "--bind", bind, *access, *["--compute"] * compute])
+    again = as_pasted("server", "--bind", bind, *access, *["--compute"] * compute)
     resume_line(directory, again)
     display = ProgressDisplay(directory, flags.get("log_every"))
     with removed_if_refused(directory), queued("stdout"), display:

@@ -1,6 +1,5 @@
 """The command `train`."""
 
-import shlex
 from typing import Any
 
 from manychar.cli.options import TextFiles
@@ -9,6 +8,7 @@ from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
 from manychar.processes.queued_stream import queued
+from manychar.processes.subcommand import as_pasted
 from manychar.processes.usable_cores import hint_at_cores
 
 
@@ -25,7 +25,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.storage.run_directory import removed_if_refused
 
     known = as_flags({name: flags.get(name) for name in ("bind", "insecure")})
-    again = shlex.join(["train", *known])
+    again = as_pasted("train", *known)
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         resume_line(directory, again)

@@ -293,7 +293,7 @@ def _write_resume_before(directory: RunDirectory) -> None:
     except OSError as error:
         raise UserError(
             f"{directory.path}: {because(error)}: could not note that checkpoints of step"
-            f" {directory.facts.resume_before} and later are wrong; remove them, then resume the"
+            f" {directory.facts.resume_before:,} and later are wrong; remove them, then resume the"
             " run",
             code=RUN_FAILED,
         ) from None

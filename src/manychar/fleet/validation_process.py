@@ -108,7 +108,7 @@ class ValidationProcess:
         step = self._waiting[0]
         logger.warning(
             "the validation process has sent no sign of life while validating the checkpoint"
-            f" of step {step}: killed"
+            f" of step {step:,}: killed"
         )
         self.slot.signal(signal.SIGKILL)
 
@@ -120,7 +120,7 @@ class ValidationProcess:
         failure = self._supervisor.restart(slot, code)
         if self._waiting and self._tries == TRIES:
             step = self._waiting[0]
-            what = f"while validating the checkpoint of step {step}"
+            what = f"while validating the checkpoint of step {step:,}"
             failure = f"its process ended {TRIES} times {what}"
         if failure:
             self.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.processes.log import logger
+from manychar.processes.subcommand import program
 
 IPC_PATH_LENGTH = 107
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]\s]+)):(?P<port>\d+|\*)")
@@ -91,7 +92,7 @@ def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "s
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and there are no keys:"
-            f" `manychar keys create KEYS`, then `manychar {command} --keys KEYS`"
+            f" `{program()} keys create KEYS`, then `{program()} {command} --keys KEYS`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
         )

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 KEY = "option"
@@ -60,6 +61,8 @@ class Option:
             return " or ".join(get_args(kind))
         if kind is bool:
             return "true or false"
+        if kind in (str, Path):
+            return "str" if kind is str else "str or Path"
         number = "a whole number" if kind is int else "a number"
         bounds = {"at least": self.least, "above": self.above}
         bounds |= {"at most": self.most, "below": self.below}
@@ -69,6 +72,15 @@ class Option:
     def allows(self, value: float) -> bool:
         """Whether a number is within the bounds."""
         return self.least <= value <= self.most and self.above < value < self.below
+
+
+def without_none(kind: Any) -> Any:
+    """Return an option's type without None, and Path for a path's."""
+    if kind == StrPath | None:
+        return Path
+    if get_origin(kind) is Literal or isinstance(kind, type):
+        return kind
+    return next(each for each in get_args(kind) if each is not type(None))
 
 
 def option(default: Any, text: str, *, roles: tuple[str, ...], **known: Any) -> Any:
@@ -121,6 +133,15 @@ def checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     if not fits or (type(value) in (int, float) and not option.allows(value)):
         raise OptionError(f"{flag(name)} is {value!r}; allowed: {option.allowed_text(kind)}")
     return value
+
+
+def check_switches(values: Mapping[str, Any], *classes: Any) -> None:
+    """Raise TypeError where True or False is given to what is no switch of these dataclasses."""
+    known = {name: (without_none(f.type), each) for name, (f, each) in options_of(*classes).items()}
+    for name, value in values.items():
+        kind, option = known.get(name, (int, Option("")))
+        if isinstance(value, bool) and kind is not bool:
+            raise TypeError(f"{name} is {value}; allowed: {option.allowed_text(kind)}")
 
 
 def flag(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 from collections.abc import Iterator
 
@@ -21,6 +22,15 @@ class UserError(Exception):
     def __init__(self, message: str, *, code: int = BAD_INPUT) -> None:
         super().__init__(message)
         self.code = code
+
+
+def path_given(name: str, value: object) -> str:
+    """Return the path that a flag or an argument gives. Raises TypeError and UserError."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is {value!r:.40}; allowed: str or Path")
+    if not (path := os.fspath(value)):  # Path would make it the working directory
+        raise UserError(f"{name}: it is empty")
+    return path
 
 
 def stopping(number: int) -> str:

@@ -6,10 +6,14 @@ import json
 import logging
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from manychar.processes import log
@@ -34,6 +38,33 @@ def with_arguments(text: str) -> str:
         return flag.replace("-", "_") + value if flag else match[0]
 
     return _COMMAND_OR_FLAG.sub(named, text).replace("standard input", "the text")
+
+
+def program() -> str:
+    """Return this program as it can be called again from here."""
+    called, found = Path(sys.argv[0]), shutil.which("manychar")
+    is_module = called.parts[-2:] == ("manychar", "__main__.py")
+    own = Path(sys.executable).with_name("manychar") if is_module else called
+    if own.name != "manychar" or (found and Path(found).resolve() == own.resolve()):
+        return "manychar"
+    return as_pasted(sys.executable, "-m", "manychar") if is_module else as_pasted(sys.argv[0])
+
+
+def as_pasted(*words: object) -> str:
+    """Return words of a command as bash reads them, on one line of printable characters."""
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    return f"$'{''.join(map(_escaped, word))}'"
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() and character not in "\\'":
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 class Command:

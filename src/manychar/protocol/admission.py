@@ -18,6 +18,7 @@ from manychar.protocol.worker_tally import WorkerTally
 WARN_EVERY = 1.0
 RENEWALS = 2
 NAMESAKE_AFTER = 1.0  # what a worker sent before it was restarted has come by then
+ADD_KEY = "`manychar keys add KEYS NAME --role {}` makes another"
 
 
 # Many methods: one for each way in which a peer comes, stays or leaves.
@@ -232,7 +233,7 @@ class Admission(ServerPart):
         """
         shards = shards_named(result.shards)
         self._outbox.warn(
-            f"{member.name} computed step {result.step}, {shards} from another state: dropped"
+            f"{member.name} computed step {result.step:,}, {shards} from another state: dropped"
         )
         lease = self._membership.leases.get(result.lease)
         if lease is None or lease.peer != member.peer:
@@ -284,7 +285,8 @@ class Admission(ServerPart):
         if member.owner is None or member.owner.role is KeyRole.OPERATOR:
             return True
         reason = f"the key of {member.owner.name} is not an operator's: it cannot {what}"
-        self._outbox.send(member.peer, Refused(reason=reason))
+        advice = ADD_KEY.format(KeyRole.OPERATOR)
+        self._outbox.send(member.peer, Refused(reason=f"{reason}: {advice}"))
         return False
 
 
@@ -298,7 +300,9 @@ def lift_ban(banned: Mapping[str, str], name: str) -> tuple[dict[str, str], str]
 def _not_by_this_key(hello: messages.Hello, owner: Owner) -> str:
     """Return what the owner of a key may not do, or nothing."""
     if (hello.role == Role.WORKER) != (owner.role is KeyRole.WORKER):
-        return f"the key of {owner.name} is for {owner.role.value}s, not for {hello.role}s"
+        other = f"the key of {owner.name} is for {owner.role.value}s, not for {hello.role}s"
+        to_stop = " (`--role operator`: to stop a run)" * (hello.role == Role.OBSERVER)
+        return f"{other}: {ADD_KEY.format(hello.role)}{to_stop}"
     number = hello.name.removeprefix(f"{owner.name}-")
     if hello.name != owner.name and not (number != hello.name and number.isdecimal()):
         return f"the key of {owner.name} does not let it be called {hello.name}"

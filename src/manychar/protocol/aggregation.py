@@ -240,7 +240,7 @@ class Aggregation:
         """Return the digests of accepted shards and nodes within a range, each with its sender."""
         record = self._steps[step]
         if record.inputs is None:
-            raise KeyError(f"step {step} is too old to compare")
+            raise KeyError(f"step {step:,} is too old to compare")
         first, last = shards
         hidden = record.inputs[2]
         found: list[tuple[Identities, Digests]] = [
@@ -271,7 +271,7 @@ class Aggregation:
         """Have a shard computed here, of a step that is remembered with its inputs."""
         inputs = self._steps[step].inputs
         if inputs is None:
-            raise KeyError(f"step {step} is too old to compute again")
+            raise KeyError(f"step {step:,} is too old to compute again")
         weights, hidden, _ = inputs
         batch = self.corpus.batch_at(shard, step)
         return Compute(

@@ -127,7 +127,7 @@ class ConflictingResults(ServerPart):
 
     def why_it_ends_the_run(self, conflict: Conflict) -> str:
         """Return the reason; nothing where the server can tell which workers were wrong."""
-        what = f"step {conflict.step}, {shards_named(conflict.shards)}"
+        what = f"step {conflict.step:,}, {shards_named(conflict.shards)}"
         own, wrong = (SHARE_NAME, SHARE_NAME), conflict.wrong()
         if own in wrong or conflict.differing_from(own):
             others = ", ".join(sorted({*conflict.differing_from(own)})) or "itself"
@@ -146,7 +146,7 @@ class ConflictingResults(ServerPart):
         """
         step, wrong = conflict.step, sorted(conflict.wrong())
         are_wrong = [conflict.is_wrong(claim) for _, claim in conflict.claims]
-        why = f"it computed step {step}, {shards_named(conflict.shards)} wrongly"
+        why = f"it computed step {step:,}, {shards_named(conflict.shards)} wrongly"
         for sender in sorted({conflict.named.get(each, each) for each in wrong}):
             self._admission.ban(sender, why, now)
         senders = {identity for sender in wrong for identity in sender}
@@ -155,7 +155,7 @@ class ConflictingResults(ServerPart):
             return None
         names = ", ".join(name for name, _ in wrong)
         text = (
-            f"no gradient of {names} can be trusted: resuming before step {resume}, the"
+            f"no gradient of {names} can be trusted: resuming before step {resume:,}, the"
             " first that is remembered; manychar verify checks the steps before it"
         )
         self._outbox.log(text, Level.ERROR)

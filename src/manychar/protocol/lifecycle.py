@@ -121,7 +121,7 @@ class Lifecycle(ServerPart):
         for sender, node in found:
             self._conflicting_results.begin(sender, step, node, {}, finite=False)
         if not found:
-            reason = f"the sum of the gradients of step {step} is not finite: {self._new_run}"
+            reason = f"the sum of the gradients of step {step:,} is not finite: {self._new_run}"
             self.finish(RUN_FAILED, reason, resumable=False)
 
     # The end.
@@ -203,7 +203,7 @@ class Lifecycle(ServerPart):
 
     def checkpoint_written(self, event: events.CheckpointWritten, now: float) -> None:
         if event.failure:
-            what = f"the checkpoint of step {event.step} could not be written: {event.failure}"
+            what = f"the checkpoint of step {event.step:,} could not be written: {event.failure}"
             self.finish(RUN_FAILED, what)
             return
         self._status_report.saved(event.step, now)
@@ -221,7 +221,7 @@ class Lifecycle(ServerPart):
             self._early_stopping.record(event.step, event.nats)
             self._status_report.show(now)
             return
-        what = f"the checkpoint of step {event.step}"
+        what = f"the checkpoint of step {event.step:,}"
         if self._early_stopping.depends_on(event.step):
             self.validation_failed(events.ValidationFailed(f"{what}: {event.failure}"), now)
             return

@@ -172,7 +172,7 @@ class ParameterServer:
                 self._accept(member, result, now)
                 return
             case Counter.UNITS_NOT_OPEN if self.lifecycle.phase is not _SAVING:
-                what = f"step {result.step}, {shards_named(result.shards)}"
+                what = f"step {result.step:,}, {shards_named(result.shards)}"
                 raise PeerError(f"a result of {what}, which is not open yet")
             case Counter.UNITS_CONFLICTING | Counter.UNITS_NOT_FINITE:
                 self._dispute(member, result, finite=dropped is not Counter.UNITS_NOT_FINITE)
@@ -193,7 +193,7 @@ class ParameterServer:
         self._delivered_at = now
 
     def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:
-        what = f"step {result.step}, {shards_named(result.shards)}"
+        what = f"step {result.step:,}, {shards_named(result.shards)}"
         problem = "differs" if finite else "is not finite"
         self.outbox.warn(f"what {member.name} sent for {what} {problem}: computed again")
         claims = self.aggregation.digests_of(result)

@@ -75,7 +75,7 @@ class StatusReport(ServerPart):
 
     def disk_waited(self, event: DiskWaited, now: float) -> None:
         """Show what this server's loop waits for, before it does."""
-        text = f"step {self._step} waits for the disk: earlier checkpoints are being written"
+        text = f"step {self._step:,} waits for the disk: earlier checkpoints are being written"
         self._outbox.warn(text)
         self.waits_for_disk = True
         self.show(now, pages=True)
@@ -146,7 +146,7 @@ class StatusReport(ServerPart):
         is_usual = self._awaits_validation() or (
             waited < STALL_EVERY and (self.waits_for_disk or self._step == self._spec.state.step)
         )
-        text = f"step {self._step} has waited {waited:.0f} s for {self._awaited()}"
+        text = f"step {self._step:,} has waited {waited:.0f} s for {self._awaited()}"
         self._outbox.log(text, Level.INFO if is_usual else Level.WARNING)
 
     def _awaits_validation(self) -> bool:
@@ -273,10 +273,10 @@ class StatusReport(ServerPart):
 
     def _awaited(self) -> str:
         if self.waits_for_disk:
-            return f"the disk: the checkpoint of step {self._step} is being written"
+            return f"the disk: the checkpoint of step {self._step:,} is being written"
         if self._awaits_validation():
             awaited = self._early_stopping.awaited_before(self._step) or [self._step]
-            return f"the validation loss of step {', '.join(map(str, awaited))}"
+            return f"the validation loss of step {', '.join(f'{each:,}' for each in awaited)}"
         late = [
             f"{self._membership.members[lease.peer].name} ({shards_named(lease.shards)})"
             for lease in self._membership.leases.values()

@@ -70,7 +70,7 @@ class Writer(contextlib.ExitStack):
         except Exception as error:
             failure = repr(error)
         if failure:
-            kept = [f"that of step {step} is kept" for step, _ in self._directory.resumable()]
+            kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
             failure += f"; {kept[-1] if kept else 'no checkpoint is there any more'}"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
 

@@ -42,7 +42,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
         logger.info(f"resuming from step {step:,}: steps done again: at least {again:,}")
     if reading.newest < step:
         name = journal.path.name
-        logger.warning(f"{name}: no record of some steps up to {step}: verify will say so")
+        logger.warning(f"{name}: no record of some steps up to {step:,}: verify will say so")
     logger.debug(f"term {term} begins with the checkpoint of step {step:,}")
     journal.append([ServerStart(term, step, checkpoint.sha256)])
     journal.flush()

@@ -100,7 +100,7 @@ class RunDirectory:
         checkpoint = read_checkpoint(path)
         own = self.recovery, checkpoint_path(self.checkpoints, checkpoint.state.step)
         if path not in own:
-            raise UserError(f"{path}: altered: it holds step {checkpoint.state.step}")
+            raise UserError(f"{path}: altered: it holds step {checkpoint.state.step:,}")
         if checkpoint.definition != self.definition:
             raise UserError(f"{path}: it is a checkpoint of another run")
         initial, parameters = self.definition.initial_weights, checkpoint.state.parameters

@@ -165,7 +165,7 @@ def difference_between(trials: list[Trial]) -> str:
             return f"{trial.name} has checkpoints at other steps: {sorted(trial.states)}"
         for step, state in sorted(reference.states.items()):
             if name := first_difference(state, trial.states[step]):
-                return f"{trial.name} differs first at step {step}, in {name}"
+                return f"{trial.name} differs first at step {step:,}, in {name}"
     return ""
 
 

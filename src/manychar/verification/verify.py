@@ -97,7 +97,7 @@ def _newest_step(directory: RunDirectory, newest_checkpoint: int) -> tuple[int, 
         raise UserError(f"{path}: damaged or altered: {reading.extent.fault}")
     lost = _lost(missing, starts)
     if unexplained := missing - lost:
-        raise UserError(f"{path}: altered: it has no record of step {min(unexplained)}")
+        raise UserError(f"{path}: altered: it has no record of step {min(unexplained):,}")
     for step, started in starts.items():
         start = checkpoint_path(directory.checkpoints, step)
         checkpoint = directory.read_if_there(start)
