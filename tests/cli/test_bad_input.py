@@ -273,18 +273,77 @@ class TestFlags:
         assert f"cannot bind to {bind}" in done.last_line
         expect_nothing_new(manychar)
 
-    @pytest.mark.long
+    @pytest.mark.parametrize("command", ["server", "train", "relay"])
+    @pytest.mark.parametrize("kind", ["file", "directory"])
+    def test_what_is_at_an_ipc_path_stays(
+        self, manychar: Commands, text: Path, command: str, kind: str
+    ) -> None:
+        place = manychar.directory / "it"
+        place.write_text("kept") if kind == "file" else place.mkdir()
+        below = ("ipc://above", "--connect-timeout", "1")
+        source = below if command == "relay" else (str(text), *SMALL, "--steps", "3")
+        done = manychar.run(command, *source, "--bind", "ipc://it")
+        expect_one_line(done, "cannot bind to ipc://it: a file or directory is there; choose")
+        expect_nothing_new(manychar, "it")
+        assert kind == "directory" or place.read_text() == "kept"
+
     @pytest.mark.parametrize("command", ["server", "train"])
-    def test_too_few_open_files(self, manychar: Commands, text: Path, command: str) -> None:
+    def test_a_run_s_own_file_as_an_ipc_path_stays(
+        self, manychar: Commands, trained: Path, command: str
+    ) -> None:
+        before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+        bind = ("--bind", "ipc://run/journal.jsonl")
+        assert trained / "journal.jsonl" in before
+        for run in (("--resume", "run"), ("--or-resume", "--run-dir", "run")):
+            done = manychar.run(command, *run, *bind, "--steps", "400")
+            expect_one_line(
+                done, "cannot bind to ipc://run/journal.jsonl: a file or directory is there"
+            )
+        assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+
+    def test_an_empty_endpoint(self, manychar: Commands, text: Path) -> None:
+        done = manychar.run("train", str(text), *SMALL, "--bind", "")
+        expect_one_line(done, "an empty text: not an endpoint")
+        expect_nothing_new(manychar)
+
+    @pytest.mark.parametrize(
+        ("role", "command"),
+        [
+            ("a worker", "worker tcp://127.0.0.1:9"),
+            ("a worker", "worker tcp://127.0.0.1:9 --processes 2"),
+            ("a relay", "relay tcp://127.0.0.1:9 --bind tcp://127.0.0.1:0"),
+            ("an observer", "status tcp://127.0.0.1:9"),
+            ("an observer", "follow tcp://127.0.0.1:9 --metrics-port 0"),
+            ("a dashboard", "dashboard tcp://127.0.0.1:9 --port 0"),
+            ("a server", f"server TEXT {' '.join(SMALL)} --bind tcp://127.0.0.1:0"),
+            ("a server and its workers", f"train TEXT {' '.join(SMALL)} --run-dir run"),
+        ],
+    )
+    def test_too_few_open_files(
+        self, manychar: Commands, text: Path, role: str, command: str
+    ) -> None:
         few = (
-            "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12));"
             "from manychar.cli.app import run; sys.exit(run(sys.argv[1:]))"
         )
-        where = ("--bind", "tcp://127.0.0.1:0") if command == "server" else ()
-        done = manychar.run(command, str(text), *SMALL, *where, program=("-c", few))
+        words = command.replace("TEXT", str(text)).split()
+        done = manychar.run(*words, program=("-c", few))
         assert done.code == 2, done
-        assert "40 open files are too few for a server" in done.last_line
+        line = f"manychar: 12 open files are too few for {role}: `ulimit -n 64` or more"
+        assert done.last_line.endswith(line)
         expect_nothing_new(manychar)
+
+    def test_a_client_takes_more_open_files_where_it_may(self, manychar: Commands) -> None:
+        low = (
+            "import resource, sys; most = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (12, most));"
+            "from manychar.cli.app import run; sys.exit(run(sys.argv[1:]))"
+        )
+        flags = ("tcp://127.0.0.1:9", "--connect-timeout", "1")
+        for command in ("worker", "status"):
+            done = manychar.run(command, *flags, program=("-c", low))
+            assert done.code == 3, done
+            assert "no server at tcp://127.0.0.1:9 for 1 s" in done.last_line
 
 
 @pytest.mark.parametrize(

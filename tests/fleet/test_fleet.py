@@ -726,6 +726,22 @@ class TestOneServerAtATime:
         assert running.end().code == 0
         expect_same_bits(run, text)
 
+    @pytest.mark.parametrize("command", ["train", "server"])
+    def test_its_own_command_again_is_refused_for_the_run_and_not_for_the_port(
+        self, manychar: Commands, text: Path, command: str
+    ) -> None:
+        flags = (str(text), *SMALL, "--steps", "0", "--run-dir", "run", "--or-resume")
+        running = manychar.start("server", *flags, "--bind", "tcp://127.0.0.1:0")
+        taken = running.wait_for(r"manychar worker (tcp://\S+)")[1]
+        live = rf"manychar: run: another server is running on it \({taken}, process \d+ on .*\n"
+        for bind in (taken, "tcp://127.0.0.1:0"):
+            for again in (flags, ("--resume", "run")):
+                done = manychar.run(command, *again, "--bind", bind)
+                assert done.code == 2, done
+                assert re.fullmatch(live, done.err), done.err
+        running.send(signal.SIGTERM)
+        assert running.end().code == 75
+
     def test_a_port_in_use(self, manychar: Commands, text: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"

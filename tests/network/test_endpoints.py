@@ -65,6 +65,23 @@ def test_those_that_are_not(endpoint: str) -> None:
     assert raised.value.code == 2
 
 
+@pytest.mark.parametrize("to_connect", [False, True])
+def test_what_is_wrong_with_them_is_said(*, to_connect: bool) -> None:
+    form = "not an endpoint: write it as tcp://HOST:PORT or ipc://PATH"
+    form += "; of a live run, `manychar runs` shows it" * to_connect
+    for endpoint, line in {
+        "tcp://127.0.0.1:99999": "tcp://127.0.0.1:99999: the port is not in 1 … 65,535",
+        "tcp://[::1]:65536": "tcp://[::1]:65536: the port is not in 1 … 65,535",
+        "tcp://127.0.0.1:٥٥٧٧": f"tcp://127.0.0.1:٥٥٧٧: {form}",
+        f"tcp://a:{'9' * 5000}": f"tcp://a:{'9' * 5000}: {form}",
+        "here": f"here: {form}",
+        "": f"an empty text: {form}",
+    }.items():
+        with pytest.raises(UserError) as raised:
+            check_endpoint(endpoint, to_connect=to_connect)
+        assert str(raised.value) == line
+
+
 @pytest.mark.parametrize(
     ("endpoint", "fault"),
     [

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -396,6 +397,89 @@ class TestBinding:
                 first.close()
             Router(endpoint, SIZES).close()
 
+    @pytest.mark.parametrize("what", ["file", "directory", "link to a file", "link to nothing"])
+    def test_what_is_at_an_ipc_path_and_is_no_socket_stays(self, what: str, tmp_path: Path) -> None:
+        path = tmp_path / "it"
+        if what == "directory":
+            path.mkdir()
+        elif what.startswith("link"):
+            path.symlink_to("other")
+        if what.endswith("file"):
+            path.write_text("kept")
+        before = path.lstat()
+        with pytest.raises(UserError) as raised:
+            Router(f"ipc://{path}", SIZES).close()
+        reason = "a file or directory is there; choose another --bind"
+        assert (str(raised.value), raised.value.code) == (
+            f"cannot bind to ipc://{path}: {reason}",
+            2,
+        )
+        assert path.lstat() == before
+        assert not what.endswith("file") or path.read_text() == "kept"
+
+    def test_a_socket_that_nobody_listens_on_is_taken_over(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "it"))
+        Router(f"ipc://{tmp_path}/it", SIZES).close()
+
+    def test_a_socket_whose_queue_is_full_is_another_program_s(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "it")
+        with socket.socket(socket.AF_UNIX) as stopped, contextlib.ExitStack() as stack:
+            stopped.bind(path)
+            stopped.listen(0)
+            error = 0
+            while not error:
+                visitor = stack.enter_context(socket.socket(socket.AF_UNIX))
+                visitor.settimeout(0)
+                error = visitor.connect_ex(path)
+            with pytest.raises(UserError, match="another program uses it"):
+                Router(f"ipc://{path}", SIZES).close()
+            assert Path(path).is_socket()
+
+    def test_again_after_it_stopped_listening_leaves_what_has_come_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, most = tmp_path / "it", resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.closing(Router(f"ipc://{path}", SIZES)) as router:
+            monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+            router.connection_limit.enforce()
+            with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as visitor:
+                visitor.connect(str(path))
+            path.unlink()
+            path.write_text("kept")
+            monkeypatch.setattr(resource, "getrlimit", lambda _: most)
+            router.connection_limit.enforce()
+            assert path.read_text() == "kept"
+            path.unlink()
+            router.connection_limit.enforce()
+            dealer = Dealer(router.endpoint)
+            until(lambda: dealer.send([b"hello"]), "a connection")
+            dealer.close()
+        assert not path.exists()
+
+    @pytest.mark.parametrize("keys", [False, True])
+    @pytest.mark.parametrize(
+        ("endpoint", "reason"),
+        [
+            (
+                "tcp://nosuchhost.invalid:5677",
+                "this machine has no such address, name or interface",
+            ),
+            ("tcp://eth987:5690", "this machine has no such address, name or interface"),
+            ("tcp://192.0.2.1:5577", "this machine has no such address, name or interface"),
+            ("ipc:///nowhere/at/all", "no such file or directory"),
+        ],
+    )
+    def test_the_reason_names_the_endpoint_once(
+        self, endpoint: str, reason: str, tmp_path: Path, *, keys: bool
+    ) -> None:
+        if keys:
+            create(tmp_path / "keys")
+        with pytest.raises(UserError) as raised:
+            Router(endpoint, SIZES, tmp_path / "keys" if keys else None).close()
+        line = f"cannot bind to {endpoint}: {reason}; choose another --bind"
+        assert str(raised.value) == line
+
     def test_at_any_free_port(self) -> None:
         router = Router("tcp://127.0.0.1:*", SIZES)
         assert router.endpoint.startswith("tcp://127.0.0.1:")
@@ -430,6 +514,14 @@ def test_the_socket_file_goes_with_the_router(tmp_path: Path) -> None:
         assert list(Path(directory).iterdir())
         router.close()
         assert not list(Path(directory).iterdir())
+
+
+def test_what_came_in_the_place_of_its_socket_file_stays(tmp_path: Path) -> None:
+    router = Router(f"ipc://{tmp_path}/it", SIZES)
+    (tmp_path / "it").unlink()
+    (tmp_path / "it").write_text("kept")
+    router.close()
+    assert (tmp_path / "it").read_text() == "kept"
 
 
 class TestLimits:

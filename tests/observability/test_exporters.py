@@ -169,6 +169,16 @@ def test_it_listens_elsewhere_only_where_that_is_asked_for(host: str) -> None:
         assert "manychar_step" not in scraped(metrics.port), "it answers"
 
 
+@pytest.mark.parametrize("host", ["", " "])
+@pytest.mark.parametrize("insecure", [False, True])
+def test_an_empty_host_is_refused(host: str, *, insecure: bool) -> None:
+    flags = {"metrics_port": 0, "metrics_host": host, "insecure": insecure}
+    complaint = "--metrics-host: it is empty; give an address, or leave it out"
+    with pytest.raises(UserError, match=complaint) as refused, exported(flags):
+        pass
+    assert refused.value.code == 2
+
+
 def test_a_host_that_is_none_of_this_machine_is_one_line() -> None:
     flags = {"metrics_port": 0, "metrics_host": "192.0.2.1", "insecure": True}
     with (

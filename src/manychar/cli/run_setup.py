@@ -113,6 +113,14 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
     return path
 
 
+def refuse_second(text: list[Path] | None, flags: dict[str, Any]) -> None:
+    """Pin the numerics; raise UserError where a server holds the run to resume, and its port."""
+    from manychar.storage.server_address import another_server, is_served
+
+    if (path := pin_run(text, flags)) is not None and is_served(path):
+        raise another_server(path)
+
+
 def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, Any]) -> None:
     """Raise UserError where these flags define another run."""
     from manychar.storage.corpus_file import read_corpus

@@ -3,7 +3,7 @@
 from typing import Any
 
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import exit_with, pin_run, resume_line, run_of
+from manychar.cli.run_setup import exit_with, refuse_second, resume_line, run_of
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
@@ -14,8 +14,8 @@ from manychar.processes.usable_cores import hint_at_cores
 
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
-    pin_run(text, flags)
-    if bind := flags.get("bind"):
+    refuse_second(text, flags)
+    if (bind := flags.get("bind")) is not None:
         require_safe(bind, keys=False, insecure=flags.get("insecure", False))
         if "resume" not in flags:
             Router(bind, None).close()  # before a run directory is made for nothing

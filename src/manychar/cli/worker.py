@@ -7,6 +7,7 @@ import typer
 
 from manychar.cli.options import Child, ConnectTimeout, Endpoint, KeyFile
 from manychar.network.client_identity import find_key, hello
+from manychar.network.connection_limit import need_files
 from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option, as_flags
 from manychar.processes import log
@@ -35,6 +36,7 @@ def worker(
     from manychar.fleet.worker_process import work
 
     check_endpoint(endpoint, to_connect=True)
+    need_files("a worker")
     key = find_key(key_file)
     identity = hello(Role.WORKER, name or (key.name if key else None))
     if processes > 1:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.network.client_identity import WITHOUT_KEYS
+from manychar.network.connection_limit import need_files
 from manychar.network.endpoints import is_local
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import read_client_key
@@ -70,6 +71,7 @@ class LocalFleet:
 
         Raises UserError with the server's reason where it could not start.
         """
+        need_files("a server and its workers")
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(EventLoop())
             self._loop.on_signal(self._signalled, *STOPS)

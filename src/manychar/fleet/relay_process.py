@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manychar.fleet.listener import Listener
 from manychar.fleet.worker_process import WorkerLoop
-from manychar.network.connection_limit import raise_limit
+from manychar.network.connection_limit import need_files
 from manychar.network.dealer import Dealer
 from manychar.network.endpoints import worker_command
 from manychar.network.event_loop import EventLoop
@@ -38,7 +38,7 @@ def relay(
     `key` is for the server, `keys` say which workers are admitted. Raises UserError for an endpoint
     that is bad or in use.
     """
-    raise_limit()
+    need_files("a relay")
     with EventLoop() as loop, contextlib.closing(Dealer(endpoint, key)) as dealer:
         now = time.monotonic()
         machine = Relay(hello, server=endpoint, connect_timeout=connect_timeout, now=now)

@@ -6,6 +6,7 @@ checkpoints with.
 
 import contextlib
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -13,15 +14,25 @@ import zmq
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 
+Bind = Callable[[str], object]
+
 KEPT_FREE = LEAST = 64
 _OPEN = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
 
 
+def need_files(role: str) -> None:
+    """Allow this process at least LEAST open files. UserError: this user may not have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < LEAST:  # below 0 there is no limit
+        raise UserError(f"{hard} open files are too few for {role}: `ulimit -n {LEAST}` or more")
+    if 0 <= soft < LEAST:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST, hard))
+
+
 def raise_limit() -> None:
     """Allow this process as many open files as this user may have. UserError: they are too few."""
+    need_files("a server")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= hard < LEAST:  # below 0 there is no limit
-        raise UserError(f"{hard} open files are too few for a server: `ulimit -n {LEAST}` or more")
     with contextlib.suppress(ValueError, OSError):  # macOS gives no more than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -29,8 +40,8 @@ def raise_limit() -> None:
 class ConnectionLimit:
     """Unbinds a socket while too many files are open, and binds it again when there is room."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
-        self._socket, self._endpoint = socket, endpoint
+    def __init__(self, unbind: Bind, bind: Bind, endpoint: str) -> None:
+        self._unbind, self._bind, self._endpoint = unbind, bind, endpoint
         self._is_reached = False
         self._logged = ""
 
@@ -45,9 +56,9 @@ class ConnectionLimit:
         if is_reached == self._is_reached:
             return
         try:
-            (self._socket.unbind if is_reached else self._socket.bind)(self._endpoint)
-        except zmq.ZMQError as error:
-            self._log(f"{self._endpoint}: {str(error).lower()}: trying again")
+            (self._unbind if is_reached else self._bind)(self._endpoint)
+        except (zmq.ZMQError, UserError) as error:
+            self._log(f"{error}: trying again")
             return
         self._is_reached = is_reached
         if is_reached:

@@ -63,7 +63,8 @@ class Dealer:
                 self._connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"cannot connect to {endpoint}: {str(error).lower()}") from None
+            why = zmq.strerror(error.errno or 0).lower()
+            raise UserError(f"cannot connect to {endpoint}: {why}") from None
 
     def receive(self) -> list[Frame] | None:
         if not is_readable(self.socket):

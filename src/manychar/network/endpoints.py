@@ -1,17 +1,21 @@
 """Endpoints as a user writes them: tcp://HOST:PORT and ipc://PATH, and who can reach them."""
 
 import contextlib
+import errno
 import ipaddress
+import os
 import re
 import socket
-from pathlib import Path
+import stat
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.processes.log import logger
 from manychar.processes.subcommand import program
 
 IPC_PATH_LENGTH = 107
-_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]\s]+)):(?P<port>\d+|\*)")
+CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
+TAKEN = "another program uses it"
+_TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]\s]+)):(?P<port>[0-9]{1,20}|\*)")
 _EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
@@ -21,18 +25,23 @@ def is_endpoint(source: str) -> bool:
 
 
 def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
-    """Raise UserError for what is no endpoint, or cannot be one on this machine."""
+    """Raise UserError for what is no endpoint, cannot be one on this machine, or is taken."""
     if endpoint.startswith("ipc://@"):  # Linux's abstract names
         raise UserError(f"{endpoint}: a name that is no file is open to everyone: give a path")
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
         if not 0 < len(path.encode()) <= IPC_PATH_LENGTH or "\0" in path:
             raise UserError(f"{endpoint}: an ipc path has 1 to {IPC_PATH_LENGTH} bytes, none is 0")
+        if not to_connect and (why := _why_taken(path)):
+            raise UserError(CANNOT_BIND.format(endpoint, why))
         return
     match = _TCP.fullmatch(endpoint)
-    if match is None or (match["port"] != "*" and int(match["port"]) > 65_535):
-        form = "write it as tcp://HOST:PORT or ipc://PATH; of a live run, `manychar runs` shows it"
-        raise UserError(f"{endpoint}: not an endpoint: {form}")
+    if match is None:
+        form = "write it as tcp://HOST:PORT or ipc://PATH"
+        form += "; of a live run, `manychar runs` shows it" * to_connect
+        raise UserError(f"{endpoint or 'an empty text'}: not an endpoint: {form}")
+    if match["port"] != "*" and int(match["port"]) > 65_535:
+        raise UserError(f"{endpoint}: the port is not in 1 … 65,535")
     if to_connect and (match["port"] in ("*", "0") or match["host"] == "*"):
         raise UserError(f"{endpoint}: give the host and the port on which a server listens")
     if not _can_be_used(match["six"], match["host"]):
@@ -104,6 +113,8 @@ def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "s
 
 def require_loopback(host: str, flag: str, *, insecure: bool) -> None:
     """Refuse to serve HTTP, which has no authentication here, where strangers can connect."""
+    if not host.strip():
+        raise UserError(f"{flag}: it is empty; give an address, or leave it out")
     if not is_loopback(host) and not insecure:
         raise UserError(
             f"{host} can be reached from other machines, and there is no authentication: leave"
@@ -126,13 +137,23 @@ def name_in(endpoint: str) -> tuple[str, str] | None:
     return match["host"], match["port"]
 
 
-def is_listening(endpoint: str) -> bool:
-    """Whether a process listens on an ipc endpoint's file."""
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint or not Path(path).exists():
-        return False
+def ipc_file(endpoint: str) -> os.stat_result | None:
+    """Return what is at an ipc endpoint's path, if anything."""
+    try:
+        return os.lstat(endpoint.split("ipc://", 1)[1])
+    except (IndexError, OSError):
+        return None
+
+
+def _why_taken(path: str) -> str:
+    """Return why nobody may bind to a path. libzmq first removes what is there, whatever it is."""
+    if (found := ipc_file(f"ipc://{path}")) is None:
+        return ""
+    if not stat.S_ISSOCK(found.st_mode):
+        return "a file or directory is there"
     with socket.socket(socket.AF_UNIX) as visitor:
-        return visitor.connect_ex(path) == 0
+        visitor.settimeout(0)  # the queue of one that is stopped can be full
+        return "" if visitor.connect_ex(path) == errno.ECONNREFUSED else TAKEN
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -4,6 +4,8 @@ A ROUTER numbers each connection itself, so a client that connects again is a ne
 queued for a connection that is gone; what cannot be sent, the protocol sends again later.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import zmq
 from manychar.network import sockets
 from manychar.network.authenticator import Authenticator
 from manychar.network.connection_limit import ConnectionLimit, raise_limit
-from manychar.network.endpoints import check_endpoint, is_listening
+from manychar.network.endpoints import CANNOT_BIND, TAKEN, check_endpoint, ipc_file
 from manychar.processes.errors import UserError
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.dimensions import Dimensions, most_units
@@ -26,7 +28,8 @@ OPTIONS = {zmq.ROUTER_MANDATORY: 1, zmq.HANDSHAKE_IVL: 5000}
 SHARED_FROM_BYTES = 65_536
 _NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 FAILURES_A_READ = 1000
-CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
+_NOT_HERE = "this machine has no such address, name or interface"
+_WHY = {zmq.EADDRINUSE: TAKEN, zmq.EADDRNOTAVAIL: _NOT_HERE, errno.ENODEV: _NOT_HERE}
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -48,10 +51,8 @@ class Router:
     def __init__(self, endpoint: str, size: Dimensions | None, keys: Path | None = None) -> None:
         """Listen; `size` bounds what is received, `keys` has the clients that may connect."""
         raise_limit()
-        check_endpoint(endpoint)
-        if is_listening(endpoint):  # libzmq would take the file over
-            raise UserError(CANNOT_BIND.format(endpoint, "another program uses it"))
         self.endpoint, self.size = "", size
+        self._file: os.stat_result | None = None
         self.authenticator: Authenticator | None = None
         self._shared: tuple[Frame, zmq.Frame] | None = None
         self._context = zmq.Context()
@@ -65,15 +66,23 @@ class Router:
             if keys is not None:
                 self.authenticator = Authenticator(self._context, keys)
                 self.authenticator.secure(self.socket)
-            self.socket.bind(endpoint)
-        except (zmq.ZMQError, UserError) as error:
+            self.listen(endpoint)
+        except (zmq.ZMQError, UserError):
             self.close(0)
-            if isinstance(error, UserError):
-                raise
-            why = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error).lower()
+            raise
+        self.connection_limit = ConnectionLimit(self.socket.unbind, self.listen, self.endpoint)
+
+    def listen(self, endpoint: str) -> None:
+        """Bind. Raises UserError where that cannot be, or is taken."""
+        check_endpoint(endpoint)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            number = error.errno or 0
+            why = _WHY.get(number) or zmq.strerror(number).lower()
             raise UserError(CANNOT_BIND.format(endpoint, why)) from None
         self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.connection_limit = ConnectionLimit(self.socket, self.endpoint)
+        self._file = ipc_file(self.endpoint)
 
     def receive(self) -> Received | None:
         if not sockets.is_readable(self.socket):
@@ -138,7 +147,8 @@ class Router:
         if self.authenticator is not None:
             self.authenticator.socket.close(0)
         self._context.term()
-        if self.endpoint.startswith("ipc://"):
+        now = ipc_file(self.endpoint)
+        if self._file and now and os.path.samestat(self._file, now):  # not what came in its place
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from manychar.network.client_identity import hello
+from manychar.network.connection_limit import need_files
 from manychar.network.dealer import Dealer
 from manychar.network.endpoints import is_endpoint, is_local, reachable
 from manychar.network.event_loop import EventLoop
@@ -47,6 +48,7 @@ class ObserverClient:
     def __init__(
         self, source: str, key: ClientKey | None = None, *, connect_timeout: float
     ) -> None:
+        need_files("an observer")
         self.endpoint, key = find_server(source, key)
         self._source = source
         self._dealer = Dealer(self.endpoint, key)

@@ -35,7 +35,7 @@ from manychar.storage.checkpoint import (
 from manychar.storage.event_log import EVENTS_NAME
 from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
 from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME, read_journal
-from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, is_served, read_address
+from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, another_server, is_served
 
 LOCKED_WITHIN = 0.15  # seconds; `is_served` holds the lock for a moment
 TERM_NAME = "term"
@@ -286,11 +286,7 @@ def locked(directory: RunDirectory) -> Iterator[None]:
             atomic_files.remove_temporary(directory.path)
             atomic_files.remove_temporary(directory.checkpoints)
         except BlockingIOError:
-            running, where = read_address(directory.path), ""
-            if running is not None:
-                where = f" ({running.endpoint}, process {running.process} on {running.host})"
-            another = f"another server is running on it{where}; wait for it, or stop it"
-            raise UserError(f"{directory.path}: {another}") from None
+            raise another_server(directory.path) from None
         except OSError as error:
             raise UserError(f"{directory.path}: {because(error)}", code=code_of(error)) from None
         corpus_file.check_corpus(directory.path, directory.definition.corpus_sha256)

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from manychar.processes.errors import UserError
 from manychar.storage.atomic_files import replace_file
 
 LOCK_NAME = "lock"
@@ -39,6 +40,14 @@ def read_address(run: Path) -> ServerAddress | None:
         if is_served(run):
             return ServerAddress(**json.loads((run / ADDRESS_NAME).read_bytes()))
     return None
+
+
+def another_server(run: Path) -> UserError:
+    """Return the error of who wants to serve a run that a server holds."""
+    where = ""
+    if (running := read_address(run)) is not None:
+        where = f" ({running.endpoint}, process {running.process} on {running.host})"
+    return UserError(f"{run}: another server is running on it{where}; wait for it, or stop it")
 
 
 def write_address(run: Path, endpoint: str, key: Path | None) -> None:

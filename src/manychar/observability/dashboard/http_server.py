@@ -16,6 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from manychar.network.connection_limit import need_files
 from manychar.network.endpoints import is_loopback, require_loopback
 from manychar.observability.dashboard.data_source import TURN_EVERY, DataSource
 from manychar.observability.dashboard.page import register
@@ -36,6 +37,7 @@ HEADERS = {
 def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
     """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
     require_loopback(host, "--host", insecure=insecure)
+    need_files("a dashboard")
     with user_errors(f"cannot listen on {host}:{port}", "choose another --port"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
