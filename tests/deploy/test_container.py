@@ -162,7 +162,11 @@ def test_what_it_starts_makes_keys_trains_is_stopped_and_goes_on(
     code, said = recipe.health(probe[1:], places["/keys"] / "probe.key")
     assert code == 0, said
     assert recipe.stop() == (75, [75, 75, 75])
-    assert {SERVICES[name].get("restart") for name in SERVICES} == {None, "on-failure"}
+    assert {SERVICES[name].get("restart") for name in SERVICES} == {
+        None,
+        "on-failure",
+        "on-failure:20",
+    }
     recipe.start()
     assert recipe.interrupt() == (0, [0, 0, 0])
     assert "resuming the run in" in recipe.server.err
