@@ -24,6 +24,7 @@ ROWS = {
     "validation": "the price of validating checkpoints",
     "update": "the server's update beside the plain NumPy form",
     "vocabulary": "columns of Wxh that are not sent, by the links' speed",
+    "texts": "how fast texts are read and encoded",
     "recipe": "study: learning rate, warm-up and streams by size, and the defaults",
     "parts": "study: what each part of one process's step costs",
     "relays": "the server's time and the exchange with relays, beside the same without them",

@@ -14,7 +14,7 @@ from tests.benchmarks.comparison import Comparison, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
-from tests.benchmarks.rows import capacity, relays, targets
+from tests.benchmarks.rows import capacity, relays, targets, texts
 from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.to_loss import FleetToLoss, until_loss
 
@@ -145,3 +145,9 @@ def _run_of(
         2 * costs.of_messages(2 * workers, moved, keys=keys),
         costs.of_relay(size) + costs.of_units(size, workers, workers) + idle[0] * seconds,
     )
+
+
+def test_texts_of_each_kind_are_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "LENGTH", 40_000)
+    _, table = texts.run(plan)
+    assert len(table.splitlines()) == 2 + 5

@@ -138,26 +138,23 @@ def test_an_observer_is_told_where_the_server_is(manychar: Commands, text: Path)
 
 
 def test_a_relay_of_its_own(manychar: Commands) -> None:
-    same = "tcp://127.0.0.1:45877"
+    same = "tcp://127.0.0.1:25877"
     own = manychar.run("relay", same, "--bind", same)
     assert (own.code, own.err.count("\n")) == (2, 1)
     said = "a relay cannot work for itself: give it the server's ENDPOINT, or choose another --bind"
     assert own.err == f"manychar: {same}: {said}\n"
-    other_name = manychar.run("relay", "tcp://localhost:45877", "--bind", same)
+    other_name = manychar.run("relay", "tcp://localhost:25877", "--bind", same)
     assert other_name.code == 3
-    assert other_name.last_line.endswith(f": tcp://localhost:45877: {said}")
+    assert other_name.last_line.endswith(f": tcp://localhost:25877: {said}")
     assert other_name.err.count("\n") == 3, other_name.err
     assert "refused" not in other_name.err
 
 
 def test_a_cycle_of_relays(manychar: Commands) -> None:
-    ports = ("45871", "45872", "45873")
+    places = [f"ipc://{manychar.directory}/{i}" for i in range(3)]
     ring = {
-        f"r{i}": manychar.start(
-            *("relay", f"tcp://127.0.0.1:{ports[i - 1]}", "--bind", f"tcp://127.0.0.1:{port}"),
-            *("--name", f"r{i}"),
-        )
-        for i, port in enumerate(ports)
+        f"r{i}": manychar.start("relay", places[i - 1], "--bind", place, "--name", f"r{i}")
+        for i, place in enumerate(places)
     }
     until(lambda: any(each.process.poll() is not None for each in ring.values()), "a refusal")
     below = next(name for name, each in ring.items() if each.process.poll() is not None)
