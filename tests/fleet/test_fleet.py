@@ -69,7 +69,6 @@ LAST_WORDS = """
 import atexit, os, pathlib, signal, sys, time
 server = pathlib.Path(__file__).with_name("server")
 def write_much_when_the_server_is_gone():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it would end this function
     pid = int(server.read_text())
     while os.path.exists(f"/proc/{pid}"):
         time.sleep(0.01)
@@ -80,6 +79,7 @@ def write_much_when_the_server_is_gone():
 if "server" in sys.orig_argv:
     server.write_text(str(os.getpid()))
 if "worker-1" in sys.orig_argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it may end before it writes
     atexit.register(write_much_when_the_server_is_gone)
 """
 
