@@ -421,7 +421,11 @@ class TestBinding:
     def test_a_socket_that_nobody_listens_on_is_taken_over(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(tmp_path / "it"))
-        Router(f"ipc://{tmp_path}/it", SIZES).close()
+        with contextlib.closing(Router(f"ipc://{tmp_path}/it", SIZES)) as router:
+            dealer = Dealer(router.endpoint)
+            until(lambda: dealer.send([b"hello"]), "a connection")
+            dealer.close()
+        assert not (tmp_path / "it").exists()
 
     def test_a_socket_whose_queue_is_full_is_another_program_s(self, tmp_path: Path) -> None:
         path = str(tmp_path / "it")

@@ -1,5 +1,6 @@
 """Prometheus' figures are scraped."""
 
+import contextlib
 import dataclasses
 import re
 import socket
@@ -88,9 +89,8 @@ def test_figures_are_those_of_the_report() -> None:
 
 def test_a_silent_servers_workers_are_left_out() -> None:
     """Else the alert `absent(manychar_workers)` would not fire."""
-    metrics = Metrics(LOOPBACK, 0)
-    try:
-        now = snapshot(8.0)
+    now = snapshot(8.0)
+    with contextlib.closing(Metrics(LOOPBACK, 0)) as metrics:
         for workers, silence, known in (
             (now.workers, 9.0, True),
             (now.workers, 11.0, False),
@@ -105,8 +105,6 @@ def test_a_silent_servers_workers_are_left_out() -> None:
             assert bool(of_workers) is known
             assert found["manychar_silence_seconds"][0][1] >= silence
             assert "manychar_step" in found
-    finally:
-        metrics.close()
 
 
 def test_workers_of_one_name_and_host_are_one_series() -> None:

@@ -33,7 +33,7 @@ REMEDIES = {
     "server": "more --streams, fewer workers with more shards each, or --relays",
     "relay": "more --relays, or more --streams",
 }
-FEW_SHARDS = "more --shards: workers are idle for want of them"
+FEW_SHARDS = "more --shards: workers without one are idle"
 
 
 def _short(number: float) -> str:
