@@ -1,6 +1,7 @@
 """Relays as processes: killed, in chains, with keys, and what a user does wrong with them."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from manychar.network import keys
 from manychar.protocol.messages import KeyRole
 from tests.commands import SMALL, Commands, Running, until
 from tests.fleet.test_fleet import expect_same_bits
+from tests.parameters import others_long
 
 LOOPBACK = "tcp://127.0.0.1:0"
 WRONG = 3
@@ -32,6 +34,10 @@ if "wrong" in sys.orig_argv:
         send(self, frames)
 
     Dealer.send = spoiling
+elif "--workers=16" in sys.orig_argv:
+    from manychar.processes import usable_cores
+
+    usable_cores.usable_cores = lambda: 64
 elif "--name=old" in sys.orig_argv:
     import manychar.protocol.messages
     manychar.protocol.messages.WIRE_VERSION = 99
@@ -206,3 +212,72 @@ def test_a_relay_of_another_version(manychar: Commands, text: Path, site: dict[s
     assert "its wire version is 99" in old.last_line
     assert manychar.run("stop", endpoint).code == 0
     assert server.end().code == 75
+
+
+RUN = ("--run-dir", "run", *FLAGS)
+
+
+def shown_tree(manychar: Commands) -> dict[str, set[str]]:
+    """Return the names of the workers that `status` shows, by the relay that they work for."""
+    tree: dict[str, set[str]] = {}
+    for each in json.loads(manychar.run("status", "run", "--json").out)["workers"]:
+        tree.setdefault(each["relay"], set()).add(each["name"])
+    return tree
+
+
+@pytest.mark.parametrize("is_long", others_long([False, True]))
+def test_train_starts_relays_and_starts_a_killed_one_again(
+    manychar: Commands, text: Path, tmp_path: Path, *, is_long: bool
+) -> None:
+    """Also where $TMPDIR is too long for sockets: over TCP then, with keys."""
+    scratch = tmp_path / ("long" * 30 if is_long else "short")
+    scratch.mkdir()
+    flags = ("--steps", "0", "--workers", "3", "--relays", "2", "--log-every", "0.5")
+    running = manychar.start("train", str(text), *RUN, *flags, env={"TMPDIR": str(scratch)})
+    for name in ("relay-1", "relay-2"):
+        running.wait_for(f"{name} has joined")
+    tree = {
+        "relay-1": {"worker-1", "worker-3"},
+        "relay-2": {"worker-2"},
+        "": {"relay-1", "relay-2"},
+    }
+    until(lambda: shown_tree(manychar) == tree, running.described)
+    os.kill(manychar.find("relay", "relay-1"), signal.SIGKILL)
+    running.wait_for("relay-1 ended by SIGKILL: starting it again")
+    running.wait_for("relay-1 has joined(?s:.*)relay-1 has joined")
+    reached = len(progress(running))
+    until(lambda: len(progress(running)) > reached + 2, running.described)
+    running.interrupt()
+    ended = running.end()
+    assert ended.code == 0, ended.err
+    assert "--relays=2 --resume run" in ended.err
+    assert not list(scratch.iterdir())
+    assert expect_same_bits(manychar.directory / "run", text) > 0
+
+
+@pytest.mark.long
+def test_train_starts_relays_by_itself_on_a_large_machine(
+    manychar: Commands, text: Path, site: dict[str, str]
+) -> None:
+    flags = ("--shards=16", "--workers=16", "--steps=100")
+    done = manychar.run("train", str(text), "--run-dir", "run", *SMALL, *flags, env=site)
+    assert done.code == 0, done.err
+    said = r"4 relays between the server and 16 workers: a step is predicted to take \S+ ms instead"
+    assert len(re.findall(said, done.err)) == 1, done.err
+    assert "relay-4 has joined" in done.err
+    assert expect_same_bits(manychar.directory / "run", text) == 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--relays", "3", "--workers", "2"), "--relays=3: more than --workers, 2"),
+        (("--relays", "1", "--compute"), "--relays=1, --compute: with relays the server does not"),
+    ],
+)
+def test_train_refuses_relays_that_cannot_be(
+    manychar: Commands, text: Path, flags: tuple[str, ...], said: str
+) -> None:
+    done = manychar.run("train", str(text), *RUN, *flags)
+    assert (done.code, said in done.last_line) == (2, True), done.err
+    assert not (manychar.directory / "run").exists()

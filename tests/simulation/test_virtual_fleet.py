@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from manychar.fleet.capacity import Costs, Fleet, predict
+from manychar.fleet.capacity import LEAST_GAIN, Costs, Fleet, by_relays, predict, relays_that_pay
 from manychar.protocol.dimensions import Dimensions
 from tests.simulation.virtual_fleet import Luck, VirtualFleet
 
@@ -63,6 +63,24 @@ def test_the_formula_is_what_the_machines_do_with_relays(
 @pytest.mark.parametrize("relays", [0, 100])
 def test_the_formula_is_what_ten_thousand_workers_do(relays: int) -> None:
     expect_the_formula(fleet(10_000, hidden=100, relays=relays))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "streams", "shards", "workers", "cores", "relays"),
+    [
+        *((100, 2, 32, 32, 64, 4), (100, 2, 32, 32, 32, 4), (1024, 1, 64, 64, 128, 8)),
+        *((100, 2, 32, 32, 31, 0), (100, 64, 2, 2, 2, 0), (100, 8, 8, 8, 64, 0)),
+        *((100, 2, 4, 32, 64, 0), (1024, 64, 32, 32, 64, 0)),
+    ],
+)
+def test_relays_on_one_machine_where_the_machines_are_faster_with_them(
+    hidden: int, streams: int, shards: int, workers: int, cores: int, relays: int
+) -> None:
+    here = fleet(workers, hidden=hidden, shards=shards, streams=streams, gbits=1e9, keys=False)
+    assert relays_that_pay(by_relays(here.size, workers, cores)) == relays
+    if relays:
+        with_relays = VirtualFleet(dataclasses.replace(here, relays=relays)).run().seconds
+        assert with_relays < (1 - LEAST_GAIN) * VirtualFleet(here).run().seconds
 
 
 def test_columns_that_are_not_sent_are_counted() -> None:

@@ -1,11 +1,12 @@
 """The command `relay`."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from manychar.cli.options import ConnectTimeout, Endpoint, Insecure, KeyFile
-from manychar.cli.server import KEYS
+from manychar.cli.options import Child, ConnectTimeout, Endpoint, Insecure, KeyFile
+from manychar.cli.server import KEYS, tell_endpoint
 from manychar.cli.worker import NAME, end_with
 from manychar.network.client_identity import KEYS_VARIABLE, find_key, hello
 from manychar.network.endpoints import check_endpoint, require_safe
@@ -25,6 +26,7 @@ def relay(
     key_file: KeyFile = None,
     keys: Annotated[Path | None, Option(KEYS, variable=KEYS_VARIABLE)] = None,
     insecure: Insecure = False,
+    child: Child = False,
     **_logging: Any,
 ) -> None:
     """Stand for the workers of a machine, rack or job: to the server they are one worker."""
@@ -38,6 +40,9 @@ def relay(
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     key = find_key(key_file)
     identity = hello(Role.WORKER, name or (key.name if key else None))
-    logger.info(f"{identity.name} relays {endpoint} to {bind}; Ctrl-C ends it")
+    if not child:
+        logger.info(f"{identity.name} relays {endpoint} to {bind}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
-    end_with(relay(endpoint, bind, identity, connect_timeout=connect_timeout, key=key, keys=keys))
+    on_bound = tell_endpoint if child else None
+    run = functools.partial(relay, connect_timeout=connect_timeout, key=key, keys=keys)
+    end_with(run(endpoint, bind, identity, on_bound=on_bound))

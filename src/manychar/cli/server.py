@@ -52,8 +52,8 @@ def server(
     from manychar.storage.run_directory import removed_if_refused
 
     def bound(endpoint: str) -> None:
-        if child:  # the parent reads it
-            write(json.dumps({"endpoint": endpoint}) + "\n")
+        if child:
+            tell_endpoint(endpoint)
         else:
             joins = worker_command(endpoint, keys=keys is not None)
             logger.info(f"listening; a worker joins with: {joins}")
@@ -75,6 +75,11 @@ def server(
         flags_again = [*access, *as_flags({"log_every": flags.get("log_every")})]
         finish = serve(directory, bind, screen, keys, flags=flags_again, compute=compute)
     exit_with(finish, directory, again=again)
+
+
+def tell_endpoint(endpoint: str) -> None:
+    """Write where a child process listens, for its parent."""
+    write(json.dumps({"endpoint": endpoint}) + "\n")
 
 
 def validate(run_dir: Run) -> None:

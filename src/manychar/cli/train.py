@@ -1,15 +1,20 @@
 """The command `train`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, refuse_second, resume_line, run_of
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
+from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.processes.queued_stream import queued
 from manychar.processes.subcommand import as_pasted
-from manychar.processes.usable_cores import hint_at_cores
+from manychar.processes.usable_cores import hint_at_cores, usable_cores
+
+if TYPE_CHECKING:
+    from manychar.storage.run_directory import RunDirectory
 
 
 def train(text: TextFiles = None, **flags: Any) -> None:
@@ -24,7 +29,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
-    known = as_flags({name: flags.get(name) for name in ("bind", "insecure")})
+    known = as_flags({name: flags.get(name) for name in ("bind", "insecure", "relays")})
     again = as_pasted("train", *known)
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
@@ -32,5 +37,29 @@ def train(text: TextFiles = None, **flags: Any) -> None:
         hint_at_cores("--workers", directory.operation.workers)
         display = ProgressDisplay(directory, flags.get("log_every"))
         with removed_if_refused(directory), queued("stdout"), display:
-            finish = LocalFleet(directory, display, on_status, bind=bind).run()
+            relays = relays_of(directory, flags)
+            finish = LocalFleet(directory, display, on_status, bind=bind, relays=relays).run()
     exit_with(finish, directory, again=again)
+
+
+def relays_of(directory: "RunDirectory", flags: dict[str, Any]) -> int:
+    """Return how many relays were asked for, or are predicted to shorten a step here."""
+    from manychar.fleet.capacity import by_relays, relays_that_pay
+    from manychar.protocol.run_spec import dimensions_of
+
+    workers, asked = directory.operation.workers, flags.get("relays")
+    if asked or asked == 0 or flags.get("compute"):
+        if asked and flags.get("compute"):
+            raise UserError(f"--relays={asked}, --compute: with relays the server does not compute")
+        if (asked or 0) > workers:
+            raise UserError(f"--relays={asked}: more than --workers, {workers}")
+        return asked or 0
+    size = dimensions_of(directory.definition, len(directory.corpus()[0]))
+    seconds = by_relays(size, workers, usable_cores())
+    if relays := relays_that_pay(seconds):
+        with_relays, without = (f"{1000 * seconds[each]:.2g}" for each in (relays, 0))
+        logger.info(
+            f"{relays} relays between the server and {workers} workers: a step is predicted to take"
+            f" {with_relays} ms instead of {without}; --relays 0 starts none"
+        )
+    return relays

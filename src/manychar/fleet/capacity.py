@@ -5,7 +5,8 @@ test compares the two.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol.dimensions import Dimensions
@@ -15,6 +16,8 @@ from manychar.protocol.unit_payload import sparse_form
 RESULT_HEADER, WEIGHTS_HEADER, SHARD_BYTES = 160, 128, 12
 PAYLOAD_SHARE = 1448 / 1538  # what a 1,500-byte packet leaves of Ethernet to the payload
 LATENCY = 50e-6  # one way, in seconds
+LEAST_GAIN = 0.2  # of a step, by which relays are to make it shorter: the formula can be as wrong
+AS_SHORT = 1.02
 
 
 # Many fields: all that is measured of a machine, in one value.
@@ -205,3 +208,35 @@ def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
         bytes_in=above.bytes_in,
         bytes_out=above.bytes_out,
     )
+
+
+def by_relays(size: Dimensions, workers: int, cores: int) -> dict[int, float]:
+    """Return the seconds of a step by the number of relays on one machine, 0 first.
+
+    Relays are for machines with a core for each worker: they work while the workers wait. Where
+    server and relays have none of their own, computing is taken to be slowed in proportion.
+    """
+    found = {}
+    for relays in (0, *(1 << i for i in range(1, workers.bit_length() - 1))):
+        if relays and workers > cores:
+            break
+        slowed = max(1.0, (workers + relays + bool(relays)) / cores)
+        shard = Costs().of_shard(size) * slowed
+        fleet = Fleet(
+            size=size,
+            workers=workers,
+            relays=relays,
+            gbits=math.inf,
+            keys=False,
+            shard_seconds=shard,
+        )
+        found[relays] = predict(fleet).seconds
+    return found
+
+
+def relays_that_pay(seconds: Mapping[int, float]) -> int:
+    """Return the fewest relays of those whose step is shortest within 2 %; 0 where none pay."""
+    shortest = min(seconds.values())
+    if shortest > (1 - LEAST_GAIN) * seconds[0]:
+        return 0
+    return min(relays for relays, each in seconds.items() if each <= AS_SHORT * shortest)

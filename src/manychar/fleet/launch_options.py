@@ -10,7 +10,7 @@ from manychar.numerics.option import StrPath, flag, option
 from manychar.numerics.run_definition import Definition
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.log import FORMAT_VARIABLE, LEVEL_VARIABLE
-from manychar.protocol.run_operation import Operation
+from manychar.protocol.run_operation import MOST_WORKERS, Operation
 
 RUNNING = ("train", "server")
 # An option of this program, the names of its counterparts in char-rnn, torch-rnn and nanoGPT, and
@@ -73,7 +73,10 @@ class RunPlace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What is logged and exported, how, and where. Child processes inherit the variables."""
+    """How a command's processes are connected, and what is logged and exported, how, and where.
+
+    Child processes inherit the variables.
+    """
 
     log_level: Literal["info", "warning", "error"] | None = _logged(
         None,
@@ -93,6 +96,14 @@ class Reporting:
     )
     bind: str | None = option(
         None, "Endpoint to listen on.", roles=("train",), without="one that is this user's alone"
+    )
+    relays: int | None = option(
+        None,
+        "Relays between the server and the workers; with relays the server does not compute.",
+        roles=("train",),
+        least=0,
+        most=MOST_WORKERS // 2,
+        without="as many as are predicted to shorten a step",
     )
     insecure: bool = _exporting(
         default=False, text="Listen where other machines can connect, without keys."

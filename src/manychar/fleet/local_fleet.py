@@ -1,4 +1,4 @@
-"""A server and its workers on one machine: `train`.
+"""A server, its workers, and relays between them on one machine: `train`.
 
 The parent is an observer of its own server, and supervises it and the workers: a process that
 crashes is started again, and when one crashes again and again, the run is stopped.
@@ -6,11 +6,12 @@ crashes is started again, and when one crashes again and again, the run is stopp
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.network.client_identity import WITHOUT_KEYS
@@ -35,30 +36,38 @@ from manychar.protocol.run_operation import Operation
 from manychar.storage.run_directory import RunDirectory
 
 SECONDS_TO_END = 15.0
-OBSERVER_CONNECT_TIMEOUT, WORKER_CONNECT_TIMEOUT = 60.0, 300.0
+OBSERVER_CONNECT_TIMEOUT = 60.0
+OF_CLIENTS = {"connect_timeout": 300.0, "child": True}
 ENVIRONMENT = {**log.FOR_A_PARENT, **WITHOUT_KEYS}
 
 
 # Methods and attributes: a run's children, what is shown of it, and how it ends belong together.
 class LocalFleet:
-    """The children of one run. `on_status` gets what the display shows."""
+    """The children of one run. `on_status` gets what the display shows.
+
+    With relays, each has the same number of the workers, and the server does not compute.
+    """
 
     def __init__(
         self,
         directory: RunDirectory,
         display: ProgressDisplay,
         on_status: Callable[[Snapshot], None] = lambda _: None,
+        *,
         bind: str | None = None,
+        relays: int = 0,
     ) -> None:
         self.directory = directory
         self._display = display
         self._on_status = on_status
         self._bind = bind
         self.server = ProcessSlot(name="the server", arguments=[], on_line=self._read_line)
+        self._compute = directory.operation.compute and not relays
         self.workers = [
             ProcessSlot(name=f"worker-{i + 1}", arguments=[])
-            for i in range(directory.operation.workers - directory.operation.compute)
+            for i in range(directory.operation.workers - self._compute)
         ]
+        self.relays = [ProcessSlot(name=f"relay-{i + 1}", arguments=[]) for i in range(relays)]
         self._listening: ChildProcess | None = None
         self._client: ObserverClient | None = None
         self._stop: Finish | None = None
@@ -75,9 +84,9 @@ class LocalFleet:
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(EventLoop())
             self._loop.on_signal(self._signalled, *STOPS)
-            names = [slot.name for slot in self.workers]
-            alone, bind = private_endpoint(names), self._bind
-            self._private = PrivateEndpoint(bind) if bind else stack.enter_context(alone)
+            names = [slot.name for slot in (*self.relays, *self.workers)]
+            self._private = stack.enter_context(private_endpoint(names))
+            self._above = PrivateEndpoint(self._bind) if self._bind else self._private
             self._connection = stack.enter_context(contextlib.ExitStack())
             env = {**ENVIRONMENT, STARTED_WORKERS: str(self.directory.operation.workers)}
             self._supervisor = Supervisor(
@@ -85,17 +94,17 @@ class LocalFleet:
             )
             stack.callback(self._supervisor.stop, SECONDS_TO_END)
             self._loop.on_deadline(lambda: self._kill_at, self._kill_server)
-            self.server.arguments = self._server_arguments(self._private.bind)
+            self.server.arguments = self._server_arguments(self._above.bind)
             self._supervisor.start(self.server)
             while self._code is None:
                 self._loop.turn()
         return self._result()
 
     def _server_arguments(self, bind: str) -> list[str]:
-        taken = [*options_of(Operation, role="server"), "compute"]
+        taken, keys = options_of(Operation, role="server"), self._above.keys
         values = {name: getattr(self.directory.operation, name) for name in taken}
-        values |= {"bind": bind, "keys": self._private.keys}
-        values["insecure"] = not (self._private.keys or is_local(bind))
+        values |= {"compute": self._compute, "bind": bind, "keys": keys}
+        values["insecure"] = not (keys or is_local(bind))
         return ["server", "--resume", str(self.directory.path), "--child", *as_flags(values)]
 
     def _read_line(self, line: str) -> None:
@@ -113,16 +122,37 @@ class LocalFleet:
     def _start_clients(self, endpoint: str) -> None:
         logger.info(f"the server listens on {endpoint}")
         self.server.arguments = self._server_arguments(endpoint)
-        path = self._private.client_key(OBSERVER)
+        path = self._above.client_key(OBSERVER)
         key = read_client_key(path) if path else None
         self._client = ObserverClient(endpoint, key, connect_timeout=OBSERVER_CONNECT_TIMEOUT)
         self._connection.callback(self._client.close)
         self._loop.on_readable(self._client.socket, self._observe)
         self._loop.on_deadline(self._client.deadline, self._observe)
         self._loop.on_suspension(self._client.suspended)
-        for slot in self.workers:
-            path = self._private.client_key(slot.name)
-            own = {"connect_timeout": WORKER_CONNECT_TIMEOUT, "child": True, "key": path}
+        for relay in self.relays:
+            relay.on_line = functools.partial(self._relay_listens, relay, endpoint)
+            bind = self._private.bind_of(relay.name)
+            relay.arguments = self._relay_arguments(relay, endpoint, bind)
+            self._supervisor.start(relay)
+        if not self.relays:
+            self._start_workers(self.workers, endpoint, self._above)
+
+    def _relay_arguments(self, relay: ProcessSlot, endpoint: str, bind: str) -> list[str]:
+        own = {"bind": bind, "keys": self._private.keys, "key": self._above.client_key(relay.name)}
+        return ["relay", endpoint, "--name", relay.name, *as_flags(own | OF_CLIENTS)]
+
+    def _relay_listens(self, relay: ProcessSlot, above: str, line: str) -> None:
+        """Start its workers; those of one that was started again connect to the same endpoint."""
+        endpoint, first = json.loads(line)["endpoint"], self.relays.index(relay)
+        relay.arguments = self._relay_arguments(relay, above, endpoint)
+        new = [slot for slot in self.workers[first :: len(self.relays)] if not slot.arguments]
+        self._start_workers(new, endpoint, self._private)
+
+    def _start_workers(
+        self, workers: Sequence[ProcessSlot], endpoint: str, place: PrivateEndpoint
+    ) -> None:
+        for slot in workers:
+            own = OF_CLIENTS | {"key": place.client_key(slot.name)}
             slot.arguments = ["worker", endpoint, "--name", slot.name, *as_flags(own)]
             self._supervisor.start(slot)
 
@@ -185,8 +215,7 @@ class LocalFleet:
             return
         elif code == RUN_FAILED:  # another start would end in the same way
             logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
-            computes = self.directory.operation.compute
-            if not computes and all(worker.is_empty for worker in self.workers):
+            if not self._compute and all(each.is_empty for each in self.relays or self.workers):
                 self.stop(RUN_FAILED, "no worker is left")
         elif failure := self._supervisor.restart(slot, code):
             self.stop(RUN_FAILED, failure)

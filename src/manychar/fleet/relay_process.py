@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from manychar.fleet.listener import Listener
@@ -32,17 +33,20 @@ def relay(
     connect_timeout: float,
     key: ClientKey | None = None,
     keys: Path | None = None,
+    on_bound: Callable[[str], object] | None = None,
 ) -> effects.Finish:
     """Stand between the server at `endpoint` and the workers that connect to `bind`, until the end.
 
-    `key` is for the server, `keys` say which workers are admitted. Raises UserError for an endpoint
-    that is bad or in use.
+    `key` is for the server, `keys` say which workers are admitted; `on_bound` gets the endpoint
+    that they connect to. Raises UserError for an endpoint that is bad or in use.
     """
     need_files("a relay")
     with EventLoop() as loop, contextlib.closing(Dealer(endpoint, key)) as dealer:
         now = time.monotonic()
         machine = Relay(hello, server=endpoint, connect_timeout=connect_timeout, now=now)
         router = Router(bind, None, keys)
+        if on_bound is not None:
+            on_bound(router.endpoint)
         shell = RelayLoop(machine=machine, dealer=dealer, loop=loop, router=router, keys=keys)
         try:
             return shell.run()

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -21,22 +21,27 @@ class PrivateEndpoint(NamedTuple):
     bind: str
     keys: Path | None = None
 
+    def bind_of(self, relay: str) -> str:
+        """Return what a relay is to bind to, which has the same keys."""
+        return self.bind if self.keys is not None else f"{self.bind.rpartition('/')[0]}/{relay}"
+
     def client_key(self, name: str) -> Path | None:
         """Return the file with the key of one of the clients, or None where it needs none."""
         return self.keys / f"{name}{SUFFIX}" if self.keys is not None else None
 
 
 @contextlib.contextmanager
-def private_endpoint(workers: Iterable[str]) -> Iterator[PrivateEndpoint]:
+def private_endpoint(workers: Collection[str]) -> Iterator[PrivateEndpoint]:
     """Make an endpoint for these workers and an OBSERVER that may stop the run; remove it after.
 
-    It is an ipc file in a fresh directory of mode 0700. Where its path is too long for a socket (a
-    long $TMPDIR), it is loopback TCP, with keys that are made for this run in such a directory.
+    `workers` are the names of relays, too. It is an ipc file in a fresh directory of mode 0700.
+    Where its path is too long for a socket (a long $TMPDIR), it is loopback TCP, with keys that are
+    made for this run in such a directory.
     """
     with TemporaryDirectory(prefix="manychar-") as directory:
-        path = f"{directory}/server"
-        if len(os.fsencode(path)) <= IPC_PATH_LENGTH:
-            yield PrivateEndpoint(f"ipc://{path}")
+        longest = max(("server", *workers), key=len)
+        if len(os.fsencode(f"{directory}/{longest}")) <= IPC_PATH_LENGTH:
+            yield PrivateEndpoint(f"ipc://{directory}/server")
             return
         keys = Path(directory, "keys")
         create_server(keys, [])
