@@ -71,6 +71,17 @@ def worker_memory(size: Dimensions, held: int) -> float:
     return 60 * MIB + parameters + 4 * held * size.hidden_bytes + 6 * unrolled(size)
 
 
+def relay_memory(size: Dimensions, workers: int) -> float:
+    """Return what to allow a relay of so many workers that holds all shards, in bytes."""
+    parameters = (8 + 2 * workers) * size.parameters_bytes
+    return 65 * MIB + parameters + 26 * size.shards * size.hidden_bytes
+
+
+def validation_memory(size: Dimensions) -> float:
+    """Return what to allow the process that computes the validation losses, in bytes."""
+    return 65 * MIB + 7 * size.parameters_bytes + size.shards * size.hidden_bytes
+
+
 def unrolled(size: Dimensions) -> int:
     """Return the bytes of one shard's hidden states and outputs at every position of a step."""
     positions = size.streams * size.seq_length

@@ -230,6 +230,53 @@ def test_a_real_fleet_keeps_within_the_memory(
     assert least * needed < max(worked) < operating.worker_memory(size, shards)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
+@pytest.mark.parametrize(
+    ("hidden", "shards", "streams", "seq_length", "workers", "least"),
+    [
+        pytest.param(512, 4, 4, 25, 2, 0.8, id="weights"),
+        pytest.param(2048, 4, 4, 25, 2, 0.8, id="large weights", marks=pytest.mark.long),
+        pytest.param(100, 16, 1024, 5, 2, 0.5, id="hidden states", marks=pytest.mark.long),
+    ],
+)
+def test_relay_and_validation_keep_within_the_memory(
+    manychar: Commands,
+    tmp_path: Path,
+    hidden: int,
+    shards: int,
+    streams: int,
+    seq_length: int,
+    workers: int,
+    least: float,
+) -> None:
+    size = dataclasses.replace(
+        operating.dimensions(hidden, shards), streams=streams, seq_length=seq_length
+    )
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + size.vocabulary_size)))
+    text = tmp_path / "text"
+    text.write_text(letters * (2 + shards * streams * (seq_length + 2) // len(letters)), "utf-8")
+    server = manychar.start(
+        *("server", str(text), "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
+        *("--hidden", str(hidden), "--shards", str(shards), "--streams", str(streams)),
+        *("--seq-length", str(seq_length), "--checkpoint-every", "3", "--sample-every", "10"),
+        *("--sample-length", "1", "--validation", "0.01"),
+    )
+    joins = r"worker joins with: manychar worker (tcp://\S+)"
+    relay = manychar.start("relay", server.wait_for(joins)[1], "--bind", "tcp://127.0.0.1:0")
+    below = relay.wait_for(joins)[1]
+    running = [manychar.start("worker", below) for _ in range(workers)]
+    server.wait_for("--- step 10 ---", "out")
+    server.wait_for(r"validation \S+  \(step [1-9]")
+    relayed, validated = peak(relay.pid), peak(manychar.find("validate"))
+    server.send(15)
+    assert [each.end().code for each in (server, relay, *running)] == [75] * (2 + workers)
+    for found, allowed in (
+        (relayed, operating.relay_memory(size, workers)),
+        (validated, operating.validation_memory(size)),
+    ):
+        assert least * allowed < found < allowed
+
+
 def peak(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
