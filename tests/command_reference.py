@@ -67,7 +67,8 @@ def _example(command: Any) -> str:
 
 
 def _flag(parameter: Any, kind: str) -> str:
-    names = f"{', '.join(parameter.opts)} {kind}".strip()
+    kind = "" if parameter.is_flag else kind
+    names = f"{', '.join([*parameter.opts, *parameter.secondary_opts])} {kind}".strip()
     return f"- `{names}` {_plain(parameter.help or '')}"
 
 

@@ -1,5 +1,6 @@
 """`manychar plan` says what to expect; it reads no text and does not import numpy."""
 
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def test_relays_are_predicted_too(manychar: Commands) -> None:
     alone = predict(Fleet(size=size, workers=256))
     assert found.seconds < alone.seconds / 3
     assert found.bytes_in == pytest.approx(alone.bytes_in / 16, rel=0.2)
+
+
+def test_it_takes_less_than_a_second(manychar: Commands) -> None:
+    """By the time on a core, which other processes do not lengthen much."""
+    before = os.times()
+    flags = ("--workers", "65536", "--relays", "256", "--shards", "65536", "--hidden", "64")
+    done = manychar.run("plan", *flags)
+    after = os.times()
+    assert done.code == 0, done.err
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < 1
 
 
 def test_more_relays_than_workers_are_refused(manychar: Commands) -> None:

@@ -32,6 +32,15 @@ def waiting(descriptor):
     fsync(descriptor)
 os.fsync = waiting
 """
+# Another program writes to the text between its two readings.
+GROWS_BEFORE_THE_IDS_ARE_WRITTEN = """
+import sys
+def on_event(event, arguments):
+    if event == "open" and "corpus.bin" in str(arguments[0]):
+        with open("growing", "ab") as file:
+            file.write(b"more")
+sys.addaudithook(on_event)
+"""
 # Prints how much the memory grows while a text is read, written and checked.
 ENCODES = """
 import sys
@@ -98,6 +107,18 @@ class TestNothingIsLeft:
         done = manychar.run("train", "text.gz", "--run-dir", "run")
         expect_one_line(done, "text.gz: truncated or damaged", "get it anew")
         expect_nothing_new(manychar, "text.gz")
+
+    def test_of_one_that_changes_while_it_is_read(self, manychar: Commands, tmp_path: Path) -> None:
+        site, path = tmp_path / "site", manychar.directory / "growing"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(GROWS_BEFORE_THE_IDS_ARE_WRITTEN)
+        path.write_text(small_text())
+        env = {"PYTHONPATH": str(site)}
+        done = manychar.run("train", "growing", "--run-dir", "deep/run", env=env)
+        assert path.read_text().endswith("more")
+        expect_one_line(done, "growing: changed while it was read; give a text that is complete")
+        assert {*manychar.directory.iterdir()} <= {path, site}
+        manychar.expect_nobody()
 
     @pytest.mark.parametrize("text", ["text", "-"])
     def test_where_there_is_no_room(self, manychar: Commands, text: str, require: Require) -> None:

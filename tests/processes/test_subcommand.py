@@ -54,6 +54,10 @@ def test_a_pasted_word_is_on_one_line_and_bash_reads_the_same(word: str, expecte
     assert done.stdout == os.fsencode(f"{word}/end/")
 
 
+def test_a_path_that_begins_with_a_hyphen_is_not_pasted_as_a_flag() -> None:
+    assert as_pasted("--resume", Path("-r"), Path("a/-r")) == "--resume ./-r a/-r"
+
+
 def script(directory: Path, target: Path | None = None) -> Path:
     """Make a program of this name that a search finds, or a link to one."""
     directory.mkdir()

@@ -236,6 +236,15 @@ def test_the_limit_follows_the_slowest_piece_of_work() -> None:
     assert membership.limit(ann) == 20.0, "four heartbeats of a worker without a range"
 
 
+def test_a_relay_has_the_limit_once_more_for_each_level_of_relays() -> None:
+    """Each level below may wait so long before it takes a range from the next one."""
+    membership = Membership(1, silence=2.0)
+    rack = working(membership, "rack")
+    membership.lease((0, 0), rack.peer)
+    rack.levels = 3
+    assert membership.limit(rack) == 4 * 2.0
+
+
 def test_the_shards_of_many_lost_workers_go_to_as_many_others() -> None:
     membership = Membership(8, silence=2.0)
     for shard in range(8):

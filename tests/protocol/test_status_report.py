@@ -226,6 +226,17 @@ def test_the_straggler_is_who_the_step_waits_for_alone() -> None:
     assert (ann.straggling, bob.straggling) == (0.0, 0.5)
 
 
+def test_what_was_before_a_worker_joined_is_not_its_share() -> None:
+    """The time of a first step begins long before, as the server's does."""
+    stage = Stage()
+    stage.now += 5.0
+    stage.share("ann")
+    stage.now += 1.0
+    stage.deliver("ann", stage.ranges_of("ann")[0], seconds=1.0)
+    stage.now += 3.0
+    assert seen(stage)["ann"].straggling == 0.25
+
+
 def test_shares_are_of_the_last_ten_seconds() -> None:
     stage = Stage()
     stage.join("ann")

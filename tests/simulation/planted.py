@@ -7,7 +7,8 @@ schedule in which it is looked for, the invariants that may find it, and a seed 
 them does: the first to be tried.
 
 Left to other tests: the lock, the term file and checkpoint 0 of rule 12 and the mailbox of rule 15
-belong to the shells; a newer server's term (11) is a story in tests/protocol.
+belong to the shells; a newer server's term (11), cycles of relays (18) and how long a relay may be
+silent are stories in tests/protocol.
 """
 
 import dataclasses

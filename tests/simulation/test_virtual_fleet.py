@@ -1,11 +1,15 @@
 """A fleet in virtual time takes as long as the formula says, and longer where workers differ."""
 
+import collections
 import dataclasses
+import sys
+from typing import Any
 
 import pytest
 
 from manychar.fleet.capacity import LEAST_GAIN, Costs, Fleet, by_relays, predict, relays_that_pay
 from manychar.protocol.dimensions import Dimensions
+from manychar.protocol.events import Event
 from tests.simulation.virtual_fleet import Luck, VirtualFleet
 
 FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
@@ -81,6 +85,35 @@ def test_relays_on_one_machine_where_the_machines_are_faster_with_them(
     if relays:
         with_relays = VirtualFleet(dataclasses.replace(here, relays=relays)).run().seconds
         assert with_relays < (1 - LEAST_GAIN) * VirtualFleet(here).run().seconds
+
+
+def lines_of_a_step(workers: int) -> float:
+    """Return how many lines of code the server's machine runs, a worker, in a step."""
+    world = VirtualFleet(fleet(workers, hidden=100))
+    machine, lines = world.server.machine, collections.Counter[int]()
+    handle = machine.handle
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        lines[machine.state.step] += event == "line"  # each turn of a loop is one
+        return trace
+
+    def traced(event: Event, now: float) -> Any:
+        sys.settrace(trace)
+        try:
+            return handle(event, now)
+        finally:
+            sys.settrace(None)
+
+    machine.handle = traced
+    world.run()
+    whole = sorted(lines)[2:-1]  # all have joined by the first, and the last is not over
+    return sum(lines[step] for step in whole) / len(whole) / workers
+
+
+@pytest.mark.long
+def test_what_a_server_does_for_a_worker_does_not_grow_with_their_number() -> None:
+    """In microseconds, with sockets: `python -m tests.benchmarks many`."""
+    assert lines_of_a_step(1000) < 1.5 * lines_of_a_step(100)
 
 
 def test_columns_that_are_not_sent_are_counted() -> None:

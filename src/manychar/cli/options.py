@@ -99,7 +99,7 @@ def parameter_of(
     notes = [option.without or default_text, f"${option.variable}" if option.variable else ""]
     words, choices = "; ".join(filter(None, notes)), "|".join(get_args(plain))
     is_checked = bool(choices) or plain in (int, float)
-    metavar = f"<{choices or plain.__name__}>" if is_checked else None
+    metavar = f"<{choices or plain.__name__}>" if is_checked else "" if plain is bool else None
     parser: Any = (lambda value: value) if is_checked else None  # for a message in our words
     if plain is Path:
         plain, metavar, parser = PATH, "<path>", path_parser(names[0])

@@ -51,8 +51,9 @@ def program() -> str:
 
 
 def as_pasted(*words: object) -> str:
-    """Return words of a command as bash reads them, on one line of printable characters."""
-    return " ".join(_quoted(str(word)) for word in words)
+    """Return words of a command as bash reads them, on one line; a Path is not read as a flag."""
+    flags = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
+    return " ".join(map(_quoted, flags))
 
 
 def _quoted(word: str) -> str:

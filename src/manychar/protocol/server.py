@@ -189,7 +189,7 @@ class ParameterServer:
         seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
         member.tally.delivered(len(accepted), seconds, now)
         if self.aggregation.complete:
-            member.tally.straggling += now - self._delivered_at
+            member.tally.straggling += now - max(self._delivered_at, member.tally.since)
         self._delivered_at = now
 
     def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:
