@@ -13,7 +13,7 @@ import pytest
 from manychar.network.dealer import Dealer
 from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import read_client_key
-from manychar.network.private_endpoint import PrivateEndpoint, private_endpoint
+from manychar.network.private_endpoint import OBSERVER, PrivateEndpoint, private_endpoint
 from manychar.network.router import Received, Router
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
@@ -68,13 +68,13 @@ def said(router: Router, dealer: Dealer) -> str:
     return received.owner.name if received.owner else ""
 
 
-@pytest.mark.parametrize("name", [*WORKERS, "train"])
+@pytest.mark.parametrize("name", [*WORKERS, OBSERVER])
 def test_its_clients_connect(router: Router, endpoint: PrivateEndpoint, name: str) -> None:
     path = endpoint.client_key(name)
     key = read_client_key(path) if path else None
     assert said(router, Dealer(router.endpoint, key)) == (name if key else "")
     if key:
-        assert key.role is (KeyRole.OPERATOR if name == "train" else KeyRole.WORKER)
+        assert key.role is (KeyRole.OPERATOR if name == OBSERVER else KeyRole.WORKER)
 
 
 def test_its_files_are_in_a_directory_of_this_user_alone(
