@@ -179,9 +179,9 @@ def test_a_run_directory_that_is_removed_leaves_no_promise(
     shutil.rmtree(manychar.directory / "run")
     done = running.end()
     assert done.code == 3, done.err
-    assert "no such file or directory; no checkpoint is there any more" in done.err
+    assert "no such file or directory; no checkpoint is in run any more; if the run was" in done.err
     assert "kept" not in done.err
-    assert "resume" not in done.err
+    assert "--resume" not in done.err
 
 
 @pytest.mark.long

@@ -71,7 +71,9 @@ class Writer(contextlib.ExitStack):
             failure = repr(error)
         if failure:
             kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
-            failure += f"; {kept[-1] if kept else 'no checkpoint is there any more'}"
+            gone = f"no checkpoint is in {self._directory.path} any more"
+            moved = f"{gone}; if the run was moved, resume it where it is now"
+            failure += f"; {kept[-1] if kept else moved}"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:
