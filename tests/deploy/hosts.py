@@ -48,6 +48,16 @@ class Host:
         """Cut this host off, or heal the link: `down` or `up`."""
         _ip("-n", self.namespace, "link", "set", "eth0", state)
 
+    def limit(self, mbits: float) -> bool:
+        """Give its link a rate, in each direction; return whether the kernel can."""
+        shape = ("root", "tbf", "rate", f"{mbits}mbit", "burst", "32kb", "latency", "100ms")
+        ends = (("-n", self.namespace), "eth0"), ((), f"{self.namespace}-p")
+        commands = (["tc", *where, "qdisc", "add", "dev", name, *shape] for where, name in ends)
+        return not any(
+            subprocess.run(command, capture_output=True, check=False).returncode
+            for command in commands
+        )
+
     def plug_in(self, bridge: str) -> None:
         """Make the namespace, and connect it."""
         outside = f"{self.namespace}-p"

@@ -1,13 +1,17 @@
 """The README's recipe for two machines, as it is written there, on three hosts with bad links."""
 
+import itertools
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from manychar.fleet.capacity import Fleet, predict
+from manychar.protocol.dimensions import Dimensions
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from tests.commands import SMALL, Commands, until
 from tests.conftest import Require
@@ -129,6 +133,54 @@ def test_ipv6(manychar: Commands, text: Path, require: Require) -> None:
         server.interrupt()
         assert server.end().code == by_address.end().code == by_name.end().code == 0
     expect_the_bits_of_one_process(serves.directory / "run", text)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_step_over_a_slow_link_takes_as_long_as_planned(
+    manychar: Commands, text: Path, require: Require, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """With workers that compute nothing; the figures are in deploy/README.md."""
+    require(can_be_made(), "network namespaces need root and iproute2")
+    monkeypatch.setenv("PYTHONPATH", str(README.parent))
+    size = Dimensions(
+        vocabulary_size=len({*text.read_text(encoding="utf-8")}),
+        hidden=512,
+        seq_length=25,
+        streams=1,
+        shards=workers,
+        dtype="float32",
+    )
+    planned = predict(Fleet(size=size, workers=workers, gbits=0.2, keys=False, shard_seconds=1e-4))
+    with network(manychar, "serves", "near", "far") as (serves, near, far):
+        require(serves.limit(200), "the kernel cannot limit a link: no tbf")
+        endpoint = f"tcp://{serves.four}:5577"
+        server = serves.start(
+            *("server", str(text), "--bind", endpoint, "--insecure", "--run-dir", "run"),
+            *("--hidden", "512", "--streams", "1", "--shards", str(workers), "--steps", "0"),
+            *("--checkpoint-every", "0", "--sample-every", "0", "--lease-timeout", "60"),
+        )
+        server.wait_for("listening")
+        idle = ("-m", "tests.benchmarks.idle_worker")
+        works = [
+            host.start(endpoint, f"idle-{number}", program=idle)
+            for number, host in zip(range(workers), itertools.cycle((near, far)), strict=False)
+        ]
+
+        def status(beyond: int = -1) -> dict[str, Any] | None:
+            found = json.loads(serves.run("status", endpoint, "--json").out)
+            joined = sum(worker["shards"] > 0 for worker in found["workers"])
+            return found if joined == workers and found["step"] > beyond else None
+
+        first = until(status, server.described)
+        last = until(lambda: status(first["step"] + 12), server.described)
+        assert last is not None
+        seconds = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+        for each in (server, *works):
+            each.process.kill()
+            each.end()
+    print(f"{workers} workers: {1000 * seconds:.0f} ms, planned {1000 * planned.seconds:.0f} ms")
+    assert seconds == pytest.approx(planned.seconds, rel=0.2)
 
 
 def test_hosts_leave_nothing(manychar: Commands, require: Require) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from manychar.fleet.capacity import (
+    FIRST_SHARE,
     LATENCY,
     RESULT_HEADER,
     SHARD_BYTES,
@@ -59,6 +60,7 @@ HIDDEN, LETTERS, SEQ_LENGTH, STREAM_LENGTH = 4, "abcde", 3, 11
 SMALL_MESSAGE = 200  # bytes
 NEVER = 86_400.0
 SETTLED, STEPS = 3, 3
+GOLDEN_RATIO = (1 + 5**0.5) / 2  # its multiples are spread evenly
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Outcome:
 
 
 class Resource:
-    """What does one thing after another: a thread, or one direction of a link."""
+    """What does one thing after another: a thread."""
 
     def __init__(self) -> None:
         self._free_at = 0.0
@@ -110,13 +112,58 @@ class Resource:
         return self._free_at
 
 
+class Link:
+    """One direction of a link: connections share it, some of them getting less, as TCP's do.
+
+    Each message has a weight in 2 FIRST_SHARE - 1 … 1, and progresses in proportion to it. So of
+    many that begin at once the first one arrives after FIRST_SHARE of the time of all.
+    """
+
+    def __init__(self, world: "VirtualFleet") -> None:
+        self._world = world
+        self._flows: list[tuple[float, int, float, Callable[[], None]]] = []
+        self._weights = 0.0
+        self._progress = self._at = 0.0
+        self._count = self._timer = 0
+
+    def carry(self, seconds: float, then: Callable[[], None]) -> None:
+        """Carry a message that alone would take so long, then call `then`."""
+        self._advance()
+        self._count += 1
+        weight = 1 - 2 * (1 - FIRST_SHARE) * (self._count * GOLDEN_RATIO % 1)
+        end = self._progress + seconds / weight
+        heapq.heappush(self._flows, (end, self._count, weight, then))
+        self._weights += weight
+        self._wait()
+
+    def _advance(self) -> None:
+        if self._flows:
+            self._progress += (self._world.now - self._at) / self._weights
+        self._at = self._world.now
+
+    def _wait(self) -> None:
+        self._timer += 1
+        if self._flows:
+            left = (self._flows[0][0] - self._progress) * self._weights
+            self._world.after(max(0.0, left), functools.partial(self._arrive, self._timer))
+
+    def _arrive(self, timer: int) -> None:
+        if timer != self._timer:
+            return  # another message has come since
+        self._at = self._world.now
+        self._progress, _, weight, then = heapq.heappop(self._flows)
+        self._weights = self._weights - weight if self._flows else 0.0
+        self._wait()
+        then()
+
+
 class _Listener:
     """A server's or relay's process: its main thread works off a mailbox."""
 
     def __init__(self, world: "VirtualFleet") -> None:
         self.world = world
         self.members: dict[bytes, _Worker | _Relay] = {}
-        self._inward, self._outward, self._thread = Resource(), Resource(), Resource()
+        self._inward, self._outward, self._thread = Link(world), Link(world), Resource()
         self._mailbox: collections.deque[Received | PeerLost] = collections.deque()
         self._busy = False
 
@@ -160,19 +207,20 @@ class _Listener:
         """Send to a member: through the thread, the link, and to the member's own thread."""
         if (member := self.members.get(peer)) is not None:
             count = self.world.bytes_of(message)
-            on_the_way = self._outward.take(self.transfer(count), self.world.fleet.on_wire(count))
             if self is self.world.server:
                 self.world.use.bytes_out += count
-            at = on_the_way + LATENCY - self.world.now
-            self.world.after(at, functools.partial(member.receive, message, count))
+            there = functools.partial(member.receive, message, count)
+            late = functools.partial(self.world.after, LATENCY, there)
+            on_wire = self.world.fleet.on_wire(count)
+            way = functools.partial(self._outward.carry, on_wire, late)
+            self.world.after(self.transfer(count) - self.world.now, way)
 
     def receive_up(self, peer: bytes, message: Message, count: int) -> None:
         """Take what comes from a member: through the link, and through the thread."""
         if self is self.world.server:
             self.world.use.bytes_in += count
-        received = self._inward.take(self.world.now, self.world.fleet.on_wire(count))
         through = functools.partial(self._through_thread, peer, message, count)
-        self.world.after(received - self.world.now, through)
+        self._inward.carry(self.world.fleet.on_wire(count), through)
 
     def _through_thread(self, peer: bytes, message: Message, count: int) -> None:
         at = self.transfer(count) - self.world.now

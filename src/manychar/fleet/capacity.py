@@ -16,6 +16,7 @@ from manychar.protocol.unit_payload import sparse_form
 RESULT_HEADER, WEIGHTS_HEADER, SHARD_BYTES = 160, 128, 12
 PAYLOAD_SHARE = 1448 / 1538  # what a 1,500-byte packet leaves of Ethernet to the payload
 LATENCY = 50e-6  # one way, in seconds
+FIRST_SHARE = 0.7  # of many messages that share a link: when the first has arrived, of the whole
 LEAST_GAIN = 0.2  # of a step, by which relays are to make it shorter: the formula can be as wrong
 AS_SHORT = 1.02
 
@@ -165,9 +166,10 @@ def _exchange(fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: floa
     thread_out = costs.of_messages(holders, bytes_out, keys=fleet.keys)
     units = costs.of_units(size, holders, sum(len(cover(size.shards, each)) for each in ranges))
     both_ways = wire_in + wire_out + 2 * (thread_in + thread_out) + units
-    one = between + 2 * LATENCY + both_ways / holders
-    others = 1 - 1 / holders
-    paced = one + others * max(wire_in, wire_out, thread_in, thread_out, units)
+    one, others = between + 2 * LATENCY + both_ways / holders, 1 - 1 / holders
+    out, work = max(wire_out, thread_out), max(thread_in, units)
+    first, then = _shared(wire_out, thread_out), _shared(wire_in, out)
+    paced = one + others * max(out, first + wire_in, first + then + work)
     by_thread = thread_out + (thread_in + units) / holders + others * max(thread_in, units)
     return _Exchange(
         bytes_in=bytes_in,
@@ -177,6 +179,17 @@ def _exchange(fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: floa
         transfers=thread_in + thread_out,
         seconds=max(paced, by_thread),
     )
+
+
+def _shared(wire: float, span: float) -> float:
+    """Return how much later the first of many messages arrives because they share a link.
+
+    They begin one after the other within `span`, and take `wire` seconds in all. Where the link is
+    slower, those that are under way become more and more: with both times t and w of one message,
+    that which begins at s arrives at s exp(w / t), so all but exp(-w / t) arrive together.
+    """
+    slower = wire > span
+    return FIRST_SHARE * wire * (1 - math.exp(1 - wire / span)) if slower and span else 0.0
 
 
 def _cut(shards: Range, workers: Sequence[int]) -> list[tuple[Range, int]]:
