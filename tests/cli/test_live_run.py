@@ -1,11 +1,13 @@
 """A run directory stands for its live server: every command of a live run takes it."""
 
+import errno
 import json
 import os
 import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +73,7 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     assert not (run / ADDRESS_NAME).exists()
     gone = manychar.run("status", "run")
     assert (gone.code, gone.out) == (3, "")
-    assert gone.err.startswith("manychar: run: no server of this user is running on it")
+    assert gone.err == "manychar: run: no server is running on it\n"
     assert re.search("nats a character  stopped\n", manychar.run("runs", ".").out)
     assert isinstance(open_source(str(run), None, connect_timeout=1.0), FinishedRun)
 
@@ -146,7 +148,7 @@ class TestTheFile:
     def test_is_believed_only_while_the_lock_is_held(self, trained: Path) -> None:
         write_address(trained, "tcp://127.0.0.1:1", None)  # of a server that was killed
         assert read_address(trained) is None
-        with pytest.raises(UserError, match="no server of this user") as refused:
+        with pytest.raises(UserError, match=r"run: no server is running on it$") as refused:
             find_server(str(trained), None)
         assert refused.value.code == 3
         with locked(open_run(trained)):
@@ -156,6 +158,39 @@ class TestTheFile:
                 "tcp://127.0.0.1:2", HERE, os.getpid(), None
             )
         assert not (trained / ADDRESS_NAME).exists()
+
+    def test_of_a_server_that_does_not_listen_yet_is_not_there(self, trained: Path) -> None:
+        expected = "run: a server holds it, but does not listen: it is starting or ending"
+        with locked(open_run(trained)), pytest.raises(UserError, match=f"{expected}$") as refused:
+            find_server(str(trained), None)
+        assert refused.value.code == 3
+
+    @pytest.mark.parametrize("name", [ADDRESS_NAME, "lock"])
+    def test_of_another_user_cannot_be_read(
+        self, trained: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        opened = Path.open
+
+        def refused(path: Path, *given: Any, **named: Any) -> Any:
+            if path == trained / name:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, *given, **named)
+
+        with locked(open_run(trained)):
+            write_address(trained, "tcp://127.0.0.1:2", None)
+            monkeypatch.setattr(Path, "open", refused)
+            with pytest.raises(UserError) as error:
+                find_server(str(trained), None)
+        said = (
+            f"{trained / name}: permission denied; its server is another user's: give its ENDPOINT"
+        )
+        assert (str(error.value), error.value.code) == (said, 3)
+
+    @pytest.mark.parametrize("words", [("health",), ("status",), ("stop",), ("sample", "--follow")])
+    def test_of_no_run_is_not_looked_for(self, manychar: Commands, words: tuple[str, ...]) -> None:
+        (manychar.directory / "K").mkdir()
+        done = manychar.run(words[0], "K", *words[1:])
+        assert (done.code, done.err) == (2, "manychar: K: no run in it: it has no config.json\n")
 
     @pytest.mark.parametrize(
         ("endpoint", "here", "elsewhere"),

@@ -341,6 +341,29 @@ def test_a_key_revoked_in_the_secret_is_noticed_without_a_restart(places: dict[s
             door.socket.close()
 
 
+@pytest.mark.parametrize("ends", ["SuccessCriteriaMet Complete", "FailureTarget Failed"])
+def test_waiting_for_the_job_ends_when_it_fails_too(tmp_path: Path, ends: str) -> None:
+    readme = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^until kubectl .*?^done$", readme, re.DOTALL | re.MULTILINE)
+    kubectl, asked = tmp_path / "kubectl", tmp_path / "asked"
+    kubectl.write_text(
+        f'#!/bin/sh\necho "$*" >>{asked}\n[ $(wc -l <{asked}) -lt 3 ] && echo Suspended && exit\n'
+        f"echo {ends}\n"
+    )
+    kubectl.chmod(0o755)
+    sleep = tmp_path / "sleep"
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", command], env=path, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == f"{ends}\n"
+    assert len(asked.read_text().splitlines()) == 3
+    assert "get job manychar-server" in asked.read_text()
+    assert "--for=condition=complete" not in readme
+
+
 def test_the_secret_is_made_by_the_command_in_the_readme(require: Require, tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl here, and none that .ci/run could install: no Secret can be made")

@@ -12,7 +12,7 @@ import pytest
 
 from manychar.fleet.capacity import RESULT_HEADER, SHARD_BYTES, WEIGHTS_HEADER, inward, outward
 from manychar.numerics.tree_reduction import cover
-from manychar.observability.status import COUNTER_SENTENCES
+from manychar.observability.status import COLUMNS, COUNTER_SENTENCES
 from manychar.protocol.codec import encode
 from manychar.protocol.counters import Counter
 from manychar.protocol.dimensions import Dimensions
@@ -50,6 +50,47 @@ def test_every_counter_has_its_sentence_and_its_row() -> None:
     rows = re.findall(r"^\| `(.+?)` \| (.+?) \|", PAGE.split("\n## Counts\n")[1], re.MULTILINE)
     assert dict(rows) == {str(counter): text for counter, text in COUNTER_SENTENCES.items()}
     assert set(COUNTER_SENTENCES) == set(Counter)
+
+
+def section(heading: str) -> str:
+    """Return the text below a heading of the page."""
+    return PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_every_column_of_the_status_is_explained() -> None:
+    rows = re.findall(r"^\| (.+?) \|", section("States and columns of a worker"), re.MULTILINE)
+    explained = {name.strip("`") for row in rows for name in row.split(", ")}
+    assert set(COLUMNS) - {"worker", "host", "state"} <= explained
+
+
+def test_what_the_column_dropped_counts() -> None:
+    """A message that could not be read, and each unit that was not used; from its joining on."""
+    stage = Stage(shards=2)
+    stage.share("a", "b")
+    (first, last), lease = stage.ranges_of("a")[0], stage.leases("a")[0]
+    result = unit_result(stage.known, first, last, 1, lease=lease)
+    stage.tell("a", result)
+    dropped = [stage.member("a").tally.dropped]
+    for text in (result, dataclasses.replace(result, weights_digest=bytes(DIGEST_BYTES))):
+        stage.tell("a", text)
+        dropped.append(stage.member("a").tally.dropped)
+    assert dropped == [0, 1, 2]
+    (row,) = re.findall(r"^\| dropped \| (.+?) \|", PAGE, re.MULTILINE)
+    assert "since it joined" in row
+    units = {str(counter) for counter in Counter if str(counter).startswith("units_")}
+    assert set(re.findall(r"`(\w+)`", row)) == units | {str(Counter.MESSAGES_MALFORMED)}
+    assert "counts them by worker" not in PAGE
+
+
+def test_every_port_is_named() -> None:
+    ports = section("Ports")
+    given = ("--bind", "--metrics-port", "--port")
+    assert set(given) <= set(re.findall(r"`(?:[a-z]+ )*(--[a-z-]+)`", ports))
+    metrics = matched("kubernetes/metrics/kustomization.yaml", r"--metrics-port=(\d+)")
+    first, last = "20000", "29999"  # ../slurm/README.md
+    assert f"from {first} to {last}" in (DEPLOY / "slurm" / "README.md").read_text(encoding="utf-8")
+    for port in ("5577", "5578", "8577", metrics, f"{first} to {last}"):
+        assert port in ports
 
 
 def length(message: Message) -> int:

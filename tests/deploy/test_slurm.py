@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +32,178 @@ def test_a_job_says_what_it_takes_and_has_room_for_what_a_cluster_asks(script: s
     assert placeholders == ["partition", "account", "time"]
 
 
+STUBS = {
+    "srun": 'while [[ $1 == -* ]]; do shift; done; [[ $1 == bash ]] || exec "$@"',
+    "sinfo": "echo 127.0.0.1",
+    "scancel": "",
+    "scontrol": """
+case $1 in
+requeue) echo "$2" >>requeued ;;
+show) printf '   JobState=RUNNING\\n   Command=%s\\n   WorkDir=/\\n' "$CALLED" ;;
+esac
+""",
+    "manychar": """
+case $1 in
+keys) mkdir -p "$3" ;;
+server)
+  shift
+  printf '%s\\n' "$@" >asked
+  printenv MANYCHAR_RESUME_COMMAND >resume || true
+  run=${RUN:-runs/slurm-$SLURM_JOB_ID}
+  mkdir -p "$run/checkpoints" && touch "$run/config.json"
+  [[ ! $WRITES ]] || touch "$run/checkpoints/step-$WRITES.safetensors"
+  exit "$CODE"
+  ;;
+esac
+""",
+}
+
+
+class OneStart:
+    """A start of train.sbatch without a Slurm: programs that note what they are called with.
+
+    `manychar server` ends with the code that the test gives, after it has written a checkpoint if
+    the test says so.
+    """
+
+    def __init__(self, here: Path) -> None:
+        self.here = here
+        (here / "bin").mkdir()
+        for name, text in STUBS.items():
+            path = here / "bin" / name
+            path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+            path.chmod(0o755)
+
+    def run(
+        self, *words: str, code: int = 0, restarts: int = 0, writes: str = "", run: str = ""
+    ) -> tuple[int, str]:
+        """Run the script; return its exit code and its output."""
+        called = " ".join([str(self.here / "deploy" / "slurm" / "train.sbatch"), *words])
+        environment = {
+            "PATH": f"{self.here / 'bin'}:/usr/sbin:/usr/bin:/bin",
+            "SLURM_JOB_ID": "78",
+            "SLURMD_NODENAME": "n1",
+            "SLURM_NTASKS": "1",
+            **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
+            "CALLED": called,
+            "CODE": str(code),
+            "WRITES": writes,
+            "RUN": run,
+        }
+        done = subprocess.run(
+            ["/bin/bash", str(RECIPES / "train.sbatch"), *words],
+            cwd=self.here,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def asked(self) -> list[str]:
+        """Return the server's words, but where it listens and its keys, which are of the start."""
+        words = (self.here / "asked").read_text(encoding="utf-8").splitlines()
+        at = words.index("--bind")
+        assert (words[at + 2], len(words)) == ("--keys", at + 4)
+        return words[:at]
+
+    def requeued(self) -> int:
+        path = self.here / "requeued"
+        return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> OneStart:
+    return OneStart(tmp_path)
+
+
+def test_every_start_has_the_users_flags(start: OneStart) -> None:
+    words = ("a text.txt", "--compute", "--log-format", "json", "--log-every", "9")
+    assert start.run(*words)[0] == 0
+    first = start.asked()
+    assert first == ["--run-dir", "runs/slurm-78", "--shards", "8", *words]
+    assert start.run(*words, restarts=1)[0] == 0
+    assert start.asked() == ["--or-resume", *first]
+
+
+RESUMING = [
+    ("--resume", "runs/slurm-7", "--steps", "20"),
+    ("--steps", "20", "--resume", "runs/slurm-7"),
+    ("--steps", "20", "--resume=runs/slurm-7"),
+]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("words", RESUMING)
+def test_resume_may_stand_anywhere(start: OneStart, words: tuple[str, ...], restarts: int) -> None:
+    assert start.run(*words, restarts=restarts)[0] == 0
+    assert start.asked() == list(words)
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--bind", "--keys"])
+@pytest.mark.parametrize("form", ["{flag} x", "{flag}=x"])
+def test_what_the_job_gives_itself_is_refused(start: OneStart, flag: str, form: str) -> None:
+    code, output = start.run("text.txt", *form.format(flag=flag).split(), "--steps", "3")
+    assert (code, output) == (2, f"{flag}: leave it out: the job gives its own\n")
+    assert sorted(path.name for path in start.here.iterdir()) == ["bin"]
+
+
+@pytest.mark.parametrize("words", [("text.txt",), *RESUMING])
+@pytest.mark.parametrize("code", [70, 137])
+def test_crashes_in_a_row_are_counted_and_the_end_is_said(
+    start: OneStart, words: tuple[str, ...], code: int
+) -> None:
+    run = "runs/slurm-7" if "text.txt" not in words else "runs/slurm-78"
+    for crash in range(1, 6):
+        ended, output = start.run(*words, code=code, restarts=40 + crash, run=run)
+        assert (ended, start.requeued()) == (code, crash)
+        assert "back into the queue" in output
+    ended, output = start.run(*words, code=code, restarts=46, run=run)
+    assert (ended, start.requeued()) == (code, 5)
+    said, resume = output.splitlines()[-2:]
+    assert "6 times without a new checkpoint: not queued again" in said
+    assert resume == f"resume: sbatch deploy/slurm/train.sbatch --resume {run}"
+    start.run(*words, code=code, restarts=47, run=run)
+    assert start.requeued() == 6, "a job that is queued again by hand begins to count again"
+
+
+@pytest.mark.parametrize("words", [("text.txt",), *RESUMING])
+@pytest.mark.parametrize("between", ["a checkpoint", "an end in good order"])
+def test_a_run_that_advances_may_crash_any_number_of_times(
+    start: OneStart, words: tuple[str, ...], between: str
+) -> None:
+    run = "runs/slurm-7" if "text.txt" not in words else "runs/slurm-78"
+    for crash in range(1, 9):
+        step = str(crash) if between == "a checkpoint" else ""
+        start.run(*words, code=70, restarts=crash, writes=step, run=run)
+        assert start.requeued() == crash
+        if between != "a checkpoint":
+            assert start.run(*words, code=75, restarts=crash, run=run)[0] == 75
+            assert not list(start.here.glob("runs/*.crashes"))
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 75, 78])
+def test_a_start_that_does_not_crash_is_not_queued_again(start: OneStart, code: int) -> None:
+    assert start.run("text.txt", code=code, writes="1")[0] == code
+    assert start.requeued() == 0
+    assert not list(start.here.glob("runs/*.*"))
+
+
+def test_the_server_is_told_which_command_resumes_its_run(start: OneStart) -> None:
+    for words in (("text.txt", "--steps", "5"), *RESUMING):
+        start.run(*words)
+        told = (start.here / "resume").read_text(encoding="utf-8")
+        assert told == "sbatch deploy/slurm/train.sbatch\n"
+
+
+def test_the_readme_says_what_a_restart_takes() -> None:
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert "leave `--run-dir`, `--bind` and `--keys` out" in text
+    assert "five times in a row without a new checkpoint" in text
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, require: Callable[[object, str], None]) -> Iterator[Cluster]:
     """A cluster of its own, with a text in the directory that all nodes see."""
@@ -46,9 +220,9 @@ def slurm(tmp_path: Path, require: Callable[[object, str], None]) -> Iterator[Cl
 class Job:
     """A job of train.sbatch, and what can be waited for."""
 
-    def __init__(self, slurm: Cluster, *words: str) -> None:
+    def __init__(self, slurm: Cluster, *words: str, tasks: tuple[str, ...] = SPREAD) -> None:
         self.slurm = slurm
-        self.number = slurm.submit(*SPREAD, str(RECIPES / "train.sbatch"), *words)
+        self.number = slurm.submit(*tasks, str(RECIPES / "train.sbatch"), *words)
         self.run = slurm.here / "runs" / f"slurm-{self.number}"
         self.keys = self.run.with_name(f"{self.run.name}.keys")
 
@@ -174,6 +348,32 @@ def test_the_job_goes_on_elsewhere_when_its_servers_node_is_lost(slurm: Cluster)
     again.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
     assert not again.run.exists()
     assert job.expect_the_bits_of_one_process() == int(further)
+
+
+@pytest.mark.long
+def test_a_job_of_one_task_computes_again_after_a_crash_and_says_how_it_is_resumed(
+    slurm: Cluster,
+) -> None:
+    alone = ("--ntasks=1",)
+    flags = ("--compute", "--log-format", "json")
+    job = Job(slurm, "text.txt", *DEFINITION, *ENDLESS, *flags, tasks=alone)
+    job.wait_for_progress()
+    slurm.kill("server", slurm.state(job.number)["BatchHost"])
+    job.wait_for_restart()
+    job.wait_for_progress()
+    assert re.search(r'(?s)back into the queue.*\n\{[^\n]*"listening;', slurm.output(job.number))
+    slurm.run("scancel", job.number)
+    job.wait_for_state(JobState="CANCELLED")
+    script = shlex.quote(str(RECIPES / "train.sbatch"))
+    wanted = f"resume: sbatch {script} --compute --resume runs/{job.run.name}"
+    ends = slurm.output(job.number).split("stopped by SIGTERM")[1]
+    assert re.findall('resume: [^"\n]*', ends) == [wanted]
+
+    last = job.expect_the_bits_of_one_process()
+    _, _, *words = shlex.split(wanted)
+    again = Job(slurm, *words[1:], "--steps", str(last + 60), tasks=alone)
+    again.wait_for_state(JobState="COMPLETED", ExitCode="0:0")
+    assert job.expect_the_bits_of_one_process() == last + 60
 
 
 @pytest.mark.long

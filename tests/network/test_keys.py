@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,97 @@ def test_keys_are_not_made_over_others(folder: Path) -> None:
     with pytest.raises(UserError, match="has a key already"):
         keys.add(folder, "worker", KeyRole.OBSERVER)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_list_that_is_missing_is_made_again_and_no_secret_is_lost(
+    manychar: Commands, folder: Path
+) -> None:
+    """Nor is a key that is in the directory for another server, such as a relay's."""
+    keys.add(folder, "me", KeyRole.OPERATOR)
+    keys.add(folder, "moved", KeyRole.WORKER).rename(folder.with_name("moved.key"))
+    keys.create(folder.with_name("other"))
+    other = keys.add(folder.with_name("other"), "relay", KeyRole.WORKER)
+    (folder / "relay.key").write_bytes(other.read_bytes())
+    (folder / "relay.key").chmod(0o600)
+    listed = keys.read_clients(folder)
+    (folder / "clients.json").unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    for words in (("list",), ("add", "olga"), ("revoke", "me")):
+        refused = manychar.run("keys", words[0], str(folder), *words[1:])
+        assert (refused.code, refused.err) == (
+            2,
+            f"manychar: {folder / 'clients.json'}: no such file or directory; put a copy there, or"
+            f" `manychar keys create {folder}` makes a new list and keeps server.key\n",
+        )
+    done = manychar.run("keys", "create", str(folder))
+    assert done.code == 0, done.err
+    assert f"{folder}: server.key is kept; a new list of clients: me, worker\n" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert keys.read_clients(folder) == sorted(
+        (client for client in listed if client.name != "moved"), key=lambda each: each.name
+    )
+
+
+def test_a_list_that_is_made_again_has_a_first_worker_as_a_new_one_has(folder: Path) -> None:
+    (folder / "clients.json").unlink()
+    (folder / "worker.key").unlink()
+    before = keys.read_server_key(folder)
+    assert keys.create(folder).name == "worker.key"
+    assert keys.read_server_key(folder) == before
+    assert [client.name for client in keys.read_clients(folder)] == ["worker"]
+
+
+def test_what_cannot_be_read_is_not_replaced(folder: Path) -> None:
+    (folder / "clients.json").unlink()
+    for name in ("worker.key", "server.key"):
+        (folder / name).write_text("torn")
+        with pytest.raises(UserError, match=f"{name}: not a file of keys"):
+            keys.create(folder)
+        assert (folder / name).read_text() == "torn"
+        assert not (folder / "clients.json").exists()
+
+
+def test_a_list_that_is_not_made_leaves_the_servers_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (folder / "clients.json").unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(UserError, match="input/output error"):
+        keys.create(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("make", [keys.create, lambda at: keys.add(at, "worker", KeyRole.WORKER)])
+def test_no_key_is_made_over_a_file_that_is_no_clients(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    keys.create_server(tmp_path, [])
+    if make is keys.create:
+        (tmp_path / "clients.json").unlink()
+        (tmp_path / "server.key").unlink()
+    keys.create(tmp_path / "other")
+    (tmp_path / "other" / "worker.key").rename(tmp_path / "worker.key")
+    before = (tmp_path / "worker.key").read_bytes()
+    with pytest.raises(UserError, match=r"worker\.key: there already; move it elsewhere"):
+        make(tmp_path)
+    assert (tmp_path / "worker.key").read_bytes() == before
+    assert (tmp_path / "server.key").exists() == (make is not keys.create), "begun or not at all"
+
+
+def test_a_directory_without_keys_says_how_they_are_made(manychar: Commands) -> None:
+    (manychar.directory / "KEYS").mkdir()
+    for words in (("list", "KEYS"), ("add", "KEYS", "olga")):
+        done = manychar.run("keys", *words)
+        assert (done.code, done.err) == (
+            2,
+            "manychar: KEYS/clients.json: no such file or directory; `manychar keys create KEYS`"
+            " makes keys\n",
+        )
 
 
 def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
@@ -212,6 +304,26 @@ def test_the_servers_own_key_is_named_where_a_clients_is_asked_for(folder: Path)
         keys.read_client_key(folder / "server.key")
 
 
+@pytest.mark.parametrize("bits", [0o600, 0o644])
+def test_the_list_of_clients_is_named_where_a_key_is_asked_for(folder: Path, bits: int) -> None:
+    (folder / "clients.json").chmod(bits)
+    expected = (
+        r"clients\.json: this is the list of clients, not a key: see `manychar keys add --help`"
+    )
+    with pytest.raises(UserError, match=expected) as refused:
+        keys.read_client_key(folder / "clients.json")
+    assert refused.value.code == 2
+
+
+def test_what_is_no_key_is_not_called_a_secret(folder: Path) -> None:
+    (folder / "book.txt").write_text("Once upon a time")
+    (folder / "server.key").chmod(0o644)
+    for name, said in (("book.txt", "not a file of keys"), ("server.key", "a server's own key")):
+        (folder / name).chmod(0o644)
+        with pytest.raises(UserError, match=said):
+            keys.read_client_key(folder / name)
+
+
 def test_a_list_that_cannot_be_found_any_more_is_named_once(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,9 +344,9 @@ def test_a_folder_is_not_taken_for_a_secret(folder: Path) -> None:
 
 
 def test_a_missing_file_says_where_to_look(folder: Path) -> None:
-    (folder / "clients.json").unlink()
-    with pytest.raises(UserError, match=r"clients\.json: no such file or directory; see"):
-        keys.read_clients(folder)
+    (folder / "server.key").unlink()
+    with pytest.raises(UserError, match=r"server\.key: no such file or directory; see `manychar k"):
+        keys.read_server_key(folder)
 
 
 @pytest.mark.parametrize("revoked_first", [True, False])
@@ -307,10 +419,9 @@ def test_a_storm_of_handshakes_is_answered_in_portions(folder: Path) -> None:
     context.term()
 
 
-def test_a_key_does_not_take_the_mode_of_a_file_that_was_there(tmp_path: Path) -> None:
+def test_the_list_keeps_the_mode_that_it_was_given(tmp_path: Path) -> None:
     keys.create_server(tmp_path, [])
-    (tmp_path / "olga.key").touch(mode=0o644)
-    assert mode(keys.add(tmp_path, "olga", KeyRole.OBSERVER)) == 0o600
+    keys.add(tmp_path, "olga", KeyRole.OBSERVER)
     (tmp_path / "clients.json").chmod(0o640)
     keys.revoke(tmp_path, "olga")
     assert mode(tmp_path / "clients.json") == 0o640

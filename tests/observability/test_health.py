@@ -1,6 +1,7 @@
 """`manychar health`: one line and an exit code, for a probe; from real servers and a fake one."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,8 +133,8 @@ class FakeServer(threading.Thread):
                     continue
                 if is_hello:
                     self._welcome(received.peer)
-            with contextlib.suppress(Unreachable):  # an observer that has left
-                for peer in peers:
+            for peer in peers:
+                with contextlib.suppress(Unreachable):  # an observer that has left
                     self._show(peer)
 
     def _welcome(self, peer: bytes) -> None:
@@ -174,6 +175,25 @@ def test_a_server_that_answers_and_does_not_advance_is_not_healthy(
     found = manychar.run("health", fake.router.endpoint, "--connect-timeout", "1")
     assert found.code == 1, found.err
     assert found.out == "step 7 of 12,000: it does not advance, and gives no reason\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_standard_output_that_cannot_be_written_is_not_taken_for_the_runs_state(
+    manychar: Commands, fake: FakeServer
+) -> None:
+    timeout = ("--connect-timeout", "1")
+    reading, broken = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        for output, said in ((full.fileno(), "no space left on device"), (broken, "")):
+            health = manychar.start("health", fake.router.endpoint, *timeout, stdout=output).end()
+            lines = f"manychar: standard output: {said}\n" if said else ""
+            assert (health.code, health.err) == (1, lines), "as where it can be written"
+        status = manychar.start("status", fake.router.endpoint, stdout=full.fileno()).end()
+        watched = ("status", fake.router.endpoint, "--watch")
+        assert manychar.start(*watched, stdout=full.fileno()).end().code == 2
+    os.close(broken)
+    assert (status.code, status.err) == (2, "manychar: standard output: no space left on device\n")
 
 
 def test_failed_writes_are_shown() -> None:

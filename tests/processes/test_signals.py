@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -143,6 +144,15 @@ def test_two_at_once_do_not_take_the_line_that_resumes_a_server(
     assert done.code == 75
     resume = "resume: manychar server --bind ipc://here --compute --resume run"
     assert resume in done.err.splitlines(), "also where the second came while it handled the first"
+
+
+def test_an_engines_command_resumes_its_server(manychar: Commands, text: Path) -> None:
+    env = {"MANYCHAR_RESUME_COMMAND": "sbatch 'a b.sbatch'"}
+    server = manychar.start("server", str(text), *ALONE, "--steps", "0", env=env)
+    server.wait_for("step [1-9]")
+    server.send(signal.SIGTERM)
+    said = server.end().err
+    assert re.findall("resume: .*", said) == ["resume: sbatch 'a b.sbatch' --compute --resume run"]
 
 
 def test_one_that_comes_when_it_begins_to_be_caught_wakes_the_loop(

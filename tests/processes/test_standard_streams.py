@@ -89,5 +89,5 @@ def test_a_reader_that_has_enough_is_no_error(
 def test_a_full_disk_is_named(manychar: Commands, trained: Path, words: str) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = manychar.start(*words.format(run=trained).split(), stdout=full.fileno()).end()
-    assert done.code == 3, done
+    assert done.code == 2, "3 is a failed run, or a server that does not answer"
     assert done.last_line == "manychar: standard output: no space left on device"

@@ -18,7 +18,7 @@ import typer
 from manychar import __version__
 from manychar.cli import keys, server, status, verify
 from manychar.cli.config_file import configurable, from_file
-from manychar.cli.console import log_failure
+from manychar.cli.console import STANDARD_OUTPUT, discard_output, log_failure
 from manychar.cli.dashboard import dashboard
 from manychar.cli.doctor import doctor
 from manychar.cli.equivalence import equivalence
@@ -138,9 +138,10 @@ def run(arguments: list[str]) -> int:
     except (UserError, OptionError) as error:
         return log_failure(str(error), getattr(error, "code", BAD_INPUT))
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        where = error.filename or "standard output"
-        return log_failure(f"{where}: {because(error)}", code_of(error))
+        discard_output()
+        where = error.filename or STANDARD_OUTPUT
+        code = BAD_INPUT if where == STANDARD_OUTPUT else code_of(error)  # no run has failed
+        return log_failure(f"{where}: {because(error)}", code)
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""
         advice = "a smaller --hidden, --streams or text needs less"

@@ -1,11 +1,16 @@
 """Lines for a person, on standard error; text as it is drawn, on standard output."""
 
+import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
+
+STANDARD_OUTPUT = "standard output"
 
 
 def log_failure(reason: str, code: int) -> int:
@@ -18,9 +23,21 @@ def log_failure(reason: str, code: int) -> int:
 
 def write(text: str) -> None:
     """Write text on standard output at once. Raises OSError with its name."""
-    try:
+    with output_named():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def output_named() -> Iterator[None]:
+    """Give an OSError inside this the name of standard output."""
+    try:
+        yield
     except OSError as error:
-        error.filename = "standard output"
+        error.filename = STANDARD_OUTPUT
         raise
+
+
+def discard_output() -> None:
+    """Let what standard output could not take go nowhere: it is flushed again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,8 +19,16 @@ Role = Annotated[Literal["worker", "observer", "operator"], ROLE]
 
 
 def create(directory: KeyDirectory) -> None:
-    """Make the server's pair of keys, and a first worker's: DIR/worker.key."""
-    _explain(keys.create(directory), KeyRole.WORKER)
+    """Make the server's pair of keys, and a first worker's: DIR/worker.key.
+
+    A server.key without a list of clients is kept, and the keys beside it are listed again.
+    """
+    is_kept = (directory / keys.SERVER_NAME).exists()
+    first = keys.create(directory)
+    if is_kept:
+        names = ", ".join(client.name for client in keys.read_clients(directory))
+        logger.info(f"{directory}: {keys.SERVER_NAME} is kept; a new list of clients: {names}")
+    _explain(first, KeyRole.WORKER)
     command = f"{program()} server TEXT --bind tcp://… --keys {as_pasted(directory)}"
     logger.info(f"the server: {command}")
 

@@ -190,8 +190,11 @@ def numerics_of(path: Path) -> str:
 
 
 def resume_line(directory: "RunDirectory", again: str) -> str:
-    """Return the line that says how to resume a run; end_at_once prints it, too."""
-    line = f"resume: {program()} {again} --resume {as_pasted(directory.path)}"
+    """Return the line that says how to resume a run by the command `again`.
+
+    end_at_once prints it, too.
+    """
+    line = f"resume: {again} --resume {as_pasted(directory.path)}"
     before_end_at_once(line)
     return line
 

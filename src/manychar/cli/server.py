@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +19,11 @@ from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.queued_stream import queued
-from manychar.processes.subcommand import as_pasted
+from manychar.processes.subcommand import as_pasted, program
 from manychar.protocol.effects import Finish
 
 KEYS = "Admit only clients with a key in this directory."
+RESUME_VARIABLE = "MANYCHAR_RESUME_COMMAND"  # of an engine whose server is not started by hand
 COMPUTE = Option(
     "Compute a share of the shards in this process, too.", names=("--compute/--no-compute",)
 )
@@ -67,7 +69,8 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    again = as_pasted("server", "--bind", bind, *access, *["--compute"] * compute)
+    own = f"{program()} {as_pasted('server', '--bind', bind, *access)}"
+    again = os.environ.get(RESUME_VARIABLE, own) + " --compute" * compute
     resume_line(directory, again)
     display = ProgressDisplay(directory, flags.get("log_every"))
     with removed_if_refused(directory), queued("stdout"), display:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from manychar.cli.console import write
+from manychar.cli.console import STANDARD_OUTPUT, discard_output, log_failure, output_named, write
 from manychar.cli.options import AsJson, ConnectTimeout, Key, Watched
 from manychar.numerics.option import Option
 from manychar.processes import log
+from manychar.processes.errors import because
 from manychar.processes.queued_stream import queued
 from manychar.processes.work_progress import moves_cursor
 
@@ -35,7 +36,9 @@ def status(
             if as_json:
                 write(log.to_json(as_values(snapshot), indent=None if watch else 2) + "\n")
             elif snapshot.workers is not shown:  # once a second
-                write(CLEAR * (watch and moves_cursor(sys.stdout)) + show(snapshot) + "\n" * watch)
+                with output_named():  # rich writes an empty text there
+                    text = show(snapshot) + "\n" * watch
+                write(CLEAR * (watch and moves_cursor(sys.stdout)) + text)
                 shown = snapshot.workers
 
 
@@ -45,5 +48,11 @@ def health(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = N
 
     logging.disable(logging.WARNING)  # a probe's output is one line
     found = check_health(source, key, connect_timeout=connect_timeout)
-    write(f"{found.line}\n")
-    raise typer.Exit(0 if found.healthy else 1)
+    code = 0 if found.healthy else 1
+    try:
+        write(f"{found.line}\n")
+    except OSError as error:  # the exit code is what a probe reads
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            log_failure(f"{STANDARD_OUTPUT}: {because(error)}", code)
+    raise typer.Exit(code)

@@ -10,7 +10,7 @@ from manychar.numerics.option import as_flags
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.queued_stream import queued
-from manychar.processes.subcommand import as_pasted
+from manychar.processes.subcommand import as_pasted, program
 from manychar.processes.usable_cores import hint_at_cores, usable_cores
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.storage.run_directory import removed_if_refused
 
     known = as_flags({name: flags.get(name) for name in ("bind", "insecure", "relays")})
-    again = as_pasted("train", *known)
+    again = f"{program()} {as_pasted('train', *known)}"
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(text, flags)
         resume_line(directory, again)

@@ -21,6 +21,7 @@ from typing import Any
 import zmq
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError, user_errors
+from manychar.processes.subcommand import as_pasted, program
 from manychar.protocol.messages import KeyRole
 from manychar.storage.atomic_files import all_or_nothing, lock_file, make_directories, replace_file
 
@@ -66,14 +67,19 @@ class Client:
 
 
 def create(directory: Path) -> Path:
-    """Create the directory with the server's key and a first worker's; return the worker's file."""
+    """Create the directory with the server's key and a first worker's; return the worker's file.
+
+    A server's key that has lost its list of clients is kept, and so are clients' keys beside it.
+    """
     with all_or_nothing() as made:
         create_server(directory, made)
+        if FIRST_CLIENT in {client.name for client in read_clients(directory)}:
+            return directory / f"{FIRST_CLIENT}{SUFFIX}"
         return add(directory, FIRST_CLIENT, KeyRole.WORKER)
 
 
 def create_server(directory: Path, made: list[Path]) -> None:
-    """Create the directory with the server's key alone; add what is new to `made`.
+    """Create the directory with the server's key and a list of clients; add what is new to `made`.
 
     Raises UserError where there are keys already.
     """
@@ -82,10 +88,22 @@ def create_server(directory: Path, made: list[Path]) -> None:
     with _locked(directory):
         if (directory / CLIENTS_NAME).exists():
             raise UserError(f"{directory}: there are keys in it already; choose another directory")
-        made += [directory / SERVER_NAME, directory / CLIENTS_NAME]
-        public, secret = (half.decode() for half in zmq.curve_keypair())
-        _write(directory / SERVER_NAME, {"public": public, "secret": secret}, mode=0o600)
-        _write(directory / CLIENTS_NAME, {"clients": []}, mode=0o644)  # last: it is complete
+        if not os.path.lexists(directory / SERVER_NAME):
+            made.append(directory / SERVER_NAME)
+            public, secret = (half.decode() for half in zmq.curve_keypair())
+            _write(directory / SERVER_NAME, {"public": public, "secret": secret}, mode=0o600)
+        listed = [dataclasses.asdict(client) for client in _clients_with_files(directory)]
+        made.append(directory / CLIENTS_NAME)
+        _write(directory / CLIENTS_NAME, {"clients": listed}, mode=0o644)  # last: it is complete
+
+
+def _clients_with_files(directory: Path) -> list[Client]:
+    """Return the clients whose keys for this server are in the directory: none was revoked."""
+    server = read_server_key(directory).public
+    paths = sorted(path for path in directory.glob(f"*{SUFFIX}") if path.name != SERVER_NAME)
+    keys = {path: read_client_key(path) for path in paths}
+    own = (key for path, key in keys.items() if (key.server, key.name) == (server, path.stem))
+    return [Client(key.name, key.role, key.public) for key in own]
 
 
 def add(directory: Path, name: str, role: KeyRole) -> Path:
@@ -103,7 +121,8 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
             both = f"{name} and {alike[0]} could call themselves by one name"
             raise UserError(f"{directory}: {both}; choose another")
         public, secret = (half.decode() for half in zmq.curve_keypair())
-        path = directory / f"{name}{SUFFIX}"
+        if os.path.lexists(path := directory / f"{name}{SUFFIX}"):
+            raise UserError(f"{path}: there already; move it elsewhere")
         key = ClientKey(name, role, public, secret, read_server_key(directory).public)
         _write(path, dataclasses.asdict(key), mode=0o600)
         made.append(path)
@@ -124,7 +143,7 @@ def revoke(directory: Path, name: str) -> None:
 def read_clients(directory: Path) -> list[Client]:
     """Return the clients, revoked ones too. Raises UserError as every function here that reads."""
     path = directory / CLIENTS_NAME
-    content = _read(path)
+    content = _read(path, advice=SEE_HELP if os.path.lexists(path) else _how_to_list(directory))
     with user_errors(path):
         modes = directory.stat().st_mode | path.stat().st_mode
     if modes & (stat.S_IWGRP | stat.S_IWOTH):
@@ -140,8 +159,10 @@ def read_clients(directory: Path) -> list[Client]:
 def read_server_key(directory: Path) -> ServerKey:
     """Return the server's key; UserError where it is missing, damaged, or others can read it."""
     path = directory / SERVER_NAME
+    content = _read(path)
     with _reading(path):
-        key = ServerKey(**_checked(_parsed(_read(path, secret=True))))
+        key = ServerKey(**_checked(_parsed(content)))
+        _check_private(path)
         if zmq.curve_public(key.secret.encode()).decode() != key.public:
             raise ValueError("a secret that does not go with its public key")
         return key
@@ -149,13 +170,18 @@ def read_server_key(directory: Path) -> ServerKey:
 
 def read_client_key(path: Path) -> ClientKey:
     """Return a client's key from its file."""
-    return client_key_from_text(_read(path, secret=True), path)
+    key = client_key_from_text(_read(path), path)
+    _check_private(path)
+    return key
 
 
 def client_key_from_text(text: bytes, source: Path | str) -> ClientKey:
     """Return a client's key from the content of such a file."""
     with _reading(source):
         values = _parsed(text)
+        if "clients" in values:
+            other = "this is the list of clients, not a key: see `manychar keys add --help`"
+            raise UserError(f"{source}: {other}")
         if {"secret", "server"} & values.keys() == {"secret"}:
             other = "this is a server's own key, not a client's: see `manychar keys add --help`"
             raise UserError(f"{source}: {other}")
@@ -211,13 +237,24 @@ def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
     """Write a file, whole or not at all, that has its mode from its first byte on."""
     content = json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
     with user_errors(path):
-        if "secret" in values and path.exists():
-            path.chmod(mode)  # a file that is replaced keeps its mode
         replace_file(path, content.encode(), mode)
 
 
-def _read(path: Path, *, secret: bool = False) -> bytes:
-    """Read a small file. Raises UserError where it is none, or others can read a secret.
+def _read(path: Path, *, advice: str = SEE_HELP) -> bytes:
+    with user_errors(path, advice):
+        return path.read_bytes()
+
+
+def _how_to_list(directory: Path) -> str:
+    """Return what to do where there is no list of clients."""
+    create = f"`{program()} keys create {as_pasted(directory)}` makes"
+    if os.path.lexists(directory / SERVER_NAME):
+        return f"put a copy there, or {create} a new list and keeps {SERVER_NAME}"
+    return f"{create} keys"
+
+
+def _check_private(path: Path) -> None:
+    """Raise UserError where others can read a file with a secret.
 
     systemd gives a service's credentials to that service alone, but may say that the group can
     read them: that is the mask of an access list with the service's user in it.
@@ -226,7 +263,6 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
     with user_errors(path, SEE_HELP):
         is_credential = credentials and path.resolve().parent == Path(credentials).resolve()
         mode = path.stat().st_mode
-        if secret and stat.S_ISREG(mode) and mode & (0o037 if is_credential else 0o077):
-            wrong = "others can read this secret: chmod 600 it, and better make a new key"
-            raise UserError(f"{path}: {wrong}", code=REFUSED_FOR_SAFETY)
-        return path.read_bytes()
+    if stat.S_ISREG(mode) and mode & (0o037 if is_credential else 0o077):
+        wrong = "others can read this secret: chmod 600 it, and better make a new key"
+        raise UserError(f"{path}: {wrong}", code=REFUSED_FOR_SAFETY)

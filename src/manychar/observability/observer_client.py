@@ -22,7 +22,7 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received, Suspended
 from manychar.protocol.observer import Observer
-from manychar.storage.server_address import read_address
+from manychar.storage.server_address import no_server, read_address
 
 TURN_MS = 100
 ASK_AGAIN_AFTER = 1.0
@@ -160,8 +160,7 @@ def find_server(source: str, key: ClientKey | None) -> tuple[str, ClientKey | No
         form = "write that as tcp://HOST:PORT or ipc://PATH"
         raise UserError(f"{source}: no such directory, and not an endpoint: {form}")
     if (address := read_address(Path(source))) is None:
-        none = "no server of this user is running on it, or it is still starting"
-        raise UserError(f"{source}: {none}", code=RUN_FAILED)
+        raise no_server(Path(source))
     is_here = address.host == socket.gethostname()
     if is_local(address.endpoint) and not is_here:
         where = f"{address.endpoint} is reached only on {address.host}"

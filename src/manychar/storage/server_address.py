@@ -8,8 +8,9 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-from manychar.processes.errors import UserError
+from manychar.processes.errors import RUN_FAILED, UserError, because, user_errors
 from manychar.storage.atomic_files import replace_file
+from manychar.storage.file_format import CONFIG_NAME
 
 LOCK_NAME = "lock"
 ADDRESS_NAME = "server.json"
@@ -25,12 +26,21 @@ class ServerAddress(NamedTuple):
 
 
 def is_served(run: Path) -> bool:
-    """Whether a server holds this run directory now."""
+    """Whether a server holds this run directory now, as far as this user can tell."""
+    with contextlib.suppress(OSError):
+        return _is_locked(run)
+    return False
+
+
+def _is_locked(run: Path) -> bool:
+    """Whether a server holds this run directory now. Raises OSError where that cannot be told."""
     try:
         with (run / LOCK_NAME).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
     return False
 
 
@@ -38,7 +48,8 @@ def read_address(run: Path) -> ServerAddress | None:
     """Return where a run's server listens; None where none does yet, or it is another user's."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         if is_served(run):
-            return ServerAddress(**json.loads((run / ADDRESS_NAME).read_bytes()))
+            with (run / ADDRESS_NAME).open("rb") as file:
+                return ServerAddress(**json.load(file))
     return None
 
 
@@ -48,6 +59,29 @@ def another_server(run: Path) -> UserError:
     if (running := read_address(run)) is not None:
         where = f" ({running.endpoint}, process {running.process} on {running.host})"
     return UserError(f"{run}: another server is running on it{where}; wait for it, or stop it")
+
+
+def no_server(run: Path) -> UserError:
+    """Return the error of who wants to reach the server of a directory that `read_address` has not.
+
+    Raises UserError where the directory cannot be read.
+    """
+    with user_errors(run):
+        is_run = (run / CONFIG_NAME).exists()
+    if not is_run:
+        return UserError(f"{run}: no run in it: it has no {CONFIG_NAME}")
+    path, text = run / LOCK_NAME, "no server is running on it"
+    try:
+        if _is_locked(run):
+            text = "a server holds it, but does not listen: it is starting or ending"
+            path = run / ADDRESS_NAME
+            path.open("rb").close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        text = f"{because(error)}; its server is another user's: give its ENDPOINT"
+        return UserError(f"{path}: {text}", code=RUN_FAILED)
+    return UserError(f"{run}: {text}", code=RUN_FAILED)
 
 
 def write_address(run: Path, endpoint: str, key: Path | None) -> None:

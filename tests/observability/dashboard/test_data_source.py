@@ -94,7 +94,7 @@ def test_an_unreadable_validation_log_is_one_line(trained: Path) -> None:
 
 
 def test_a_run_that_has_a_server_is_watched_through_it(trained: Path) -> None:
-    with locked(open_run(trained)), pytest.raises(UserError, match="still starting"):
+    with locked(open_run(trained)), pytest.raises(UserError, match="is starting"):
         open_source(str(trained), None, connect_timeout=1.0)
     assert isinstance(open_source(str(trained), None, connect_timeout=1.0), FinishedRun)
 
