@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,64 @@ print(run.step > 0)
     assert (done.code, done.out) == (0, "returned\nTrue\n"), done.err
 
 
+INTERRUPTED = """
+import os, signal
+waits = []
+def callback(values):
+    if waits and values["step"] > 0:
+        waits.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+def interrupt(wait):
+    try:
+        waits.append(1)
+        wait()
+    except KeyboardInterrupt:
+        print("interrupted", end=" ")
+flags = dict(steps=0, run_dir="run", sample_length=0, log_every=0.1, quiet=True, wait=False)
+"""
+
+
+def test_an_interrupted_wait_can_be_repeated(manychar: Commands) -> None:
+    """As a notebook interrupts a cell: the run goes on, and the handle still knows it."""
+    script = f"""{INTERRUPTED}
+run = manychar.train(text, {SMALL}, callback=callback, **flags)
+interrupt(run.join)
+print(run.is_alive())
+interrupt(lambda: run.join(1000))
+print(run.join(timeout=0) is run, run.is_alive())
+interrupt(run.stop)
+print(run.stop() is run, run.is_alive(), run.join(1000) is run)
+before = run.step
+print(run.resume(steps=before + 5, wait=False).join().step - before, run.is_alive())
+"""
+    done = python(manychar, script)
+    assert done.code == 0, done.err
+    first, second, stopped, resumed = done.out.splitlines()
+    assert (first, second) == ("interrupted True", "interrupted True True")
+    assert stopped.removeprefix("interrupted ") == "True False True"  # or it had ended before
+    assert resumed == "5 False"
+    manychar.expect_nobody()
+
+
+def test_an_interrupt_before_there_is_a_handle_ends_the_run(manychar: Commands) -> None:
+    script = """
+from pathlib import Path
+try:
+    manychar.train(Path("pipe"), wait=False)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    signal.pause()
+"""
+    os.mkfifo(manychar.directory / "pipe")
+    running = manychar.start(program=("-c", f"import manychar, signal\n{script}"))
+    with (manychar.directory / "pipe").open("w"):  # the command has begun to read it
+        running.interrupt()
+        running.wait_for("interrupted", "out")
+        assert len(manychar.family()) == 1
+    running.send(signal.SIGKILL)
+    running.end()
+
+
 def test_a_resume_that_is_refused_leaves_the_handle_as_it_was(manychar: Commands) -> None:
     script = f"""
 flags = dict(run_dir="run", sample_length=0, quiet=True, wait=False)
@@ -322,7 +381,8 @@ def test_dir_lists_the_names() -> None:
         lambda: api.Model("run").evaluate(b"text"),  # type: ignore[arg-type]
         lambda: api.Model("run").sample(prime=b"the"),  # type: ignore[arg-type]
         lambda: api.Model("run").sample(prime=["the"]),  # type: ignore[arg-type]
-        lambda: api.train("text", hidden=[3]),  # type: ignore[arg-type]
+        lambda: api.Model("run").sample(prime=3),  # type: ignore[arg-type]
+        lambda: api.train("text", bind=3),  # type: ignore[arg-type]
         lambda: api.train("text", run_dir=3),  # type: ignore[arg-type]
         lambda: api.train("text", run_dir=True),  # type: ignore[arg-type]
         lambda: api.load(3),  # type: ignore[arg-type]
@@ -345,10 +405,19 @@ def test_another_type_is_a_type_error(call: Callable[[], object]) -> None:
         (lambda: api.Model("run").sample(prime_file=True), "allowed: str or Path"),  # type: ignore[arg-type]
         (lambda: api.Model("run").evaluate(unknown=True), "unknown is True; allowed: refuse or"),  # type: ignore[arg-type]
         (lambda: api.train("text", hidden=True), "hidden is True; allowed: a whole number at"),
-        (lambda: api.train("text", clip=False), "clip is False; allowed: a number above"),
+        (lambda: api.train("text", clip=False), "clip is False; allowed: a finite number above"),
+        (lambda: api.Model("run").sample(5.5), "length is 5.5; allowed: a whole number at least"),  # type: ignore[arg-type]
+        (lambda: api.train("text", steps=3.0), "steps is 3.0; allowed: a whole number at least"),  # type: ignore[arg-type]
+        (lambda: api.train("text", steps="3"), "steps is '3'; allowed: a whole number at least"),  # type: ignore[arg-type]
+        (lambda: api.train("text", hidden=[3]), r"hidden is \[3\]; allowed: a whole number"),  # type: ignore[arg-type]
+        (lambda: api.train("text", clip="5"), "clip is '5'; allowed: a finite number above 0"),  # type: ignore[arg-type]
+        (lambda: api.train("text", dtype=32), "dtype is 32; allowed: float32 or float64"),  # type: ignore[arg-type]
+        (lambda: api.train("text", compute=1), "compute is 1; allowed: true or false"),  # type: ignore[arg-type]
     ],
 )
-def test_a_value_is_not_true_or_false(call: Callable[[], object], complaint: str) -> None:
+def test_a_value_of_another_type_is_a_type_error(
+    call: Callable[[], object], complaint: str
+) -> None:
     with pytest.raises(TypeError, match=complaint):
         call()
 

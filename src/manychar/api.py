@@ -9,18 +9,20 @@ import datetime
 import functools
 import inspect
 import json
+import math
 import os
 import secrets
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from manychar.fleet.launch_options import Reporting, RunPlace, instead_of
+from manychar.fleet.training_command import Shown, TrainingCommand
 from manychar.network.endpoints import is_endpoint
-from manychar.numerics.option import StrPath, as_flags, check_switches, option, options_of
+from manychar.numerics.option import StrPath, as_flags, check_types, options_of
 from manychar.numerics.run_definition import Definition
-from manychar.observability.notebook import OnProgress, html_of, progress_output
+from manychar.observability.notebook import html_of
 from manychar.observability.sampling_options import Sampling
 from manychar.processes import log
 from manychar.processes.errors import UserError, path_given, user_errors
@@ -32,25 +34,10 @@ from manychar.storage.journal import read_metrics
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
 
-LOOK_EVERY = 0.05  # seconds between two looks
-
 Unknown = Literal["refuse", "skip"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What a call shows while a run trains, and whether it waits for the end."""
-
-    callback: OnProgress | None = option(None, "Called in a thread with progress.", roles=())
-    quiet: bool = option(default=False, text="Print warnings only.", roles=())
-    wait: bool = option(default=True, text="False: see `Run.join` and `Run.stop`.", roles=())
-
-    def __post_init__(self) -> None:
-        if not (self.callback is None or callable(self.callback)):
-            raise TypeError(f"callback is {self.callback!r:.40}; allowed: a function")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +87,16 @@ def _documented(options: Any, function: Any) -> Any:
     return wrapped
 
 
+def _training(words: list[str], named: dict[str, Any], given: bytes = b"") -> TrainingCommand:
+    shown = Shown(**{name: named.pop(name) for name in options_of(Shown) if name in named})
+    flags = [*_flags(named), *["--no-compute"] * (named.get("compute") is False)]
+    endless = named.get("steps") == 0
+    return TrainingCommand([*words, *flags], shown, given=given, endless=endless)
+
+
 def _flags(named: dict[str, Any]) -> list[str]:
     """Return arguments as words of a command line. Raises TypeError."""
-    check_switches(named, TrainOptions, Sampling)
+    check_types(named, TrainOptions, Sampling)
     return as_flags(named)
 
 
@@ -168,7 +162,7 @@ class Run(Model):
         if not _is_run(self.path):
             raise UserError(f"{path}: not a run directory")
         super().__init__(str(self.path))
-        self._training: _Training | None = None
+        self._training: TrainingCommand | None = None
 
     def __fspath__(self) -> str:
         return self.source
@@ -190,19 +184,25 @@ class Run(Model):
     def _repr_html_(self) -> str:
         return html_of(self.path)
 
-    def join(self) -> "Run":
-        """Wait for the end of a training that was started with `wait=False`; return the run.
+    def is_alive(self) -> bool:
+        """Whether a training that this object has started with `wait=False` still runs."""
+        return self._training is not None and self._training.is_alive()
 
-        Raises UserError where the training failed. In its own callback, it returns at once.
+    def join(self, timeout: float | None = None) -> "Run":
+        """Wait for the end of such a training, or for `timeout` seconds; return the run.
+
+        Raises UserError where it failed; after KeyboardInterrupt it goes on: join or stop it again.
+        In its own callback, it returns at once. After a timeout, `is_alive()` is True.
         """
+        end = math.inf if timeout is None else time.monotonic() + timeout
         if self._training is not None:
-            self._training.wait_for(lambda: False)
+            self._training.wait_for(lambda: time.monotonic() >= end)
         return self
 
     def stop(self) -> "Run":
         """End the step of such a training, write a checkpoint, and wait as `join` does."""
         if self._training is not None:
-            self._training.command.stop()
+            self._training.stop()
         return self.join()
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -237,10 +237,10 @@ class Run(Model):
 
         Raises UserError and KeyboardInterrupt as `train` does.
         """
-        if self._training is not None and self._training.is_alive():
+        if self.is_alive():
             raise UserError(f"{self.path}: it is being trained; call join() or stop() first")
-        training = _Training(["--resume", self.source], named)
-        training.wait_for(lambda: True)
+        training = _training(["--resume", self.source], named)
+        training.begin(lambda: True)
         self._training = training
         return self
 
@@ -276,8 +276,8 @@ def train(text: Text = None, **named: Any) -> Run:
     )
     words, given = _arguments(text)
     refused = _is_run(path) and not named.get("or_resume")
-    training = _Training(words, {**named, "run_dir": path}, given)
-    training.wait_for(lambda: _is_run(path) and not refused)
+    training = _training(words, {**named, "run_dir": path}, given)
+    training.begin(lambda: _is_run(path) and not refused)
     run = Run(path)
     run._training = training
     return run
@@ -285,42 +285,6 @@ def train(text: Text = None, **named: Any) -> Run:
 
 def _is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG_NAME)  # noqa: PTH113 - raises nothing
-
-
-class _Training(threading.Thread):
-    """The command `train`, to its end or in this thread; its samples go to standard output."""
-
-    def __init__(self, words: list[str], named: dict[str, Any], given: bytes = b"") -> None:
-        super().__init__(daemon=True)
-        shown = Shown(**{name: named.pop(name) for name in options_of(Shown) if name in named})
-        flags = [*_flags(named), *["--no-compute"] * (named.get("compute") is False)]
-        self._endless, self._quiet = named.get("steps") == 0, shown.quiet
-        self._error: BaseException | None = None
-        shows = [shown.callback, None if shown.quiet else progress_output()]
-        calls = [show for show in shows if show is not None]
-        if calls and "log_every" not in named:
-            flags.append("--log-every=1")
-        on_progress = (lambda values: [call(values) for call in calls]) if calls else None
-        self.command = Command(
-            *("train", *words, *flags), given=given, on_progress=on_progress, quiet=shown.quiet
-        )
-        (self.run if shown.wait else self.start)()
-
-    def run(self) -> None:
-        try:
-            for piece in self.command.output():
-                if not self._quiet:
-                    print(piece, end="", flush=True)
-        except BaseException as error:
-            if not (self._endless and isinstance(error, KeyboardInterrupt)):  # its way to end
-                self._error = error
-
-    def wait_for(self, is_ready: Callable[[], bool]) -> None:
-        """Wait for the end, or until it is ready; raise what the training has raised."""
-        while self.is_alive() and not (is_ready() or self.command.is_calling_back()):
-            self.join(LOOK_EVERY)
-        if self._error is not None:
-            raise self._error
 
 
 def _absolute(name: str, path: object) -> Path:

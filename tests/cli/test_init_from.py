@@ -94,6 +94,10 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
         ((*TUNE, "--hidden", "8"), f"--hidden: run/{NEWEST} has its own; leave it out with --init"),
         ((*TUNE, "--dtype", "float64"), "--dtype: run/"),
         (("train", "--resume", "run", "--init-from", "run"), "--init-from: a resumed run keeps"),
+        (
+            ("train", "--resume", "run", "--run-dir", "run"),
+            "--run-dir: leave it out: --resume names the run's directory\n",
+        ),
         (("train", "--or-resume", "--run-dir", "run", "--init-from", "run"), "--init-from="),
         (("train", "--init-from", "nowhere"), "nowhere: no such file"),
         (
@@ -109,6 +113,26 @@ def test_what_contradicts_it_is_refused(
     manychar: Commands, given: Checkpoint, command: tuple[str, ...], complaint: str
 ) -> None:
     assert given.definition.initial_weights is None
+    done = manychar.run(*command)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert complaint in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ((*TUNE, "--unknown", "skip"), "the model knows none of the 3 characters of other.txt: "),
+        (TUNE, "the model does not know 3 characters of other.txt: '\u2603' (U+2603)\n"),
+        (
+            ("evaluate", "run", "other.txt", "--unknown", "skip"),
+            "the model knows none of the 3 characters of other.txt: ",
+        ),
+    ],
+)
+def test_a_text_of_unknown_characters_alone_is_not_called_empty(
+    manychar: Commands, given: Checkpoint, command: tuple[str, ...], complaint: str
+) -> None:
+    (manychar.directory / "other.txt").write_text("\u2603" * 3, encoding="utf-8")
     done = manychar.run(*command)
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert complaint in done.err

@@ -196,7 +196,7 @@ def test_a_text_of_exactly_one_step_is_enough() -> None:
 def test_a_text_that_is_too_short_is_refused_with_what_it_takes(
     characters: int, validation: float
 ) -> None:
-    with pytest.raises(OptionError, match=r"1,664.*--shards.*--streams") as refusal:
+    with pytest.raises(OptionError, match=r"1,664.*--shards times --streams") as refusal:
         Streams(numbered(characters), 4, 16, 25, validation)
     assert f"{int(characters * (1 - validation)):,} characters" in str(refusal.value)
     assert ("--validation" in str(refusal.value)) is (validation > 0)
@@ -209,7 +209,23 @@ def test_a_text_that_is_too_short_is_refused_with_what_it_takes(
             (18_000, 4, 16, 25, 0.9999),
             "--validation 0.9999 of 18,000 characters leaves 2 characters, and 4 shards of 16"
             " streams of 25 + 1 characters need 1,664: use a longer text,"
-            " or a smaller --validation or --shards or --streams",
+            " or a smaller --validation",
+        ),
+        (
+            (300, 4, 4, 25, 0.2),
+            "--validation 0.2 of 300 characters leaves 240 characters, and 4 shards of 4 streams of"
+            " 25 + 1 characters need 416: use a longer text,"
+            " or a smaller --seq-length or --shards times --streams",
+        ),
+        (
+            (5, 4, 4, 25, 0.0),
+            "the text has 5 characters, and 4 shards of 4 streams of 25 + 1 characters need 416:"
+            " use a longer text, or a smaller --shards times --streams times --seq-length",
+        ),
+        (
+            (1, 2, 1, 5, 0.0),
+            "the text has 1 character, and 2 shards of 1 stream of 5 + 1 characters need 12:"
+            " use a longer text",
         ),
         (
             (2, 1, 1, 5, 0.0),

@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from manychar.cli import console
 from manychar.processes import log, queued_stream
 from manychar.processes.queued_stream import QueuedStream
 from manychar.storage.checkpoint import list_checkpoints
@@ -160,3 +165,24 @@ def test_a_failure_that_nobody_was_told_of_is_said_at_the_end(
         stream.write("the last sample\n")
         stream.drain()
     assert "standard output: no space left on device: the rest is lost\n" in capsys.readouterr().err
+
+
+def test_a_result_comes_after_what_was_logged_before(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, released = [], threading.Event()
+
+    def write_late(_: int, data: bytes) -> int:
+        assert released.wait(60)
+        written.append(data.decode())
+        return len(data)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: released.set())
+    monkeypatch.setattr(queued_stream, "os", SimpleNamespace(write=write_late))
+    monkeypatch.setattr(queued_stream, "time", clock)
+    monkeypatch.setattr(sys, "stderr", QueuedStream(pipe.stream, "stderr"))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+    log.say("step 60/60")
+    console.write("the table\n")
+    released.set()
+    assert written == ["step 60/60\n", "the table\n"]

@@ -78,6 +78,7 @@ def test_without_a_shell_a_run_goes_on(manychar: Commands) -> None:
     until(lambda: running.err.count("\n") > lines + 1, "progress")
     running.send(signal.SIGTERM)
     assert running.end().code == 75
+    manychar.expect_nobody()
 
 
 @pytest.mark.long

@@ -497,7 +497,11 @@ class TestOpening:
         assert checkpoint.state.step == 0
         assert [path.name for path in damaged] == ["step-000000009.safetensors"]
         (run.checkpoints / "step-000000000.safetensors").unlink()
-        with refused():
+        advice = "; put one of this run back there, or start a new run$"
+        with pytest.raises(UserError, match=f"no whole checkpoint, the newest: .*{advice}"):
+            run.newest_checkpoint()
+        (run.checkpoints / "step-000000009.safetensors").unlink()
+        with pytest.raises(UserError, match=f"/checkpoints: no checkpoint{advice}"):
             run.newest_checkpoint()
 
 

@@ -1,5 +1,6 @@
 """verify, of a run that goes on meanwhile; that it finds what differs is in tests/fleet."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 
 from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.checkpoint import checkpoint_path
-from manychar.storage.journal import JOURNAL_NAME
+from manychar.storage.journal import JOURNAL_NAME, ServerStart
 from manychar.storage.run_directory import open_run
 from manychar.verification import verify
 from manychar.verification.verify import Finding, compare, plan
+from tests.commands import Commands
 
 
 def test_a_checkpoint_that_was_pruned_meanwhile_is_computed_from_an_earlier_one(
@@ -44,6 +46,24 @@ def test_one_that_begins_earlier_says_so(trained: Path) -> None:
     run = open_run(trained)
     assert plan(run, begin=150, end=200).remark == ""
     assert plan(run, begin=160, end=200).remark == "no checkpoint of step 160: from 150"
+
+
+def test_steps_without_a_record_are_not_counted_as_compared(
+    manychar: Commands, trained: Path
+) -> None:
+    """As where a journal was removed, and the run resumed from the checkpoint of step 150."""
+    run = open_run(trained)
+    first, *steps = LogReader(trained / JOURNAL_NAME)
+    term = max(each["term"] for each in steps)
+    sha256 = run.read(checkpoint_path(run.checkpoints, 150)).sha256
+    journal = AppendLog(trained / JOURNAL_NAME, Extent())
+    journal.append([first, dataclasses.asdict(ServerStart(term, 150, sha256))])
+    journal.append(each for each in steps if each["step"] > 150)
+    journal.close()
+    done = manychar.run("verify", "run")
+    assert done.out == "the same bits: 150 steps, 3 checkpoints; 150 steps without a record\n"
+    what = "no record of 150 steps from 1 to 150: of these, only the checkpoints are compared"
+    assert done.err.splitlines()[0] == f"run/{JOURNAL_NAME}: {what}"
 
 
 class CommandOfSomeSteps:

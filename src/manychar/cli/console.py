@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
+from manychar.processes.queued_stream import QueuedStream
 from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
 
 STANDARD_OUTPUT = "standard output"
@@ -22,7 +23,12 @@ def log_failure(reason: str, code: int) -> int:
 
 
 def write(text: str) -> None:
-    """Write text on standard output at once. Raises OSError with its name."""
+    """Write text on standard output at once. Raises OSError with its name.
+
+    What was logged before comes first, but where nothing waits for standard output either.
+    """
+    if isinstance(sys.stderr, QueuedStream) and not isinstance(sys.stdout, QueuedStream):
+        sys.stderr.wait()
     with output_named():
         sys.stdout.write(text)
         sys.stdout.flush()

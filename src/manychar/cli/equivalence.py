@@ -10,6 +10,7 @@ from manychar.cli.console import write
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import defined
 from manychar.numerics.option import Option
+from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, end_by_exception, handle
@@ -30,7 +31,10 @@ def equivalence(
     checkpoint_every: Annotated[int, EVERY] = 150,
     **flags: Any,
 ) -> None:
-    """Train in one process, then with 1, 2 and 4 workers; compare every bit."""
+    """Train in one process, then with 1, 2 and 4 workers; compare every bit.
+
+    Exit code 1 if bits differ, 3 if it ended before all had joined and some had been killed.
+    """
     pin(flags.get("numerics", "portable"))
     from manychar.storage.run_directory import create_run
     from manychar.verification.equivalence import alone, difference_between, in_fleet, table
@@ -49,12 +53,12 @@ def equivalence(
         for fleet in FLEETS:
             count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]
             logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}")
-            done.append(in_fleet(run, **fleet))
+            done.append(in_fleet(run, **fleet, alone_seconds=done[0].seconds))
         write(table(done))
     if difference := difference_between(done):
         write(f"DIFFERENT: {difference}\n")
         raise typer.Exit(1)
+    if short := [trial.title for trial in done if not trial.complete]:
+        reason = f"the same bits, but not the whole trial: {'; '.join(short)}: give more --steps"
+        raise UserError(reason, code=RUN_FAILED)
     write("the same bits: weights, Adagrad's memory, hidden states and smooth loss\n")
-    if short := [trial.name for trial in done if not trial.complete]:
-        early = "finished before all workers had joined, or before one was killed or slowed"
-        logger.warning(f"{', '.join(short)}: {early}: give more --steps")

@@ -102,7 +102,9 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
         if (flags["run_dir"] / CONFIG_NAME).exists():
             path = flags["run_dir"]
     elif path is not None:
-        new = {*options_of(Definition), "run_dir", "init_from", "unknown"}
+        if "run_dir" in flags:
+            raise UserError("--run-dir: leave it out: --resume names the run's directory")
+        new = {*options_of(Definition), "init_from", "unknown"}
         defining = sorted(new & flags.keys())
         if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
             raise UserError(

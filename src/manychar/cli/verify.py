@@ -38,8 +38,10 @@ def verify(
     if finding is not None:
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
-    steps, checkpoints = counted(todo.steps, "step"), counted(todo.checkpoints, "checkpoint")
-    write(f"the same bits: {steps}, {checkpoints}\n")
+    steps, checkpoints = counted(todo.recorded, "step"), counted(todo.checkpoints, "checkpoint")
+    others = todo.steps - todo.recorded
+    rest = f"; {counted(others, 'step')} without a record" if others else ""
+    write(f"the same bits: {steps}, {checkpoints}{rest}\n")
 
 
 def verify_share(run_dir: Run) -> None:

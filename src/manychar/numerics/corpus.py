@@ -123,14 +123,23 @@ class Streams:
         found = left if self.validation > 0 else "the text has"
         needed = self.shards * self.streams * (self.seq_length + 1)
         verb = "needs" if self.shards == 1 else "need"
-        flags = ["--validation"] if self.validation > 0 else []
-        flags += ["--seq-length"] if not flags and 1 < characters <= self.seq_length else []
-        flags += ["--shards"] * (self.shards > 1) + ["--streams"] * (self.streams > 1)
+        flags = " or ".join(self._flags_that_help(characters))
         return (
             f"{found} {counted(characters, 'character')}, and {counted(self.shards, 'shard')} of"
             f" {counted(self.streams, 'stream')} of {self.seq_length} + 1 characters {verb}"
-            f" {needed:,}: use a longer text{', or a smaller ' * bool(flags)}{' or '.join(flags)}"
+            f" {needed:,}: use a longer text{', or a smaller ' * bool(flags)}{flags}"
         )
+
+    def _flags_that_help(self, characters: int) -> list[str]:
+        """Return the flags of which a smaller value makes the text long enough."""
+        streams, piece = self.shards * self.streams, self.seq_length + 1
+        least = {
+            "--validation": streams * piece <= len(self.ids) > characters,
+            "--seq-length": streams * 2 <= characters and piece > 2,
+            "--shards times --streams": piece <= characters and streams > 1,
+        }
+        alone = [name for name, helps in least.items() if helps]
+        return alone or ["--shards times --streams times --seq-length"] * (characters > 1)
 
     @property
     def validation_ids(self) -> NDArray[np.unsignedinteger]:

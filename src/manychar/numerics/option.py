@@ -10,12 +10,14 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 KEY = "option"
 StrPath = str | os.PathLike[str]
+TYPES: dict[Any, Any] = {bool: bool, int: Integral, float: Real, Path: str | os.PathLike}
+"""What Python callers may give, by an option's type; a choice is a str, as a str is."""
 
 
 class OptionError(ValueError):
@@ -63,7 +65,8 @@ class Option:
             return "true or false"
         if kind in (str, Path):
             return "str" if kind is str else "str or Path"
-        number = "a whole number" if kind is int else "a number"
+        finite = "finite " * (self.most == self.below == math.inf)
+        number = "a whole number" if kind is int else f"a {finite}number"
         bounds = {"at least": self.least, "above": self.above}
         bounds |= {"at most": self.most, "below": self.below}
         words = (f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
@@ -135,13 +138,17 @@ def checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     return value
 
 
-def check_switches(values: Mapping[str, Any], *classes: Any) -> None:
-    """Raise TypeError where True or False is given to what is no switch of these dataclasses."""
+def check_types(values: Mapping[str, Any], *classes: Any) -> None:
+    """Raise TypeError where a value is not of its option's type; None is one that is not given.
+
+    The options are those of these dataclasses; any other is a whole number.
+    """
     known = {name: (without_none(f.type), each) for name, (f, each) in options_of(*classes).items()}
     for name, value in values.items():
         kind, option = known.get(name, (int, Option("")))
-        if isinstance(value, bool) and kind is not bool:
-            raise TypeError(f"{name} is {value}; allowed: {option.allowed_text(kind)}")
+        fits = isinstance(value, TYPES.get(kind, str)) and isinstance(value, bool) <= (kind is bool)
+        if not (value is None or fits):
+            raise TypeError(f"{name} is {value!r:.40}; allowed: {option.allowed_text(kind)}")
 
 
 def flag(name: str) -> str:

@@ -4,14 +4,17 @@ Each ChildProcess has the reading end of a pipe, named in the environment. Nothi
 end of file means that the operating system has closed the parent's end.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 
 from manychar.processes.log import logger
 
 VARIABLE = "MANYCHAR_PARENT_PIPE"
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
 
 
@@ -26,6 +29,8 @@ def end_with_parent() -> None:
     The variable stays in the environment: an `exec` of this process keeps its parent.
     """
     if has_parent():
+        if sys.platform == "linux":  # one that SIGSTOP has stopped could notice nothing
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
         pipe = int(os.environ[VARIABLE])
         threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True).start()
 

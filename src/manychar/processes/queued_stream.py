@@ -51,11 +51,15 @@ class QueuedStream:
             self._dropped += 1
         return len(text)
 
-    def drain(self) -> None:
+    def wait(self) -> None:
         """Wait until all is written, for GIVE_UP_AFTER seconds at most."""
         deadline = time.monotonic() + GIVE_UP_AFTER
         while self._records.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY)
+
+    def drain(self) -> None:
+        """Wait as `wait` does, and report what was not written."""
+        self.wait()
         self._report(self._dropped + self._records.unfinished_tasks)
         if self._name == "stdout" and self._error is not None and not self._is_error_known:
             logger.warning(f"standard output: {because(self._error)}: the rest is lost")

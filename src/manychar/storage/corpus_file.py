@@ -43,15 +43,20 @@ def known_ids(
 ) -> Iterator[NDArray[Any]]:
     """Yield the ids of a text in pieces; `what` is its name in messages.
 
-    Unknown characters are left out and logged at the end, by "skip"; else they raise UserError.
+    Unknown characters are left out and logged at the end, by "skip"; else, and where all are
+    unknown, they raise UserError.
     """
-    encoder = Encoder(vocabulary)
-    yield from map(encoder.encode, pieces)
+    encoder, known = Encoder(vocabulary), 0
+    for ids in map(encoder.encode, pieces):
+        known += len(ids)
+        yield ids
     if missing := encoder.unknown:
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c, _ in missing.most_common(UNKNOWN_SHOWN))
         more = f" and {len(missing) - UNKNOWN_SHOWN} more" if len(missing) > UNKNOWN_SHOWN else ""
-        hint = " (--unknown=skip leaves them out)" if unknown == "refuse" else ""
+        hint = " (--unknown=skip leaves them out)" if unknown == "refuse" and known else ""
         words = f"{counted(missing.total(), 'character')} of {what}{hint}: {shown}{more}"
+        if unknown == "skip" and not known:
+            raise UserError(f"the model knows none of the {words}; give a text of its characters")
         if unknown != "skip":
             raise UserError(f"the model does not know {words}")
         logger.info(f"the model does not know {words}; skipped")

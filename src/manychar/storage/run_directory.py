@@ -139,8 +139,9 @@ class RunDirectory:
             listed = [path for step, path in self.resumable() if step <= up_to]
             untried = [path for path in listed if path not in damaged]
             if not untried:
-                faults = [f"the newest: {each}" for each in damaged.values()] or ["there is none"]
-                raise UserError(f"{self.checkpoints}: no whole checkpoint; {faults[0]}")
+                faults = [f"no whole checkpoint, the newest: {each}" for each in damaged.values()]
+                advice = "put one of this run back there, or start a new run"
+                raise UserError(f"{self.checkpoints}: {(faults or ['no checkpoint'])[0]}; {advice}")
             try:
                 checkpoint = self.read_if_there(untried[-1])
                 if checkpoint is not None and checkpoint.state.step <= up_to:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -23,27 +24,36 @@ from manychar.verification.replay import first_difference, replay
 
 HASH_SHOWN = 16
 TURNS = {"running": 0.02, "stopped": 0.04}  # seconds
+LASTS = 10.0  # seconds of a trial, as long as something is still to happen to its fleet
+TURN, SHORTEST_RUNNING = 0.1, 0.002  # seconds, in which the server is slowed for that
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
     """One training of the run: its name, and its states at the checkpoints, by step.
 
-    `note` is what happened to it; it is not `complete` if something else was to happen, too.
+    It took `seconds`. `note` is what happened to it; it is not `complete` if something else was to
+    happen, too.
     """
 
     name: str
     states: dict[int, TrainingState]
+    seconds: float
     note: str = ""
     complete: bool = True
+
+    @property
+    def title(self) -> str:
+        """Its name, and what happened to it."""
+        return f"{self.name} ({self.note})" if self.note else self.name
 
 
 def alone(run: RunDirectory) -> Trial:
     """Train in this process."""
     every, last = run.operation.checkpoint_every, run.operation.steps
-    done = replay(run, last)
+    began_at, done = time.monotonic(), replay(run, last)
     kept = {each.step: each for each in done if each.step % every == 0 or each.step == last}
-    return Trial("one process", kept)
+    return Trial("one process", kept, time.monotonic() - began_at)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,20 +61,22 @@ class Disturbance:
     """What is to happen to a fleet while it trains, and what of it has happened.
 
     After a quarter of the steps, `kill` is killed: of the workers, once all have joined, one that
-    holds a lease. With `slow`, a worker that has joined is slowed, so that ranges move. A short run
-    can end before all that.
+    holds a lease. With `slow`, a worker that has joined is slowed, so that ranges move. Until then
+    the server is slowed, so that a fast machine does not end the run before; a very short run can.
     """
 
     kill: Literal["worker", "server"] | None
     slow: bool
     operation: Operation
     step: int = 0
+    serving: subprocess.Popen[bytes] | None = None
     joined: set[str] = dataclasses.field(default_factory=set)
     killed: list[tuple[subprocess.Popen[bytes], int]] = dataclasses.field(default_factory=list)
 
     def on_status(self, snapshot: Snapshot, fleet: LocalFleet) -> None:
         """Note who has joined, and kill what is due."""
         self.step, last = snapshot.status.step, self.operation.steps
+        self.serving = fleet.server.process
         self.joined.update(worker.name for worker in snapshot.workers)
         ready = self.kill == "server" or (self.kill == "worker" and self._all_joined)
         if self.killed or not ready or not last // 4 <= self.step < last:
@@ -80,6 +92,12 @@ class Disturbance:
         """Return the process that is to be slowed now, if any."""
         slot = fleet.workers[-1] if self.slow and self.step < self.operation.steps else None
         return slot.process if slot and slot.name in self.joined else None
+
+    def to_hold(self, fleet: LocalFleet) -> subprocess.Popen[bytes] | None:
+        """Return the server's process, once it serves, while something is still to happen."""
+        if self._all_joined and bool(self.killed or not self.kill):
+            return None
+        return self.serving if self.serving is fleet.server.process else None
 
     @property
     def _all_joined(self) -> bool:
@@ -105,10 +123,12 @@ def in_fleet(
     compute: bool,
     kill: Literal["worker", "server"] | None,
     slow: bool,
+    alone_seconds: float,
 ) -> Trial:
     """Train in a copy of the run, with a server and workers, of which it is one by `compute`.
 
-    `kill` and `slow` are as in Disturbance. Raises UserError where it fails.
+    `kill` and `slow` are as in Disturbance; one process took `alone_seconds`. Raises UserError
+    where it fails.
     """
     name = f"{workers} worker{'s' if workers > 1 else ''}"
     path = run.path.with_name(name.replace(" ", "-"))
@@ -117,16 +137,28 @@ def in_fleet(
     directory = dataclasses.replace(run, path=path, operation=operation)
     directory.write_config()
     disturbance = Disturbance(kill=kill, slow=slow, operation=operation)
+    began_at = time.monotonic()
     with ProgressDisplay(directory) as display:
         fleet = LocalFleet(directory, display, lambda seen: disturbance.on_status(seen, fleet))
-        with slowed(lambda: disturbance.to_slow(fleet), **TURNS) as stopped:
+        with (
+            slowed(lambda: disturbance.to_slow(fleet), **TURNS) as stopped,
+            slowed(lambda: disturbance.to_hold(fleet), **turns_for(alone_seconds)),
+        ):
             finish = fleet.run()
     if finish.code:
         raise UserError(f"{name}: {finish.reason}", code=finish.code)
+    logger.info(finish.reason)  # the last status does not come where the server was just restarted
     states = {
         step: read_checkpoint(path).state for step, path in list_checkpoints(directory.checkpoints)
     }
-    return Trial(name, states, *disturbance.result(was_slowed=stopped.is_set()))
+    seconds = time.monotonic() - began_at
+    return Trial(name, states, seconds, *disturbance.result(was_slowed=stopped.is_set()))
+
+
+def turns_for(alone_seconds: float) -> dict[str, float]:
+    """Return the turns in which a process that takes so many seconds takes LASTS seconds."""
+    running = max(SHORTEST_RUNNING, TURN * min(alone_seconds / LASTS, 1.0))
+    return {"running": running, "stopped": TURN - running}
 
 
 @contextlib.contextmanager
@@ -171,7 +203,7 @@ def difference_between(trials: list[Trial]) -> str:
 
 def table(trials: list[Trial]) -> str:
     """Return a table of each trial's hash of the weights, by step."""
-    rows = [["step", *(f"{t.name} ({t.note})" if t.note else t.name for t in trials)]]
+    rows = [["step", *(trial.title for trial in trials)]]
     for step in sorted(trials[0].states):
         states = [trial.states.get(step) for trial in trials]
         hashes = [weights_sha256(s.parameters)[:HASH_SHOWN] if s else "-" for s in states]

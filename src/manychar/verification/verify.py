@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from manychar.numerics.option import counted
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.subcommand import Command
 from manychar.protocol.unit_payload import as_frame, digest
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.corpus_file import check_corpus
-from manychar.storage.journal import JOURNAL_NAME, read_journal
+from manychar.storage.journal import JOURNAL_NAME, JournalContents, read_journal
 from manychar.storage.run_directory import RunDirectory, open_run
 from manychar.verification.replay import first_difference, replay
 
@@ -45,10 +46,14 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be computed again: pieces, the checkpoints that are compared, remarks."""
+    """What is to be computed again: pieces, what of it is compared, remarks.
+
+    Of the steps, those that are `recorded` in the journal are compared.
+    """
 
     path: Path
     pieces: list[Piece]
+    recorded: int
     checkpoints: int
     remark: str
 
@@ -67,7 +72,8 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     saved = sorted({step for step, _ in directory.resumable()})
     if not saved or saved[0] != 0:
         raise UserError(f"{directory.checkpoints}: checkpoint 0 is missing")
-    newest, remark = _newest_step(directory, saved[-1])
+    reading = read_journal(directory.path, directory.run_id)
+    newest, remark = _newest_step(directory, reading, saved[-1])
     end = newest if end is None else end
     if not 0 <= begin <= end <= newest or (begin == end > 0):
         raise UserError(
@@ -82,13 +88,15 @@ def plan(directory: RunDirectory, *, begin: int, end: int | None) -> Plan:
     if first < begin:
         earlier = f"no checkpoint of step {begin:,}: from {first:,}"
         remark = "; ".join(filter(None, [remark, earlier]))
-    return Plan(directory.path, pieces, len(compared), remark)
+    recorded = sum(reading.digest(step) is not None for step in range(first + 1, end + 1))
+    return Plan(directory.path, pieces, recorded, len(compared), remark)
 
 
-def _newest_step(directory: RunDirectory, newest_checkpoint: int) -> tuple[int, str]:
+def _newest_step(
+    directory: RunDirectory, reading: JournalContents, newest_checkpoint: int
+) -> tuple[int, str]:
     """Return the run's newest step, after a check that the journal is complete, and a remark."""
     path = directory.path / JOURNAL_NAME
-    reading = read_journal(directory.path, directory.run_id)
     starts, steps = reading.starts, range(1, newest_checkpoint + 1)
     missing = {step for step in steps if reading.digest(step) is None}
     covered = newest_checkpoint not in missing or newest_checkpoint in starts
@@ -107,8 +115,8 @@ def _newest_step(directory: RunDirectory, newest_checkpoint: int) -> tuple[int, 
     remarks = []
     if lost:
         remarks.append(
-            f"no record of {len(lost):,} steps from {min(lost)} to {max(lost)}, lost in a crash of"
-            " the server: only their checkpoints are compared"
+            f"no record of {counted(len(lost), 'step')} from {min(lost):,} to {max(lost):,}: of"
+            " these, only the checkpoints are compared"
         )
     if reading.extent.fault:
         remarks.append(f"{reading.extent.fault}: an incomplete end, after the newest checkpoint")
