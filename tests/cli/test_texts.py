@@ -100,6 +100,13 @@ class TestKinds:
         expect_nothing_new(manychar, "text")
 
 
+def test_a_byte_order_mark_is_a_character_and_said(manychar: Commands) -> None:
+    (manychar.directory / "text").write_text(small_text(), "utf-8-sig")
+    done = manychar.run("train", "text", *SMALL, "--steps", "1", "--workers", "1")
+    letters = len({*small_text()}) + 1
+    assert f"characters, {letters} distinct, a byte order mark among them\n" in done.err
+
+
 class TestNothingIsLeft:
     def test_of_a_truncated_archive(self, manychar: Commands) -> None:
         whole = gzip.compress(small_text().encode())

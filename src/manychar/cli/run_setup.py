@@ -53,7 +53,8 @@ def run_of(
             used, size = counted(corpus.characters, "character"), len(corpus.vocabulary)
             is_new = corpus.initial_weights is None
             known = f"{size} distinct" if is_new else f"of the checkpoint's vocabulary of {size}"
-            logger.info(f"{corpus.source}: {used}, {known}")
+            mark = ", a byte order mark among them" * ("\ufeff" in corpus.vocabulary)
+            logger.info(f"{corpus.source}: {used}, {known}{mark}")
         logger.info(f"run directory: {directory.path}")
         return directory
     directory = open_run(path)
