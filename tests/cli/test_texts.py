@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import shutil
 import signal
 import sys
@@ -105,6 +106,18 @@ def test_a_byte_order_mark_is_a_character_and_said(manychar: Commands) -> None:
     done = manychar.run("train", "text", *SMALL, "--steps", "1", "--workers", "1")
     letters = len({*small_text()}) + 1
     assert f"characters, {letters} distinct, a byte order mark among them\n" in done.err
+
+
+def test_a_text_that_is_typed_is_asked_for(manychar: Commands) -> None:
+    controller, terminal = os.openpty()
+    flags = (*SMALL, "--shards", "1", "--steps", "1", "--workers", "1")
+    running = manychar.start("train", "-", *flags, stdin=terminal)
+    running.wait_for("reading the text from this terminal, to the end of input")
+    os.write(controller, small_text()[:900].encode() + b"\n\x04")
+    done = running.end()
+    assert done.code == 0, done.err
+    os.close(controller)
+    os.close(terminal)
 
 
 class TestNothingIsLeft:

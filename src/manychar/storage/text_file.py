@@ -16,6 +16,7 @@ from pydoc_data import topics
 from typing import Any, BinaryIO
 
 from manychar.processes.errors import UserError, needing, user_errors
+from manychar.processes.log import logger
 from manychar.processes.work_progress import work_progress
 from manychar.storage.atomic_files import unnamed_file
 
@@ -93,6 +94,8 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
     name = "standard input" if str(path) == "-" else str(path)
     with user_errors(name, GIVE):
         if str(path) == "-":
+            if sys.stdin.isatty():
+                logger.info("reading the text from this terminal, to the end of input (Ctrl-D)")
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
             text = Text(name, path, path.stat().st_size)
