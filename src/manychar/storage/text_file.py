@@ -94,7 +94,7 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
     name = "standard input" if str(path) == "-" else str(path)
     with user_errors(name, GIVE):
         if str(path) == "-":
-            if sys.stdin.isatty():
+            if sys.stdin.buffer.isatty():
                 logger.info("reading the text from this terminal, to the end of input (Ctrl-D)")
             return _copy(sys.stdin.buffer, name, directory, stack)
         if path.is_file():
@@ -110,11 +110,11 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
         return text
 
 
-def _copy(source: BinaryIO, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
+def _copy(source: Any, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
     def pieces() -> Iterator[bytes]:
         done = 0
         with work_progress(f"reading {name}") as progress:
-            while piece := source.read(PIECE_BYTES):
+            while piece := source.read1(PIECE_BYTES):  # a terminal's end comes once
                 done += len(piece)
                 progress(done, 0)
                 yield piece
