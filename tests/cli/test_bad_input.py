@@ -571,7 +571,7 @@ class TestSampling:
         done = manychar.run("sample", str(trained), "--length", "5", "--seed", "1")
         assert done.code == 0
         assert f"{newest}: " in done.err
-        assert done.err.endswith("; taking an earlier checkpoint\n")
+        assert done.err.endswith("; taking that of step 150\n")
 
     def test_an_altered_checkpoint(self, manychar: Commands, trained: Path) -> None:
         path = trained / "checkpoints" / "step-000000300.safetensors"

@@ -164,6 +164,21 @@ class TestTheFile:
         with locked(open_run(trained)), pytest.raises(UserError, match=f"{expected}$") as refused:
             find_server(str(trained), None)
         assert refused.value.code == 3
+        with locked(open_run(trained)):
+            health = check_health(str(trained), None, connect_timeout=0.1)
+        assert not health.healthy, "a supervisor that restarts on 3 waits for it"
+        assert health.line.endswith(expected)
+
+    def test_of_a_server_that_starts_is_waited_for(
+        self, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def passes(seconds: float) -> None:
+            write_address(trained, "tcp://127.0.0.1:2", None)
+
+        monkeypatch.setattr("manychar.observability.observer_client.time.sleep", passes)
+        with locked(open_run(trained)):
+            found = find_server(str(trained), None, connect_timeout=60)
+        assert found == ("tcp://127.0.0.1:2", None)
 
     @pytest.mark.parametrize("name", [ADDRESS_NAME, "lock"])
     def test_of_another_user_cannot_be_read(

@@ -13,7 +13,10 @@ from tests.storage.test_run_directory import made
 
 @pytest.mark.parametrize(
     ("loss", "shown"),
-    [(5.487e29, "5.487e+29 nats a character  stopped, diverges"), (0.5, "0.5000 nats a character")],
+    [
+        (5.487e29, "5.487e+29 nats a character  stopped, its newest checkpoint is that of step 0,"),
+        (0.5, "0.5000 nats a character"),
+    ],
 )
 def test_a_loss_above_that_of_the_untrained_model_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: float, shown: str
@@ -24,7 +27,9 @@ def test_a_loss_above_that_of_the_untrained_model_is_marked(
     with closing(AppendLog(run.path / METRICS_NAME, Extent())) as metrics:
         metrics.append([record])
     runs(tmp_path)
-    assert f"run  step 8,000  loss {shown}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"run  step 8,000  loss {shown}" in out
+    assert out.endswith(", diverges\n") == (loss > 1)
 
 
 def test_a_terminal_is_sent_no_control_sequence(
@@ -42,5 +47,5 @@ def test_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "c\nd" / "config.json").write_text("{}", encoding="utf-8")
     runs(tmp_path)
     one, other = capsys.readouterr().out.splitlines()
-    assert one.startswith(rf"{tmp_path}/a\x0ab  step ")
+    assert one == rf"{tmp_path}/a\x0ab  step 0  no loss yet  stopped"
     assert rf"{tmp_path}/c\x0ad/config.json" in other

@@ -130,7 +130,7 @@ def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
     fleet.server.wait_for(r"slow takes \S+ s for a shard: it gets none, a step without it is short")
     seen = fleet.wait_until(lambda of: of["slow"].state == "slow" and of["fast"].shards == SHARDS)
     assert seen.working == ["fast"]
-    assert seen.status.idle_workers == 1
+    assert not seen.status.idle_workers, "slow is another state, with another remedy"
     fleet.set("slow", 0.002)
     fleet.wait_until(lambda of: of["slow"].shards >= 6)
     fleet.stop()

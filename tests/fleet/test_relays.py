@@ -17,9 +17,9 @@ from tests.parameters import others_long
 LOOPBACK = "tcp://127.0.0.1:0"
 WRONG = 3
 SPOILS = f"""
-import sys
+import os, sys
 
-if "wrong" in sys.orig_argv:
+if "wrong" in sys.orig_argv or ("worker" in sys.orig_argv and "ALL_WRONG" in os.environ):
     from manychar.network.dealer import Dealer
     from manychar.protocol.codec import _CODES, LAYOUTS
 
@@ -266,6 +266,14 @@ def test_train_starts_relays_by_itself_on_a_large_machine(
     assert len(re.findall(said, done.err)) == 1, done.err
     assert "relay-4 has joined" in done.err
     assert expect_same_bits(manychar.directory / "run", text) == 100
+
+
+def test_train_ends_when_no_worker_is_left_behind_its_relays(
+    manychar: Commands, text: Path, site: dict[str, str]
+) -> None:
+    flags = ("--workers", "1", "--relays", "1", "--steps", "0")
+    done = manychar.run("train", str(text), *RUN, *flags, env={**site, "ALL_WRONG": "1"})
+    assert (done.code, "no worker is left" in done.err) == (3, True), done.err
 
 
 @pytest.mark.parametrize(

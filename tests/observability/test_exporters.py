@@ -66,6 +66,21 @@ def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
     assert done.code == 0, done.err
 
 
+def test_a_relay_is_not_counted_among_the_workers() -> None:
+    now = snapshot(8.0)
+    (ann,) = now.workers
+    rack, bob = ann._replace(name="rack"), ann._replace(name="bob", relay="rack")
+    metrics = Metrics(LOOPBACK, 0)
+    try:
+        metrics.status(dataclasses.replace(now, workers=(ann, rack, bob)))
+        found = scraped(metrics.port)
+    finally:
+        metrics.close()
+    assert ({"state": "working"}, 2.0) in found["manychar_workers"]
+    at_the_server = [each for each, _ in found["manychar_worker_shards"] if not each["relay"]]
+    assert [labels["worker"] for labels in at_the_server] == ["ann", "rack"]
+
+
 def test_figures_are_those_of_the_report() -> None:
     metrics = Metrics(LOOPBACK, 0)
     try:

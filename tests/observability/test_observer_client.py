@@ -264,7 +264,7 @@ def test_lines_come_less_often_the_longer_a_run_lasts(
     now = 1000.0
     monkeypatch.setattr("manychar.observability.progress.time.monotonic", lambda: now)
     display = ProgressDisplay(open_run(trained), log_every)
-    monkeypatch.setattr(display, "_line", lambda _: lines.append(now))
+    monkeypatch.setattr(display, "_line", lambda *_: lines.append(now))
     for tenths in range(864_000):
         now = 1000.0 + tenths / 10
         if now >= display._next_line:
@@ -275,6 +275,20 @@ def test_lines_come_less_often_the_longer_a_run_lasts(
     assert 2_800 < len(lines) < 3_000, "a day"
     assert lines[1] - lines[0] == pytest.approx(2, abs=0.2)
     assert lines[-1] - lines[-2] == pytest.approx(30, abs=0.2)
+
+
+def test_the_last_line_has_the_loss_that_run_list_and_metrics_have(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the mean since the line before, which of a short run is all of it."""
+    monkeypatch.setenv("TERM", "dumb")
+    log.configure()
+    with ProgressDisplay(open_run(trained), log_every=60) as display:
+        display.status(snapshot(1.0, step=1, loss_sum_nats_per_character=4.0))
+        display.status(
+            snapshot(2.0, step=101, loss_sum_nats_per_character=304.0, loss_nats_per_character=1.25)
+        )
+    assert "loss 1.250 nats a character" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_loss_and_validation_loss_fit_into_80_columns() -> None:
@@ -340,11 +354,16 @@ def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "exchanging", "hinted"), [(20.0, 0.6, True), (20.0, 0.4, False), (10.0, 0.6, False)]
+    ("seconds", "shown", "exchanging", "hinted"),
+    [
+        *((20.0, 20.0, 0.6, True), (20.0, 20.0, 0.4, False), (10.0, 20.0, 0.6, False)),
+        (9000.0, 10.0, 0.6, False),  # a run that was resumed
+    ],
 )
 def test_a_hint_where_more_workers_do_not_pay(
     trained: Path,
     seconds: float,
+    shown: float,
     exchanging: float,
     *,
     hinted: bool,
@@ -353,9 +372,10 @@ def test_a_hint_where_more_workers_do_not_pay(
     log.configure()
     several = tuple(_worker(seconds, name=f"w{i}", exchanging=exchanging) for i in range(2))
     with ProgressDisplay(open_run(trained)) as display:
+        display._began_at -= shown
         for _ in range(3):
             display.status(Snapshot(SIZE, _status(seconds), several))
-    hint = "the exchange takes 60% of the time: more workers will not help; raise --streams or"
+    hint = "the exchange takes 60% of the time: more workers will not help; a new run may have more"
     assert capsys.readouterr().err.count(hint) == hinted
 
 

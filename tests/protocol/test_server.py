@@ -419,6 +419,7 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
     stage.join("ann")
     effects = stage.join("bob")
     assert "bob is idle: this run has 1 shard (--shards) and 2 workers" in said(effects)
+    assert "cid is idle" not in said(stage.join("cid")), "a hint is given once"
     assert not sent(effects, Grant)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import sys
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_the_formula_is_what_ten_thousand_workers_do(relays: int, gbits: int) ->
     [
         *((100, 2, 32, 32, 64, 4), (100, 2, 32, 32, 32, 4), (1024, 1, 64, 64, 128, 8)),
         *((100, 2, 32, 32, 31, 0), (100, 64, 2, 2, 2, 0), (100, 8, 8, 8, 64, 0)),
-        *((100, 2, 4, 32, 64, 0), (1024, 64, 32, 32, 64, 0)),
+        *((100, 2, 4, 32, 64, 0), (1024, 64, 32, 32, 64, 0), (512, 8, 16, 15, 64, 0)),
     ],
 )
 def test_relays_on_one_machine_where_the_machines_are_faster_with_them(
@@ -84,6 +85,20 @@ def test_relays_on_one_machine_where_the_machines_are_faster_with_them(
     if relays:
         with_relays = VirtualFleet(dataclasses.replace(here, relays=relays)).run().seconds
         assert with_relays < (1 - LEAST_GAIN) * VirtualFleet(here).run().seconds
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("streams", [1, 8])
+@pytest.mark.parametrize("workers", [12, 15, 17, 31, 64])
+def test_relays_are_chosen_rightly_where_ranges_do_not_come_out_even(
+    workers: int, streams: int
+) -> None:
+    for hidden, shards in itertools.product((100, 512), (16, 20, 37, 64, 256)):
+        here = fleet(workers, hidden=hidden, shards=shards, streams=streams, gbits=1e9, keys=False)
+        relays = relays_that_pay(by_relays(here.size, workers, 256))
+        with_relays = VirtualFleet(dataclasses.replace(here, relays=relays or 4)).run().seconds
+        gain = 1 - with_relays / VirtualFleet(here).run().seconds
+        assert gain > 0.05 if relays else gain < 0.3, (hidden, shards, relays, gain)
 
 
 def lines_of_a_step(workers: int) -> float:
@@ -127,7 +142,7 @@ def test_columns_that_are_not_sent_are_counted() -> None:
 @pytest.mark.parametrize(
     ("relays", "workers", "shards"),
     [
-        *((0, 3, 8), (0, 5, 32), (0, 12, 50), (0, 8, 4)),
+        *((0, 3, 8), (0, 5, 32), (0, 12, 50), (0, 8, 4), (0, 15, 16), (0, 30, 32)),
         *((3, 12, 12), (5, 32, 32), (4, 10, 16), (7, 100, 100)),
     ],
 )
@@ -135,7 +150,7 @@ def test_ranges_that_do_not_come_out_even_are_predicted_too(
     relays: int, workers: int, shards: int
 ) -> None:
     here = fleet(workers, shards=shards, relays=relays)
-    assert VirtualFleet(here).run().seconds == pytest.approx(predict(here).seconds, rel=0.15)
+    assert VirtualFleet(here).run().seconds == pytest.approx(predict(here).seconds, rel=0.2)
 
 
 @pytest.mark.long

@@ -38,10 +38,10 @@ def _described(path: Path) -> str:
 
     run = open_run(path)
     points = read_history(run).points
-    step, loss, diverges = run.newest_step(), "–", False
+    step, loss, diverges = run.newest_step(), "no loss yet", False
     if points:
         last, size = points[-1], len(map_corpus(path)[0])
-        step, loss = max(step, last.step), f"{last.loss:#.4g}"
+        step, loss = max(step, last.step), _loss(last.loss)
         diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
     is_early = early_stopping_of(run).ends_at(run.newest_step())
     state = "stopped early" if is_early else "stopped"
@@ -53,5 +53,11 @@ def _described(path: Path) -> str:
             asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
             status = first(asked, str(path)).status
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
-                step, loss, diverges = status.step, f"{nats:#.4g}", bool(status.divergence)
-    return f"step {step:,}  loss {loss} nats a character  {state}{', diverges' * diverges}"
+                step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
+    elif step > (kept := run.newest_step()):
+        state += f", its newest checkpoint is that of step {kept:,}"
+    return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"
+
+
+def _loss(nats: float) -> str:
+    return f"loss {nats:#.4g} nats a character"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
     refuse_second(text, flags)
+    _check_relays(flags, flags.get("workers"))
     if (bind := flags.get("bind")) is not None:
         require_safe(bind, keys=False, insecure=flags.get("insecure", False))
         if "resume" not in flags:
@@ -48,11 +49,8 @@ def relays_of(directory: "RunDirectory", flags: dict[str, Any]) -> int:
     from manychar.protocol.run_spec import dimensions_of
 
     workers, asked = directory.operation.workers, flags.get("relays")
-    if asked or asked == 0 or flags.get("compute"):
-        if asked and flags.get("compute"):
-            raise UserError(f"--relays={asked}, --compute: with relays the server does not compute")
-        if (asked or 0) > workers:
-            raise UserError(f"--relays={asked}: more than --workers, {workers}")
+    _check_relays(flags, workers)
+    if asked is not None or flags.get("compute"):
         return asked or 0
     size = dimensions_of(directory.definition, len(directory.corpus()[0]))
     seconds = by_relays(size, workers, usable_cores())
@@ -63,3 +61,12 @@ def relays_of(directory: "RunDirectory", flags: dict[str, Any]) -> int:
             f" {with_relays} ms instead of {without}; --relays 0 starts none"
         )
     return relays
+
+
+def _check_relays(flags: dict[str, Any], workers: int | None) -> None:
+    """Raise UserError for relays that cannot be; `workers` may not be known yet."""
+    asked = flags.get("relays", 0)
+    if asked and flags.get("compute"):
+        raise UserError(f"--relays={asked}, --compute: with relays the server does not compute")
+    if workers is not None and asked > workers:
+        raise UserError(f"--relays={asked}: more than --workers, {workers}")

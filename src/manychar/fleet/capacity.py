@@ -152,12 +152,15 @@ class _Exchange:
     seconds: float
 
 
-def _exchange(fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: float) -> _Exchange:
+def _exchange(
+    fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: Sequence[float]
+) -> _Exchange:
     """Return how long it takes from the first weights to the last unit.
 
     `between` is what each holder takes from its weights to its unit. One unit takes its whole way;
-    the others follow it at the pace of the slowest place. The thread that sends and receives has
-    sent all weights before it turns to results.
+    the others follow it at the pace of the slowest place: all after the quickest holder's, or those
+    of the slowest holders after theirs. The thread that sends and receives has sent all weights
+    before it turns to results.
     """
     size, holders = fleet.size, len(ranges)
     bytes_in, bytes_out = inward(size, ranges), outward(size, ranges)
@@ -166,11 +169,15 @@ def _exchange(fleet: Fleet, costs: Costs, ranges: Sequence[Range], between: floa
     thread_out = costs.of_messages(holders, bytes_out, keys=fleet.keys)
     units = costs.of_units(size, holders, sum(len(cover(size.shards, each)) for each in ranges))
     both_ways = wire_in + wire_out + 2 * (thread_in + thread_out) + units
-    one, others = between + 2 * LATENCY + both_ways / holders, 1 - 1 / holders
+    way = 2 * LATENCY + both_ways / holders
     out, work = max(wire_out, thread_out), max(thread_in, units)
     first, then = _shared(wire_out, thread_out), _shared(wire_in, out)
-    paced = one + others * max(out, first + wire_in, first + then + work)
-    by_thread = thread_out + (thread_in + units) / holders + others * max(thread_in, units)
+    pace = max(out, first + wire_in, first + then + work) / holders
+    slowest = sum(each == max(between) for each in between)
+    paced = max(
+        min(between) + way + pace * (holders - 1), max(between) + way + pace * (slowest - 1)
+    )
+    by_thread = thread_out + (thread_in + units + work * (holders - 1)) / holders
     return _Exchange(
         bytes_in=bytes_in,
         bytes_out=bytes_out,
@@ -199,28 +206,39 @@ def _cut(shards: Range, workers: Sequence[int]) -> list[tuple[Range, int]]:
 
 
 def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
-    """Return what to expect of a step. Every relay is taken for the one with the most shards."""
+    """Return what to expect of a step."""
     size, costs = fleet.size, costs or Costs()
     members = fleet.relays or fleet.workers
     least, more = divmod(fleet.workers, members)
     held = _cut((0, size.shards - 1), [least + (i < more) for i in range(members)])
-    longest, count = max(held, key=lambda each: count_of(each[0]))
-    parts = [shards for shards, _ in _cut(longest, [1] * count)]
-    computing = between = costs.worker + max(map(count_of, parts)) * fleet.of_shard(costs)
-    if fleet.relays:
-        between = costs.of_relay(size) + _exchange(fleet, costs, parts, computing).seconds
-    above = _exchange(fleet, costs, [shards for shards, _ in held], between)
+    ways = {each: _behind(fleet, costs, *each) for each in {(count_of(r), n) for r, n in held}}
+    between = [ways[count_of(shards), workers] for shards, workers in held]
+    computing = max(each for each, _ in between)
+    above = _exchange(fleet, costs, [r for r, _ in held], [seconds for _, seconds in between])
     update = costs.of_step(size)
     return Prediction(
         seconds=update + above.seconds,
         computing=computing,
         network=above.network,
         server=max(above.units + update, above.transfers),
-        relay=between - computing,
+        relay=max(seconds - computing for computing, seconds in between),
         holders=sum(min(count_of(shards), workers) for shards, workers in held),
         bytes_in=above.bytes_in,
         bytes_out=above.bytes_out,
     )
+
+
+def _behind(fleet: Fleet, costs: Costs, shards: int, workers: int) -> tuple[float, float]:
+    """Return how long a holder of so many shards computes, and takes from its weights to its unit.
+
+    With relays, it is one of so many workers.
+    """
+    parts = [each for each, _ in _cut((0, shards - 1), [1] * workers)]
+    computing = [costs.worker + count_of(each) * fleet.of_shard(costs) for each in parts]
+    if not fleet.relays:
+        return computing[0], computing[0]
+    below = _exchange(fleet, costs, parts, computing).seconds
+    return max(computing), costs.of_relay(fleet.size) + below
 
 
 def by_relays(size: Dimensions, workers: int, cores: int) -> dict[int, float]:

@@ -215,7 +215,8 @@ class LocalFleet:
             return
         elif code == RUN_FAILED:  # another start would end in the same way
             logger.warning(f"{slot.name} ended {how_it_ended(code)}: not started again")
-            if not self._compute and all(each.is_empty for each in self.relays or self.workers):
+            groups = [self.workers, *[self.relays] * bool(self.relays)]
+            if not self._compute and any(all(each.is_empty for each in group) for group in groups):
                 self.stop(RUN_FAILED, "no worker is left")
         elif failure := self._supervisor.restart(slot, code):
             self.stop(RUN_FAILED, failure)

@@ -148,7 +148,8 @@ def read_clients(directory: Path) -> list[Client]:
         modes = directory.stat().st_mode | path.stat().st_mode
     if modes & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(
-            f"{directory}: others can write in it, and add themselves: chmod -R go-w it",
+            f"{directory}: others can write in it, and add themselves:"
+            f" chmod -R go-w {as_pasted(directory)}",
             code=REFUSED_FOR_SAFETY,
         )
     with _reading(path):

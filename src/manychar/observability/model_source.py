@@ -33,7 +33,7 @@ def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model
     if (path := Path(source)).is_dir():
         checkpoint, damaged = open_run(path).newest_checkpoint()
         for complaint in damaged.values():
-            logger.warning(f"{complaint}; taking an earlier checkpoint")
+            logger.warning(f"{complaint}; taking that of step {checkpoint.state.step:,}")
     else:
         checkpoint = read_checkpoint(path)
     return checkpoint.state.parameters, checkpoint.vocabulary

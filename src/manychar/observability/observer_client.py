@@ -22,9 +22,10 @@ from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.effects import Effect, Finish, Log, Send, Show
 from manychar.protocol.events import DeadlinePassed, LeaveRequested, PeerError, Received, Suspended
 from manychar.protocol.observer import Observer
-from manychar.storage.server_address import no_server, read_address
+from manychar.storage.server_address import ADDRESS_NAME, is_served, no_server, read_address
 
 TURN_MS = 100
+LOOK_EVERY = 0.05  # seconds, while a server starts
 ASK_AGAIN_AFTER = 1.0
 MOST_WEIGHTS = 3  # in a turn: drawing samples must not fall behind the run
 ENDED_WELL = (0, STOPPED, INTERRUPTED)
@@ -49,7 +50,7 @@ class ObserverClient:
         self, source: str, key: ClientKey | None = None, *, connect_timeout: float
     ) -> None:
         need_files("an observer")
-        self.endpoint, key = find_server(source, key)
+        self.endpoint, key = find_server(source, key, connect_timeout=connect_timeout)
         self._source = source
         self._dealer = Dealer(self.endpoint, key)
         self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
@@ -149,18 +150,27 @@ class ObserverClient:
         self._dealer.close()
 
 
-def find_server(source: str, key: ClientKey | None) -> tuple[str, ClientKey | None]:
+def find_server(
+    source: str, key: ClientKey | None, *, connect_timeout: float = 0
+) -> tuple[str, ClientKey | None]:
     """Return the endpoint of a server, and the key to it: of a run directory, its server's own.
 
-    Raises UserError where none is running on it, or cannot be reached from here.
+    Waits for one that starts. Raises UserError where none is running on it, or cannot be reached
+    from here.
     """
     if is_endpoint(source):
         return source, key
     if not Path(source).is_dir():
         form = "write that as tcp://HOST:PORT or ipc://PATH"
         raise UserError(f"{source}: no such directory, and not an endpoint: {form}")
-    if (address := read_address(Path(source))) is None:
-        raise no_server(Path(source))
+    deadline = time.monotonic() + connect_timeout
+    while (address := read_address(Path(source))) is None:
+        error = no_server(Path(source))
+        if not is_served(Path(source)) or Path(source, ADDRESS_NAME).exists():
+            raise error  # another user's, where it exists
+        if time.monotonic() >= deadline:
+            raise NoAnswerError(str(error), code=error.code)
+        time.sleep(LOOK_EVERY)
     is_here = address.host == socket.gethostname()
     if is_local(address.endpoint) and not is_here:
         where = f"{address.endpoint} is reached only on {address.host}"

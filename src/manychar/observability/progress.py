@@ -58,11 +58,11 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Show the last status once more as a plain line, and end the bar."""
+        """Show the last status as a plain line, with the loss that run list and metrics have."""
         if self._bar:
             self._bar.stop()
         if self._last and (self._shown is None or self._last.status.step != self._shown.step):
-            self._line(self._last)
+            self._line(self._last, self._last.status.loss_nats_per_character)
 
     def status(self, snapshot: Snapshot) -> None:
         self._last, status = snapshot, snapshot.status
@@ -77,11 +77,12 @@ class ProgressDisplay:
         elif (now := time.monotonic()) >= self._next_line:
             longer = max(FIRST_EVERY, SHARE * (now - self._began_at))
             self._next_line = now + (self._log_every or min(longer, LONGEST_EVERY))
-            self._line(snapshot)
+            self._line(snapshot, mean_loss(status, self._shown))
         exchange = snapshot.share("exchanging")
-        if exchange > HINT_ABOVE and status.seconds > HINT_AFTER and not self._hinted:
+        is_settled = min(status.seconds, time.monotonic() - self._began_at) > HINT_AFTER
+        if exchange > HINT_ABOVE and is_settled and not self._hinted:
             self._hinted = True
-            advice = "more workers will not help; raise --streams or --hidden"
+            advice = "more workers will not help; a new run may have more --streams or --hidden"
             logger.info(f"the exchange takes {exchange:.0%} of the time: {advice}")
 
     def weights(self, weights: Weights) -> None:
@@ -97,8 +98,7 @@ class ProgressDisplay:
             self._sample_length = 0
             logger.warning(f"standard output: {because(error)}: no more samples")
 
-    def _line(self, snapshot: Snapshot) -> None:
-        nats = mean_loss(snapshot.status, self._shown)
+    def _line(self, snapshot: Snapshot, nats: float) -> None:
         self._shown = dataclasses.replace(snapshot.status, loss_nats_per_character=nats)
         values = {**dataclasses.asdict(self._shown), "workers": snapshot.working}
         line = "  ".join([f"step {_steps(snapshot)}", *self._words(snapshot, nats)])

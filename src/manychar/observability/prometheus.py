@@ -78,7 +78,8 @@ class Metrics:
 
 def _of_workers(workers: Sequence[WorkerStats]) -> Iterator[Metric]:
     by_state = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
-    counts = Counter(worker.state for worker in workers)
+    relays = {worker.relay for worker in workers}
+    counts = Counter(each.state for each in workers if each.name not in relays)
     for state in sorted({*STATES, *counts}):
         by_state.add_metric([state], counts[state])
     text = "How long the run's step has waited for it"

@@ -30,13 +30,15 @@ class Admission(ServerPart):
         self.banned = dict(self._spec.banned)
         self._lease_grants = lease_grants
         self._next_warning = -math.inf
+        self._told_of_idle = False
 
     def connect(
         self, peer: Peer, hello: messages.Hello, owner: Owner | None, now: float
     ) -> Member | None:
         """Admit a new connection, in the place of its predecessors; None if it is refused."""
         if reason := self._reason_to_refuse(peer, hello, owner):
-            self.refuse(peer, hello.name, reason)
+            who = hello.name if hello.role == Role.WORKER else f"{hello.role} {hello.name}"
+            self.refuse(peer, who, reason)
             return None
         known = self._membership.members.get(peer)
         if known and known.state is PeerState.ADMITTED and known.instance == hello.instance:
@@ -113,7 +115,8 @@ class Admission(ServerPart):
         self._outbox.log(f"{member.name} has joined")
         self._lease_grants.joined(now)
         shards, workers = self._spec.definition.shards, len(self._membership.workers())
-        if workers > shards:
+        if workers > shards and not self._told_of_idle:
+            self._told_of_idle = True
             self._outbox.log(
                 f"{member.name} is idle: this run has {counted(shards, 'shard')} (--shards) and"
                 f" {counted(workers, 'worker')}"

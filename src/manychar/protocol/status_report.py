@@ -189,7 +189,10 @@ class StatusReport(ServerPart):
             smooth_loss_nats_per_character=self._smooth_loss,
             best=self._early_stopping.best,
             divergence=self.divergence,
-            idle_workers=sum(member.peer not in holders for member in self._membership.workers()),
+            idle_workers=sum(
+                worker.peer not in holders and not worker.speed.is_too_slow
+                for worker in self._membership.workers()
+            ),
             waiting_for=one_line(self._awaited()) if late else "",
             counts={name: min(n, MAX_INTEGER) for name, n in counts.items()},
             first=total,

@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _checkpoint(tensors, metadata)
     except safetensors.SafetensorError:
         advice = "" if path.suffix == ".safetensors" else f": {_INSTEAD}"  # the name of one
-        raise UserError(f"{path}: truncated or not a checkpoint{advice}") from None
+        raise UserError(f"{path}: truncated, altered or not a checkpoint{advice}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged or altered: {error}") from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from manychar.processes.errors import RUN_FAILED, UserError, because, user_errors
+from manychar.processes.subcommand import as_pasted, program
 from manychar.storage.atomic_files import replace_file
 from manychar.storage.file_format import CONFIG_NAME
 
@@ -58,7 +59,8 @@ def another_server(run: Path) -> UserError:
     where = ""
     if (running := read_address(run)) is not None:
         where = f" ({running.endpoint}, process {running.process} on {running.host})"
-    return UserError(f"{run}: another server is running on it{where}; wait for it, or stop it")
+    command = f"`{program()} stop {as_pasted(run)}`"
+    return UserError(f"{run}: another server is running on it{where}; wait for it, or {command}")
 
 
 def no_server(run: Path) -> UserError:
