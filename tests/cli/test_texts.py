@@ -231,7 +231,7 @@ def in_every_role(manychar: Commands, text: Path) -> dict[str, int]:
             ("train", str(text), *LARGE, "--workers", "2", "--no-compute", "--run-dir", "run"),
             ("verify", "run", "--processes", "2"),
             ("evaluate", "run"),
-            ("equivalence", str(text), *SMALL, "--steps", "40", "--checkpoint-every", "20"),
+            ("equivalence", str(text), *SMALL, "--steps", "400", "--checkpoint-every", "200"),
         ):
             scratch = {"TMPDIR": str(manychar.directory)}
             done = manychar.run(*command, env=scratch, seconds=1800)

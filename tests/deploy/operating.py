@@ -61,7 +61,7 @@ def server_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a server, in bytes."""
     inputs = size.parameters_bytes + size.shards * size.hidden_bytes
     kept = min(STEPS_COMPARED, max(1, INPUT_BYTES // inputs))
-    parameters = (20 + kept + 2 * workers) * size.parameters_bytes
+    parameters = (18 + kept + 2 * workers) * size.parameters_bytes
     return 70 * MIB + parameters + 14 * size.shards * size.hidden_bytes + 5 * unrolled(size)
 
 

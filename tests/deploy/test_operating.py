@@ -181,7 +181,7 @@ def test_the_formulas_stand_in_the_page() -> None:
         "P    = v (H (2 V + H + 1) + V)",
         f"in   = C P + {RESULT_HEADER} W + S (v B H + {SHARD_BYTES})",
         f"out  = W (P + {WEIGHTS_HEADER}) + S c B (T + 1)",
-        "server      70 MiB + (20 + k + 2 W) P + 14 v S B H + 5 v B T (H + V)",
+        "server      70 MiB + (18 + k + 2 W) P + 14 v S B H + 5 v B T (H + V)",
         "worker      60 MiB + (10 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
         "relay       65 MiB + (8 + 2 W) P + 26 v h B H",
         "validation  65 MiB + 7 P + v S B H",

@@ -380,7 +380,7 @@ def test_a_key_in_the_environment_is_for_another_server(
         "MANYCHAR_KEY_FILE": str(folder / "worker.key"),
         "MANYCHAR_KEYS": str(folder),
     }
-    steps = ("--steps", "30", "--checkpoint-every", "10")
+    steps = ("--steps", "400", "--checkpoint-every", "200")
     done = manychar.run(command, str(text), *SMALL, *steps, env=env)
     assert done.code == 0, done.err
 
