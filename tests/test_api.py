@@ -442,6 +442,11 @@ def test_an_empty_path_is_not_the_working_directory(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_timeout_of_join_is_a_number(trained: Path) -> None:
+    with pytest.raises(TypeError, match=r"^timeout is '5'; allowed: a number$"):
+        api.Run(trained).join(timeout="5")  # type: ignore[arg-type]
+
+
 def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:
     no_function: Any = 3
     with pytest.raises(TypeError, match=r"^callback is 3; allowed: a function$"):

@@ -194,6 +194,8 @@ class Run(Model):
         Raises UserError where it failed; after KeyboardInterrupt it goes on: join or stop it again.
         In its own callback, it returns at once. After a timeout, `is_alive()` is True.
         """
+        if not isinstance(timeout, int | float | None):
+            raise TypeError(f"timeout is {timeout!r:.40}; allowed: a number")
         end = math.inf if timeout is None else time.monotonic() + timeout
         if self._training is not None:
             self._training.wait_for(lambda: time.monotonic() >= end)

@@ -19,7 +19,13 @@ from manychar.observability.status import Health, check_health
 from manychar.processes.errors import UserError
 from manychar.protocol.messages import KeyRole
 from manychar.storage.run_directory import locked, open_run
-from manychar.storage.server_address import ADDRESS_NAME, ServerAddress, read_address, write_address
+from manychar.storage.server_address import (
+    ADDRESS_NAME,
+    ServerAddress,
+    another_server,
+    read_address,
+    write_address,
+)
 from tests.commands import SMALL, TWO_WORKERS, Commands, Running, until
 from tests.single_process import bits_alone, bits_of
 
@@ -168,6 +174,15 @@ class TestTheFile:
             health = check_health(str(trained), None, connect_timeout=0.1)
         assert not health.healthy, "a supervisor that restarts on 3 waits for it"
         assert health.line.endswith(expected)
+
+    def test_names_a_key_where_to_stop_its_server_takes_one(
+        self, trained: Path, tmp_path: Path
+    ) -> None:
+        with locked(open_run(trained)):
+            write_address(trained, "tcp://127.0.0.1:2", tmp_path / "none.key")
+            assert str(another_server(trained)).endswith("--key FILE`")
+            write_address(trained, "tcp://127.0.0.1:2", None)
+            assert str(another_server(trained)).endswith(f"stop {trained}`")
 
     def test_of_a_server_that_starts_is_waited_for(
         self, trained: Path, monkeypatch: pytest.MonkeyPatch

@@ -136,6 +136,10 @@ def test_divergence_is_said_once(monkeypatch: pytest.MonkeyPatch, few: int) -> N
     for _ in range(2):
         stage.deliver("ann", (0, 1), losses=[0.0] * 2)
     assert report.figures(0.0).divergence == ""
+    report._look_for_divergence(at)
+    assert report.divergence, "status says so"
+    again = said(stage.server.outbox.collect())
+    assert "training diverges" not in again, "of noise the loss crosses the limit often"
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 
 from manychar.storage.append_log import AppendLog, Extent, LogReader
 from manychar.storage.checkpoint import checkpoint_path
-from manychar.storage.journal import JOURNAL_NAME, ServerStart
+from manychar.storage.journal import JOURNAL_NAME, JournalContents, ServerStart
 from manychar.storage.run_directory import open_run
 from manychar.verification import verify
+from manychar.verification.replay import replay
 from manychar.verification.verify import Finding, compare, plan
 from tests.commands import Commands
 
@@ -40,6 +41,27 @@ def test_a_checkpoint_that_was_pruned_meanwhile_is_not_compared(trained: Path) -
     todo = plan(run, begin=0, end=150)
     checkpoint_path(run.checkpoints, 150).unlink()
     assert compare(todo, processes=1) is None
+
+
+def test_no_step_is_computed_twice_where_a_live_run_prunes_its_checkpoints(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = open_run(trained), []
+    pieces = plan(run, begin=0, end=200).pieces
+    assert [piece.end for piece in pieces] == [150, 200]
+    checkpoint_path(run.checkpoints, 150).unlink()
+    right = replay
+
+    def counted(run: Any, steps: int, *state: Any) -> Any:
+        asked.append(steps)
+        return right(run, steps, *state)
+
+    # The numerics of this process are not pinned: its bits may be others.
+    monkeypatch.setattr(verify, "first_difference", lambda *_: "")
+    monkeypatch.setattr(JournalContents, "digest", lambda *_: None)
+    monkeypatch.setattr(verify, "replay", counted)
+    assert verify.check(trained, pieces) is None
+    assert asked == [0, 150, 50]  # 0: the first state
 
 
 def test_one_that_begins_earlier_says_so(trained: Path) -> None:

@@ -64,6 +64,7 @@ class StatusReport(ServerPart):
         self._shown_step = -1
         self._checkpoint, self._saved_at = self._spec.state.step, now
         self.divergence = ""
+        self._warned_of_divergence = False
         self._nobody_yet = True
         self._loss_sums = collections.deque([0.0], maxlen=LOSS_STEPS + 1)
         self._late_from = self._stall_at = now + FIRST_STALL_AFTER
@@ -108,7 +109,9 @@ class StatusReport(ServerPart):
                 f" loss of {LOSS_STEPS} steps is above ln {size:,} = {math.log(size):.3f}, that of"
                 f" the untrained model: {self._new_run}"
             )
-            self._outbox.warn(self.divergence)
+            if not self._warned_of_divergence:  # of a text like noise the loss crosses that often
+                self._outbox.warn(self.divergence)
+            self._warned_of_divergence = True
 
     @property
     def _smooth_loss(self) -> float:

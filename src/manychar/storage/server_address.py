@@ -56,10 +56,11 @@ def read_address(run: Path) -> ServerAddress | None:
 
 def another_server(run: Path) -> UserError:
     """Return the error of who wants to serve a run that a server holds."""
-    where = ""
+    where = key = ""
     if (running := read_address(run)) is not None:
         where = f" ({running.endpoint}, process {running.process} on {running.host})"
-    command = f"`{program()} stop {as_pasted(run)}`"
+        key = " --key FILE" * (running.key is not None and not Path(running.key).exists())
+    command = f"`{program()} stop {as_pasted(run)}{key}`"
     return UserError(f"{run}: another server is running on it{where}; wait for it, or {command}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manychar.numerics.option import counted
+from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.subcommand import Command
@@ -142,11 +143,14 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
     directory = open_run(path)
     journal = read_journal(path, directory.run_id)
     next_line, done = time.monotonic() + LINE_EVERY, 0
+    state: TrainingState | None = None
     for piece in pieces:
         checkpoint, damaged = directory.newest_checkpoint(up_to=piece.begin)
         for complaint in damaged.values():
             raise UserError(complaint)
-        state = checkpoint.state  # an earlier one where a live run has pruned that of the piece
+        # A live run may have pruned it: then from the end of the piece before, or an earlier one.
+        if state is None or state.step != piece.begin or checkpoint.state.step == piece.begin:
+            state = checkpoint.state
         begin = state.step
         if begin == 0 and (array := first_difference(next(replay(directory, 0)), state)):
             return Finding(0, array)
@@ -155,7 +159,7 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
         for step, state in enumerate(states, begin + 1):
             if journal.digest(step) not in (None, digest(as_frame(state.parameters.flat)).hex()):
                 first_wrong = first_wrong or step
-            done += 1
+            done += step > piece.begin
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY
                 logger.info(f"verify: {done:,} steps", extra={"values": {"step": done}})
