@@ -21,7 +21,7 @@ from manychar.protocol.field_types import DIGEST_BYTES, MAX_INTEGER
 from manychar.protocol.messages import WIRE_VERSION, Message, NewWeights, UnitResult
 from manychar.protocol.unit_payload import Payload
 from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME
-from tests.commands import SMALL, Commands
+from tests.commands import SMALL, Commands, Running
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
 from tests.protocol.stage import Stage, unit_result
@@ -231,6 +231,16 @@ def test_the_recipes_limits_of_memory_are_above_the_formulas() -> None:
     assert needed < on_a_node
 
 
+def serve(manychar: Commands, size: Dimensions, *others: str) -> Running:
+    """Start a server of a run of these sizes, with checkpoints and samples often."""
+    return manychar.start(
+        *("server", *others, "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
+        *("--hidden", str(size.hidden), "--shards", str(size.shards)),
+        *("--streams", str(size.streams), "--seq-length", str(size.seq_length)),
+        *("--checkpoint-every", "3", "--sample-every", "10", "--sample-length", "1"),
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how much memory is used")
 @pytest.mark.parametrize(
     ("hidden", "shards", "streams", "seq_length", "workers", "least"),
@@ -254,12 +264,7 @@ def test_a_real_fleet_keeps_within_the_memory(
     size = dataclasses.replace(
         operating.dimensions(hidden, shards), streams=streams, seq_length=seq_length
     )
-    server = manychar.start(
-        *("server", "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
-        *("--hidden", str(hidden), "--shards", str(shards), "--streams", str(streams)),
-        *("--seq-length", str(seq_length), "--checkpoint-every", "3", "--sample-every", "10"),
-        *("--sample-length", "1"),
-    )
+    server = serve(manychar, size)
     endpoint = server.wait_for(r"manychar worker (tcp://\S+)")[1]
     running = [manychar.start("worker", endpoint) for _ in range(workers)]
     server.wait_for("--- step 10 ---", "out")
@@ -298,12 +303,7 @@ def test_relay_and_validation_keep_within_the_memory(
     letters = "".join(map(chr, range(0x4E00, 0x4E00 + size.vocabulary_size)))
     text = tmp_path / "text"
     text.write_text(letters * (2 + shards * streams * (seq_length + 2) // len(letters)), "utf-8")
-    server = manychar.start(
-        *("server", str(text), "--run-dir", "run", "--bind", "tcp://127.0.0.1:0", "--steps", "0"),
-        *("--hidden", str(hidden), "--shards", str(shards), "--streams", str(streams)),
-        *("--seq-length", str(seq_length), "--checkpoint-every", "3", "--sample-every", "10"),
-        *("--sample-length", "1", "--validation", "0.01"),
-    )
+    server = serve(manychar, size, str(text), "--validation", "0.01")
     joins = r"worker joins with: manychar worker (tcp://\S+)"
     relay = manychar.start("relay", server.wait_for(joins)[1], "--bind", "tcp://127.0.0.1:0")
     below = relay.wait_for(joins)[1]
