@@ -16,7 +16,7 @@ from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
 from tests.benchmarks.rows import capacity, relays, targets, texts
 from tests.benchmarks.sides.held_out import crossing
-from tests.benchmarks.to_loss import FleetToLoss, until_loss
+from tests.benchmarks.to_loss import Clock, FleetToLoss, until_loss
 
 TEXT = "to be, or not to be, that is the question: " * 200
 
@@ -97,6 +97,16 @@ def test_a_ratio_is_that_of_the_median_round() -> None:
     assert comparisons([row]).endswith(
         "| this | 2.00 (1.00 … 3.00) | that | 5.00 (4.00 … 6.00) | 2.50x (1.33 … 6.00) |\n"
     )
+
+
+def test_a_step_before_the_first_line_is_not_before_the_start() -> None:
+    slowing = Clock([(100, 0.05), (200, 0.2), (300, 0.35)])
+    assert [slowing.time_of(step) for step in (0, 50, 100, 400)] == pytest.approx(
+        [0, 0.025, 0.05, 0.5]
+    )
+    even = Clock([(100, 1.2), (200, 1.4)])
+    assert even.start == pytest.approx(1.0)
+    assert [even.time_of(step) for step in (0, 50, 300)] == pytest.approx([0, 0.1, 0.6])
 
 
 def test_a_crossing_lies_between_its_two_points() -> None:

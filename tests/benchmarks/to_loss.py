@@ -58,7 +58,7 @@ class FleetToLoss:
 
     def _reached_at(self, run_dir: Path) -> float:
         """Validate checkpoint after checkpoint; return when the target was, interpolated."""
-        clock = _Clock(run_dir)
+        clock = Clock([(line["step"], line["seconds"]) for line in metrics(run_dir)])
         self.starts.append(clock.start)
         before = None
         for path in sorted((run_dir / "checkpoints").glob("step-*.safetensors")):
@@ -70,21 +70,18 @@ class FleetToLoss:
         return math.inf
 
 
-class _Clock:
-    """When a run was at a step, from the lines of its metrics."""
+class Clock:
+    """When a run was at a step, from (step, seconds) of the lines of its metrics."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._points = [(line["step"], line["seconds"]) for line in metrics(run_dir)]
-        self.start = max(0.0, self._seconds(0))
+    def __init__(self, lines: list[tuple[int, float]]) -> None:
+        (s0, t0), (s1, t1) = lines[:2]
+        # A pace that falls would put the first step before the run itself.
+        self.start = max(0.0, t0 - (t1 - t0) * s0 / (s1 - s0))
+        self._points = [(0, self.start), *lines] if s0 else lines
 
     def time_of(self, step: int) -> float:
-        """Return seconds since the first step."""
-        return self._seconds(step) - self.start
-
-    def _seconds(self, step: int) -> float:
-        """Read between two lines; before the first and after the last, go on at the pace there."""
+        """Return seconds since the first step; after the last line, go on at the pace there."""
         points = self._points
         place = next((i for i, (at, _) in enumerate(points) if at >= step), len(points) - 1)
-        place = min(max(place, 1), len(points) - 1)
-        (s0, t0), (s1, t1) = points[place - 1], points[place]
-        return float(t0 + (t1 - t0) * (step - s0) / (s1 - s0))
+        (s0, t0), (s1, t1) = points[max(place, 1) - 1], points[max(place, 1)]
+        return t0 + (t1 - t0) * (step - s0) / (s1 - s0) - self.start
