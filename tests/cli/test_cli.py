@@ -128,7 +128,8 @@ def test_a_default_run_has_the_defaults(manychar: Commands, text: Path) -> None:
     assert done.code == 0, done.err
     config = (manychar.directory / "run" / "config.json").read_text()
     values = {**(said := json.loads(config))["definition"], **said["operation"]}
-    definition, operation = Definition(corpus_sha256="0" * 64), Operation(workers=1, compute=True)
+    definition = Definition(corpus_sha256="0" * 64)
+    operation = Operation(steps=1, workers=1, compute=True)
     defaults = {**dataclasses.asdict(definition), **dataclasses.asdict(operation)}
     for name in DEFAULTS.keys() - {"steps"}:
         assert values[name] == defaults[name], name

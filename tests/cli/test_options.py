@@ -9,7 +9,8 @@ import pytest
 from manychar.cli.verify import CORES
 from manychar.cli.worker import PROCESSES
 from manychar.numerics.option import Option, options_of
-from manychar.protocol.run_operation import Operation, as_many_as_useful
+from manychar.numerics.run_definition import choose_streams
+from manychar.protocol.run_operation import Operation, as_many_as_useful, choose_steps
 from tests.commands import SMALL, Commands
 
 ADDED = """
@@ -56,7 +57,12 @@ def test_the_default_number_of_workers_is_an_allowed_one(
     shards: int, cores: int, workers: int
 ) -> None:
     assert as_many_as_useful(shards, cores) == workers
-    assert Operation(workers=workers, compute=False).workers == workers
+    assert Operation(steps=1, workers=workers, compute=False).workers == workers
+
+
+def test_default_runs_read_as_many_characters_whatever_their_size() -> None:
+    read = {choose_steps(hidden) * choose_streams(hidden, 4) for hidden in (1, 100, 255, 256, 1024)}
+    assert len(read) == 1
 
 
 def test_help_reference_file_and_checks_follow_from_one_declaration(manychar: Commands) -> None:

@@ -53,7 +53,7 @@ def a_definition(hidden: int = 4) -> Definition:
 
 
 def made(path: Path, **operation: int) -> RunDirectory:
-    values: dict[str, Any] = {"workers": 1, "compute": False} | operation
+    values: dict[str, Any] = {"steps": 9, "workers": 1, "compute": False} | operation
     return create_run(path, a_definition(), a_corpus(), Operation(**values))
 
 
@@ -104,7 +104,10 @@ class TestMaking:
         assert one.run_id != two.run_id
         assert one.run_id[:12] == two.run_id[:12]
         other = create_run(
-            tmp_path / "three", a_definition(5), a_corpus(), Operation(workers=1, compute=False)
+            tmp_path / "three",
+            a_definition(5),
+            a_corpus(),
+            Operation(steps=9, workers=1, compute=False),
         )
         assert other.run_id[:12] != one.run_id[:12]
 
@@ -236,7 +239,7 @@ class TestMaking:
                 tmp_path / "deep" / "run",
                 a_definition(),
                 corpus,
-                Operation(workers=1, compute=False),
+                Operation(steps=9, workers=1, compute=False),
             )
         assert list(tmp_path.iterdir()) == [text]
 

@@ -47,7 +47,7 @@ def run_of(
     if path is None:
         handle(*STOPS, by=end_by_exception)  # a run directory that is half made is removed
         with defined(text, flags, flags.get("run_dir") or RUNS) as (definition, corpus):
-            others = {"shards": definition.shards, "cores": usable_cores()}
+            others = {**vars(definition), "cores": usable_cores()}
             operation = Operation(**resolve(Operation, flags, **others))
             directory = create_run(flags.get("run_dir"), definition, corpus, operation)
             used, size = counted(corpus.characters, "character"), len(corpus.vocabulary)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manychar.numerics.run_definition import Definition
-from manychar.protocol.run_operation import Operation
+from manychar.protocol.run_operation import choose_steps
 from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import tell
@@ -42,6 +42,7 @@ TO_THE_END: list[tuple[int, dict[str, float], int]] = [  # hidden units, other v
     (64, {}, 1),
     (100, {}, 1),
     (100, {"streams": 128}, 1),
+    (250, {}, 5),
     (256, {}, 5),
     (512, {}, 5),
 ]
@@ -144,16 +145,19 @@ def _seeds(trainings: Trainings) -> Iterator[str]:
 
 def _ends(trainings: Trainings) -> Iterator[str]:
     """Default runs, and one with more streams, to the default number of steps."""
-    rows, steps = [], (*ON_THE_WAY, Operation(workers=1).steps)
+    rows, known = [], (*ON_THE_WAY, *sorted({choose_steps(hidden) for hidden, *_ in TO_THE_END}))
     for hidden, other, seeds in TO_THE_END:
+        steps = [each for each in known if each <= choose_steps(hidden)]
         for seed in range(1, seeds + 1):
             values = {**_defaults(hidden), **other, "seed": seed}
             characters = values["streams"] * Definition(corpus_sha256="0" * 64).seq_length
             losses = trainings.losses(values, [characters * each for each in steps])
             sizes = f"{hidden:,}", str(seed), str(values["streams"])
-            rows.append((*sizes, *(f"{loss:.3f}" for loss in losses)))
+            rows.append(
+                (*sizes, *(f"{loss:.3f}" for loss in losses), *[""] * (len(known) - len(steps)))
+            )
     yield "Runs with the default rate, after so many steps; the last number is the default one:\n"
-    yield table(("H", "seed", "total streams", *(f"{each:,}" for each in steps)), rows)
+    yield table(("H", "seed", "total streams", *(f"{each:,}" for each in known)), rows)
 
 
 def _to_target(trainings: Trainings, plan: Plan) -> Iterator[str]:
