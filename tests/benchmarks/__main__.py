@@ -29,6 +29,7 @@ ROWS = {
     "parts": "study: what each part of one process's step costs",
     "relays": "the server's time and the exchange with relays, beside the same without them",
     "profile": "study: what a step of a fleet costs each thread",
+    "shared": "study: tensors through shared memory instead of a socket",
     "capacity": "study: the costs by which fleets are planned, and what they predict",
 }
 

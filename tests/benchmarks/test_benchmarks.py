@@ -8,13 +8,15 @@ import pytest
 
 from manychar.fleet.capacity import Costs, Fleet, predict
 from manychar.protocol.dimensions import Dimensions
-from tests.benchmarks import to_loss
+from tests.benchmarks import running, to_loss
 from tests.benchmarks.asking import Side, Together
 from tests.benchmarks.comparison import Comparison, comparisons
 from tests.benchmarks.idle_fleet import IdleFleet, ServerThread
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import Figures, interleave
 from tests.benchmarks.rows import capacity, relays, targets, texts
+from tests.benchmarks.running import sizes
+from tests.benchmarks.shared_memory import SharedMemory, shared
 from tests.benchmarks.sides.held_out import crossing
 from tests.benchmarks.to_loss import Clock, FleetToLoss, until_loss
 
@@ -66,6 +68,16 @@ def test_workers_that_compute_nothing_exchange_all_the_same(plan: Plan) -> None:
         assert min(relays.figures(IdleFleet(plan, task, relays=1))) > 0
     if Path("/proc/self/schedstat").exists():
         assert ServerThread(plan, task).measure(0) > 0
+
+
+@pytest.mark.long
+def test_a_fleet_s_long_frames_go_through_shared_memory(plan: Plan, tmp_path: Path) -> None:
+    memory, long = SharedMemory(), bytes(range(256)) * 300
+    placed = memory.placed([b"short", long, long])
+    assert max(map(len, placed)) < 100
+    assert [bytes(each) for each in SharedMemory().found(placed)] == [b"short", long, long]
+    flags = ["--workers", "2", "--no-compute", *sizes(plan.task(hidden=150, shards=2))]
+    assert running.Fleet(plan, *flags, program=shared(tmp_path)).measure(0) > 0
 
 
 @pytest.mark.long
