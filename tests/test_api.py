@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -445,6 +446,11 @@ def test_an_empty_path_is_not_the_working_directory(
 def test_the_timeout_of_join_is_a_number(trained: Path) -> None:
     with pytest.raises(TypeError, match=r"^timeout is '5'; allowed: a number$"):
         api.Run(trained).join(timeout="5")  # type: ignore[arg-type]
+    for timeout in (-1, math.nan):
+        with pytest.raises(
+            api.UserError, match=rf"^timeout={timeout}: allowed: a number at least 0$"
+        ):
+            api.Run(trained).join(timeout=timeout)
 
 
 def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:

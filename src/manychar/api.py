@@ -196,6 +196,8 @@ class Run(Model):
         """
         if not isinstance(timeout, int | float | None):
             raise TypeError(f"timeout is {timeout!r:.40}; allowed: a number")
+        if not (timeout is None or timeout >= 0):
+            raise UserError(f"timeout={timeout}: allowed: a number at least 0")
         end = math.inf if timeout is None else time.monotonic() + timeout
         if self._training is not None:
             self._training.wait_for(lambda: time.monotonic() >= end)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from manychar.cli.runs import runs
 from manychar.cli.stop import stop
 from manychar.network.keys import add, create
 from manychar.observability.dashboard.data_source import FinishedRun, LiveServer, open_source
@@ -99,7 +100,8 @@ def test_a_live_run_is_listed_with_its_present_step(manychar: Commands, text: Pa
     assert line.startswith(f"run  step {step:,}  loss "), line
     server.send(signal.SIGSTOP)
     (line,) = manychar.run("runs", ".").out.splitlines()
-    assert re.match(r"run  step [\d,]*0  loss .* live at ipc://", line), "what is recorded"
+    recorded = r"run  step [\d,]*0  loss .*  live at ipc://.*, no answer within 1 s"
+    assert re.fullmatch(recorded, line), line
     for running in (server, worker):
         running.send(signal.SIGCONT)
     server.interrupt()
@@ -303,6 +305,22 @@ class TestBind:
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"cannot bind to {bind}: another program uses it" in done.err
         assert not list(manychar.directory.iterdir())
+
+
+def test_a_directory_that_vanishes_is_passed_over(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (trained.parent / "gone").mkdir()
+    scan = os.scandir
+
+    def vanished(path: Any) -> Any:
+        if Path(path).name == "gone":
+            Path(path).rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanished)
+    runs(trained.parent)
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_runs_are_listed_whatever_they_are(manychar: Commands, trained: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_room_lets_it_go_on(
         )
         assert done.code == 3, done.err
         assert "no space left on device" in done.err
-        assert "is kept" in done.err
+        assert "is kept; make room, or give a lower --keep-checkpoints\n" in done.err
         last = expect_same_bits(disk / "run", text)
         assert last > 0
         full = subprocess.run(["mount", "-o", "remount,size=4m", disk], check=False)

@@ -79,6 +79,13 @@ def test_health_of_two_snapshots(now: Snapshot, when: str, expected: Health | No
     assert health_of(snapshot(7, worker("a")), now, expired=when == "expired") == expected
 
 
+def test_a_relay_is_no_worker() -> None:
+    relay = worker("relay-1")
+    below = [worker(name)._replace(relay="relay-1") for name in "ab"]
+    health = health_of(snapshot(7, relay, *below), snapshot(8, relay, *below), expired=False)
+    assert health == Health("step 8 of 12,000: it advances, with 2 workers")
+
+
 @pytest.mark.long
 def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     keys.create(manychar.directory / "keys")

@@ -1,7 +1,7 @@
 """The command `runs`."""
 
-import contextlib
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,8 @@ Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
-    paths = sorted(path.parent for path in directory.rglob(CONFIG_NAME))
+    found = os.walk(directory)  # not rglob: a directory may vanish meanwhile, or be another user's
+    paths = sorted(Path(path) for path, _, files in found if CONFIG_NAME in files)
     for path in paths:
         try:
             write(escaped(f"{path}  {_described(path)}") + "\n")
@@ -29,11 +30,11 @@ def runs(directory: Below = Path("runs")) -> None:
 
 def _described(path: Path) -> str:
     from manychar.observability.history import read_history
-    from manychar.observability.observer_client import first, snapshots
+    from manychar.observability.observer_client import NoAnswerError, find_server, first, snapshots
     from manychar.protocol.status_report import is_divergence
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.run_directory import open_run
-    from manychar.storage.server_address import is_served, read_address
+    from manychar.storage.server_address import is_served
     from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
@@ -47,13 +48,17 @@ def _described(path: Path) -> str:
     state = "stopped early" if is_early else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
     if is_served(path):
-        address = read_address(path)
-        state = f"live at {address.endpoint}" if address else "live"
-        with contextlib.suppress(UserError):
+        state = "live"
+        try:
+            state = f"live at {find_server(str(path), None, connect_timeout=ANSWERED_WITHIN)[0]}"
             asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
             status = first(asked, str(path)).status
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
                 step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
+        except NoAnswerError:
+            state += f", no answer within {ANSWERED_WITHIN:g} s"
+        except UserError:  # it is another user's, or on another host
+            pass
     elif step > (kept := run.newest_step()):
         state += f", its newest checkpoint is that of step {kept:,}"
     return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"

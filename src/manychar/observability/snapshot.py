@@ -24,15 +24,20 @@ class Snapshot:
         return [worker for worker in self.workers if worker.shards and not worker.relay]
 
     @property
+    def relays(self) -> set[str]:
+        """The names of the relays that have workers."""
+        return {worker.relay for worker in self.workers}
+
+    @property
     def working(self) -> list[str]:
-        """The names of the workers that hold shards."""
-        return [worker.name for worker in self.direct]
+        """The names of the workers that hold shards, those of relays among them."""
+        return [each.name for each in self.workers if each.shards and each.name not in self.relays]
 
     @property
     def straggler(self) -> str:
         """The worker for which the steps of the last ten seconds waited most, in words."""
         slowest = max(self.direct, key=lambda worker: worker.straggling, default=None)
-        if slowest is None or len(self.working) < 2 or slowest.straggling < STRAGGLER_FROM:
+        if slowest is None or len(self.direct) < 2 or slowest.straggling < STRAGGLER_FROM:
             return ""
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from manychar.processes.errors import UserError, because
+from manychar.processes.errors import DISK_FULL, UserError, because
 from manychar.protocol.effects import Save
 from manychar.protocol.events import CheckpointWritten
 from manychar.storage.checkpoint import checkpoint_path, list_checkpoints, write_checkpoint
@@ -60,11 +60,13 @@ class Writer(contextlib.ExitStack):
         return news
 
     def _result(self, save: Save, spare: frozenset[int], failure: str) -> CheckpointWritten:
+        advice = ""
         try:
             if not failure:
                 self._write(save, spare)
         except OSError as error:
             failure = because(error)
+            advice = "; make room, or give a lower --keep-checkpoints" * (error.errno in DISK_FULL)
         except UserError as error:
             failure = f"read back: {error}"
         except Exception as error:
@@ -73,7 +75,7 @@ class Writer(contextlib.ExitStack):
             kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
             gone = f"no checkpoint is in {self._directory.path} any more"
             moved = f"{gone}; if the run was moved, resume it where it is now"
-            failure += f"; {kept[-1] if kept else moved}"
+            failure += f"; {kept[-1] + advice if kept else moved}"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:
