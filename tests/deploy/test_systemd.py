@@ -221,7 +221,9 @@ def test_a_systemd_runs_it_as_the_readme_says(
         # What is stopped stays so, and in good order.
         here.run(f"systemctl stop {workers[0]}")
         assert here.show(workers[0], "ActiveState") == "inactive"
-        here.run("systemctl stop manychar-server manychar-follow manychar-relay 'manychar-worker@*'")
+        here.run(
+            "systemctl stop manychar-server manychar-follow manychar-relay 'manychar-worker@*'"
+        )
         assert here.run("systemctl list-units --failed --no-legend --plain 'manychar*'") == ""
         assert here.show(SERVER, "Result") == "success"
         assert expect_same_bits(here.root / RUN, text) > 0
