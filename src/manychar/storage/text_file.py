@@ -115,9 +115,10 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
 
 
 def _refuse_device(source: Any, name: str) -> None:
-    """Raise UserError for a device, which may have no end; a terminal has one."""
-    mode = os.fstat(source.fileno()).st_mode
-    if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not source.isatty():
+    """Raise UserError for a device, which may have no end; a terminal and /dev/null have one."""
+    status = os.fstat(source.fileno())
+    has_end = source.isatty() or os.path.samestat(status, Path(os.devnull).stat())
+    if (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)) and not has_end:
         raise UserError(f"{name}: a device; {GIVE}")
 
 
