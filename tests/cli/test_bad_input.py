@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import SMALL, Commands, Ended
+from tests.conftest import Require
 from tests.texts import small_text
 
 TOO_LARGE = "99999999999999999999"
@@ -66,6 +67,18 @@ class TestTexts:
         (manychar.directory / "text").write_bytes(content)
         expect_one_line(manychar.run("train", "text", "--run-dir", "run"), "text", named)
         expect_nothing_new(manychar, "text")
+
+    @pytest.mark.parametrize("name", ["/dev/zero", "/dev/fd/0", "-"])
+    def test_that_are_a_device(self, manychar: Commands, name: str, require: Require) -> None:
+        """It may have no end. The limit keeps a failure of this test from filling the disk."""
+        require(shutil.which("prlimit"), "needs prlimit")
+        before, flags = ("prlimit", f"--fsize={10**6}"), ("--run-dir", "run")
+        with Path("/dev/zero").open("rb") as stdin:
+            started = manychar.start("train", name, *flags, before=before, stdin=stdin.fileno())
+        done = started.end()
+        named = "standard input" if name == "-" else name
+        expect_one_line(done, f"{named}: a device; give the path of a text file")
+        expect_nothing_new(manychar)
 
     @pytest.mark.long
     @pytest.mark.parametrize("name", ["empty", "not UTF-8", "too short"])

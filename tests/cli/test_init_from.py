@@ -102,7 +102,7 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
         (("train", "--init-from", "nowhere"), "nowhere: no such file"),
         (
             ("train", "--init-from", "other.txt"),
-            "other.txt: truncated, altered or not a checkpoint: give the run, or a checkpoint of",
+            "other.txt: truncated, altered or not a checkpoint: give RUN, or a file of RUN/check",
         ),
         (("train", "other.txt", "--unknown", "skip"), "--unknown=skip: needs --init-from; the voc"),
         (("server", "other.txt", "--unknown", "skip"), "--unknown=skip: needs --init-from"),

@@ -154,6 +154,22 @@ class TestNothingIsLeft:
         expect_one_line(running.end(), f"{name}: file too large")
         expect_nothing_new(manychar, "text")
 
+    def test_of_standard_input_without_an_end(self, manychar: Commands) -> None:
+        """It says how much it has copied, and ends when it is told to."""
+        reading, writing = os.pipe()
+        running = manychar.start("train", "-", "--run-dir", "deep/run", stdin=reading)
+        os.close(reading)
+
+        def is_said() -> bool:
+            os.write(writing, b"more")
+            return "reading standard input: 0 MB\n" in running.err
+
+        until(is_said, running.described)
+        running.interrupt()
+        assert running.end().code == 130
+        os.close(writing)
+        expect_nothing_new(manychar)
+
     @linux
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
     def test_when_it_is_stopped(

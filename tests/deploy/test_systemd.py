@@ -19,7 +19,8 @@ from tests.texts import small_text
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 SERVER, WORKER = "manychar-server.service", "manychar-worker@.service"
-RELAY = "manychar-relay.service"
+RELAY, FOLLOW = "manychar-relay.service", "manychar-follow.service"
+UNIT = [SERVER, WORKER, RELAY, FOLLOW]
 MOST_EXPOSED = 1.5
 
 
@@ -29,7 +30,7 @@ def settings_of(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=", line))
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
+@pytest.mark.parametrize("unit", UNIT)
 def test_systemd_accepts_it(unit: str, tmp_path: Path, require: Require) -> None:
     require(shutil.which("systemd-analyze"), "systemd-analyze is not here")
     text = (UNITS / unit).read_text(encoding="utf-8")
@@ -40,7 +41,7 @@ def test_systemd_accepts_it(unit: str, tmp_path: Path, require: Require) -> None
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
+@pytest.mark.parametrize("unit", UNIT)
 def test_it_may_do_little(unit: str, require: Require) -> None:
     require(shutil.which("systemd-analyze"), "systemd-analyze is not here")
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / unit)]
@@ -52,7 +53,7 @@ def test_it_may_do_little(unit: str, require: Require) -> None:
     assert f"says {exposed[1]} (OK) for each" in readme
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
+@pytest.mark.parametrize("unit", UNIT)
 def test_its_command_is_one(manychar: Commands, unit: str) -> None:
     settings = settings_of(unit)
     line = settings["ExecStart"].replace("%d", "/run/credentials").replace("%i", "1")
@@ -68,19 +69,20 @@ def test_its_command_is_one(manychar: Commands, unit: str) -> None:
     assert "shards = 8" in done.out or unit != SERVER
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
+@pytest.mark.parametrize("unit", UNIT)
 def test_what_is_not_tried_again_is_what_would_end_in_the_same_way(unit: str) -> None:
     settings = settings_of(unit)
     never = {int(code) for code in settings["RestartPreventExitStatus"].split()}
-    assert never == {errors.BAD_INPUT, errors.RUN_FAILED, errors.REFUSED_FOR_SAFETY}
+    failed = {errors.RUN_FAILED} if unit != FOLLOW else set()  # which ends so where its server does
+    assert never == {errors.BAD_INPUT, errors.REFUSED_FOR_SAFETY} | failed
     assert settings["SuccessExitStatus"] == str(errors.STOPPED)
 
 
-@pytest.mark.parametrize("unit", [SERVER, WORKER, RELAY])
+@pytest.mark.parametrize("unit", UNIT)
 def test_its_memory_is_limited_and_it_is_restarted_beyond(unit: str) -> None:
     settings = settings_of(unit)
     assert re.fullmatch(r"\d+G", settings["MemoryMax"])
-    assert settings["Restart"] == "on-failure"
+    assert settings["Restart"] == ("always" if unit == FOLLOW else "on-failure")
 
 
 @pytest.mark.long
@@ -111,10 +113,14 @@ BindReadOnlyPaths={paths}
 WatchdogSec=15s
 """  # a worker without a shard wakes up every 5 s
 RUN = Path("var/lib/manychar/run")
+FIGURES = (
+    "import urllib.request as r;"
+    ' print(r.urlopen("http://127.0.0.1:9464/metrics", timeout=5).read().decode())'
+)
 
 
 def blocks_of_readme() -> list[list[str]]:
-    """Return the lines of the README's blocks: for the server, for workers, for a relay."""
+    """Return the lines of the README's blocks: for the server, for workers, a relay, follow."""
     text = (UNITS / "README.md").read_text(encoding="utf-8")
     return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
@@ -135,7 +141,7 @@ def prepared(here: Machine) -> None:
 
 def install(here: Machine, lines: list[str]) -> None:
     """Do what the README says; the program itself is there already."""
-    assert "pip install ./manychar-" in lines[0]
+    assert "pip install " in lines[0]
     for line in lines[1:]:
         here.run(line)
 
@@ -152,6 +158,12 @@ def wait_for_progress(here: Machine) -> None:
     until(lambda: step_of(here) > first, here.journal)
 
 
+def wait_for_figures(here: Machine) -> None:
+    """Wait until Prometheus would get figures of workers, from a port of the machine's own."""
+    read = f"{sys.executable} -c '{FIGURES}' 2>&1"
+    until(lambda: "manychar_workers" in here.run(f"{read} || true"), here.journal)
+
+
 @pytest.mark.long
 def test_a_systemd_runs_it_as_the_readme_says(
     tmp_path: Path, require: Require, request: pytest.FixtureRequest
@@ -160,7 +172,7 @@ def test_a_systemd_runs_it_as_the_readme_says(
         pytest.skip("it boots a systemd: --systemd")
     why = machine.why_not()
     require(not why, why)
-    for_server, for_workers, for_relay = blocks_of_readme()
+    for_server, for_workers, for_relay, for_follow = blocks_of_readme()
     settings = (UNITS / "server.conf").read_text(encoding="utf-8")
     small = re.sub("(?m)^MORE=.*", "MORE=--hidden 16 --streams 4 --steps 0", settings)
     workers = [f"manychar-worker@{i}.service" for i in (1, 2, 3, 4)]
@@ -183,8 +195,12 @@ def test_a_systemd_runs_it_as_the_readme_says(
         wait_for_progress(here)
 
         # A server that is started again, one that crashes, one that hangs; a worker that crashes.
+        install(here, for_follow)
+        wait_for_figures(here)
         here.run("systemctl restart manychar-server")
         wait_for_progress(here)
+        here.wait_until(FOLLOW, "NRestarts", "1")
+        wait_for_figures(here)
         here.run("systemctl kill --signal=KILL manychar-server manychar-worker@2")
         here.wait_until(SERVER, "NRestarts", "1")
         wait_for_progress(here)
@@ -205,7 +221,9 @@ def test_a_systemd_runs_it_as_the_readme_says(
         # What is stopped stays so, and in good order.
         here.run(f"systemctl stop {workers[0]}")
         assert here.show(workers[0], "ActiveState") == "inactive"
-        here.run("systemctl stop manychar-server manychar-relay 'manychar-worker@*'")
+        here.run(
+            "systemctl stop manychar-server manychar-follow manychar-relay 'manychar-worker@*'"
+        )
         assert here.run("systemctl list-units --failed --no-legend --plain 'manychar*'") == ""
         assert here.show(SERVER, "Result") == "success"
         assert expect_same_bits(here.root / RUN, text) > 0

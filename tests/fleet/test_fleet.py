@@ -19,6 +19,7 @@ from manychar.storage.journal import read_journal
 from manychar.storage.run_directory import open_run
 from tests.commands import ONE_WORKER, SMALL, TWO_WORKERS, Commands, Running, until
 from tests.logs import mean_loss
+from tests.parameters import others_long
 from tests.single_process import bits_alone, bits_of
 
 LOSS = "loss_nats_per_character"
@@ -468,14 +469,26 @@ class TestKilling:
         assert done.code == 0, done.err
         expect_same_bits(run, text)
 
+    @pytest.mark.parametrize("name", others_long(["short", "long" * 30]))
     def test_the_parents_end_is_the_childrens_end(
-        self, manychar: Commands, text: Path, run: Path
+        self,
+        manychar: Commands,
+        text: Path,
+        run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
     ) -> None:
+        """It leaves nothing in $TMPDIR: its children remove what it had there."""
+        (scratch := tmp_path / name).mkdir()
+        monkeypatch.setenv("TMPDIR", str(scratch))
         running = endless(manychar, text, *TWO_WORKERS)
         assert len(manychar.family()) == 4
+        assert len(list(scratch.iterdir())) == 1
         os.kill(running.pid, signal.SIGKILL)
         running.process.wait()
         manychar.expect_nobody()
+        assert not list(scratch.iterdir())
         running.end()
         assert expect_same_bits(run, text) >= 25
 

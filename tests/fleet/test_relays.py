@@ -98,6 +98,19 @@ def test_a_killed_relay_changes_no_bit(manychar: Commands, text: Path) -> None:
     assert expect_same_bits(manychar.directory / "run", text) > 0
 
 
+def test_workers_end_as_a_relay_that_is_stopped_does(manychar: Commands, text: Path) -> None:
+    server, endpoint = serve(manychar, text, "--steps", "0")
+    between, below = relay(manychar, endpoint)
+    worker = work(manychar, below, "w0")
+    between.wait_for("w0 has joined")
+    between.send(signal.SIGTERM)
+    ended = [each.end() for each in (between, worker)]
+    assert [each.code for each in ended] == [75, 75], ended[1].err
+    assert ended[1].last_line.endswith("w0: the relay relay: stopped by SIGTERM")
+    assert manychar.run("stop", endpoint).code == 0
+    assert server.end().code == 75
+
+
 @pytest.mark.long
 def test_a_chain_of_relays_and_a_worker_beside_it(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "0")

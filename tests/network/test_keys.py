@@ -82,7 +82,8 @@ def test_keys_are_not_made_over_others(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="keys in it already"):
         keys.create(folder)
-    with pytest.raises(UserError, match="has a key already"):
+    revoke = rf"worker has a key already; `\S*manychar keys revoke {folder} worker` revokes it"
+    with pytest.raises(UserError, match=revoke):
         keys.add(folder, "worker", KeyRole.OBSERVER)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -183,7 +184,8 @@ def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
     keys.revoke(folder, "worker")
     assert not (folder / "worker.key").exists()
     assert [client.revoked for client in keys.read_clients(folder)] == [True]
-    with pytest.raises(UserError, match="no client worker"):
+    listed = rf"no client worker with a key; `\S*manychar keys list {folder}` lists them"
+    with pytest.raises(UserError, match=listed):
         keys.revoke(folder, "worker")
     new = keys.read_client_key(keys.add(folder, "worker", KeyRole.OBSERVER))
     assert new.public != old.public
@@ -191,6 +193,34 @@ def test_a_revoked_name_can_have_another_key(folder: Path) -> None:
         (old.public, True),
         (new.public, False),
     ]
+
+
+def test_each_name_is_listed_once_with_its_newest_key(manychar: Commands, folder: Path) -> None:
+    for name in ("worker", "olga", "worker"):
+        if name == "worker":
+            keys.revoke(folder, name)
+        new = keys.add(folder, name, KeyRole.OBSERVER)
+    keys.revoke(folder, "olga")
+    rows = [line.split() for line in manychar.run("keys", "list", str(folder)).out.splitlines()]
+    assert [row[:2] for row in rows] == [["worker", "observer"], ["olga", "revoked"]]
+    assert rows[0][2] == keys.read_client_key(new).public
+    listed = json.loads(manychar.run("keys", "list", str(folder), "--json").out)
+    assert [each["public"] for each in listed] == [row[2] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("role", "hint"),
+    [
+        ("worker", "manychar worker tcp://… --key own.key"),
+        ("observer", "manychar status tcp://… --key own.key; so do sample, dashboard and follow"),
+        ("operator", "manychar status tcp://… --key own.key; stop and unban take it, too"),
+    ],
+)
+def test_it_is_said_what_a_key_is_for(
+    manychar: Commands, folder: Path, role: str, hint: str
+) -> None:
+    done = manychar.run("keys", "add", str(folder), "own", "--role", role)
+    assert done.err == f"{folder / 'own.key'}: move it to its machine; there: {hint}\n"
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x" * 49, "ä", "a b"])
@@ -407,11 +437,11 @@ def test_a_storm_of_handshakes_is_answered_in_portions(folder: Path) -> None:
     asking = context.socket(zmq.DEALER)
     asking.connect(ENDPOINT)
     request = [b"", b"1.0", b"1", DOMAIN, b"127.0.0.1", b"", b"CURVE", bytes(32)]
-    asked = 2 * ANSWERS_A_TURN + 1
+    asked, each = 2 * ANSWERS_A_TURN + 1, ["127.0.0.1"] * ANSWERS_A_TURN
     for _ in range(asked):
         asking.send_multipart(request)
     refused = [authenticator.answer() for _ in range(4)]
-    assert refused == [ANSWERS_A_TURN, ANSWERS_A_TURN, 1, 0]
+    assert refused == [each, each, each[:1], []]
     answers = [asking.recv_multipart()[3] for _ in range(asked)]
     assert answers == [b"400"] * asked
     asking.close(0)

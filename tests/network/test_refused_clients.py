@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from manychar.fleet.listener import Listener
+from manychar.fleet.listener import Listener, most_frequent
 from manychar.network import keys
 from manychar.network.dealer import (
     ANOTHER_KEY,
@@ -65,7 +66,7 @@ def served(
     def answer() -> None:
         while not over.wait(LOOK_EVERY):
             if router.authenticator is not None:
-                refused.append(router.authenticator.answer())
+                refused.append(len(router.authenticator.answer()))
 
     answering = threading.Thread(target=answer)
     answering.start()
@@ -218,9 +219,16 @@ def test_a_refused_key_is_a_line_of_the_log(folder: Path, key: ClientKey) -> Non
                 until(functools.partial(refused, dealer), "a refusal", seconds=AT_ONCE)
         for _ in range(2):
             listener.check_keys()
-    reason = "handshakes refused: 2, with a key that is unknown or revoked"
+    reason = "handshakes refused: 2, with a key that is unknown or revoked, from 127.0.0.1"
     refusals = [each for each in told if each.counter == Counter.HANDSHAKES_REFUSED]
     assert refusals == [Dropped(Counter.HANDSHAKES_REFUSED, 2, reason)]
+
+
+def test_a_line_names_few_addresses() -> None:
+    """Of a storm those with the most refusals, in a line that can be read."""
+    refused = [f"10.0.0.{i}" for i in range(1, 6) for _ in range(i)]
+    assert most_frequent(refused) == "10.0.0.5, 10.0.0.4, 10.0.0.3 and 2 more"
+    assert most_frequent(["::1", "::1"]) == "::1"
 
 
 @pytest.mark.long
@@ -256,7 +264,10 @@ def test_commands_end_at_once_and_raise_no_counts(
     assert time.monotonic() - began < 5 * AT_ONCE
 
     server.wait_for(r"handshakes failed: \d+ \(each attempt of a client counts\): no key, another")
-    server.wait_for("handshakes refused: [12], with a key that is unknown or revoked")
+    said = "handshakes refused: [12], with a key that is unknown or revoked, from 127.0.0.1"
+    server.wait_for(said)
+    events = (manychar.directory / "run" / "events.jsonl").read_text()
+    until(lambda: re.search(said, events), "the event")
 
     def counted() -> dict[str, int]:
         done = manychar.run("status", "run", "--json", "--key", str(watch))

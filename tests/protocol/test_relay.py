@@ -260,11 +260,24 @@ def test_another_term_above_is_another_session_below(pair: Stage) -> None:
     assert not pair.machine.below.membership.leases
 
 
-@pytest.mark.parametrize("event", [LeaveRequested(75, "told to"), Received(Refused(reason="no"))])
-def test_its_members_connect_again_when_it_ends(pair: Stage, event: Any) -> None:
+@pytest.mark.parametrize(
+    ("event", "code", "reason"),
+    [
+        (LeaveRequested(75, "told to"), 75, "told to"),
+        (Received(Refused(reason="no")), 3, "the server refused this relay: no"),
+    ],
+)
+def test_its_members_end_with_it(pair: Stage, event: Any, code: int, reason: str) -> None:
     pair.handle(event)
-    assert pair.asked(b"a", Reset).run_and_term == pair.below
+    assert pair.asked(b"a", Done) == Done(**pair.below, code=code, reason=f"the relay r: {reason}")
     assert pair.machine.phase is ClientPhase.ENDED
+
+
+def test_its_members_end_when_it_finds_no_server_any_more(pair: Stage) -> None:
+    pair.from_above(Reset(**ABOVE))
+    pair.now += 61.0
+    pair.handle(DeadlinePassed())
+    assert pair.asked(b"b", Done).reason.startswith("the relay r: no server at tcp://above:1 for")
 
 
 def test_the_end_of_the_run_is_that_of_its_members(pair: Stage) -> None:

@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import io
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from manychar.storage.corpus_file import Corpus, read_corpus
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="manychar-texts-")
 atexit.register(SCRATCH.cleanup)
+NO_DEVICE = os.open(SCRATCH.name, os.O_RDONLY)
 
 
 def corpus_of(text: str) -> Corpus:
@@ -40,7 +42,11 @@ def files(directory: Path, *contents: bytes) -> list[Path]:
 def on_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     """Have these bytes come on standard input."""
 
+    class Given(io.BytesIO):
+        def fileno(self) -> int:
+            return NO_DEVICE
+
     class Stdin:
-        buffer = io.BytesIO(data)
+        buffer = Given(data)
 
     monkeypatch.setattr(sys, "stdin", Stdin)

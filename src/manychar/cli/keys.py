@@ -15,6 +15,11 @@ from manychar.protocol.messages import KeyRole
 KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys.", Path)]
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]
 ROLE = Option("An observer watches; an operator may also stop the run and lift bans.")
+USES = {
+    KeyRole.WORKER: ("worker", ""),
+    KeyRole.OBSERVER: ("status", "; so do sample, dashboard and follow"),
+    KeyRole.OPERATOR: ("status", "; stop and unban take it, too"),
+}
 Role = Annotated[Literal["worker", "observer", "operator"], ROLE]
 
 
@@ -45,8 +50,8 @@ def revoke(directory: KeyDirectory, name: Name) -> None:
 
 
 def show(directory: KeyDirectory, as_json: AsJson = False) -> None:
-    """List the clients with their roles and public keys."""
-    clients = keys.read_clients(directory)
+    """List the clients with their roles and public keys, of each name the newest one."""
+    clients = {client.name: client for client in keys.read_clients(directory)}.values()
     if as_json:
         write(json.dumps([vars(client) for client in clients], indent=2) + "\n")
         return
@@ -56,5 +61,6 @@ def show(directory: KeyDirectory, as_json: AsJson = False) -> None:
 
 
 def _explain(path: Path, role: KeyRole) -> None:
-    command = {KeyRole.WORKER: "worker", KeyRole.OBSERVER: "sample", KeyRole.OPERATOR: "stop"}[role]
-    logger.info(f"{path}: move it to its machine; manychar {command} tcp://… --key {path.name}")
+    command, more = USES[role]
+    use = f"manychar {command} tcp://… --key {path.name}{more}"
+    logger.info(f"{path}: move it to its machine; there: {use}")

@@ -3,7 +3,7 @@
 import collections
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from manychar.network.event_loop import EventLoop
@@ -15,6 +15,15 @@ from manychar.protocol.messages import Message, Peer
 
 MESSAGES_A_TURN = 1000
 COLLECT_EVERY = 60.0
+ADDRESSES_SHOWN = 3
+
+
+def most_frequent(addresses: Iterable[str]) -> str:
+    """Return the addresses that occur most often, for a sentence, and the number of the others."""
+    counted = collections.Counter(addresses)
+    shown = ", ".join(address for address, _ in counted.most_common(ADDRESSES_SHOWN))
+    more = len(counted) - ADDRESSES_SHOWN
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 class Listener:
@@ -26,7 +35,7 @@ class Listener:
     lost: collections.deque[Peer]
     carry_out: Callable[[effects.Effect], None]
     collect_at = 0.0
-    refused = 0  # handshakes that were refused since the last report
+    refused: tuple[str, ...] = ()  # the addresses of handshakes that were, since the last report
 
     def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event, then from each loss of a peer that it showed.
@@ -72,14 +81,17 @@ class Listener:
 
     def _answer_handshakes(self) -> None:
         if (authenticator := self.router.authenticator) is not None:
-            self.refused += authenticator.answer()
+            self.refused += tuple(authenticator.answer())
 
     def check_keys(self) -> None:
         """Log what handshakes failed, and look for revoked keys; to be called once a second."""
-        refused, self.refused = self.refused, 0
+        refused, self.refused = self.refused, ()
         if refused:
-            reason = f"handshakes refused: {refused:,}, with a key that is unknown or revoked"
-            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, refused, reason))
+            reason = (
+                f"handshakes refused: {len(refused):,}, with a key that is unknown or revoked, from"
+                f" {most_frequent(refused)}"
+            )
+            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, len(refused), reason))
         if failed := self.router.failed_handshakes():
             what = f"handshakes failed: {failed:,} (each attempt of a client counts)"
             reason = f"{what}: no key, another server's, no manychar client, or one that gave up"

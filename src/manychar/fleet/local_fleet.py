@@ -24,7 +24,7 @@ from manychar.numerics.option import as_flags, options_of
 from manychar.observability.observer_client import ENDED_WELL, ObserverClient
 from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
-from manychar.processes import log
+from manychar.processes import log, parent_death
 from manychar.processes.child_process import ChildProcess, how_it_ended
 from manychar.processes.errors import CRASHED, UserError, stopping
 from manychar.processes.log import logger
@@ -89,6 +89,7 @@ class LocalFleet:
             self._above = PrivateEndpoint(self._bind) if self._bind else self._private
             self._connection = stack.enter_context(contextlib.ExitStack())
             env = {**ENVIRONMENT, STARTED_WORKERS: str(self.directory.operation.workers)}
+            env[parent_death.DIRECTORY] = self._private.directory
             self._supervisor = Supervisor(
                 self._loop, on_end=self._child_ended, on_log=self._forward, env=env
             )

@@ -49,16 +49,21 @@ class Authenticator:
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def answer(self) -> int:
-        """Answer at most ANSWERS_A_TURN handshakes (the loop goes on); return the refusals."""
-        refused = 0
+    def answer(self) -> list[str]:
+        """Answer ANSWERS_A_TURN handshakes at most (the loop goes on); return whom it refused.
+
+        That is the address of each, or `localhost:USER:GROUP:PROCESS` of one that comes by ipc.
+        """
+        refused = []
         for _ in range(ANSWERS_A_TURN):
             try:
                 request = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             owner = self._owner_asking(request)
-            refused += owner is None and not self._is_closed
+            if owner is None and not self._is_closed:
+                address = request[3].decode(errors="replace") if len(request) > 3 else ""
+                refused.append(address.removeprefix("::ffff:"))  # of an IPv4 client, at [::]
             refusal = [b"%d" % UNREADABLE, *REFUSED[1:]] if self._is_closed else REFUSED
             answer = [b"200", b"", z85.encode(request[6])] if owner else refusal
             number = request[1] if len(request) > 1 else b""

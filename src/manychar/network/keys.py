@@ -116,7 +116,8 @@ def add(directory: Path, name: str, role: KeyRole) -> Path:
         base = _NUMBER.sub("", name)  # several processes of a key are its name and a number
         taken = {client.name for client in clients if not client.revoked}
         if name in taken:
-            raise UserError(f"{directory}: {name} has a key already; revoke it first")
+            command = f"`{program()} keys revoke {as_pasted(directory)} {name}` revokes it"
+            raise UserError(f"{directory}: {name} has a key already; {command}")
         if alike := [other for other in taken if name == _NUMBER.sub("", other) or other == base]:
             both = f"{name} and {alike[0]} could call themselves by one name"
             raise UserError(f"{directory}: {both}; choose another")
@@ -135,7 +136,8 @@ def revoke(directory: Path, name: str) -> None:
     with _changed_clients(directory) as clients:
         valid = [client for client in clients if client.name == name and not client.revoked]
         if not valid:
-            raise UserError(f"{directory}: no client {name} with a key: see `keys list`")
+            command = f"`{program()} keys list {as_pasted(directory)}` lists them"
+            raise UserError(f"{directory}: no client {name} with a key; {command}")
         clients[clients.index(valid[0])] = dataclasses.replace(valid[0], revoked=True)
     (directory / f"{name}{SUFFIX}").unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ class PrivateEndpoint(NamedTuple):
 
     bind: str
     keys: Path | None = None
+    directory: str = ""
 
     def bind_of(self, relay: str) -> str:
         """Return what a relay is to bind to, which has the same keys."""
@@ -41,11 +42,11 @@ def private_endpoint(workers: Collection[str]) -> Iterator[PrivateEndpoint]:
     with TemporaryDirectory(prefix="manychar-") as directory:
         longest = max(("server", *workers), key=len)
         if len(os.fsencode(f"{directory}/{longest}")) <= IPC_PATH_LENGTH:
-            yield PrivateEndpoint(f"ipc://{directory}/server")
+            yield PrivateEndpoint(f"ipc://{directory}/server", None, directory)
             return
         keys = Path(directory, "keys")
         create_server(keys, [])
         for name in workers:
             add(keys, name, KeyRole.WORKER)
         add(keys, OBSERVER, KeyRole.OPERATOR)
-        yield PrivateEndpoint("tcp://127.0.0.1:*", keys)
+        yield PrivateEndpoint("tcp://127.0.0.1:*", keys, directory)

@@ -6,6 +6,7 @@ end of file means that the operating system has closed the parent's end.
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 from manychar.processes.log import logger
 
 VARIABLE = "MANYCHAR_PARENT_PIPE"
+DIRECTORY = "MANYCHAR_PARENT_DIRECTORY"  # the parent's own, which a killed one leaves behind
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
 
@@ -32,12 +34,15 @@ def end_with_parent() -> None:
         if sys.platform == "linux":  # one that SIGSTOP has stopped could notice nothing
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
         pipe = int(os.environ[VARIABLE])
-        threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True).start()
+        left = os.environ.pop(DIRECTORY, None)  # a child of this process has another parent
+        threading.Thread(target=_wait, args=(pipe, left), name="parent-death", daemon=True).start()
 
 
-def _wait(pipe: int) -> None:
+def _wait(pipe: int, left: str | None) -> None:
     os.read(pipe, 1)
     logger.warning("the process that started this one is gone: stopping")
+    if left is not None:
+        shutil.rmtree(left, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(128 + signal.SIGTERM)

@@ -45,7 +45,8 @@ def work_progress(what: str, *, draw: bool = True) -> Iterator[Callable[[int, in
 
                 bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
                 bar.add_task(what)
-            bar.update(bar.task_ids[0], completed=done, total=total or None)
+            text = what if total else f"{what}: {done / 1e6:,.0f} MB"
+            bar.update(bar.task_ids[0], completed=done, total=total or None, description=text)
         else:
             show_at = time.monotonic() + SHOWN_EVERY
             share = f"{done / total:.0%} of {total / 1e6:,.0f}" if total else f"{done / 1e6:,.0f}"

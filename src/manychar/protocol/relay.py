@@ -190,17 +190,16 @@ class Relay(Worker):
             if self.below.workers != self._told_workers:
                 self.session.next_heartbeat = now
         up = super().handle(event, now)
-        if self.deadline() is None:
-            self._end(event)
+        for finish in (each for each in up if isinstance(each, Finish)):
+            self._end(finish, event)
         return down + self.below.outbox.collect() + up
 
-    def _end(self, event: events.Event) -> None:
-        """Tell the members: with the run they end, without this relay they connect again."""
-        run_and_term = self.below.spec.run_and_term
-        message: messages.Message = Reset(**run_and_term)
-        if isinstance(event, events.Received) and isinstance(event.message, messages.Done):
-            message = dataclasses.replace(event.message, **run_and_term)
-        self.below.outbox.send_to_all(message)
+    def _end(self, finish: Finish, event: events.Event) -> None:
+        """Tell the members: with the run they end, and with this relay, their server, they do."""
+        is_run = isinstance(event, events.Received) and isinstance(event.message, messages.Done)
+        text = finish.reason if is_run else f"the relay {self.session.hello.name}: {finish.reason}"
+        where, reason = self.below.spec.run_and_term, messages.one_line(text)
+        self.below.outbox.send_to_all(messages.Done(**where, code=finish.code, reason=reason))
 
     # Trees.
 

@@ -24,7 +24,7 @@ from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors, header_of
 from manychar.storage.file_format import FORMAT_VERSION, check_format
 
-_INSTEAD = "give the run, or a checkpoint of it"
+_INSTEAD = "give RUN, or a file of RUN/checkpoints"
 NO_CHECKPOINT = f"a state dict, as `manychar export` writes it, not a checkpoint: {_INSTEAD}"
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 

@@ -8,6 +8,8 @@ import importlib
 import io
 import itertools
 import lzma
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,6 +96,7 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
     name = "standard input" if str(path) == "-" else str(path)
     with user_errors(name, GIVE):
         if str(path) == "-":
+            _refuse_device(sys.stdin.buffer, name)
             if sys.stdin.buffer.isatty():
                 logger.info("reading the text from this terminal, to the end of input (Ctrl-D)")
             return _copy(sys.stdin.buffer, name, directory, stack)
@@ -101,6 +104,7 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
             text = Text(name, path, path.stat().st_size)
         else:
             with path.open("rb") as pipe:
+                _refuse_device(pipe, name)
                 text = _copy(pipe, name, directory, stack)
         with text.path.open("rb") as stored:
             if not stored.read(len(XZ)).startswith(
@@ -108,6 +112,14 @@ def _text(path: Path, directory: Path, stack: contextlib.ExitStack) -> Text:
             ):
                 raise UserError(f"{name}: truncated or no {suffix} archive; get it anew")
         return text
+
+
+def _refuse_device(source: Any, name: str) -> None:
+    """Raise UserError for a device, which may have no end; a terminal and /dev/null have one."""
+    status = os.fstat(source.fileno())
+    has_end = source.isatty() or os.path.samestat(status, Path(os.devnull).stat())
+    if (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)) and not has_end:
+        raise UserError(f"{name}: a device; {GIVE}")
 
 
 def _copy(source: Any, name: str, directory: Path, stack: contextlib.ExitStack) -> Text:
