@@ -214,7 +214,7 @@ class TestReadOnce:
     ) -> None:
         on_standard_input(monkeypatch, b"abc")
         monkeypatch.setattr(tempfile, "TemporaryFile", Full)
-        with pytest.raises(UserError, match=r"^standard input: no space left on device; give"):
+        with pytest.raises(UserError, match=r"^standard input: no space left on device; make room"):
             read(Path("-"))
 
 

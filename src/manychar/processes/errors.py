@@ -57,7 +57,8 @@ def user_errors(what: object, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = "; ".join(filter(None, [f"{what}: {because(error)}", advice]))
+        advised = "make room on the disk" if error.errno in DISK_FULL else advice
+        text = "; ".join(filter(None, [f"{what}: {because(error)}", advised]))
         raise UserError(text, code=code_of(error)) from None
 
 
