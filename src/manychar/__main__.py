@@ -13,7 +13,11 @@ def main() -> None:
     handle(*STOPS, by=end_at_once)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed: else the next file gets its descriptor
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+            access = (
+                os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            )  # data that is lost is an error
+            file = os.open(os.devnull, access)
+            setattr(sys, name, open(file, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
     from manychar.processes.queued_stream import queued  # noqa: PLC0415
 

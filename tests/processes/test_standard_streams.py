@@ -11,6 +11,7 @@ from tests.parameters import others_long
 CLOSED = {"in": "<&-", "out": ">&-", "err": "2>&-", "in and err": "<&- 2>&-"}
 CLOSED |= {"out and err": ">&- 2>&-", "all": "<&- >&- 2>&-"}
 ALONE = ("--steps", "12", "--workers", "1", "--sample-every", "4", "--run-dir", "run")
+WITH_DATA = ["evaluate {run} {text} --json", "verify {run} --to 5", "runs .", "--help"]
 
 
 def closing(which: str) -> tuple[str, ...]:
@@ -22,13 +23,23 @@ def test_no_message_gets_into_the_data(manychar: Commands, trained: Path, which:
     sample = ("sample", str(trained), "--length", "20", "--seed", "1")
     text = manychar.run(*sample).out
     done = manychar.start(*sample, before=closing(which)).end()
-    assert (done.code, done.out) == (0, "" if which in ("out", "out and err", "all") else text)
+    assert (done.code, done.out) == ((2, "") if ">&-" in CLOSED[which].split() else (0, text))
     done = manychar.start("sample", "nowhere", before=closing(which)).end()
     assert (done.code, done.out) == (2, "")
 
 
+@pytest.mark.parametrize("words", others_long(WITH_DATA, ordinary=1))
+def test_data_that_cannot_be_written_is_an_error(
+    manychar: Commands, text: Path, trained: Path, words: str
+) -> None:
+    done = manychar.start(
+        *words.format(run=trained, text=text).split(), before=closing("out")
+    ).end()
+    assert (done.code, done.last_line) == (2, "manychar: standard output: bad file descriptor")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("which", ["err", "all"])
+@pytest.mark.parametrize("which", ["err", "out", "all"])
 def test_no_message_gets_into_a_file(manychar: Commands, text: Path, which: str) -> None:
     done = manychar.start("train", str(text), *SMALL, *ALONE, before=closing(which)).end()
     assert done.code == 0, done
