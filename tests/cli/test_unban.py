@@ -20,7 +20,9 @@ def test_in_a_run_directory(manychar: Commands, trained: Path) -> None:
     done = manychar.run("unban", str(trained), "ann")
     assert (done.code, done.last_line) == (0, "ann is no longer banned; banned: bob")
     assert open_run(trained).facts.banned == {"bob": "it was wrong"}
-    assert manychar.run("unban", str(trained), "ann").last_line == "ann is not banned; banned: bob"
+    again = manychar.run("unban", str(trained), "ann")
+    answer = f"manychar: {trained}: ann is not banned; banned: bob\n"
+    assert (again.code, again.err) == (2, answer), "as for any wrong name"
     wrong = manychar.run("unban", str(trained), "no name")
     assert wrong.code == 2
     assert "NAME no name: a name is 1 to 64 of the characters" in wrong.last_line
@@ -36,7 +38,8 @@ def test_at_a_live_server(manychar: Commands, trained: Path) -> None:
     refused = manychar.run("worker", endpoint, "--name", "ann")
     assert (refused.code, "banned: it was wrong" in refused.err) == (3, True)
     unknown = manychar.run("unban", endpoint, "bob")
-    assert (unknown.code, unknown.last_line) == (0, "bob is not banned; banned: ann")
+    answer = f"manychar: {endpoint}: bob is not banned; banned: ann"
+    assert (unknown.code, unknown.last_line) == (2, answer)
     done = manychar.run("unban", str(trained), "ann")
     assert (done.code, done.last_line) == (0, "ann is no longer banned")
     assert open_run(trained).facts.banned == {}

@@ -1095,10 +1095,12 @@ def test_a_ban_is_lifted_and_remembered() -> None:
     assert only(stage.hello("ann"), Refused).reason.startswith("banned: it computed step 3")
     stage.hello("olga", "observer")
     effects = stage.tell("olga", Unban(**IN_RUN, name="ann"))
+    assert only(effects, Unbanned).lifted
     assert only(effects, Unbanned).text == "ann is no longer banned; banned: key-1"
     assert only(effects, RememberBans).banned == {"key-1": "the same"}
     assert only(stage.hello("ann"), Welcome)
     effects = stage.tell("olga", Unban(**IN_RUN, name="ann"))
+    assert not only(effects, Unbanned).lifted
     assert only(effects, Unbanned).text == "ann is not banned; banned: key-1"
     assert not [effect for effect in effects if isinstance(effect, RememberBans)]
 

@@ -23,7 +23,8 @@ def unban(
     if is_endpoint(source) or is_served(Path(source)):
         from manychar.observability.observer_client import send_unban
 
-        result = send_unban(source, name, key, connect_timeout=connect_timeout)
+        answer = send_unban(source, name, key, connect_timeout=connect_timeout)
+        result, lifted = answer.text, answer.lifted
     else:
         from manychar.protocol.admission import lift_ban
         from manychar.storage.run_directory import locked, open_run
@@ -32,5 +33,8 @@ def unban(
         with locked(open_run(path)):
             directory = open_run(path)
             banned, result = lift_ban(directory.facts.banned, name)
-            directory.with_facts(banned=banned).write_config()
+            if lifted := banned != directory.facts.banned:
+                directory.with_facts(banned=banned).write_config()
+    if not lifted:
+        raise UserError(f"{source}: {result}")
     logger.info(result)

@@ -220,10 +220,11 @@ def first(found: Generator[T], source: str) -> T:
     raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
-def send_unban(source: str, name: str, key: ClientKey | None, *, connect_timeout: float) -> str:
+def send_unban(
+    source: str, name: str, key: ClientKey | None, *, connect_timeout: float
+) -> messages.Unbanned:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
     client = ObserverClient(source, key, connect_timeout=connect_timeout)
     events = events_of(client, lambda: client.request(messages.Unban, name=name))
     with contextlib.closing(events):
-        answers = (event.text for event in events if isinstance(event, messages.Unbanned))
-        return first(answers, source)
+        return first((each for each in events if isinstance(each, messages.Unbanned)), source)

@@ -277,11 +277,11 @@ class Admission(ServerPart):
             before = self.banned
             self.banned, text = lift_ban(before, message.name)
             self._tell_relays(self._membership.relays(), {message.name: ""})
-            if self.banned != before:
+            if lifted := self.banned != before:
                 self._outbox.add(RememberBans(dict(self.banned)))
                 self._outbox.log(f"{text} (requested by {member.name})")
-            answer = messages.Unbanned(**self._spec.run_and_term, text=one_line(text))
-            self._outbox.send(member.peer, answer)
+            run, line = self._spec.run_and_term, one_line(text)
+            self._outbox.send(member.peer, messages.Unbanned(**run, text=line, lifted=lifted))
 
     def is_operator(self, member: Member, what: str) -> bool:
         """Whether a member may do this; where its key is not an operator's, it is refused."""

@@ -267,9 +267,10 @@ class Unban(_InRun):
 
 
 class Unbanned(_InRun):
-    """The server's answer to Unban: one line for the user."""
+    """The server's answer to Unban: one line for the user, and whether there was such a ban."""
 
     text: field.Text
+    lifted: field.Flag
 
 
 # Many fields: one figure each.
