@@ -34,6 +34,16 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
     return Snapshot(DIMENSIONS, status(step=step, **figures), workers)
 
 
+RACK = (
+    worker("rack"),
+    worker("a")._replace(relay="rack"),
+    worker("c")._replace(relay="rack"),
+    worker("idle", shards=0)._replace(relay="rack"),
+    worker("b"),
+)
+"""A relay that holds shards, and the workers: one of those below it is idle."""
+
+
 @pytest.mark.parametrize(
     ("now", "when", "expected"),
     [
@@ -48,6 +58,7 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
             "time left",
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
+        (snapshot(8, *RACK), "time left", Health("step 8 of 12,000: it advances, with 3 workers")),
         (
             snapshot(7, worker("a", shards=0), waiting_for="a worker to connect"),
             "time left",

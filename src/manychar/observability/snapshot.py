@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from manychar.numerics.option import counted
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status
 from manychar.protocol.worker_tally import WorkerStats
@@ -24,8 +25,19 @@ class Snapshot:
         return [worker for worker in self.workers if worker.shards and not worker.relay]
 
     @property
+    def computing(self) -> list[WorkerStats]:
+        """The workers, those below relays too, without the relays."""
+        relays = {worker.relay for worker in self.workers}
+        return [worker for worker in self.workers if worker.name not in relays]
+
+    @property
+    def with_shards(self) -> str:
+        """How many workers hold shards, in words."""
+        return counted(sum(worker.shards > 0 for worker in self.computing), "worker")
+
+    @property
     def working(self) -> list[str]:
-        """The names of the workers that hold shards."""
+        """The names of the workers and relays that the server itself has leased shards to."""
         return [worker.name for worker in self.direct]
 
     @property
