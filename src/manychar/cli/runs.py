@@ -1,6 +1,5 @@
 """The command `runs`."""
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from manychar.processes.errors import UserError
 from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
 
-ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
+ANSWERED_WITHIN = 1.0  # seconds; else a run is shown as it is recorded
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.", Path)]
 
 
@@ -29,11 +28,11 @@ def runs(directory: Below = Path("runs")) -> None:
 
 def _described(path: Path) -> str:
     from manychar.observability.history import read_history
-    from manychar.observability.observer_client import first, snapshots
+    from manychar.observability.observer_client import NoAnswerError, find_server, first, snapshots
     from manychar.protocol.status_report import is_divergence
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.run_directory import open_run
-    from manychar.storage.server_address import is_served, read_address
+    from manychar.storage.server_address import is_served
     from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
@@ -47,13 +46,18 @@ def _described(path: Path) -> str:
     state = "stopped early" if is_early else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
     if is_served(path):
-        address = read_address(path)
-        state = f"live at {address.endpoint}" if address else "live"
-        with contextlib.suppress(UserError):
-            asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
+        state, where, within = "live", "", ANSWERED_WITHIN
+        try:
+            where = f" at {find_server(str(path), None, connect_timeout=within)[0]}"
+            asked = snapshots(str(path), None, connect_timeout=within)
             status = first(asked, str(path)).status
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
                 step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
+        except NoAnswerError:
+            state = "no answer"
+        except UserError:
+            pass  # it asks for another key, or its endpoint is not known here
+        state += where
     elif step > (kept := run.newest_step()):
         state += f", its newest checkpoint is that of step {kept:,}"
     return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"
