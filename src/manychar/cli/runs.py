@@ -31,6 +31,7 @@ def _described(path: Path) -> str:
     from manychar.observability.observer_client import NoAnswerError, find_server, first, snapshots
     from manychar.protocol.status_report import is_divergence
     from manychar.storage.corpus_file import map_corpus
+    from manychar.storage.journal import read_journal
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served
     from manychar.storage.validation_log import early_stopping_of
@@ -45,7 +46,7 @@ def _described(path: Path) -> str:
     is_early = early_stopping_of(run).ends_at(run.newest_step())
     state = "stopped early" if is_early else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
-    if is_served(path):
+    if is_live := is_served(path):
         state, where, within = "live", "", ANSWERED_WITHIN
         try:
             where = f" at {find_server(str(path), None, connect_timeout=within)[0]}"
@@ -58,7 +59,9 @@ def _described(path: Path) -> str:
         except UserError:
             pass  # it asks for another key, or its endpoint is not known here
         state += where
-    elif step > (kept := run.newest_step()):
+    elif state != "finished":  # its journal is long, and has the steps after the last metrics
+        step = max(step, read_journal(path, run.run_id, with_steps=False).newest)
+    if not is_live and step > (kept := run.newest_step()):
         state += f", its newest checkpoint is that of step {kept:,}"
     return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"
 

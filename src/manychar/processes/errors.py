@@ -13,7 +13,8 @@ RUN_FAILED, STOPPED = effects.RUN_FAILED, effects.STOPPED
 CRASHED = 70  # by an exception that is a fault of this program: a supervisor starts it again
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
-DISK_FAULTS = errno.ENOSPC, errno.EDQUOT, errno.EIO
+FULL = errno.ENOSPC, errno.EDQUOT
+DISK_FAULTS = *FULL, errno.EIO
 
 
 class UserError(Exception):
