@@ -34,6 +34,7 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
     return Snapshot(DIMENSIONS, status(step=step, **figures), workers)
 
 
+NOBODY = "nothing accepts connections there"
 RACK = (
     worker("rack"),
     worker("a")._replace(relay="rack"),
@@ -121,7 +122,7 @@ def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     assert helper.end().code == 75
     gone = manychar.run("health", endpoint, "--key", str(probe), "--connect-timeout", "1")
     assert (gone.code, gone.out) == (3, "")
-    assert gone.err == f"manychar: no server at {endpoint} for 1 s (--connect-timeout)\n"
+    assert gone.err == f"manychar: no server at {endpoint} for 1 s (--connect-timeout): {NOBODY}\n"
 
 
 class FakeServer(threading.Thread):
