@@ -32,6 +32,7 @@ _DISCONNECTED = zmq.EVENT_DISCONNECTED
 _EVENTS = _CONNECTED | _RETRIED | _PROTOCOL | _AUTH | _DISCONNECTED
 
 
+# Many attributes: what libzmq's monitor told of one connection.
 class Dealer:
     """The socket of a worker or an observer.
 

@@ -26,6 +26,7 @@ class Sample:
     states: NDArray[np.float32]
 
 
+# Many fields: one for each part of the page.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
     """A run as it is known now.
