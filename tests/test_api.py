@@ -444,13 +444,14 @@ def test_an_empty_path_is_not_the_working_directory(
 
 
 def test_the_timeout_of_join_is_a_number(trained: Path) -> None:
-    with pytest.raises(TypeError, match=r"^timeout is '5'; allowed: a number$"):
-        api.Run(trained).join(timeout="5")  # type: ignore[arg-type]
-    for timeout in (-1, math.nan):
-        with pytest.raises(
-            api.UserError, match=rf"^timeout={timeout}: allowed: a number at least 0$"
-        ):
-            api.Run(trained).join(timeout=timeout)
+    allowed = "; allowed: a finite number at least 0$"
+    for wrong, error in (("5", TypeError), (True, TypeError), (-1, api.UserError)):
+        with pytest.raises(error, match=rf"^timeout is {wrong!r}{allowed}"):
+            api.Run(trained).join(timeout=wrong)  # type: ignore[arg-type]
+    for number in (math.nan, math.inf):
+        with pytest.raises(api.UserError, match=rf"^timeout is {number}{allowed}"):
+            api.Run(trained).join(timeout=number)
+    assert not api.Run(trained).join(timeout=10**400).is_alive()
 
 
 def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:

@@ -194,13 +194,14 @@ class Run(Model):
         Raises UserError where it failed; after KeyboardInterrupt it goes on: join or stop it again.
         In its own callback, it returns at once. After a timeout, `is_alive()` is True.
         """
-        if not isinstance(timeout, int | float | None):
-            raise TypeError(f"timeout is {timeout!r:.40}; allowed: a number")
-        if not (timeout is None or timeout >= 0):
-            raise UserError(f"timeout={timeout}: allowed: a number at least 0")
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        given = f"timeout is {timeout!r:.40}; allowed: a finite number at least 0"
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float | None):
+            raise TypeError(given)
+        if timeout is not None and not 0 <= timeout < math.inf:
+            raise UserError(given)
+        most, began = math.inf if timeout is None else timeout, time.monotonic()
         if self._training is not None:
-            self._training.wait_for(lambda: time.monotonic() >= end)
+            self._training.wait_for(lambda: time.monotonic() - began >= most)
         return self
 
     def stop(self) -> "Run":

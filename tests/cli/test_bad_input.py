@@ -356,7 +356,8 @@ class TestFlags:
         for command in ("worker", "status"):
             done = manychar.run(command, *flags, program=("-c", low))
             assert done.code == 3, done
-            assert "no server at tcp://127.0.0.1:9 for 1 s" in done.last_line
+            said = "no server at tcp://127.0.0.1:9 for 1 s (--connect-timeout): nothing accepts"
+            assert f"{said} connections there" in done.last_line
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import pytest
 
 from manychar.cli.runs import runs
 from manychar.storage.append_log import AppendLog, Extent
-from manychar.storage.journal import METRICS_NAME
+from manychar.storage.journal import (
+    METRICS_NAME,
+    AppliedStep,
+    ServerStart,
+    continue_journal,
+    read_journal,
+)
 from tests.storage.test_run_directory import made
 
 
@@ -30,6 +36,17 @@ def test_a_loss_above_that_of_the_untrained_model_is_marked(
     out = capsys.readouterr().out
     assert f"run  step 8,000  loss {shown}" in out
     assert out.endswith(", diverges\n") == (loss > 1)
+
+
+def test_a_run_that_was_killed_is_at_the_last_step_of_its_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `verify` has it: its metrics have every hundredth step."""
+    run = made(tmp_path / "run", steps=9_000)
+    with closing(continue_journal(run.path, run.run_id, read_journal(run.path, run.run_id))) as log:
+        log.append([ServerStart(1, 0, "ab"), *(AppliedStep(1, k, 1.0, "ab") for k in range(1, 43))])
+    runs(tmp_path)
+    assert "run  step 42  no loss yet  stopped, its newest" in capsys.readouterr().out
 
 
 def test_a_terminal_is_sent_no_control_sequence(

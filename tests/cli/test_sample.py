@@ -199,7 +199,8 @@ class TestALiveServer:
         done = running.end()
         assert done.code == 3
         assert done.out == ""
-        assert done.last_line.startswith("manychar: no server at ipc://nobody")
+        assert done.last_line.startswith("manychar: no server at ipc://nobody for 4 s")
+        assert done.last_line.endswith(": nothing accepts connections there")
 
     @pytest.mark.long
     def test_that_speaks_another_language(self, manychar: Commands) -> None:
@@ -208,4 +209,5 @@ class TestALiveServer:
             done = manychar.run("sample", f"tcp://127.0.0.1:{port}", "--connect-timeout", "1.5")
         assert done.code == 3
         assert done.last_line.startswith("manychar: no server at tcp://127.0.0.1:")
+        assert done.last_line.endswith(" s (--connect-timeout): no answer")
         assert "Traceback" not in done.err

@@ -5,18 +5,24 @@ from types import SimpleNamespace
 
 from manychar.fleet.server_loop import ServerLoop
 from manychar.protocol.effects import RecordMetrics
-from manychar.storage.journal import AppliedStep, read_journal
+from manychar.storage.journal import AppliedStep, read_journal, read_metrics
 from tests.protocol.stage import status
 from tests.storage.test_recovery import resumed
 from tests.storage.test_run_directory import made
 
 
 def test_the_journal_is_not_behind_the_metrics(tmp_path: Path) -> None:
-    """Else a restart after a crash would count too few steps that are done again."""
+    """Else a restart after a crash would count too few steps that are done again.
+
+    A relay's workers are counted, and not the relay.
+    """
     run = made(tmp_path / "run")
     loop = ServerLoop.__new__(ServerLoop)
-    loop.machine = SimpleNamespace(membership=SimpleNamespace(leases={}))  # type: ignore[assignment]
+    members = {name: SimpleNamespace(workers=n) for name, n in (("rack", 3), ("ann", 1))}
+    membership = SimpleNamespace(members=members, holders=members.keys)
+    loop.machine = SimpleNamespace(membership=membership)  # type: ignore[assignment]
     with resumed(run, 1) as loop.resume_point:
         loop.resume_point.journal.append([AppliedStep(1, 100, 1.0, "00000000")])
         loop.carry_out(RecordMetrics(status(step=100)))
         assert read_journal(run.path, run.run_id).newest == 100
+    assert read_metrics(run.path)[-1]["workers"] == 4

@@ -34,6 +34,17 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
     return Snapshot(DIMENSIONS, status(step=step, **figures), workers)
 
 
+NOBODY = "nothing accepts connections there"
+RACK = (
+    worker("rack"),
+    worker("a")._replace(relay="rack"),
+    worker("c")._replace(relay="rack"),
+    worker("idle", shards=0)._replace(relay="rack"),
+    worker("b"),
+)
+"""A relay that holds shards, and the workers: one of those below it is idle."""
+
+
 @pytest.mark.parametrize(
     ("now", "when", "expected"),
     [
@@ -48,6 +59,7 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
             "time left",
             Health("step 3 of 12,000: it advances, with 2 workers"),
         ),
+        (snapshot(8, *RACK), "time left", Health("step 8 of 12,000: it advances, with 3 workers")),
         (
             snapshot(7, worker("a", shards=0), waiting_for="a worker to connect"),
             "time left",
@@ -77,13 +89,6 @@ def snapshot(step: int, *workers: WorkerStats, **figures: Any) -> Snapshot:
 )
 def test_health_of_two_snapshots(now: Snapshot, when: str, expected: Health | None) -> None:
     assert health_of(snapshot(7, worker("a")), now, expired=when == "expired") == expected
-
-
-def test_a_relay_is_no_worker() -> None:
-    relay = worker("relay-1")
-    below = [worker(name)._replace(relay="relay-1") for name in "ab"]
-    health = health_of(snapshot(7, relay, *below), snapshot(8, relay, *below), expired=False)
-    assert health == Health("step 8 of 12,000: it advances, with 2 workers")
 
 
 @pytest.mark.long
@@ -117,7 +122,7 @@ def test_health_of_a_live_run_with_keys(manychar: Commands, text: Path) -> None:
     assert helper.end().code == 75
     gone = manychar.run("health", endpoint, "--key", str(probe), "--connect-timeout", "1")
     assert (gone.code, gone.out) == (3, "")
-    assert gone.err == f"manychar: no server at {endpoint} for 1 s (--connect-timeout)\n"
+    assert gone.err == f"manychar: no server at {endpoint} for 1 s (--connect-timeout): {NOBODY}\n"
 
 
 class FakeServer(threading.Thread):

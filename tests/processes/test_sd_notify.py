@@ -72,7 +72,7 @@ def test_a_server_and_a_worker(manychar: Commands, text: Path, manager: Manager)
         manager.hear("WATCHDOG=1")
     worker = manychar.start("worker", endpoint, "--name", "ann", env=manager.environment)
     assert manager.hear("READY=1") == f"READY=1\nSTATUS=working for {endpoint}"
-    assert "1 workers" in manager.hear("STATUS=step")
+    assert manager.hear("STATUS=step").endswith(", 1 worker")
     worker.send(signal.SIGTERM)
     manager.hear("STOPPING=1")
     assert worker.end().code == 75

@@ -423,6 +423,17 @@ def test_more_workers_than_shards_stand_by_and_the_flag_is_named() -> None:
     assert not sent(effects, Grant)
 
 
+def test_the_workers_of_an_idle_relay_are_counted_and_not_the_relay() -> None:
+    stage = Stage(shards=1)
+    stage.join("ann", "rack")
+    stage.member("rack").is_relay, stage.member("rack").workers = True, 3
+    assert stage.server.status_report.figures(stage.now).idle_workers == 3
+    hint = Stage(shards=1)
+    hint.join("rack")
+    hint.member("rack").is_relay, hint.member("rack").workers = True, 3
+    assert "1 shard (--shards) and 4 workers" in said(hint.join("ann"))
+
+
 # Who is not let in.
 
 

@@ -491,7 +491,7 @@ def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
     text = "waiting for a server at tcp://there, for 8 s more"
     assert only(bench.worker.handle(DeadlinePassed(), 2.0), Log) == Log(text), "it may come first"
     finish = only(bench.worker.handle(DeadlinePassed(), 10.0), Finish)
-    assert finish == Finish(3, "no server at tcp://there for 10 s (--connect-timeout)")
+    assert finish == Finish(3, "no server at tcp://there for 10 s (--connect-timeout): no answer")
     assert bench.worker.deadline() is None
     assert bench.worker.handle(DeadlinePassed(), 11.0) == []
 

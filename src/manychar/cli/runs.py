@@ -11,7 +11,7 @@ from manychar.processes.errors import UserError
 from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
 
-ANSWERED_WITHIN = 1.0  # seconds; else a live run is shown as it is recorded
+ANSWERED_WITHIN = 1.0  # seconds; else a run is shown as it is recorded
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.", Path)]
 
 
@@ -33,6 +33,7 @@ def _described(path: Path) -> str:
     from manychar.observability.observer_client import NoAnswerError, find_server, first, snapshots
     from manychar.protocol.status_report import is_divergence
     from manychar.storage.corpus_file import map_corpus
+    from manychar.storage.journal import read_journal
     from manychar.storage.run_directory import open_run
     from manychar.storage.server_address import is_served
     from manychar.storage.validation_log import early_stopping_of
@@ -47,19 +48,22 @@ def _described(path: Path) -> str:
     is_early = early_stopping_of(run).ends_at(run.newest_step())
     state = "stopped early" if is_early else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
-    if is_served(path):
-        state = "live"
+    if is_live := is_served(path):
+        state, where, within = "live", "", ANSWERED_WITHIN
         try:
-            state = f"live at {find_server(str(path), None, connect_timeout=ANSWERED_WITHIN)[0]}"
-            asked = snapshots(str(path), None, connect_timeout=ANSWERED_WITHIN)
+            where = f" at {find_server(str(path), None, connect_timeout=within)[0]}"
+            asked = snapshots(str(path), None, connect_timeout=within)
             status = first(asked, str(path)).status
             if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
                 step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
         except NoAnswerError:
-            state += f", no answer within {ANSWERED_WITHIN:g} s"
-        except UserError:  # it is another user's, or on another host
-            pass
-    elif step > (kept := run.newest_step()):
+            state = "no answer"
+        except UserError:
+            pass  # it asks for another key, or its endpoint is not known here
+        state += where
+    elif state != "finished":  # its journal is long, and has the steps after the last metrics
+        step = max(step, read_journal(path, run.run_id, with_steps=False).newest)
+    if not is_live and step > (kept := run.newest_step()):
         state += f", its newest checkpoint is that of step {kept:,}"
     return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"
 

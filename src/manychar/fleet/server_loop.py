@@ -251,7 +251,7 @@ class ServerLoop(Listener):
     def _show(self, status: Status) -> None:
         if (snapshot := self.snapshots.add(status, self.machine.dimensions)) is not None:
             self.screen.status(snapshot)
-            self.notifier.status(f"step {status.step:,}, {len(snapshot.working)} workers")
+            self.notifier.status(f"step {status.step:,}, {snapshot.with_shards}")
 
     def _send(self, peer: Peer, message: Message) -> None:
         if peer == OWN_PEER:
@@ -263,13 +263,14 @@ class ServerLoop(Listener):
             os.sched_yield()  # libzmq's thread may be waiting for this core, which computes next
 
     def _record(self, status: Status) -> None:
+        members, holders = self.machine.membership.members, self.machine.membership.holders()
         line = {
             "step": status.step,
             "loss_nats_per_character": mean_loss(status, self.recorded),
             "smooth_loss_nats_per_character": status.smooth_loss_nats_per_character,
             "characters": status.characters,
             "seconds": round(status.seconds, 3),
-            "workers": len({lease.peer for lease in self.machine.membership.leases.values()}),
+            "workers": sum(members[peer].workers for peer in holders),
         }
         self.recorded = status
         self.resume_point.metrics.append([line])

@@ -56,7 +56,7 @@ class WorkerLoop:
     def register(self) -> None:
         self.loop.on_signal(self._signalled, *STOPS)
         self.loop.on_readable(self.dealer.socket, self._read_mailbox)
-        self.loop.on_deadline(self.machine.deadline, lambda: self.handle(events.DeadlinePassed()))
+        self.loop.on_deadline(self.machine.deadline, self._deadline_passed)
         self.loop.on_suspension(lambda seconds: self.handle(events.Suspended(seconds)))
 
     def run(self) -> effects.Finish:
@@ -76,6 +76,9 @@ class WorkerLoop:
                 return True
             self._read_mailbox()
         return False
+
+    def _deadline_passed(self) -> None:
+        self.handle(events.DeadlinePassed(self.dealer.retries > 1))
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()

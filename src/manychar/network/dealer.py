@@ -32,6 +32,7 @@ _DISCONNECTED = zmq.EVENT_DISCONNECTED
 _EVENTS = _CONNECTED | _RETRIED | _PROTOCOL | _AUTH | _DISCONNECTED
 
 
+# Many attributes: what libzmq's monitor told of one connection.
 class Dealer:
     """The socket of a worker or an observer.
 
@@ -55,6 +56,7 @@ class Dealer:
         self._disconnects, self._disconnected_at, self._was_accepted = 0, -math.inf, False
         self._events = events_of(self._context, self.socket, _EVENTS)
         self._is_connected = False
+        self.retries = 0  # in a row; the first one follows a connection's end, too
         self._connect_again_at, self._try_next_at = math.inf, -math.inf
         self._endpoint = ""
         self._names = NameResolver(*name) if (name := name_in(endpoint)) else None
@@ -97,6 +99,7 @@ class Dealer:
             found, reason = recv_monitor_message(self._events), ""
             event, in_handshake = found["event"], not self._is_connected
             self._is_connected = event == _CONNECTED
+            self.retries = self.retries + 1 if event == _RETRIED else 0
             self._was_accepted |= event in (_CONNECTED, _AUTH)
             if event == _RETRIED and self._names and self._names.several:
                 self._try_next_at = -math.inf

@@ -94,7 +94,7 @@ class ObserverClient:
                 effects += self._machine.handle(Received(message), time.monotonic())
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
-        due = self._machine.handle(DeadlinePassed(), time.monotonic())
+        due = self._machine.handle(DeadlinePassed(self._dealer.retries > 1), time.monotonic())
         return self._events([*effects, *map(self._explained, due)])
 
     def _events(self, effects: Iterable[Effect]) -> list[Event]:

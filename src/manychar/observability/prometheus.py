@@ -73,12 +73,14 @@ class Metrics:
         yield dropped
         told_every = len(snapshot.workers) / WORKERS_A_SECOND
         if silence < SILENT_AFTER + told_every:
-            yield from _of_workers(snapshot.workers, snapshot.relays)
+            yield from _of_workers(snapshot.workers, snapshot.computing)
 
 
-def _of_workers(workers: Sequence[WorkerStats], relays: set[str]) -> Iterator[Metric]:
+def _of_workers(
+    workers: Sequence[WorkerStats], computing: Sequence[WorkerStats]
+) -> Iterator[Metric]:
     by_state = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
-    counts = Counter(each.state for each in workers if each.name not in relays)
+    counts = Counter(each.state for each in computing)
     for state in sorted({*STATES, *counts}):
         by_state.add_metric([state], counts[state])
     text = "How long the run's step has waited for it"

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from manychar.numerics.option import counted
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status
 from manychar.protocol.worker_tally import WorkerStats
@@ -24,20 +25,26 @@ class Snapshot:
         return [worker for worker in self.workers if worker.shards and not worker.relay]
 
     @property
-    def relays(self) -> set[str]:
-        """The names of the relays that have workers."""
-        return {worker.relay for worker in self.workers}
+    def computing(self) -> list[WorkerStats]:
+        """The workers, those below relays too, without the relays."""
+        relays = {worker.relay for worker in self.workers}
+        return [worker for worker in self.workers if worker.name not in relays]
+
+    @property
+    def with_shards(self) -> str:
+        """How many workers hold shards, in words."""
+        return counted(sum(worker.shards > 0 for worker in self.computing), "worker")
 
     @property
     def working(self) -> list[str]:
-        """The names of the workers that hold shards, those of relays among them."""
-        return [each.name for each in self.workers if each.shards and each.name not in self.relays]
+        """The names of the workers and relays that the server itself has leased shards to."""
+        return [worker.name for worker in self.direct]
 
     @property
     def straggler(self) -> str:
         """The worker for which the steps of the last ten seconds waited most, in words."""
         slowest = max(self.direct, key=lambda worker: worker.straggling, default=None)
-        if slowest is None or len(self.direct) < 2 or slowest.straggling < STRAGGLER_FROM:
+        if slowest is None or len(self.working) < 2 or slowest.straggling < STRAGGLER_FROM:
             return ""
         return f"waits {slowest.straggling:.0%} of the time for {slowest.name} alone"
 

@@ -173,8 +173,7 @@ def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None
     at = _step_of(status)
     if (status.term, status.step) > (first.status.term, first.status.step):
         lost = [f"{name}: {n}" for name, n in status.counts.items() if name.endswith(NOT_WRITTEN)]
-        workers = f"{len(now.working)} worker{'s' if len(now.working) != 1 else ''}"
-        return Health("; ".join([f"{at}: it advances, with {workers}", *lost]))
+        return Health("; ".join([f"{at}: it advances, with {now.with_shards}", *lost]))
     if status.waiting_for:
         return Health(f"{at}: it waits for {status.waiting_for}")
     if not expired:

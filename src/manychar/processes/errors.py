@@ -42,7 +42,7 @@ def stopping(number: int) -> str:
 
 def because(error: OSError) -> str:
     """Return the operating system's reason without the path, to go on with in a sentence."""
-    reason = error.strerror or str(error)
+    reason = (error.strerror or str(error)).split(" (while ")[0]  # create_server's own addition
     return reason[:1].lower() + reason[1:]
 
 

@@ -114,12 +114,12 @@ class Admission(ServerPart):
         member.state = PeerState.WORKING
         self._outbox.log(f"{member.name} has joined")
         self._lease_grants.joined(now)
-        shards, workers = self._spec.definition.shards, len(self._membership.workers())
-        if workers > shards and not self._told_of_idle:
+        shards, workers = self._spec.definition.shards, self._membership.workers()
+        if len(workers) > shards and not self._told_of_idle:
             self._told_of_idle = True
             self._outbox.log(
                 f"{member.name} is idle: this run has {counted(shards, 'shard')} (--shards) and"
-                f" {counted(workers, 'worker')}"
+                f" {counted(sum(each.workers for each in workers), 'worker')}"
             )
 
     def heartbeat(self, member: Member, heartbeat: messages.Heartbeat, now: float) -> None:

@@ -57,7 +57,9 @@ class MailboxEmpty(Event):
 
 
 class DeadlinePassed(Event):
-    """The machine's deadline has passed."""
+    """The machine's deadline has passed; `refused`: nothing accepts connections at the server's."""
+
+    refused: bool = False
 
 
 class Suspended(Event):

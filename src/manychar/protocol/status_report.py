@@ -193,8 +193,9 @@ class StatusReport(ServerPart):
             best=self._early_stopping.best,
             divergence=self.divergence,
             idle_workers=sum(
-                worker.peer not in holders and not worker.speed.is_too_slow
+                worker.workers
                 for worker in self._membership.workers()
+                if worker.peer not in holders and not worker.speed.is_too_slow
             ),
             waiting_for=one_line(self._awaited()) if late else "",
             counts={name: min(n, MAX_INTEGER) for name, n in counts.items()},

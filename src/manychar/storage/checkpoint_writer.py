@@ -40,11 +40,11 @@ class Writer(contextlib.ExitStack):
         An old checkpoint whose step is in `spare` is not removed yet. The journal up to the state
         is flushed here, and made durable before the checkpoint; without it none is written.
         """
-        failure = ""
+        failure = None
         try:
             self._journal.flush()
         except OSError as error:
-            failure = f"its journal: {because(error)}"
+            failure = error
         while len(pending := [each for each in self._writes if not each.done()]) > MOST_PENDING:
             if not wait(pending, REPORT_EVERY, FIRST_COMPLETED).done:
                 waiting()
@@ -59,14 +59,15 @@ class Writer(contextlib.ExitStack):
             news.append(self._writes.pop(0).result())
         return news
 
-    def _result(self, save: Save, spare: frozenset[int], failure: str) -> CheckpointWritten:
-        advice = ""
+    def _result(
+        self, save: Save, spare: frozenset[int], fault: OSError | None
+    ) -> CheckpointWritten:
+        failure = f"its journal: {because(fault)}" if fault else ""
         try:
-            if not failure:
+            if not fault:
                 self._write(save, spare)
         except OSError as error:
-            failure = because(error)
-            advice = "; make room, or give a lower --keep-checkpoints" * (error.errno in DISK_FULL)
+            fault, failure = error, because(error)
         except UserError as error:
             failure = f"read back: {error}"
         except Exception as error:
@@ -75,7 +76,9 @@ class Writer(contextlib.ExitStack):
             kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
             gone = f"no checkpoint is in {self._directory.path} any more"
             moved = f"{gone}; if the run was moved, resume it where it is now"
-            failure += f"; {kept[-1] + advice if kept else moved}"
+            failure += f"; {kept[-1] if kept else moved}"
+            if fault is not None and fault.errno in DISK_FULL:
+                failure += "; free space on its disk before you resume the run"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from manychar.observability.dashboard import data_source
+from manychar.observability.dashboard import data_source, html
 from manychar.observability.dashboard.data_source import (
     DataSource,
     FinishedRun,
@@ -130,6 +130,20 @@ def test_a_workers_figures_are_recent_ones(monkeypatch: pytest.MonkeyPatch) -> N
     source.turn()
     assert source.view.history.validation_losses == ((10, 2.0),)
     assert source.view.workers[0][5:9] == ["200", "90%", "40%", "10%"]
+
+
+def test_a_relay_is_in_the_table_of_workers_and_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = snapshot_of(10.0)
+    (ann,) = now.workers
+    rack = ann._replace(name="rack"), ann._replace(relay="rack"), ann._replace(name="bob")
+    client = ClientOf(now, dataclasses.replace(now, workers=rack))
+    monkeypatch.setattr(data_source, "ObserverClient", lambda *_, **__: client)
+    source = LiveServer("tcp://server:1", None, connect_timeout=1.0)
+    source.turn()
+    assert len(source.view.workers) == 3
+    assert "<dt>workers</dt><dd>2</dd>" in html.figures(source.view)
 
 
 @pytest.mark.long

@@ -116,6 +116,7 @@ class LiveServer(DataSource):
             steps=status.steps,
             best=status.best,
             workers=rows_of(snapshot),
+            computing=len(snapshot.computing),
             counts=dict(status.counts),
             checkpoint=(status.checkpoint, time.time() - status.checkpoint_age_seconds),
         )

@@ -38,7 +38,7 @@ def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
     """Return a socket; other machines can reach it only if `insecure`. Raises UserError."""
     require_loopback(host, "--host", insecure=insecure)
     need_files("a dashboard")
-    with user_errors(f"cannot listen on {host}:{port}", "choose another --port"):
+    with user_errors(f"cannot listen on {host}:{port}", "choose another --port or --host"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
 
