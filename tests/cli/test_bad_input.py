@@ -630,3 +630,10 @@ class TestSampling:
     def test_a_directory_of_checkpoints(self, manychar: Commands, trained: Path) -> None:
         path = trained / "checkpoints"
         expect_one_line(manychar.run("sample", str(path)), "checkpoints")
+
+
+def test_a_wrong_value_of_a_variable_is_named_by_it(manychar: Commands) -> None:
+    done = manychar.run("train", env={"MANYCHAR_LOG_LEVEL": "foo"})
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--log-level is 'foo'; allowed:" in done.err
+    assert "(by $MANYCHAR_LOG_LEVEL)" in done.err

@@ -291,7 +291,7 @@ class TestByHand:
     ) -> None:
         workers = [manychar.start("worker", "ipc://meet", "--name", name) for name in ("a", "b")]
         for worker in workers:
-            worker.wait_for("works for ipc://meet")
+            worker.wait_for("is a worker for ipc://meet")
             worker.wait_for("waiting for a server at ipc://meet")
         server = manychar.start(
             *("server", str(text), "--bind", "ipc://meet", "--run-dir", "run", *SMALL, *ENDLESS)

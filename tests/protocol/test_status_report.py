@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 
+from manychar.numerics.run_definition import Definition
 from manychar.protocol import status_report
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Append
@@ -15,6 +16,7 @@ from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.messages import PAGE_LENGTH, RELAYS, Ready, Status
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
+from manychar.protocol.status_report import is_divergence
 from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import FINGERPRINT, IN_RUN, Stage, hello, only, said, sent, status
 
@@ -114,6 +116,12 @@ def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch)
     assert figures.smooth_loss_nats_per_character == smooth_loss / size
 
 
+@pytest.mark.parametrize(("nats", "says"), [(4.0, False), (40.0, True)])
+def test_a_loss_far_above_is_a_divergence_of_few_streams_too(*, nats: float, says: bool) -> None:
+    one = Definition(corpus_sha256="0" * 64, shards=1, streams=1)
+    assert is_divergence(one, 20, 100, nats) is says
+
+
 @pytest.mark.parametrize("few", [9, 1])
 def test_divergence_is_said_once(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     """First 2 steps after the warm-up of 2; with few streams, where losses vary, after 4."""
@@ -179,6 +187,7 @@ def test_a_smooth_loss_that_is_still_high_from_the_start_is_no_divergence(
     stage = Stage()
     report = stage.server.status_report
     monkeypatch.setattr(report, "_spec", from_step_2(stage.server.spec))
+    monkeypatch.setattr(status_report, "FAR_ABOVE", math.inf)
     monkeypatch.setattr(status_report, "FEW_STREAMS", 9)
     monkeypatch.setattr(status_report, "STEPS_OF_FEW_STREAMS", 4)
     stage.join("ann")

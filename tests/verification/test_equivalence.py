@@ -207,7 +207,7 @@ def test_where_it_is_killed_its_slowed_server_ends(
         *("equivalence", str(text), *SMALL, "--steps", "60", "--checkpoint-every", "20"),
         env={"TMPDIR": str(tmp_path)},
     )
-    running.wait_for(r"\n2 workers\n(.*\n)*worker-\d has joined")
+    running.wait_for(r"\n2 workers, slowed until the kill\n(.*\n)*worker-\d has joined")
     running.send(signal.SIGKILL)
     running.end()
     manychar.expect_nobody()

@@ -52,7 +52,8 @@ def equivalence(
         done = [alone(run)]
         for fleet in FLEETS:
             count, computes = fleet["workers"], ", the server one of them" * fleet["compute"]
-            logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}")
+            slowed = ", slowed until the kill" * bool(fleet["kill"])
+            logger.info(f"{count} worker{'s' if count > 1 else ''}{computes}{slowed}")
             done.append(in_fleet(run, **fleet, alone_seconds=done[0].seconds))
         write(table(done))
     if difference := difference_between(done):

@@ -136,7 +136,8 @@ def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     try:
         value = checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
     except OptionError as error:
-        raise typer.BadParameter(str(error)) from None
+        by = option.variable if value == os.environ.get(option.variable or "") else None
+        raise typer.BadParameter(f"{error} (by ${by})" if by else str(error)) from None
     if option.variable in LOGGING:
         os.environ[option.variable] = value
         log.configure()

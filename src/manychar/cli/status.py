@@ -43,7 +43,10 @@ def status(
 
 
 def health(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = None) -> None:
-    """Check whether a live run advances, or reports what it waits for; exit code 1 if neither."""
+    """Check whether a live run advances, or reports what it waits for.
+
+    Exit code 1 if neither, 3 without a server.
+    """
     from manychar.observability.status import check_health
 
     logging.disable(logging.WARNING)  # a probe's output is one line

@@ -46,7 +46,7 @@ def worker(
         hint_at_cores("--processes", processes)
         raise typer.Exit(WorkerPool(commands).run())
     if not child:
-        logger.info(f"{identity.name} works for {endpoint}; Ctrl-C ends it")
+        logger.info(f"{identity.name} is a worker for {endpoint}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
     end_with(work(endpoint, identity, key=key, connect_timeout=connect_timeout))
 

@@ -26,6 +26,7 @@ STALL_EVERY = 10.0
 NAMES_SHOWN = 5
 LOSS_STEPS = 100  # of which a status gives the mean loss
 FEW_STREAMS, STEPS_OF_FEW_STREAMS = 8, 1000  # their first losses vary too much to tell a divergence
+FAR_ABOVE = 10.0  # times the loss of the untrained model: no noise reaches that
 MOST_BELOW = 10_000
 MOST_GONE = 100  # relays that are gone, by instance: one that connects again counts on
 SILENT = PeerState.SILENT.value
@@ -43,8 +44,11 @@ def mean_loss(now: Status, before: Status | None) -> float:
 
 
 def is_divergence(definition: Definition, vocabulary_size: int, step: int, nats: float) -> bool:
-    """Whether a loss is above that of the untrained model, at a step after the first ones."""
-    few = definition.total_streams < FEW_STREAMS
+    """Whether a loss is above that of the untrained model, at a step after the first ones.
+
+    A loss that is many times as high is no noise of the first steps.
+    """
+    few = definition.total_streams < FEW_STREAMS and nats < FAR_ABOVE * math.log(vocabulary_size)
     first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
     return step >= first and nats > math.log(vocabulary_size)
 
