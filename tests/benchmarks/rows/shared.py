@@ -19,7 +19,7 @@ def run(plan: Plan) -> Iterator[str]:
     rows = []
     with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
         ways = {SHARED: shared(Path(folder)), SOCKET: HERE}
-        for hidden in (100, 512, 1024):
+        for hidden in (512, 1024):
             task = plan.task(numerics="portable", hidden=hidden, shards=4, streams=16)
             for flag in ("--compute", "--no-compute"):
                 flags = ["--workers", "2", flag, *sizes(task)]
