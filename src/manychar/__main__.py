@@ -13,7 +13,7 @@ def main() -> None:
     handle(*STOPS, by=end_at_once)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed: else the next file gets its descriptor
-            # Data that is lost is an error.
+            # Standard output's is read-only: a write to a closed one fails.
             access = os.O_WRONLY if name == "stderr" else os.O_RDONLY
             file = os.open(os.devnull, access)
             setattr(sys, name, open(file, mode, encoding="utf-8"))  # noqa: PTH123, SIM115

@@ -1,6 +1,6 @@
 """A prototype: long frames of processes on one machine go through memory that they share.
 
-ZeroMQ carries in place of such a frame where it lies. Nothing here handles failures: it is to
+ZeroMQ carries the place of such a frame instead of it. Nothing here handles failures: it is to
 measure what a real layer could save. `shared(folder)` is the program with it; the module patches
 the sockets of each process of a run by `sitecustomize`.
 """

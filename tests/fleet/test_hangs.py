@@ -159,8 +159,8 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         journal.append(steps(6, 6))
         writer.write(Save(checkpoint.state), lambda: None)
         news = until(writer.news, "what came of it")
-        failure = "its journal: no space left on device; that of step 0 is kept; free space on"
-        failure += " its disk before you resume the run"
+        failure = "its journal: no space left on device; that of step 0 is kept; make room on"
+        failure += " the disk, then resume the run"
         assert news == [CheckpointWritten(5, failure)]
         assert [step for step, _ in list_checkpoints(run.checkpoints)] == [0]
         disk.full = False
@@ -212,7 +212,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_room_lets_it_go_on(
         )
         assert done.code == 3, done.err
         assert "no space left on device" in done.err
-        assert "is kept; free space on its disk before you resume the run\nresume: " in done.err
+        assert "is kept; make room on the disk, then resume the run\nresume: " in done.err
         last = expect_same_bits(disk / "run", text)
         assert last > 0
         full = subprocess.run(["mount", "-o", "remount,size=4m", disk], check=False)

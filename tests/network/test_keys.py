@@ -212,7 +212,10 @@ def test_each_name_is_listed_once_with_its_newest_key(manychar: Commands, folder
     ("role", "hint"),
     [
         ("worker", "manychar worker tcp://… --key own.key"),
-        ("observer", "manychar status tcp://… --key own.key; so do sample, dashboard and follow"),
+        (
+            "observer",
+            "manychar status tcp://… --key own.key; sample, dashboard and follow take it, too",
+        ),
         ("operator", "manychar status tcp://… --key own.key; stop and unban take it, too"),
     ],
 )

@@ -266,8 +266,8 @@ def test_commands_end_at_once_and_raise_no_counts(
     server.wait_for(r"handshakes failed: \d+ \(each attempt of a client counts\): no key, another")
     said = "handshakes refused: [12], with a key that is unknown or revoked, from 127.0.0.1"
     server.wait_for(said)
-    events = (manychar.directory / "run" / "events.jsonl").read_text()
-    until(lambda: re.search(said, events), "the event")
+    events = manychar.directory / "run" / "events.jsonl"
+    until(lambda: re.search(said, events.read_text()), "the event")
 
     def counted() -> dict[str, int]:
         done = manychar.run("status", "run", "--json", "--key", str(watch))

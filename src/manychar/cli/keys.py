@@ -17,7 +17,7 @@ Name = Annotated[str, argument("NAME", "The client's name in the run.")]
 ROLE = Option("An observer watches; an operator may also stop the run and lift bans.")
 USES = {
     KeyRole.WORKER: ("worker", ""),
-    KeyRole.OBSERVER: ("status", "; so do sample, dashboard and follow"),
+    KeyRole.OBSERVER: ("status", "; sample, dashboard and follow take it, too"),
     KeyRole.OPERATOR: ("status", "; stop and unban take it, too"),
 }
 Role = Annotated[Literal["worker", "observer", "operator"], ROLE]

@@ -61,7 +61,7 @@ def _described(path: Path) -> str:
         except UserError:
             pass  # it asks for another key, or its endpoint is not known here
         state += where
-    elif state != "finished":  # its journal is long, and has the steps after the last metrics
+    elif state != "finished":  # only the journal has the steps after the last metrics
         step = max(step, read_journal(path, run.run_id, with_steps=False).newest)
     if not is_live and step > (kept := run.newest_step()):
         state += f", its newest checkpoint is that of step {kept:,}"

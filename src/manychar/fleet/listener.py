@@ -35,7 +35,7 @@ class Listener:
     lost: collections.deque[Peer]
     carry_out: Callable[[effects.Effect], None]
     collect_at = 0.0
-    refused: tuple[str, ...] = ()  # the addresses of handshakes that were, since the last report
+    refused: tuple[str, ...] = ()  # addresses of the handshakes refused since the last report
 
     def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event, then from each loss of a peer that it showed.

@@ -50,9 +50,9 @@ class Authenticator:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def answer(self) -> list[str]:
-        """Answer ANSWERS_A_TURN handshakes at most (the loop goes on); return whom it refused.
+        """Answer ANSWERS_A_TURN handshakes at most (the loop goes on); return the refused clients.
 
-        That is the address of each, or `localhost:USER:GROUP:PROCESS` of one that comes by ipc.
+        Each by its address, or `localhost:USER:GROUP:PROCESS` of one that comes by ipc.
         """
         refused = []
         for _ in range(ANSWERS_A_TURN):

@@ -127,6 +127,8 @@ class Dealer:
             self._connect(self._endpoint)
         if self._names is None or now < self._try_next_at:
             return
+        if self._try_next_at > -math.inf:  # the last address did not refuse
+            self.retries = 0
         if (endpoint := self._names.next()) is not None:
             self._try_next_at = now + TRY_FOR
             if endpoint != self._endpoint:

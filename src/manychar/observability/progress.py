@@ -50,6 +50,7 @@ class ProgressDisplay:
         self._hinted = False
         self._sample_every = directory.operation.sample_every
         self._sampled_version = self._samples_left_out = 0
+        self._counted_to = directory.newest_step()
         self._last: Snapshot | None = None
         self._bar = _bar() if can_draw() else None
 
@@ -65,8 +66,8 @@ class ProgressDisplay:
         if self._last and (self._shown is None or self._last.status.step != self._shown.step):
             self._line(self._last, self._last.status.loss_nats_per_character)
         if self._samples_left_out:
-            reason = "drawing one takes longer than the steps between two"
-            logger.info(f"samples left out: {self._samples_left_out:,}: {reason}")
+            advice = "give a larger --sample-every, or a smaller --sample-length"
+            logger.info(f"samples_left_out: {self._samples_left_out:,}; {advice}")
 
     def status(self, snapshot: Snapshot) -> None:
         self._last, status = snapshot, snapshot.status
@@ -93,11 +94,10 @@ class ProgressDisplay:
         """Print a sample of what these weights write, once a version above 0."""
         if self._sample_length == 0 or weights.version <= self._sampled_version:
             return
-        before, step = self._sampled_version, weights.version
-        self._sampled_version = step
-        if before and self._sample_every:
-            due = (step - 1) // self._sample_every - before // self._sample_every
-            self._samples_left_out += due
+        step = self._sampled_version = weights.version
+        if every := self._sample_every:
+            self._samples_left_out += max(0, (step - 1) // every - self._counted_to // every)
+        self._counted_to = step
         model = parameters_of(self._dimensions, weights), self._vocabulary
         text = training_sample(model, seed=self._seed, step=step, length=self._sample_length)
         try:

@@ -69,7 +69,12 @@ class ChildProcess(subprocess.Popen[bytes]):
                     stdin=stdin,
                     stdout=stdout,
                     stderr=subprocess.PIPE,
-                    env={**os.environ, **(env or {}), parent_death.VARIABLE: str(child_pipe)},
+                    env={
+                        **os.environ,
+                        parent_death.DIRECTORY: "",  # not that of this process's own parent
+                        **(env or {}),
+                        parent_death.VARIABLE: str(child_pipe),
+                    },
                     pass_fds=(child_pipe,),
                     start_new_session=True,
                 )

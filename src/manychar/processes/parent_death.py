@@ -15,8 +15,9 @@ import time
 from manychar.processes.log import logger
 
 VARIABLE = "MANYCHAR_PARENT_PIPE"
-DIRECTORY = "MANYCHAR_PARENT_DIRECTORY"  # the parent's own, which a killed one leaves behind
+DIRECTORY = "MANYCHAR_PARENT_DIRECTORY"  # its temporary directory, which SIGKILL leaves behind
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+REMOVED_WITHIN = 1.0  # seconds; where its disk hangs, this process ends all the same
 GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
 
 
@@ -28,21 +29,22 @@ def has_parent() -> bool:
 def end_with_parent() -> None:
     """Have this process stop as by SIGTERM when its parent ends, and end after a grace period.
 
-    The variable stays in the environment: an `exec` of this process keeps its parent.
+    The variables stay in the environment: an `exec` of this process keeps its parent.
     """
     if has_parent():
         if sys.platform == "linux":  # one that SIGSTOP has stopped could notice nothing
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
         pipe = int(os.environ[VARIABLE])
-        left = os.environ.pop(DIRECTORY, None)  # a child of this process has another parent
-        threading.Thread(target=_wait, args=(pipe, left), name="parent-death", daemon=True).start()
+        threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True).start()
 
 
-def _wait(pipe: int, left: str | None) -> None:
+def _wait(pipe: int) -> None:
     os.read(pipe, 1)
     logger.warning("the process that started this one is gone: stopping")
-    if left is not None:
-        shutil.rmtree(left, ignore_errors=True)
+    if directory := os.environ.get(DIRECTORY):
+        removal = threading.Thread(target=shutil.rmtree, args=(directory, True), daemon=True)
+        removal.start()
+        removal.join(REMOVED_WITHIN)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(128 + signal.SIGTERM)

@@ -195,7 +195,7 @@ class Relay(Worker):
         return down + self.below.outbox.collect() + up
 
     def _end(self, finish: Finish, event: events.Event) -> None:
-        """Tell the members: with the run they end, and with this relay, their server, they do."""
+        """Tell the members to end: their server, which this relay is to them, ends."""
         is_run = isinstance(event, events.Received) and isinstance(event.message, messages.Done)
         text = finish.reason if is_run else f"the relay {self.session.hello.name}: {finish.reason}"
         where, reason = self.below.spec.run_and_term, messages.one_line(text)

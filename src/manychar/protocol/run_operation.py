@@ -16,7 +16,7 @@ _count = functools.partial(_option, least=0, most=10**15)
 
 
 def choose_steps(hidden: int) -> int:
-    """Return 12,500; from 256 hidden units on, whose steps read half as many characters, twice."""
+    """Return 12,500, or 25,000 from 256 hidden units on, where a step reads half as much."""
     return 12_500 if hidden < 256 else 25_000
 
 

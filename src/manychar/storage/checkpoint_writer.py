@@ -40,15 +40,15 @@ class Writer(contextlib.ExitStack):
         An old checkpoint whose step is in `spare` is not removed yet. The journal up to the state
         is flushed here, and made durable before the checkpoint; without it none is written.
         """
-        failure = None
+        fault = None
         try:
             self._journal.flush()
         except OSError as error:
-            failure = error
+            fault = error
         while len(pending := [each for each in self._writes if not each.done()]) > MOST_PENDING:
             if not wait(pending, REPORT_EVERY, FIRST_COMPLETED).done:
                 waiting()
-        write = self._thread.submit(self._result, save, frozenset(spare), failure)
+        write = self._thread.submit(self._result, save, frozenset(spare), fault)
         self._writes.append(write)
         write.add_done_callback(lambda _: self._wake())
 
@@ -78,7 +78,7 @@ class Writer(contextlib.ExitStack):
             moved = f"{gone}; if the run was moved, resume it where it is now"
             failure += f"; {kept[-1] if kept else moved}"
             if fault is not None and fault.errno in DISK_FULL:
-                failure += "; free space on its disk before you resume the run"
+                failure += "; make room on the disk, then resume the run"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
 
     def _write(self, save: Save, spare: frozenset[int]) -> None:
