@@ -504,8 +504,8 @@ def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on(manychar: Commands
     script = f"""
 try:
     manychar.train(text, {SMALL}, steps=10**9, sample_every=0, run_dir="run")
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
+except KeyboardInterrupt as interrupt:
+    print("interrupted", *interrupt.__notes__, flush=True)
 step = list(manychar.Run("run").checkpoints())[-1]
 run = manychar.Run("run").resume(steps=step + 5)
 print(list(run.checkpoints())[-1] - step)
@@ -515,7 +515,8 @@ print(list(run.checkpoints())[-1] - step)
     running.interrupt()
     done = running.end()
     assert done.code == 0, done.err
-    assert done.out.splitlines()[0] == "interrupted"
+    path = manychar.directory / "run"
+    assert done.out.splitlines()[0] == f"interrupted Run('{path}').resume() goes on with it"
     assert done.out.splitlines()[-1] == "5"
 
 

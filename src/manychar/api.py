@@ -4,6 +4,7 @@ Each call runs a command in a child process, so that its arithmetic is pinned be
 imported. A child's log goes to `sys.stderr`; where it fails, its message is that of the UserError.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -245,7 +246,8 @@ class Run(Model):
         if self.is_alive():
             raise UserError(f"{self.path}: it is being trained; call join() or stop() first")
         training = _training(["--resume", self.source], named)
-        training.begin(lambda: True)
+        with _interrupt_says_how_to_resume(self.path):
+            training.begin(lambda: True)
         self._training = training
         return self
 
@@ -282,10 +284,21 @@ def train(text: Text = None, **named: Any) -> Run:
     words, given = _arguments(text)
     refused = _is_run(path) and not named.get("or_resume")
     training = _training(words, {**named, "run_dir": path}, given)
-    training.begin(lambda: _is_run(path) and not refused)
+    with _interrupt_says_how_to_resume(path):
+        training.begin(lambda: _is_run(path) and not refused)
     run = Run(path)
     run._training = training
     return run
+
+
+@contextlib.contextmanager
+def _interrupt_says_how_to_resume(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if _is_run(path):
+            interrupt.add_note(f"Run({str(path)!r}).resume() goes on with it")
+        raise
 
 
 def _is_run(path: Path) -> bool:

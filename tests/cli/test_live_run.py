@@ -201,6 +201,14 @@ class TestTheFile:
             write_address(trained, "tcp://127.0.0.1:2", None)
             assert str(another_server(trained)).endswith(f"stop {trained}`")
 
+    def test_has_the_whole_path_of_a_socket(
+        self, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(trained.parent)
+        with locked(open_run(trained)):
+            write_address(trained, "ipc://here", None)
+            assert find_server(str(trained), None)[0] == f"ipc://{trained.parent}/here"
+
     def test_of_a_server_that_starts_is_waited_for(
         self, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

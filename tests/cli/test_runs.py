@@ -14,6 +14,7 @@ from manychar.storage.journal import (
     continue_journal,
     read_journal,
 )
+from manychar.storage.server_address import write_address
 from tests.storage.test_run_directory import made
 
 
@@ -47,6 +48,9 @@ def test_a_run_that_was_killed_is_at_the_last_step_of_its_journal(
         log.append([ServerStart(1, 0, "ab"), *(AppliedStep(1, k, 1.0, "ab") for k in range(1, 43))])
     runs(tmp_path)
     assert "run  step 42  no loss yet  stopped, its newest" in capsys.readouterr().out
+    write_address(run.path, "tcp://127.0.0.1:1", None)
+    runs(tmp_path)
+    assert "  killed, its newest" in capsys.readouterr().out
 
 
 def test_a_terminal_is_sent_no_control_sequence(

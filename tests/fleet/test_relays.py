@@ -146,6 +146,28 @@ def test_each_side_has_its_own_keys(manychar: Commands, text: Path) -> None:
 
 
 @pytest.mark.long
+def test_workers_end_as_a_relay_whose_key_is_refused_does(manychar: Commands, text: Path) -> None:
+    directory = manychar.directory / "above"
+    keys.create(directory)
+    key = keys.add(directory, "rack", KeyRole.WORKER)
+    server, endpoint = serve(manychar, text, "--steps", "0", "--keys", str(directory))
+    between, below = relay(manychar, endpoint, "--key", str(key), name="rack")
+    worker = work(manychar, below, "w0")
+    between.wait_for("w0 has joined")
+    server.send(signal.SIGKILL)
+    server.end()
+    keys.revoke(directory, "rack")
+    again = ("--resume", "run", "--bind", endpoint, "--keys", str(directory))
+    server = manychar.start("server", *again)
+    ended = [each.end() for each in (between, worker)]
+    assert [each.code for each in ended] == [3, 75], ended[1].err
+    assert "refuses the handshake: it does not know this key" in ended[0].last_line
+    assert f"w0: the relay rack: {endpoint} refuses the handshake" in ended[1].last_line
+    server.interrupt()
+    server.end()
+
+
+@pytest.mark.long
 def test_an_observer_is_told_where_the_server_is(manychar: Commands, text: Path) -> None:
     server, endpoint = serve(manychar, text, "--steps", "0")
     between, below = relay(manychar, endpoint)

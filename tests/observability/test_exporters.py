@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from manychar.observability.exporters import LOOPBACK, exported
 from manychar.observability.prometheus import Metrics
 from manychar.processes.errors import UserError
+from manychar.protocol.worker_tally import WITHOUT_WORKERS
 from tests.commands import SMALL, Commands, until
 from tests.observability.test_observer_client import snapshot
 
@@ -70,15 +71,17 @@ def test_a_relay_is_not_counted_among_the_workers() -> None:
     now = snapshot(8.0)
     (ann,) = now.workers
     rack, bob = ann._replace(name="rack"), ann._replace(name="bob", relay="rack")
+    alone = ann._replace(name="alone", state=WITHOUT_WORKERS, shards=0)
     metrics = Metrics(LOOPBACK, 0)
     try:
-        metrics.status(dataclasses.replace(now, workers=(ann, rack, bob)))
+        metrics.status(dataclasses.replace(now, workers=(ann, rack, bob, alone)))
         found = scraped(metrics.port)
     finally:
         metrics.close()
+    assert sum(count for _, count in found["manychar_workers"]) == 2
     assert ({"state": "working"}, 2.0) in found["manychar_workers"]
     at_the_server = [each for each, _ in found["manychar_worker_shards"] if not each["relay"]]
-    assert [labels["worker"] for labels in at_the_server] == ["ann", "rack"]
+    assert [labels["worker"] for labels in at_the_server] == ["ann", "rack", "alone"]
 
 
 def test_figures_are_those_of_the_report() -> None:

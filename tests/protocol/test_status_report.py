@@ -43,6 +43,14 @@ def test_workers_below_a_silent_relay_are_silent_and_hold_nothing() -> None:
     assert sum(each.shards for each in found.values()) == stage.known.definition.shards
 
 
+def test_a_relay_to_which_no_worker_is_connected_is_not_called_idle() -> None:
+    stage = Stage()
+    stage.join(*(f"w{i}" for i in range(10)), "rack")  # more than there are shards
+    assert seen(stage)["rack"].state == "idle"
+    stage.member("rack").workers = 0
+    assert seen(stage)["rack"].state == "without-workers"
+
+
 def relay(stage: Stage, instance: str, peer: bytes = b"rack") -> None:
     """Let a relay connect, in the place of any of this connection."""
     machine = {RELAYS: instance}

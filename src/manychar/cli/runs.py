@@ -35,7 +35,7 @@ def _described(path: Path) -> str:
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.journal import read_journal
     from manychar.storage.run_directory import open_run
-    from manychar.storage.server_address import is_served
+    from manychar.storage.server_address import ADDRESS_NAME, is_served
     from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
@@ -46,7 +46,8 @@ def _described(path: Path) -> str:
         step, loss = max(step, last.step), _loss(last.loss)
         diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
     is_early = early_stopping_of(run).ends_at(run.newest_step())
-    state = "stopped early" if is_early else "stopped"
+    was_killed = (path / ADDRESS_NAME).exists()  # whoever ends in good order removes it
+    state = "stopped early" if is_early else "killed" if was_killed else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
     if is_live := is_served(path):
         state, where, within = "live", "", ANSWERED_WITHIN

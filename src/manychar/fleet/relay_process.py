@@ -15,9 +15,10 @@ from manychar.network.endpoints import worker_command
 from manychar.network.event_loop import EventLoop
 from manychar.network.keys import ClientKey
 from manychar.network.router import Router
+from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.protocol import effects
-from manychar.protocol.events import FingerprintComputed
+from manychar.protocol.events import FingerprintComputed, LeaveRequested
 from manychar.protocol.messages import Hello, Peer
 from manychar.protocol.relay import Relay
 
@@ -50,6 +51,9 @@ def relay(
         shell = RelayLoop(machine=machine, dealer=dealer, loop=loop, router=router, keys=keys)
         try:
             return shell.run()
+        except UserError as error:  # refused above: its workers end, too
+            shell.handle(LeaveRequested(error.code, str(error)))
+            raise
         finally:
             shell.router.close()
 

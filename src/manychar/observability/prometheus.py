@@ -73,14 +73,14 @@ class Metrics:
         yield dropped
         told_every = len(snapshot.workers) / WORKERS_A_SECOND
         if silence < SILENT_AFTER + told_every:
-            yield from _of_workers(snapshot.workers, snapshot.computing)
+            yield from _of_workers(snapshot.workers, snapshot.without_relays)
 
 
 def _of_workers(
-    workers: Sequence[WorkerStats], computing: Sequence[WorkerStats]
+    workers: Sequence[WorkerStats], without_relays: Sequence[WorkerStats]
 ) -> Iterator[Metric]:
     by_state = GaugeMetricFamily("manychar_workers", "Workers by state", labels=["state"])
-    counts = Counter(each.state for each in computing)
+    counts = Counter(each.state for each in without_relays)
     for state in sorted({*STATES, *counts}):
         by_state.add_metric([state], counts[state])
     text = "How long the run's step has waited for it"

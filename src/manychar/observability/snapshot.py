@@ -6,7 +6,7 @@ from typing import Literal
 from manychar.numerics.option import counted
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.messages import Status
-from manychar.protocol.worker_tally import WorkerStats
+from manychar.protocol.worker_tally import WITHOUT_WORKERS, WorkerStats
 
 STRAGGLER_FROM = 0.1
 
@@ -25,15 +25,19 @@ class Snapshot:
         return [worker for worker in self.workers if worker.shards and not worker.relay]
 
     @property
-    def computing(self) -> list[WorkerStats]:
-        """The workers, those below relays too, without the relays."""
+    def without_relays(self) -> list[WorkerStats]:
+        """The workers, those below relays too."""
         relays = {worker.relay for worker in self.workers}
-        return [worker for worker in self.workers if worker.name not in relays]
+        return [
+            worker
+            for worker in self.workers
+            if worker.name not in relays and worker.state != WITHOUT_WORKERS
+        ]
 
     @property
     def with_shards(self) -> str:
         """How many workers hold shards, in words."""
-        return counted(sum(worker.shards > 0 for worker in self.computing), "worker")
+        return counted(sum(worker.shards > 0 for worker in self.without_relays), "worker")
 
     @property
     def working(self) -> list[str]:

@@ -98,10 +98,11 @@ class ClientSession:
             self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
-    def tick(self, now: float, *, refused: bool = False) -> list[Effect]:
+    def tick(self, now: float, *, connection_refused: bool = False) -> list[Effect]:
         """Do what is due: send Hello, report the wait, time out, or notice a silent server."""
         if self.connecting:
-            return self._tick_connecting(now, now - self.connecting_since, refused=refused)
+            waited = now - self.connecting_since
+            return self._tick_connecting(now, waited, connection_refused=connection_refused)
         if now < self._silent_at:
             return []
         silence = self._silent_at - self.heard_at
@@ -110,10 +111,12 @@ class ClientSession:
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
 
-    def _tick_connecting(self, now: float, waited: float, *, refused: bool) -> list[Effect]:
+    def _tick_connecting(
+        self, now: float, waited: float, *, connection_refused: bool
+    ) -> list[Effect]:
         if waited >= self._connect_timeout:
             reason = f"no server at {self.server} for {waited:.0f} s (--connect-timeout)"
-            why = ": nothing accepts connections there" if refused else ": no answer"
+            why = ": nothing accepts connections there" if connection_refused else ": no answer"
             return [Finish(RUN_FAILED, reason + why)]
         effects: list[Effect] = []
         if now >= self._next_hello:
@@ -193,7 +196,7 @@ class ClientMachine:
         return effects
 
     def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
-        effects = self.session.tick(now, refused=event.refused)
+        effects = self.session.tick(now, connection_refused=event.connection_refused)
         if self.session.connecting and self.phase is CONNECTED:
             self.phase = CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):

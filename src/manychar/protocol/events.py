@@ -57,9 +57,12 @@ class MailboxEmpty(Event):
 
 
 class DeadlinePassed(Event):
-    """The machine's deadline has passed; `refused`: nothing accepts connections at the server's."""
+    """The machine's deadline has passed.
 
-    refused: bool = False
+    `connection_refused`: nothing accepts connections at the server's endpoint.
+    """
+
+    connection_refused: bool = False
 
 
 class Suspended(Event):

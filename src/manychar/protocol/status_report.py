@@ -15,7 +15,7 @@ from manychar.protocol.member import Member, PeerState
 from manychar.protocol.messages import HOST_LENGTH, PAGE_LENGTH, Peer, Status, Weights, one_line
 from manychar.protocol.range_cut import shards_named
 from manychar.protocol.server_part import ServerPart, Shared
-from manychar.protocol.worker_tally import WorkerStats
+from manychar.protocol.worker_tally import WITHOUT_WORKERS, WorkerStats
 
 FIGURES_EVERY = 0.2
 PAGES_EVERY = 1.0
@@ -261,6 +261,7 @@ class StatusReport(ServerPart):
         tally = member.tally
         awaited = any(map(self._aggregation.is_missing, shards))
         state = "slow" if member.speed.is_too_slow else "idle"
+        state = state if member.workers else WITHOUT_WORKERS
         state = SILENT if member.state is PeerState.SILENT else "working" if shards else state
         return WorkerStats(
             name=member.name,

@@ -12,6 +12,7 @@ from manychar.protocol import field_types as field
 
 MARKS = 10
 MARK_EVERY = 1.0
+WITHOUT_WORKERS = "without-workers"  # the state of a relay
 
 
 class RecentUse(NamedTuple):

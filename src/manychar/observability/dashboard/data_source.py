@@ -116,7 +116,7 @@ class LiveServer(DataSource):
             steps=status.steps,
             best=status.best,
             workers=rows_of(snapshot),
-            computing=len(snapshot.computing),
+            without_relays=len(snapshot.without_relays),
             counts=dict(status.counts),
             checkpoint=(status.checkpoint, time.time() - status.checkpoint_age_seconds),
         )

@@ -45,7 +45,7 @@ def _figures(view: View) -> dict[str, str]:
     if points:
         found["trained for"] = duration(points[-1].seconds)
     if view.live and view.workers:
-        found["workers"] = f"{view.computing}"
+        found["workers"] = f"{view.without_relays}"
     if view.checkpoint is not None:
         step, at = view.checkpoint
         age = f", {duration(max(time.time() - at, 0))} ago" if view.live else ""

@@ -33,8 +33,8 @@ class View:
 
     `live` says whether more is to come, `activity` in words what the run does; `facts` are names
     and values of the run's definition; `workers` are the rows of the table of workers and relays,
-    `computing` the number of workers in it; `checkpoint` is (step, seconds since the epoch) of the
-    newest, whose age is shown while live.
+    `without_relays` the number of workers in it; `checkpoint` is (step, seconds since the epoch) of
+    the newest, whose age is shown while live.
     """
 
     source: str
@@ -46,7 +46,7 @@ class View:
     history: History = dataclasses.field(default_factory=History)
     best: int | None = None
     workers: Sequence[Sequence[str]] = ()
-    computing: int = 0
+    without_relays: int = 0
     samples: tuple[Sample, ...] = ()
     checkpoint: tuple[int, float] | None = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
