@@ -46,7 +46,7 @@ def _described(path: Path) -> str:
         step, loss = max(step, last.step), _loss(last.loss)
         diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
     is_early = early_stopping_of(run).ends_at(run.newest_step())
-    was_killed = (path / ADDRESS_NAME).exists()  # whoever ends in good order removes it
+    was_killed = (path / ADDRESS_NAME).exists()  # else it is removed
     state = "stopped early" if is_early else "killed" if was_killed else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
     if is_live := is_served(path):
