@@ -374,6 +374,26 @@ def test_a_checkpoint_over_which_its_process_crashes_again_and_again_ends_valida
     assert asked.process.slot.is_empty
 
 
+@pytest.mark.parametrize("idle", [3, 5])
+def test_ends_of_its_process_count_only_while_a_checkpoint_waits(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, idle: int
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "SETTLED_AFTER", 0.0)  # no end is too soon after the start
+    answers_once = "import json; print(json.dumps([int(input()), '']))"
+    monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", answers_once))
+    assert asked.ask(20) == (20, "")
+    monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", "raise SystemExit(70)"))
+    restarts = "starting it again"
+    asked.turn_until(lambda: caplog.text.count(restarts) == idle)
+    asked.process.ask(20)
+    enough = idle + 2 * validation_process.TRIES
+    asked.turn_until(lambda: asked.failures or caplog.text.count(restarts) == enough)
+    failure = "its process ended 4 times while validating the checkpoint of step 20"
+    assert asked.failures == [failure]
+    assert caplog.text.count(restarts) == idle + validation_process.TRIES - 1
+
+
 def test_a_checkpoint_that_is_not_there_has_no_validation_loss(asked: Asked) -> None:
     step, fault = asked.ask(7)
     assert step == 7

@@ -116,12 +116,12 @@ class ValidationProcess:
         self._silent_at = None
         if self._supervisor.is_stopping:
             return
-        self._tries += 1
-        failure = self._supervisor.restart(slot, code)
-        if self._waiting and self._tries == TRIES:
-            step = self._waiting[0]
-            what = f"while validating the checkpoint of step {step:,}"
+        self._tries += bool(self._waiting)
+        if self._tries >= TRIES:
+            what = f"while validating the checkpoint of step {self._waiting[0]:,}"
             failure = f"its process ended {TRIES} times {what}"
+        else:
+            failure = self._supervisor.restart(slot, code)
         if failure:
             self.close()
             self._on_failure(failure)
