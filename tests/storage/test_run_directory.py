@@ -27,7 +27,7 @@ from manychar.storage.checkpoint import (
     write_checkpoint,
 )
 from manychar.storage.corpus_file import Corpus
-from manychar.storage.journal import AppliedStep
+from manychar.storage.journal import JOURNAL_NAME, AppliedStep
 from manychar.storage.recovery import recover
 from manychar.storage.run_directory import (
     RunDirectory,
@@ -313,6 +313,14 @@ class TestMaking:
         with pytest.raises(KeyboardInterrupt), removed_if_refused(resumed):
             raise KeyboardInterrupt
         assert [open_run(each.path) for each in (begun, served, resumed)]
+
+    def test_an_unreadable_journal_does_not_replace_the_error(self, tmp_path: Path) -> None:
+        run = made(tmp_path / "run")
+        (run.path / JOURNAL_NAME).mkdir()
+        for each in (open_run(run.path), run):  # one that is resumed, and one that was just made
+            with pytest.raises(UserError, match="in use"), removed_if_refused(each):
+                raise UserError("the port is in use")
+            assert open_run(run.path) == run
 
     def test_in_a_place_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("dear")

@@ -200,10 +200,11 @@ def removed_if_refused(directory: RunDirectory) -> Iterator[None]:
         yield
     except (UserError, OSError):
         path, made = directory.path, directory.made
-        begun = is_served(path) or read_journal(path, directory.run_id, with_steps=False).newest
-        if made is not None and not begun:
-            _empty(path)
-            atomic_files.remove(made)
+        if made is not None and not is_served(path):
+            with contextlib.suppress(UserError, OSError):  # they would replace this error
+                if not read_journal(path, directory.run_id, with_steps=False).newest:
+                    _empty(path)
+                    atomic_files.remove(made)
         raise
 
 
