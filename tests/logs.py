@@ -17,7 +17,7 @@ def write_losses(run: Path, losses: Mapping[int, float]) -> None:
     log = AppendLog(run / VALIDATION_NAME, Extent())
     for step, nats in losses.items():
         sha256 = stated_metadata(checkpoint_path(run / "checkpoints", step)).get("sha256", "pruned")
-        log.append([{"step": step, "sha256": sha256, "nats": nats}])
+        log.append({"step": step, "sha256": sha256, "nats": nats})
     log.close()
 
 

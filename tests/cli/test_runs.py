@@ -32,7 +32,7 @@ def test_a_loss_above_that_of_the_untrained_model_is_marked(
     losses = {"loss_nats_per_character": loss, "smooth_loss_nats_per_character": 0.5}
     record = {"step": 8_000, "characters": 1, "seconds": 1.0, "workers": 1, **losses}
     with closing(AppendLog(run.path / METRICS_NAME, Extent())) as metrics:
-        metrics.append([record])
+        metrics.append(record)
     runs(tmp_path)
     out = capsys.readouterr().out
     assert f"run  step 8,000  loss {shown}" in out
@@ -45,7 +45,9 @@ def test_a_run_that_was_killed_is_at_the_last_step_of_its_journal(
     """As `verify` has it: its metrics have every hundredth step."""
     run = made(tmp_path / "run", steps=9_000)
     with closing(continue_journal(run.path, run.run_id, read_journal(run.path, run.run_id))) as log:
-        log.append([ServerStart(1, 0, "ab"), *(AppliedStep(1, k, 1.0, "ab") for k in range(1, 43))])
+        log.append(ServerStart(1, 0, "ab"))
+        for step in range(1, 43):
+            log.append(AppliedStep(1, step, 1.0, "ab"))
     runs(tmp_path)
     assert "run  step 42  no loss yet  stopped, its newest" in capsys.readouterr().out
     write_address(run.path, "tcp://127.0.0.1:1", None)

@@ -166,8 +166,9 @@ ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strac
 sys.stdout.write("begin"); sys.stdout.flush()
 select.select([sys.stdin], [], [])
 journal = continue_journal(run.path, run.run_id, reading)
-journal.append([ServerStart(1, 0, before.sha256)])
-journal.append(AppliedStep(1, k, 1.5, f"{k:08x}") for k in range(1, 51))
+journal.append(ServerStart(1, 0, before.sha256))
+for k in range(1, 51):
+    journal.append(AppliedStep(1, k, 1.5, f"{k:08x}"))
 journal.flush()
 journal.sync()
 after = dataclasses.replace(before.state, step=50)
@@ -289,13 +290,11 @@ def test_a_disk_that_fails_is_reported_and_the_last_good_checkpoint_stays(
 
 def _journal(run: Path) -> bytes:
     journal = continue_journal(run, "run-1", read_journal(run, "run-1"))
-    journal.append(
-        [
-            ServerStart(1, 0, "ab" * 32),
-            *(AppliedStep(1, k, 0.5 * k, f"{7 * k:08x}") for k in range(1, 6)),
-        ]
-    )
-    journal.append([ServerStart(2, 3, "cd" * 32), AppliedStep(2, 4, 9.0, "00000063")])
+    journal.append(ServerStart(1, 0, "ab" * 32))
+    for k in range(1, 6):
+        journal.append(AppliedStep(1, k, 0.5 * k, f"{7 * k:08x}"))
+    journal.append(ServerStart(2, 3, "cd" * 32))
+    journal.append(AppliedStep(2, 4, 9.0, "00000063"))
     journal.close()
     return journal.path.read_bytes()
 
@@ -335,7 +334,7 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
     path.write_bytes(data[:-3])
     reading = read_journal(tmp_path, "run-1")
     journal = continue_journal(tmp_path, "run-1", reading)
-    journal.append([AppliedStep(2, 4, 9.0, "00000063")])
+    journal.append(AppliedStep(2, 4, 9.0, "00000063"))
     journal.close()
     assert path.read_bytes() == data
     again = read_journal(tmp_path, "run-1")
@@ -346,7 +345,8 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path: Path) -> None:
 def test_a_journal_of_many_steps_takes_little_memory(tmp_path: Path) -> None:
     count = 50_000
     journal = continue_journal(tmp_path, "run-1", read_journal(tmp_path, "run-1"))
-    journal.append(AppliedStep(1, k, 1.0, f"{k:08x}") for k in range(1, count + 1))
+    for k in range(1, count + 1):
+        journal.append(AppliedStep(1, k, 1.0, f"{k:08x}"))
     journal.close()
     tracemalloc.start()
     reading = read_journal(tmp_path, "run-1")
@@ -377,7 +377,8 @@ def test_a_journal_knows_its_newest_step(
     tmp_path: Path, records: list[ServerStart | AppliedStep], newest: int
 ) -> None:
     journal = continue_journal(tmp_path, "run-1", read_journal(tmp_path, "run-1"))
-    journal.append(records)
+    for record in records:
+        journal.append(record)
     journal.close()
     for with_steps in (True, False):
         assert read_journal(tmp_path, "run-1", with_steps=with_steps).newest == newest

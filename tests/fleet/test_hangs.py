@@ -13,7 +13,7 @@ import pytest
 
 from manychar.protocol.effects import Save
 from manychar.protocol.events import CheckpointWritten
-from manychar.storage.append_log import LogReader
+from manychar.storage.append_log import AppendLog, LogReader
 from manychar.storage.checkpoint import list_checkpoints
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import (
@@ -121,19 +121,20 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def steps(first: int, last: int) -> list[AppliedStep]:
-    return [AppliedStep(1, k, 1.0, f"{k:08x}") for k in range(first, last + 1)]
+def append_steps(journal: AppendLog, first: int, last: int) -> None:
+    for k in range(first, last + 1):
+        journal.append(AppliedStep(1, k, 1.0, f"{k:08x}"))
 
 
 def test_a_journal_on_a_disk_that_was_full_has_no_gap(tmp_path: Path) -> None:
     journal = continue_journal(tmp_path, "run-1", read_journal(tmp_path, "run-1"))
-    journal.append([ServerStart(1, 0, "ab")])
+    journal.append(ServerStart(1, 0, "ab"))
     disk = journal._file = FullDisk(journal._file)  # type: ignore[assignment]
-    journal.append(steps(1, 50))
+    append_steps(journal, 1, 50)
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
             journal.flush()
-    journal.append(steps(51, 60))
+    append_steps(journal, 51, 60)
     disk.full = False
     journal.close()
     reading = read_journal(tmp_path, "run-1")
@@ -156,7 +157,7 @@ def test_no_checkpoint_is_written_whose_journal_is_not(manychar: Commands, text:
         ResumePoint(checkpoint, journal, metrics, 0.0, LogReader(run.path / VALIDATION_NAME), {}),
         lambda: None,
     ) as writer:
-        journal.append(steps(6, 6))
+        append_steps(journal, 6, 6)
         writer.write(Save(checkpoint.state), lambda: None)
         news = until(writer.news, "what came of it")
         failure = "its journal: no space left on device; that of step 0 is kept; make room on"

@@ -22,7 +22,7 @@ def test_the_journal_is_not_behind_the_metrics(tmp_path: Path) -> None:
     membership = SimpleNamespace(members=members, holders=members.keys)
     loop.machine = SimpleNamespace(membership=membership)  # type: ignore[assignment]
     with resumed(run, 1) as loop.resume_point:
-        loop.resume_point.journal.append([AppliedStep(1, 100, 1.0, "00000000")])
+        loop.resume_point.journal.append(AppliedStep(1, 100, 1.0, "00000000"))
         loop.carry_out(RecordMetrics(status(step=100)))
         assert read_journal(run.path, run.run_id).newest == 100
     assert read_metrics(run.path)[-1]["workers"] == 4

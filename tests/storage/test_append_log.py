@@ -13,7 +13,8 @@ from manychar.storage.journal import METRICS_NAME, read_metrics, resume_metrics
 
 def written(path: Path, *records: dict[str, Any]) -> bytes:
     log = AppendLog(path, Extent())
-    log.append(records)
+    for record in records:
+        log.append(record)
     log.close()
     return path.read_bytes()
 
@@ -61,7 +62,8 @@ class TestMetrics:
         log, seconds = resume_metrics(tmp_path, 250)
         assert seconds == 20.0
         assert read_metrics(tmp_path) == at(100, 200)
-        log.append(at(300, 400))
+        for record in at(300, 400):
+            log.append(record)
         log.close()
         assert path.read_bytes() == whole
         log, seconds = resume_metrics(tmp_path, 0)

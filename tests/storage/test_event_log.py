@@ -68,13 +68,13 @@ def test_a_rotation_that_failed_is_made_up_for(
     def full(path: Path, *arguments: Any, **options: Any) -> Any:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    events.append([{"text": "one" * 40}])
+    events.append({"text": "one" * 40})
     monkeypatch.setattr(Path, "open", full)
     for _ in range(2):
         with pytest.raises(OSError, match="no space"):
             events.flush()
     monkeypatch.setattr(Path, "open", opened)
-    events.append([{"text": "two"}])
+    events.append({"text": "two"})
     events.close()
     assert texts(tmp_path, "events.1.jsonl") == ["one" * 40, "two"]
     assert texts(tmp_path) == []

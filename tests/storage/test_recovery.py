@@ -43,7 +43,7 @@ def write(run: RunDirectory, *saves: tuple[int, bool]) -> None:
     """Apply and save steps, one after the other, as a server does."""
     with resumed(run, 1) as point, Writer(run, point, lambda: None) as writer:
         for step, for_recovery in saves:
-            point.journal.append([AppliedStep(1, step, 1.0, f"{step:08x}")])
+            point.journal.append(AppliedStep(1, step, 1.0, f"{step:08x}"))
             writer.write(Save(state_of(run, step), for_recovery), lambda: None)
     assert writer.news() == [
         CheckpointWritten(step, for_recovery=for_recovery) for step, for_recovery in saves

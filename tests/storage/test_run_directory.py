@@ -71,7 +71,8 @@ def serve_a_little(run: RunDirectory, *steps: AppliedStep) -> None:
     """Write what a server writes before it serves, and the records of some steps."""
     with locked(run):
         resumed = recover(run, raise_term(run))
-        resumed.journal.append(steps)
+        for step in steps:
+            resumed.journal.append(step)
         resumed.journal.close()
         resumed.metrics.close()
         run.write_config()

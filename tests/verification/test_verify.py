@@ -1,6 +1,5 @@
 """verify, of a run that goes on meanwhile; that it finds what differs is in tests/fleet."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,9 +28,8 @@ def test_a_checkpoint_that_was_pruned_meanwhile_is_computed_from_an_earlier_one(
     assert compare(todo, processes=1) is None
     records = [*LogReader(trained / JOURNAL_NAME)]
     wrong = AppendLog(trained / JOURNAL_NAME, Extent())
-    wrong.append(
-        each | ({"digest": "0" * 8} if each.get("step") == 200 else {}) for each in records
-    )
+    for each in records:
+        wrong.append(each | ({"digest": "0" * 8} if each.get("step") == 200 else {}))
     wrong.close()
     assert compare(todo, processes=1) == Finding(200, "the weights, by the journal")
 
@@ -79,8 +77,9 @@ def test_steps_without_a_record_are_not_counted_as_compared(
     term = max(each["term"] for each in steps)
     sha256 = run.read(checkpoint_path(run.checkpoints, 150)).sha256
     journal = AppendLog(trained / JOURNAL_NAME, Extent())
-    journal.append([first, dataclasses.asdict(ServerStart(term, 150, sha256))])
-    journal.append(each for each in steps if each["step"] > 150)
+    later = [each for each in steps if each["step"] > 150]
+    for record in (first, ServerStart(term, 150, sha256), *later):
+        journal.append(record)
     journal.close()
     done = manychar.run("verify", "run")
     assert done.out == "the same bits: 150 steps, 3 checkpoints; 150 steps without a record\n"

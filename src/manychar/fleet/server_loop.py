@@ -209,7 +209,7 @@ class ServerLoop(Listener):
             case effects.Append(step, loss):
                 digest = self.machine.aggregation.weights_digest.hex()
                 record = AppliedStep(self.machine.spec.term, step, loss, digest)
-                self.resume_point.journal.append([record])
+                self.resume_point.journal.append(record)
             case effects.Save():
                 self.writer.write(effect, self._wait_for_disk, spare=self._spared())
             case effects.Validate(step):
@@ -273,7 +273,7 @@ class ServerLoop(Listener):
             "workers": sum(members[peer].workers for peer in holders),
         }
         self.recorded = status
-        self.resume_point.metrics.append([line])
+        self.resume_point.metrics.append(line)
         self.resume_point.metrics.flush()
 
     def _to_disk(self, counter: Counter, write: Callable[..., None], *arguments: object) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,9 +88,9 @@ class AppendLog:
         if not extent.length:
             sync_directory(path.parent)
 
-    def append(self, records: Iterable[object]) -> None:
-        """Add records, dicts or dataclasses; they reach the disk with `flush` and `sync`."""
-        self._records += records
+    def append(self, record: object) -> None:
+        """Add a record, a dict or dataclass; it reaches the disk with `flush` and `sync`."""
+        self._records.append(record)
 
     def flush(self) -> None:
         """Write what was appended. Raises OSError."""

@@ -28,7 +28,7 @@ def event_log(run: Path) -> Iterator[AppendLog]:
 
     def append(record: logging.LogRecord) -> None:
         if not hasattr(record, "values"):  # of progress
-            events.append([log.fields_of(record)])
+            events.append(log.fields_of(record))
 
     handler = log.Handler(append)
     log.logger.addHandler(handler)

@@ -89,7 +89,7 @@ def continue_journal(run: Path, run_id: str, contents: JournalContents) -> Appen
     """Return the journal to continue after what could be read. Raises OSError."""
     journal = AppendLog(run / JOURNAL_NAME, contents.extent)
     if not contents.extent.length:
-        journal.append([{"format": FORMAT_VERSION, "run": run_id}])
+        journal.append({"format": FORMAT_VERSION, "run": run_id})
     return journal
 
 

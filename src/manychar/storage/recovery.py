@@ -44,7 +44,7 @@ def recover(directory: RunDirectory, term: int) -> ResumePoint:
         name = journal.path.name
         logger.warning(f"{name}: no record of some steps up to {step:,}: verify will say so")
     logger.debug(f"term {term} begins with the checkpoint of step {step:,}")
-    journal.append([ServerStart(term, step, checkpoint.sha256)])
+    journal.append(ServerStart(term, step, checkpoint.sha256))
     journal.flush()
     journal.sync()
     metrics, seconds = resume_metrics(directory.path, step)

@@ -56,7 +56,7 @@ def validation_log(directory: RunDirectory, *, up_to: float = math.inf) -> Itera
 
 def append_result(log: AppendLog, step: int, sha256: str, nats: float) -> None:
     """Add a checkpoint's loss durably: where the run ends may depend on it. Raises OSError."""
-    log.append([{"step": step, "sha256": sha256, "nats": nats if math.isfinite(nats) else None}])
+    log.append({"step": step, "sha256": sha256, "nats": nats if math.isfinite(nats) else None})
     log.flush()
     log.sync()
 
