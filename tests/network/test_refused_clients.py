@@ -66,7 +66,8 @@ def served(
     def answer() -> None:
         while not over.wait(LOOK_EVERY):
             if router.authenticator is not None:
-                refused.append(len(router.authenticator.answer()))
+                router.authenticator.answer()
+                refused.append(len(router.authenticator.take_refused()))
 
     answering = threading.Thread(target=answer)
     answering.start()
@@ -205,9 +206,11 @@ def test_a_refused_key_is_a_line_of_the_log(folder: Path, key: ClientKey) -> Non
     listener.machine = SimpleNamespace(handle=handle, membership=SimpleNamespace(members={}))
     listener.router, listener.lost = Router("tcp://127.0.0.1:*", None, folder), deque()
     keys.revoke(folder, "worker")
+    authenticator = listener.router.authenticator
+    assert authenticator is not None
 
     def refused(dealer: Dealer) -> bool:
-        listener._answer_handshakes()
+        authenticator.answer()
         try:
             return dealer.send([b"hello"])
         except UserError:

@@ -1,5 +1,6 @@
 """Checkpoints are validated, and where the run ends does not depend on how fast."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -236,6 +237,15 @@ def test_nobody_is_asked_twice() -> None:
     assert stage.server.handle(CheckpointWritten(2), stage.now) == []
 
 
+def early_stopping_of(losses: dict[int, float], *, patience: int) -> EarlyStopping:
+    """Return that of a run with a checkpoint every 10 steps."""
+    server = Stage(validation_losses={}).server
+    operation = dataclasses.replace(
+        server.spec.operation, checkpoint_every=10, stop_when_no_better=patience
+    )
+    return EarlyStopping(losses, server.spec.definition, operation)
+
+
 @pytest.mark.parametrize(
     ("losses", "patience", "ends"),
     [
@@ -247,7 +257,7 @@ def test_nobody_is_asked_twice() -> None:
     ],
 )
 def test_where_it_ends(losses: list[float], patience: int, ends: int | None) -> None:
-    early_stopping = EarlyStopping({}, on=True, every=10, patience=patience)
+    early_stopping = early_stopping_of({}, patience=patience)
     over = []
     for number, nats in enumerate(losses):
         over.append(early_stopping.ends_at(10 * number))
@@ -257,7 +267,7 @@ def test_where_it_ends(losses: list[float], patience: int, ends: int | None) -> 
 
 
 def test_checkpoints_between_the_intervals_do_not_count() -> None:
-    early_stopping = EarlyStopping({0: 3.0, 7: 4.0, 9: 5.0}, on=True, every=10, patience=1)
+    early_stopping = early_stopping_of({0: 3.0, 7: 4.0, 9: 5.0}, patience=1)
     assert not early_stopping.ends_at(10)
     early_stopping.record(10, 3.5)
     assert early_stopping.ends_at(20)

@@ -315,7 +315,7 @@ def test_a_worker_that_is_too_slow_for_a_range_is_said_to_be() -> None:
     stage.server.membership.end_leases(b"bob")
     assert seen(stage)["bob"].state == "idle"
     bob.speed.note(5.0)
-    bob.speed.lose_range(stage.now)
+    bob.speed.note_no_range(stage.now)
     assert seen(stage)["bob"].state == "slow"
 
 

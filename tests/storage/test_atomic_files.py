@@ -12,7 +12,7 @@ import pytest
 
 from manychar.network import keys
 from manychar.processes.errors import UserError
-from manychar.storage.atomic_files import SAID, lock_file, replace_file, write_output
+from manychar.storage.atomic_files import WARNED_VARIABLE, lock_file, replace_file, write_output
 from manychar.storage.run_directory import locked
 from tests.commands import SMALL, Commands
 from tests.storage.test_run_directory import made
@@ -88,8 +88,8 @@ def failing(number: int, *, directories: bool) -> Callable[[int], None]:
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the variable that says that there was a warning go with the test."""
-    monkeypatch.setenv(SAID, "")
-    monkeypatch.delenv(SAID)
+    monkeypatch.setenv(WARNED_VARIABLE, "")
+    monkeypatch.delenv(WARNED_VARIABLE)
 
 
 def test_a_file_system_that_cannot_fsync_a_directory_is_used_with_one_warning(

@@ -85,7 +85,6 @@ class Fleet:
         return total_bytes * 8e-9 / (self.gbits * PAYLOAD_SHARE)
 
     def of_shard(self, costs: Costs) -> float:
-        """Return the seconds that a worker computes a shard."""
         return self.shard_seconds or costs.of_shard(self.size)
 
 
@@ -135,7 +134,6 @@ class Prediction:
 
     @property
     def limit(self) -> str:
-        """Which of them takes longest."""
         names = "computing", "network", "server", "relay"
         return max(names, key=lambda name: float(getattr(self, name)))
 
@@ -144,8 +142,6 @@ class Prediction:
 class _Exchange:
     """What holders of ranges exchange with the process above them in a step, in seconds."""
 
-    bytes_in: int
-    bytes_out: int
     network: float
     units: float
     transfers: float
@@ -179,8 +175,6 @@ def _exchange(
     )
     by_thread = thread_out + (thread_in + units + work * (holders - 1)) / holders
     return _Exchange(
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
         network=max(wire_in, wire_out),
         units=units,
         transfers=thread_in + thread_out,
@@ -214,7 +208,8 @@ def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
     ways = {each: _behind(fleet, costs, *each) for each in {(count_of(r), n) for r, n in held}}
     between = [ways[count_of(shards), workers] for shards, workers in held]
     computing = max(each for each, _ in between)
-    above = _exchange(fleet, costs, [r for r, _ in held], [seconds for _, seconds in between])
+    ranges = [each for each, _ in held]
+    above = _exchange(fleet, costs, ranges, [seconds for _, seconds in between])
     update = costs.of_step(size)
     return Prediction(
         seconds=update + above.seconds,
@@ -223,8 +218,8 @@ def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
         server=max(above.units + update, above.transfers),
         relay=max(seconds - computing for computing, seconds in between),
         holders=sum(min(count_of(shards), workers) for shards, workers in held),
-        bytes_in=above.bytes_in,
-        bytes_out=above.bytes_out,
+        bytes_in=inward(size, ranges),
+        bytes_out=outward(size, ranges),
     )
 
 

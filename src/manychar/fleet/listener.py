@@ -35,7 +35,6 @@ class Listener:
     lost: collections.deque[Peer]
     carry_out: Callable[[effects.Effect], None]
     collect_at = 0.0
-    refused: tuple[str, ...] = ()  # addresses of the handshakes refused since the last report
 
     def handle(self, event: events.Event) -> bool:
         """Carry out what follows from an event, then from each loss of a peer that it showed.
@@ -69,7 +68,7 @@ class Listener:
 
     def listen(self) -> None:
         if (authenticator := self.router.authenticator) is not None:
-            self.loop.on_readable(authenticator.socket, self._answer_handshakes)
+            self.loop.on_readable(authenticator.socket, authenticator.answer)
         self.loop.on_readable(self.router.socket, self._read_router)
 
     def stop_listening(self) -> None:
@@ -79,27 +78,20 @@ class Listener:
         self.loop.remove(self.router.socket)
         self.router.close(0)
 
-    def _answer_handshakes(self) -> None:
-        if (authenticator := self.router.authenticator) is not None:
-            self.refused += tuple(authenticator.answer())
-
     def check_keys(self) -> None:
         """Log what handshakes failed, and look for revoked keys; to be called once a second."""
-        refused, self.refused = self.refused, ()
-        if refused:
-            reason = (
-                f"handshakes refused: {len(refused):,}, with a key that is unknown or revoked, from"
-                f" {most_frequent(refused)}"
-            )
-            self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, len(refused), reason))
+        if (authenticator := self.router.authenticator) is not None:
+            if refused := authenticator.take_refused():
+                whose = f"with a key that is unknown or revoked, from {most_frequent(refused)}"
+                reason = f"handshakes refused: {len(refused):,}, {whose}"
+                self.handle(events.Dropped(Counter.HANDSHAKES_REFUSED, len(refused), reason))
+            for peer, member in list(self.machine.membership.members.items()):
+                if member.owner is not None and not authenticator.still_owns(member.owner):
+                    self.handle(events.KeyRevoked(peer))
         if failed := self.router.failed_handshakes():
             what = f"handshakes failed: {failed:,} (each attempt of a client counts)"
             reason = f"{what}: no key, another server's, no manychar client, or one that gave up"
             self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, reason))
-        if (authenticator := self.router.authenticator) is not None:
-            for peer, member in list(self.machine.membership.members.items()):
-                if member.owner is not None and not authenticator.still_owns(member.owner):
-                    self.handle(events.KeyRevoked(peer))
 
     def _read_router(self) -> None:
         for _ in range(MESSAGES_A_TURN):

@@ -62,7 +62,6 @@ class TrainingCommand:
             raise
 
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
         return not self._ended.is_set()
 
     def stop(self) -> None:

@@ -37,6 +37,7 @@ class Authenticator:
         self._version: tuple[int, ...] = ()
         self._read_at = 0.0
         self._is_closed = False
+        self._refused: list[str] = []
         read_clients(keys)
         self.socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -49,25 +50,28 @@ class Authenticator:
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def answer(self) -> list[str]:
-        """Answer ANSWERS_A_TURN handshakes at most (the loop goes on); return the refused clients.
-
-        Each by its address, or `localhost:USER:GROUP:PROCESS` of one that comes by ipc.
-        """
-        refused = []
+    def answer(self) -> None:
+        """Answer ANSWERS_A_TURN handshakes at most: the loop goes on."""
         for _ in range(ANSWERS_A_TURN):
             try:
                 request = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                break
+                return
             owner = self._owner_asking(request)
             if owner is None and not self._is_closed:
                 address = request[3].decode(errors="replace") if len(request) > 3 else ""
-                refused.append(address.removeprefix("::ffff:"))  # of an IPv4 client, at [::]
+                self._refused.append(address.removeprefix("::ffff:"))  # of an IPv4 client, at [::]
             refusal = [b"%d" % UNREADABLE, *REFUSED[1:]] if self._is_closed else REFUSED
             answer = [b"200", b"", z85.encode(request[6])] if owner else refusal
             number = request[1] if len(request) > 1 else b""
             self.socket.send_multipart([_VERSION, number, *answer, b""])
+
+    def take_refused(self) -> list[str]:
+        """Return the clients that were refused since the last call.
+
+        Each by its address, or `localhost:USER:GROUP:PROCESS` of one that comes by ipc.
+        """
+        refused, self._refused = self._refused, []
         return refused
 
     def _owner_asking(self, request: list[bytes]) -> Owner | None:

@@ -30,7 +30,6 @@ class CharacterSet:
         self._is_present = np.zeros(CODE_POINTS, dtype=bool)
 
     def add(self, text: str) -> None:
-        """Add a piece of the text."""
         self.length += len(text)
         codes = _code_points(text)
         if not np.take(self._is_present, codes).all():
@@ -54,7 +53,6 @@ class Encoder:
         self._id_of[codes] = np.arange(len(vocabulary))
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """Return the ids of the characters that are known."""
         codes = _code_points(text)
         known = np.take(self._is_known, codes)
         if not known.all():
@@ -161,5 +159,4 @@ class Streams:
         return self._shards[first : last + 1, :, start : start + self.seq_length + 1].copy()
 
     def batch_at(self, shard: int, step: int) -> Batch:
-        """Return what `shard` reads at `step`."""
         return Batch(ids=self.ids_at(shard, shard, step)[0], fresh=self.is_fresh(step))

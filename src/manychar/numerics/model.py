@@ -55,7 +55,6 @@ class Parameters:
         return views
 
     def like(self, flat: NDArray[Any]) -> "Parameters":
-        """Return another vector with this one's shapes."""
         return Parameters(flat, self.vocabulary_size, self.hidden_size)
 
 

@@ -58,7 +58,6 @@ class Option:
     hidden: bool = False
 
     def allowed_text(self, kind: Any) -> str:
-        """Return in words which values of a type are allowed."""
         if get_origin(kind) is Literal:
             return " or ".join(get_args(kind))
         if kind is bool:
@@ -73,7 +72,6 @@ class Option:
         return f"{number} {' and '.join(words)}".rstrip()
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the bounds."""
         return self.least <= value <= self.most and self.above < value < self.below
 
 

@@ -156,7 +156,7 @@ class Admission(ServerPart):
         before, member.workers = member.workers, heartbeat.workers
         member.levels = heartbeat.levels
         if member.is_relay and (before != member.workers or member.speed.is_due(now)):
-            member.speed.get_range()  # it is tried again: it is too late with every duplicate
+            member.speed.note_range()  # it is tried again: it is too late with every duplicate
             self._membership.workers_changed()
         if before and not member.workers:
             self._lease_grants.lost(member, now)
@@ -192,7 +192,6 @@ class Admission(ServerPart):
             self._lease_grants.lost(member, now)
 
     def check_silence(self, now: float) -> None:
-        """Take the leases of workers that have been silent for too long."""
         for member in list(self._membership.members.values()):
             silent_for = now - member.heard_at
             if silent_for < self._membership.silence:

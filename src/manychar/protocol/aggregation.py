@@ -63,7 +63,6 @@ class _Step:
             self.hidden_digests = self.hidden_digests or list(map(digest, parts))
 
     def digest_delivered(self) -> None:
-        """Compute the digests of the delivered sums, and release the frames."""
         for node, (sender, frame) in self.delivered.items():
             self.digests[node] = sender, digest(frame)
         self.delivered.clear()
@@ -140,7 +139,6 @@ class Aggregation:
         return self.weights_digest if weights is self.weights else digest(weights)
 
     def ids(self, first: int, last: int) -> memoryview:
-        """Return what these shards read at the open step."""
         return as_frame(self.corpus.ids_at(first, last, self.state.step))
 
     def assess(self, result: UnitResult) -> Counter | None:

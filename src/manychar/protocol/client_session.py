@@ -58,7 +58,7 @@ class ClientSession:
         """Count a unit as a heartbeat; what only a heartbeat says is sent now and then, too."""
         self.next_heartbeat = min(now + self.interval, self._heartbeat_at + LONGEST_INTERVAL)
 
-    def get_range(self, now: float) -> None:
+    def note_range(self, now: float) -> None:
         """Note that this worker has a range: the next heartbeat may be due sooner."""
         self.is_idle = False
         self.next_heartbeat = min(self.next_heartbeat, now + self.interval)
@@ -130,7 +130,6 @@ class ClientSession:
         return effects
 
     def deadline(self) -> float:
-        """When the next tick or heartbeat is due."""
         if self.connecting:
             return min(self._next_hello, self._next_report)
         return min(self.next_heartbeat, self._silent_at)
@@ -141,7 +140,6 @@ class ClientSession:
         return self.heard_at + SERVER_SILENCES * max(self.welcomed().silence, self.interval)
 
     def welcomed(self) -> Welcome:
-        """Return the welcome, where there must be one."""
         if self.welcome is None:
             raise RuntimeError("connected without a welcome")
         return self.welcome

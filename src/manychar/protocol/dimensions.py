@@ -38,7 +38,6 @@ class Dimensions(Structure):
 
     @functools.cached_property
     def value_bytes(self) -> int:
-        """Bytes of one number."""
         return {"float32": 4, "float64": 8}[self.dtype]
 
     @functools.cached_property

@@ -11,6 +11,9 @@ every checkpoint is validated before it is removed, and the best one is always t
 import math
 from collections.abc import Mapping
 
+from manychar.numerics.run_definition import Definition
+from manychar.protocol.run_operation import Operation
+
 MOST_WAITING = 3
 """Checkpoints that wait for their validation loss while training goes on."""
 
@@ -18,19 +21,19 @@ MOST_WAITING = 3
 class EarlyStopping:
     """The known `validation_losses`, in nats a character by step, and the awaited ones.
 
-    `every` is the interval of checkpoints in steps; the run ends after `patience` of them that are
-    no better than the best before them, 0 for never.
+    The run ends after `stop_when_no_better` checkpoints that are no better than the best before
+    them, 0 for never.
     """
 
     def __init__(
-        self, validation_losses: Mapping[int, float], *, on: bool, every: int, patience: int
+        self, validation_losses: Mapping[int, float], definition: Definition, operation: Operation
     ) -> None:
         self.validation_losses = dict(validation_losses)
         self.awaited: set[int] = set()
         self._asked: set[int] = set()
-        self._on = on
-        self._every = every
-        self._patience = patience if on else 0
+        self._on = definition.validation > 0
+        self._every = operation.checkpoint_every
+        self._patience = operation.stop_when_no_better if self._on else 0
 
     def expect(self, step: int) -> None:
         """Await the validation loss of a checkpoint, from before it is on disk."""

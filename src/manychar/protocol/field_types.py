@@ -75,7 +75,6 @@ class Tensor(NamedTuple):
         return value
 
     def unpack(self, frame: Frame, size: Any, values: Mapping[str, Any]) -> Any:
-        """Return the value, or raise WireError."""
         length = self.length(size, values)
         if len(frame) > length or (self.exact and len(frame) < length):
             raise WireError(f"{len(frame)} bytes, expected {length}")

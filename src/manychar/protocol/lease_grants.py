@@ -1,7 +1,9 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
 from collections.abc import Set as AbstractSet
+from typing import Any
 
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol.counters import Counter
 from manychar.protocol.member import Member
 from manychar.protocol.membership import Lease
@@ -63,18 +65,10 @@ class LeaseGrants(ServerPart):
         aggregation = self._aggregation
         for first, last in runs_of(filter(aggregation.is_missing, lease.numbers)):
             grant = Grant(
-                **self._spec.run_and_term,
-                number=self._number(lease),
-                lease=lease.number,
+                **self._unit_fields(lease, (first, last)),
                 lease_first=lease.shards[0],
                 lease_last=lease.shards[1],
-                first=first,
-                last=last,
-                step=self._step,
-                fresh=aggregation.is_fresh,
-                weights=aggregation.weights,
                 hidden=as_frame(aggregation.state.hidden[first : last + 1]),
-                ids=aggregation.ids(first, last),
             )
             self._outbox.send(lease.peer, grant)
 
@@ -89,32 +83,30 @@ class LeaseGrants(ServerPart):
             shard = member.speed.seconds_a_shard or 0.0
             text = f"takes {shard:.3g} s for a shard: it gets none, a step without it is shorter"
             self._outbox.log(f"{member.name} {text}")
-        aggregation, step = self._aggregation, self._step
         for lease in self._membership.leases.values():
             self._membership.members[lease.peer].tally.waits_until(now)
-            if not self._membership.can_continue(lease, step):
+            if not self._membership.can_continue(lease, self._step):
                 self.grant(lease, now)
                 continue
-            lease.ask(step, now)
-            first, last = lease.shards
-            weights = NewWeights(
-                **self._spec.run_and_term,
-                number=self._number(lease),
-                lease=lease.number,
-                first=first,
-                last=last,
-                step=step,
-                fresh=aggregation.is_fresh,
-                weights=aggregation.weights,
-                ids=aggregation.ids(first, last),
-            )
-            self._outbox.send(lease.peer, weights)
+            lease.ask(self._step, now)
+            self._outbox.send(lease.peer, NewWeights(**self._unit_fields(lease, lease.shards)))
 
-    def _number(self, lease: Lease) -> int:
-        member = self._membership.members[lease.peer]
+    def _unit_fields(self, lease: Lease, shards: Range) -> dict[str, Any]:
+        """Return the fields that Grant and NewWeights share, with the holder's next number."""
+        member, aggregation = self._membership.members[lease.peer], self._aggregation
         member.asked += 1
         lease.asked_number = member.asked
-        return member.asked
+        return {
+            **self._spec.run_and_term,
+            "number": member.asked,
+            "lease": lease.number,
+            "first": shards[0],
+            "last": shards[1],
+            "step": self._step,
+            "fresh": aggregation.is_fresh,
+            "weights": aggregation.weights,
+            "ids": aggregation.ids(*shards),
+        }
 
     def heard(self, member: Member, number: int, now: float) -> None:
         """Grant again each unit that a worker was asked for, does not list and has not delivered.

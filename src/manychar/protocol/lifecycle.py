@@ -159,7 +159,6 @@ class Lifecycle(ServerPart):
         self._outbox.add(effects.Save(self._aggregation.state))
 
     def _finish_if_done(self) -> None:
-        """Finish if all is done: saved, validated, and no conflict open."""
         if self.phase is not RunPhase.SAVING:
             return
         validated = self.requested_stop or not self._early_stopping.awaited

@@ -9,8 +9,8 @@ from manychar.protocol.worker_speed import WorkerSpeed
 from manychar.protocol.worker_tally import WorkerStats, WorkerTally
 
 OWN_PEER, SHARE_NAME = b"", "server"
-"""The server's own share of the computing. No connection has this peer: a ROUTER numbers those that
-name none, and one may name any other."""
+"""The server's own share of the computing. No connection has the empty identity: a ROUTER gives
+each unnamed connection a number."""
 
 
 class PeerState(enum.StrEnum):

@@ -152,7 +152,6 @@ class Membership:
         self.scope = scope
 
     def workers_changed(self) -> None:
-        """Note that the workers have changed: the ranges are cut anew after this step."""
         self._must_cut = True
 
     def end_leases(self, peer: Peer) -> list[Lease]:
@@ -237,8 +236,8 @@ class Membership:
         too_slow = []
         for worker in workers:
             if worker.peer in wanted:
-                worker.speed.get_range()
-            elif len(wanted) < count_of(self.scope) and worker.speed.lose_range(now):
+                worker.speed.note_range()
+            elif len(wanted) < count_of(self.scope) and worker.speed.note_no_range(now):
                 too_slow.append(worker)
         return revoked, too_slow
 

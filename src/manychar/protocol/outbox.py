@@ -49,7 +49,6 @@ class Outbox:
         self.log(text, Level.WARNING)
 
     def show(self, *shown: Status | Weights) -> None:
-        """Show these messages, here and at every observer."""
         observers = self._membership.observers()
         for message in shown:
             self.add(Show(message))

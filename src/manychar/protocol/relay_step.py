@@ -99,7 +99,6 @@ class RelayStep(Aggregation):
     # Blame.
 
     def note_passed_up(self, result: UnitResult, sender: Identities) -> None:
-        """Remember who sent a unit that goes up unchanged."""
         self._passed_up.append((sender, result.step, self.digests_of(result)))
 
     def senders_of_wrong(self, dispute: Dispute) -> set[Identities]:

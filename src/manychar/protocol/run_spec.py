@@ -47,7 +47,6 @@ class RunSpec:
 
     @functools.cached_property
     def run_and_term(self) -> RunAndTerm:
-        """What a message is constructed with, beside its own fields."""
         return {"run_id": self.run_id, "term": self.term, "session": self.session}
 
 

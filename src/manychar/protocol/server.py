@@ -60,12 +60,7 @@ class ParameterServer:
             spec.definition, spec.corpus, spec.state, limit=spec.operation.steps or math.inf
         )
         self.membership = Membership(spec.definition.shards, silence=spec.operation.lease_timeout)
-        self.early_stopping = EarlyStopping(
-            spec.validation_losses,
-            on=spec.definition.validation > 0,
-            every=spec.operation.checkpoint_every,
-            patience=spec.operation.stop_when_no_better,
-        )
+        self.early_stopping = EarlyStopping(spec.validation_losses, spec.definition, spec.operation)
         self.outbox = Outbox(self.membership)
         self.counts = self.outbox.counts
         shared = Shared(spec, self.aggregation, self.membership, self.early_stopping, self.outbox)

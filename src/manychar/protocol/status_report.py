@@ -273,7 +273,7 @@ class StatusReport(ServerPart):
             shard_seconds=member.speed.seconds_a_shard or 0.0,
             late_seconds=now - self._applied_at if awaited else 0.0,
             longest_piece_seconds=member.longest_piece,
-            **tally.recent(now, is_awaited=awaited)._asdict(),
+            **tally.recent(now, is_awaited=awaited),
         )
 
     def weights(self) -> Weights:

@@ -256,7 +256,7 @@ class Worker(ClientMachine):
             for number in overlapping:
                 del self._leases[number]
             lease = self._leases[grant.lease] = HeldLease(grant.lease, shards)
-            self.session.get_range(now)
+            self.session.note_range(now)
         numbers = numbers_of(grant.shards)
         lease.hidden |= zip(numbers, equal_parts(grant.hidden, len(numbers)), strict=True)
         return self._queue(lease, grant.shards, equal_parts(grant.ids, len(numbers)))

@@ -48,7 +48,7 @@ class WorkerSpeed:
             self._seconds.popleft()
         self._seconds.append(min(max(LEAST_SECONDS, seconds), MOST_SECONDS))
 
-    def lose_range(self, now: float) -> bool:
+    def note_no_range(self, now: float) -> bool:
         """Note that the worker gets no range; return whether that is new, and for its speed."""
         seconds = self.seconds_a_shard
         if seconds is None or self.is_too_slow:
@@ -58,7 +58,7 @@ class WorkerSpeed:
         self._probe_at = now + PROBE_EVERY
         return True
 
-    def get_range(self) -> None:
+    def note_range(self) -> None:
         self._when_too_slow = None
 
     def is_due(self, now: float) -> bool:

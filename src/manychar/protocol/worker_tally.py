@@ -6,7 +6,7 @@ something is asked of it again; the rest of its time is the exchange.
 
 import collections
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from manychar.protocol import field_types as field
 
@@ -15,26 +15,14 @@ MARK_EVERY = 1.0
 WITHOUT_WORKERS = "without-workers"  # the state of a relay
 
 
-class RecentUse(NamedTuple):
-    """Shares of the last ten seconds, 0 … 1, and shards a second in them.
-
-    `straggling` is the share in which the step waited for this worker alone.
-    """
-
-    computing: float
-    exchanging: float
-    waiting: float
-    straggling: float
-    shards_per_second: float
-
-
 # Many fields: one figure each.
 class WorkerStats(NamedTuple):
     """Figures of one worker.
 
     `gradients` counts accepted ones since it joined, `dropped` its messages. `shard_seconds` is how
     long it takes for a shard, 0 before that is known, `late_seconds` for how long the step has
-    waited for it. The next fields are those of `RecentUse`, of the last ten seconds.
+    waited for it. The next fields are shares of the last ten seconds, 0 … 1, and shards a second in
+    them; `straggling` is the share in which the step waited for this worker alone.
     `longest_piece_seconds` is the longest time between two calls of the kernel's progress callback,
     lately. `relay` is the name of the relay that it works for; nothing is the server.
     """
@@ -85,8 +73,8 @@ class WorkerTally:
         self.waiting += now - self.delivered_at
         self.delivered_at = now
 
-    def recent(self, now: float, *, is_awaited: bool) -> RecentUse:
-        """Return how its recent time was used; to be called every now and then."""
+    def recent(self, now: float, *, is_awaited: bool) -> dict[str, Any]:
+        """Return those fields of WorkerStats, by name; to be called every now and then."""
         waiting = self.waiting + (0.0 if is_awaited else now - self.delivered_at)
         here = now, self.gradients, self.computing, waiting, self.straggling
         if not self.marks:
@@ -96,5 +84,10 @@ class WorkerTally:
             self.marks.append(here)
         speed, *shares = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
         computing, waiting, straggling = (min(1.0, share) for share in shares)
-        exchanging = max(0.0, 1 - computing - waiting)
-        return RecentUse(computing, exchanging, waiting, straggling, speed)
+        return {
+            "computing": computing,
+            "exchanging": max(0.0, 1 - computing - waiting),
+            "waiting": waiting,
+            "straggling": straggling,
+            "shards_per_second": speed,
+        }

@@ -21,7 +21,7 @@ LOCK_PAUSE = 0.05  # seconds
 NO_LOCKS = "this file system has no locks ({}); use another one, or mount it with locks"
 WITHOUT_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS
 NO_SYNC = "this file system cannot fsync a directory: a power failure may undo the newest files"
-SAID = "MANYCHAR_DIRECTORY_FSYNC"  # by this process or one that started it
+WARNED_VARIABLE = "MANYCHAR_DIRECTORY_FSYNC"  # set by this process or one that started it
 
 
 def lock_file(file: IO[Any] | int, *, within: float) -> None:
@@ -164,8 +164,8 @@ def sync_directory(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        if SAID not in os.environ:
-            os.environ[SAID] = ""
+        if WARNED_VARIABLE not in os.environ:
+            os.environ[WARNED_VARIABLE] = ""
             logger.warning(f"{path}: {NO_SYNC}")
     finally:
         os.close(descriptor)

@@ -55,7 +55,7 @@ def read_address(run: Path) -> ServerAddress | None:
 
 
 def another_server(run: Path) -> UserError:
-    """Return the error of who wants to serve a run that a server holds."""
+    """Return the error for a process that is to serve a run which another server holds."""
     where = key = ""
     if (running := read_address(run)) is not None:
         where = f" ({running.endpoint}, process {running.process} on {running.host})"
@@ -65,7 +65,7 @@ def another_server(run: Path) -> UserError:
 
 
 def no_server(run: Path) -> UserError:
-    """Return the error of who wants to reach the server of a directory that `read_address` has not.
+    """Return the error for a client that needs a server where `read_address` found none.
 
     Raises UserError where the directory cannot be read.
     """

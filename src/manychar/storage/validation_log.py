@@ -83,13 +83,8 @@ def unvalidated(
 
 def early_stopping_of(directory: RunDirectory) -> EarlyStopping:
     """Return the early stopping that the next server of a run begins with. Raises UserError."""
-    losses, operation = read_validation_losses(directory), directory.operation
-    early_stopping = EarlyStopping(
-        losses,
-        on=directory.definition.validation > 0,
-        every=operation.checkpoint_every,
-        patience=operation.stop_when_no_better,
-    )
+    losses = read_validation_losses(directory)
+    early_stopping = EarlyStopping(losses, directory.definition, directory.operation)
     for step in unvalidated(directory, losses, directory.newest_step()):
         early_stopping.expect(step)
     return early_stopping
