@@ -234,7 +234,7 @@ class Run(Model):
         """
         flags = _flags({"from": from_, "to": to, "processes": processes})
         command = Command("verify", self.source, *flags, accepted=(0, 1))
-        log.say("".join(command.output()).rstrip("\n"))
+        log.write_line("".join(command.output()).rstrip("\n"))
         return command.code == 0
 
     @_method_with_options(ResumeOptions)

@@ -55,7 +55,7 @@ def server(
 
     def bound(endpoint: str) -> None:
         if child:
-            tell_endpoint(endpoint)
+            write_endpoint(endpoint)
         else:
             joins = worker_command(endpoint, keys=keys is not None)
             logger.info(f"listening; a worker joins with: {joins}")
@@ -80,7 +80,7 @@ def server(
     exit_with(finish, directory, again=again)
 
 
-def tell_endpoint(endpoint: str) -> None:
+def write_endpoint(endpoint: str) -> None:
     """Write where a child process listens, for its parent."""
     write(json.dumps({"endpoint": endpoint}) + "\n")
 

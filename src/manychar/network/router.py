@@ -57,7 +57,7 @@ class Router:
         self._shared: tuple[Frame, zmq.Frame] | None = None
         self._context = zmq.Context()
         self.socket = sockets.new_socket(self._context, zmq.ROUTER, endpoint)
-        self._failures = sockets.events_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
+        self._failures = sockets.monitor_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
         for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(size) + CURVE_BYTES)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from manychar.network.client_identity import hello
+from manychar.network.client_identity import make_hello
 from manychar.network.connection_limit import need_files
 from manychar.network.dealer import Dealer
 from manychar.network.endpoints import is_endpoint, is_local, reachable
@@ -53,7 +53,7 @@ class ObserverClient:
         self.endpoint, key = find_server(source, key, connect_timeout=connect_timeout)
         self._source = source
         self._dealer = Dealer(self.endpoint, key)
-        self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
+        self._hello = make_hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots = Snapshots()
         self._next_request = 0.0
         self.socket = self._dealer.socket

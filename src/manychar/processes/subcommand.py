@@ -164,7 +164,7 @@ class Command:
                     self._on_progress, self._raised = lambda _: None, error
                     self._process.terminate()
             elif not self._quiet or level > logging.INFO:
-                log.say(line if log.is_json() else log.escaped(text))
+                log.write_line(line if log.is_json() else log.escaped(text))
 
     def _feed(self, given: bytes) -> None:
         """Write its standard input, in a thread: it may write before it has read to the end."""
