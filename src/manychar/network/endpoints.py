@@ -68,6 +68,11 @@ def _is_of_one_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -
     return not (address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"))
 
 
+def bracketed(host: str) -> str:
+    """Return a host as endpoints and URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only processes on this machine can reach an endpoint."""
     match = _TCP.fullmatch(endpoint)
