@@ -50,6 +50,11 @@ def program() -> str:
     return as_pasted(sys.executable, "-m", "manychar") if is_module else as_pasted(sys.argv[0])
 
 
+def is_by_api() -> bool:
+    """Whether this process is the Command of another Python program."""
+    return ARGUMENTS_ON_STDIN in sys.argv
+
+
 def as_pasted(*words: object) -> str:
     """Return words of a command as bash reads them, on one line; a Path is not read as a flag."""
     flags = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
