@@ -255,7 +255,7 @@ def test_a_step_in_a_text_has_thousands_separators() -> None:
                 is_text = isinstance(value.value, ast.Call) and "join" in ast.unparse(value.value)
                 if re.search(r"(?<!--)\b[Ss]teps? (up to )?$", str(before.value)) and not is_text:
                     form = ast.unparse(value.format_spec) if value.format_spec else ""
-                    named = ast.unparse(value.value).startswith("_steps(")  # it has them
+                    named = ast.unparse(value.value).startswith("step_of(")  # it has them
                     assert "," in form or named, f"{path}: {ast.unparse(node)}"
 
 

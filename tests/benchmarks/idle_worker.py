@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from manychar.fleet import worker_process
-from manychar.network.client_identity import hello
+from manychar.network.client_identity import make_hello
 from manychar.processes.numerics_pinning import pin
 from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Role
@@ -51,7 +51,9 @@ def _computed(*values: Any, **others: Any) -> Computed:
 def main(endpoint: str, name: str) -> int:
     """Work until the run ends."""
     with patch.object(worker_process, "pin", pin_and_idle):
-        return worker_process.work(endpoint, hello(Role.WORKER, name), connect_timeout=60.0).code
+        return worker_process.work(
+            endpoint, make_hello(Role.WORKER, name), connect_timeout=60.0
+        ).code
 
 
 if __name__ == "__main__":

@@ -329,16 +329,16 @@ def test_a_key_revoked_in_the_secret_is_noticed_without_a_restart(places: dict[s
     init("server", places)
     public = keys.read_client_key(places["made"] / "worker.key").public
     with zmq.Context() as context:
-        door = Authenticator(context, places["/keys"] / "own")
+        authenticator = Authenticator(context, places["/keys"] / "own")
         try:
-            owner = door.owner_of(public)
+            owner = authenticator.owner_of(public)
             assert owner is not None
             assert owner.name == "worker"
             keys.revoke(places["made"], "worker")
             lay_out(places["made"] / "clients.json", places["/clients"], generation=2)
-            until(lambda: door.owner_of(public) is None, "the end of a revoked key")
+            until(lambda: authenticator.owner_of(public) is None, "the end of a revoked key")
         finally:
-            door.socket.close()
+            authenticator.socket.close()
 
 
 @pytest.mark.parametrize("ends", ["SuccessCriteriaMet Complete", "FailureTarget Failed"])

@@ -37,7 +37,7 @@ if "worker" in sys.orig_argv:
 LOGGING = [
     *("protocol/server", "lifecycle", "status_report", "admission", "conflicting_results"),
     *("client_session", "protocol/worker", "server_process", "worker_process", "worker_pool"),
-    *("recovery", "authenticator", "connection_limit", "queued_stream"),
+    *("recovery", "authenticator", "router", "queued_stream"),
     *("protocol/relay", "relay_process", "listener"),
 ]
 SAID_BY = {"warn", "warning", "_log", "error", "finish", "bar", "_mark_silent", "refuse", "Finish"}

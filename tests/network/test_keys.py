@@ -389,11 +389,11 @@ def test_a_key_that_is_listed_twice_is_revoked(folder: Path, *, revoked_first: b
     twice = [*listed["clients"], {**listed["clients"][0], "revoked": True}]
     listed["clients"] = twice[::-1] if revoked_first else twice
     with zmq.Context() as context:
-        door = Authenticator(context, folder)
-        assert door.owner_of(client.public) == ("worker", KeyRole.WORKER)
+        authenticator = Authenticator(context, folder)
+        assert authenticator.owner_of(client.public) == ("worker", KeyRole.WORKER)
         (folder / "clients.json").write_text(json.dumps(listed))
-        until(lambda: door.owner_of(client.public) is None, "the key to be revoked")
-        door.socket.close(0)
+        until(lambda: authenticator.owner_of(client.public) is None, "the key to be revoked")
+        authenticator.socket.close(0)
 
 
 def test_a_key_on_the_command_line_is_not_repeated(manychar: Commands, folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from manychar.network import dealer as dealer_module
 from manychar.network import name_resolution
 from manychar.network.dealer import Dealer
-from manychar.network.endpoints import name_in
+from manychar.network.endpoints import host_name_of
 from manychar.network.name_resolution import NameResolver
 from manychar.network.router import Router
 from tests.commands import until
@@ -48,7 +48,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answers]:
     ],
 )
 def test_what_has_to_be_looked_up(host: str, *, name: bool) -> None:
-    assert name_in(f"tcp://{host}:1") == ((host, "1") if name else None)
+    assert host_name_of(f"tcp://{host}:1") == ((host, "1") if name else None)
 
 
 def test_a_name_gives_its_addresses_round_and_round(

@@ -447,7 +447,7 @@ class TestBinding:
         path, most = tmp_path / "it", resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.closing(Router(f"ipc://{path}", SIZES)) as router:
             monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
-            router.connection_limit.enforce()
+            router.limit_connections()
 
             def refuses() -> bool:
                 with socket.socket(socket.AF_UNIX) as visitor:
@@ -457,10 +457,10 @@ class TestBinding:
             path.unlink()
             path.write_text("kept")
             monkeypatch.setattr(resource, "getrlimit", lambda _: most)
-            router.connection_limit.enforce()
+            router.limit_connections()
             assert path.read_text() == "kept"
             path.unlink()
-            router.connection_limit.enforce()
+            router.limit_connections()
             dealer = Dealer(router.endpoint)
             until(lambda: dealer.send([b"hello"]), "a connection")
             dealer.close()

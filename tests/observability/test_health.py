@@ -52,38 +52,38 @@ RACK = (
         (
             snapshot(8, worker("a", late=1.0)),
             "time left",
-            Health("step 8 of 12,000: it advances, with 1 worker"),
+            Health("step 8/12,000: it advances, with 1 worker"),
         ),
         (
             snapshot(3, worker("a"), worker("b"), term=2),
             "time left",
-            Health("step 3 of 12,000: it advances, with 2 workers"),
+            Health("step 3/12,000: it advances, with 2 workers"),
         ),
-        (snapshot(8, *RACK), "time left", Health("step 8 of 12,000: it advances, with 3 workers")),
+        (snapshot(8, *RACK), "time left", Health("step 8/12,000: it advances, with 3 workers")),
         (
             snapshot(7, worker("a", shards=0), waiting_for="a worker to connect"),
             "time left",
-            Health("step 7 of 12,000: it waits for a worker to connect"),
+            Health("step 7/12,000: it waits for a worker to connect"),
         ),
         (
             snapshot(7, worker("a", late=9.6), worker("b")),
             "expired",
-            Health("step 7 of 12,000: it has waited 10 s for a"),
+            Health("step 7/12,000: it has waited 10 s for a"),
         ),
         (
             snapshot(7, *(worker(name, late=8.0) for name in "abcdefg")),
             "expired",
-            Health("step 7 of 12,000: it has waited 8 s for a, b, c, d, e and 2 more"),
+            Health("step 7/12,000: it has waited 8 s for a, b, c, d, e and 2 more"),
         ),
         (
             snapshot(7, worker("a"), waiting_for="the validation loss of step 6"),
             "time left",
-            Health("step 7 of 12,000: it waits for the validation loss of step 6"),
+            Health("step 7/12,000: it waits for the validation loss of step 6"),
         ),
         (
             snapshot(7, worker("a")),
             "expired",
-            Health("step 7 of 12,000: it does not advance, and gives no reason", healthy=False),
+            Health("step 7/12,000: it does not advance, and gives no reason", healthy=False),
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_server_that_answers_and_does_not_advance_is_not_healthy(
 ) -> None:
     found = manychar.run("health", fake.router.endpoint, "--connect-timeout", "1")
     assert found.code == 1, found.err
-    assert found.out == "step 7 of 12,000: it does not advance, and gives no reason\n"
+    assert found.out == "step 7/12,000: it does not advance, and gives no reason\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -213,8 +213,7 @@ def test_failed_writes_are_shown() -> None:
     now = snapshot(8, worker("a"), counts=counts)
     found = health_of(snapshot(7, worker("a")), now, expired=False)
     assert found == Health(
-        "step 8 of 12,000: it advances, with 1 worker; journal_not_written: 1;"
-        " metrics_not_written: 6"
+        "step 8/12,000: it advances, with 1 worker; journal_not_written: 1; metrics_not_written: 6"
     )
 
 

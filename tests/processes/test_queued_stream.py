@@ -182,7 +182,7 @@ def test_a_result_comes_after_what_was_logged_before(
     monkeypatch.setattr(queued_stream, "time", clock)
     monkeypatch.setattr(sys, "stderr", QueuedStream(pipe.stream, "stderr"))
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
-    log.say("step 60/60")
+    log.write_line("step 60/60")
     console.write("the table\n")
     released.set()
     assert written == ["step 60/60\n", "the table\n"]

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,14 +79,20 @@ def test_a_process_that_crashes_is_started_again_and_fails_in_the_end(family: Fa
     assert slot.is_empty
 
 
-def test_the_pause_doubles_up_to_a_limit_and_starts_again_once_a_process_has_settled() -> None:
-    slot = ProcessSlot(name="a", arguments=[])
+def test_the_pause_doubles_up_to_a_limit_and_starts_again_once_a_process_has_settled(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, settled = ProcessSlot(name="a", arguments=[]), 10.0 + supervisor.SETTLED_AFTER
+    now = 0.0
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
     for now, pause in ((1.0, 0.5), (3.0, 1.0), (6.0, 2.0), (10.0, 4.0)):
         slot.started_at = now
-        assert slot.plan_restart(-9, now) == ""
+        assert family.supervisor.restart(slot, -9) == ""
         assert slot.restart_at == now + pause
-    assert slot.plan_restart(-9, 10.0 + supervisor.SETTLED_AFTER) == ""
-    assert (slot.restart_at, slot.quick_deaths) == (10.5 + supervisor.SETTLED_AFTER, 0)
+    now = settled
+    assert family.supervisor.restart(slot, -9) == ""
+    assert (slot.restart_at, slot.quick_deaths) == (settled + 0.5, 0)
 
 
 def test_all_that_a_process_wrote_is_read_before_its_end_is_reported(family: Family) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
 from manychar.processes.queued_stream import QueuedStream
-from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
+from manychar.processes.subcommand import is_by_api
 
 STANDARD_OUTPUT = "standard output"
 
 
 def log_failure(reason: str, code: int) -> int:
     """Log why a command ends with a code other than 0: no error if that was asked for."""
-    is_by_api = ARGUMENTS_ON_STDIN in sys.argv  # which reads this line by its level
-    asked = code in (STOPPED, INTERRUPTED) and not is_by_api
+    asked = code in (STOPPED, INTERRUPTED) and not is_by_api()  # which reads the line's level
     logger.log(logging.INFO if asked else logging.ERROR, f"manychar: {reason}")
     return code
 

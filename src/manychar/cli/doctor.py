@@ -1,17 +1,15 @@
 """The command `doctor`."""
 
 import json
-from typing import Annotated, Literal
+from typing import Any
 
 from manychar.cli.console import write
-from manychar.numerics.option import Option
 from manychar.processes.numerics_pinning import pin
 
-SETTING = Option("Arithmetic whose libraries and fingerprints are reported.")
 
-
-def doctor(numerics: Annotated[Literal["portable", "native"], SETTING] = "portable") -> None:
+def doctor(**flags: Any) -> None:
     """Report as JSON whether this machine can join a fleet: CPU, BLAS, numpy, limits."""
+    numerics = flags.get("numerics", "portable")
     pin(numerics)
     from manychar.verification.doctor import examine
 

@@ -13,10 +13,11 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING
+from manychar.fleet.launch_options import RUN_OPTIONS, RUNNING, Reporting
 from manychar.network.client_identity import KEY_FILE_VARIABLE
 from manychar.network.keys import ClientKey
 from manychar.numerics.option import Option, OptionError, checked, flag, options_of, without_none
+from manychar.observability.sampling_options import Sampling
 from manychar.processes import log
 from manychar.processes.errors import path_given
 
@@ -64,9 +65,9 @@ _KEY = Option(
 )
 Key = Annotated[ClientKey | None, _KEY]
 KeyFile = Annotated[Path | None, _KEY]
-Insecure = Annotated[bool, Option("Listen where other machines can connect, without keys.")]
+Insecure = Annotated[bool, options_of(Reporting)["insecure"][1]]
 Child = Annotated[bool, Option("This process has a supervisor.", hidden=True)]
-ConnectTimeout = Annotated[float, Option("Seconds to wait for the connection.", least=0)]
+ConnectTimeout = Annotated[float, options_of(Sampling)["connect_timeout"][1]]
 AsJson = Annotated[bool, Option("Print JSON.", names=("--json",))]
 Output = Annotated[Path, Option("File to write.", names=("--output", "-o"))]
 
@@ -77,10 +78,11 @@ def command_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
     for parameter in inspect.signature(command).parameters.values():
         metadata = getattr(parameter.annotation, "__metadata__", (None,))[0]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            operating = OPERATING if command.__name__ in RUNNING else None
+            has_panels = command.__name__ in (*RUNNING, "equivalence")
+            defining, operating = (DEFINING, OPERATING) if has_panels else (None, None)
             for field, option in options_of(*RUN_OPTIONS, role=command.__name__).values():
                 name, kind, shown = field.name, field.type, field.default
-                panel = DEFINING if "equivalence" in option.roles else operating
+                panel = defining if "equivalence" in option.roles else operating
                 found.append(parameter_of(name, kind, option, None, shown=shown, panel=panel))
         elif isinstance(metadata, Option):
             kind, default = get_args(parameter.annotation)[0], parameter.default

@@ -1,17 +1,16 @@
 """The command `plan`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from manychar.cli.console import write
 from manychar.fleet.capacity import Fleet, predict
-from manychar.numerics.option import Option
-from manychar.numerics.run_definition import choose_streams
+from manychar.numerics.option import Option, resolve
+from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.protocol.dimensions import Dimensions, check_sizes
 
 MOST = 65_536
 WORKERS = Option("Workers, each on a core of its own.", least=1, most=MOST)
-HIDDEN = Option("Hidden units; the weights have at most 2 GiB.", least=1, most=MOST)
 RELAYS = Option("Relays, each for the same number of workers.", least=0, most=MOST)
 SHARDS = Option(
     "Parts of a step that are computed in parallel.",
@@ -19,8 +18,6 @@ SHARDS = Option(
     most=MOST,
     without="as many as workers",
 )
-STREAMS = Option("Streams of text in a shard.", least=1, most=MOST, without="as train chooses")
-SEQ_LENGTH = Option("Characters a step.", least=1, most=MOST)
 VOCABULARY = Option("Distinct characters of the text.", least=1, most=0x110000)
 GBITS = Option("Gbit/s of the server's link, in each direction.", least=1e-3, most=1e6)
 KEYS = Option("Connections have keys, so they are encrypted.", names=("--keys/--no-keys",))
@@ -33,6 +30,7 @@ REMEDIES = {
     "server": "more --streams, fewer workers with more shards each, or --relays",
     "relay": "more --relays, or more --streams",
 }
+SIZES = "hidden", "seq_length", "streams", "shards", "dtype"
 FEW_SHARDS = "more --shards: workers without one are idle"
 
 
@@ -43,27 +41,19 @@ def _short(number: float) -> str:
 def plan(
     workers: Annotated[int, WORKERS] = 4,
     relays: Annotated[int, RELAYS] = 0,
-    hidden: Annotated[int, HIDDEN] = 100,
     shards: Annotated[int | None, SHARDS] = None,
-    streams: Annotated[int | None, STREAMS] = None,
-    seq_length: Annotated[int, SEQ_LENGTH] = 25,
     vocabulary: Annotated[int, VOCABULARY] = 103,
     gbits: Annotated[float, GBITS] = 10.0,
     keys: Annotated[bool, KEYS] = True,
     shard_ms: Annotated[float | None, SHARD_MS] = None,
+    **flags: Any,
 ) -> None:
     """Predict the speed of a fleet on many machines, and what limits it."""
     if relays > workers:
         raise UserError(f"--relays {relays}: more than --workers, {workers}")
     shards = shards or workers
-    size = Dimensions(
-        vocabulary_size=vocabulary,
-        hidden=hidden,
-        seq_length=seq_length,
-        streams=streams or choose_streams(hidden, shards),
-        shards=shards,
-        dtype="float32",
-    )
+    values = resolve(Definition, {**flags, "shards": shards})
+    size = Dimensions(vocabulary_size=vocabulary, **{name: values[name] for name in SIZES})
     check_sizes(size)
     seconds = shard_ms / 1000 if shard_ms else None
     fleet = Fleet(
@@ -79,7 +69,7 @@ def plan(
     write(
         f"{found.holders:,} of {workers:,} workers{behind} compute {shards:,} shards of"
         f" {size.streams:,} streams: {_short(rate)} steps/s,"
-        f" {rate * shards * size.streams * seq_length:,.0f} characters/s\n"
+        f" {rate * shards * size.streams * size.seq_length:,.0f} characters/s\n"
         f"the server receives {_short(rate * found.bytes_in / 1e6)} MB/s, and sends"
         f" {_short(rate * found.bytes_out / 1e6)} MB/s\n"
         f"a step takes {_short(1000 * found.seconds)} ms: computing {computing}, network {network},"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from manychar.cli.options import Child, ConnectTimeout, Endpoint, Insecure, KeyFile
-from manychar.cli.server import KEYS, tell_endpoint
+from manychar.cli.server import KEYS, write_endpoint
 from manychar.cli.worker import NAME, end_with
-from manychar.network.client_identity import KEYS_VARIABLE, find_key, hello
+from manychar.network.client_identity import KEYS_VARIABLE, find_key, make_hello
 from manychar.network.endpoints import check_endpoint, require_safe
 from manychar.numerics.option import Option
 from manychar.processes import log
@@ -39,10 +39,10 @@ def relay(
     command = as_pasted(*sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     key = find_key(key_file)
-    identity = hello(Role.WORKER, name or (key.name if key else None))
+    identity = make_hello(Role.WORKER, name or (key.name if key else None))
     if not child:
         logger.info(f"{identity.name} relays {endpoint} to {bind}; Ctrl-C ends it")
     log.configure(prefix=f"{identity.name}: ")
-    on_bound = tell_endpoint if child else None
+    on_bound = write_endpoint if child else None
     run = functools.partial(relay, connect_timeout=connect_timeout, key=key, keys=keys)
     end_with(run(endpoint, bind, identity, on_bound=on_bound))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
 from manychar.processes.signals import STOPS, before_end_at_once, end_by_exception, handle
-from manychar.processes.subcommand import ARGUMENTS_ON_STDIN, as_pasted, program
+from manychar.processes.subcommand import as_pasted, is_by_api, program
 from manychar.processes.usable_cores import usable_cores
 from manychar.protocol.run_operation import Operation, pays_to_compute
 from manychar.storage.file_format import CONFIG_NAME
+from manychar.storage.server_address import another_server, is_served
 
 if TYPE_CHECKING:
     from manychar.numerics.model import Model
@@ -35,13 +35,12 @@ def given(options: type, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_of(
-    text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
+    path: Path | None, text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
 ) -> "RunDirectory":
-    """Open the run to resume or make a new one; pin the numerics. Raises UserError, OptionError.
+    """Open the run to resume or make a new one, as `pin_run` says. Raises UserError, OptionError.
 
     `by_parent`: the flags are those of a process that has checked them.
     """
-    path = pin_run(text, flags)
     from manychar.storage.run_directory import RUNS, create_run, open_run
 
     if path is None:
@@ -89,10 +88,13 @@ def _check_not_ended(run: "RunDirectory") -> None:
         raise UserError(f"{stopped}; give --stop-when-no-better 0 to go on with it")
 
 
-def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
+def pin_run(
+    text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
+) -> Path | None:
     """Pin the numerics of the run; return the directory to resume, if any.
 
-    Raises UserError for flags that contradict each other.
+    Raises UserError for flags that contradict each other, and where a server holds the directory.
+    `by_parent` is as in `run_of`.
     """
     path: Path | None = flags.get("resume")
     if flags.get("or_resume"):
@@ -113,15 +115,9 @@ def pin_run(text: list[Path] | None, flags: dict[str, Any]) -> Path | None:
                 " leave it out with --resume"
             )
     pin(numerics_of(path) if path else flags.get("numerics", "portable"))
-    return path
-
-
-def refuse_second(text: list[Path] | None, flags: dict[str, Any]) -> None:
-    """Pin the numerics; raise UserError where a server holds the run to resume, and its port."""
-    from manychar.storage.server_address import another_server, is_served
-
-    if (path := pin_run(text, flags)) is not None and is_served(path):
+    if path is not None and not by_parent and is_served(path):  # it has the port, too
         raise another_server(path)
+    return path
 
 
 def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, Any]) -> None:
@@ -216,7 +212,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         raise typer.Exit(finish.code)
     if not finish.code and not directory.definition.validation:
         logger.info("validation loss: none; a new run with --validation 0.1 keeps text for it")
-    if ARGUMENTS_ON_STDIN in sys.argv:  # by the Python API, where a Run does what follows
+    if is_by_api():  # where a Run does what follows
         raise typer.Exit(finish.code)
     early_stopping, step = early_stopping_of(directory), directory.newest_step()
     if finish.resumable:

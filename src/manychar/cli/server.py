@@ -11,7 +11,7 @@ import typer
 
 from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
-from manychar.cli.run_setup import exit_with, numerics_of, refuse_second, resume_line, run_of
+from manychar.cli.run_setup import exit_with, numerics_of, pin_run, resume_line, run_of
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import require_safe, worker_command
 from manychar.numerics.option import Option, as_flags
@@ -41,13 +41,12 @@ def server(
     """Serve a run to workers that are started separately, here or on other machines."""
     from manychar.network.router import Router
 
-    if not child:
-        refuse_second(text, flags)
+    path = pin_run(text, flags, by_parent=child)
     command = as_pasted(*sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if "resume" not in flags:
         Router(bind, None, keys).close()  # before a run directory is made for nothing
-    directory = run_of(text, flags, by_parent=child)
+    directory = run_of(path, text, flags, by_parent=child)
     from manychar.fleet.server_loop import Screen
     from manychar.fleet.server_process import serve
     from manychar.observability.progress import ProgressDisplay
@@ -55,7 +54,7 @@ def server(
 
     def bound(endpoint: str) -> None:
         if child:
-            tell_endpoint(endpoint)
+            write_endpoint(endpoint)
         else:
             joins = worker_command(endpoint, keys=keys is not None)
             logger.info(f"listening; a worker joins with: {joins}")
@@ -80,7 +79,7 @@ def server(
     exit_with(finish, directory, again=again)
 
 
-def tell_endpoint(endpoint: str) -> None:
+def write_endpoint(endpoint: str) -> None:
     """Write where a child process listens, for its parent."""
     write(json.dumps({"endpoint": endpoint}) + "\n")
 

@@ -9,5 +9,5 @@ def stop(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = Non
     from manychar.protocol.messages import Stop
 
     client = ObserverClient(source, key, connect_timeout=connect_timeout)
-    for _ in events_of(client, lambda: client.request(Stop)):
+    for _ in events_of(client, object, lambda: client.request(Stop)):
         pass

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from manychar.cli.options import TextFiles
-from manychar.cli.run_setup import exit_with, refuse_second, resume_line, run_of
+from manychar.cli.run_setup import exit_with, pin_run, resume_line, run_of
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
 from manychar.numerics.option import as_flags
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
-    refuse_second(text, flags)
+    path = pin_run(text, flags)
     _check_relays(flags, flags.get("workers"))
     if (bind := flags.get("bind")) is not None:
         require_safe(bind, keys=False, insecure=flags.get("insecure", False))
@@ -33,7 +33,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     known = as_flags({name: flags.get(name) for name in ("bind", "insecure", "relays")})
     again = f"{program()} {as_pasted('train', *known)}"
     with exported(flags) as on_status:  # before a run directory is made
-        directory = run_of(text, flags)
+        directory = run_of(path, text, flags)
         resume_line(directory, again)
         hint_at_cores("--workers", directory.operation.workers)
         display = ProgressDisplay(directory, flags.get("log_every"))

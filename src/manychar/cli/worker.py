@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from manychar.cli.options import Child, ConnectTimeout, Endpoint, KeyFile
-from manychar.network.client_identity import find_key, hello
+from manychar.network.client_identity import find_key, make_hello
 from manychar.network.connection_limit import need_files
 from manychar.network.endpoints import check_endpoint
 from manychar.numerics.option import Option, as_flags
@@ -38,7 +38,7 @@ def worker(
     check_endpoint(endpoint, to_connect=True)
     need_files("a worker")
     key = find_key(key_file)
-    identity = hello(Role.WORKER, name or (key.name if key else None))
+    identity = make_hello(Role.WORKER, name or (key.name if key else None))
     if processes > 1:
         flags = as_flags({"connect_timeout": connect_timeout, "child": True, "key": key_file})
         names = [f"{identity.name}-{i + 1}" for i in range(processes)]

@@ -80,7 +80,7 @@ class RelayLoop(Listener, WorkerLoop):
     def _check(self) -> None:
         self.check_at = time.monotonic() + CHECK_EVERY
         self.check_keys()
-        self.router.connection_limit.enforce()
+        self.router.limit_connections()
 
     def carry_out(self, effect: effects.Effect) -> None:
         match effect:

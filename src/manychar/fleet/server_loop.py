@@ -173,7 +173,7 @@ class ServerLoop(Listener):
         self.handle(events.DeadlinePassed())
         if self.share is not None:
             self.share.handle(events.DeadlinePassed())
-        self.router.connection_limit.enforce()
+        self.router.limit_connections()
 
     def _suspended(self, seconds: float) -> None:
         self.handle(events.Suspended(seconds))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from manychar.fleet.engine import Engine
-from manychar.network.client_identity import hello
+from manychar.network.client_identity import make_hello
 from manychar.protocol import effects, events
 from manychar.protocol.member import OWN_PEER, SHARE_NAME
 from manychar.protocol.messages import Message, Role
@@ -24,7 +24,7 @@ class ServerShare:
     def __init__(self, engine: Engine, deliver: Callable[[events.Received], object]) -> None:
         now = time.monotonic()
         self.machine = Worker(
-            hello(Role.WORKER, SHARE_NAME), server="", connect_timeout=1e9, now=now
+            make_hello(Role.WORKER, SHARE_NAME), server="", connect_timeout=1e9, now=now
         )
         self._engine = engine
         self._deliver = deliver

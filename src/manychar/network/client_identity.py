@@ -31,7 +31,7 @@ def find_key(path: Path | None) -> ClientKey | None:
     return None
 
 
-def hello(role: Role, name: str | None = None) -> Hello:
+def make_hello(role: Role, name: str | None = None) -> Hello:
     """Return the Hello of this process; its name is host:process unless given."""
     name = name or f"{re.sub('[^A-Za-z0-9._-]', '-', socket.gethostname())[:48]}:{os.getpid()}"
     if not NAME.fullmatch(name):

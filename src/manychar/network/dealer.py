@@ -9,10 +9,10 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from manychar.network.authenticator import UNREADABLE
-from manychar.network.endpoints import check_endpoint, is_six, name_in
+from manychar.network.endpoints import check_endpoint, host_name_of, zmq_ipv6
 from manychar.network.keys import ClientKey
 from manychar.network.name_resolution import TRY_FOR, NameResolver
-from manychar.network.sockets import LINGER_MS, events_of, is_readable, new_socket
+from manychar.network.sockets import LINGER_MS, is_readable, monitor_of, new_socket
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.protocol.messages import Frame
 
@@ -54,12 +54,12 @@ class Dealer:
         # Often the server closes first, and no reason comes; one that stops meanwhile does so once.
         self._reasons = (WITHOUT_KEY, NO_KEY) if key is None else (WITH_KEY, ANOTHER_KEY)
         self._disconnects, self._disconnected_at, self._was_accepted = 0, -math.inf, False
-        self._events = events_of(self._context, self.socket, _EVENTS)
+        self._events = monitor_of(self._context, self.socket, _EVENTS)
         self._is_connected = False
         self.retries = 0  # in a row; the first one follows a connection's end, too
         self._connect_again_at, self._try_next_at = math.inf, -math.inf
         self._endpoint = ""
-        self._names = NameResolver(*name) if (name := name_in(endpoint)) else None
+        self._names = NameResolver(*name) if (name := host_name_of(endpoint)) else None
         try:
             if self._names is None:
                 self._connect(endpoint)
@@ -139,5 +139,5 @@ class Dealer:
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.disconnect(self._endpoint)
         self._endpoint = endpoint
-        self.socket.setsockopt(zmq.IPV6, is_six(endpoint))
+        self.socket.setsockopt(zmq.IPV6, zmq_ipv6(endpoint))
         self.socket.connect(endpoint)

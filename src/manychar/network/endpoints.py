@@ -68,6 +68,11 @@ def _is_of_one_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -
     return not (address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"))
 
 
+def bracketed(host: str) -> str:
+    """Return a host as endpoints and URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only processes on this machine can reach an endpoint."""
     match = _TCP.fullmatch(endpoint)
@@ -124,12 +129,12 @@ def require_loopback(host: str, flag: str, *, insecure: bool) -> None:
         )
 
 
-def is_six(endpoint: str) -> int:
+def zmq_ipv6(endpoint: str) -> int:
     """Return what ZMQ_IPV6 is to be for an endpoint: 1 for an IPv6 address, else 0."""
     return int(endpoint.startswith("tcp://["))
 
 
-def name_in(endpoint: str) -> tuple[str, str] | None:
+def host_name_of(endpoint: str) -> tuple[str, str] | None:
     """Return the name and the port in an endpoint; None where it has an address."""
     match = _TCP.fullmatch(endpoint)
     if match is None or match["host"] in (None, "*") or _address(match["host"]) is not None:

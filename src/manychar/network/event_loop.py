@@ -40,7 +40,7 @@ class EventLoop(contextlib.ExitStack):
         self._readable: dict[Any, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[int], object]] = {}
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
-        self._woken: list[Callable[[], object]] = []
+        self._woken: Callable[[], object] = lambda: None
         self._suspended: list[Callable[[float], object]] = []
         self._look_at = -math.inf
         self._off_core = time.monotonic() - time.thread_time()  # seconds on no core, from any zero
@@ -73,8 +73,8 @@ class EventLoop(contextlib.ExitStack):
         self._deadlines.append((deadline, callback))
 
     def on_wake(self, callback: Callable[[], object]) -> None:
-        """Call back after `wake` was called, or a signal came."""
-        self._woken.append(callback)
+        """Call this one function after `wake` was called, or a signal came."""
+        self._woken = callback
 
     def on_suspension(self, callback: Callable[[float], object]) -> None:
         """Call back with the seconds by which the loop slept too long: the process was stopped.
@@ -119,7 +119,7 @@ class EventLoop(contextlib.ExitStack):
         self._look_at = now + TURN_EVERY
 
     def _call_back(self, wait: float) -> None:
-        """Wait for so many seconds at most, and call back whom it concerns."""
+        """Wait for so many seconds at most, then call the callbacks of what has happened."""
         began = time.monotonic()
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
         self._notice_suspension(min(wait, time.monotonic() - began))
@@ -130,8 +130,7 @@ class EventLoop(contextlib.ExitStack):
             caught, self._caught = self._caught, []
             for number in caught:
                 self._signals[number](number)
-            for woken in self._woken:
-                woken()
+            self._woken()
         for source in ready:
             if (readable := self._readable.get(source)) is not None:  # not removed meanwhile
                 readable()

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 
+from manychar.network.endpoints import bracketed
 from manychar.processes.log import logger
 
 LOOK_UP_AGAIN_AFTER = 2.0
@@ -51,8 +52,7 @@ class NameResolver:
             return
         hosts = dict.fromkeys(str(address[0]) for *_, address in found)
         self.several = len(hosts) > 1
-        bracketed = (f"[{host}]" if ":" in host else host for host in hosts)
-        self._untried = [f"tcp://{host}:{self._port}" for host in bracketed]
+        self._untried = [f"tcp://{bracketed(host)}:{self._port}" for host in hosts]
 
     def _log(self, line: str) -> None:
         if line not in self._logged:

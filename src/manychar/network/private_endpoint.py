@@ -11,7 +11,7 @@ from manychar.network.endpoints import IPC_PATH_LENGTH
 from manychar.network.keys import SUFFIX, add, create_server
 from manychar.protocol.messages import KeyRole
 
-OBSERVER = "this-user"  # who asks by the run directory, too
+OBSERVER = "this-user"  # clients that connect by the run directory take its key, too
 OBSERVER_KEY = f"{OBSERVER}{SUFFIX}"
 
 

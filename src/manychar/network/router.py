@@ -14,9 +14,10 @@ import zmq
 
 from manychar.network import sockets
 from manychar.network.authenticator import Authenticator
-from manychar.network.connection_limit import ConnectionLimit, raise_limit
+from manychar.network.connection_limit import raise_limit, why_no_more
 from manychar.network.endpoints import CANNOT_BIND, TAKEN, check_endpoint, ipc_file
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
 from manychar.protocol.codec import HEADER_BYTES, MAX_FRAMES
 from manychar.protocol.dimensions import Dimensions, most_units
 from manychar.protocol.messages import Frame, Owner, Peer, Unit
@@ -52,12 +53,13 @@ class Router:
         """Listen; `size` bounds what is received, `keys` has the clients that may connect."""
         raise_limit()
         self.endpoint, self.size = "", size
+        self._is_full, self._logged = False, ""
         self._file: os.stat_result | None = None
         self.authenticator: Authenticator | None = None
         self._shared: tuple[Frame, zmq.Frame] | None = None
         self._context = zmq.Context()
         self.socket = sockets.new_socket(self._context, zmq.ROUTER, endpoint)
-        self._failures = sockets.events_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
+        self._failures = sockets.monitor_of(self._context, self.socket, sockets.HANDSHAKE_FAILED)
         for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _largest_frame(size) + CURVE_BYTES)
@@ -70,7 +72,6 @@ class Router:
         except (zmq.ZMQError, UserError):
             self.close(0)
             raise
-        self.connection_limit = ConnectionLimit(self.socket.unbind, self.listen, self.endpoint)
 
     def listen(self, endpoint: str) -> None:
         """Bind. Raises UserError where that cannot be, or is taken."""
@@ -83,6 +84,27 @@ class Router:
             raise UserError(CANNOT_BIND.format(endpoint, why)) from None
         self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._file = ipc_file(self.endpoint)
+
+    def limit_connections(self) -> None:
+        """Stop listening while too many files are open, and listen again when there is room."""
+        full = why_no_more(is_full=self._is_full)
+        if bool(full) == self._is_full:
+            return
+        try:
+            (self.socket.unbind if full else self.listen)(self.endpoint)
+        except (zmq.ZMQError, UserError) as error:
+            self._log(f"{error}: trying again")
+            return
+        self._is_full = bool(full)
+        if full:
+            self._log(f"{full}: no more are accepted")
+        else:
+            self._log("there is room for connections again: they are accepted")
+
+    def _log(self, line: str) -> None:
+        if line != self._logged:
+            logger.warning(line)
+        self._logged = line
 
     def receive(self) -> Received | None:
         if not sockets.is_readable(self.socket):

@@ -2,7 +2,7 @@
 
 import zmq
 
-from manychar.network.endpoints import is_six
+from manychar.network.endpoints import zmq_ipv6
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -32,7 +32,7 @@ def new_socket(context: Context, kind: int, endpoint: str) -> Socket:
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.LINGER, LINGER_MS)
-    made.setsockopt(zmq.IPV6, is_six(endpoint))
+    made.setsockopt(zmq.IPV6, zmq_ipv6(endpoint))
     for option, value in KEEPALIVE.items():
         made.setsockopt(option, value)
     return made
@@ -43,7 +43,7 @@ def is_readable(socket: Socket) -> bool:
     return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
-def events_of(context: Context, socket: Socket, events: int) -> Socket:
+def monitor_of(context: Context, socket: Socket, events: int) -> Socket:
     """Return a socket that receives these events of another socket's connections.
 
     It has no high-water mark: libzmq's I/O thread would wait where an event has no room.

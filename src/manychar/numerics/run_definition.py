@@ -16,7 +16,8 @@ from manychar.numerics.option import Formula, OptionError, check, flag, option
 NORMAL_NUMBERS = {"float32": (2.0**-126, 2.0**127), "float64": (2.0**-1022, 2.0**1023)}
 
 _option = functools.partial(option, roles=("train", "server", "equivalence"))
-_size = functools.partial(_option, least=1, most=65_536)
+_count = functools.partial(_option, least=1, most=65_536)
+_size = functools.partial(_count, roles=("train", "server", "equivalence", "plan"))
 
 
 def choose_streams(hidden: int, shards: int) -> int:
@@ -54,7 +55,7 @@ class Definition:
     initial_weights: str | None = None  # the SHA-256 of those that are not drawn from the seed
     hidden: int = _size(100, "Hidden units; the weights have at most 2 GiB.")
     seq_length: int = _size(25, "Characters a step.")
-    shards: int = _size(
+    shards: int = _count(
         4, "Parts of a step that are computed in parallel; at most as many workers compute."
     )
     streams: int = _size(
@@ -78,8 +79,10 @@ class Definition:
     clip: float = _option(5.0, "Bound of each element of the mean gradient.", above=0)
     dtype: Literal["float32", "float64"] = _option("float32", "Precision.")
     seed: int = _option(0, "Seed of the first weights and of samples.", least=0, most=2**53)
-    numerics: Literal["portable", "native"] = _option(
-        "portable", "Arithmetic; portable: the same bits on every x86-64 CPU; native: faster."
+    numerics: Literal["portable", "native"] = option(
+        "portable",
+        "Arithmetic; portable: the same bits on every x86-64 CPU; native: faster.",
+        roles=("train", "server", "equivalence", "doctor"),
     )
     validation: float = _option(
         0.0, "Share of the text's end that is kept for validation.", least=0, below=1

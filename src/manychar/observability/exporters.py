@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from manychar.network.endpoints import require_loopback
+from manychar.network.endpoints import bracketed, require_loopback
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import needing, user_errors
 from manychar.processes.log import logger
@@ -25,6 +25,6 @@ def exported(flags: Mapping[str, Any]) -> Iterator[Callable[[Snapshot], None]]:
     with user_errors(f"--metrics-host {host} --metrics-port {port}", "choose another"):
         metrics = Metrics(host, port)
     with contextlib.closing(metrics):
-        shown = f"[{host}]" if ":" in host else host
-        logger.info(f"figures for Prometheus: http://{shown}:{metrics.port}/metrics")
+        at = f"http://{bracketed(host)}:{metrics.port}/metrics"
+        logger.info(f"figures for Prometheus: {at}")
         yield metrics.status

@@ -48,7 +48,7 @@ def models(
     """
     client = ObserverClient(source, key, connect_timeout=connect_timeout)
     shown = -1
-    with contextlib.closing(events_of(client)) as events:
+    with contextlib.closing(events_of(client, object)) as events:
         for event in events:
             if isinstance(event, Snapshot) and event.status.step > shown:
                 client.request(WeightsRequest)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from manychar.network.client_identity import hello
+from manychar.network.client_identity import make_hello
 from manychar.network.connection_limit import need_files
 from manychar.network.dealer import Dealer
 from manychar.network.endpoints import is_endpoint, is_local, reachable
@@ -53,7 +53,7 @@ class ObserverClient:
         self.endpoint, key = find_server(source, key, connect_timeout=connect_timeout)
         self._source = source
         self._dealer = Dealer(self.endpoint, key)
-        self._hello = hello(messages.Role.OBSERVER, key.name if key else None)
+        self._hello = make_hello(messages.Role.OBSERVER, key.name if key else None)
         self._snapshots = Snapshots()
         self._next_request = 0.0
         self.socket = self._dealer.socket
@@ -182,8 +182,10 @@ def find_server(
     return reachable(address.endpoint, "127.0.0.1" if is_here else address.host), key
 
 
-def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) -> Generator[Event]:
-    """Yield what comes, until the run has ended well; `client` is closed at the end.
+def events_of(
+    client: ObserverClient, kind: type[T], ask: Callable[[], None] = lambda: None
+) -> Generator[T]:
+    """Yield events of a kind (`object`: all) until the run has ended well; then close `client`.
 
     `ask` is called before each turn. Raises UserError where no server answers within the
     connect timeout, it refuses, or the run fails, and SystemExit at a signal that stops.
@@ -195,21 +197,19 @@ def events_of(client: ObserverClient, ask: Callable[[], None] = lambda: None) ->
         while (end := client.end) is None:
             ask()
             loop.turn(TURN_MS / 1000)
-            yield from client.turn()
+            yield from (event for event in client.turn() if isinstance(event, kind))
         if end.code not in ENDED_WELL or client.welcome is None:
-            kind = NoAnswerError if client.is_held else UserError
-            raise kind(end.reason, code=end.code or RUN_FAILED)
+            failure = NoAnswerError if client.is_held else UserError
+            raise failure(end.reason, code=end.code or RUN_FAILED)
         logger.info(end.reason)
 
 
 def snapshots(source: str, key: ClientKey | None, *, connect_timeout: float) -> Generator[Snapshot]:
-    """Yield a live run's snapshots, at once and then at least once a second, until it ends well.
+    """Return a live run's snapshots, at once and then at least once a second, until it ends well.
 
     Raises UserError as `events_of` does.
     """
-    client = ObserverClient(source, key, connect_timeout=connect_timeout)
-    with contextlib.closing(events_of(client)) as events:
-        yield from (event for event in events if isinstance(event, Snapshot))
+    return events_of(ObserverClient(source, key, connect_timeout=connect_timeout), Snapshot)
 
 
 def first(found: Generator[T], source: str) -> T:
@@ -225,6 +225,5 @@ def send_unban(
 ) -> messages.Unbanned:
     """Have a server lift a ban; return its answer. Raises UserError where there is none."""
     client = ObserverClient(source, key, connect_timeout=connect_timeout)
-    events = events_of(client, lambda: client.request(messages.Unban, name=name))
-    with contextlib.closing(events):
-        return first((each for each in events if isinstance(each, messages.Unbanned)), source)
+    found = events_of(client, messages.Unbanned, lambda: client.request(messages.Unban, name=name))
+    return first(found, source)

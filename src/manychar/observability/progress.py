@@ -17,7 +17,7 @@ from rich.table import Column
 from manychar.observability import history
 from manychar.observability.model_source import for_reading, parameters_of, training_sample
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.text_format import duration
+from manychar.observability.text_format import duration, step_of
 from manychar.processes.errors import because
 from manychar.processes.log import logger
 from manychar.processes.work_progress import can_draw
@@ -75,10 +75,10 @@ class ProgressDisplay:
             self._recent.clear()  # a server that was started again counts from its checkpoint
         self._recent.append(history.point_of(snapshot))
         if self._bar:
-            steps, done, total = _steps(snapshot), status.step, status.steps or None
+            steps, total = step_of(status.step, status.steps), status.steps or None
             room = self._bar.console.width - len(steps) - BAR_WIDTH - 3
             text = _fitting(self._words(snapshot, status.loss_nats_per_character), room)
-            self._bar.update(TaskID(0), completed=done, total=total, steps=steps, text=text)
+            self._bar.update(TaskID(0), completed=status.step, total=total, steps=steps, text=text)
         elif (now := time.monotonic()) >= self._next_line:
             longer = max(FIRST_EVERY, SHARE * (now - self._began_at))
             self._next_line = now + (self._log_every or min(longer, LONGEST_EVERY))
@@ -109,8 +109,8 @@ class ProgressDisplay:
     def _line(self, snapshot: Snapshot, nats: float) -> None:
         self._shown = dataclasses.replace(snapshot.status, loss_nats_per_character=nats)
         values = {**dataclasses.asdict(self._shown), "workers": snapshot.working}
-        line = "  ".join([f"step {_steps(snapshot)}", *self._words(snapshot, nats)])
-        logger.info(line, extra={"values": values})
+        step = f"step {step_of(snapshot.status.step, snapshot.status.steps)}"
+        logger.info("  ".join([step, *self._words(snapshot, nats)]), extra={"values": values})
 
     def _words(self, snapshot: Snapshot, nats: float) -> list[str]:
         """Return the parts of the line, the most important first."""
@@ -140,11 +140,6 @@ class ProgressDisplay:
         if dropped := {k: n for k, n in status.counts.items() if n and k not in USUAL}:
             words.append(", ".join(f"{k}: {n}" for k, n in sorted(dropped.items())))
         return [*words, f"smooth loss {status.smooth_loss_nats_per_character:#.4g}"]
-
-
-def _steps(snapshot: Snapshot) -> str:
-    step, steps = snapshot.status.step, snapshot.status.steps
-    return f"{step:,}/{steps:,}" if steps else f"{step:,}"
 
 
 def _bar() -> Progress:

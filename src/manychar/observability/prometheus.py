@@ -71,8 +71,8 @@ class Metrics:
         for what, count in status.counts.items():
             dropped.add_metric([what], count)
         yield dropped
-        told_every = len(snapshot.workers) / WORKERS_A_SECOND
-        if silence < SILENT_AFTER + told_every:
+        page_interval = len(snapshot.workers) / WORKERS_A_SECOND
+        if silence < SILENT_AFTER + page_interval:
             yield from _of_workers(snapshot.workers, snapshot.without_relays)
 
 

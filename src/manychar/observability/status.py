@@ -16,12 +16,11 @@ from rich.table import Table
 from manychar.network.keys import ClientKey
 from manychar.observability.observer_client import NoAnswerError, snapshots
 from manychar.observability.snapshot import Snapshot
-from manychar.observability.text_format import duration
+from manychar.observability.text_format import duration, step_of
 from manychar.processes.errors import RUN_FAILED, UserError
 from manychar.processes.work_progress import moves_cursor
 from manychar.protocol.counters import Counter
 from manychar.protocol.member import SHARE_NAME
-from manychar.protocol.messages import Status
 
 LATE_FROM = 1.0
 PLAIN_WIDTH = 160
@@ -96,7 +95,8 @@ def lines_of(snapshot: Snapshot) -> list[str]:
     losses.append(f"smooth loss {status.smooth_loss_nats_per_character:#.5g}")
     speed, age = f"{snapshot.speed:,.0f} characters/s", duration(status.checkpoint_age_seconds)
     lines = [
-        f"run {status.run_id}, term {status.term}: {_step_of(status)}, {speed}",
+        f"run {status.run_id}, term {status.term}: step {step_of(status.step, status.steps)},"
+        f" {speed}",
         ", ".join(losses),
         f"last checkpoint: step {status.checkpoint:,}, {age} ago",
     ]
@@ -113,10 +113,6 @@ def lines_of(snapshot: Snapshot) -> list[str]:
         lines.append(f"the server computes, too: a message waits for {at_most}")
     counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
     return lines + [f"{k}: {n:,} ({COUNTER_SENTENCES.get(k, 'unknown')})" for k, n in counts]
-
-
-def _step_of(status: Status) -> str:
-    return f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
 
 
 def rows_of(snapshot: Snapshot) -> list[list[str]]:
@@ -153,24 +149,23 @@ def check_health(source: str, key: ClientKey | None, *, connect_timeout: float) 
 
     Raises UserError where there is no server, it refuses, or the run has ended.
     """
-    found = snapshots(source, key, connect_timeout=connect_timeout)
-    with contextlib.closing(found):
-        try:
+    try:
+        with contextlib.closing(snapshots(source, key, connect_timeout=connect_timeout)) as found:
             for before in found:
                 deadline = time.monotonic() + connect_timeout
                 for now in found:
                     health = health_of(before, now, expired=time.monotonic() >= deadline)
                     if health is not None:
                         return health
-        except NoAnswerError as hung:
-            return Health(str(hung), healthy=False)
+    except NoAnswerError as hung:
+        return Health(str(hung), healthy=False)
     raise UserError(f"{source}: the run has ended", code=RUN_FAILED)
 
 
 def health_of(first: Snapshot, now: Snapshot, *, expired: bool) -> Health | None:
     """Return a run's health from two snapshots; None if it is too early and time is left."""
     status = now.status
-    at = _step_of(status)
+    at = f"step {step_of(status.step, status.steps)}"
     if (status.term, status.step) > (first.status.term, first.status.step):
         lost = [f"{name}: {n}" for name, n in status.counts.items() if name.endswith(NOT_WRITTEN)]
         return Health("; ".join([f"{at}: it advances, with {now.with_shards}", *lost]))

@@ -8,6 +8,11 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def step_of(step: int, steps: int) -> str:
+    """Return a step, and after a slash how many the run has, where it has an end."""
+    return f"{step:,}/{steps:,}" if steps else f"{step:,}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds in words of two parts at most; '–' for what is not finite."""
     if not math.isfinite(seconds):

@@ -37,7 +37,7 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda each: f"\\x{ord(each[0]):02x}", text)
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     """Write a line to standard error, also where nothing reads it any more, or it is closed."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # None has no `write`
         sys.stderr.write(f"{line}\n")
@@ -69,7 +69,7 @@ def _line_of(record: logging.LogRecord, prefix: str = "") -> str:
 
 def configure(prefix: str = "") -> None:
     """Log to standard error, at the level and in the form that the environment says."""
-    handler = Handler(lambda record: say(_line_of(record, prefix)))
+    handler = Handler(lambda record: write_line(_line_of(record, prefix)))
     least = os.environ.get(LEVEL_VARIABLE, Level.INFO)
     handler.setLevel(NUMBERS[Level(least)] if least in tuple(Level) else logging.INFO)
     logger.handlers, logger.propagate = [handler], False

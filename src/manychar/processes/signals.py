@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from manychar.processes import log
+from manychar.processes.errors import INTERRUPTED, STOPPED
 
 SHOW_CURSOR = b"\x1b[?25h"
 _OTHERS = r"SIG(TERM|HUP|QUIT|USR1|USR2|XCPU|ALRM|VTALRM|PROF|IO|POLL|STKFLT|PWR)"
-_STOPPED = [each for each in signal.Signals if re.fullmatch(_OTHERS, each.name)]
-STOPS: dict[int, int] = {signal.SIGINT: 130, **dict.fromkeys(_STOPPED, 75)}
-"""The signals that stop a process, and its exit codes then: INTERRUPTED and STOPPED.
+_OTHERS_HERE = [each for each in signal.Signals if re.fullmatch(_OTHERS, each.name)]
+STOPS: dict[int, int] = {signal.SIGINT: INTERRUPTED, **dict.fromkeys(_OTHERS_HERE, STOPPED)}
+"""The signals that stop a process, and its exit codes then.
 
 Engines can be told to send any: these are all that would end it and have a name on this system.
 """

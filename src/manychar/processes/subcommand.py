@@ -50,6 +50,11 @@ def program() -> str:
     return as_pasted(sys.executable, "-m", "manychar") if is_module else as_pasted(sys.argv[0])
 
 
+def is_by_api() -> bool:
+    """Whether this process is the Command of another Python program."""
+    return ARGUMENTS_ON_STDIN in sys.argv
+
+
 def as_pasted(*words: object) -> str:
     """Return words of a command as bash reads them, on one line; a Path is not read as a flag."""
     flags = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
@@ -164,7 +169,7 @@ class Command:
                     self._on_progress, self._raised = lambda _: None, error
                     self._process.terminate()
             elif not self._quiet or level > logging.INFO:
-                log.say(line if log.is_json() else log.escaped(text))
+                log.write_line(line if log.is_json() else log.escaped(text))
 
     def _feed(self, given: bytes) -> None:
         """Write its standard input, in a thread: it may write before it has read to the end."""

@@ -58,20 +58,6 @@ class ProcessSlot:
         """Whether nothing runs in it, and nothing is going to."""
         return self.process is None and self.restart_at is None
 
-    def plan_restart(self, code: int, now: float) -> str:
-        """Plan the next start after a pause; return why there is none, if so."""
-        how = how_it_ended(code)
-        self.quick_deaths = 0 if now - self.started_at >= SETTLED_AFTER else self.quick_deaths + 1
-        if self.quick_deaths >= QUICK_DEATHS:
-            return (
-                f"failed: {self.name} ended within {SETTLED_AFTER:.0f} s of its start"
-                f" {QUICK_DEATHS} times, the last time {how}"
-            )
-        pause = min(FIRST_PAUSE * 2 ** max(self.quick_deaths - 1, 0), LONGEST_PAUSE)
-        self.restart_at = now + pause
-        logger.warning(f"{self.name} ended {how}: starting it again in {pause:g} s")
-        return ""
-
     def write(self, text: str) -> None:
         """Write to its process's standard input; a process that has ended reads nothing."""
         if self.process is not None and self.process.stdin is not None:
@@ -138,7 +124,19 @@ class Supervisor:
 
     def restart(self, slot: ProcessSlot, code: int) -> str:
         """Start a slot again after a pause; return why it has failed, if so."""
-        return "" if self.is_stopping else slot.plan_restart(code, time.monotonic())
+        if self.is_stopping:
+            return ""
+        how, now = how_it_ended(code), time.monotonic()
+        slot.quick_deaths = 0 if now - slot.started_at >= SETTLED_AFTER else slot.quick_deaths + 1
+        if slot.quick_deaths >= QUICK_DEATHS:
+            return (
+                f"failed: {slot.name} ended within {SETTLED_AFTER:.0f} s of its start"
+                f" {QUICK_DEATHS} times, the last time {how}"
+            )
+        pause = min(FIRST_PAUSE * 2 ** max(slot.quick_deaths - 1, 0), LONGEST_PAUSE)
+        slot.restart_at = now + pause
+        logger.warning(f"{slot.name} ended {how}: starting it again in {pause:g} s")
+        return ""
 
     def deadline(self) -> float | None:
         return min((s.restart_at for s in self.slots if s.restart_at is not None), default=None)

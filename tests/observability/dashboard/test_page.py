@@ -40,7 +40,7 @@ def page(finished_page: str, browser: Browser) -> str:
 @pytest.mark.long
 @pytest.mark.usefixtures("page")
 def test_a_finished_run_is_shown(browser: Browser) -> None:
-    assert browser.wait_for(STEP, bool) == "300 of 300"
+    assert browser.wait_for(STEP, bool) == "300/300"
     assert "ended at step 300" in browser.text('[aria-label="Status"]')
     names = dict.fromkeys(name for role, name in browser.accessible() if role == "image")
     assert any(re.match(r"Loss: from .* to .* at step 300\.", name) for name in names)

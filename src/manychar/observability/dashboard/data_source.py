@@ -150,7 +150,7 @@ class FinishedRun(DataSource):
         try:
             checkpoint = self._directory.read(path)
         except UserError as error:
-            logger.warning("%s", error)
+            logger.warning(str(error))
             return
         model = checkpoint.state.parameters, checkpoint.vocabulary
         seed = self._directory.definition.seed

@@ -10,7 +10,7 @@ from html import escape
 from manychar.observability.dashboard.view import Sample, View
 from manychar.observability.history import recent_speed, seconds_left
 from manychar.observability.status import COLUMNS
-from manychar.observability.text_format import duration, printable
+from manychar.observability.text_format import duration, printable, step_of
 
 HIDDEN_UNITS = """The newest sample, coloured by the value of one hidden unit after each character:
 <span class="low" style="--a:1">−1</span> <span class="low" style="--a:.5">−0.5</span> 0
@@ -28,7 +28,7 @@ def _figures(view: View) -> dict[str, str]:
     points, found = view.history.points, {"step": "–"}
     if points:
         last = points[-1]
-        found["step"] = f"{last.step:,}" + (f" of {view.steps:,}" if view.steps else "")
+        found["step"] = step_of(last.step, view.steps)
         found["loss"] = f"{last.loss:#.4g} nats a character"
     if view.history.validation_losses:
         step, nats = view.history.validation_losses[-1]

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from manychar.network.connection_limit import need_files
-from manychar.network.endpoints import is_loopback, require_loopback
+from manychar.network.endpoints import bracketed, is_loopback, require_loopback
 from manychar.observability.dashboard.data_source import TURN_EVERY, DataSource
 from manychar.observability.dashboard.page import register
 from manychar.processes.errors import user_errors
@@ -46,7 +46,7 @@ def listen(host: str, port: int, *, insecure: bool) -> socket.socket:
 def url_of(listening: socket.socket) -> str:
     """Return the page's address."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    return f"http://{bracketed(host)}:{port}/"
 
 
 async def _with_policy(
