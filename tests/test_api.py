@@ -541,6 +541,12 @@ pieces.close()
     manychar.expect_nobody()
 
 
+def test_it_can_be_imported_without_docstrings(manychar: Commands) -> None:
+    script = "import manychar; print(manychar.train.__doc__.split()[0])"
+    done = manychar.start(program=("-OO", "-c", script)).end()
+    assert (done.code, done.out) == (0, "hidden:\n"), done.err
+
+
 @pytest.mark.parametrize("path", ["nowhere", "n" * 300, "n/" * 3000, "no\0where"])
 def test_what_is_no_run_is_a_user_error(path: str) -> None:
     with pytest.raises(api.UserError, match="not a run directory"):

@@ -20,8 +20,11 @@ def main() -> None:
     from manychar.cli.app import run  # noqa: PLC0415 - imports take time, and Ctrl-C may come then
     from manychar.processes.queued_stream import queued  # noqa: PLC0415
 
-    with queued("stderr"):
-        sys.exit(run(sys.argv[1:]))
+    try:
+        with queued("stderr"):
+            sys.exit(run(sys.argv[1:]))
+    finally:  # nothing is left to undo: an exception would be shown as one of the interpreter
+        handle(*STOPS, by=lambda number, _: os._exit(STOPS[number]))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _documented(options: Any, function: Any) -> Any:
     helps = {name: known.help for name, (_, known) in options_of(options).items()}
     lines = [f"\n{n}: {with_arguments(helps[n])}" for n in signature.parameters if n in helps]
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
-    wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n{''.join(lines)}"
+    wrapped.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n{''.join(lines)}"
     return wrapped
 
 
@@ -207,7 +207,7 @@ class Run(Model):
         return self.join()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the run's history: a dict every 100 steps, with their mean loss.
+        """Return the run's history: a dict every 100 steps and at the end, with the loss of 100.
 
         `pandas.DataFrame(run.metrics())` makes a table of them. Raises UserError.
         """

@@ -1,11 +1,13 @@
 """What is listed of runs that have no live server."""
 
+import os
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from manychar.cli.runs import runs
+from manychar.processes.errors import UserError
 from manychar.storage.append_log import AppendLog, Extent
 from manychar.storage.journal import (
     METRICS_NAME,
@@ -14,7 +16,6 @@ from manychar.storage.journal import (
     continue_journal,
     read_journal,
 )
-from manychar.storage.server_address import write_address
 from tests.storage.test_run_directory import made
 
 
@@ -50,9 +51,6 @@ def test_a_run_that_was_killed_is_at_the_last_step_of_its_journal(
             log.append(AppliedStep(1, step, 1.0, "ab"))
     runs(tmp_path)
     assert "run  step 42  no loss yet  stopped, its newest" in capsys.readouterr().out
-    write_address(run.path, "tcp://127.0.0.1:1", None)
-    runs(tmp_path)
-    assert "  killed, its newest" in capsys.readouterr().out
 
 
 def test_a_terminal_is_sent_no_control_sequence(
@@ -71,4 +69,44 @@ def test_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     runs(tmp_path)
     one, other = capsys.readouterr().out.splitlines()
     assert one == rf"{tmp_path}/a\x0ab  step 0  no loss yet  stopped"
-    assert rf"{tmp_path}/c\x0ad/config.json" in other
+    assert other == rf"{tmp_path}/c\x0ad/config.json: damaged or altered: 'definition' is missing"
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_said_to_have_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    with closing(continue_journal(run.path, run.run_id, read_journal(run.path, run.run_id))) as log:
+        log.append(ServerStart(1, 0, "ab"))
+        log.append(AppliedStep(1, 1, 1.0, "ab"))
+    for path in run.checkpoints.iterdir():
+        path.unlink()
+    runs(tmp_path)
+    assert capsys.readouterr().out.endswith("  stopped, no checkpoint\n")
+
+
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the refusal is that of `scandir`."""
+    made(tmp_path / "run")
+    (tmp_path / "hidden").mkdir()
+    scandir = os.scandir
+
+    def refuses(path: os.PathLike[str] | str) -> object:
+        if Path(path).name == "hidden":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuses)
+    runs(tmp_path)
+    listed, named = capsys.readouterr().out.splitlines()
+    assert listed.endswith("  stopped")
+    assert named == f"{tmp_path}/hidden: permission denied"
+    with pytest.raises(UserError, match=r"hidden: permission denied$"):
+        runs(tmp_path / "hidden")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: not a directory$"):
+        runs(tmp_path / "file")
+    with pytest.raises(UserError, match=r"nowhere: no runs below it$"):
+        runs(tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """What is an endpoint, who can reach it, and where none is taken without keys."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,10 @@ from manychar.network.dealer import Dealer
 from manychar.network.endpoints import (
     IPC_PATH_LENGTH,
     check_endpoint,
+    is_endpoint,
     is_local,
     require_safe,
+    with_whole_path,
     worker_command,
 )
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
@@ -75,11 +78,26 @@ def test_what_is_wrong_with_them_is_said(*, to_connect: bool) -> None:
         "tcp://127.0.0.1:٥٥٧٧": f"tcp://127.0.0.1:٥٥٧٧: {form}",
         f"tcp://a:{'9' * 5000}": f"tcp://a:{'9' * 5000}: {form}",
         "here": f"here: {form}",
+        "http://here:1": f"http://here:1: {form}",
         "": f"an empty text: {form}",
     }.items():
         with pytest.raises(UserError) as raised:
             check_endpoint(endpoint, to_connect=to_connect)
         assert str(raised.value) == line
+
+
+def test_the_path_of_a_socket_is_made_whole_where_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_whole_path("ipc://here") == f"ipc://{tmp_path}/here"
+    others = f"ipc://{tmp_path}/here", f"ipc://{'a' * IPC_PATH_LENGTH}", "tcp://127.0.0.1:1"
+    assert tuple(map(with_whole_path, others)) == others
+
+
+def test_a_url_is_no_path() -> None:
+    sources = "tcp://a:1", "ipc://a", "http://a", "runs/a", "a:b"
+    assert list(map(is_endpoint, sources)) == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(
 def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path, form: str) -> None:
     """It prints the line that resumes the run all the same."""
     flags = *SMALL, "--steps", "0", "--workers", "1", "--run-dir", "run", "--log-format", form
-    running = manychar.start("train", str(text), *flags)
+    running = manychar.start("train", str(text), *flags, "--log-every", "1")
     server = manychar.find("server", "--child")
     running.wait_for("step [1-9]")
     os.kill(server, signal.SIGSTOP)
@@ -127,7 +127,8 @@ def test_a_second_one_ends_a_run_at_once(manychar: Commands, text: Path, form: s
     running.send(signal.SIGTERM)
     done = running.end()
     assert done.code == 75
-    line, resume = done.last_line, "resume: manychar train --resume run"
+    line, known = done.last_line, f"--log-format={form} --log-every=1.0"
+    resume = f"resume: manychar train {known} --resume run"
     assert (json.loads(line)["text"] if form == "json" else line) == resume
     os.kill(server, signal.SIGKILL)
     manychar.expect_nobody()
@@ -144,6 +145,26 @@ def test_two_at_once_do_not_take_the_line_that_resumes_a_server(
     assert done.code == 75
     resume = "resume: manychar server --bind ipc://here --compute --resume run"
     assert resume in done.err.splitlines(), "also where the second came while it handled the first"
+
+
+def test_one_that_comes_while_the_interpreter_ends_shows_nothing(manychar: Commands) -> None:
+    """As one that a callback sends at the last step: its handler must not raise SystemExit."""
+    script = """
+import atexit, os, signal, sys
+from manychar import __main__
+from manychar.cli import app
+from manychar.processes.signals import STOPS, end_by_exception, handle
+
+def run(arguments):
+    handle(*STOPS, by=end_by_exception)
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return 0
+
+app.run = run
+__main__.main()
+"""
+    done = manychar.start(program=("-c", script)).end()
+    assert (done.code, done.err) == (75, "")
 
 
 def test_an_engines_command_resumes_its_server(manychar: Commands, text: Path) -> None:

@@ -125,9 +125,10 @@ def test_the_loss_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("nats", "says"), [(4.0, False), (40.0, True)])
-def test_a_loss_far_above_is_a_divergence_of_few_streams_too(*, nats: float, says: bool) -> None:
+@pytest.mark.parametrize("step", [20, 100])
+def test_a_loss_far_above_is_a_divergence_at_once(*, step: int, nats: float, says: bool) -> None:
     one = Definition(corpus_sha256="0" * 64, shards=1, streams=1)
-    assert is_divergence(one, 20, 100, nats) is says
+    assert is_divergence(one, 20, step, nats) is says
 
 
 @pytest.mark.parametrize("few", [9, 1])

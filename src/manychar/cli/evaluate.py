@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 from manychar.cli.console import write
 from manychar.cli.options import FILES, AsJson, ConnectTimeout, Key, Source, argument
 from manychar.cli.run_setup import numerics_of
+from manychar.network.endpoints import is_endpoint
 from manychar.numerics.option import Option, counted
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
 TEXT = argument("TEXT", f"{FILES} the run's validation text (--validation).", Path)
+NO_VALIDATION_TEXT = "it has no validation text (--validation)"
 UNKNOWN = Option("What to do with characters that the model does not know.")
 
 
@@ -47,7 +49,8 @@ def evaluate(
     else:
         run = open_run(Path(source)) if Path(source).is_dir() else None
         if run is None or not run.definition.validation:
-            raise UserError(f"{source}: give a TEXT: it has no validation text (--validation)")
+            has = "a server gives no text away" if is_endpoint(source) else NO_VALIDATION_TEXT
+            raise UserError(f"{source}: give a TEXT: {has}")
         check_corpus(run.path, run.definition.corpus_sha256)
         ids = run.corpus()[1].validation_ids
     nats, characters = loss_of(parameters, ids), len(ids) - 1

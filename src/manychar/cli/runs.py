@@ -7,25 +7,31 @@ from typing import Annotated
 
 from manychar.cli.console import write
 from manychar.cli.options import argument
-from manychar.processes.errors import UserError
+from manychar.processes.errors import UserError, because
 from manychar.processes.log import escaped
 from manychar.storage.file_format import CONFIG_NAME
 
 ANSWERED_WITHIN = 1.0  # seconds; else a run is shown as it is recorded
+NO_CHECKPOINT = ", no checkpoint"
 Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs.", Path)]
 
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
-    found = os.walk(directory)  # not rglob: a directory may vanish meanwhile, or be another user's
+    faults: list[OSError] = []  # rglob passes over them
+    found = os.walk(directory, onerror=faults.append)
     paths = sorted(Path(path) for path, _, files in found if CONFIG_NAME in files)
+    faults = [each for each in faults if not isinstance(each, FileNotFoundError)]  # it vanished
+    named = [f"{each.filename}: {because(each)}" for each in faults]
+    if not paths:
+        raise UserError(named[0] if named else f"{directory}: no runs below it")
     for path in paths:
         try:
             write(escaped(f"{path}  {_described(path)}") + "\n")
         except UserError as error:
             write(escaped(str(error)) + "\n")
-    if not paths:
-        raise UserError(f"{directory}: no runs below it")
+    for line in named:
+        write(escaped(line) + "\n")
 
 
 def _described(path: Path) -> str:
@@ -35,7 +41,7 @@ def _described(path: Path) -> str:
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.journal import read_journal
     from manychar.storage.run_directory import open_run
-    from manychar.storage.server_address import ADDRESS_NAME, is_served
+    from manychar.storage.server_address import is_served
     from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
@@ -46,8 +52,7 @@ def _described(path: Path) -> str:
         step, loss = max(step, last.step), _loss(last.loss)
         diverges = is_divergence(run.definition, size, last.step, max(last.loss, last.smooth_loss))
     is_early = early_stopping_of(run).ends_at(run.newest_step())
-    was_killed = (path / ADDRESS_NAME).exists()  # else it is removed
-    state = "stopped early" if is_early else "killed" if was_killed else "stopped"
+    state = "stopped early" if is_early else "stopped"
     state = "finished" if 0 < run.operation.steps <= step else state
     if is_live := is_served(path):
         state, where, within = "live", "", ANSWERED_WITHIN
@@ -65,7 +70,8 @@ def _described(path: Path) -> str:
     elif state != "finished":  # only the journal has the steps after the last metrics
         step = max(step, read_journal(path, run.run_id, with_steps=False).newest)
     if not is_live and step > (kept := run.newest_step()):
-        state += f", its newest checkpoint is that of step {kept:,}"
+        is_there = bool(run.resumable())
+        state += f", its newest checkpoint is that of step {kept:,}" if is_there else NO_CHECKPOINT
     return f"step {step:,}  {loss}  {state}{', diverges' * diverges}"
 
 

@@ -12,9 +12,10 @@ import typer
 from manychar.cli.console import write
 from manychar.cli.options import Child, Insecure, Run, TextFiles
 from manychar.cli.run_setup import exit_with, numerics_of, pin_run, resume_line, run_of
+from manychar.fleet.launch_options import Reporting
 from manychar.network.client_identity import KEYS_VARIABLE
 from manychar.network.endpoints import require_safe, worker_command
-from manychar.numerics.option import Option, as_flags
+from manychar.numerics.option import Option, as_flags, options_of
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
@@ -68,7 +69,8 @@ def server(
             finish = Finish(error.code, str(error))
         write(json.dumps(dataclasses.asdict(finish)) + "\n")
         raise typer.Exit(finish.code)
-    own = f"{program()} {as_pasted('server', '--bind', bind, *access)}"
+    reporting = as_flags({name: flags.get(name) for name in options_of(Reporting, role="server")})
+    own = f"{program()} {as_pasted('server', '--bind', bind, *access, *reporting)}"
     again = os.environ.get(RESUME_VARIABLE, own) + " --compute" * compute
     resume_line(directory, again)
     display = ProgressDisplay(directory, flags.get("log_every"))

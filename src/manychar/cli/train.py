@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from manychar.cli.options import TextFiles
 from manychar.cli.run_setup import exit_with, pin_run, resume_line, run_of
+from manychar.fleet.launch_options import Reporting
 from manychar.network.endpoints import require_safe
 from manychar.network.router import Router
-from manychar.numerics.option import as_flags
+from manychar.numerics.option import as_flags, options_of
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.queued_stream import queued
@@ -30,7 +31,7 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
-    known = as_flags({name: flags.get(name) for name in ("bind", "insecure", "relays")})
+    known = as_flags({name: flags.get(name) for name in options_of(Reporting, role="train")})
     again = f"{program()} {as_pasted('train', *known)}"
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(path, text, flags)

@@ -29,7 +29,6 @@ from manychar.protocol.counters import Counter
 from manychar.protocol.member import OWN_PEER
 from manychar.protocol.messages import Message, Peer, Status, Weights
 from manychar.protocol.server import STOP_WITHIN, ParameterServer
-from manychar.protocol.status_report import mean_loss
 from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint_writer import Writer
 from manychar.storage.journal import AppliedStep
@@ -74,7 +73,6 @@ class ServerLoop(Listener):
     compute: bool
     outcome: effects.Finish | effects.ResumeBefore | None = None
     flush_at: float = 0.0
-    recorded: Status | None = None
 
     def __post_init__(self) -> None:
         self.engine.digest_of = self.machine.aggregation.digest_of
@@ -266,13 +264,12 @@ class ServerLoop(Listener):
         members, holders = self.machine.membership.members, self.machine.membership.holders()
         line = {
             "step": status.step,
-            "loss_nats_per_character": mean_loss(status, self.recorded),
+            "loss_nats_per_character": status.loss_nats_per_character,
             "smooth_loss_nats_per_character": status.smooth_loss_nats_per_character,
             "characters": status.characters,
             "seconds": round(status.seconds, 3),
             "workers": sum(members[peer].workers for peer in holders),
         }
-        self.recorded = status
         self.resume_point.metrics.append(line)
         self.resume_point.metrics.flush()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from manychar.fleet.engine import Engine
 from manychar.fleet.launch_options import STARTED_WORKERS
 from manychar.fleet.server_loop import Screen, ServerLoop
+from manychar.network.endpoints import with_whole_path
 from manychar.network.event_loop import EventLoop
 from manychar.network.private_endpoint import OBSERVER_KEY
 from manychar.network.router import Router
@@ -69,7 +70,8 @@ def serve(
             machine = ParameterServer(spec, now=time.monotonic())
             router = Router(endpoint, machine.dimensions, keys)
             stack.callback(router.close)
-            write_address(directory.path, router.endpoint, keys and keys / OBSERVER_KEY)
+            here = with_whole_path(router.endpoint)
+            write_address(directory.path, here, keys and keys / OBSERVER_KEY)
         server = ServerLoop(
             machine=machine,
             engine=engine,

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+from pathlib import Path
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
 from manychar.processes.log import logger
@@ -20,8 +21,8 @@ _EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
 
 def is_endpoint(source: str) -> bool:
-    """Whether a source is a live server's endpoint, and no path."""
-    return source.startswith(("tcp://", "ipc://"))
+    """Whether a source is meant as a live server's endpoint, right or wrong, and not as a path."""
+    return "://" in source
 
 
 def check_endpoint(endpoint: str, *, to_connect: bool = False) -> None:
@@ -90,6 +91,14 @@ def is_loopback(name: str) -> bool:
 def reachable(endpoint: str, host: str) -> str:
     """Return the endpoint of a server on a host as its clients have to give it."""
     return _EVERY_ADDRESS.sub(f"tcp://{host}:", endpoint)
+
+
+def with_whole_path(endpoint: str) -> str:
+    """Return an endpoint that holds in any working directory, where it is not too long."""
+    whole = Path(endpoint.removeprefix("ipc://")).absolute()
+    if not endpoint.startswith("ipc://") or len(os.fsencode(whole)) > IPC_PATH_LENGTH:
+        return endpoint
+    return f"ipc://{whole}"
 
 
 def worker_command(endpoint: str, *, keys: bool) -> str:

@@ -125,8 +125,8 @@ class ProgressDisplay:
         if snapshot.working:
             if (left := history.seconds_left(points, status.steps)) is not None:
                 words.append(f"{duration(left)} left")
-            if speed := history.recent_speed(points):
-                words.append(f"{speed:,.0f} characters/s")
+            if snapshot.speed:
+                words.append(f"{snapshot.speed:,.0f} characters/s")
             words.append(" ".join(snapshot.working))
             computing, exchanging = snapshot.share("computing"), snapshot.share("exchanging")
             waiting = snapshot.share("waiting")

@@ -307,7 +307,8 @@ def _not_by_this_key(hello: messages.Hello, owner: Owner) -> str:
         return f"{other}: {ADD_KEY.format(hello.role)}{to_stop}"
     number = hello.name.removeprefix(f"{owner.name}-")
     if hello.name != owner.name and not (number != hello.name and number.isdecimal()):
-        return f"the key of {owner.name} does not let it be called {hello.name}"
+        other = f"the key of {owner.name} does not let it be called {hello.name}"
+        return f"{other}: leave out --name, or {ADD_KEY.format(hello.role)}"
     return ""
 
 

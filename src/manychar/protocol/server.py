@@ -108,7 +108,11 @@ class ParameterServer:
         elif not isinstance(message, FromMember):
             raise PeerError(f"{type(message).__name__} to a server")
         elif message.term > self.spec.term and self._is_overtaken(message, event.owner):
-            reason = f"a newer server (term {message.term}) has taken this run over"
+            reason = (
+                f"a worker has seen term {message.term} of this run, and this server has term"
+                f" {self.spec.term}: another server took the run over, or this directory is an"
+                " older copy of it; to go on with a copy, stop all workers first"
+            )
             self.lifecycle.finish(RUN_FAILED, reason, resumable=False)
         else:
             self._received_from_member(event.peer, message, now)

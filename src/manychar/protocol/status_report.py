@@ -48,9 +48,10 @@ def is_divergence(definition: Definition, vocabulary_size: int, step: int, nats:
 
     A loss that is many times as high is no noise of the first steps.
     """
-    few = definition.total_streams < FEW_STREAMS and nats < FAR_ABOVE * math.log(vocabulary_size)
+    untrained = math.log(vocabulary_size)
+    few = definition.total_streams < FEW_STREAMS
     first = definition.warmup + (STEPS_OF_FEW_STREAMS if few else LOSS_STEPS)
-    return step >= first and nats > math.log(vocabulary_size)
+    return nats > (untrained if step >= first else FAR_ABOVE * untrained)
 
 
 # Many methods: what is shown, and what is logged of a late or diverging step, are the same figures.
@@ -97,8 +98,10 @@ class StatusReport(ServerPart):
         """Note the loss of the step that was applied, and look for divergence now and then."""
         nats = self._aggregation.loss / self._spec.definition.seq_length
         self._loss_sums.append(self._loss_sums[-1] + nats)
-        if self._step % LOSS_STEPS == 0 and len(self._loss_sums) > LOSS_STEPS:
-            mean = (self._loss_sums[-1] - self._loss_sums[0]) / LOSS_STEPS
+        steps = len(self._loss_sums) - 1
+        is_due = self._step % LOSS_STEPS == 0 and steps == LOSS_STEPS
+        if is_due or self._step == self._spec.operation.steps:
+            mean = (self._loss_sums[-1] - self._loss_sums[0]) / steps
             before = self._smooth_loss if self.divergence else mean  # it keeps a warning up
             self._look_for_divergence(max(mean, before))
 
@@ -110,8 +113,8 @@ class StatusReport(ServerPart):
         elif not self.divergence:
             self.divergence = (
                 f"training diverges with --learning-rate {definition.learning_rate:g}: the mean"
-                f" loss of {LOSS_STEPS} steps is above ln {size:,} = {math.log(size):.3f}, that of"
-                f" the untrained model: {self._new_run}"
+                f" loss of {min(LOSS_STEPS, self._step)} steps is above ln {size:,} ="
+                f" {math.log(size):.3f}, that of the untrained model: {self._new_run}"
             )
             if not self._warned_of_divergence:  # of a text like noise the loss crosses that often
                 self._outbox.warn(self.divergence)

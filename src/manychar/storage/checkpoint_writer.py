@@ -75,7 +75,7 @@ class Writer(contextlib.ExitStack):
         if failure:
             kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
             gone = f"no checkpoint is in {self._directory.path} any more"
-            moved = f"{gone}; if the run was moved, resume it where it is now"
+            moved = f"{gone}; if the run was moved, resume it where it is now; else it is lost"
             failure += f"; {kept[-1] if kept else moved}"
             if fault is not None and fault.errno in DISK_FULL:
                 failure += "; make room on the disk, then resume the run"

@@ -260,8 +260,11 @@ def _empty(path: Path) -> None:
 
 def open_run(path: Path) -> RunDirectory:
     """Return a run directory that exists. Raises UserError where it is none, or damaged."""
-    with user_errors(f"{path}: not a run directory: {CONFIG_NAME}"):
-        data = (path / CONFIG_NAME).read_bytes()
+    with user_errors(path / CONFIG_NAME):
+        try:
+            data = (path / CONFIG_NAME).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path}: not a run directory: no {CONFIG_NAME} in it") from None
     try:
         config = json.loads(data)
         check_format(path / CONFIG_NAME, config.get("format") or config["definition"]["format"])
@@ -272,7 +275,8 @@ def open_run(path: Path) -> RunDirectory:
             raise ValueError("its definition is not the one that the run is named after")
         return RunDirectory(path, run, definition, operation, facts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {error}") from None
+        fault = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {fault}") from None
 
 
 @contextlib.contextmanager

@@ -90,7 +90,5 @@ def no_server(run: Path) -> UserError:
 def write_address(run: Path, endpoint: str, key: Path | None) -> None:
     """Note where this process, which holds the lock, listens; only its user can read it."""
     path = None if key is None else str(key.absolute())
-    if endpoint.startswith("ipc://"):  # of a path in this working directory
-        endpoint = f"ipc://{Path(endpoint.removeprefix('ipc://')).absolute()}"
     address = ServerAddress(endpoint, socket.gethostname(), os.getpid(), path)
     replace_file(run / ADDRESS_NAME, json.dumps(address._asdict()).encode(), 0o600)
