@@ -413,6 +413,8 @@ def test_another_type_is_a_type_error(call: Callable[[], object]) -> None:
         (lambda: api.train("text", clip="5"), "clip is '5'; allowed: a finite number above 0"),  # type: ignore[arg-type]
         (lambda: api.train("text", dtype=32), "dtype is 32; allowed: float32 or float64"),  # type: ignore[arg-type]
         (lambda: api.train("text", compute=1), "compute is 1; allowed: true or false"),  # type: ignore[arg-type]
+        (lambda: api.train("text", wait=0), "wait is 0; allowed: True, False"),  # type: ignore[arg-type]
+        (lambda: api.train("text", quiet="no"), "quiet is 'no'; allowed: True, False"),  # type: ignore[arg-type]
     ],
 )
 def test_a_value_of_another_type_is_a_type_error(

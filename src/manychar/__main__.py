@@ -1,6 +1,7 @@
 """The entry: from the first line on, Ctrl-C ends without a traceback."""
 
 import os
+import signal
 import sys
 
 from manychar.processes.signals import STOPS, end_at_once, handle
@@ -23,8 +24,9 @@ def main() -> None:
     try:
         with queued("stderr"):
             sys.exit(run(sys.argv[1:]))
-    finally:  # nothing is left to undo: an exception would be shown as one of the interpreter
-        handle(*STOPS, by=lambda number, _: os._exit(STOPS[number]))
+    finally:  # nothing is left to undo, and the interpreter's end would restore what kills
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

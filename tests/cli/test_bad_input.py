@@ -587,6 +587,13 @@ class TestSampling:
         assert f"{newest}: " in done.err
         assert done.err.endswith("; taking that of step 150\n")
 
+    def test_an_altered_text_is_not_called_too_short(
+        self, manychar: Commands, trained: Path
+    ) -> None:
+        (trained / "corpus.bin").write_bytes(b"abc")
+        done = manychar.run("train", "--resume", "run", "--steps", "310")
+        expect_one_line(done, "vocabulary.json or corpus.bin is altered")
+
     def test_an_altered_checkpoint(self, manychar: Commands, trained: Path) -> None:
         path = trained / "checkpoints" / "step-000000300.safetensors"
         whole = bytearray(path.read_bytes())

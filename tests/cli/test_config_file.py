@@ -129,6 +129,9 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "--learning-rate" not in manychar.run("plot", "--lr", "3").err
     never_had_it = manychar.run("train", "--patience", "3").err
     assert "No such option: --patience" in never_had_it
+    beside = manychar.run("server", "--keys", "KEYS", "--key", "FILE").err
+    assert "No such option: --key" in beside
+    assert "No such option: --keys" not in beside, "that is one"
     assert "connect-timeout" not in never_had_it
     assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
 

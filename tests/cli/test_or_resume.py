@@ -35,6 +35,16 @@ def test_the_same_command_begins_and_goes_on_to_the_same_bits(
     assert expect_same_bits(run, text) == 90
 
 
+def test_the_line_that_resumes_has_what_the_run_does_not_keep(
+    manychar: Commands, trained: Path
+) -> None:
+    given = ("--workers", "2", "--no-compute", "--log-every", "5", "--steps", "310")
+    done = manychar.run("train", "--resume", "run", *given)
+    assert done.code == 0, done.err
+    known = "--workers=2 --log-every=5.0 --no-compute"
+    assert f"resume: manychar train {known} --resume run" in done.err
+
+
 @pytest.mark.parametrize("command", ["train", "server"])
 def test_a_run_that_has_come_further_is_not_resumed_to_an_earlier_step(
     manychar: Commands, trained: Path, command: str

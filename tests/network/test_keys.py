@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -328,8 +329,11 @@ def test_a_damaged_file_is_one_line(folder: Path, content: bytes) -> None:
         lambda: keys.read_server_key(folder),
         lambda: keys.read_client_key(folder / "worker.key"),
     ):
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="damaged") as refused:
             read()
+        if "clients.json: " in str(refused.value):
+            advice = r"or move it away, and `.* keys create .*` makes a new list and keeps"
+            assert re.search(advice, str(refused.value))
 
 
 def test_the_servers_own_key_is_named_where_a_clients_is_asked_for(folder: Path) -> None:

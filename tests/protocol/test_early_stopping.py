@@ -66,8 +66,9 @@ def test_the_decision_on_one_checkpoint_takes_effect_at_the_next() -> None:
     finish = only(stage.server.handle(CheckpointWritten(4), stage.now), Finish)
     assert finish.code == 0
     assert finish.reason == (
-        "stopped early at step 4: no better for 1 checkpoint up to step 2 (--stop-when-no-better);"
-        " the best checkpoint is that of step 4: 1.0000 nats a character"
+        "stopped early at step 4, as decided one checkpoint before: no better for 1 checkpoint up"
+        " to step 2 (--stop-when-no-better); the best checkpoint is that of step 4: 1.0000 nats a"
+        " character"
     )
 
 

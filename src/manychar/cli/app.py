@@ -165,7 +165,9 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
     message = error.format_message().rstrip(".").replace("\n", " ")
     flags = [each.name for each in context.command.params] if context is not None else []
     name = getattr(error, "option_name", "")  # -r of -rnn_size
-    word = next((each.split("=")[0] for each in arguments if name and each.startswith(name)), "")
+    given = [each.split("=")[0] for each in arguments]
+    is_short = name[:1] == "-" != name[1:2]
+    word = name if name in given or not is_short else next(w for w in given if w.startswith(name))
     if instead := instead_of(word, flags, near=word != name):  # of a flag, `message` has it by now
         message = f"No such option: {word}{instead}"
     where = from_file(context, getattr(error, "param", None))

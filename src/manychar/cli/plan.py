@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from manychar.cli.console import write
 from manychar.fleet.capacity import Fleet, predict
-from manychar.numerics.option import Option, resolve
+from manychar.numerics.option import Option, counted, resolve
 from manychar.numerics.run_definition import Definition
 from manychar.processes.errors import UserError
 from manychar.protocol.dimensions import Dimensions, check_sizes
@@ -68,7 +68,7 @@ def plan(
     behind, relayed = (f" behind {relays:,} relays", f", relay {relay}") if relays else ("", "")
     write(
         f"{found.holders:,} of {workers:,} workers{behind} compute {shards:,} shards of"
-        f" {size.streams:,} streams: {_short(rate)} steps/s,"
+        f" {counted(size.streams, 'stream')}: {_short(rate)} steps/s,"
         f" {rate * shards * size.streams * size.seq_length:,.0f} characters/s\n"
         f"the server receives {_short(rate * found.bytes_in / 1e6)} MB/s, and sends"
         f" {_short(rate * found.bytes_out / 1e6)} MB/s\n"

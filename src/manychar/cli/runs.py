@@ -41,7 +41,7 @@ def _described(path: Path) -> str:
     from manychar.storage.corpus_file import map_corpus
     from manychar.storage.journal import read_journal
     from manychar.storage.run_directory import open_run
-    from manychar.storage.server_address import is_served
+    from manychar.storage.server_address import is_served, read_address
     from manychar.storage.validation_log import early_stopping_of
 
     run = open_run(path)
@@ -57,15 +57,16 @@ def _described(path: Path) -> str:
     if is_live := is_served(path):
         state, where, within = "live", "", ANSWERED_WITHIN
         try:
-            where = f" at {find_server(str(path), None, connect_timeout=within)[0]}"
-            asked = snapshots(str(path), None, connect_timeout=within)
-            status = first(asked, str(path)).status
-            if not math.isnan(nats := status.loss_nats_per_character):  # as before its first step
-                step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
+            endpoint, key = find_server(str(path), None, connect_timeout=within)
+            where, address = f" at {endpoint}", read_address(path)
+            if address is not None and (key is not None or address.key is None):
+                status = first(snapshots(str(path), key, connect_timeout=within), str(path)).status
+                if not math.isnan(nats := status.loss_nats_per_character):  # before its first step
+                    step, loss, diverges = status.step, _loss(nats), bool(status.divergence)
         except NoAnswerError:
             state = "no answer"
         except UserError:
-            pass  # it asks for another key, or its endpoint is not known here
+            pass  # its endpoint is not known here, or it ends
         state += where
     elif state != "finished":  # only the journal has the steps after the last metrics
         step = max(step, read_journal(path, run.run_id, with_steps=False).newest)

@@ -31,7 +31,11 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
-    known = as_flags({name: flags.get(name) for name in options_of(Reporting, role="train")})
+    kept = ["workers"] * (path is not None)  # of a run that is resumed, its directory keeps it not
+    kept += options_of(Reporting, role="train")
+    known = as_flags({name: flags.get(name) for name in kept})
+    if path is not None and (computes := flags.get("compute")) is not None:
+        known.append("--compute" if computes else "--no-compute")
     again = f"{program()} {as_pasted('train', *known)}"
     with exported(flags) as on_status:  # before a run directory is made
         directory = run_of(path, text, flags)

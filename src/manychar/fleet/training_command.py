@@ -22,6 +22,9 @@ class Shown:
     def __post_init__(self) -> None:
         if not (self.callback is None or callable(self.callback)):
             raise TypeError(f"callback is {self.callback!r:.40}; allowed: a function")
+        for name, value in (("quiet", self.quiet), ("wait", self.wait)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r:.40}; allowed: True, False")
 
 
 class TrainingCommand:

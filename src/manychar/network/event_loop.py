@@ -18,6 +18,8 @@ from manychar.processes.parent_death import has_parent
 from manychar.processes.signals import STOPS, end_at_once, handle
 
 TURN_EVERY = 0.005  # seconds between two turns of a loop whose thread computes
+SAME_WITHIN = 1.0  # seconds in which a second signal that stops is the first one, sent again
+AGAIN_AFTER: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGHUP: math.inf}  # instead
 SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
 
 Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor
@@ -34,14 +36,14 @@ class EventLoop(contextlib.ExitStack):
         for end in (self._pipe_end, self._pipe):
             end.settimeout(0)
             self.callback(end.close)
-        self._pipe_fd = self._pipe_end.fileno()
-        self._poller.register(self._pipe_fd, zmq.POLLIN)
+        self._poller.register(self._pipe_end.fileno(), zmq.POLLIN)
         self._caught: list[int] = []
         self._readable: dict[Any, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[int], object]] = {}
         self._deadlines: list[tuple[Deadline, Callable[[], object]]] = []
         self._woken: Callable[[], object] = lambda: None
         self._suspended: list[Callable[[float], object]] = []
+        self._stopped_at = math.inf  # when the first signal that stops came
         self._look_at = -math.inf
         self._off_core = time.monotonic() - time.thread_time()  # seconds on no core, from any zero
 
@@ -53,9 +55,10 @@ class EventLoop(contextlib.ExitStack):
     def on_signal(self, callback: Callable[[int], object], *numbers: int) -> None:
         """Call back with the number of each of these signals.
 
-        A second one that stops ends a process without parent at once. A child may get both from its
-        parent and from a container engine that signals a whole group. SIGHUP does not count: a
-        shell whose terminal closes sends it once more.
+        A second one that stops ends a process without parent at once. Schedulers and `timeout` send
+        one to a process and to its group, so only one that comes later counts. A child may get both
+        from its parent and from a container engine. SIGHUP does not count: a shell whose terminal
+        closes sends it once more.
         """
         self._signals |= dict.fromkeys(numbers, callback)
         before = signal.set_wakeup_fd(self._pipe.fileno(), warn_on_full_buffer=False)
@@ -63,10 +66,15 @@ class EventLoop(contextlib.ExitStack):
         for number, handler in handle(*numbers, by=self._catch).items():
             self.callback(signal.signal, number, handler)
 
-    def _catch(self, number: int, _frame: object) -> None:
-        self._caught.append(number)
+    def _catch(self, number: int, frame: object) -> None:
         if number in STOPS and not has_parent():
-            handle(*STOPS.keys() - {signal.SIGHUP}, by=end_at_once)
+            now = time.monotonic()
+            if now >= self._stopped_at + AGAIN_AFTER.get(number, SAME_WITHIN):
+                end_at_once(number, frame)
+            if self._stopped_at != math.inf:  # the first one, sent again
+                return
+            self._stopped_at = now
+        self._caught.append(number)
 
     def on_deadline(self, deadline: Deadline, callback: Callable[[], object]) -> None:
         """Call back in each turn in which `deadline()` has passed; None is never."""
@@ -123,7 +131,7 @@ class EventLoop(contextlib.ExitStack):
         began = time.monotonic()
         ready = dict(self._poller.poll(None if wait == math.inf else int(1000 * wait) + bool(wait)))
         self._notice_suspension(min(wait, time.monotonic() - began))
-        if ready.pop(self._pipe_fd, None):
+        if ready.pop(self._pipe_end.fileno(), None):
             with contextlib.suppress(BlockingIOError):
                 while self._pipe_end.recv(4096):
                     pass

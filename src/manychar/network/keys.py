@@ -154,7 +154,7 @@ def read_clients(directory: Path) -> list[Client]:
             f" chmod -R go-w {as_pasted(directory)}",
             code=REFUSED_FOR_SAFETY,
         )
-    with _reading(path):
+    with _reading(path, f"; {_how_to_list(directory, 'move it away, and ')}"):
         listed = _parsed(content)["clients"]
         return [Client(**_checked(each), revoked=bool(each["revoked"])) for each in listed]
 
@@ -192,12 +192,13 @@ def client_key_from_text(text: bytes, source: Path | str) -> ClientKey:
 
 
 @contextlib.contextmanager
-def _reading(source: Path | str) -> Iterator[None]:
+def _reading(source: Path | str, advice: str = "") -> Iterator[None]:
     """Raise UserError for whatever is wrong with the content of a file."""
     try:
         yield
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{source}: not a file of keys of this manychar, or damaged") from None
+        fault = "not a file of keys of this manychar, or damaged"
+        raise UserError(f"{source}: {fault}{advice}") from None
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
@@ -248,12 +249,12 @@ def _read(path: Path, *, advice: str = SEE_HELP) -> bytes:
         return path.read_bytes()
 
 
-def _how_to_list(directory: Path) -> str:
-    """Return what to do where there is no list of clients."""
+def _how_to_list(directory: Path, first: str = "") -> str:
+    """Return what to do where there is no list of clients, or where it is damaged: `first`."""
     create = f"`{program()} keys create {as_pasted(directory)}` makes"
     if os.path.lexists(directory / SERVER_NAME):
-        return f"put a copy there, or {create} a new list and keeps {SERVER_NAME}"
-    return f"{create} keys"
+        return f"put a copy there, or {first}{create} a new list and keeps {SERVER_NAME}"
+    return f"{first}{create} keys"
 
 
 def _check_private(path: Path) -> None:

@@ -104,7 +104,8 @@ class EarlyStopping:
     def reason(self, step: int) -> str:
         number = f"{self._patience} checkpoint{'s' if self._patience > 1 else ''}"
         decided = f"no better for {number} up to step {step - self._every:,}"
-        return f"stopped early at step {step:,}: {decided} (--stop-when-no-better)"
+        how = f"as decided one checkpoint before: {decided} (--stop-when-no-better)"
+        return f"stopped early at step {step:,}, {how}"
 
     def _counts(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0

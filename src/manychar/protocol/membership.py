@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
 from manychar.protocol.client_session import HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL
-from manychar.protocol.events import Suspended
 from manychar.protocol.member import OWN_PEER, Member, PeerState
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role
 from manychar.protocol.range_cut import MOVE_GAIN, best_cut, count_of, expected_step, runs_of
@@ -98,10 +97,9 @@ class Membership:
         member = self.members.get(peer)
         return member.state if member else PeerState.UNKNOWN
 
-    def suspended(self, event: Suspended, now: float) -> None:
-        """Do not count the time in which the server was stopped as the members' silence."""
+    def suspended(self, seconds: float) -> None:
         for member in self.members.values():
-            member.heard_at += event.seconds
+            member.heard_at += seconds
 
     def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
         """Return the members that it replaces: of this connection, or workers of this name."""

@@ -122,6 +122,11 @@ class ParameterServer:
         observes = owner is not None and owner.role is KeyRole.OBSERVER
         return message.run_id == self.spec.run_id and not observes
 
+    def _suspended(self, event: events.Suspended, now: float) -> None:
+        """Do not count the time in which this process was stopped as anybody's silence."""
+        self.membership.suspended(event.seconds)
+        self.status_report.suspended(event.seconds)
+
     def _connect(self, event: events.Received, hello: messages.Hello, now: float) -> None:
         known = event.peer in self.membership.members
         member = self.admission.connect(event.peer, hello, event.owner, now)
@@ -224,7 +229,7 @@ class ParameterServer:
             **rows(_RUNNING, (events.Dropped,), self.outbox.dropped),
             **rows(_RUNNING, (events.DiskWaited,), self.status_report.disk_waited),
             **rows(_RUNNING, (events.MailboxEmpty,), self.aggregation.mailbox_empty),
-            **rows(_RUNNING, (events.Suspended,), self.membership.suspended),
+            **rows(_RUNNING, (events.Suspended,), self._suspended),
         }
 
     def _message_rows(self) -> Table:

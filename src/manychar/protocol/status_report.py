@@ -94,6 +94,11 @@ class StatusReport(ServerPart):
         self._late_from = now + max(FIRST_STALL_AFTER, min(usual, STALL_EVERY))
         self._stall_at = self._late_from
 
+    def suspended(self, seconds: float) -> None:
+        self._applied_at += seconds
+        self._late_from += seconds
+        self._stall_at += seconds
+
     def note_loss(self) -> None:
         """Note the loss of the step that was applied, and look for divergence now and then."""
         nats = self._aggregation.loss / self._spec.definition.seq_length

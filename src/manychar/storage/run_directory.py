@@ -93,6 +93,7 @@ class RunDirectory:
         try:
             return vocabulary, streams_of(self.definition, ids)
         except OptionError as error:
+            corpus_file.check_corpus(self.path, self.definition.corpus_sha256)
             raise UserError(f"{self.path}: {error}") from None
 
     def read(self, path: Path) -> Checkpoint:
