@@ -166,8 +166,9 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
     flags = [each.name for each in context.command.params] if context is not None else []
     name = getattr(error, "option_name", "")  # -r of -rnn_size
     given = [each.split("=")[0] for each in arguments]
-    is_short = name[:1] == "-" != name[1:2]
-    word = name if name in given or not is_short else next(w for w in given if w.startswith(name))
+    is_short = bool(name) and not name.startswith("--")
+    longer = [each for each in given if is_short and each.startswith(name)]
+    word = longer[0] if longer and name not in given else name
     if instead := instead_of(word, flags, near=word != name):  # of a flag, `message` has it by now
         message = f"No such option: {word}{instead}"
     where = from_file(context, getattr(error, "param", None))
