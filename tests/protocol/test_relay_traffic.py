@@ -5,12 +5,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from manychar.fleet.capacity import RESULT_HEADER, WEIGHTS_HEADER, inward, outward
+from manychar.numerics.run_definition import Definition, choose_streams
 from manychar.protocol.codec import encode
 from manychar.protocol.effects import Compute, ComputeFingerprint, Effect, Send
 from manychar.protocol.events import DeadlinePassed, FingerprintComputed, MailboxEmpty, Received
 from manychar.protocol.messages import Message, NewWeights, UnitResult
 from manychar.protocol.relay import Relay
+from manychar.protocol.run_spec import dimensions_of
 from manychar.protocol.worker import Worker
 from tests.protocol.stage import FINGERPRINT, LIBRARIES, Stage, computed, hello
 
@@ -110,3 +114,14 @@ def test_eight_relays_of_eight_workers_send_an_eighth() -> None:
         for messages, formula, header in both:
             sent = sum(len(frame) for message in messages for frame in encode(message))
             assert sent <= steps * formula <= sent + steps * clients * header
+
+
+@pytest.mark.parametrize("hidden", [100, 256, 512])
+def test_all_bytes_are_an_eighth_with_the_default_streams(hidden: int) -> None:
+    """Each shard's hidden states come all the same, but with 64 shards they have one stream."""
+    definition = Definition(corpus_sha256="0" * 64, hidden=hidden, shards=SHARDS, streams=1)
+    assert choose_streams(hidden, SHARDS) == definition.streams
+    size = dimensions_of(definition, 65)
+    single, of_relays = ([(i, i + n - 1) for i in range(0, SHARDS, n)] for n in (1, 8))
+    assert inward(size, single) / inward(size, of_relays) == pytest.approx(8, rel=0.04)
+    assert outward(size, single) / outward(size, of_relays) == pytest.approx(8, rel=0.04)
