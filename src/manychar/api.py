@@ -241,7 +241,7 @@ class Run(Model):
         if self.is_alive():
             raise UserError(f"{self.path}: it is being trained; call join() or stop() first")
         training = _training(["--resume", self.source], named)
-        with _interrupt_says_how_to_resume(self.path):
+        with _with_resume_note(self.path):
             training.begin(lambda: True)
         self._training = training
         return self
@@ -279,7 +279,7 @@ def train(text: Text = None, **named: Any) -> Run:
     words, given = _arguments(text)
     refused = _is_run(path) and not named.get("or_resume")
     training = _training(words, {**named, "run_dir": path}, given)
-    with _interrupt_says_how_to_resume(path):
+    with _with_resume_note(path):
         training.begin(lambda: _is_run(path) and not refused)
     run = Run(path)
     run._training = training
@@ -287,7 +287,8 @@ def train(text: Text = None, **named: Any) -> Run:
 
 
 @contextlib.contextmanager
-def _interrupt_says_how_to_resume(path: Path) -> Iterator[None]:
+def _with_resume_note(path: Path) -> Iterator[None]:
+    """Add to a KeyboardInterrupt how the run is resumed, where there is one by then."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -55,7 +55,7 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
     status = manychar.run("status", "run", "--json")
     assert json.loads(status.out)["run_id"] == open_run(run).run_id, status.err
     asked = manychar.run("evaluate", address.endpoint)
-    assert asked.last_line.endswith("server: give a TEXT: a server gives no text away")
+    assert asked.last_line.endswith("server: give a TEXT: a server does not send its text")
     health = manychar.run("health", "run")
     assert (health.code, "it advances" in health.out) == (0, True), health
     following = manychar.start("sample", "run", "--follow", "--length", "5")

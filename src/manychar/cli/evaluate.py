@@ -49,7 +49,7 @@ def evaluate(
     else:
         run = open_run(Path(source)) if Path(source).is_dir() else None
         if run is None or not run.definition.validation:
-            has = "a server gives no text away" if is_endpoint(source) else NO_VALIDATION_TEXT
+            has = "a server does not send its text" if is_endpoint(source) else NO_VALIDATION_TEXT
             raise UserError(f"{source}: give a TEXT: {has}")
         check_corpus(run.path, run.definition.corpus_sha256)
         ids = run.corpus()[1].validation_ids

@@ -18,7 +18,7 @@ Below = Annotated[Path, argument("DIR", "Directory to look in. Without DIR: runs
 
 def runs(directory: Below = Path("runs")) -> None:
     """List the runs below a directory: step, loss in nats a character, state, endpoint."""
-    faults: list[OSError] = []  # rglob passes over them
+    faults: list[OSError] = []  # Path.rglob would hide them
     found = os.walk(directory, onerror=faults.append)
     paths = sorted(Path(path) for path, _, files in found if CONFIG_NAME in files)
     faults = [each for each in faults if not isinstance(each, FileNotFoundError)]  # it vanished

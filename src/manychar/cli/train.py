@@ -31,9 +31,9 @@ def train(text: TextFiles = None, **flags: Any) -> None:
     from manychar.observability.progress import ProgressDisplay
     from manychar.storage.run_directory import removed_if_refused
 
-    kept = ["workers"] * (path is not None)  # of a run that is resumed, its directory keeps it not
-    kept += options_of(Reporting, role="train")
-    known = as_flags({name: flags.get(name) for name in kept})
+    names = ["workers"] * (path is not None)  # config.json keeps those that the run began with
+    names += options_of(Reporting, role="train")
+    known = as_flags({name: flags.get(name) for name in names})
     if path is not None and (computes := flags.get("compute")) is not None:
         known.append("--compute" if computes else "--no-compute")
     again = f"{program()} {as_pasted('train', *known)}"

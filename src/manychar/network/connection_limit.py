@@ -32,7 +32,10 @@ def raise_limit() -> None:
 
 
 def why_no_more(*, is_full: bool) -> str:
-    """Return why no more connections can be accepted, if so; `is_full` has none accepted now."""
+    """Return why no more connections can be accepted, or nothing.
+
+    With `is_full`, none are accepted now, and there has to be twice the room.
+    """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     kept_free = min(KEPT_FREE, most // 4) * (2 if is_full else 1)
     try:

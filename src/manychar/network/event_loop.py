@@ -19,7 +19,7 @@ from manychar.processes.signals import STOPS, end_at_once, handle
 
 TURN_EVERY = 0.005  # seconds between two turns of a loop whose thread computes
 SAME_WITHIN = 1.0  # seconds in which a second signal that stops is the first one, sent again
-AGAIN_AFTER: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGHUP: math.inf}  # instead
+OTHERS_WITHIN: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGHUP: math.inf}
 SUSPENDED_AFTER = 1.0  # seconds past a deadline that a loop without load never sleeps
 
 Source = zmq.Socket[Any] | int  # a ZeroMQ socket or a file descriptor
@@ -56,9 +56,9 @@ class EventLoop(contextlib.ExitStack):
         """Call back with the number of each of these signals.
 
         A second one that stops ends a process without parent at once. Schedulers and `timeout` send
-        one to a process and to its group, so only one that comes later counts. A child may get both
-        from its parent and from a container engine. SIGHUP does not count: a shell whose terminal
-        closes sends it once more.
+        one to a process and to its group, so only one that comes later counts; of Ctrl-C each does.
+        A child may get both from its parent and from a container engine. SIGHUP does not count: a
+        shell whose terminal closes sends it once more.
         """
         self._signals |= dict.fromkeys(numbers, callback)
         before = signal.set_wakeup_fd(self._pipe.fileno(), warn_on_full_buffer=False)
@@ -69,7 +69,7 @@ class EventLoop(contextlib.ExitStack):
     def _catch(self, number: int, frame: object) -> None:
         if number in STOPS and not has_parent():
             now = time.monotonic()
-            if now >= self._stopped_at + AGAIN_AFTER.get(number, SAME_WITHIN):
+            if now >= self._stopped_at + OTHERS_WITHIN.get(number, SAME_WITHIN):
                 end_at_once(number, frame)
             if self._stopped_at != math.inf:  # the first one, sent again
                 return

@@ -84,7 +84,7 @@ class WorkerTally:
             self.marks.append(here)
         speed, *shares = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
         computing, waiting, straggling = (min(1.0, share) for share in shares)
-        computing = min(computing, 1 - waiting)  # its own word: time in which it was stopped counts
+        computing = min(computing, 1 - waiting)  # as it reports: pauses of its process count
         return {
             "computing": computing,
             "exchanging": max(0.0, 1 - computing - waiting),

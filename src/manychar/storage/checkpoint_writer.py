@@ -75,8 +75,10 @@ class Writer(contextlib.ExitStack):
         if failure:
             kept = [f"that of step {step:,} is kept" for step, _ in self._directory.resumable()]
             gone = f"no checkpoint is in {self._directory.path} any more"
-            moved = f"{gone}; if the run was moved, resume it where it is now; else it is lost"
-            failure += f"; {kept[-1] if kept else moved}"
+            advice = (
+                "if the run was moved, resume it where it is now; if it was removed, it is lost"
+            )
+            failure += f"; {kept[-1] if kept else f'{gone}; {advice}'}"
             if fault is not None and fault.errno in DISK_FULL:
                 failure += "; make room on the disk, then resume the run"
         return CheckpointWritten(save.state.step, failure, save.for_recovery)
