@@ -20,6 +20,7 @@ from manychar.numerics.run_definition import Definition
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from manychar.storage.run_directory import RECOVERY_NAME
 from tests.commands import Commands, Ended
+from tests.parameters import others_long
 from tests.texts import small_text
 
 TEXT = "text = open('text.txt').read()\n"
@@ -259,6 +260,29 @@ except manychar.UserError as error:
     assert "is not finite: " in failed
     assert ": start a new run with a learning_rate below 1e+38, or a warmup above" in failed
     assert "run: not empty; choose another run_dir" in refused
+    manychar.expect_nobody()
+
+
+@pytest.mark.parametrize(
+    "name",
+    others_long(
+        ["StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt"]
+    ),
+)
+def test_what_a_callback_raises_is_what_the_caller_gets(manychar: Commands, name: str) -> None:
+    script = f"""
+def callback(values):
+    raise raised
+raised = {name}("its own")
+quiet = dict(callback=callback, sample_length=0, steps=100_000, quiet=True)
+for wait in (True, False):
+    try:
+        manychar.train(text, {SMALL}, wait=wait, **quiet).join()
+    except BaseException as error:
+        print(error is raised, type(error.__context__))
+"""
+    done = python(manychar, script)
+    assert (done.code, done.out.split("\n")) == (0, ["True <class 'NoneType'>"] * 2 + [""]), done
     manychar.expect_nobody()
 
 

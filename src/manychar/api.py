@@ -29,8 +29,9 @@ from manychar.processes import log
 from manychar.processes.errors import UserError, path_given, user_errors
 from manychar.processes.subcommand import Command, with_arguments
 from manychar.protocol.run_operation import Operation
+from manychar.storage.append_log import damage_of
 from manychar.storage.file_format import CONFIG_NAME
-from manychar.storage.journal import read_metrics
+from manychar.storage.journal import METRICS_NAME, read_metrics
 
 Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
@@ -211,7 +212,10 @@ class Run(Model):
 
         `pandas.DataFrame(run.metrics())` makes a table of them. Raises UserError.
         """
-        return read_metrics(self.path)
+        if not (records := read_metrics(self.path)):
+            for fault in damage_of(self.path / METRICS_NAME):
+                raise UserError(fault)
+        return records
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoint files by step, oldest first, for `load`. Raises UserError."""
@@ -302,7 +306,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _absolute(name: str, path: object) -> Path:
-    with user_errors("the working directory"):
+    with user_errors("the working directory", "change to another one"):
         return Path(path_given(name, path)).absolute()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands import SMALL, Commands, Ended
 from tests.conftest import Require
+from tests.parameters import others_long
 from tests.texts import small_text
 
 TOO_LARGE = "99999999999999999999"
@@ -463,12 +464,11 @@ def contents(run: Path) -> dict[str, bytes]:
 
 class TestResuming:
     @pytest.mark.long
-    def test_changes_the_operation_only(
-        self, manychar: Commands, text: Path, trained: Path
-    ) -> None:
+    def test_changes_the_operation_only(self, manychar: Commands, trained: Path) -> None:
+        (manychar.directory / "other.txt").write_text("something else\n" * 300)
         before = contents(trained)
         for arguments in (
-            [str(text)],
+            ["other.txt"],
             ["--run-dir", "other"],
             ["--hidden", "9"],
             ["--seq-length", "6"],
@@ -483,7 +483,7 @@ class TestResuming:
         ):
             done = manychar.run("train", "--resume", "run", *arguments)
             named = arguments[0] if arguments[0].startswith("--") else "TEXT"
-            expect_one_line(done, named, "--resume")
+            expect_one_line(done, named, "leave it out")
         for flag, value in (("--steps", "-1"), ("--lease-timeout", "0"), ("--workers", "0")):
             done = manychar.run("train", "--resume", "run", flag, value, seconds=BOUNDED_SECONDS)
             expect_one_line(done, flag)
@@ -644,3 +644,52 @@ def test_a_wrong_value_of_a_variable_is_named_by_it(manychar: Commands) -> None:
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "--log-level is 'foo'; allowed:" in done.err
     assert "(by $MANYCHAR_LOG_LEVEL)" in done.err
+
+
+GONE = (
+    ("train", ""),
+    ("train text.txt", "text.txt: "),
+    ("train --run-dir other", ""),
+    ("train --resume run", ""),
+    ("train --or-resume --run-dir run", ""),
+    ("train --config c.toml", "c.toml: "),
+    ("server --bind ipc://it", "cannot bind to ipc://it: "),
+    ("runs", "runs: "),
+    ("sample run", "run: "),
+    ("evaluate run text.txt", "run: "),
+    ("verify run", "run: "),
+    ("status run", "run: "),
+    ("health run", "run: "),
+    ("dashboard run", ""),
+    ("follow run --metrics-port 0", "run: "),
+    ("stop run", "run: "),
+    ("unban run it", "run: "),
+    ("plot run -o a.svg", "run: "),
+    ("export run -o a", "run: "),
+    ("keys create K", "K: "),
+    ("keys list K", "K/clients.json: "),
+    ("worker tcp://127.0.0.1:9 --key a.key", "a.key: "),
+    ("equivalence text.txt", "text.txt: "),
+    ("doctor", ""),
+)
+
+
+@pytest.mark.parametrize("case", others_long(GONE, ordinary=3))
+def test_a_current_directory_that_was_removed_is_named(
+    manychar: Commands, case: tuple[str, str]
+) -> None:
+    words, what = case
+    remove = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    done = manychar.start(*words.split(), before=("sh", "-c", remove, "sh")).end()
+    line = done.last_line
+    assert done.code == 2, done
+    assert line.startswith(f"manychar: {what}")
+    assert line.endswith(": the current directory does not exist any more; cd to another one")
+
+
+def test_a_path_that_does_not_need_the_current_directory_is_not_explained_by_it(
+    manychar: Commands,
+) -> None:
+    remove = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    done = manychar.start("sample", "/nowhere", before=("sh", "-c", remove, "sh")).end()
+    assert done.err == "manychar: /nowhere: no such file or directory\n"

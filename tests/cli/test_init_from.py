@@ -56,6 +56,19 @@ def test_a_run_from_a_checkpoint_s_weights(manychar: Commands, given: Checkpoint
         open_run(run).read(run / FIRST)
 
 
+def test_what_is_printed_of_its_flags_begins_and_resumes_it(
+    manychar: Commands, given: Checkpoint
+) -> None:
+    printed = tune(manychar, "--unknown", "skip", "--print-config")
+    (manychar.directory / "tuned.toml").write_text(printed.out)
+    for flags in ((), ("--resume", "tuned", "--steps", "50")):
+        done = manychar.run("train", "--config", "tuned.toml", *flags)
+        assert done.code == 0, done.err
+    run = open_run(manychar.directory / "tuned")
+    assert run.definition.initial_weights == weights_sha256(given.state.parameters)
+    assert run.newest_step() == 50
+
+
 @pytest.mark.long
 def test_equivalence_from_a_checkpoint(manychar: Commands, given: Checkpoint) -> None:
     flags = ("--streams", "1", "--steps", "600", "--init-from", "run")
@@ -93,9 +106,9 @@ def test_unknown_characters_are_refused_or_skipped(manychar: Commands, given: Ch
     [
         ((*TUNE, "--hidden", "8"), f"--hidden: run/{NEWEST} has its own; leave it out with --init"),
         ((*TUNE, "--dtype", "float64"), "--dtype: run/"),
-        (("train", "--resume", "run", "--init-from", "run"), "--init-from: a resumed run keeps"),
+        (("train", "--resume", "run", "--init-from", "run"), "--init-from="),
         (
-            ("train", "--resume", "run", "--run-dir", "run"),
+            ("train", "--resume", "run", "--run-dir", "other"),
             "--run-dir: leave it out: --resume names the run's directory\n",
         ),
         (("train", "--or-resume", "--run-dir", "run", "--init-from", "run"), "--init-from="),

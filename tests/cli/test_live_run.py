@@ -344,7 +344,7 @@ def test_runs_are_listed_whatever_they_are(manychar: Commands, trained: Path) ->
     (manychar.directory / "sub" / "bad").mkdir(parents=True)
     (manychar.directory / "sub" / "bad" / "config.json").write_text("{")
     done = manychar.run("runs", str(manychar.directory))
-    assert done.code == 0, done.err
+    assert (done.code, done.err) == (2, "")
     first, second = done.out.splitlines()
     assert re.fullmatch(rf"{trained}  step 300  loss [\d.]+ nats a character  finished", first)
     assert "sub/bad/config.json: damaged or altered" in second

@@ -99,7 +99,7 @@ def test_a_run_and_its_server_get_it(manychar: Commands, text: Path) -> None:
     assert again.code == 0, again.err
     assert json.loads(path.read_text())["operation"]["pause_every"] == 8
     other = manychar.run("train", "--resume", "run", "--decay", "0.5")
-    assert other.err.startswith("manychar: --decay: a resumed run keeps its definition")
+    assert other.err.startswith("manychar: --decay=0.5: the run in run has --decay=0.25; leave")
 
 
 @pytest.mark.long

@@ -82,7 +82,7 @@ def test_the_command_line_of_a_run_that_has_come_further_ends_well(
         (("--seed", "7"), "--seed=7: the run in run has --seed=0; leave it out, or choose"),
         (("--seq-length", "4"), "--seq-length=4: the run in run has --seq-length=5"),
         (("--numerics", "native"), "--numerics=native: the run in run has --numerics=portable"),
-        (("other.txt",), "run: its run has another TEXT; choose another --run-dir"),
+        (("other.txt",), "TEXT: the run in run has another one; leave it out, or choose"),
         (("--resume", "run"), "--resume and --or-resume: give one of them"),
     ],
 )
@@ -101,3 +101,30 @@ def test_it_needs_a_place(manychar: Commands) -> None:
     done = manychar.run("server", "--or-resume")
     assert done.code == 2
     assert done.err == "manychar: --or-resume: needs --run-dir, the same one at every start\n"
+
+
+def test_a_run_is_resumed_with_the_options_that_it_has(
+    manychar: Commands, text: Path, trained: Path
+) -> None:
+    """As those in a file of --print-config are; one that differs is named with its origin."""
+    printed = manychar.run("train", str(text), *SMALL, "--run-dir", "run", "--print-config")
+    (manychar.directory / "run.toml").write_text(printed.out)
+    resume = ("train", "--resume", "run", "--config", "run.toml", "--steps", "310")
+    done = manychar.run(*resume, "--hidden", "8")
+    assert done.code == 0, done.err
+    assert "finished at step 310" in done.err
+    other = printed.out.replace("seed = 0", "seed = 7")
+    (manychar.directory / "run.toml").write_text(other)
+    kept = "the run in run has --seed=0; leave it out, or begin a new run\n"
+    done = manychar.run(*resume)
+    assert (done.code, done.err) == (2, f"manychar: run.toml: seed = 7: --seed=7: {kept}")
+    done = manychar.run(*resume, "--seed", "8")
+    assert (done.code, done.err) == (2, f"manychar: --seed=8: {kept}")
+
+
+def test_another_text_of_a_file_is_named_with_it(manychar: Commands, trained: Path) -> None:
+    (manychar.directory / "other.txt").write_text("something else\n" * 300)
+    (manychar.directory / "run.toml").write_text('text = ["other.txt"]\n')
+    done = manychar.run("train", "--resume", "run", "--config", "run.toml")
+    assert done.code == 2
+    assert done.err.startswith('manychar: run.toml: text = ["other.txt"]: TEXT: the run in run has')

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import typer
 
 from manychar.cli.runs import runs
 from manychar.processes.errors import UserError
@@ -17,6 +18,12 @@ from manychar.storage.journal import (
     read_journal,
 )
 from tests.storage.test_run_directory import made
+
+
+def expect_incomplete(directory: Path) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        runs(directory)
+    assert ended.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -66,7 +73,7 @@ def test_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     made(tmp_path / "a\nb")
     (tmp_path / "c\nd").mkdir()
     (tmp_path / "c\nd" / "config.json").write_text("{}", encoding="utf-8")
-    runs(tmp_path)
+    expect_incomplete(tmp_path)
     one, other = capsys.readouterr().out.splitlines()
     assert one == rf"{tmp_path}/a\x0ab  step 0  no loss yet  stopped"
     assert other == rf"{tmp_path}/c\x0ad/config.json: damaged or altered: 'definition' is missing"
@@ -99,7 +106,7 @@ def test_what_cannot_be_read_is_named(
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", refuses)
-    runs(tmp_path)
+    expect_incomplete(tmp_path)
     listed, named = capsys.readouterr().out.splitlines()
     assert listed.endswith("  stopped")
     assert named == f"{tmp_path}/hidden: permission denied"
@@ -110,3 +117,44 @@ def test_what_cannot_be_read_is_named(
         runs(tmp_path / "file")
     with pytest.raises(UserError, match=r"nowhere: no runs below it$"):
         runs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"", "config.json: damaged or altered: it is empty\n"),
+        ("config.json", b"{\n", "altered: it is not JSON from line 2, column 1, on\n"),
+        ("config.json", b"\xff", "altered: it is not UTF-8\n"),
+        ("config.json", b"[]", "altered: its values are not those of a run\n"),
+        (
+            "metrics.jsonl",
+            b"{}\n",
+            "loss unknown  stopped; {run}/metrics.jsonl: damaged at byte 0 of 3: wrong checksum\n",
+        ),
+        ("metrics.jsonl", b'{"step": 100', "metrics.jsonl: damaged at byte 0 of 12: torn record\n"),
+        ("validation.jsonl", b"{}\n", "{run}/validation.jsonl: damaged at byte 0 of 3: wrong"),
+        ("journal.jsonl", b"{}\n", "stopped; {run}/journal.jsonl: damaged at byte 0 of 3: wrong"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_list_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+) -> None:
+    run = made(tmp_path / "a")
+    made(tmp_path / "b")
+    (run.path / name).write_bytes(content)
+    expect_incomplete(tmp_path)
+    damaged, whole = capsys.readouterr().out.splitlines(keepends=True)
+    assert said.format(run=run.path) in damaged
+    assert whole == f"{tmp_path}/b  step 0  no loss yet  stopped\n"
+
+
+def test_the_torn_end_of_a_server_that_was_killed_is_no_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    with closing(continue_journal(run.path, run.run_id, read_journal(run.path, run.run_id))) as log:
+        log.append(ServerStart(1, 0, "ab"))
+    with (run.path / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"term":1,"st')
+    runs(tmp_path)
+    assert capsys.readouterr().out.endswith("run  step 0  no loss yet  stopped\n")

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from manychar.observability.exporters import LOOPBACK, exported
 from manychar.observability.prometheus import Metrics
+from manychar.processes import log
 from manychar.processes.errors import UserError
 from manychar.protocol.worker_tally import WITHOUT_WORKERS
 from tests.commands import SMALL, Commands, until
@@ -65,6 +66,19 @@ def test_a_live_run_is_followed(manychar: Commands, text: Path) -> None:
     running.end()
     done = following.end()
     assert done.code == 0, done.err
+
+
+def test_the_port_is_announced_once_there_is_a_run(
+    manychar: Commands, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = manychar.run("follow", "run", "--metrics-port", "0")
+    assert (done.code, done.err) == (3, "manychar: run: no server is running on it\n")
+    log.configure()
+    with exported({"metrics_port": 0}) as on_status:
+        assert capsys.readouterr().err == ""
+        on_status(snapshot(8.0))
+        on_status(snapshot(9.0))
+    assert capsys.readouterr().err.count("figures for Prometheus: http://127.0.0.1:") == 1
 
 
 def test_a_relay_is_not_counted_among_the_workers() -> None:

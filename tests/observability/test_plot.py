@@ -1,6 +1,7 @@
 """`manychar plot`: what the curves say, the two formats, and what it says where it cannot draw."""
 
 import json
+import logging
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from manychar.api import Run
 from manychar.observability.notebook import html_of
 from manychar.observability.plot import draw_curves, figure_of
+from manychar.processes.errors import UserError
 from tests.commands import Commands
 from tests.logs import write_losses
 
@@ -63,6 +66,24 @@ def test_a_torn_line_is_passed_over(validated: Path) -> None:
     assert drawn([validated])[1] == whole
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl"])
+def test_what_is_left_of_a_damaged_file_is_drawn_and_said(
+    validated: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    with (validated / name).open("a") as log:
+        log.write("{}\n")
+    with caplog.at_level(logging.WARNING):
+        assert drawn([validated])[1]
+    assert re.search(rf"{name}: damaged at byte .*: wrong checksum: drawn up to there", caplog.text)
+
+
+def test_a_notebook_names_a_damaged_file(trained: Path) -> None:
+    (trained / "metrics.jsonl").write_text("{}\n")
+    assert "metrics.jsonl: damaged at byte 0 of 3: wrong checksum" in html_of(trained)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: damaged at byte 0 of 3"):
+        Run(trained).metrics()
+
+
 def test_a_run_has_a_colour_and_its_name(validated: Path) -> None:
     another = copytree(validated, validated.with_name("another"))
     (another / "validation.jsonl").unlink()
@@ -106,6 +127,7 @@ def test_png(manychar: Commands, validated: Path) -> None:
         (("run", "-o", "nowhere/curves.png"), "nowhere/curves.png: no such file or directory"),
         (("run", "nowhere", "-o", "curves.png"), "nowhere: not a run directory"),
         (("young", "-o", "curves.png"), "young: no losses yet"),
+        (("bad", "-o", "curves.png"), "bad/metrics.jsonl: damaged at byte 0 of 3: wrong checksum"),
     ],
 )
 def test_what_cannot_be_drawn(
@@ -113,6 +135,8 @@ def test_what_cannot_be_drawn(
 ) -> None:
     young = copytree(trained, manychar.directory / "young")
     (young / "metrics.jsonl").unlink()
+    bad = copytree(trained, manychar.directory / "bad")
+    (bad / "metrics.jsonl").write_text("{}\n")
     done = manychar.run("plot", *arguments)
     assert done.code == 2
     assert done.err.startswith(f"manychar: {named}")

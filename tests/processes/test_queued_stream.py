@@ -167,6 +167,16 @@ def test_a_failure_that_nobody_was_told_of_is_said_at_the_end(
     assert "standard output: no space left on device: the rest is lost\n" in capsys.readouterr().err
 
 
+def test_data_that_was_queued_last_is_missed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", full)
+        with (
+            pytest.raises(OSError, match=r"No space left.*'standard output'"),
+            console.queued_output(),
+        ):
+            sys.stdout.write("the last record\n")
+
+
 def test_a_result_comes_after_what_was_logged_before(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ with open("sampled", "w") as file:
 
 
 COMMANDS = ["--help", "train --help", "--version", "sample {run}", "doctor"]
+WITH_DATA = ["runs .", "plan", "verify {run}", "train --print-config", "keys list K --json"]
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -96,8 +97,9 @@ def test_a_reader_that_has_enough_is_no_error(
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("words", [*COMMANDS, *WITH_DATA])
 def test_a_full_disk_is_named(manychar: Commands, trained: Path, words: str) -> None:
+    assert manychar.run("keys", "create", "K").code == 0
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = manychar.start(*words.format(run=trained).split(), stdout=full.fileno()).end()
     assert done.code == 2, "3 is a failed run, or a server that does not answer"

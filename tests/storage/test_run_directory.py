@@ -489,7 +489,7 @@ class TestOpening:
         config = json.loads((run.path / "config.json").read_text())
         config["operation"]["colour"] = "blue"
         (run.path / "config.json").write_text(json.dumps(config))
-        with refused():
+        with pytest.raises(UserError, match=r"config\.json: damaged or altered: 'colour' is unkn"):
             open_run(run.path)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"1", b"[1]", b"null"])

@@ -87,6 +87,23 @@ def test_steps_without_a_record_are_not_counted_as_compared(
     assert done.err.splitlines()[0] == f"run/{JOURNAL_NAME}: {what}"
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "the same bits: 300 steps, no checkpoint after that of step 0\n"),
+        (("--to", "0"), "the same bits: 0 steps, no checkpoint after that of step 0\n"),
+    ],
+)
+def test_a_run_with_the_first_checkpoint_alone_is_not_said_to_have_others(
+    manychar: Commands, trained: Path, flags: tuple[str, ...], said: str
+) -> None:
+    for path in trained.glob("checkpoints/step-*"):
+        if path.name != "step-000000000.safetensors":
+            path.unlink()
+    done = manychar.run("verify", "run", *flags)
+    assert (done.code, done.out) == (0, said), done.err
+
+
 class CommandOfSomeSteps:
     """Says that it has computed all steps but one, as one process of `verify` does."""
 

@@ -7,10 +7,12 @@ after they have pinned the numerics.
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -136,12 +138,12 @@ def run(arguments: list[str]) -> int:
             raise
         code = 0  # the reader of the output has enough
     except (UserError, OptionError) as error:
-        return log_failure(str(error), getattr(error, "code", BAD_INPUT))
+        return log_failure(_explained(str(error)), getattr(error, "code", BAD_INPUT))
     except OSError as error:
         discard_output()
         where = error.filename or STANDARD_OUTPUT
         code = BAD_INPUT if where == STANDARD_OUTPUT else code_of(error)  # no run has failed
-        return log_failure(f"{where}: {because(error)}", code)
+        return log_failure(_explained(f"{where}: {because(error)}"), code)
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""
         advice = "a smaller --hidden, --streams or text needs less"
@@ -155,6 +157,17 @@ def run(arguments: list[str]) -> int:
         traceback.print_exc()
         return CRASHED
     return code if isinstance(code, int) else 0
+
+
+def _explained(text: str) -> str:
+    """Return an error's text; where the current directory was removed, what explains it."""
+    if not text.startswith("/") and re.search(r"\bno (such|runs?|config)\b", text):
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            what = text.partition(": ")[0]
+            return f"{what}: the current directory does not exist any more; cd to another one"
+    return text
 
 
 def _usage_line(error: Any, arguments: list[str]) -> str:

@@ -22,7 +22,7 @@ from manychar.cli.options import PATH, command_parameters, parameter_of, path_pa
 from manychar.fleet.launch_options import RUN_OPTIONS, instead_of
 from manychar.network.client_identity import find_key
 from manychar.network.endpoints import is_endpoint
-from manychar.numerics.option import Formula, Option, options_of
+from manychar.numerics.option import Formula, Option, OptionError, options_of
 from manychar.processes.errors import UserError
 from manychar.processes.numerics_pinning import pin
 
@@ -107,6 +107,11 @@ def configurable(command: Callable[..., None], *, numerics: str | None) -> Calla
         del values["config"]
         try:
             command(**{name: value for name, value in values.items() if value is not None})
+        except (UserError, OptionError) as error:
+            word = re.split("[=:, ]", str(error))[0]
+            named = (each for each in context.command.params if word in (each.metavar, *each.opts))
+            error.args = (from_file(context, next(named, None)) + str(error),)
+            raise
         except OSError as error:  # one without a name is a help text's, which typer prints
             error.filename = error.filename or command.__name__
             raise
@@ -139,6 +144,8 @@ def _as_toml(context: typer.Context, command: str) -> str:
     options = options_of(*RUN_OPTIONS, role=command)
     if context.params.get("resume") is not None:
         options = {}
+    if context.params.get("init_from") is not None:  # it has its own
+        options = {name: options[name] for name in options.keys() - {"hidden", "dtype"}}
     lines = []
     for name, parameter in _keys(context).items():
         value = context.params.get(parameter.name)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from manychar.processes.errors import INTERRUPTED, STOPPED
 from manychar.processes.log import logger
-from manychar.processes.queued_stream import QueuedStream
+from manychar.processes.queued_stream import QueuedStream, queued
 from manychar.processes.subcommand import is_by_api
 
 STANDARD_OUTPUT = "standard output"
@@ -31,6 +31,17 @@ def write(text: str) -> None:
     with output_named():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def queued_output() -> Iterator[None]:
+    """Queue data that is written inside this. Raises OSError where some could not be written."""
+    with queued("stdout"):
+        yield
+        if isinstance(sys.stdout, QueuedStream):
+            sys.stdout.wait()
+            with output_named():
+                sys.stdout.check()
 
 
 @contextlib.contextmanager

@@ -57,8 +57,8 @@ def run_of(
         logger.info(f"run directory: {directory.path}")
         return directory
     directory = open_run(path)
+    _check_same(directory, text, flags)
     if flags.get("or_resume"):
-        _check_same(directory, text, flags)
         logger.info(f"resuming the run in {path}")
     is_resume = "resume" in flags and not by_parent  # --or-resume: a supervisor's ends well
     changed = given(Operation, flags)
@@ -88,9 +88,7 @@ def _check_not_ended(run: "RunDirectory") -> None:
         raise UserError(f"{stopped}; give --stop-when-no-better 0 to go on with it")
 
 
-def pin_run(
-    text: list[Path] | None, flags: dict[str, Any], *, by_parent: bool = False
-) -> Path | None:
+def pin_run(flags: dict[str, Any], *, by_parent: bool = False) -> Path | None:
     """Pin the numerics of the run; return the directory to resume, if any.
 
     Raises UserError for flags that contradict each other, and where a server holds the directory.
@@ -104,16 +102,8 @@ def pin_run(
             raise UserError("--or-resume: needs --run-dir, the same one at every start")
         if (flags["run_dir"] / CONFIG_NAME).exists():
             path = flags["run_dir"]
-    elif path is not None:
-        if "run_dir" in flags:
-            raise UserError("--run-dir: leave it out: --resume names the run's directory")
-        new = {*options_of(Definition), "init_from", "unknown"}
-        defining = sorted(new & flags.keys())
-        if words := ["TEXT"] * bool(text) + list(map(flag, defining)):
-            raise UserError(
-                f"{', '.join(words)}: a resumed run keeps its definition;"
-                " leave it out with --resume"
-            )
+    elif path is not None and flags.get("run_dir", path).absolute() != path.absolute():
+        raise UserError("--run-dir: leave it out: --resume names the run's directory")
     pin(numerics_of(path) if path else flags.get("numerics", "portable"))
     if path is not None and not by_parent and is_served(path):  # it has the port, too
         raise another_server(path)
@@ -125,17 +115,18 @@ def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, A
     from manychar.storage.corpus_file import read_corpus
 
     path, (values, model) = run.path, _defining(flags)
+    advice = "or choose another --run-dir" if flags.get("or_resume") else "or begin a new run"
     for name, value in dataclasses.asdict(run.definition).items():
         if values.get(name, value) != value:
             named = flag(name.replace("initial_weights", "init_from"))
             raise UserError(
                 f"{named}={values[name]}: the run in {path} has {named}={value};"
-                " leave it out, or choose another --run-dir"
+                f" leave it out, {advice}"
             )
     if text:
         with read_corpus(text, path, model, flags.get("unknown", "refuse")) as corpus:
             if corpus.sha256 != run.definition.corpus_sha256:
-                raise UserError(f"{path}: its run has another TEXT; choose another --run-dir")
+                raise UserError(f"TEXT: the run in {path} has another one; leave it out, {advice}")
 
 
 @contextlib.contextmanager

@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any
 
-from manychar.cli.console import write
+from manychar.cli.console import queued_output, write
 from manychar.cli.options import Key, Source
 from manychar.numerics.option import Option
 from manychar.observability.sampling_options import Sampling
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
-from manychar.processes.queued_stream import queued
 
 
 def sample(
@@ -51,7 +50,7 @@ def sample(
         raise UserError(f"{source}: --follow needs a live server: its endpoint or run directory")
     else:
         found = models(source, key, connect_timeout=options.connect_timeout)
-        with contextlib.closing(found), queued("stdout"):
+        with contextlib.closing(found), queued_output():
             for step, model in found:
                 write(f"--- step {step:,} ---\n{''.join(drawn(model))}")
     if options.seed is None:

@@ -42,7 +42,7 @@ def server(
     """Serve a run to workers that are started separately, here or on other machines."""
     from manychar.network.router import Router
 
-    path = pin_run(text, flags, by_parent=child)
+    path = pin_run(flags, by_parent=child)
     command = as_pasted(*sys.argv[1:])
     require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
     if "resume" not in flags:

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from manychar.cli.console import STANDARD_OUTPUT, discard_output, log_failure, output_named, write
+from manychar.cli import console
 from manychar.cli.options import AsJson, ConnectTimeout, Key, Watched
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.errors import because
-from manychar.processes.queued_stream import queued
 from manychar.processes.work_progress import moves_cursor
 
 CLEAR = "\x1b[H\x1b[2J"
@@ -31,14 +30,14 @@ def status(
 
     found = snapshots(source, key, connect_timeout=connect_timeout)
     shown = None
-    with contextlib.closing(found), queued("stdout") if watch else contextlib.nullcontext():
+    with contextlib.closing(found), console.queued_output() if watch else contextlib.nullcontext():
         for snapshot in found if watch else [first(found, source)]:
             if as_json:
-                write(log.to_json(as_values(snapshot), indent=None if watch else 2) + "\n")
+                console.write(log.to_json(as_values(snapshot), indent=None if watch else 2) + "\n")
             elif snapshot.workers is not shown:  # once a second
-                with output_named():  # rich writes an empty text there
+                with console.output_named():  # rich writes an empty text there
                     text = show(snapshot) + "\n" * watch
-                write(CLEAR * (watch and moves_cursor(sys.stdout)) + text)
+                console.write(CLEAR * (watch and moves_cursor(sys.stdout)) + text)
                 shown = snapshot.workers
 
 
@@ -53,9 +52,9 @@ def health(source: Watched, connect_timeout: ConnectTimeout = 10.0, key: Key = N
     found = check_health(source, key, connect_timeout=connect_timeout)
     code = 0 if found.healthy else 1
     try:
-        write(f"{found.line}\n")
+        console.write(f"{found.line}\n")
     except OSError as error:  # the exit code is what a probe reads
-        discard_output()
+        console.discard_output()
         if not isinstance(error, BrokenPipeError):
-            log_failure(f"{STANDARD_OUTPUT}: {because(error)}", code)
+            console.log_failure(f"{console.STANDARD_OUTPUT}: {because(error)}", code)
     raise typer.Exit(code)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(text: TextFiles = None, **flags: Any) -> None:
     """Train with a server and its workers on this machine."""
-    path = pin_run(text, flags)
+    path = pin_run(flags)
     _check_relays(flags, flags.get("workers"))
     if (bind := flags.get("bind")) is not None:
         require_safe(bind, keys=False, insecure=flags.get("insecure", False))

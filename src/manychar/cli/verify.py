@@ -39,6 +39,8 @@ def verify(
         write(f"DIFFERENT: first at step {finding.step:,}, in {finding.array}\n")
         raise typer.Exit(1)
     steps, checkpoints = counted(todo.recorded, "step"), counted(todo.checkpoints, "checkpoint")
+    if todo.checkpoints <= ((first := todo.pieces[0].begin) == 0):
+        checkpoints = f"no checkpoint after that of step {first:,}"
     others = todo.steps - todo.recorded
     rest = f"; {counted(others, 'step')} without a record" if others else ""
     write(f"the same bits: {steps}, {checkpoints}{rest}\n")

@@ -85,6 +85,7 @@ class TrainingCommand:
                     print(piece, end="", flush=True)
         except BaseException as error:
             if not (self._endless and isinstance(error, KeyboardInterrupt)):  # its way to end
-                self._error = error
+                is_wrapped = isinstance(error.__cause__, StopIteration)  # the callback's
+                self._error = error.__cause__ if is_wrapped else error
         finally:
             self._ended.set()

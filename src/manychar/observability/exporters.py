@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from manychar.network.endpoints import bracketed, require_loopback
+from manychar.network.endpoints import require_loopback
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import needing, user_errors
-from manychar.processes.log import logger
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,6 +24,4 @@ def exported(flags: Mapping[str, Any]) -> Iterator[Callable[[Snapshot], None]]:
     with user_errors(f"--metrics-host {host} --metrics-port {port}", "choose another"):
         metrics = Metrics(host, port)
     with contextlib.closing(metrics):
-        at = f"http://{bracketed(host)}:{metrics.port}/metrics"
-        logger.info(f"figures for Prometheus: {at}")
         yield metrics.status

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from manychar.processes.errors import UserError, needing
+from manychar.storage.append_log import damage_of
+from manychar.storage.journal import METRICS_NAME
 
 OnProgress = Callable[[Mapping[str, Any]], object]
 
@@ -29,9 +31,10 @@ def html_of(path: Path) -> str:
     from manychar.observability.history import read_history  # noqa: PLC0415 - with numpy
     from manychar.storage.run_directory import open_run  # noqa: PLC0415
 
-    html, words = "", "no losses yet"
+    html = ""
     try:
         points = read_history(open_run(path)).points
+        words = [*damage_of(path / METRICS_NAME), "no losses yet"][0]
         if points:
             last = points[-1]
             words = f"step {last.step:,}: loss {last.loss:#.4g} nats a character"

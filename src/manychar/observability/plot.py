@@ -11,8 +11,12 @@ from matplotlib.figure import Figure
 
 from manychar.observability.history import read_history
 from manychar.processes.errors import UserError
+from manychar.processes.log import logger
+from manychar.storage.append_log import damage_of
 from manychar.storage.atomic_files import write_output
+from manychar.storage.journal import METRICS_NAME
 from manychar.storage.run_directory import open_run
+from manychar.storage.validation_log import VALIDATION_NAME
 
 SUFFIXES = (".png", ".svg")
 SETTINGS: Any = {
@@ -52,8 +56,11 @@ def figure_of(runs: list[Path]) -> Figure:
 def _draw_run(axes: Axes, run: Path, *, colour: str) -> None:
     """Draw a run's loss, its smooth loss faint, and its validation losses in dots."""
     history = read_history(open_run(run))
+    faults = damage_of(run / METRICS_NAME, run / VALIDATION_NAME)
     if not history.points:
-        raise UserError(f"{run}: no losses yet: there is a line every 100 steps")
+        raise UserError([*faults, f"{run}: no losses yet: there is a line every 100 steps"][0])
+    for fault in faults:
+        logger.warning(f"{fault}: drawn up to there")
     steps = [point.step for point in history.points]
     losses = [point.loss for point in history.points]
     smooth_losses = [point.smooth_loss for point in history.points]

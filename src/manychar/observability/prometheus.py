@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from manychar.network.endpoints import bracketed
 from manychar.observability.snapshot import Snapshot
+from manychar.processes.log import logger
 from manychar.protocol.status_report import WORKERS_A_SECOND
 from manychar.protocol.worker_tally import WorkerStats
 
@@ -29,12 +31,15 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(self)
         self._server, self._thread = start_http_server(port, host, registry)
+        self._url = f"http://{bracketed(host)}:{self.port}/metrics"
 
     @property
     def port(self) -> int:
         return int(self._server.server_port)
 
     def status(self, snapshot: Snapshot) -> None:
+        if self._snapshot is None:  # not before there is a run
+            logger.info(f"figures for Prometheus: {self._url}")
         before = self._snapshot.status.characters if self._snapshot else 0
         self._characters += max(0, snapshot.status.characters - before)
         self._snapshot = snapshot

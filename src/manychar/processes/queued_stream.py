@@ -39,10 +39,14 @@ class QueuedStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
+    def check(self) -> None:
+        """Raise the error of an earlier `write`, but for stderr."""
         if self._error is not None and self._name == "stdout":
             self._is_error_known = True
             raise self._error
+
+    def write(self, text: str) -> int:
+        self.check()
         if self._records.empty():
             self._report(self._dropped)
         try:

@@ -5,6 +5,7 @@ shows in all that follow. The torn line of a process that was killed is reported
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from manychar.storage.atomic_files import sync, sync_directory
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _TAIL_LENGTH = len(b',"crc":"00000000"}\n')
+TORN = "torn record"
 
 
 class Extent(NamedTuple):
@@ -27,6 +29,11 @@ class Extent(NamedTuple):
     length: int = 0
     crc: int = 0
     fault: str = ""
+
+    def damage(self, path: Path) -> list[str]:
+        """Return what is wrong with the file, if it is not the torn end of a killed writer."""
+        is_torn_end = self.length and self.fault.endswith(TORN)
+        return [f"{path}: damaged at {self.fault}"] if self.fault and not is_torn_end else []
 
 
 class LogReader:
@@ -51,7 +58,7 @@ class LogReader:
                 before, crc = crc, zlib.crc32(line[:-_TAIL_LENGTH], crc)
                 if line[-_TAIL_LENGTH:] != _tail(crc):
                     size = os.fstat(file.fileno()).st_size
-                    what = "wrong checksum" if line.endswith(b"\n") else "torn record"
+                    what = "wrong checksum" if line.endswith(b"\n") else TORN
                     self.extent = Extent(length, before, f"byte {length:,} of {size:,}: {what}")
                     return
                 record: dict[str, Any] = json.loads(line[:-_TAIL_LENGTH] + b"}")
@@ -60,6 +67,14 @@ class LogReader:
                 length += len(line)
                 self.extent = Extent(length, crc)
                 yield record
+
+
+def damage_of(*paths: Path) -> list[str]:
+    """Return what is wrong with logs, a line for each that is damaged. Raises UserError."""
+    readers = [LogReader(path) for path in paths]
+    for _ in itertools.chain(*readers):
+        pass
+    return [fault for each in readers for fault in each.extent.damage(each.path)]
 
 
 def _tail(crc: int) -> bytes:

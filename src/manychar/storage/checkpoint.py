@@ -22,7 +22,7 @@ from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError, user_errors
 from manychar.storage.atomic_files import replacing, write_file
 from manychar.storage.canonical_safetensors import as_safetensors, header_of
-from manychar.storage.file_format import FORMAT_VERSION, check_format
+from manychar.storage.file_format import FORMAT_VERSION, check_format, fault_of
 
 _INSTEAD = "give RUN, or a file of RUN/checkpoints"
 NO_CHECKPOINT = f"a state dict, as `manychar export` writes it, not a checkpoint: {_INSTEAD}"
@@ -96,7 +96,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         advice = "" if path.suffix == ".safetensors" else f": {_INSTEAD}"  # the name of one
         raise UserError(f"{path}: truncated, altered or not a checkpoint{advice}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged or altered: {error}") from None
+        raise UserError(f"{path}: damaged or altered: {fault_of(error)}") from None
 
 
 def stated_metadata(path: Path) -> dict[str, str]:

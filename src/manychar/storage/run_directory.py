@@ -33,7 +33,7 @@ from manychar.storage.checkpoint import (
     write_checkpoint,
 )
 from manychar.storage.event_log import EVENTS_NAME
-from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format
+from manychar.storage.file_format import CONFIG_NAME, FORMAT_VERSION, check_format, fault_of
 from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME, read_journal
 from manychar.storage.server_address import ADDRESS_NAME, LOCK_NAME, another_server, is_served
 
@@ -276,8 +276,8 @@ def open_run(path: Path) -> RunDirectory:
             raise ValueError("its definition is not the one that the run is named after")
         return RunDirectory(path, run, definition, operation, facts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        fault = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path / CONFIG_NAME}: damaged or altered: {fault}") from None
+        text = f"{path / CONFIG_NAME}: damaged or altered: {fault_of(error)}"
+        raise UserError(text) from None
 
 
 @contextlib.contextmanager
