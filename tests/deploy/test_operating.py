@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from manychar.storage.journal import JOURNAL_NAME, METRICS_NAME
 from tests.commands import SMALL, Commands, Running
 from tests.deploy import operating
 from tests.deploy.recipes import DEPLOY, ROOT
+from tests.fleet.test_fleet import steps_of
 from tests.protocol.stage import Stage, unit_result
 
 PAGE = (DEPLOY / "README.md").read_text(encoding="utf-8")
@@ -200,6 +203,32 @@ def test_the_bytes_a_step_on_the_disk_are_those_of_journal_and_metrics(
     assert 0.85 * stated < grown < stated
     in_volume = matched("kubernetes/volume.yaml", r"adds (\d+) bytes a step")
     assert int(in_volume) == stated
+
+
+@pytest.mark.parametrize("program", ["rsync", "cp"])
+def test_a_backup_of_a_live_run_is_the_run(
+    manychar: Commands, text: Path, program: str, require: Callable[[object, str], None]
+) -> None:
+    require(shutil.which(program), f"{program} is not installed")
+    (commands,) = re.findall(rf"^(?:Without rsync: `)?({program} -a RUN.+?)(?:`|$)", PAGE, re.M)
+    flags = *SMALL, "--steps", "0", "--workers", "1", "--checkpoint-every", "5", "--run-dir", "RUN"
+    running = manychar.start("train", str(text), *flags)
+    running.wait_for(r"\nstep [1-9][0-9,]{2,}  loss")
+    # The journal is older than the checkpoints by the time that this takes, if it is copied first.
+    (manychar.directory / "RUN" / "large.bin").write_bytes(bytes(200 * operating.MIB))
+    for _ in range(2):  # into one directory, as each night
+        (manychar.directory / "BACKUP").mkdir(exist_ok=True)
+        subprocess.run(["/bin/sh", "-c", commands], cwd=manychar.directory, timeout=60, check=False)
+    running.interrupt()
+    assert running.end().code == 0
+    kept = steps_of(manychar.directory / "BACKUP")
+    assert kept[0] == 0
+    assert len(kept) > 20
+    assert manychar.run("verify", "BACKUP").code == 0
+    further = str(max(kept) + 50)
+    done = manychar.run("train", "--resume", "BACKUP", "--steps", further)
+    assert done.code == 0
+    assert "no record of" not in done.err
 
 
 def matched(file: str, pattern: str) -> str:

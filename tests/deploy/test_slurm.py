@@ -123,9 +123,34 @@ def test_every_start_has_the_users_flags(start: OneStart) -> None:
     words = ("a text.txt", "--compute", "--log-format", "json", "--log-every", "9")
     assert start.run(*words)[0] == 0
     first = start.asked()
-    assert first == ["--run-dir", "runs/slurm-78", "--shards", "8", *words]
-    assert start.run(*words, restarts=1)[0] == 0
-    assert start.asked() == ["--or-resume", *first]
+    assert first == ["--or-resume", "--run-dir", "runs/slurm-78", "--shards", "8", *words]
+    for restarts in (0, 1):  # a run is there now; not every start of a job is counted
+        assert start.run(*words, restarts=restarts)[0] == 0
+        assert start.asked() == first
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "number"),
+    [
+        ("train.sbatch", "text.txt", ""),
+        ("workers.sbatch", "", "78"),
+        ("workers.sbatch", "7", ""),
+        ("workers.sbatch", "7 relay", "78"),
+        ("workers.sbatch", "7 relays 8", "78"),
+    ],
+)
+def test_what_a_script_lacks_is_said_in_one_line(script: str, words: str, number: str) -> None:
+    job = {"SLURM_JOB_ID": number} if number else {}
+    done = subprocess.run(
+        ["/bin/bash", str(RECIPES / script), *words.split()],
+        env={"PATH": "/usr/bin:/bin", **job},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf".*: sbatch .*{script} .+\n", done.stderr)
 
 
 RESUMING = [

@@ -144,6 +144,7 @@ def test_those_that_may_be_connected_to(endpoint: str) -> None:
         ("tcp://127.1.2.3:5577", True),
         ("tcp://[::1]:5577", True),
         ("tcp://localhost:5577", True),
+        ("tcp://lo:5577", True),  # the interface
         ("ipc://a", True),
         ("tcp://0.0.0.0:5577", False),
         ("tcp://*:5577", False),

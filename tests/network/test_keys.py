@@ -212,7 +212,7 @@ def test_each_name_is_listed_once_with_its_newest_key(manychar: Commands, folder
 @pytest.mark.parametrize(
     ("role", "hint"),
     [
-        ("worker", "manychar worker tcp://… --key own.key"),
+        ("worker", "manychar worker tcp://… --key own.key; relay takes it, too"),
         (
             "observer",
             "manychar status tcp://… --key own.key; sample, dashboard and follow take it, too",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from manychar.processes.errors import RUN_FAILED
 from tests.commands import SMALL, Commands
 from tests.fleet.test_fleet import expect_same_bits, further
 
@@ -188,3 +189,19 @@ class TestOtherKernels:
             described = re.search(r"it has (.*numpy.*); the run has (.*numpy.*)", line)
             assert described, line
             assert described[1] != described[2], "the two descriptions are the same"
+
+
+@pytest.mark.parametrize("command", ["train", "server", "doctor"])
+@pytest.mark.parametrize("limit", [100_000, 300_000])
+def test_too_little_address_space_is_said_before_numpy_is_loaded(
+    manychar: Commands, command: str, limit: int
+) -> None:
+    limited = (
+        "import os, resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit * 1024},) * 2)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'manychar', *sys.argv[1:]])"
+    )
+    done = manychar.run(*command.split(), program=("-c", limited))
+    assert done.code == RUN_FAILED
+    what = f"the memory limit is too small: {limit:,} kB of address space (ulimit -v)"
+    assert done.err == f"manychar: {what}; give at least 393,216 kB\n"

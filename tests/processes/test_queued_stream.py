@@ -196,3 +196,26 @@ def test_a_result_comes_after_what_was_logged_before(
     console.write("the table\n")
     released.set()
     assert written == ["step 60/60\n", "the table\n"]
+
+
+def test_a_thread_that_cannot_be_started_is_said_in_one_line(manychar: Commands) -> None:
+    refusing = (
+        "import sys, threading\n"
+        'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
+        "threading._start_new_thread = refuse\n"
+        "from manychar.__main__ import main\n"
+        "main()"
+    )
+    done = manychar.run("runs", program=("-c", refusing))
+    limit = "the limit of memory or processes is too small: see `ulimit -a`"
+    assert (done.code, done.err) == (3, f"manychar: can't start new thread: {limit}\n")
+    no_process = (
+        "import errno, subprocess\n"
+        "def refuse(*_, **__): raise BlockingIOError(errno.EAGAIN, 'Resource unavailable')\n"
+        "subprocess.Popen.__init__ = refuse\n"
+        "from manychar.__main__ import main\n"
+        "main()"
+    )
+    done = manychar.run("train", *SMALL, program=("-c", no_process))
+    assert done.code == 3
+    assert done.last_line == f"manychar: cannot start a process: resource unavailable; {limit}"

@@ -16,7 +16,7 @@ KeyDirectory = Annotated[Path, argument("DIR", "The server's directory of keys."
 Name = Annotated[str, argument("NAME", "The client's name in the run.")]
 ROLE = Option("An observer watches; an operator may also stop the run and lift bans.")
 USES = {
-    KeyRole.WORKER: ("worker", ""),
+    KeyRole.WORKER: ("worker", "; relay takes it, too"),
     KeyRole.OBSERVER: ("status", "; sample, dashboard and follow take it, too"),
     KeyRole.OPERATOR: ("status", "; stop and unban take it, too"),
 }

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import os
 import re
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from manychar.processes.errors import REFUSED_FOR_SAFETY, UserError
@@ -16,6 +18,7 @@ from manychar.processes.subcommand import program
 IPC_PATH_LENGTH = 107
 CANNOT_BIND = "cannot bind to {}: {}; choose another --bind"
 TAKEN = "another program uses it"
+_SIOCGIFADDR = 0x8915
 _TCP = re.compile(r"tcp://(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]\s]+)):(?P<port>[0-9]{1,20}|\*)")
 _EVERY_ADDRESS = re.compile(r"^tcp://(0\.0\.0\.0|\[::\]|\*):")
 
@@ -83,8 +86,8 @@ def is_local(endpoint: str) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or an address is this machine's own loopback."""
-    address = _address(name)
+    """Whether a name, an address or an interface is this machine's own loopback."""
+    address = _address(_interface_address(name) or name)
     return name == "localhost" if address is None else address.is_loopback
 
 
@@ -168,6 +171,15 @@ def _why_taken(path: str) -> str:
     with socket.socket(socket.AF_UNIX) as visitor:
         visitor.settimeout(0)  # the queue of one that is stopped can be full
         return "" if visitor.connect_ex(path) == errno.ECONNREFUSED else TAKEN
+
+
+def _interface_address(name: str) -> str | None:
+    """Return the IPv4 address that libzmq takes for a network interface, its first one."""
+    with contextlib.suppress(OSError, ValueError), socket.socket(type=socket.SOCK_DGRAM) as udp:
+        socket.if_nametoindex(name)  # its checks of the name: the kernel would cut it
+        request = struct.pack("40s", os.fsencode(name))
+        return socket.inet_ntoa(fcntl.ioctl(udp, _SIOCGIFADDR, request)[20:24])
+    return None
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

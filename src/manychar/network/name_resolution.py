@@ -10,6 +10,7 @@ import threading
 import time
 
 from manychar.network.endpoints import bracketed
+from manychar.processes.errors import start_thread
 from manychar.processes.log import logger
 
 LOOK_UP_AGAIN_AFTER = 2.0
@@ -40,7 +41,7 @@ class NameResolver:
         if not self._thread.is_alive() and time.monotonic() >= self._look_up_at:
             self._look_up_at = time.monotonic() + LOOK_UP_AGAIN_AFTER
             self._thread = threading.Thread(target=self._look_up, name="look-up", daemon=True)
-            self._thread.start()
+            start_thread(self._thread)
         return None
 
     def _look_up(self) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from manychar.processes import parent_death, signals
+from manychar.processes.errors import RAISE_LIMITS, user_errors
 
 PIECE_BYTES = 65_536
 PROGRAM = (sys.executable, "-P", "-m", "manychar")
@@ -64,20 +65,21 @@ class ChildProcess(subprocess.Popen[bytes]):
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             try:
-                super().__init__(
-                    [*PROGRAM, *arguments],
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=subprocess.PIPE,
-                    env={
-                        **os.environ,
-                        parent_death.DIRECTORY: "",  # not that of this process's own parent
-                        **(env or {}),
-                        parent_death.VARIABLE: str(child_pipe),
-                    },
-                    pass_fds=(child_pipe,),
-                    start_new_session=True,
-                )
+                with user_errors("cannot start a process", RAISE_LIMITS):
+                    super().__init__(
+                        [*PROGRAM, *arguments],
+                        stdin=stdin,
+                        stdout=stdout,
+                        stderr=subprocess.PIPE,
+                        env={
+                            **os.environ,
+                            parent_death.DIRECTORY: "",  # not that of this process's own parent
+                            **(env or {}),
+                            parent_death.VARIABLE: str(child_pipe),
+                        },
+                        pass_fds=(child_pipe,),
+                        start_new_session=True,
+                    )
             except BaseException:
                 os.close(self.parent_pipe)
                 raise

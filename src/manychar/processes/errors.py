@@ -4,8 +4,10 @@ import contextlib
 import errno
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
+from manychar.processes.log import logger
 from manychar.protocol import effects
 
 BAD_INPUT = 2
@@ -13,8 +15,10 @@ RUN_FAILED, STOPPED = effects.RUN_FAILED, effects.STOPPED
 CRASHED = 70  # by an exception that is a fault of this program: a supervisor starts it again
 REFUSED_FOR_SAFETY = 78
 INTERRUPTED = 130
+RAISE_LIMITS = "the limit of memory or processes is too small: see `ulimit -a`"
 DISK_FULL = errno.ENOSPC, errno.EDQUOT
 DISK_FAULTS = *DISK_FULL, errno.EIO
+TOO_LITTLE = errno.EAGAIN, errno.ENOMEM  # of processes, threads or memory
 
 
 class UserError(Exception):
@@ -47,8 +51,8 @@ def because(error: OSError) -> str:
 
 
 def code_of(error: OSError) -> int:
-    """Return the exit code: the same command succeeds once the disk is repaired, or never."""
-    return RUN_FAILED if error.errno in DISK_FAULTS else BAD_INPUT
+    """Return the exit code: the same command succeeds on a repaired machine, or never."""
+    return RUN_FAILED if error.errno in (*DISK_FAULTS, *TOO_LITTLE) else BAD_INPUT
 
 
 @contextlib.contextmanager
@@ -60,6 +64,15 @@ def user_errors(what: object, advice: str = "") -> Iterator[None]:
         advised = "make room on the disk" if error.errno in DISK_FULL else advice
         text = "; ".join(filter(None, [f"{what}: {because(error)}", advised]))
         raise UserError(text, code=code_of(error)) from None
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread that this process cannot do without."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        logger.error(f"manychar: {error}: {RAISE_LIMITS}")
+        raise SystemExit(RUN_FAILED) from None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from manychar.processes.errors import start_thread
 from manychar.processes.log import logger
 
 VARIABLE = "MANYCHAR_PARENT_PIPE"
@@ -35,7 +36,7 @@ def end_with_parent() -> None:
         if sys.platform == "linux":  # one that SIGSTOP has stopped could notice nothing
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
         pipe = int(os.environ[VARIABLE])
-        threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True).start()
+        start_thread(threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True))
 
 
 def _wait(pipe: int) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from manychar.processes.errors import because
+from manychar.processes.errors import because, start_thread
 from manychar.processes.log import logger
 
 MOST_RECORDS = 1000
@@ -34,7 +34,9 @@ class QueuedStream:
         self._dropped = 0
         self._error: OSError | None = None
         self._is_error_known = False
-        threading.Thread(target=self._work, args=(stream.fileno(),), name=name, daemon=True).start()
+        descriptor = stream.fileno()
+        work = threading.Thread(target=self._work, args=(descriptor,), name=name, daemon=True)
+        start_thread(work)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
