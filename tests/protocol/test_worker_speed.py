@@ -80,7 +80,7 @@ class Fleet:
 
     def train(self, until: float, seconds: Seconds | Callable[[], Seconds]) -> None:
         while self.now < until:
-            self.membership.lease_probe(range(self.shards), self.now)
+            self.membership.lease_duplicate(range(self.shards), self.now)
             self.step(seconds() if callable(seconds) else seconds)
 
     def shards_a_second(self, since: float) -> float:
@@ -170,10 +170,10 @@ def test_a_duplicate_is_the_smallest_unit_and_ends_with_the_step() -> None:
     fleet.train(5.0, seconds)
     assert fleet.ranges().keys() == {"ann", "eve"}
     fleet.now += PROBE_EVERY
-    lease = fleet.membership.lease_probe(range(SHARDS), fleet.now)
+    lease = fleet.membership.lease_duplicate(range(SHARDS), fleet.now)
     assert lease is not None
     assert (lease.peer, lease.shards) == (b"bob", fleet.ranges()["eve"])
-    assert fleet.membership.lease_probe(range(SHARDS), fleet.now) is None, "one at a time"
+    assert fleet.membership.lease_duplicate(range(SHARDS), fleet.now) is None, "one at a time"
     before = fleet.ranges()
     revoked, _ = fleet.membership.cut_anew(fleet.now)
     assert revoked == [lease]

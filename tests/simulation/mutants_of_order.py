@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -273,19 +272,6 @@ def a_duplicate_counts_as_held(patch: pytest.MonkeyPatch) -> None:
         return lease_unheld(self, [shard for shard in missing if shard not in held])
 
     patch.setattr(Membership, "lease_unheld", trusting)
-
-
-@mutant("16", "none", "lease", seed=1)
-def what_is_late_is_held_twice(patch: pytest.MonkeyPatch) -> None:
-    lease_late = Membership.lease_late
-
-    def lasting(self: Membership, late: Lease, missing: AbstractSet[int]) -> Lease | None:
-        lease = lease_late(self, late, missing)
-        if lease is not None:
-            lease.duplicate = False
-        return lease
-
-    patch.setattr(Membership, "lease_late", lasting)
 
 
 @mutant("16", "none", "taken", seed=1)

@@ -1,25 +1,20 @@
-"""Grants: what a worker needs to compute, and when it is sent again."""
+"""Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol.counters import Counter
-from manychar.protocol.late_workers import LateWorkers
 from manychar.protocol.member import Member
 from manychar.protocol.membership import Lease
 from manychar.protocol.messages import Grant, NewWeights, Revoke
 from manychar.protocol.range_cut import runs_of
-from manychar.protocol.server_part import ServerPart, Shared
+from manychar.protocol.server_part import ServerPart
 from manychar.protocol.unit_payload import as_frame
 
 
 class LeaseGrants(ServerPart):
     """Grants ranges of shards to workers, and grants each again until its results are accepted."""
-
-    def __init__(self, shared: Shared) -> None:
-        super().__init__(shared)
-        self.late_workers = LateWorkers(shared)
 
     def joined(self, now: float) -> None:
         """Lease the shards that nobody holds; a new worker gets its range after the step."""
@@ -88,14 +83,9 @@ class LeaseGrants(ServerPart):
             shard = member.speed.seconds_a_shard or 0.0
             text = f"takes {shard:.3g} s for a shard: it gets none, a step without it is shorter"
             self._outbox.log(f"{member.name} {text}")
-        self.late_workers.begin(now)
         for lease in self._membership.leases.values():
-            holder = self._membership.members[lease.peer]
-            holder.tally.waits_until(now)
-            continues = self._membership.can_continue(lease, self._step)
-            was_asked = lease.asked_number > 0 and lease.asked_step == self._step - 1
-            self.late_workers.note(holder, now, delivered=continues or not was_asked)
-            if not continues:
+            self._membership.members[lease.peer].tally.waits_until(now)
+            if not self._membership.can_continue(lease, self._step):
                 self.grant(lease, now)
                 continue
             lease.ask(self._step, now)
@@ -136,10 +126,10 @@ class LeaseGrants(ServerPart):
     def ask_again(self, now: float) -> None:
         """Grant again what is overdue, unless its worker reports computing it.
 
-        Duplicates measure a worker without a range, and replace what others are late with.
+        A worker without a range is measured again by a duplicate.
         """
-        probe = self._membership.lease_probe(self._aggregation.missing(), now)
-        for duplicate in [*([probe] if probe else []), *self.late_workers.duplicates(now)]:
+        duplicate = self._membership.lease_duplicate(self._aggregation.missing(), now)
+        if duplicate is not None:
             self.grant(duplicate, now)
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):

@@ -28,8 +28,7 @@ class PeerState(enum.StrEnum):
 class Member:
     """What the server knows of one peer; it was heard at the time `heard_at`.
 
-    `namesake_at` is when another worker of its name connected, `late_since` when the first of the
-    steps ended with which it was late, one after the other up to now.
+    `namesake_at` is when another worker of its name connected.
     `owner` is the owner of its key, None where there are no keys. `longest_piece` is that of its
     recent work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
     how often in a row a lease was renewed because it had computed a unit from another state. A
@@ -44,7 +43,6 @@ class Member:
     state: PeerState
     heard_at: float
     namesake_at: float = math.inf
-    late_since: float = math.inf
     owner: Owner | None = None
     is_relay: bool = False
     workers: int = 1

@@ -9,8 +9,7 @@ import dataclasses
 import heapq
 import math
 import statistics
-from collections.abc import Container, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping, Sequence
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
@@ -131,10 +130,6 @@ class Membership:
     def leases_of(self, peer: Peer) -> list[Lease]:
         return list(self._leases_of.get(peer, {}).values())
 
-    def held(self) -> list[Lease]:
-        """Return the leases but for duplicates: one at most for each shard."""
-        return [lease for lease in self.leases.values() if not lease.duplicate]
-
     def lease(self, shards: Range, peer: Peer) -> Lease:
         self._numbers += 1
         first = max(FIRST_RESEND_AFTER, self.silence / 2)
@@ -170,7 +165,8 @@ class Membership:
 
     def lease_unheld(self, missing: Iterable[int]) -> list[Lease]:
         """Lease those of the missing shards that nobody holds to the present workers."""
-        held = {shard for lease in self.held() for shard in lease.numbers}
+        present = [lease for lease in self.leases.values() if not lease.duplicate]
+        held = {shard for lease in present for shard in lease.numbers}
         unheld = runs_of(shard for shard in missing if shard not in held)
         leases = []
         for run in unheld:
@@ -188,10 +184,10 @@ class Membership:
         load = {w.peer: sum(len(each.numbers) for each in self.leases_of(w.peer)) for w in workers}
         return heapq.nsmallest(count, workers, key=lambda worker: load[worker.peer])
 
-    def lease_probe(self, missing: Container[int], now: float) -> Lease | None:
+    def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
         """Have a worker that is too slow for a range compute the smallest unit too, to measure it.
 
-        A duplicate ends with the step.
+        The lease ends with the step.
         """
         for worker in self.workers():
             if worker.is_relay or not worker.speed.is_due(now) or self.leases_of(worker.peer):
@@ -199,34 +195,11 @@ class Membership:
             held = [each.shards for each in self.leases.values() if each.shards[0] in missing]
             if held:
                 worker.speed.begin_probe(now)
-                return self._lease_duplicate(min(held, key=count_of), worker)
+                smallest = min(held, key=count_of)
+                lease = self.lease(smallest, worker.peer)
+                lease.duplicate = self._must_cut = True
+                return lease
         return None
-
-    def lease_late(self, late: Lease, missing: AbstractSet[int]) -> Lease | None:
-        """Have the fastest of the workers that have delivered all of theirs compute it, too."""
-        idle = [
-            worker
-            for worker in self.workers()
-            if not (worker.is_relay or worker.speed.is_too_slow)
-            and all(missing.isdisjoint(each.numbers) for each in self.leases_of(worker.peer))
-        ]
-        if not idle:
-            return None
-        fastest = min(idle, key=lambda worker: worker.speed.seconds_a_shard or math.inf)
-        return self._lease_duplicate(late.shards, fastest)
-
-    def _lease_duplicate(self, shards: Range, worker: Member) -> Lease:
-        lease = self.lease(shards, worker.peer)
-        lease.duplicate = self._must_cut = True
-        return lease
-
-    def duplicated(self, number: int) -> Member | None:
-        """Return the worker whose unit is computed twice under this lease, if one is."""
-        again = self.leases.get(number)
-        if again is None or not again.duplicate:
-            return None
-        peers = [each.peer for each in self.held() if again.shards[0] in each.numbers]
-        return self.members[peers[0]] if peers else None
 
     def cut_anew(self, now: float) -> tuple[list[Lease], list[Member]]:
         """Between two steps: give each worker one range, where the workers or speeds have changed.
@@ -239,7 +212,7 @@ class Membership:
         self._must_cut = False
         if may_move:
             self._next_move = now + MOVE_EVERY
-        present = {each.peer: each.shards for each in self.held()}
+        present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (math.inf,)))
         able = [each for each in workers if not each.speed.awaits_probes] or workers
         ranges = best_cut(self.scope, *_paces_of(able)) if able else []
@@ -269,10 +242,10 @@ class Membership:
     def _is_whole(self, ranges: Mapping[Peer, Range], workers: Sequence[Member]) -> bool:
         """Whether these ranges are all shards, and each worker that should have one has one."""
         idle = [w for w in workers if w.peer not in ranges and not w.speed.is_too_slow]
+        leased = sum(not lease.duplicate for lease in self.leases.values())
         spare = len(ranges) == count_of(self.scope)
         whole = runs_of(i for first, last in ranges.values() for i in range(first, last + 1))
-        once = len(self.held()) == len(ranges)
-        return whole == [self.scope] and once and (spare or not idle)
+        return whole == [self.scope] and leased == len(ranges) and (spare or not idle)
 
     def accepted(self, shards: Iterable[int], peer: Peer, lease: int, step: int) -> None:
         """Note that a unit's shards were accepted, from any peer: their counts start again."""

@@ -83,9 +83,7 @@ class ParameterServer:
         return self.aggregation.state
 
     def deadline(self) -> float | None:
-        if self.lifecycle.phase is _FINISHED:
-            return None
-        return min(self._next_tick, self.lease_grants.late_workers.due)
+        return None if self.lifecycle.phase is _FINISHED else self._next_tick
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Handle an event. PeerError: its sender may not send this message; hand in Malformed."""
@@ -171,8 +169,7 @@ class ParameterServer:
             self.lifecycle.stop(events.StopRequested(STOPPED, reason, now + STOP_WITHIN), now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
-        if member.late_since == math.inf:  # else another one has computed its unit meanwhile
-            member.speed.note(result.seconds)
+        member.speed.note(result.seconds)
         dropped = self.aggregation.assess(result)
         match dropped:
             case None:
@@ -195,10 +192,8 @@ class ParameterServer:
         self.membership.accepted(accepted, member.peer, result.lease, result.step)
         seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
         member.tally.delivered(len(accepted), seconds, now)
-        self.lease_grants.late_workers.accepted(now)
         if self.aggregation.complete:
-            late = self.membership.duplicated(result.lease) or member
-            late.tally.straggling += now - max(self._delivered_at, late.tally.since)
+            member.tally.straggling += now - max(self._delivered_at, member.tally.since)
         self._delivered_at = now
 
     def _dispute(self, member: Member, result: UnitResult, *, finite: bool) -> None:

@@ -219,7 +219,7 @@ class StatusReport(ServerPart):
     def pages(self, now: float) -> list[Status]:
         """Return the run's figures and all workers, in as many messages as it takes."""
         shards: dict[Peer, list[int]] = {}
-        for lease in self._membership.held():
+        for lease in self._membership.leases.values():
             shards.setdefault(lease.peer, []).extend(lease.numbers)
         entries = []
         for member in self._listed():
@@ -299,7 +299,7 @@ class StatusReport(ServerPart):
             return f"the validation loss of step {', '.join(f'{each:,}' for each in awaited)}"
         late = [
             f"{self._membership.members[lease.peer].name} ({shards_named(lease.shards)})"
-            for lease in self._membership.held()
+            for lease in self._membership.leases.values()
             if any(map(self._aggregation.is_missing, lease.numbers))
         ]
         more = f" and {len(late) - NAMES_SHOWN} more" if len(late) > NAMES_SHOWN else ""

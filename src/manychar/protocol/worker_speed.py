@@ -48,10 +48,6 @@ class WorkerSpeed:
             self._seconds.popleft()
         self._seconds.append(min(max(LEAST_SECONDS, seconds), MOST_SECONDS))
 
-    def forget(self) -> None:
-        """Have it measured anew."""
-        self._seconds.clear()
-
     def note_no_range(self, now: float) -> bool:
         """Note that the worker gets no range; return whether that is new, and for its speed."""
         seconds = self.seconds_a_shard
