@@ -99,6 +99,11 @@ class ByHand:
         expect_same_bits(self.run, self._text)
 
 
+def reached(found: float, least: float) -> bool:
+    print(f"{found:.2f}")
+    return found >= least
+
+
 def efficiency(fleet: ByHand) -> Generator[float]:
     """Yield a run's speed by the sum of its workers' speeds, over one window after the other."""
     before: Snapshot | None = None
@@ -137,20 +142,19 @@ def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
 
 
 @pytest.mark.long
-def test_a_worker_that_is_stopped_most_of_the_time_is_named_and_gets_less(
+def test_a_worker_that_is_stopped_most_of_the_time_costs_little(
     manychar: Commands, text: Path
 ) -> None:
-    flags = ("--hidden", "100", "--streams", "8", "--seq-length", "10")
-    fleet = ByHand(manychar, text, *flags, fast=0.0, slow=0.0)
+    """It is stopped for real. A step takes longer than a stop: tests/benchmarks/README.md."""
+    text.write_text(4 * text.read_text())
+    fleet = ByHand(manychar, text, "--hidden", "512", "--streams", "32", fast=0.0, slow=0.0)
     fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].shards >= 4})
     slow = fleet.workers["slow"].process
     with slowed(lambda: slow, running=0.02, stopped=0.08):
-        fleet.wait_until(lambda of: of["slow"].straggling > 0.3 or not of["slow"].shards)
+        fleet.wait_until(lambda of: of["slow"].straggling > 0.3 or of["slow"].shards <= 3)
         fleet.wait_until(lambda of: of["slow"].shards <= 3)
         found = efficiency(fleet)
         with contextlib.closing(found):
-            speeds = [next(found) for _ in range(12)]
-    print("of the sum of speeds:", [round(speed, 2) for speed in speeds])
-    assert max(speeds) >= 0.6
+            until(lambda: reached(next(found), 0.85), "85 % of the sum of the workers' speeds")
     fleet.wait_until(lambda of: of["slow"].shards >= 4)
     fleet.stop()
