@@ -11,7 +11,14 @@ from manychar.numerics.run_definition import Definition
 from manychar.protocol import status_report
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Append
-from manychar.protocol.events import DeadlinePassed, Malformed, PeerLost, Received, Started
+from manychar.protocol.events import (
+    DeadlinePassed,
+    Malformed,
+    PeerLost,
+    Received,
+    Started,
+    Suspended,
+)
 from manychar.protocol.field_types import MAX_INTEGER
 from manychar.protocol.messages import PAGE_LENGTH, RELAYS, Ready, Status
 from manychar.protocol.run_spec import RunSpec
@@ -431,3 +438,39 @@ def test_a_worker_that_came_back_is_told_of_once() -> None:
     pages = sent(stage.hello("olga", "observer"), Status)
     names = [worker.name for page in pages for worker in page.workers]
     assert sorted(names) == ["ann", "bob"]
+
+
+def test_the_time_in_which_the_machine_was_stopped_counts_for_nobody() -> None:
+    """As by Ctrl-Z: workers say that they took longer, because they were stopped, too."""
+    stage = Stage(shards=4, steps=0)
+    stage.share("ann", "bob")
+
+    def step(took: float) -> None:
+        stage.now += 0.1
+        for name, shards in (("ann", (0, 1)), ("bob", (2, 3))):
+            stage.deliver(name, shards, seconds=took)
+
+    for _ in range(6):
+        step(0.05)
+    before, (page,) = seen(stage), stage.server.status_report.pages(stage.now)
+    stage.now += 15.0
+    stage.server.handle(Suspended(15.0), stage.now)
+    step(7.5)
+    after, (now,) = seen(stage), stage.server.status_report.pages(stage.now)
+    assert now.seconds == pytest.approx(page.seconds + 0.1)
+    for name, worker in after.items():
+        assert worker.late_seconds == pytest.approx(0.0)
+        assert worker.shard_seconds == before[name].shard_seconds
+        assert worker.shards_per_second == pytest.approx(before[name].shards_per_second, rel=0.1)
+        assert worker.straggling < 0.9
+        assert worker.computing == pytest.approx(before[name].computing, abs=0.2)
+    step(0.06)
+    assert seen(stage)["ann"].shard_seconds > before["ann"].shard_seconds, "it counts again"
+
+
+def test_a_stop_that_the_server_did_not_take_part_in_is_slowness() -> None:
+    stage = Stage(shards=4, steps=0)
+    stage.share("ann", "bob")
+    stage.deliver("ann", (0, 1), seconds=0.05)
+    stage.deliver("bob", (2, 3), seconds=7.5)
+    assert seen(stage)["bob"].shard_seconds > 3

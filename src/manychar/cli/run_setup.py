@@ -211,7 +211,7 @@ def exit_with(finish: "Finish", directory: "RunDirectory", *, again: str) -> Non
         more += " --steps N" * (not finish.code and 0 < directory.operation.steps <= step)
         logger.info(f"{resume_line(directory, again)}{more}")
     logger.info(f"sample from it: {program()} sample {path}")
-    if (best := best_checkpoint(directory, early_stopping.validation_losses)) is not None:
+    if best := best_checkpoint(directory, early_stopping.validation_losses):  # not step 0
         best_path = as_pasted(checkpoint_path(directory.checkpoints, best))
-        logger.info(f"or from the best: {program()} sample {best_path}")
+        logger.info(f"or from the best that was validated: {program()} sample {best_path}")
     raise typer.Exit(finish.code)

@@ -33,7 +33,8 @@ class Lease:
     """A range of shards at one worker.
 
     `asked_step` was granted at `asked_at`, and is granted again after `resend_after` seconds: at
-    first `first_resend_after`, time for two heartbeats, then twice as long each time.
+    first `first_resend_after`, time for two heartbeats, then twice as long each time. Where the
+    server was `suspended` meanwhile, its worker may have been, too.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Lease:
     first_resend_after: float = FIRST_RESEND_AFTER
     resend_after: float = FIRST_RESEND_AFTER
     duplicate: bool = False
+    suspended: bool = False
 
     @property
     def numbers(self) -> range:
@@ -54,6 +56,7 @@ class Lease:
         again = self.asked_step == step
         longer = max(self.first_resend_after, min(2 * self.resend_after, LONGEST_RESEND_AFTER))
         self.resend_after = longer if again else self.first_resend_after
+        self.suspended &= again
         self.asked_step, self.asked_at = step, now
 
 
@@ -100,6 +103,10 @@ class Membership:
     def suspended(self, seconds: float) -> None:
         for member in self.members.values():
             member.heard_at += seconds
+            member.tally.suspended(seconds)
+        for lease in self.leases.values():
+            lease.asked_at += seconds
+            lease.suspended = True
 
     def predecessors(self, peer: Peer, hello: Hello) -> list[Member]:
         """Return the members that it replaces: of this connection, or workers of this name."""

@@ -123,7 +123,8 @@ class ParameterServer:
         return message.run_id == self.spec.run_id and not observes
 
     def _suspended(self, event: events.Suspended, now: float) -> None:
-        """Do not count the time in which this process was stopped as anybody's silence."""
+        """Do not count the time in which this process was stopped: as silence, or as work."""
+        self._delivered_at += event.seconds
         self.membership.suspended(event.seconds)
         self.status_report.suspended(event.seconds)
 
@@ -169,7 +170,8 @@ class ParameterServer:
             self.lifecycle.stop(events.StopRequested(STOPPED, reason, now + STOP_WITHIN), now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
-        member.speed.note(result.seconds)
+        if not self._was_suspended(result):
+            member.speed.note(result.seconds)
         dropped = self.aggregation.assess(result)
         match dropped:
             case None:
@@ -187,10 +189,16 @@ class ParameterServer:
         member.tally.dropped += 1
         self.outbox.count(dropped)
 
+    def _was_suspended(self, result: UnitResult) -> bool:
+        """Whether its worker may have been stopped together with this server, as by Ctrl-Z."""
+        lease = self.membership.leases.get(result.lease)
+        return lease is not None and lease.suspended
+
     def _accept(self, member: Member, result: UnitResult, now: float) -> None:
         accepted = self.aggregation.accept(result, member.identities)
         self.membership.accepted(accepted, member.peer, result.lease, result.step)
         seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
+        seconds *= not self._was_suspended(result)
         member.tally.delivered(len(accepted), seconds, now)
         if self.aggregation.complete:
             member.tally.straggling += now - max(self._delivered_at, member.tally.since)

@@ -95,6 +95,7 @@ class StatusReport(ServerPart):
         self._stall_at = self._late_from
 
     def suspended(self, seconds: float) -> None:
+        self._began_at += seconds
         self._applied_at += seconds
         self._late_from += seconds
         self._stall_at += seconds

@@ -73,6 +73,13 @@ class WorkerTally:
         self.waiting += now - self.delivered_at
         self.delivered_at = now
 
+    def suspended(self, seconds: float) -> None:
+        self.since += seconds
+        self.delivered_at += seconds
+        self.marks = collections.deque(
+            ((at + seconds, *totals) for at, *totals in self.marks), maxlen=MARKS
+        )
+
     def recent(self, now: float, *, is_awaited: bool) -> dict[str, Any]:
         """Return those fields of WorkerStats, by name; to be called every now and then."""
         waiting = self.waiting + (0.0 if is_awaited else now - self.delivered_at)
