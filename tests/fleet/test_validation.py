@@ -75,6 +75,19 @@ def losses_of(manychar: Commands, run: str) -> dict[int, float]:
     return read_validation_losses(open_run(manychar.directory / run))
 
 
+def test_a_stopped_run_does_not_offer_the_untrained_weights_as_the_best(
+    manychar: Commands, text: Path
+) -> None:
+    """Its last checkpoint is not validated: nobody waits for that at a stop."""
+    few = (*VALIDATED, "--checkpoint-every", "1000000", "--steps", "0", "--log-every", "0.1")
+    running = manychar.start("train", str(text), "--run-dir", "run", *few)
+    running.wait_for(r"validation \S+\s+\(step 0\)")
+    running.interrupt()
+    done = running.end()
+    assert done.code == 0
+    assert done.last_line == "sample from it: manychar sample run"
+
+
 @pytest.mark.long
 def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, text: Path) -> None:
     said = train(manychar, text, "run", "--steps", "110", "--workers", "2")
