@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +62,8 @@ def test_the_arguments_are_the_flags(function: Any, command: str, others: set[st
     found = {renamed.get(n, n): p for n, p in inspect.signature(function).parameters.items()}
     assert found.keys() - {"self"} - SHOWN == flags.keys()
     for name, flag in flags.items():
-        assert flag.default is None or found[name].default == flag.default, name
+        shown = found[name].default  # None is the command's, or that of `load`
+        assert flag.default is None or shown in (flag.default, None), name
 
 
 def test_help_explains_the_arguments() -> None:
@@ -75,6 +78,8 @@ def test_help_explains_the_arguments() -> None:
         ("hiden", r"\. Did you mean hidden\?"),
         ("lr", r"\. Its name is learning_rate"),
         ("batch_size", r"\. A step reads shards times streams sequences: give streams"),
+        ("resume", r"\. It is manychar\.Run\(PATH\)\.resume\(…\)"),
+        ("key", r"\. It is manychar\.load\(SOURCE, key=…\)"),
         ("zzz", ""),
     ],
 )
@@ -157,7 +162,11 @@ except manychar.UserError as error:
         ("train([])", "no text: the list of files is empty"),
         ("train('')", "text: it is empty"),
         ("load('nowhere')", "nowhere: no such file"),
-        ("Run('.')", ".: not a run directory"),
+        ("Run('.')", ".: not a run directory: no config.json in it"),
+        ("load('run').evaluate()", "run: give a text: it has no validation text"),
+        ("train('the', run_dir='run', or_resume=True)", "text: the run in "),
+        ("load('run').evaluate('the \u2603')", "(unknown='skip' leaves them out): "),
+        ("load('run').evaluate('\u2603')", "; give a text of its characters"),
         ("train('\\ud800')", "text: no UTF-8 for the character at 0"),
         ("load('run').evaluate(Path('a\\0b'))", "embedded null byte"),
         ("load('text.txt/file')", "text.txt/file: no such file"),
@@ -331,7 +340,7 @@ run = manychar.train(text, {SMALL}, callback=callback, **flags)
 interrupt(run.join)
 print(run.is_alive())
 interrupt(lambda: run.join(1000))
-print(run.join(timeout=-1) is run, run.is_alive())
+print(run.join(timeout=0) is run, run.is_alive())
 interrupt(run.stop)
 print(run.stop() is run, run.is_alive(), run.join(1000) is run)
 before = run.step
@@ -468,9 +477,55 @@ def test_an_empty_path_is_not_the_working_directory(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_timeout_of_join_is_a_number(trained: Path) -> None:
-    with pytest.raises(TypeError):
-        api.Run(trained).join(timeout="5")  # type: ignore[arg-type]
+@pytest.mark.parametrize("timeout", ["5", [], True])
+def test_a_timeout_of_another_type_is_a_type_error(trained: Path, timeout: Any) -> None:
+    with pytest.raises(TypeError, match=r"^timeout is .+; allowed: None or a number at least 0$"):
+        api.Run(trained).join(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.nan, -1, -math.inf])
+def test_a_timeout_that_cannot_be_is_a_user_error(trained: Path, timeout: float) -> None:
+    expected = f"timeout is {timeout}; allowed: None or a number at least 0"
+    with pytest.raises(api.UserError, match=f"^{re.escape(expected)}$"):
+        api.Run(trained).join(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 0.5, math.inf, 10**400])
+def test_any_other_timeout_is_taken(trained: Path, timeout: float | None) -> None:
+    run = api.Run(trained)
+    assert run.join(timeout=timeout) is run
+
+
+def test_a_timeout_ends_the_wait(manychar: Commands) -> None:
+    """That of any size, which the clock's time cannot be added to."""
+    script = f"""
+from fractions import Fraction
+flags = dict(steps=0, run_dir="run", sample_length=0, quiet=True, wait=False)
+run = manychar.train(text, {SMALL}, **flags)
+print(run.join(0).is_alive(), run.join(Fraction(1, 10)).is_alive())
+run._training.stop()
+print(run.join(10**400).is_alive())
+"""
+    done = python(manychar, script)
+    assert (done.code, done.out) == (0, "True True\nFalse\n"), done.err
+
+
+def test_load_takes_the_connect_timeout_of_each_call(manychar: Commands) -> None:
+    script = """
+server = manychar.load("ipc://nobody", connect_timeout=1)
+other = lambda: server.sample(connect_timeout=2)
+for call in (server.sample, lambda: server.evaluate("the"), other):
+    try:
+        call()
+    except manychar.UserError as error:
+        print(error)
+"""
+    done = python(manychar, script)
+    first, second, third = done.out.splitlines()
+    for line, seconds in ((first, 1), (second, 1), (third, 2)):
+        assert line.startswith(f"no server at ipc://nobody for {seconds} s (connect_timeout)"), done
+    with pytest.raises(TypeError, match=r"^connect_timeout is '1'; allowed: a finite number"):
+        api.load("tcp://here:1", connect_timeout="1")  # type: ignore[arg-type]
 
 
 def test_what_is_no_function_is_refused_before_the_run_begins(tmp_path: Path) -> None:
@@ -575,7 +630,7 @@ def test_it_can_be_imported_without_docstrings(manychar: Commands) -> None:
 
 @pytest.mark.parametrize("path", ["nowhere", "n" * 300, "n/" * 3000, "no\0where"])
 def test_what_is_no_run_is_a_user_error(path: str) -> None:
-    with pytest.raises(api.UserError, match="not a run directory"):
+    with pytest.raises(api.UserError, match=r"not a run directory: no config\.json in it$"):
         api.Run(path)
 
 

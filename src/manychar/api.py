@@ -15,6 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -37,6 +38,9 @@ Text = str | os.PathLike[str] | Iterable[os.PathLike[str]] | None
 """A str is the text itself; a Path is a file, several are joined; None is the command's default."""
 
 Unknown = Literal["refuse", "skip"]
+Seconds = float | None
+
+_ELSEWHERE = {"resume": "manychar.Run(PATH).resume(…)", "key": "manychar.load(SOURCE, key=…)"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,7 +82,8 @@ def _documented(options: Any, function: Any) -> Any:
     @functools.wraps(function)
     def wrapped(*arguments: Any, **named: Any) -> Any:
         for name in (each for each in named if each not in signature.parameters):
-            instead = with_arguments(instead_of(name, signature.parameters))
+            near = with_arguments(instead_of(name, signature.parameters))
+            instead = f". It is {_ELSEWHERE[name]}" if name in _ELSEWHERE else near
             raise TypeError(f"{function.__name__}() has no argument {name}{instead}")
         return function(**signature.bind(*arguments, **named).arguments)
 
@@ -116,9 +121,12 @@ class Model:
     Each call is a process of its own that reads them again: a live run gives its newest.
     """
 
-    def __init__(self, source: str, key: StrPath | None = None) -> None:
+    def __init__(
+        self, source: str, key: StrPath | None = None, connect_timeout: Seconds = None
+    ) -> None:
         self.source = path_given("source", source)
-        self._key = [] if key is None else ["--key", path_given("key", key)]
+        self._flags = [] if key is None else ["--key", path_given("key", key)]
+        self._flags += _flags({"connect_timeout": connect_timeout})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r})"
@@ -127,7 +135,7 @@ class Model:
     def stream(self, **named: Any) -> Iterator[str]:
         """Yield in pieces, as they are drawn, what `sample` returns."""
         last = ""  # held back: after the last character comes a newline that is not the model's
-        command = Command("sample", self.source, *self._key, *_flags(named))
+        command = Command("sample", self.source, *self._flags, *_flags(named))
         for piece in command.output():
             text = last + piece
             last = text[-1]
@@ -143,16 +151,16 @@ class Model:
         return "".join(self.stream(**named))
 
     def evaluate(
-        self, text: Text = None, *, unknown: Unknown = "refuse", connect_timeout: float = 10.0
+        self, text: Text = None, *, unknown: Unknown = "refuse", connect_timeout: Seconds = None
     ) -> Evaluation:
         """Return the model's loss on a text; without one, on the run's validation text.
 
         Characters that the model does not know are refused, or skipped; `connect_timeout` is in
-        seconds. Raises UserError.
+        seconds, else that of `load`. Raises UserError.
         """
         words, given = _arguments(text)
         flags = ["--json", *_flags({"unknown": unknown, "connect_timeout": connect_timeout})]
-        command = Command("evaluate", self.source, *words, *self._key, *flags, given=given)
+        command = Command("evaluate", self.source, *words, *self._flags, *flags, given=given)
         return Evaluation(**json.loads("".join(command.output())))
 
 
@@ -162,7 +170,7 @@ class Run(Model):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = _absolute("path", path)
         if not _is_run(self.path):
-            raise UserError(f"{path}: not a run directory")
+            raise UserError(f"{path}: not a run directory: no {CONFIG_NAME} in it")
         super().__init__(str(self.path))
         self._training: TrainingCommand | None = None
 
@@ -190,15 +198,20 @@ class Run(Model):
         """Whether a training that this object has started with `wait=False` still runs."""
         return self._training is not None and self._training.is_alive()
 
-    def join(self, timeout: float | None = None) -> "Run":
+    def join(self, timeout: Seconds = None) -> "Run":
         """Wait for the end of such a training, or for `timeout` seconds; return the run.
 
         Raises UserError where it failed; after KeyboardInterrupt it goes on: join or stop it again.
         In its own callback, it returns at once. After a timeout, `is_alive()` is True.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        allowed = f"timeout is {timeout!r:.40}; allowed: None or a number at least 0"
+        if not isinstance(timeout, Real | None) or isinstance(timeout, bool):
+            raise TypeError(allowed)
+        if not (limit := math.inf if timeout is None else timeout) >= 0:
+            raise UserError(allowed)
+        began = time.monotonic()
         if self._training is not None:
-            self._training.wait_for(lambda: time.monotonic() >= deadline)
+            self._training.wait_for(lambda: time.monotonic() - began >= limit)
         return self
 
     def stop(self) -> "Run":
@@ -208,7 +221,7 @@ class Run(Model):
         return self.join()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the run's history: a dict every 100 steps and at the end, with the loss of 100.
+        """Return the run's history: a dict every 100 steps and at the end, with their loss.
 
         `pandas.DataFrame(run.metrics())` makes a table of them. Raises UserError.
         """
@@ -251,17 +264,18 @@ class Run(Model):
         return self
 
 
-def load(source: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> Model:
+def load(source: StrPath, *, key: StrPath | None = None, connect_timeout: Seconds = None) -> Model:
     """Return the model of a run directory, a checkpoint file or a live server's endpoint.
 
-    `key` is the file with this machine's key, for a server with keys. Raises UserError.
+    `key` is the file with this machine's key, for a server with keys; `connect_timeout` is in
+    seconds, for each call of the model. Raises UserError.
     """
     name = path_given("source", source)
     if not is_endpoint(name):
         if not os.path.exists(name):  # noqa: PTH110 - raises nothing, whatever the name is
             raise UserError(f"{name}: no such file or directory")
         name = str(_absolute("source", name))
-    return Model(name, key)
+    return Model(name, key, connect_timeout)
 
 
 @_with_options(TrainOptions)

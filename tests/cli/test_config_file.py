@@ -1,6 +1,7 @@
 """--config and --print-config: the same words as the flags, in a file."""
 
 import json
+import shlex
 import shutil
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from manychar.numerics.option import flag, options_of
 from tests.cli.test_cli import COMMANDS
 from tests.commands import SMALL, Commands
 from tests.conftest import Require
+from tests.texts import small_text
 
 
 @pytest.mark.long
@@ -61,7 +63,19 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
         ("hidden = ", "not TOML"),
         ("hidden = 'many'", "c.toml: hidden = \"many\": --hidden is 'many'; allowed: a whole"),
         ("hidden = [1, 2]", "c.toml: hidden = [1, 2]: --hidden is [1, 2]; allowed: a whole"),
-        ("hidden = true", "c.toml: hidden = true: this flag takes a value"),
+        ("hidden = true", "c.toml: hidden = true: --hidden is True; allowed: a whole number"),
+        ("hidden = '8'", "c.toml: hidden = \"8\": --hidden is '8'; allowed: a whole number"),
+        ("hidden = 8.0", "c.toml: hidden = 8.0: --hidden is 8.0; allowed: a whole number"),
+        ("clip = '5'", "c.toml: clip = \"5\": --clip is '5'; allowed: a finite number above 0"),
+        ("dtype = 32", "c.toml: dtype = 32: --dtype is 32; allowed: float32 or float64"),
+        ("bind = 3", "c.toml: bind = 3: --bind is 3; allowed: str"),
+        ("bind = true", "c.toml: bind = true: --bind is True; allowed: str"),
+        ("bind = ['a']", "c.toml: bind = [\"a\"]: --bind is ['a']; allowed: str"),
+        ("bind = 1979-05-27", 'c.toml: bind = "1979-05-27": --bind is datetime.date(1979, 5, 27)'),
+        ("run_dir = 3", "c.toml: run_dir = 3: Invalid value for '--run-dir': not a string"),
+        ("or_resume = 'yes'", 'c.toml: or_resume = "yes": allowed: true or false'),
+        ("or_resume = 1", "c.toml: or_resume = 1: allowed: true or false"),
+        ("compute = 'no'", 'c.toml: compute = "no": allowed: true or false'),
         ("patience = 3", "patience is no flag of this command"),
         ("hidden = 0", "c.toml: hidden = 0: --hidden is 0; allowed: a whole number"),
         ("config = 'c.toml'", "config is no flag of this command"),
@@ -90,6 +104,14 @@ def test_every_command_prints_its_flags(manychar: Commands, command: str) -> Non
     done = manychar.run(command, *needed.get(command, []), "--print-config")
     assert done.code == 0, done.err
     assert all(" =" in line for line in done.out.splitlines())
+
+
+def test_a_number_in_quotes_is_text_in_a_file_alone(manychar: Commands, text: Path) -> None:
+    (manychar.directory / "c.toml").write_text("hidden = '3'\nmetrics_port = 0\n")
+    done = manychar.run("train", str(text), "--config", "c.toml", "--print-config")
+    assert (done.code, "c.toml: hidden = \"3\": --hidden is '3'; allowed" in done.err) == (2, True)
+    done = manychar.run("train", "--config", "c.toml", "--hidden", "4", "--print-config")
+    assert (done.code, "hidden = 4\n" in done.out) == (0, True), done
 
 
 def test_a_bad_value_of_the_command_line_does_not_name_the_file(
@@ -134,6 +156,19 @@ def test_what_was_mistyped_is_guessed(manychar: Commands) -> None:
     assert "No such option: --keys" not in beside, "that is one"
     assert "connect-timeout" not in never_had_it
     assert "Did you mean 'revoke'?" in manychar.run("keys", "revok", "K", "n").err
+
+
+@pytest.mark.parametrize("name", ["-dash.txt", "--dash.txt", "-a=b.txt", "-a b"])
+def test_a_file_whose_name_begins_as_a_flag_does_is_named(manychar: Commands, name: str) -> None:
+    no_file = manychar.run("train", name).err
+    assert "for the file" not in no_file
+    (manychar.directory / name).write_text(small_text())
+    path = shlex.quote(f"./{name}")
+    expected = f"No such option: {name}; for the file, write {path}; see `manychar train --help`\n"
+    done = manychar.run("train", name)
+    assert (done.code, done.err) == (2, f"manychar train: {expected}")
+    done = manychar.run("train", f"./{name}", *SMALL, "--steps", "1", "--workers", "1")
+    assert done.code == 0, done.err
 
 
 def test_a_narrow_terminal_cuts_no_flag(manychar: Commands) -> None:

@@ -135,7 +135,7 @@ def test_what_contradicts_it_is_refused(
     ("command", "complaint"),
     [
         ((*TUNE, "--unknown", "skip"), "the model knows none of the 3 characters of other.txt: "),
-        (TUNE, "the model does not know 3 characters of other.txt: '\u2603' (U+2603)\n"),
+        (TUNE, "other.txt: '\u2603' (U+2603); give a text of its characters\n"),
         (
             ("evaluate", "run", "other.txt", "--unknown", "skip"),
             "the model knows none of the 3 characters of other.txt: ",

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from manychar.cli.runs import runs
 from manychar.cli.stop import stop
 from manychar.network.keys import add, create
 from manychar.observability.dashboard.data_source import FinishedRun, LiveServer, open_source
+from manychar.observability.model_source import load
 from manychar.observability.observer_client import find_server, snapshots
 from manychar.observability.status import Health, check_health
 from manychar.processes.errors import UserError
@@ -44,7 +46,9 @@ def live(manychar: Commands, text: Path) -> Running:
 
 
 @pytest.mark.long
-def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, live: Running) -> None:
+def test_every_command_of_a_live_run_takes_its_directory(
+    manychar: Commands, live: Running, text: Path
+) -> None:
     run = manychar.directory / "run"
     address = read_address(run)
     assert address is not None
@@ -54,8 +58,15 @@ def test_every_command_of_a_live_run_takes_its_directory(manychar: Commands, liv
 
     status = manychar.run("status", "run", "--json")
     assert json.loads(status.out)["run_id"] == open_run(run).run_id, status.err
-    asked = manychar.run("evaluate", address.endpoint)
-    assert asked.last_line.endswith("server: give a TEXT: a server does not send its text")
+    asked, asked_of = manychar.run("evaluate", address.endpoint), re.escape(address.endpoint)
+    assert asked.last_line.endswith("server: give a text: a server does not send its text")
+    newer = (
+        rf"run: the checkpoint of step [\d,]+; its server may have newer weights: give {asked_of}"
+    )
+    for words in (("sample", "run", "--seed", "1"), ("evaluate", "run", str(text), "--json")):
+        read = manychar.run(*words)
+        assert (read.code, re.fullmatch(f"{newer}\n", read.err) is not None) == (0, True), read
+    json.loads(read.out)
     health = manychar.run("health", "run")
     assert (health.code, "it advances" in health.out) == (0, True), health
     following = manychar.start("sample", "run", "--follow", "--length", "5")
@@ -213,6 +224,22 @@ class TestTheFile:
         with locked(open_run(trained)):
             found = find_server(str(trained), None, connect_timeout=60)
         assert found == ("tcp://127.0.0.1:2", None)
+
+    @pytest.mark.parametrize(("key", "shown"), [(None, ""), (Path("a.key"), " --key FILE")])
+    def test_is_named_where_a_checkpoint_is_read(
+        self, trained: Path, caplog: pytest.LogCaptureFixture, key: Path | None, shown: str
+    ) -> None:
+        caplog.set_level(logging.INFO, "manychar")
+        source = str(trained)
+        load(source, None, connect_timeout=0)
+        assert caplog.messages == [], "no server holds it"
+        with locked(open_run(trained)):
+            load(source, None, connect_timeout=0)
+            assert caplog.messages == [], "it does not listen"
+            write_address(trained, "tcp://127.0.0.1:2", key)
+            load(source, None, connect_timeout=0)
+        server = "its server may have newer weights: give tcp://127.0.0.1:2"
+        assert caplog.messages == [f"{source}: the checkpoint of step 300; {server}{shown}"]
 
     @pytest.mark.parametrize("name", [ADDRESS_NAME, "lock"])
     def test_of_another_user_cannot_be_read(

@@ -82,7 +82,7 @@ def test_the_command_line_of_a_run_that_has_come_further_ends_well(
         (("--seed", "7"), "--seed=7: the run in run has --seed=0; leave it out, or choose"),
         (("--seq-length", "4"), "--seq-length=4: the run in run has --seq-length=5"),
         (("--numerics", "native"), "--numerics=native: the run in run has --numerics=portable"),
-        (("other.txt",), "TEXT: the run in run has another one; leave it out, or choose"),
+        (("other.txt",), "text: the run in run has another one; leave it out, or choose"),
         (("--resume", "run"), "--resume and --or-resume: give one of them"),
     ],
 )
@@ -127,4 +127,4 @@ def test_another_text_of_a_file_is_named_with_it(manychar: Commands, trained: Pa
     (manychar.directory / "run.toml").write_text('text = ["other.txt"]\n')
     done = manychar.run("train", "--resume", "run", "--config", "run.toml")
     assert done.code == 2
-    assert done.err.startswith('manychar: run.toml: text = ["other.txt"]: TEXT: the run in run has')
+    assert done.err.startswith('manychar: run.toml: text = ["other.txt"]: text: the run in run has')

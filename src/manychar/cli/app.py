@@ -43,7 +43,7 @@ from manychar.processes.child_process import pause_on_sigtstp
 from manychar.processes.errors import BAD_INPUT, CRASHED, UserError, because, code_of
 from manychar.processes.log import logger
 from manychar.processes.parent_death import end_with_parent
-from manychar.processes.subcommand import ARGUMENTS_ON_STDIN
+from manychar.processes.subcommand import ARGUMENTS_ON_STDIN, as_pasted
 
 WIDTH_OF_HELP = 80
 WITHOUT_ANSI = "", "unknown", "vt52"  # terminals whose sequences are others, or none
@@ -182,7 +182,10 @@ def _usage_line(error: Any, arguments: list[str]) -> str:
     is_short = bool(name) and not name.startswith("--")
     longer = [each for each in given if is_short and each.startswith(name)]
     word = longer[0] if longer and name not in given else name
-    if instead := instead_of(word, flags, near=word != name):  # of a flag, `message` has it by now
+    files = (each for each in arguments if name and each.startswith(name) and os.path.lexists(each))
+    if file := next(files, ""):
+        message = f"No such option: {file}; for the file, write {as_pasted(Path(file))}"
+    elif instead := instead_of(word, flags, near=word != name):  # of a flag, `message` has it
         message = f"No such option: {word}{instead}"
     where = from_file(context, getattr(error, "param", None))
     if error.message.startswith("--"):  # a value that is not allowed, in the words of its option

@@ -59,8 +59,8 @@ def _values(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
         if name not in flags:
             instead = instead_of(name, flags)
             raise UserError(f"{path}: {key} is no flag of this command{instead}")
-        if isinstance(value, bool) and not getattr(flags[name], "is_bool_flag", False):
-            raise UserError(f"{path}: {key} = {_toml(value)}: this flag takes a value")
+        if getattr(flags[name], "is_bool_flag", False) and not isinstance(value, bool):
+            raise UserError(f"{path}: {key} = {_toml(value)}: allowed: true or false")
         values[flags[name].name] = value
     return values
 

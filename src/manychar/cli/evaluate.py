@@ -50,7 +50,7 @@ def evaluate(
         run = open_run(Path(source)) if Path(source).is_dir() else None
         if run is None or not run.definition.validation:
             has = "a server does not send its text" if is_endpoint(source) else NO_VALIDATION_TEXT
-            raise UserError(f"{source}: give a TEXT: {has}")
+            raise UserError(f"{source}: give a text: {has}")
         check_corpus(run.path, run.definition.corpus_sha256)
         ids = run.corpus()[1].validation_ids
     nats, characters = loss_of(parameters, ids), len(ids) - 1

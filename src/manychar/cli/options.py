@@ -100,8 +100,8 @@ def parameter_of(
     default_text = "" if shown in (None, inspect.Parameter.empty) or shown is False else str(shown)
     notes = [option.without or default_text, f"${option.variable}" if option.variable else ""]
     words, choices = "; ".join(filter(None, notes)), "|".join(get_args(plain))
-    is_checked = bool(choices) or plain in (int, float)
-    metavar = f"<{choices or plain.__name__}>" if is_checked else "" if plain is bool else None
+    is_checked = bool(choices) or plain in (int, float, str)
+    metavar = {bool: "", str: None}.get(plain, f"<{choices or plain.__name__}>")
     parser: Any = (lambda value: value) if is_checked else None  # for a message in our words
     if plain is Path:
         plain, metavar, parser = PATH, "<path>", path_parser(names[0])
@@ -116,7 +116,7 @@ def parameter_of(
         metavar="<level>" if name == "log_level" else metavar,  # its words would cut flags' names
         parser=parser,
         autocompletion=(lambda: get_args(plain)) if choices else None,
-        callback=(lambda value: _checked(name, value, plain, option)) if is_checked else None,
+        callback=(lambda c, p, value: _checked(c, p, value, plain, option)) if is_checked else None,
     )
     annotation: Any = Annotated[plain | None if default is None else plain, declaration]
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -128,15 +128,16 @@ def _plain(kind: Any) -> Any:
     return Path if kind == ClientKey | None else without_none(kind)
 
 
-def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
+def _checked(context: Any, parameter: Any, value: Any, kind: Any, option: Option) -> Any:
     """Return a value as its type has it, within its bounds. Raises BadParameter."""
     if value is None:
         return None
-    if isinstance(value, str) and kind in (int, float):
+    has_type = context.get_parameter_source(parameter.name).name == "DEFAULT_MAP"  # a TOML file's
+    if isinstance(value, str) and kind in (int, float) and not has_type:
         with contextlib.suppress(ValueError):
             value = kind(value)
     try:
-        value = checked((option.names or (name,))[0].lstrip("-"), value, kind, option)
+        value = checked((option.names or (parameter.name,))[0].lstrip("-"), value, kind, option)
     except OptionError as error:
         by = option.variable if value == os.environ.get(option.variable or "") else None
         raise typer.BadParameter(f"{error} (by ${by})" if by else str(error)) from None

@@ -126,7 +126,7 @@ def _check_same(run: "RunDirectory", text: list[Path] | None, flags: dict[str, A
     if text:
         with read_corpus(text, path, model, flags.get("unknown", "refuse")) as corpus:
             if corpus.sha256 != run.definition.corpus_sha256:
-                raise UserError(f"TEXT: the run in {path} has another one; leave it out, {advice}")
+                raise UserError(f"text: the run in {path} has another one; leave it out, {advice}")
 
 
 @contextlib.contextmanager

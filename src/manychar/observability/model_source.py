@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manychar.network.endpoints import is_endpoint
+from manychar.network.endpoints import is_endpoint, reachable
 from manychar.network.keys import ClientKey
 from manychar.numerics.model import Model, Parameters, sample
 from manychar.observability.observer_client import ObserverClient, events_of, first
@@ -21,6 +21,7 @@ from manychar.protocol.messages import Weights, WeightsRequest, Welcome
 from manychar.storage.checkpoint import read_checkpoint
 from manychar.storage.corpus_file import known_ids
 from manychar.storage.run_directory import open_run
+from manychar.storage.server_address import read_address
 
 
 def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model:
@@ -34,6 +35,10 @@ def load(source: str, key: ClientKey | None, *, connect_timeout: float) -> Model
         checkpoint, damaged = open_run(path).newest_checkpoint()
         for complaint in damaged.values():
             logger.warning(f"{complaint}; taking that of step {checkpoint.state.step:,}")
+        if (address := read_address(path)) is not None:
+            where = reachable(address.endpoint, address.host) + " --key FILE" * bool(address.key)
+            taken = f"the checkpoint of step {checkpoint.state.step:,}"
+            logger.info(f"{source}: {taken}; its server may have newer weights: give {where}")
     else:
         checkpoint = read_checkpoint(path)
     return checkpoint.state.parameters, checkpoint.vocabulary

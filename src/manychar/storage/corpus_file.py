@@ -55,7 +55,7 @@ def known_ids(
         more = f" and {len(missing) - UNKNOWN_SHOWN} more" if len(missing) > UNKNOWN_SHOWN else ""
         hint = " (--unknown=skip leaves them out)" if unknown == "refuse" and known else ""
         words = f"{counted(missing.total(), 'character')} of {what}{hint}: {shown}{more}"
-        if unknown == "skip" and not known:
+        if unknown and not known:
             raise UserError(f"the model knows none of the {words}; give a text of its characters")
         if unknown != "skip":
             raise UserError(f"the model does not know {words}")
