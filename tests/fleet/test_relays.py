@@ -324,3 +324,18 @@ def test_train_refuses_relays_that_cannot_be(
     done = manychar.run("train", str(text), *RUN, *flags)
     assert (done.code, said in done.last_line) == (2, True), done.err
     assert not (manychar.directory / "run").exists()
+
+
+def test_keys_are_looked_at_before_a_relay_is_announced(manychar: Commands) -> None:
+    assert manychar.run("keys", "create", "KEYS").code == 0
+    relayed = ("relay", "tcp://127.0.0.1:9", "--key", "KEYS/worker.key")
+    done = manychar.run(*relayed, "--bind", "tcp://0.0.0.0:0")
+    assert done.code == 78
+    assert "keys create RACK_KEYS`" in done.err, "KEYS may be the server's own"
+    assert "--bind tcp://0.0.0.0:0 --keys RACK_KEYS` (or" in done.err
+    for command in (relayed, ("server", __file__)):
+        done = manychar.run(*command, "--keys", "KEYS/worker.key")
+        assert (done.code, done.err) == (2, "manychar: KEYS/worker.key: not a directory of keys\n")
+    (manychar.directory / "KEYS" / "clients.json").unlink()
+    done = manychar.run(*relayed, "--keys", "KEYS")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err

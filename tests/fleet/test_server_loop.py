@@ -1,8 +1,13 @@
 """What the server's loop writes, without a server."""
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from manychar.fleet import server_process
 from manychar.fleet.server_loop import ServerLoop
 from manychar.protocol.effects import RecordMetrics
 from manychar.storage.journal import AppliedStep, read_journal, read_metrics
@@ -26,3 +31,11 @@ def test_the_journal_is_not_behind_the_metrics(tmp_path: Path) -> None:
         loop.carry_out(RecordMetrics(status(step=100)))
         assert read_journal(run.path, run.run_id).newest == 100
     assert read_metrics(run.path)[-1]["workers"] == 4
+
+
+def test_a_log_that_cannot_be_closed_is_not_written(caplog: pytest.LogCaptureFixture) -> None:
+    def close() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server_process._close(SimpleNamespace(path=Path("run/journal.jsonl"), close=close))  # type: ignore[arg-type]
+    assert caplog.messages == ["journal not written: no space left on device"]

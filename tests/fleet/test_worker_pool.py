@@ -100,3 +100,29 @@ def test_a_pool_without_a_server_says_what_it_waits_for(manychar: Commands) -> N
     for name in ("pool-1", "pool-2"):
         assert f"{name}: waiting for a server at ipc://nobody" in done.err
         assert f"{name}: no server at ipc://nobody for 3 s" in done.err
+
+
+def test_the_server_is_told_that_a_workers_parent_is_gone(manychar: Commands, text: Path) -> None:
+    server = manychar.start(
+        *("server", str(text), "--bind", "ipc://meet", "--run-dir", "run", *SMALL, *ENDLESS)
+    )
+    pool = manychar.start("worker", "ipc://meet", *POOL)
+    server.wait_for("pool-1 has joined")
+    server.wait_for("pool-2 has joined")
+    further(server)
+    pool.send(signal.SIGKILL)
+    server.wait_for(r"pool-\d has left: stopped because its parent process is gone")
+    pool.process.wait()
+    server.interrupt()
+    assert server.end().code == 0
+    manychar.expect_nobody()
+
+
+def test_a_server_says_that_its_parent_is_gone(manychar: Commands, text: Path) -> None:
+    training = manychar.start("train", str(text), *SMALL, *ENDLESS, "--run-dir", "run")
+    training.wait_for("step ")
+    training.send(signal.SIGKILL)
+    training.process.wait()
+    manychar.expect_nobody()
+    events = (manychar.directory / "run" / "events.jsonl").read_text()
+    assert "the server was stopped because its parent process is gone" in events

@@ -451,7 +451,7 @@ class TestConnections:
         again = "os.execv(sys.executable, [sys.executable, '-m', 'manychar', *sys.argv[1:]])"
         fleet = Fleet(manychar, text, program=("-c", f"{few} {again}"))
         connections: list[socket.socket] = []
-        while "no more are accepted" not in fleet.server.err:
+        while "all connections are closed; clients" not in fleet.server.err:
             with contextlib.suppress(OSError):
                 connections.append(socket.create_connection(("127.0.0.1", fleet.port), timeout=1.0))
         newest = max(list_checkpoints(fleet.run / "checkpoints"))[0]

@@ -1,6 +1,8 @@
 """Names of servers: looked up beside the loop, tried one after the other, asked for again."""
 
+import contextlib
 import logging
+import re
 import socket
 import threading
 import time
@@ -15,7 +17,7 @@ from manychar.network.dealer import Dealer
 from manychar.network.endpoints import host_name_of
 from manychar.network.name_resolution import NameResolver
 from manychar.network.router import Router
-from tests.commands import until
+from tests.commands import Commands, until
 
 Answers = Callable[[], list[str]]
 
@@ -138,3 +140,28 @@ def test_a_servers_last_words_are_not_lost_to_the_search(
         until(lambda: dealer.send([b"beat"]) or len(caplog.messages) > 1, "the search to go on")
     finally:
         dealer.close()
+
+
+def test_why_there_is_no_connection(names: dict[str, Answers]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with contextlib.closing(Dealer(f"tcp://s:{port}")) as dealer:
+        assert dealer.why_unreachable() == "the name s is not known (no name server has answered)"
+
+        def becomes(why: str) -> None:
+            until(lambda: dealer.send([b"hello"]) or dealer.why_unreachable() == why, why)
+
+        becomes("the name s is not known (name or service not known)")
+        names["s"] = lambda: ["127.0.0.1"]
+        becomes("nothing accepts connections there")
+    with contextlib.closing(Dealer(f"tcp://127.0.0.1:{port}")) as dealer:
+        assert dealer.why_unreachable() == ""
+
+
+@pytest.mark.parametrize("command", ["worker", "relay", "status", "health"])
+def test_a_name_that_is_not_known_is_in_the_last_line(manychar: Commands, command: str) -> None:
+    at = "tcp://nosuch.invalid:5577"
+    done = manychar.run(command, at, "--connect-timeout", "1")
+    said = r"no server at \S+ for \d+ s \(--connect-timeout\): the name nosuch.invalid is not known"
+    assert done.code == 3
+    assert re.search(rf"{said} \(.+\)$", done.last_line), done

@@ -113,6 +113,21 @@ class TestWhatTheHandshakeTells:
                 assert router._failures.poll(1000 * int(AT_ONCE)), f"{counted} are counted"
                 counted += router.failed_handshakes()
 
+    def test_which_other_programs_are_counted(self, folder: Path) -> None:
+        """libzmq ends a connection of another protocol without a failed handshake."""
+        with served(folder) as (router, _):
+            address = "127.0.0.1", int(router.endpoint.rpartition(":")[2])
+            with socket.create_connection(address, timeout=AT_ONCE) as browser:
+                browser.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError):
+                    while browser.recv(1000):
+                        pass
+            assert not router._failures.poll(200)
+            socket.create_connection(address).close()
+            assert router._failures.poll(1000 * int(AT_ONCE))
+            assert router.failed_handshakes() == 1
+        assert COUNTER_SENTENCES["handshakes_failed"].endswith("not finished within 5 s")
+
     def test_with_a_key_where_the_server_has_none(self, key: ClientKey) -> None:
         """libzmq closes at once, and tells why only where the client has read it by then."""
         with served(None) as (router, _):
@@ -278,7 +293,7 @@ def test_commands_end_at_once_and_raise_no_counts(
         return counts if counts["handshakes_refused"] == 2 else {}
 
     counts = until(counted, "two refused handshakes, counted once a second")
-    assert COUNTER_SENTENCES["handshakes_failed"].startswith("attempts to connect: no key")
+    assert COUNTER_SENTENCES["handshakes_failed"].startswith("handshakes: no key")
     assert 4 <= counts["handshakes_failed"] <= 60, "each tried a few times, and ended"
     server.interrupt()
     server.end()

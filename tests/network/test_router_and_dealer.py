@@ -555,3 +555,25 @@ class TestLimits:
             received = iter(lambda: half.recv(1000), b"")
             assert b"".join(received).startswith(b"\xff")  # its greeting, then the end
         router.close()
+
+
+def test_near_the_limit_of_files_all_connections_are_closed_and_clients_connect_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    router, most = Router("tcp://127.0.0.1:*", SIZES), resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.closing(router), contextlib.closing(Dealer(router.endpoint)) as dealer:
+        until(lambda: dealer.send([b"hello"]), "a connection")
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+        router.limit_connections()
+        assert caplog.messages == [
+            "too many connections for 1 open files: all connections are closed; clients connect"
+            " again when there is room"
+        ]
+        until(
+            lambda: router.receive() is None and not dealer.send([b"beat"]),
+            "the end of an admitted client's connection",
+        )
+        monkeypatch.setattr(resource, "getrlimit", lambda _: most)
+        router.limit_connections()
+        assert caplog.messages[1] == "there is room for connections again: they are accepted"
+        until(lambda: dealer.send([b"hello"]), "a connection")

@@ -3,20 +3,24 @@
 import contextlib
 import dataclasses
 import re
+import signal
 import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from manychar.observability.exporters import LOOPBACK, exported
 from manychar.observability.prometheus import Metrics
 from manychar.processes import log
 from manychar.processes.errors import UserError
+from manychar.protocol.counters import Counter
 from manychar.protocol.worker_tally import WITHOUT_WORKERS
 from tests.commands import SMALL, Commands, until
+from tests.deploy.recipes import DEPLOY
 from tests.observability.test_observer_client import snapshot
 
 
@@ -106,7 +110,8 @@ def test_figures_are_those_of_the_report() -> None:
         found = scraped(metrics.port)
         assert found["manychar_smooth_loss_nats_per_character"] == [({}, 2.0)]
         assert found["manychar_loss_nats_per_character"] == [({}, 1.0)]
-        assert found["manychar_dropped_total"] == [({"what": "units_repeated"}, 2.0)]
+        counts = {labels["what"]: count for labels, count in found["manychar_dropped_total"]}
+        assert counts == {str(each): 2.0 * (each == "units_repeated") for each in Counter}
         assert found["manychar_characters_total"] == [({}, 8000.0)]
         states = {labels["state"]: count for labels, count in found["manychar_workers"]}
         assert states == {"working": 1.0, "idle": 0.0, "slow": 0.0, "silent": 0.0}
@@ -117,6 +122,27 @@ def test_figures_are_those_of_the_report() -> None:
         assert "manychar_validation_loss_nats_per_character" not in found
     finally:
         metrics.close()
+
+
+def test_the_rules_for_alerts_name_what_is_exported() -> None:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+    with contextlib.closing(Metrics(LOOPBACK, 0)) as metrics:
+        metrics.status(snapshot(8.0))
+        found = scraped(metrics.port)
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in alerts}) == len(alerts) > 5
+    for rule in alerts:
+        names = set(re.findall(r"manychar_\w+", rule["expr"]))
+        assert names, rule
+        assert names <= found.keys(), rule
+        for name, label, is_pattern, text in re.findall(
+            r'(manychar_\w+)\{(\w+)=(~?)"(.+?)"\}', rule["expr"]
+        ):
+            values = [labels[label] for labels, _ in found[name]]
+            pattern = text if is_pattern else re.escape(text)
+            assert any(re.fullmatch(pattern, value) for value in values), rule
+        for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
+            assert all(label in labels for name in names for labels, _ in found[name])
 
 
 def test_a_silent_servers_workers_are_left_out() -> None:
@@ -232,6 +258,14 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         exported({"metrics_port": taken.getsockname()[1]}),
     ):
         pass
+
+
+def test_it_says_by_which_signal_it_was_stopped(manychar: Commands) -> None:
+    following = manychar.start("follow", "ipc://nobody", "--metrics-port", "0")
+    following.wait_for("waiting for a server at ipc://nobody")
+    following.send(signal.SIGTERM)
+    done = following.end()
+    assert (done.code, done.last_line) == (75, "stopped by SIGTERM")
 
 
 def test_nothing_to_export_to(manychar: Commands) -> None:

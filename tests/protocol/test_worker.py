@@ -494,6 +494,10 @@ def test_it_reports_the_wait_and_gives_up_at_the_connect_timeout() -> None:
     assert finish == Finish(3, "no server at tcp://there for 10 s (--connect-timeout): no answer")
     assert bench.worker.deadline() is None
     assert bench.worker.handle(DeadlinePassed(), 11.0) == []
+    reason = only(
+        Bench(connect_timeout=10.0).worker.handle(DeadlinePassed("it hides"), 10.0), Finish
+    )
+    assert reason == Finish(3, "no server at tcp://there for 10 s (--connect-timeout): it hides")
 
 
 def test_a_heartbeat_lists_the_units() -> None:

@@ -44,7 +44,7 @@ def add(directory: KeyDirectory, name: Name, role: Role = "worker") -> None:
 
 
 def revoke(directory: KeyDirectory, name: Name) -> None:
-    """Revoke a client's key; a running server disconnects it."""
+    """Revoke a client's key, and delete DIR/NAME.key; a running server disconnects it."""
     keys.revoke(directory, name)
     logger.info(f"{name}: its key is revoked")
 

@@ -10,6 +10,7 @@ from manychar.cli.server import KEYS, write_endpoint
 from manychar.cli.worker import NAME, end_with
 from manychar.network.client_identity import KEYS_VARIABLE, find_key, make_hello
 from manychar.network.endpoints import check_endpoint, require_safe
+from manychar.network.keys import read_clients, read_server_key
 from manychar.numerics.option import Option
 from manychar.processes import log
 from manychar.processes.errors import UserError
@@ -37,7 +38,11 @@ def relay(
     if endpoint == bind:
         raise UserError(OWN_ENDPOINT.format(bind))
     command = as_pasted(*sys.argv[1:])
-    require_safe(bind, keys=keys is not None, insecure=insecure, command=command)
+    has_keys, name_of_keys = keys is not None, "RACK_KEYS"  # KEYS may hold the key for the server
+    require_safe(bind, keys=has_keys, insecure=insecure, command=command, name=name_of_keys)
+    if keys is not None:  # before anything is announced
+        read_server_key(keys)
+        read_clients(keys)
     key = find_key(key_file)
     identity = make_hello(Role.WORKER, name or (key.name if key else None))
     if not child:

@@ -90,7 +90,7 @@ class Listener:
                     self.handle(events.KeyRevoked(peer))
         if failed := self.router.failed_handshakes():
             what = f"handshakes failed: {failed:,} (each attempt of a client counts)"
-            reason = f"{what}: no key, another server's, no manychar client, or one that gave up"
+            reason = f"{what}: no key, another server's, or not finished within 5 s"
             self.handle(events.Dropped(Counter.HANDSHAKES_FAILED, failed, reason))
 
     def _read_router(self) -> None:

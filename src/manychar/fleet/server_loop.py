@@ -22,7 +22,7 @@ from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes import log
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError, because, stopping
 from manychar.processes.log import logger
-from manychar.processes.parent_death import has_parent
+from manychar.processes.parent_death import has_parent, stopped_by
 from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
 from manychar.protocol.counters import Counter
@@ -154,7 +154,7 @@ class ServerLoop(Listener):
             endless = self.machine.spec.operation.steps == 0
             self._stop(0 if endless else INTERRUPTED, "the server was stopped by Ctrl-C")
         else:
-            self._stop(STOPPED, f"the server was stopped by {signal.Signals(number).name}")
+            self._stop(STOPPED, f"the server was {stopped_by(number)}")
 
     def _stop(self, code: int, reason: str) -> None:
         self.notifier.stopping()

@@ -94,7 +94,7 @@ def _close(*logs: AppendLog) -> None:
         try:
             log.close()
         except OSError as error:
-            logger.warning(f"{log.path.name}: {because(error)}")
+            logger.warning(f"{log.path.stem} not written: {because(error)}")
 
 
 def _resumed_run(

@@ -7,7 +7,6 @@ the kernel works, its progress callback sends the heartbeats: a computation that
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from manychar.processes import log
 from manychar.processes.errors import RUN_FAILED
 from manychar.processes.log import logger
 from manychar.processes.numerics_pinning import pin
+from manychar.processes.parent_death import stopped_by
 from manychar.processes.sd_notify import Notifier
 from manychar.processes.signals import STOPS
 from manychar.protocol import effects, events
@@ -78,12 +78,11 @@ class WorkerLoop:
         return False
 
     def _deadline_passed(self) -> None:
-        self.handle(events.DeadlinePassed(self.dealer.retries > 1))
+        self.handle(events.DeadlinePassed(self.dealer.why_unreachable()))
 
     def _signalled(self, number: int) -> None:
         self.notifier.stopping()
-        reason = f"stopped by {signal.Signals(number).name}"
-        self.handle(events.LeaveRequested(STOPS[number], reason))
+        self.handle(events.LeaveRequested(STOPS[number], stopped_by(number)))
 
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:

@@ -87,6 +87,12 @@ class Dealer:
             return False
         return True
 
+    def why_unreachable(self) -> str:
+        """Return why there is no connection, where that is known."""
+        if self._names is not None and self._names.failure:
+            return f"the name {self._names.host} is not known ({self._names.failure})"
+        return "nothing accepts connections there" if self.retries > 1 else ""
+
     def close(self) -> None:
         """Send what is queued, for LINGER_MS at most, and close."""
         self.socket.disable_monitor()

@@ -110,15 +110,20 @@ def worker_command(endpoint: str, *, keys: bool) -> str:
     return f"manychar worker {here}{' --key FILE' if keys else ''}"
 
 
-def require_safe(endpoint: str, *, keys: bool, insecure: bool, command: str = "server …") -> None:
-    """Refuse to listen where strangers can connect; `command` is shown as it would be right."""
+def require_safe(
+    endpoint: str, *, keys: bool, insecure: bool, command: str = "server …", name: str = "KEYS"
+) -> None:
+    """Refuse to listen where strangers can connect.
+
+    `command` is shown as it would be right, with a directory of keys called `name`.
+    """
     check_endpoint(endpoint)
     if keys and insecure:
         raise UserError("--keys and --insecure: give one of them")
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
             f"{endpoint} can be reached from other machines, and there are no keys:"
-            f" `{program()} keys create KEYS`, then `{program()} {command} --keys KEYS`"
+            f" `{program()} keys create {name}`, then `{program()} {command} --keys {name}`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
         )

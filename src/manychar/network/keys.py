@@ -246,7 +246,10 @@ def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
 
 def _read(path: Path, *, advice: str = SEE_HELP) -> bytes:
     with user_errors(path, advice):
-        return path.read_bytes()
+        try:
+            return path.read_bytes()
+        except NotADirectoryError:
+            raise UserError(f"{path.parent}: not a directory of keys") from None
 
 
 def _how_to_list(directory: Path, first: str = "") -> str:

@@ -26,7 +26,8 @@ class NameResolver:
 
     def __init__(self, host: str, port: str) -> None:
         self.several = False
-        self._host, self._port = host, port
+        self.failure = "no name server has answered"
+        self.host, self._port = host, port
         self._untried: list[str] = []
         self._thread = threading.Thread()
         self._look_up_at = -math.inf
@@ -36,7 +37,7 @@ class NameResolver:
         """Return the endpoint to try now; None while there is none."""
         if self._untried:
             endpoint = self._untried.pop(0)
-            self._log(f"{self._host}: trying {endpoint}")
+            self._log(f"{self.host}: trying {endpoint}")
             return endpoint
         if not self._thread.is_alive() and time.monotonic() >= self._look_up_at:
             self._look_up_at = time.monotonic() + LOOK_UP_AGAIN_AFTER
@@ -46,13 +47,14 @@ class NameResolver:
 
     def _look_up(self) -> None:
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             reason = str(getattr(error, "strerror", None) or error).lower()
-            self._log(f"{self._host}: {reason}; asking again")
+            self.failure = reason
+            self._log(f"{self.host}: {reason}; asking again")
             return
         hosts = dict.fromkeys(str(address[0]) for *_, address in found)
-        self.several = len(hosts) > 1
+        self.several, self.failure = len(hosts) > 1, ""
         self._untried = [f"tcp://{bracketed(host)}:{self._port}" for host in hosts]
 
     def _log(self, line: str) -> None:

@@ -86,7 +86,10 @@ class Router:
         self._file = ipc_file(self.endpoint)
 
     def limit_connections(self) -> None:
-        """Stop listening while too many files are open, and listen again when there is room."""
+        """Stop listening while too many files are open, and listen again when there is room.
+
+        libzmq closes a listener's connections with it.
+        """
         full = why_no_more(is_full=self._is_full)
         if bool(full) == self._is_full:
             return
@@ -97,7 +100,9 @@ class Router:
             return
         self._is_full = bool(full)
         if full:
-            self._log(f"{full}: no more are accepted")
+            self._log(
+                f"{full}: all connections are closed; clients connect again when there is room"
+            )
         else:
             self._log("there is room for connections again: they are accepted")
 
@@ -150,7 +155,9 @@ class Router:
         return self._shared[1]
 
     def failed_handshakes(self) -> int:
-        """Return how many failed since the last call: no key, another server's, or no ZMTP.
+        """Return how many failed since the last call: no key, another server's, or not finished.
+
+        libzmq does not tell of other protocols, such as HTTP, where the socket has keys.
 
         At most FAILURES_A_READ, so that a storm does not hold the caller; the next call counts on.
         """

@@ -16,6 +16,7 @@ from manychar.network.keys import ClientKey, read_client_key
 from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.processes.errors import INTERRUPTED, RUN_FAILED, STOPPED, UserError
 from manychar.processes.log import NUMBERS, logger
+from manychar.processes.parent_death import stopped_by
 from manychar.processes.signals import STOPS, end_by_exception
 from manychar.protocol import messages
 from manychar.protocol.codec import WireError, decode, encode
@@ -94,7 +95,8 @@ class ObserverClient:
                 effects += self._machine.handle(Received(message), time.monotonic())
         except (WireError, PeerError) as error:
             raise UserError(f"{self.endpoint}: not understood: {error}", code=RUN_FAILED) from None
-        due = self._machine.handle(DeadlinePassed(self._dealer.retries > 1), time.monotonic())
+        passed = DeadlinePassed(self._dealer.why_unreachable())
+        due = self._machine.handle(passed, time.monotonic())
         return self._events([*effects, *map(self._explained, due)])
 
     def _events(self, effects: Iterable[Effect]) -> list[Event]:
@@ -191,7 +193,7 @@ def events_of(
     connect timeout, it refuses, or the run fails, and SystemExit at a signal that stops.
     """
     with contextlib.closing(client), EventLoop() as loop:
-        loop.on_signal(end_by_exception, *STOPS)
+        loop.on_signal(_end, *STOPS)
         loop.on_suspension(client.suspended)
         loop.on_readable(client.socket, lambda: None)
         while (end := client.end) is None:
@@ -202,6 +204,11 @@ def events_of(
             failure = NoAnswerError if client.is_held else UserError
             raise failure(end.reason, code=end.code or RUN_FAILED)
         logger.info(end.reason)
+
+
+def _end(number: int) -> None:
+    logger.info(stopped_by(number))
+    end_by_exception(number)
 
 
 def snapshots(source: str, key: ClientKey | None, *, connect_timeout: float) -> Generator[Snapshot]:

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from manychar.network.endpoints import bracketed
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.log import logger
+from manychar.protocol import counters
 from manychar.protocol.status_report import WORKERS_A_SECOND
 from manychar.protocol.worker_tally import WorkerStats
 
@@ -73,8 +74,8 @@ class Metrics:
         text = "Characters trained on, repeated steps included"
         yield CounterMetricFamily("manychar_characters", text, value=self._characters)
         dropped = CounterMetricFamily("manychar_dropped", "Dropped or done again", labels=["what"])
-        for what, count in status.counts.items():
-            dropped.add_metric([what], count)
+        for what in sorted({*counters.Counter, *status.counts}):  # 0, too: for `increase`
+            dropped.add_metric([what], status.counts.get(what, 0))
         yield dropped
         page_interval = len(snapshot.workers) / WORKERS_A_SECOND
         if silence < SILENT_AFTER + page_interval:

@@ -46,7 +46,7 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.MESSAGES_FROM_REVOKED_KEY: "messages with a revoked key",
     Counter.CLIENTS_REFUSED: "clients refused: version, numerics, name, key, banned, or a cycle",
     Counter.HANDSHAKES_REFUSED: "handshakes with a key that is unknown or revoked",
-    Counter.HANDSHAKES_FAILED: "attempts to connect: no key, another server's, another protocol",
+    Counter.HANDSHAKES_FAILED: "handshakes: no key, another server's, or not finished within 5 s",
     Counter.SENDS_DROPPED: "messages not sent because the peer's queue was full",
     Counter.CHECKPOINTS_NOT_VALIDATED: "checkpoints whose validation failed",
     Counter.JOURNAL_NOT_WRITTEN: "failed writes of the journal",

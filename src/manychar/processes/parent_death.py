@@ -21,6 +21,8 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 REMOVED_WITHIN = 1.0  # seconds; where its disk hangs, this process ends all the same
 GRACE = 20.0  # seconds, more than a server needs to end its step and write a checkpoint
 
+_is_gone = threading.Event()
+
 
 def has_parent() -> bool:
     """Whether a process of this program started this one, and ends it."""
@@ -39,8 +41,16 @@ def end_with_parent() -> None:
         start_thread(threading.Thread(target=_wait, args=(pipe,), name="parent-death", daemon=True))
 
 
+def stopped_by(number: int) -> str:
+    """Return what has stopped this process, which got this signal."""
+    if _is_gone.is_set():
+        return "stopped because its parent process is gone"
+    return f"stopped by {signal.Signals(number).name}"
+
+
 def _wait(pipe: int) -> None:
     os.read(pipe, 1)
+    _is_gone.set()
     logger.warning("the process that started this one is gone: stopping")
     if directory := os.environ.get(DIRECTORY):
         removal = threading.Thread(target=shutil.rmtree, args=(directory, True), daemon=True)

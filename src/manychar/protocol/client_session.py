@@ -98,11 +98,11 @@ class ClientSession:
             self._next_report = now + FIRST_REPORT_AFTER
         self._next_hello = now
 
-    def tick(self, now: float, *, connection_refused: bool = False) -> list[Effect]:
+    def tick(self, now: float, unreachable: str = "") -> list[Effect]:
         """Do what is due: send Hello, report the wait, time out, or notice a silent server."""
         if self.connecting:
             waited = now - self.connecting_since
-            return self._tick_connecting(now, waited, connection_refused=connection_refused)
+            return self._tick_connecting(now, waited, unreachable)
         if now < self._silent_at:
             return []
         silence = self._silent_at - self.heard_at
@@ -111,13 +111,10 @@ class ClientSession:
         text = f"the server at {self.server} has sent nothing for {silence:g} s: connecting again"
         return [Log(text, Level.WARNING)]
 
-    def _tick_connecting(
-        self, now: float, waited: float, *, connection_refused: bool
-    ) -> list[Effect]:
+    def _tick_connecting(self, now: float, waited: float, unreachable: str) -> list[Effect]:
         if waited >= self._connect_timeout:
             reason = f"no server at {self.server} for {waited:.0f} s (--connect-timeout)"
-            why = ": nothing accepts connections there" if connection_refused else ": no answer"
-            return [Finish(RUN_FAILED, reason + why)]
+            return [Finish(RUN_FAILED, f"{reason}: {unreachable or 'no answer'}")]
         effects: list[Effect] = []
         if now >= self._next_hello:
             self._next_hello = now + HELLO_EVERY
@@ -194,7 +191,7 @@ class ClientMachine:
         return effects
 
     def _deadline_passed(self, event: DeadlinePassed, now: float) -> list[Effect]:
-        effects = self.session.tick(now, connection_refused=event.connection_refused)
+        effects = self.session.tick(now, event.unreachable)
         if self.session.connecting and self.phase is CONNECTED:
             self.phase = CONNECTING
         if any(isinstance(effect, Finish) for effect in effects):

@@ -59,10 +59,10 @@ class MailboxEmpty(Event):
 class DeadlinePassed(Event):
     """The machine's deadline has passed.
 
-    `connection_refused`: nothing accepts connections at the server's endpoint.
+    `unreachable` says why there is no connection to the server, where that is known.
     """
 
-    connection_refused: bool = False
+    unreachable: str = ""
 
 
 class Suspended(Event):
