@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,20 @@ def test_one_that_comes_when_it_begins_to_be_caught_wakes_the_loop(
         assert seen, "it was caught, and the loop sleeps on"
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_ctrl_c_in_the_first_imports_prints_nothing() -> None:
+    program = """
+import builtins, os, signal
+real = builtins.__import__
+def interrupted(name, *more):
+    if name == "manychar.processes.signals":
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *more)
+builtins.__import__ = interrupted
+from manychar.__main__ import main
+main()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
