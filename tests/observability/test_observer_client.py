@@ -19,7 +19,7 @@ from rich.console import Console
 from manychar.observability.history import point_of
 from manychar.observability.observer_client import MOST_WEIGHTS, ObserverClient, find_server
 from manychar.observability.progress import BAR_WIDTH, ProgressDisplay, _fitting
-from manychar.observability.snapshot import Snapshot
+from manychar.observability.snapshot import Snapshot, Snapshots
 from manychar.observability.status import COLUMNS, as_values, lines_of, rows_of, show
 from manychar.processes import log
 from manychar.processes.errors import UserError
@@ -200,6 +200,24 @@ SIZE = Dimensions(vocabulary_size=5, hidden=4, seq_length=10, streams=2, shards=
 def snapshot(seconds: float, **figures: Any) -> Snapshot:
     """Return a snapshot of that time: ten steps a second, but for what is given."""
     return Snapshot(SIZE, _status(seconds, **figures), (_worker(seconds),))
+
+
+def test_the_speed_is_the_runs_also_where_the_worker_that_made_it_has_left() -> None:
+    """It is of the last ten seconds; another server's characters are no part of it."""
+    found = Snapshots()
+
+    def add(seconds: float, **figures: Any) -> Snapshot:
+        idle = (_worker(seconds, shards_per_second=0.0),)
+        page = dataclasses.replace(_status(seconds, **figures), first=0, total=1, workers=idle)
+        snapshot = found.add(page, SIZE)
+        assert snapshot is not None
+        return snapshot
+
+    assert add(0.0).speed == 0
+    assert [add(float(second)).speed for second in range(1, 15)] == [1000.0] * 14
+    stalled = [add(float(second), characters=14_000).speed for second in range(15, 25)]
+    assert stalled == [pytest.approx(100.0 * left) for left in range(9, -1, -1)]
+    assert add(25.0, term=9, characters=5).speed == 0
 
 
 def snapshot_of(seconds: float, **values: Any) -> Snapshot:

@@ -1,5 +1,6 @@
 """A snapshot: all that observers know of a run at one moment."""
 
+import collections
 import dataclasses
 from typing import Literal
 
@@ -9,15 +10,20 @@ from manychar.protocol.messages import Status
 from manychar.protocol.worker_tally import WITHOUT_WORKERS, WorkerStats
 
 STRAGGLER_FROM = 0.1
+SPEED_OVER, SPEED_FROM = 10.0, 1.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A run's figures and the statistics of all its workers."""
+    """A run's figures and the statistics of all its workers.
+
+    `earlier` are the run's seconds and characters SPEED_OVER seconds before, as far as known.
+    """
 
     dimensions: Dimensions
     status: Status
     workers: tuple[WorkerStats, ...]
+    earlier: tuple[float, int] | None = None
 
     @property
     def direct(self) -> list[WorkerStats]:
@@ -59,7 +65,10 @@ class Snapshot:
 
     @property
     def speed(self) -> float:
-        """Characters a second over the last ten seconds."""
+        """Characters a second over the last ten seconds; at first those of the workers here."""
+        seconds, characters = self.earlier or (self.status.seconds, 0)
+        if (seconds := self.status.seconds - seconds) >= SPEED_FROM:
+            return (self.status.characters - characters) / seconds
         size = self.dimensions
         speeds = [worker.shards_per_second for worker in self.workers if not worker.relay]
         return sum(speeds) * size.streams * size.seq_length
@@ -70,6 +79,8 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._page: list[WorkerStats] = []
+        self._term: object = None
+        self._before: collections.deque[tuple[float, int]] = collections.deque()
         self._workers: tuple[WorkerStats, ...] | None = None
 
     def add(self, status: Status, dimensions: Dimensions) -> Snapshot | None:
@@ -82,4 +93,13 @@ class Snapshots:
             self._workers = tuple(self._page)
         if self._workers is None:
             return None
-        return Snapshot(dimensions, status, self._workers)
+        return Snapshot(dimensions, status, self._workers, self._earlier(status))
+
+    def _earlier(self, status: Status) -> tuple[float, int]:
+        if self._term != status.run_and_term:
+            self._term = status.run_and_term
+            self._before.clear()
+        self._before.append((status.seconds, status.characters))
+        while len(self._before) > 1 and self._before[1][0] <= status.seconds - SPEED_OVER:
+            self._before.popleft()
+        return self._before[0]
