@@ -196,7 +196,10 @@ class TestTheFile:
         assert not (trained / ADDRESS_NAME).exists()
 
     def test_of_a_server_that_does_not_listen_yet_is_not_there(self, trained: Path) -> None:
-        expected = "run: a server holds it, but does not listen: it is starting or ending"
+        expected = (
+            "run: a server holds it, but does not listen: it is starting or ending, or server.json"
+            " was removed: give its ENDPOINT"
+        )
         with locked(open_run(trained)), pytest.raises(UserError, match=f"{expected}$") as refused:
             find_server(str(trained), None)
         assert refused.value.code == 3
@@ -204,6 +207,14 @@ class TestTheFile:
             health = check_health(str(trained), None, connect_timeout=0.1)
         assert not health.healthy, "a supervisor that restarts on 3 waits for it"
         assert health.line.endswith(expected)
+
+    def test_that_is_damaged_is_named_at_once(self, trained: Path) -> None:
+        expected = "run: a server holds it, but server.json is damaged: give its ENDPOINT"
+        with locked(open_run(trained)):
+            (trained / ADDRESS_NAME).write_text("{}")
+            with pytest.raises(UserError, match=f"{expected}$"):
+                find_server(str(trained), None, connect_timeout=60)
+            assert not check_health(str(trained), None, connect_timeout=60).healthy
 
     def test_names_a_key_where_to_stop_its_server_takes_one(
         self, trained: Path, tmp_path: Path

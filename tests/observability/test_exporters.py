@@ -218,7 +218,7 @@ def test_it_listens_elsewhere_only_where_that_is_asked_for(host: str) -> None:
     with pytest.raises(UserError, match="--insecure") as refused, exported(flags):
         pass
     assert refused.value.code == 78
-    assert f"{host} can be reached from other machines" in str(refused.value)
+    assert f"{host} may be reached from other machines" in str(refused.value)
     with exported({**flags, "insecure": True}) as on_status:
         metrics = on_status.__self__  # type: ignore[attr-defined] # a method
         assert metrics._server.server_address[0] == host

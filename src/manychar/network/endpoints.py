@@ -122,7 +122,7 @@ def require_safe(
         raise UserError("--keys and --insecure: give one of them")
     if not is_local(endpoint) and not keys and not insecure:
         raise UserError(
-            f"{endpoint} can be reached from other machines, and there are no keys:"
+            f"{endpoint} may be reached from other machines, and there are no keys:"
             f" `{program()} keys create {name}`, then `{program()} {command} --keys {name}`"
             " (or add --insecure if you trust everyone on the network)",
             code=REFUSED_FOR_SAFETY,
@@ -139,7 +139,7 @@ def require_loopback(host: str, flag: str, *, insecure: bool) -> None:
         raise UserError(f"{flag}: it is empty; give an address, or leave it out")
     if not is_loopback(host) and not insecure:
         raise UserError(
-            f"{host} can be reached from other machines, and there is no authentication: leave"
+            f"{host} may be reached from other machines, and there is no authentication: leave"
             f" {flag} out and forward the port by `ssh -L` (or add --insecure if you trust"
             " everyone on the network)",
             code=REFUSED_FOR_SAFETY,

@@ -1,6 +1,7 @@
 """The one client of all programs that watch a live run: status, weights, requests to the server."""
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -168,9 +169,11 @@ def find_server(
     deadline = time.monotonic() + connect_timeout
     while (address := read_address(Path(source))) is None:
         error = no_server(Path(source))
-        if not is_served(Path(source)) or Path(source, ADDRESS_NAME).exists():
-            raise error  # another user's, where it exists
-        if time.monotonic() >= deadline:
+        file = Path(source, ADDRESS_NAME)
+        is_damaged = os.access(file, os.R_OK)  # else another user's, where it exists
+        if not is_served(Path(source)) or (file.exists() and not is_damaged):
+            raise error
+        if is_damaged or time.monotonic() >= deadline:
             raise NoAnswerError(str(error), code=error.code)
         time.sleep(LOOK_EVERY)
     is_here = address.host == socket.gethostname()

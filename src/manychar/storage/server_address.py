@@ -76,11 +76,14 @@ def no_server(run: Path) -> UserError:
     path, text = run / LOCK_NAME, "no server is running on it"
     try:
         if _is_locked(run):
-            text = "a server holds it, but does not listen: it is starting or ending"
             path = run / ADDRESS_NAME
             path.open("rb").close()
+            text = f"a server holds it, but {path.name} is damaged: give its ENDPOINT"
     except FileNotFoundError:
-        pass
+        text = (
+            "a server holds it, but does not listen: it is starting or ending, or"
+            f" {path.name} was removed: give its ENDPOINT"
+        )
     except OSError as error:
         text = f"{because(error)}; its server is another user's: give its ENDPOINT"
         return UserError(f"{path}: {text}", code=RUN_FAILED)
