@@ -55,6 +55,28 @@ def test_a_reader_reads_on_where_it_ended(tmp_path: Path) -> None:
     assert reader.extent.fault == ""
 
 
+def test_what_follows_a_damaged_record_is_kept_in_another_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A torn end is not: it is what a killed writer leaves."""
+    path, damaged = tmp_path / "log", tmp_path / "log.damaged"
+    lines = written(path, *at(1, 2, 3)).splitlines(keepends=True)
+    for data, is_kept in ((lines[0] + b"{", False), (lines[0] + lines[2], True)):
+        path.write_bytes(data)
+        reader = LogReader(path)
+        assert list(reader) == at(1)
+        with caplog.at_level(logging.WARNING):
+            AppendLog(path, reader.extent).close()
+        assert path.read_bytes() == lines[0]
+        assert damaged.exists() == is_kept
+        assert caplog.text.rstrip().endswith(
+            "wrong checksum: truncated there; all of it is in log.damaged"
+            if is_kept
+            else "torn record: truncated there"
+        )
+    assert damaged.read_bytes() == lines[0] + lines[2]
+
+
 class TestMetrics:
     def test_are_cut_off_after_the_checkpoint(self, tmp_path: Path) -> None:
         path = tmp_path / METRICS_NAME

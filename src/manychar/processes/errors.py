@@ -18,6 +18,7 @@ INTERRUPTED = 130
 RAISE_LIMITS = "the limit of memory or processes is too small: see `ulimit -a`"
 DISK_FULL = errno.ENOSPC, errno.EDQUOT
 DISK_FAULTS = *DISK_FULL, errno.EIO
+INSTEAD = {**dict.fromkeys(DISK_FULL, "make room on the disk"), errno.EFBIG: "see `ulimit -f`"}
 TOO_LITTLE = errno.EAGAIN, errno.ENOMEM  # of processes, threads or memory
 
 
@@ -61,7 +62,7 @@ def user_errors(what: object, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advised = "make room on the disk" if error.errno in DISK_FULL else advice
+        advised = INSTEAD.get(error.errno or 0, advice)
         text = "; ".join(filter(None, [f"{what}: {because(error)}", advised]))
         raise UserError(text, code=code_of(error)) from None
 

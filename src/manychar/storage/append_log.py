@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,11 @@ class AppendLog:
     def __init__(self, path: Path, extent: Extent, *, most_bytes: float = math.inf) -> None:
         """Continue at a reader's extent; the rest is truncated. Raises OSError."""
         if extent.fault:
-            logger.warning(f"{path.name}: {extent.fault}: truncated there")
+            kept = ""
+            if extent.damage(path):  # more than the torn end of a killed writer
+                shutil.copyfile(path, damaged := path.with_name(f"{path.name}.damaged"))
+                kept = f"; all of it is in {damaged.name}"
+            logger.warning(f"{path.name}: {extent.fault}: truncated there{kept}")
         self.path = path
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._file.truncate(extent.length)
