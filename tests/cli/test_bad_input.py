@@ -482,7 +482,7 @@ class TestResuming:
             ["--numerics", "native"],
         ):
             done = manychar.run("train", "--resume", "run", *arguments)
-            named = arguments[0] if arguments[0].startswith("--") else "text: the run in run has another one"
+            named = arguments[0] if arguments[0].startswith("--") else "text: the run"
             expect_one_line(done, named, "leave it out")
         for flag, value in (("--steps", "-1"), ("--lease-timeout", "0"), ("--workers", "0")):
             done = manychar.run("train", "--resume", "run", flag, value, seconds=BOUNDED_SECONDS)
