@@ -107,6 +107,10 @@ def test_what_helps_idle_workers_and_slow_steps_is_readable(manychar: Commands) 
     few = manychar.run("plan", "--workers", "4", "--shards", "2")
     assert "2 of 4 workers compute 2 shards" in few.out
     assert "the limit is computing: more --shards" in few.out
+    server = ("--workers", "256", "--hidden", "512", "--streams", "32")
+    assert manychar.run("plan", *server).out.endswith(" shards each, or --relays\n")
+    relayed = manychar.run("plan", *server, "--relays", "64").out
+    assert relayed.endswith(" shards each, or another number of --relays\n")
     flags = ("--workers", "40", "--shards", "64", "--hidden", "2048", "--streams", "8")
     slow = manychar.run("plan", *flags)
     assert re.search(r"a step takes \d,\d{3} ms: ", slow.out)

@@ -64,7 +64,11 @@ def plan(
     computing, network, server, relay = (
         _short(1000 * each) for each in (found.computing, found.network, found.server, found.relay)
     )
-    few = found.limit == "computing" and found.holders < workers
+    remedy = REMEDIES[found.limit]
+    if found.limit == "computing" and found.holders < workers:
+        remedy = FEW_SHARDS
+    elif relays and found.limit != "relay":
+        remedy = remedy.replace("--relays", "another number of --relays")
     behind, relayed = (f" behind {relays:,} relays", f", relay {relay}") if relays else ("", "")
     write(
         f"{found.holders:,} of {workers:,} workers{behind} compute {shards:,} shards of"
@@ -74,5 +78,5 @@ def plan(
         f" {_short(rate * found.bytes_out / 1e6)} MB/s\n"
         f"a step takes {_short(1000 * found.seconds)} ms: computing {computing}, network {network},"
         f" server {server}{relayed}; they overlap\n"
-        f"the limit is {found.limit}: {FEW_SHARDS if few else REMEDIES[found.limit]}\n"
+        f"the limit is {found.limit}: {remedy}\n"
     )
