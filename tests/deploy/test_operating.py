@@ -205,6 +205,7 @@ def test_the_bytes_a_step_on_the_disk_are_those_of_journal_and_metrics(
     assert int(in_volume) == stated
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", ["rsync", "cp"])
 def test_a_backup_of_a_live_run_is_the_run(
     manychar: Commands, text: Path, program: str, require: Callable[[object, str], None]

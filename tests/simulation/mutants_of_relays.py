@@ -104,7 +104,7 @@ def a_relay_sends_weights_alone_after_a_step_that_was_not_finished(
     patch.setattr(Membership, "can_continue", lazy)
 
 
-@mutant("16", "relayed", "unheld", seed=187)
+@mutant("16", "relayed", "unheld", seed=371)
 def a_relay_does_not_cut_anew_what_it_revoked(patch: pytest.MonkeyPatch) -> None:
     right = LeaseGrants.keep_only
 
