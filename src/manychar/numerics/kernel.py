@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from manychar.numerics.corpus import id_dtype
 from manychar.numerics.model import Parameters, count_parameters
 
-TRANSPOSED_AT_ONCE = 128
+SAME_SETS = 1024  # bytes: rows of a multiple of this length share few sets of a cache
 PIECE = 2**14  # hidden values computed between two calls of `progress`; at least a time step's
 
 Arrays = tuple[NDArray[Any], ...]
@@ -77,8 +77,9 @@ class Kernel:
         """Copy the weights, shape (P,), that the next computations use."""
         self._weights.flat[:] = flat
         np.add(self._w["Wxh"].T, self._w["bh"], out=self._rows)
-        for start in range(0, len(self._WhhT), TRANSPOSED_AT_ONCE):
-            some = slice(start, start + TRANSPOSED_AT_ONCE)  # a larger block misses the caches
+        at_once = 128 if self._WhhT[0].nbytes % SAME_SETS else 16  # more would miss the caches
+        for start in range(0, len(self._WhhT), at_once):
+            some = slice(start, start + at_once)
             self._WhhT[:, some] = self._w["Whh"][some].T
 
     @np.errstate(over="ignore", invalid="ignore")  # what is not finite shows in the result
