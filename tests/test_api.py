@@ -355,11 +355,18 @@ print(run.resume(steps=before + 5, wait=False).join().step - before, run.is_aliv
     manychar.expect_nobody()
 
 
-def test_an_interrupt_before_there_is_a_handle_ends_the_run(manychar: Commands) -> None:
-    script = """
+@pytest.mark.parametrize("wait", [True, False])
+def test_an_interrupt_before_there_is_a_handle_ends_the_run(
+    manychar: Commands, *, wait: bool
+) -> None:
+    """Even where the first signal to the command comes just before it blocks, and is not seen."""
+    script = f"""
 from pathlib import Path
+from manychar.processes.child_process import ChildProcess
+terminate, sent = ChildProcess.terminate, []
+ChildProcess.terminate = lambda self: terminate(self) if sent else sent.append(1)
 try:
-    manychar.train(Path("pipe"), wait=False)
+    manychar.train(Path("pipe"), wait={wait})
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     signal.pause()

@@ -73,7 +73,7 @@ def worker_memory(size: Dimensions, held: int) -> float:
 
 def relay_memory(size: Dimensions, workers: int) -> float:
     """Return what to allow a relay of so many workers that holds all shards, in bytes."""
-    parameters = (8 + 2 * workers) * size.parameters_bytes
+    parameters = (9 + 2 * workers) * size.parameters_bytes
     return 65 * MIB + parameters + 26 * size.shards * size.hidden_bytes
 
 

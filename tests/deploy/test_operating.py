@@ -186,7 +186,7 @@ def test_the_formulas_stand_in_the_page() -> None:
         f"out  = W (P + {WEIGHTS_HEADER}) + S c B (T + 1)",
         "server      70 MiB + (18 + k + 2 W) P + 14 v S B H + 5 v B T (H + V)",
         "worker      60 MiB + (10 + log2 h) P + 4 v h B H + 6 v B T (H + V)",
-        "relay       65 MiB + (8 + 2 W) P + 26 v h B H",
+        "relay       65 MiB + (9 + 2 W) P + 26 v h B H",
         "validation  65 MiB + 7 P + v S B H",
     ):
         assert formula in PAGE

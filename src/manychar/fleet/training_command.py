@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from manychar.numerics.option import option
 from manychar.observability.notebook import OnProgress, progress_output
-from manychar.processes.subcommand import Command
+from manychar.processes.subcommand import STOP_AGAIN_AFTER, Command
 
 LOOK_EVERY = 0.05  # seconds between two looks
 
@@ -59,7 +59,8 @@ class TrainingCommand:
             if self.is_alive():
                 self.stop()
                 try:
-                    self._ended.wait()
+                    while not self._ended.wait(STOP_AGAIN_AFTER):
+                        self.stop()
                 finally:  # without effect unless interrupted again
                     self._command.kill()
             raise

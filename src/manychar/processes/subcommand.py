@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -21,6 +22,7 @@ from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_e
 from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, user_errors
 
 ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
+STOP_AGAIN_AFTER = 3  # seconds
 _COMMAND_OR_FLAG = re.compile(
     r"`[^`]*`|(?<![\w-])--(?P<flag>[a-z]+(?:-[a-z]+)*)(?:(?P<number> (?=\d))|=(?P<word>[a-z]+))?"
 )
@@ -123,9 +125,7 @@ class Command:
             yield from codecs.iterdecode(pieces, "utf-8", "replace")
             self.code = process.wait()
         except BaseException:
-            process.terminate()  # a SIGINT that this program ignores is ignored there, too
-            while os.read(self._descriptor, PIECE_BYTES):
-                pass
+            self._end()
             process.wait()
             raise
         finally:
@@ -139,6 +139,21 @@ class Command:
             reason = self._error or f"manychar {self._name} ended {how_it_ended(self.code)}"
             code = self.code if self.code > 0 else RUN_FAILED  # a signal ended it
             raise UserError(reason.removeprefix("manychar: "), code=code)
+
+    def _end(self) -> None:
+        """Have it end in good order, and read what it still writes.
+
+        By SIGTERM: a SIGINT that this program ignores is ignored there, too. Python handles a
+        signal that comes just before a read blocks only after that read, so it is sent again.
+        """
+        self._process.terminate()
+        readable = select.poll()
+        readable.register(self._descriptor, select.POLLIN)
+        while True:
+            if not readable.poll(1000 * STOP_AGAIN_AFTER):
+                self._process.terminate()
+            elif not os.read(self._descriptor, PIECE_BYTES):
+                return
 
     def stop(self) -> None:
         """Have it end in good order, and accept that it ends by that."""
