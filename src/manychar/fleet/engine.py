@@ -1,6 +1,7 @@
 """Carries out ComputeFingerprint and Compute; imports numpy, so pin the numerics first."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -21,16 +22,23 @@ from manychar.protocol.unit_payload import as_frame, digest
 class PieceTimer:
     """A progress callback: times the pieces of a computation, and calls `heartbeat` when it is due.
 
-    `due` is when, first; `heartbeat` returns when it is due again.
+    `due` is when, first; `heartbeat` returns when it is due again. After so many pieces as `yields`
+    other threads may have the core.
     """
 
-    def __init__(self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0) -> None:
+    def __init__(
+        self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0, *, yields: int = 0
+    ) -> None:
         self.longest_piece = 0.0
         self.due = due
+        self.yields = yields
         self._heartbeat = heartbeat
         self._last = time.monotonic()
 
     def __call__(self) -> None:
+        if self.yields:
+            self.yields -= 1
+            os.sched_yield()
         now = time.monotonic()
         self.longest_piece = max(self.longest_piece, now - self._last)
         if now >= self.due:
@@ -57,6 +65,7 @@ class Engine:
         self._digest = b""
         self._due = 0.0  # when the heartbeat is due, kept from shard to shard
         self.digest_of: Callable[[Frame], bytes] = digest
+        self.yields = 0  # as in PieceTimer
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype; computed once."""
@@ -75,8 +84,10 @@ class Engine:
             self._digest = self.digest_of(unit.weights)
         hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
-        timer, began = PieceTimer(heartbeat, self._due), time.monotonic()
+        timer = PieceTimer(heartbeat, self._due, yields=self.yields)
+        began = time.monotonic()
         loss, gradient, after = compute_shard(self._kernel, Batch(ids, unit.fresh), hidden, timer)
+        self.yields = timer.yields
         if math.isfinite(timer.due):
             self._due = timer.due
         return Computed(

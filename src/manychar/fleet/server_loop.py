@@ -38,6 +38,7 @@ from manychar.storage.validation_log import best_checkpoint, read_validation_los
 
 FLUSH_EVERY = 1.0
 SHOWN_WITHIN = 5.0
+YIELDS = 4  # pieces of the kernel's work, after a message to a worker
 
 
 class _AbandonedError(Exception):
@@ -258,7 +259,10 @@ class ServerLoop(Listener):
             return
         self.send_to(peer, message)
         if self.share is not None:
-            os.sched_yield()  # libzmq's thread may be waiting for this core, which computes next
+            # Threads that send and receive may be waiting for this core, which computes next:
+            # now this process's, then a worker's on the same machine.
+            os.sched_yield()
+            self.engine.yields = YIELDS
 
     def _record(self, status: Status) -> None:
         members, holders = self.machine.membership.members, self.machine.membership.holders()

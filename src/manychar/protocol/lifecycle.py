@@ -86,13 +86,13 @@ class Lifecycle(ServerPart):
         except NotFiniteError:
             self._not_finite()
             return
-        self._status_report.applied(now)
-        self._status_report.note_loss()
         step, state, operation = self._step, self._aggregation.state, self._spec.operation
         stops = self.phase is RunPhase.STOPPING or self._aggregation.closed
         ends = stops or self._early_stopping.ends_at(step)
         if not ends:
             self._lease_grants.broadcast(now)  # before all else: workers are waiting for it
+        self._status_report.applied(now)
+        self._status_report.note_loss()
         self._outbox.add(effects.Append(step, self._aggregation.loss))
         if _is_due(step, RECORD_EVERY_STEPS):
             self._record(now)
