@@ -245,7 +245,7 @@ class Run(Model):
         The result is printed on `sys.stderr`. Raises UserError for a run that is damaged.
         """
         flags = _flags({"from": from_, "to": to, "processes": processes})
-        command = Command("verify", self.source, *flags, accepted=(0, 1))
+        command = Command("verify", self.source, *flags, accepted=frozenset({0, 1}))
         log.write_line("".join(command.output()).rstrip("\n"))
         return command.code == 0
 

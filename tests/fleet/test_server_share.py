@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from manychar.fleet.engine import PieceTimer
 from manychar.fleet.server_loop import ServerLoop
 from manychar.fleet.server_share import ServerShare
 from manychar.observability.observer_client import ObserverClient
@@ -297,3 +299,25 @@ def test_a_computation_for_a_conflict_lets_the_loop_turn_and_ends_with_the_run()
     assert turns == [0, 0, 0]
     assert not within.computed
     assert server.outcome is finish
+
+
+def test_the_core_is_given_up_after_each_of_the_next_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where that is asked for while a shard is computed; what is left is for the next one."""
+    given_up: list[int] = []
+    monkeypatch.setattr("manychar.fleet.engine.os.sched_yield", lambda: given_up.append(1))
+    timer = PieceTimer()
+
+    def ask() -> float:
+        timer.yields = 4
+        return math.inf
+
+    timer.start(ask)
+    for _ in range(3):
+        timer()
+    assert len(given_up) == 2
+    timer.start(lambda: math.inf)
+    for _ in range(5):
+        timer()
+    assert len(given_up) == 4

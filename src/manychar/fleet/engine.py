@@ -20,20 +20,25 @@ from manychar.protocol.unit_payload import as_frame, digest
 
 
 class PieceTimer:
-    """A progress callback: times the pieces of a computation, and calls `heartbeat` when it is due.
+    """A progress callback: times the pieces of computations, and calls back when that is due.
 
-    `due` is when, first; `heartbeat` returns when it is due again. After so many pieces as `yields`
-    other threads may have the core.
+    `on_due` returns when it is due again. After each of the next `yields` pieces, other threads may
+    have the core; what they take of it counts as part of a piece, because nothing is handled then.
     """
 
-    def __init__(
-        self, heartbeat: Callable[[], float] = lambda: math.inf, due: float = 0, *, yields: int = 0
-    ) -> None:
+    def __init__(self, on_due: Callable[[], float] = lambda: math.inf) -> None:
         self.longest_piece = 0.0
-        self.due = due
-        self.yields = yields
-        self._heartbeat = heartbeat
+        self.yields = 0
+        self._due = 0.0
+        self.start(on_due)
+
+    def start(self, on_due: Callable[[], float]) -> None:
+        """Begin another computation; when `on_due` is due, and the yields that are left, stay."""
+        self.longest_piece = 0.0
+        self._on_due = on_due
         self._last = time.monotonic()
+        if self._due == math.inf:
+            self._due = 0.0
 
     def __call__(self) -> None:
         if self.yields:
@@ -41,8 +46,8 @@ class PieceTimer:
             os.sched_yield()
         now = time.monotonic()
         self.longest_piece = max(self.longest_piece, now - self._last)
-        if now >= self.due:
-            self.due = self._heartbeat()
+        if now >= self._due:
+            self._due = self._on_due()
             now = time.monotonic()
         self._last = now
 
@@ -63,9 +68,8 @@ class Engine:
         self._fingerprint: FingerprintComputed | None = None
         self._loaded: Frame | None = None
         self._digest = b""
-        self._due = 0.0  # when the heartbeat is due, kept from shard to shard
         self.digest_of: Callable[[Frame], bytes] = digest
-        self.yields = 0  # as in PieceTimer
+        self.timer = PieceTimer()
 
     def compute_fingerprint(self) -> FingerprintComputed:
         """Return the fingerprint of this process in the run's shapes and dtype; computed once."""
@@ -76,23 +80,20 @@ class Engine:
             self._fingerprint = FingerprintComputed(found, names | kernels(), timer.longest_piece)
         return self._fingerprint
 
-    def compute(self, unit: Compute, heartbeat: Callable[[], float]) -> Computed:
-        """Return the result of a shard; `heartbeat` is as in PieceTimer."""
-        if unit.weights is not self._loaded:
-            self._kernel.load(np.frombuffer(unit.weights, self._dtype))
-            self._loaded = unit.weights  # held on to, so that no other frame can be this one
-            self._digest = self.digest_of(unit.weights)
-        hidden = np.frombuffer(unit.hidden, self._dtype).reshape(self._kernel.streams, -1)
-        ids = np.frombuffer(unit.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
-        timer = PieceTimer(heartbeat, self._due, yields=self.yields)
-        began = time.monotonic()
-        loss, gradient, after = compute_shard(self._kernel, Batch(ids, unit.fresh), hidden, timer)
-        self.yields = timer.yields
-        if math.isfinite(timer.due):
-            self._due = timer.due
+    def compute(self, shard: Compute, on_due: Callable[[], float]) -> Computed:
+        """Return the result of a shard; `on_due` is as in PieceTimer."""
+        if shard.weights is not self._loaded:
+            self._kernel.load(np.frombuffer(shard.weights, self._dtype))
+            self._loaded = shard.weights  # held on to, so that no other frame can be this one
+            self._digest = self.digest_of(shard.weights)
+        hidden = np.frombuffer(shard.hidden, self._dtype).reshape(self._kernel.streams, -1)
+        ids = np.frombuffer(shard.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
+        timer, began = self.timer, time.monotonic()
+        timer.start(on_due)
+        loss, gradient, after = compute_shard(self._kernel, Batch(ids, shard.fresh), hidden, timer)
         return Computed(
-            unit.shard,
-            unit.step,
+            shard.shard,
+            shard.step,
             self._digest,
             loss=loss,
             gradient=gradient.flat,

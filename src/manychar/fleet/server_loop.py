@@ -27,7 +27,7 @@ from manychar.processes.sd_notify import Notifier
 from manychar.protocol import effects, events
 from manychar.protocol.counters import Counter
 from manychar.protocol.member import OWN_PEER
-from manychar.protocol.messages import Message, Peer, Status, Weights
+from manychar.protocol.messages import Grant, Message, NewWeights, Peer, Status, Weights
 from manychar.protocol.server import STOP_WITHIN, ParameterServer
 from manychar.storage.append_log import AppendLog
 from manychar.storage.checkpoint_writer import Writer
@@ -38,7 +38,7 @@ from manychar.storage.validation_log import best_checkpoint, read_validation_los
 
 FLUSH_EVERY = 1.0
 SHOWN_WITHIN = 5.0
-YIELDS = 4  # pieces of the kernel's work, after a message to a worker
+YIELDS = 4  # of the core, one after each of the next pieces, where a worker was asked for a unit
 
 
 class _AbandonedError(Exception):
@@ -258,11 +258,11 @@ class ServerLoop(Listener):
                 self.share.receive(message)
             return
         self.send_to(peer, message)
-        if self.share is not None:
+        if self.share is not None and isinstance(message, NewWeights | Grant):
             # Threads that send and receive may be waiting for this core, which computes next:
             # now this process's, then a worker's on the same machine.
             os.sched_yield()
-            self.engine.yields = YIELDS
+            self.engine.timer.yields = YIELDS
 
     def _record(self, status: Status) -> None:
         members, holders = self.machine.membership.members, self.machine.membership.holders()

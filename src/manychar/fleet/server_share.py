@@ -1,8 +1,8 @@
 """The server's own share of the computing: a worker's machine that is fed by function calls.
 
 While the kernel computes, its progress callback lets the server's loop handle what has come, so
-that the loop is deaf for no longer than the longest piece between two calls. What the server's
-machine sends to this worker waits in a queue until the machine that sent it has returned.
+that the loop is deaf for no longer than TURN_EVERY and the longest piece between two calls. What
+the server's machine sends to this worker waits in a queue until that machine has returned.
 """
 
 import collections

@@ -59,7 +59,7 @@ class TrainingCommand:
             if self.is_alive():
                 self.stop()
                 try:
-                    while not self._ended.wait(STOP_AGAIN_AFTER):
+                    while not self._ended.wait(STOP_AGAIN_AFTER) and self._command.is_running():
                         self.stop()
                 finally:  # without effect unless interrupted again
                     self._command.kill()

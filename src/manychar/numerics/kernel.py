@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from manychar.numerics.corpus import id_dtype
 from manychar.numerics.model import Parameters, count_parameters
 
-SAME_SETS = 1024  # bytes: rows of a multiple of this length share few sets of a cache
+FEW_SETS = 1024  # bytes: rows whose length is a multiple of it fall into few sets of a cache
+AT_ONCE, AT_ONCE_IN_FEW = 128, 16  # rows that are transposed: more would not stay in the cache
 PIECE = 2**14  # hidden values computed between two calls of `progress`; at least a time step's
 
 Arrays = tuple[NDArray[Any], ...]
@@ -77,7 +78,7 @@ class Kernel:
         """Copy the weights, shape (P,), that the next computations use."""
         self._weights.flat[:] = flat
         np.add(self._w["Wxh"].T, self._w["bh"], out=self._rows)
-        at_once = 128 if self._WhhT[0].nbytes % SAME_SETS else 16  # more would miss the caches
+        at_once = AT_ONCE if self._WhhT[0].nbytes % FEW_SETS else AT_ONCE_IN_FEW
         for start in range(0, len(self._WhhT), at_once):
             some = slice(start, start + at_once)
             self._WhhT[:, some] = self._w["Whh"][some].T

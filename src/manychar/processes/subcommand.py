@@ -22,7 +22,7 @@ from manychar.processes.child_process import PIECE_BYTES, ChildProcess, how_it_e
 from manychar.processes.errors import RUN_FAILED, STOPPED, UserError, user_errors
 
 ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
-STOP_AGAIN_AFTER = 3  # seconds
+STOP_AGAIN_AFTER = 3  # seconds in which a command that was stopped did not end
 _COMMAND_OR_FLAG = re.compile(
     r"`[^`]*`|(?<![\w-])--(?P<flag>[a-z]+(?:-[a-z]+)*)(?:(?P<number> (?=\d))|=(?P<word>[a-z]+))?"
 )
@@ -89,7 +89,7 @@ class Command:
         name: str,
         *arguments: str,
         given: bytes = b"",
-        accepted: tuple[int, ...] = (0,),
+        accepted: frozenset[int] = frozenset({0}),
         on_progress: Callable[[Mapping[str, Any]], object] | None = None,
         quiet: bool = False,
     ) -> None:
@@ -117,7 +117,7 @@ class Command:
         """Yield its standard output as it comes, to its end.
 
         Raises UserError with its own line where it fails. Closing or interrupting this iterator
-        interrupts the command, which ends in good order; what it still writes is read.
+        stops the command, which ends in good order; what it still writes is read.
         """
         process = self._process
         try:
@@ -157,8 +157,11 @@ class Command:
 
     def stop(self) -> None:
         """Have it end in good order, and accept that it ends by that."""
-        self._accepted = (*self._accepted, STOPPED, -signal.SIGTERM)
+        self._accepted |= {STOPPED, -signal.SIGTERM}
         self._process.terminate()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def is_calling_back(self) -> bool:
         """Whether the caller is `on_progress`: the command's end waits for it."""

@@ -28,6 +28,7 @@ def digest(frame: Frame) -> bytes:
 
     A long frame is read as rows of FOLDED numbers of 64 bits, and the CRC is that of the columns'
     sums: the CRC of all takes several times as long, and each step waits for a worker's digest.
+    It does not tell frames apart whose rows changed places.
     """
     folded = 0
     if len(frame) >= FOLDED_FROM:

@@ -1,4 +1,4 @@
-"""The price of keys: the same fleet over plain TCP and over CURVE."""
+"""The price of keys: the same fleet with CURVE and without, over ipc."""
 
 import contextlib
 import tempfile
