@@ -321,3 +321,24 @@ def test_the_core_is_given_up_after_each_of_the_next_pieces(
     for _ in range(5):
         timer()
     assert len(given_up) == 4
+
+
+def test_what_others_take_of_the_core_is_not_time_that_a_shard_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a server that serves and yields would count as slow, and lose its shards."""
+    now = [0.0]
+
+    def after(seconds: float) -> float:
+        now[0] += seconds
+        return math.inf
+
+    monkeypatch.setattr("manychar.fleet.engine.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("manychar.fleet.engine.os.sched_yield", lambda: after(3.0))
+    timer = PieceTimer(lambda: after(2.0))
+    timer.yields = 1
+    after(1.0)
+    timer()
+    assert (timer.others_seconds, timer.longest_piece) == (5.0, 4.0)
+    timer.start(lambda: math.inf)
+    assert timer.others_seconds == 0.0

@@ -24,31 +24,34 @@ class PieceTimer:
 
     `on_due` returns when it is due again. After each of the next `yields` pieces, other threads may
     have the core; what they take of it counts as part of a piece, because nothing is handled then.
+    `others_seconds` is what they and `on_due` took since the start.
     """
 
     def __init__(self, on_due: Callable[[], float] = lambda: math.inf) -> None:
-        self.longest_piece = 0.0
+        self.longest_piece = self.others_seconds = 0.0
         self.yields = 0
         self._due = 0.0
         self.start(on_due)
 
     def start(self, on_due: Callable[[], float]) -> None:
         """Begin another computation; when `on_due` is due, and the yields that are left, stay."""
-        self.longest_piece = 0.0
+        self.longest_piece = self.others_seconds = 0.0
         self._on_due = on_due
         self._last = time.monotonic()
         if self._due == math.inf:
             self._due = 0.0
 
     def __call__(self) -> None:
+        ended = now = time.monotonic()
         if self.yields:
             self.yields -= 1
             os.sched_yield()
-        now = time.monotonic()
+            now = time.monotonic()
         self.longest_piece = max(self.longest_piece, now - self._last)
         if now >= self._due:
             self._due = self._on_due()
             now = time.monotonic()
+        self.others_seconds += now - ended
         self._last = now
 
 
@@ -99,5 +102,5 @@ class Engine:
             gradient=gradient.flat,
             hidden=as_frame(after),
             longest_piece=timer.longest_piece,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - began - timer.others_seconds,
         )
