@@ -87,7 +87,7 @@ class ProgressDisplay:
         is_settled = min(status.seconds, time.monotonic() - self._began_at) > HINT_AFTER
         if exchange > HINT_ABOVE and is_settled and not self._hinted:
             self._hinted = True
-            advice = "more workers will not help; a new run may have more --streams or --hidden"
+            advice = "fewer workers may be as fast; a new run may have more --streams or --hidden"
             logger.info(f"the exchange takes {exchange:.0%} of the time: {advice}")
 
     def weights(self, weights: Weights) -> None:
