@@ -393,7 +393,7 @@ def test_a_hint_where_more_workers_do_not_pay(
         display._began_at -= shown
         for _ in range(3):
             display.status(Snapshot(SIZE, _status(seconds), several))
-    hint = "the exchange takes 60% of the time: fewer workers may be as fast; a new run may have more"
+    hint = "the exchange takes 60% of the time: fewer workers may be as fast; a new run may"
     assert capsys.readouterr().err.count(hint) == hinted
 
 
