@@ -108,16 +108,17 @@ class ServerLoop(Listener):
 
     def _compute(self) -> bool:
         """Compute a shard that is disputed, or a unit of this server; return whether one was."""
-        if not self.to_compute and self.share is None:
-            return False
         try:
             if self.to_compute:
                 self.handle(self.engine.compute(self.to_compute.popleft(), self._serve))
-            elif self.share is not None:
-                return self._is_shown() and self.share.compute(self._serve_share)
+                return True
+            return (
+                self.share is not None
+                and self._is_shown()
+                and self.share.compute(self._serve_share)
+            )
         except _AbandonedError:
-            pass
-        return True
+            return True
 
     def _is_shown(self) -> bool:
         """Whether the parent is here by now: it is to see the steps of the shortest run, too."""

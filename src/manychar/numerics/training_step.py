@@ -55,7 +55,7 @@ def start(
 
 
 def kernel_of(definition: Definition, vocabulary_size: int) -> Kernel:
-    """Return a kernel that computes this run's units."""
+    """Return a kernel that computes this run's shards."""
     return Kernel(
         vocabulary_size,
         definition.hidden,

@@ -16,7 +16,14 @@ from manychar.protocol import messages
 from manychar.protocol.client_session import HEARTBEATS_PER_SILENCE, LONGEST_INTERVAL
 from manychar.protocol.member import OWN_PEER, Member, PeerState
 from manychar.protocol.messages import HOST_LENGTH, Hello, Owner, Peer, Role
-from manychar.protocol.range_cut import MOVE_GAIN, best_cut, count_of, expected_step, runs_of
+from manychar.protocol.range_cut import (
+    MOVE_GAIN,
+    best_cut,
+    count_of,
+    expected_step,
+    numbers_of,
+    runs_of,
+)
 
 MOVE_EVERY = 1.0
 FORGET_SILENT_AFTER = 60.0
@@ -50,7 +57,7 @@ class Lease:
 
     @property
     def numbers(self) -> range:
-        return range(self.shards[0], self.shards[1] + 1)
+        return numbers_of(self.shards)
 
     def ask(self, step: int, now: float) -> None:
         again = self.asked_step == step
@@ -70,7 +77,7 @@ class Membership:
     def __init__(self, shards: int, *, silence: float) -> None:
         self.members: dict[Peer, Member] = {}
         self.leases: dict[int, Lease] = {}
-        self._leases_of: dict[Peer, dict[int, Lease]] = {}  # nobody looks for one in all
+        self._leases_of: dict[Peer, dict[int, Lease]] = {}  # with 1,000 peers, no search
         self.scope = 0, shards - 1
         self.silence = silence
         self._numbers = 0
@@ -289,7 +296,7 @@ def _paces_of(workers: Sequence[Member]) -> tuple[list[list[float]], list[int]]:
 
     Where it is not known it is the mean of the others.
     """
-    known = [worker.speed.units for worker in workers]
+    known = [worker.speed.recent for worker in workers]
     measured = [statistics.fmean(each) for each in known if each]
     mean = statistics.fmean(measured) if measured else 1.0
     return [of or [mean] for of in known], [worker.workers for worker in workers]
@@ -299,7 +306,7 @@ def _pays(
     workers: Sequence[Member], present: Mapping[Peer, Range], wanted: Mapping[Peer, Range]
 ) -> bool:
     """Whether the predicted step gets so much shorter that ranges should move."""
-    if not all(worker.speed.units for worker in workers if worker.peer in present):
+    if not all(worker.speed.recent for worker in workers if worker.peer in present):
         return False
     paces = _paces_of(workers)
     now, then = (

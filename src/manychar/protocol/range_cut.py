@@ -46,12 +46,12 @@ def cut(
     ranges: list[Range | None] = [None] * len(seconds)
     start, others = first, sum(most[i] for i in able)
     for rank, i in enumerate(able):
+        if start > last:
+            break
         others -= most[i]
         left = len(able) - rank - 1
         least = max(1, last + 1 - others - start)
         greatest = min(most[i], last + 1 - start - left)
-        if start > last:
-            break
         ends = range(start + least, start + max(least, greatest) + 1)
         # The lowest bit of a boundary is the size of the largest subtree that begins there.
         end = max(ends, key=lambda boundary: boundary & -boundary) if left else last + 1
@@ -61,32 +61,32 @@ def cut(
 
 
 def best_cut(
-    shards: Range, units: Sequence[Sequence[float]], workers: Sequence[int]
+    shards: Range, recent: Sequence[Sequence[float]], workers: Sequence[int]
 ) -> list[Range | None]:
-    """Cut by the mean of each holder's last units, or without the one that took longest.
+    """Cut by the mean of each holder's `recent` seconds a shard, or without the slowest one.
 
     A step waits for the longest unit: a worker that stands still now and then costs more than its
     mean says. It gets no range where the steps would get MOVE_GAIN shorter.
     """
-    seconds = [statistics.fmean(each) for each in units]
+    seconds = [statistics.fmean(each) for each in recent]
     ranges = cut(shards, seconds, workers)
-    held = zip(ranges, units, workers, strict=True)
+    held = zip(ranges, recent, workers, strict=True)
     longest = [_rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
     last = longest.index(max(longest))
     if others := seconds[:last] + seconds[last + 1 :]:
         without = cut(shards, others, [*workers[:last], *workers[last + 1 :]])
         without.insert(last, None)
-        now, then = (expected_step(each, units, workers) for each in (ranges, without))
+        now, then = (expected_step(each, recent, workers) for each in (ranges, without))
         if then < MOVE_GAIN * now:
             return without
     return ranges
 
 
 def expected_step(
-    ranges: Sequence[Range | None], units: Sequence[Sequence[float]], workers: Sequence[int]
+    ranges: Sequence[Range | None], recent: Sequence[Sequence[float]], workers: Sequence[int]
 ) -> float:
-    """Return the mean of the steps that the holders' last units would make: the longest of each."""
-    holders = zip(ranges, units, workers, strict=True)
+    """Return the mean of the steps that `recent` seconds would make: of each the longest unit."""
+    holders = zip(ranges, recent, workers, strict=True)
     held = [(_rounds(count_of(each), at_once), of) for each, of, at_once in holders if each]
     steps = range(max((len(of) for _, of in held), default=0))
     return sum(max(count * of[k % len(of)] for count, of in held) for k in steps) / len(steps)

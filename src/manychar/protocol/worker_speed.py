@@ -29,7 +29,7 @@ class WorkerSpeed:
         return statistics.fmean(self._seconds) if self._seconds else None
 
     @property
-    def units(self) -> list[float]:
+    def recent(self) -> list[float]:
         """The seconds of a shard in each of its last units."""
         return list(self._seconds) or ([] if self._when_too_slow is None else [self._when_too_slow])
 
