@@ -75,11 +75,11 @@ class PresetEngine:
         return self._fingerprint
 
     def compute(self, unit: effects.Compute) -> events.Computed:
-        from manychar.protocol.unit_payload import as_frame, digest  # noqa: PLC0415
+        from manychar.protocol.unit_payload import as_frame, folded_digest  # noqa: PLC0415
 
         assert self._results is not None
         if unit.weights is not self._weights:
-            self._weights, self._digest = unit.weights, digest(unit.weights)
+            self._weights, self._digest = unit.weights, folded_digest(unit.weights)
         loss, gradient, hidden = self._results.of(unit.shard, unit.step)
         return events.Computed(
             unit.shard,

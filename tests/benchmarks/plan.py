@@ -20,7 +20,7 @@ class Plan:
 
     `scratch` is a folder for run directories, which is gone afterwards; `before` is an earlier
     version, `part` one part of the row `targets`; `target` is in nats a character, on the last
-    `held_out` characters; `results` keeps the trainings of the row `recipe`.
+    `validation_characters` characters; `results` keeps the trainings of the row `recipe`.
     """
 
     text: Path
@@ -31,7 +31,7 @@ class Plan:
     seeds: int = 9
     seconds: float = 3.0
     cap: float = 60.0
-    held_out: int = 30_000
+    validation_characters: int = 30_000
     target: float = 2.2
     results: Path | None = None
 

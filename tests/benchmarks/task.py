@@ -29,7 +29,7 @@ class Task:
     rank: int = 0
     size: int = 1
     meeting: str = ""
-    held_out: int = 0
+    validation_characters: int = 0
     target: float = 0.0
     cap: float = 0.0
 

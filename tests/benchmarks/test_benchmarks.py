@@ -17,7 +17,7 @@ from tests.benchmarks.rounds import Figures, interleave
 from tests.benchmarks.rows import capacity, relays, targets, texts
 from tests.benchmarks.running import sizes
 from tests.benchmarks.shared_memory import SharedMemory, shared
-from tests.benchmarks.sides.held_out import crossing
+from tests.benchmarks.sides.crossing import crossing
 from tests.benchmarks.to_loss import Clock, FleetToLoss, until_loss
 
 TEXT = "to be, or not to be, that is the question: " * 200
@@ -85,7 +85,7 @@ def test_a_loss_is_reached_by_a_fleet_and_by_one_process(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_loss, "MOST_CHARACTERS", 300_000)
-    plan = dataclasses.replace(plan, held_out=500, target=2.0)
+    plan = dataclasses.replace(plan, validation_characters=500, target=2.0)
     task = plan.task(numerics="portable", hidden=16, shards=2, streams=16)
     batch = until_loss(plan, task.in_one_batch(), "batch")
     with Side("one_to_loss", batch) as one:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.running import manychar, metrics, operation, sizes, watched
-from tests.benchmarks.sides.held_out import crossing
+from tests.benchmarks.sides.crossing import crossing
 from tests.benchmarks.task import CHARACTERS_A_LOOK, Task
 
 MOST_CHARACTERS = 4_000_000
@@ -17,7 +17,11 @@ MOST_CHARACTERS = 4_000_000
 def until_loss(plan: Plan, task: Task, form: str = "") -> Task:
     """Return the task of a side that trains, or validates, until the plan's loss."""
     return dataclasses.replace(
-        task, held_out=plan.held_out, target=plan.target, cap=plan.cap, form=form
+        task,
+        validation_characters=plan.validation_characters,
+        target=plan.target,
+        cap=plan.cap,
+        form=form,
     )
 
 
@@ -42,7 +46,7 @@ class FleetToLoss:
         """Train until enough characters were read, or the time is over."""
         text = self._plan.scratch / "training-part.txt"
         whole = self._plan.text.read_bytes().decode()
-        text.write_bytes(whole[: -self._plan.held_out].encode())
+        text.write_bytes(whole[: -self._plan.validation_characters].encode())
         task = self._task
         steps = max(1, CHARACTERS_A_LOOK // (task.shards * task.streams * task.seq_length))
         flags = [

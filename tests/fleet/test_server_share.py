@@ -275,6 +275,22 @@ def test_a_share_abandons_a_shard_of_a_step_that_others_have_completed() -> None
     assert {step for step, _ in within.computed} == {1}
 
 
+def test_the_mailbox_of_a_share_is_emptied_before_each_shard() -> None:
+    """Also where the loop was not due within the shard before."""
+    within = Within(shards=2, steps=12)
+    within.share.handle(DeadlinePassed())
+    within.share.read_mailbox()
+    within.stage.join("ann")
+
+    def another_is_faster(serve: Callable[[], float]) -> None:
+        if within.stage.server.state.step == 0:
+            within.deliver(Received(unit_result(within.stage.known, 0, 1, 0), b"ann"))
+
+    within.during = another_is_faster
+    assert within.share.compute(within.serve)
+    assert within.computed[:2] == [(0, 0), (1, 0)]
+
+
 def test_a_computation_for_a_conflict_lets_the_loop_turn_and_ends_with_the_run() -> None:
     server = object.__new__(ServerLoop)
     within, turns = Within(), []
@@ -287,10 +303,8 @@ def test_a_computation_for_a_conflict_lets_the_loop_turn_and_ends_with_the_run()
     server.__dict__ |= {
         "share": None,
         "engine": within,
-        "turn_at": 0.0,
         "outcome": None,
         "loop": SimpleNamespace(turn=turn),
-        "router": SimpleNamespace(has_mail=lambda: True),
         "notifier": SimpleNamespace(alive=lambda: None),
         "to_compute": collections.deque([within.stage.server.aggregation.compute_again(0, 0)]),
     }

@@ -101,7 +101,7 @@ def test_every_checkpoint_is_validated_and_the_best_is_kept(manychar: Commands, 
     assert re.search(r"validation [\d.]+ ", said)
     path = f"run/checkpoints/{checkpoint_path(run.checkpoints, best).name}"
     assert said.splitlines()[-1].endswith(f"sample {path}")
-    # It is the loss that `evaluate` finds, and what is held out is not trained on.
+    # It is the loss that `evaluate` finds, and the validation text is not trained on.
     for source in ("run", path):
         validation_ids = manychar.directory / "validation.txt"
         whole = text.read_text(encoding="utf-8")

@@ -160,7 +160,7 @@ def test_the_remainder_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("validation", "kept"), [(0.0, 1000), (0.05, 950), (0.5, 500), (0.01, 990), (0.9, 100)]
 )
-def test_the_validation_split_is_held_out_at_the_end(validation: float, kept: int) -> None:
+def test_the_validation_text_is_the_end(validation: float, kept: int) -> None:
     S, B, T = 2, 5, 1
     streams = Streams(numbered(1000), S, B, T, validation)
     assert streams.length == kept // (S * B)

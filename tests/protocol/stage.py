@@ -27,7 +27,7 @@ from manychar.protocol.messages import (
 from manychar.protocol.run_operation import Operation
 from manychar.protocol.run_spec import RunSpec, dimensions_of
 from manychar.protocol.server import ParameterServer
-from manychar.protocol.unit_payload import Payload, digest, equal_parts
+from manychar.protocol.unit_payload import Payload, equal_parts, folded_digest
 from tests.simulation.reference import Reference, compute, reference
 
 RUN, TERM, SESSION, FINGERPRINT = "run-1", 3, 7, "the-runs"
@@ -191,7 +191,7 @@ def unit_result(known: Reference, first: int, last: int, step: int, **changes: A
         "first": first,
         "last": last,
         "step": step,
-        "weights_digest": digest(known.weights[step]),
+        "weights_digest": folded_digest(known.weights[step]),
         "seconds": 0.01,
         "payload": known.payload(step, first, last)._replace(**parts),
     }

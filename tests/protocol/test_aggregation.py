@@ -15,7 +15,7 @@ from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation
 from manychar.protocol.counters import Counter
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import UnitResult
-from manychar.protocol.unit_payload import digest
+from manychar.protocol.unit_payload import digest, folded_digest
 from tests.protocol.stage import computed, flip, hidden_of, nodes_of, unit_result
 from tests.simulation.reference import Reference, bytes_of, reference
 
@@ -318,7 +318,7 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
     case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
     assert kept() is None
     ((_, claim),) = [each for each in case.aggregation.accepted(0, ALL) if ALL in each[1]]
-    assert claim[ALL] == digest(case_sums(case, ALL)[0])
+    assert claim[ALL] == folded_digest(case_sums(case, ALL)[0])
 
 
 def test_a_hidden_state_is_no_view_of_a_received_frame() -> None:

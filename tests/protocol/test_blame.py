@@ -21,7 +21,7 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.server import TICK
-from manychar.protocol.unit_payload import digest, pack_digests
+from manychar.protocol.unit_payload import digest, folded_digest, pack_digests
 from tests.protocol import test_relay
 from tests.protocol.stage import IN_RUN, Stage, flip, hello, only, sent
 from tests.simulation.reference import Reference
@@ -49,7 +49,7 @@ def right_digests(known: Reference) -> bytes:
 
     def of(each: Any) -> object:
         if isinstance(each, tuple):
-            return digest(known.sums[0][each])
+            return folded_digest(known.sums[0][each])
         piece = known.pieces[each, 0]
         return piece.loss.hex(), digest(piece.hidden)
 

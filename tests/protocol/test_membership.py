@@ -219,7 +219,8 @@ def test_lost_shards_go_to_a_slow_worker_only_where_nobody_else_is_here() -> Non
     for member, holders in ((fast[0], {b"w1"}), (fast[1], {b"w2"})):
         member.state = PeerState.SILENT
         membership.end_leases(member.peer)
-        assert {lease.peer for lease in membership.lease_unheld(range(4))} == holders
+        assert {lease.peer for lease in membership.lease_unheld([0])} == holders, "of one shard"
+        assert {lease.peer for lease in membership.lease_unheld(range(4))} <= holders
 
 
 # Silence.

@@ -240,7 +240,9 @@ def test_who_has_nothing_to_do_waits_and_who_owes_is_late() -> None:
     ann, bob = seen(stage)["ann"], seen(stage)["bob"]
     assert (ann.waiting, bob.waiting) == (0.5, 0.0), "both have the next step to compute"
     assert (ann.late_seconds, bob.late_seconds) == (1.0, 1.0)
-    assert (bob.computing, bob.exchanging) == (0.125, 0.875)
+    assert (bob.computing, bob.exchanging) == (0.25, 0.75), (
+        "the unit in hand takes as long as the last"
+    )
 
 
 def test_the_straggler_is_who_the_step_waits_for_alone() -> None:
@@ -259,18 +261,39 @@ def test_what_was_before_a_worker_joined_is_not_its_share() -> None:
     """The time of a first step begins long before, as the server's does."""
     stage = Stage()
     stage.now += 5.0
-    stage.share("ann")
+    stage.share("ann", "bob")
+    stage.deliver("bob", stage.ranges_of("bob")[0], seconds=1.0)
     stage.now += 1.0
     stage.deliver("ann", stage.ranges_of("ann")[0], seconds=1.0)
     stage.now += 3.0
     assert seen(stage)["ann"].straggling == 0.25
 
 
+def test_a_worker_alone_is_no_straggler() -> None:
+    stage = Stage(shards=3)
+    stage.join("ann")
+    for _ in range(5):
+        stage.now += 1.0
+        stage.deliver("ann", (0, 2))
+    assert seen(stage)["ann"].straggling == 0.0
+
+
+def test_a_unit_of_half_a_minute_is_computed_all_the_time() -> None:
+    stage = Stage()
+    stage.join("ann")
+    for _ in range(3):
+        for _ in range(30):
+            stage.wait(1.0, "ann")
+            ann = seen(stage)["ann"]
+            assert ann.computing > 0.99
+        stage.deliver("ann", (0, 1), seconds=15.0)
+
+
 def test_shares_are_of_the_last_ten_seconds() -> None:
     stage = Stage()
     stage.join("ann")
     stage.wait(60.0, "ann")
-    assert seen(stage)["ann"].computing == 0.0
+    assert seen(stage)["ann"].computing == 1.0, "its first unit takes long"
     for _ in range(11):
         stage.wait(1.0, "ann")
         stage.deliver("ann", (0, 1), seconds=0.25)

@@ -36,7 +36,7 @@ from manychar.protocol.messages import (
     Welcome,
 )
 from manychar.protocol.run_spec import dimensions_of
-from manychar.protocol.unit_payload import digest
+from manychar.protocol.unit_payload import folded_digest
 from manychar.protocol.worker import Worker
 from tests.protocol.stage import (
     IN_RUN,
@@ -243,7 +243,7 @@ def test_it_names_the_weights_that_it_used() -> None:
     bench = Bench().at_work()
     bench.grant(1, (0, 1), 3)
     result = only(bench.compute_all(), UnitResult)
-    assert result.weights_digest == digest(bench.known.weights[3])
+    assert result.weights_digest == folded_digest(bench.known.weights[3])
 
 
 def test_it_takes_its_lowest_shards_first_with_the_mailbox_emptied() -> None:

@@ -273,5 +273,5 @@ def test_shares_stay_shares_whatever_a_worker_says() -> None:
     tally = WorkerTally()
     for second in (1.0, 2.0, 30.0):
         tally.delivered(1, 1.7e308, second)
-        found = tally.recent(second + 0.5, is_awaited=False)
+        found = tally.recent(second + 0.5, expected=0.0)
         assert all(0 <= each <= 1 for name, each in found.items() if name != "shards_per_second")

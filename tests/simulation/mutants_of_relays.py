@@ -63,9 +63,9 @@ def a_relay_hides_a_lost_worker(patch: pytest.MonkeyPatch) -> None:
     right = Relay._progress
 
     def proud(self: Relay, run_and_term: RunAndTerm) -> Heartbeat:
-        most, beat = self._told_workers, right(self, run_and_term)
-        self._told_workers = max(most, beat.workers)
-        return dataclasses.replace(beat, workers=self._told_workers)
+        most, heartbeat = self._told_workers, right(self, run_and_term)
+        self._told_workers = max(most, heartbeat.workers)
+        return dataclasses.replace(heartbeat, workers=self._told_workers)
 
     patch.setattr(Relay, "_progress", proud)
 

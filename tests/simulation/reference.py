@@ -20,7 +20,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed
 from manychar.protocol.messages import UnitResult
-from manychar.protocol.unit_payload import Payload, digest
+from manychar.protocol.unit_payload import Payload, digest, folded_digest
 from tests.encoding import encode
 
 HIDDEN, LETTERS, SEQ_LENGTH = 4, "abcde", 3
@@ -159,7 +159,7 @@ def _pieces_of(
     state: TrainingState, streams: Streams, kernel: Kernel
 ) -> dict[tuple[int, int], Piece]:
     kernel.load(state.parameters.flat)
-    weights_digest = digest(state.parameters.flat.tobytes())
+    weights_digest = folded_digest(state.parameters.flat.tobytes())
     pieces = {}
     for shard, hidden in enumerate(state.hidden):
         batch = streams.batch_at(shard, state.step)
@@ -208,5 +208,7 @@ def compute(unit: Compute, size: Dimensions) -> Piece:
         )
         before = np.frombuffer(hidden, size.dtype).reshape(size.streams, size.hidden).copy()
         loss, gradient, after = compute_shard(kernel, batch, before)
-        _computed[key] = Piece(digest(weights), loss, gradient.flat.tobytes(), after.tobytes())
+        _computed[key] = Piece(
+            folded_digest(weights), loss, gradient.flat.tobytes(), after.tobytes()
+        )
     return _computed[key]

@@ -185,10 +185,10 @@ class WorkerShell:
 
     def _prove(self) -> Callable[[], list[Effect]]:
         fingerprint = FOREIGN_FINGERPRINT if self.foreign else FINGERPRINT
-        proof = FingerprintComputed(fingerprint, {}, 0.0)
+        computed = FingerprintComputed(fingerprint, {}, 0.0)
 
         def proven() -> list[Effect]:
-            effects: list[Effect] = self.machine.handle(proof, self.world.now)
+            effects: list[Effect] = self.machine.handle(computed, self.world.now)
             return effects
 
         return proven

@@ -376,7 +376,7 @@ class World:
     # Ends.
 
     def server_finished(self, finish: Finish) -> None:
-        """Judge how the server ended; after a stop it is started again."""
+        """Check how the server ended; after a stop it is started again."""
         assert self.server is not None
         machine = self.server.machine
         self.log(lambda: f"server finishes: {finish}")

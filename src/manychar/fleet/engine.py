@@ -16,7 +16,7 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import Compute
 from manychar.protocol.events import Computed, FingerprintComputed
 from manychar.protocol.messages import Frame
-from manychar.protocol.unit_payload import as_frame, digest
+from manychar.protocol.unit_payload import as_frame, folded_digest
 
 
 class PieceTimer:
@@ -71,7 +71,7 @@ class Engine:
         self._fingerprint: FingerprintComputed | None = None
         self._loaded: Frame | None = None
         self._digest = b""
-        self.digest_of: Callable[[Frame], bytes] = digest
+        self.digest_of: Callable[[Frame], bytes] = folded_digest
         self.timer = PieceTimer()
 
     def compute_fingerprint(self) -> FingerprintComputed:

@@ -56,7 +56,7 @@ def cover(count: int, wanted: Range) -> tuple[Range, ...]:
 
 
 def largest_cover(count: int) -> int:
-    """Return how many nodes the cover of a range can have at most: max(1, 2 log2 count)."""
+    """Return how many nodes the cover of a range can have at most: max(1, 2 ⌈log2 count⌉)."""
     return max(1, 2 * (count - 1).bit_length())
 
 

@@ -85,7 +85,8 @@ class ProgressDisplay:
             self._line(snapshot, mean_loss(status, self._shown))
         exchange = snapshot.share("exchanging")
         is_settled = min(status.seconds, time.monotonic() - self._began_at) > HINT_AFTER
-        if exchange > HINT_ABOVE and is_settled and not self._hinted:
+        several = len(snapshot.working) > 1
+        if exchange > HINT_ABOVE and several and is_settled and not self._hinted:
             self._hinted = True
             advice = "fewer workers may be as fast; a new run may have more --streams or --hidden"
             logger.info(f"the exchange takes {exchange:.0%} of the time: {advice}")

@@ -156,7 +156,7 @@ class Admission(ServerPart):
         before, member.workers = member.workers, heartbeat.workers
         member.levels = heartbeat.levels
         if member.is_relay and (before != member.workers or member.speed.is_due(now)):
-            member.speed.note_range()  # it is tried again: it is too late with every duplicate
+            member.speed.note_range()  # it is tried again: duplicates come too late through it
             self._membership.workers_changed()
         if before and not member.workers:
             self._lease_grants.lost(member, now)

@@ -25,7 +25,7 @@ from manychar.protocol.effects import Compute
 from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import Frame, Identities, UnitResult
 from manychar.protocol.range_cut import numbers_of
-from manychar.protocol.unit_payload import as_frame, digest, equal_parts
+from manychar.protocol.unit_payload import as_frame, digest, equal_parts, folded_digest
 
 STEPS_COMPARED = 8
 KEPT_BYTES = 2**22  # payloads of past steps: most of their sums are never compared
@@ -58,18 +58,18 @@ class _Step:
         """Compute those of the inputs, once."""
         if self.inputs is not None and not self.weights_digest:
             weights, hidden, _ = self.inputs
-            self.weights_digest = digest(as_frame(weights))
+            self.weights_digest = folded_digest(as_frame(weights))
             parts = equal_parts(as_frame(hidden), len(hidden))
             self.hidden_digests = self.hidden_digests or list(map(digest, parts))
 
     def digest_delivered(self) -> None:
         for node, (sender, frame) in self.delivered.items():
-            self.digests[node] = sender, digest(frame)
+            self.digests[node] = sender, folded_digest(frame)
         self.delivered.clear()
         self.payload_bytes = 0
 
     def names(self) -> set[str]:
-        """Return the names of all who had a part in it, and their keys'."""
+        """Return the names of all senders of it, and of their keys."""
         of_nodes = [sender for sender, _ in [*self.delivered.values(), *self.digests.values()]]
         return {name for sender in [*self.senders.values(), *of_nodes] for name in sender}
 
@@ -136,7 +136,7 @@ class Aggregation:
 
     def digest_of(self, weights: Frame) -> bytes:
         """Return the digest of weights; computed once for the open step's."""
-        return self.weights_digest if weights is self.weights else digest(weights)
+        return self.weights_digest if weights is self.weights else folded_digest(weights)
 
     def ids(self, first: int, last: int) -> memoryview:
         return as_frame(self.corpus.ids_at(first, last, self.state.step))
@@ -246,7 +246,10 @@ class Aggregation:
             for i, sender in record.senders.items()
             if first <= i <= last
         ]
-        sums = {node: (sender, digest(frame)) for node, (sender, frame) in record.delivered.items()}
+        sums = {
+            node: (sender, folded_digest(frame))
+            for node, (sender, frame) in record.delivered.items()
+        }
         for node, (sender, of_sum) in (record.digests | sums).items():
             if first <= node[0] and node[1] <= last:
                 found.append((sender, {node: of_sum}))
@@ -258,7 +261,7 @@ class Aggregation:
         shards = zip(numbers_of(result.shards), payload.losses, hidden, strict=True)
         digests: Digests = {i: (loss.hex(), digest(each)) for i, loss, each in shards}
         nodes = zip(self._cover(result), payload.sums, strict=True)
-        return digests | {node: digest(frame) for node, frame in nodes}
+        return digests | {node: folded_digest(frame) for node, frame in nodes}
 
     def first_from(self, senders: AbstractSet[str], *, at_most: float) -> float:
         """Return the lowest remembered step that any of them had a part in, or `at_most`."""

@@ -20,7 +20,7 @@ from manychar.protocol.member import SHARE_NAME, Member
 from manychar.protocol.messages import Blame, Dispute, Identities
 from manychar.protocol.range_cut import count_of, numbers_of, shards_named
 from manychar.protocol.server_part import ServerPart, Shared
-from manychar.protocol.unit_payload import as_frame, digest, pack_digests
+from manychar.protocol.unit_payload import as_frame, digest, folded_digest, pack_digests
 
 
 @dataclasses.dataclass
@@ -48,7 +48,7 @@ class Conflict:
         return {sender for sender, claim in self.claims if self.is_wrong(claim)}
 
     def differing_from(self, sender: Identities) -> list[str]:
-        """Return the names of those who computed differently what this sender computed, too."""
+        """Return the names of the senders whose claims differ from this sender's of the same."""
         own = [claim for each, claim in self.claims if each == sender]
         return [
             name
@@ -61,7 +61,7 @@ class Conflict:
         if isinstance(of, int):
             return self.computed[of].loss.hex(), digest(self.computed[of].hidden)
         gradients = [self.computed[shard].gradient for shard in numbers_of(of)]
-        return digest(as_frame(sum_in_tree(gradients)))
+        return folded_digest(as_frame(sum_in_tree(gradients)))
 
 
 class ConflictingResults(ServerPart):

@@ -5,6 +5,7 @@ import enum
 import math
 
 from manychar.protocol.messages import Identities, Owner, Peer, Role, Unit, UnitState
+from manychar.protocol.range_cut import rounds
 from manychar.protocol.worker_speed import WorkerSpeed
 from manychar.protocol.worker_tally import WorkerStats, WorkerTally
 
@@ -56,6 +57,11 @@ class Member:
     host: str = ""
     tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
     speed: WorkerSpeed = dataclasses.field(default_factory=WorkerSpeed)
+
+    def seconds_for(self, shards: int) -> float:
+        """Return how long so many shards take by its speed; as long as one likes before a unit."""
+        seconds = self.speed.seconds_a_shard
+        return rounds(shards, max(1, self.workers)) * (seconds or math.inf) if shards else 0.0
 
     @property
     def identities(self) -> Identities:

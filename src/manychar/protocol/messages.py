@@ -16,7 +16,7 @@ from manychar.protocol.dimensions import Dimensions, Structure
 from manychar.protocol.unit_payload import DigestsFrame, PayloadField
 from manychar.protocol.worker_tally import WorkerStats
 
-WIRE_VERSION = 6  # rises with every release that changes the messages
+WIRE_VERSION = 7  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection

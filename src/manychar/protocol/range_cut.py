@@ -23,7 +23,7 @@ def shortest_step(shards: int, seconds: Sequence[float], workers: Sequence[int])
     heapq.heapify(ends)
     for _ in range(shards - 1):
         _, count, each, at_once = ends[0]
-        more = (_rounds(count + 1, at_once) * each, count + 1, each, at_once)
+        more = (rounds(count + 1, at_once) * each, count + 1, each, at_once)
         heapq.heapreplace(ends, more)
     return ends[0][0]
 
@@ -66,12 +66,12 @@ def best_cut(
     """Cut by the mean of each holder's `recent` seconds a shard, or without the slowest one.
 
     A step waits for the longest unit: a worker that stands still now and then costs more than its
-    mean says. It gets no range where the steps would get MOVE_GAIN shorter.
+    mean says. It gets no range where the steps without it take less than MOVE_GAIN of the time.
     """
     seconds = [statistics.fmean(each) for each in recent]
     ranges = cut(shards, seconds, workers)
     held = zip(ranges, recent, workers, strict=True)
-    longest = [_rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
+    longest = [rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
     last = longest.index(max(longest))
     if others := seconds[:last] + seconds[last + 1 :]:
         without = cut(shards, others, [*workers[:last], *workers[last + 1 :]])
@@ -87,12 +87,12 @@ def expected_step(
 ) -> float:
     """Return the mean of the steps that `recent` seconds would make: of each the longest unit."""
     holders = zip(ranges, recent, workers, strict=True)
-    held = [(_rounds(count_of(each), at_once), of) for each, of, at_once in holders if each]
+    held = [(rounds(count_of(each), at_once), of) for each, of, at_once in holders if each]
     steps = range(max((len(of) for _, of in held), default=0))
     return sum(max(count * of[k % len(of)] for count, of in held) for k in steps) / len(steps)
 
 
-def _rounds(count: int, workers: int) -> int:
+def rounds(count: int, workers: int) -> int:
     """Return how many shards the busiest of so many workers computes, one after the other."""
     return -(-count // workers)
 

@@ -200,7 +200,7 @@ class ParameterServer:
         seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
         seconds *= not self._was_suspended(result)
         member.tally.delivered(len(accepted), seconds, now)
-        if self.aggregation.complete:
+        if self.aggregation.complete and len(self.membership.leases) > 1:
             member.tally.straggling += now - max(self._delivered_at, member.tally.since)
         self._delivered_at = now
 

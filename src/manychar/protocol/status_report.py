@@ -221,7 +221,8 @@ class StatusReport(ServerPart):
         """Return the run's figures and all workers, in as many messages as it takes."""
         shards: dict[Peer, list[int]] = {}
         for lease in self._membership.leases.values():
-            shards.setdefault(lease.peer, []).extend(lease.numbers)
+            if not lease.duplicate:
+                shards.setdefault(lease.peer, []).extend(lease.numbers)
         entries = []
         for member in self._listed():
             entries.append(self._entry(member, shards.get(member.peer, []), now))
@@ -268,7 +269,7 @@ class StatusReport(ServerPart):
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
         tally = member.tally
-        awaited = any(map(self._aggregation.is_missing, shards))
+        missing = sum(map(self._aggregation.is_missing, shards))
         state = "slow" if member.speed.is_too_slow else "idle"
         state = state if member.workers else WITHOUT_WORKERS
         state = SILENT if member.state is PeerState.SILENT else "working" if shards else state
@@ -280,9 +281,9 @@ class StatusReport(ServerPart):
             gradients=tally.gradients,
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,
-            late_seconds=now - self._applied_at if awaited else 0.0,
+            late_seconds=now - self._applied_at if missing else 0.0,
             longest_piece_seconds=member.longest_piece,
-            **tally.recent(now, is_awaited=awaited),
+            **tally.recent(now, expected=member.seconds_for(missing)),
         )
 
     def weights(self) -> Weights:

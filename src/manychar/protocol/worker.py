@@ -42,7 +42,7 @@ from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_part
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-UNITS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
+SHARDS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
 
 
 @dataclasses.dataclass
@@ -136,7 +136,7 @@ class Worker(ClientMachine):
 
     def __init__(self, hello: Hello, *, server: str, connect_timeout: float, now: float) -> None:
         super().__init__(hello, server=server, connect_timeout=connect_timeout, now=now)
-        self._longest_pieces: collections.deque[float] = collections.deque(maxlen=UNITS_REMEMBERED)
+        self._longest_pieces: collections.deque[float] = collections.deque(maxlen=SHARDS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
         self._in_hand: _InHand | None = None
         self._leases: dict[int, HeldLease] = {}

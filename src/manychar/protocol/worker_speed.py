@@ -13,7 +13,7 @@ class WorkerSpeed:
     """The seconds of a shard. A worker that is too slow for a range is probed now and then.
 
     Without a range it keeps the figure for which it lost it, until it has computed GOOD_PROBES
-    units anew; then the last of these count.
+    units anew; then the last GOOD_PROBES count, until it has a range.
     """
 
     def __init__(self) -> None:

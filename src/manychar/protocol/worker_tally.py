@@ -1,7 +1,8 @@
 """What a worker has done: in total since it joined, and of its time over the last ten seconds.
 
-It computes for as long as it says itself. It waits from the moment its last unit is accepted until
-something is asked of it again; the rest of its time is the exchange.
+It computes for as long as it says itself of each unit, and of the one that is asked of it now for
+as long as it took lately. It waits from the moment its last unit is accepted until something is
+asked of it again; the rest of its time is the exchange.
 """
 
 import collections
@@ -10,8 +11,7 @@ from typing import Any, NamedTuple
 
 from manychar.protocol import field_types as field
 
-MARKS = 10
-MARK_EVERY = 1.0
+RECENT, MARK_EVERY = 10.0, 1.0
 WITHOUT_WORKERS = "without-workers"  # the state of a relay
 
 
@@ -59,7 +59,7 @@ class WorkerTally:
     straggling: float = 0.0
     delivered_at: float = 0.0
     marks: collections.deque[tuple[float, ...]] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=MARKS)
+        default_factory=collections.deque
     )
 
     def delivered(self, gradients: int, seconds: float, now: float) -> None:
@@ -69,29 +69,34 @@ class WorkerTally:
         self.delivered_at = now
 
     def waits_until(self, now: float) -> None:
-        """Note that nothing was asked of it since its last unit, and something is now."""
+        """Note that it is asked for a unit now, and has waited for that since its last one."""
         self.waiting += now - self.delivered_at
         self.delivered_at = now
 
     def suspended(self, seconds: float) -> None:
         self.since += seconds
         self.delivered_at += seconds
-        self.marks = collections.deque(
-            ((at + seconds, *totals) for at, *totals in self.marks), maxlen=MARKS
-        )
+        self.marks = collections.deque((at + seconds, *totals) for at, *totals in self.marks)
 
-    def recent(self, now: float, *, is_awaited: bool) -> dict[str, Any]:
-        """Return those fields of WorkerStats, by name; to be called every now and then."""
-        waiting = self.waiting + (0.0 if is_awaited else now - self.delivered_at)
+    def recent(self, now: float, *, expected: float) -> dict[str, Any]:
+        """Return those fields of WorkerStats, by name; to be called every now and then.
+
+        It takes `expected` seconds to compute what is asked of it now, 0 where that is nothing.
+        """
+        since_then = now - self.delivered_at
+        waiting = self.waiting + (0.0 if expected else since_then)
         here = now, self.gradients, self.computing, waiting, self.straggling
         if not self.marks:
             self.marks.append((self.since, 0.0, 0.0, 0.0, 0.0))
+        while len(self.marks) > 1 and now - self.marks[1][0] >= RECENT:
+            self.marks.popleft()
         seconds, *spent = (b - a for a, b in zip(self.marks[0], here, strict=True))
         if now - self.marks[-1][0] >= MARK_EVERY:
             self.marks.append(here)
         speed, *shares = (max(0.0, n) / max(seconds, 1e-9) for n in spent)
         computing, waiting, straggling = (min(1.0, share) for share in shares)
-        computing = min(computing, 1 - waiting)  # as it reports: pauses of its process count
+        computing += min(expected, since_then) / max(seconds, 1e-9)  # of the unit in hand
+        computing = min(computing, 1 - waiting)  # a unit may have begun before
         return {
             "computing": computing,
             "exchanging": max(0.0, 1 - computing - waiting),

@@ -29,7 +29,7 @@ class ServerStart:
 
 @dataclasses.dataclass(frozen=True)
 class AppliedStep:
-    """The weights of `step` were made; `digest` is the CRC-32 of their bytes in hexadecimal."""
+    """The weights of `step` were made; `digest` is their folded digest, in hexadecimal."""
 
     term: int
     step: int

@@ -20,7 +20,7 @@ from manychar.numerics.training_step import TrainingState
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
 from manychar.processes.subcommand import Command
-from manychar.protocol.unit_payload import as_frame, digest
+from manychar.protocol.unit_payload import as_frame, folded_digest
 from manychar.storage.checkpoint import checkpoint_path
 from manychar.storage.corpus_file import check_corpus
 from manychar.storage.journal import JOURNAL_NAME, JournalContents, read_journal
@@ -157,7 +157,10 @@ def check(path: Path, pieces: list[Piece]) -> Finding | None:
         first_wrong: int | None = None
         states = itertools.islice(replay(directory, piece.end - begin, state), 1, None)
         for step, state in enumerate(states, begin + 1):
-            if journal.digest(step) not in (None, digest(as_frame(state.parameters.flat)).hex()):
+            if journal.digest(step) not in (
+                None,
+                folded_digest(as_frame(state.parameters.flat)).hex(),
+            ):
                 first_wrong = first_wrong or step
             done += step > piece.begin
             if time.monotonic() >= next_line:

@@ -15,7 +15,7 @@ from manychar.protocol.run_operation import choose_steps
 from tests.benchmarks.asking import Side
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.rounds import tell
-from tests.benchmarks.sides.held_out import crossing
+from tests.benchmarks.sides.crossing import crossing
 from tests.benchmarks.tables import table
 
 COARSE, LEARNS_WITHIN, LEARNS = 600_000, 1_000_000, 2.6
@@ -74,11 +74,13 @@ class Trainings:
 
 def run(plan: Plan) -> Iterator[str]:
     """Yield the tables: grid, streams, seeds, the end of a default run, the way to the target."""
-    task = dataclasses.replace(plan.task(numerics="portable"), held_out=plan.held_out)
+    task = dataclasses.replace(
+        plan.task(numerics="portable"), validation_characters=plan.validation_characters
+    )
     with Side("recipe", task) as side:
         side.until_ready()
         trainings = Trainings(plan, side)
-        yield f"Nats a character on the last {plan.held_out:,} characters."
+        yield f"Nats a character on the last {plan.validation_characters:,} characters."
         yield from _grid(trainings)
         yield from _by_streams(trainings)
         yield from _seeds(trainings)

@@ -1,4 +1,4 @@
-"""One process until its loss on the held-out end of the text is low enough.
+"""One process until its loss on the validation text of the text is low enough.
 
 The form `plain` is min-char-rnn; `batch` is this program's recipe, with all streams in one batch.
 """
@@ -15,7 +15,7 @@ from manychar.numerics.corpus import Streams
 from manychar.numerics.evaluation import loss_of
 from manychar.numerics.model import Parameters
 from manychar.numerics.training_step import advance, kernel_of, start
-from tests.benchmarks.sides.held_out import crossing
+from tests.benchmarks.sides.crossing import crossing
 from tests.benchmarks.sides.plain import Plain
 from tests.benchmarks.sides.texts import definition_of, read_ids
 from tests.benchmarks.task import CHARACTERS_A_LOOK, Task
@@ -40,7 +40,7 @@ class Batch:
 def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
     """Take a seed; the figure is seconds of training, looks at the loss left out."""
     V, ids = read_ids(task.text)
-    held, rest = ids[-task.held_out :], ids[: -task.held_out]
+    held, rest = ids[-task.validation_characters :], ids[: -task.validation_characters]
     steps = max(1, CHARACTERS_A_LOOK // (task.streams * task.seq_length))
 
     def go(seed: str) -> float:

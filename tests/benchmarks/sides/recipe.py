@@ -1,4 +1,4 @@
-"""One training in one process, with the losses on the held-out end on its way."""
+"""One training in one process, with the losses on the validation text on its way."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], list[float]]]:
     is not finite, or the one of a `target`, is the last.
     """
     V, ids = read_ids(task.text)
-    held, rest = ids[-task.held_out :], ids[: -task.held_out]
+    held, rest = ids[-task.validation_characters :], ids[: -task.validation_characters]
 
     def go(argument: str) -> list[float]:
         asked = json.loads(argument)

@@ -15,7 +15,7 @@ def prepare(task: Task) -> tuple[str, Callable[[str], float]]:
 
     A character of the last part that the training part does not have is left out.
     """
-    held = Path(task.text).read_bytes().decode()[-task.held_out :]
+    held = Path(task.text).read_bytes().decode()[-task.validation_characters :]
 
     def go(path: str) -> float:
         checkpoint = read_checkpoint(Path(path))

@@ -1,4 +1,4 @@
-"""When a loss on the held-out end of the text was low enough."""
+"""When a loss was low enough, between two that were looked at."""
 
 
 def crossing(before: tuple[float, float], after: tuple[float, float], target: float) -> float:
