@@ -30,7 +30,12 @@ SIZES_BY_STREAMS = {100: STREAMS, 256: STREAMS, 512: (32, 64, 128)}
 # Other values than the default ones, and the number of seeds; 10 / H is a rate that falls with H.
 OTHERS: dict[int, list[tuple[dict[str, float], int]]] = {
     64: [],
-    100: [({"warmup": 50}, 2), ({"warmup": 200}, 5), ({"streams": 128}, 5)],
+    100: [
+        ({"warmup": 50}, 2),
+        ({"warmup": 200}, 5),
+        ({"streams": 128}, 5),
+        ({"streams": 512, "learning_rate": 0.03, "warmup": 0}, 2),
+    ],
     256: [({"streams": 64}, 5), ({"streams": 64, "learning_rate": 10 / 256, "warmup": 100}, 5)],
     512: [({"streams": 64}, 2), ({"streams": 64, "learning_rate": 10 / 512, "warmup": 100}, 5)],
     1024: [
