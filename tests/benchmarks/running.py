@@ -43,9 +43,9 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have it stop as by Ctrl-C; end it if it does not."""
+        """Have it stop in good order; end it if it does not."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)  # a shell's background ignores SIGINT
         try:
             self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:

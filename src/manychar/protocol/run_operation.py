@@ -50,7 +50,7 @@ class Operation:
     sample_length: int = _count(200, "Characters of a sample; 0: no samples.")
     workers: int = option(
         Formula(f"min(shards, cores, {MOST_WORKERS})", as_many_as_useful),
-        "Worker processes.",
+        "Processes that compute; with --compute, the server's is one of them.",
         roles=("train",),
         least=1,
         most=MOST_WORKERS,
