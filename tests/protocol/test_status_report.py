@@ -278,6 +278,16 @@ def test_a_worker_alone_is_no_straggler() -> None:
     assert seen(stage)["ann"].straggling == 0.0
 
 
+def test_no_share_is_negative_where_a_suspension_is_noticed_after_the_result() -> None:
+    stage = Stage()
+    stage.join("ann")
+    stage.now += 1.0
+    stage.deliver("ann", (0, 1), seconds=0.1)
+    stage.server.handle(Suspended(5.0), stage.now)
+    ann = seen(stage)["ann"]
+    assert min(ann.computing, ann.exchanging, ann.waiting) >= 0.0
+
+
 def test_a_unit_of_half_a_minute_is_computed_all_the_time() -> None:
     stage = Stage()
     stage.join("ann")

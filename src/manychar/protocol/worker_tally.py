@@ -83,7 +83,7 @@ class WorkerTally:
 
         It takes `expected` seconds to compute what is asked of it now, 0 where that is nothing.
         """
-        since_then = now - self.delivered_at
+        since_then = max(0.0, now - self.delivered_at)  # a suspension may be noticed late
         waiting = self.waiting + (0.0 if expected else since_then)
         here = now, self.gradients, self.computing, waiting, self.straggling
         if not self.marks:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ HASH_SHOWN = 16
 TURNS = {"running": 0.02, "stopped": 0.04}  # seconds
 LASTS = 10.0  # seconds of a trial, as long as something is still to happen to its fleet
 TURN, SHORTEST_RUNNING = 0.1, 0.002  # seconds, in which the server is slowed for that
+LONGER_EVERY = 5.0  # seconds: else a step whose exchange takes several turns would take too long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +144,11 @@ def in_fleet(
         fleet = LocalFleet(directory, display, lambda seen: disturbance.on_status(seen, fleet))
         with (
             slowed(lambda: disturbance.to_slow(fleet), **TURNS) as stopped,
-            slowed(lambda: disturbance.to_hold(fleet), **turns_for(alone_seconds)),
+            slowed(
+                lambda: disturbance.to_hold(fleet),
+                longer_every=LONGER_EVERY,
+                **turns_for(alone_seconds),
+            ),
         ):
             finish = fleet.run()
     if finish.code:
@@ -163,16 +169,25 @@ def turns_for(alone_seconds: float) -> dict[str, float]:
 
 @contextlib.contextmanager
 def slowed(
-    current: Callable[[], subprocess.Popen[bytes] | None], *, running: float, stopped: float
+    current: Callable[[], subprocess.Popen[bytes] | None],
+    *,
+    running: float,
+    stopped: float,
+    longer_every: float = math.inf,
 ) -> Iterator[threading.Event]:
     """Stop the current process and let it go on, in turns of so many seconds.
 
-    The event says that it was stopped once.
+    It runs for twice as long after each `longer_every` seconds. The event says that it was stopped
+    once.
     """
     ended, stopped_once = threading.Event(), threading.Event()
+    began_at = time.monotonic()
+
+    def turn() -> float:
+        return running * 2 ** min(10.0, (time.monotonic() - began_at) // longer_every)
 
     def work() -> None:
-        while not ended.wait(running):
+        while not ended.wait(turn()):
             with contextlib.suppress(ProcessLookupError):
                 if (process := current()) is not None:
                     os.kill(process.pid, signal.SIGSTOP)
