@@ -372,10 +372,11 @@ def test_the_straggler_is_named_where_the_steps_wait_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown", "exchanging", "hinted"),
+    ("seconds", "shown", "exchanging", "workers", "hinted"),
     [
-        *((20.0, 20.0, 0.6, True), (20.0, 20.0, 0.4, False), (10.0, 20.0, 0.6, False)),
-        (9000.0, 10.0, 0.6, False),  # a run that was resumed
+        *((20.0, 20.0, 0.6, 2, True), (20.0, 20.0, 0.4, 2, False), (10.0, 20.0, 0.6, 2, False)),
+        (20.0, 20.0, 0.6, 1, False),  # there are no fewer
+        (9000.0, 10.0, 0.6, 2, False),  # a run that was resumed
     ],
 )
 def test_a_hint_where_more_workers_do_not_pay(
@@ -383,12 +384,13 @@ def test_a_hint_where_more_workers_do_not_pay(
     seconds: float,
     shown: float,
     exchanging: float,
+    workers: int,
     *,
     hinted: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log.configure()
-    several = tuple(_worker(seconds, name=f"w{i}", exchanging=exchanging) for i in range(2))
+    several = tuple(_worker(seconds, name=f"w{i}", exchanging=exchanging) for i in range(workers))
     with ProgressDisplay(open_run(trained)) as display:
         display._began_at -= shown
         for _ in range(3):

@@ -346,6 +346,11 @@ def test_a_worker_that_only_costs_gets_no_range_and_is_measured_by_a_duplicate()
     assert stage.ranges_of("bob") == []
     effects = stage.wait(10.2, "ann", "bob")
     assert [each[1:3] for each in grants(effects, "bob")] == [((0, 3), (0, 3))]
+    shown = {
+        each.name: (each.state, each.shards)
+        for each in stage.server.status_report.pages(stage.now)[0].workers
+    }
+    assert shown == {"ann": ("working", 4), "bob": ("slow", 0)}, "a copy is no range"
     stage.deliver("ann", (0, 3), seconds=0.01)
     assert stage.ranges_of("bob") == [], "a duplicate ends with the step"
     stage.deliver("bob", (0, 3), stage.server.state.step - 1, seconds=0.01)

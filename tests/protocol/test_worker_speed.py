@@ -275,3 +275,13 @@ def test_shares_stay_shares_whatever_a_worker_says() -> None:
         tally.delivered(1, 1.7e308, second)
         found = tally.recent(second + 0.5, expected=0.0)
         assert all(0 <= each <= 1 for name, each in found.items() if name != "shards_per_second")
+
+
+@pytest.mark.parametrize("every", [0.5, 1.0, 4.0])
+def test_shares_are_of_ten_seconds_however_rarely_they_are_asked_for(every: float) -> None:
+    tally, now = WorkerTally(), 0.0
+    while now < 40.0:
+        now += every
+        tally.delivered(1, 0.0 if now > 20.0 else every, now)
+        found = tally.recent(now, expected=0.0)
+    assert found["computing"] == 0.0, "that was 20 seconds ago"
