@@ -100,6 +100,7 @@ def length(message: Message) -> int:
     return sum(len(frame) for frame in encode(message))
 
 
+@pytest.mark.long
 def test_the_tables_are_those_of_the_formulas() -> None:
     written = PAGE.split(operating.BEGIN)[1].split(operating.END)[0]
     assert written.strip() == operating.tables(), (

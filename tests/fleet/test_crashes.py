@@ -314,6 +314,7 @@ def test_every_truncation_of_a_journal_is_noticed_and_cut_off(tmp_path: Path) ->
     assert len(ends) == len(whole)
 
 
+@pytest.mark.long
 def test_every_flipped_bit_of_a_journal_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     data = _journal(tmp_path)
