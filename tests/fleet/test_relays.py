@@ -12,7 +12,6 @@ from manychar.network import keys
 from manychar.protocol.messages import KeyRole
 from tests.commands import SMALL, Commands, Running, until
 from tests.fleet.test_fleet import expect_same_bits
-from tests.parameters import others_long
 
 LOOPBACK = "tcp://127.0.0.1:0"
 WRONG = 3
@@ -260,7 +259,8 @@ def shown_tree(manychar: Commands) -> dict[str, set[str]]:
     return tree
 
 
-@pytest.mark.parametrize("is_long", others_long([False, True]))
+@pytest.mark.long
+@pytest.mark.parametrize("is_long", [False, True])
 def test_train_starts_relays_and_starts_a_killed_one_again(
     manychar: Commands, text: Path, tmp_path: Path, *, is_long: bool
 ) -> None:
