@@ -73,7 +73,7 @@ def test_all_ways_come_to_the_same_bits(manychar: Commands, text: Path) -> None:
     header = done.out.splitlines()[0]
     assert re.fullmatch(
         r" *step +one process +1 worker +2 workers \(worker killed at [\d,]+\)"
-        r" +4 workers \(server killed at [\d,]+, a worker slowed\)",
+        r" +4 workers \(server killed at [\d,]+, a worker slowed, ranges moved\)",
         header,
     )
     rows = rows_of(done.out)
@@ -94,33 +94,43 @@ def test_nobody_is_killed_too_early_or_after_the_last_step(
 ) -> None:
     operation = Operation(steps=20, workers=2, compute=False)
     disturbance = Disturbance(kill=kill, slow=True, operation=operation)
-    only = SimpleNamespace(name="worker-1", process=SimpleNamespace(pid=None))
+    only = SimpleNamespace(name="worker-1", process=SimpleNamespace(pid=None), shards=4)
     fleet: Any = SimpleNamespace(server=only, workers=[only])
     status = SimpleNamespace(step=step)
     seen: Any = SimpleNamespace(status=status, workers=[only], working=["worker-1"])
     disturbance.on_status(seen, fleet)
     assert not disturbance.killed
     assert bool(disturbance.to_slow(fleet)) == (step < 20)
-    said = f"only 1 joined, no {kill} killed, no worker slowed"
+    said = f"only 1 joined, no {kill} killed, no worker slowed, no range moved"
     assert disturbance.result(was_slowed=False) == (said, False)
 
 
 @pytest.mark.parametrize("kill", ["worker", "server", None])
+@pytest.mark.parametrize("slow", [False, True])
 def test_the_server_is_slowed_until_all_has_happened(
-    kill: Literal["worker", "server"] | None,
+    kill: Literal["worker", "server"] | None, *, slow: bool
 ) -> None:
     operation = Operation(steps=20, workers=2, compute=False)
-    disturbance = Disturbance(kill=kill, slow=True, operation=operation)
+    disturbance = Disturbance(kill=kill, slow=slow, operation=operation)
     process: Any = SimpleNamespace(pid=None)
     fleet: Any = SimpleNamespace(server=SimpleNamespace(name="the server", process=process))
     fleet.workers = [SimpleNamespace(name=f"worker-{i}", process=None) for i in (1, 2)]
+
+    def is_held_when(*shards: int) -> bool:
+        pairs = zip(fleet.workers, shards, strict=False)
+        workers = [SimpleNamespace(name=worker.name, shards=shards) for worker, shards in pairs]
+        seen: Any = SimpleNamespace(status=SimpleNamespace(step=3), workers=workers)
+        disturbance.on_status(seen, fleet)
+        return disturbance.to_hold(fleet) is process
+
     assert disturbance.to_hold(fleet) is None, "it is still starting"
-    for joined in (0, 1, 2):
-        seen = SimpleNamespace(status=SimpleNamespace(step=3), workers=fleet.workers[:joined])
-        disturbance.on_status(seen, fleet)  # type: ignore[arg-type]
-        assert (disturbance.to_hold(fleet) is process) is (joined < 2 or kill is not None)
+    assert is_held_when()
+    assert is_held_when(4)
+    assert is_held_when(2, 2) is (slow or kill is not None)
     disturbance.killed.append((process, 5))
-    assert disturbance.to_hold(fleet) is None
+    assert is_held_when(2, 2) is slow
+    assert not is_held_when(3, 1), "a range has moved"
+    assert not is_held_when(3, 1)
     disturbance.joined.pop()
     fleet.server.process = SimpleNamespace(pid=None)
     assert disturbance.to_hold(fleet) is None, "it is starting again"
@@ -150,7 +160,7 @@ def test_a_trial_that_is_not_whole_is_a_failure(manychar: Commands, text: Path) 
     done = manychar.run("equivalence", str(text), *flags, program=("-c", BLIND))
     assert done.code == 3, done.err
     two = "2 workers (only 0 joined, no worker killed)"
-    four = "4 workers (only 0 joined, no server killed, no worker slowed)"
+    four = "4 workers (only 0 joined, no server killed, no worker slowed, no range moved)"
     header, *rows = done.out.splitlines()
     assert header.split("  ")[-2:] == [two, four]
     assert len(rows) == 4, "no line that says `the same bits`"

@@ -63,8 +63,10 @@ class Disturbance:
     """What is to happen to a fleet while it trains, and what of it has happened.
 
     After a quarter of the steps, `kill` is killed: of the workers, once all have joined, one that
-    holds a lease. With `slow`, a worker that has joined is slowed, so that ranges move. Until then
-    the server is slowed, so that a fast machine does not end the run before; a very short run can.
+    holds a lease. With `slow`, a worker that has joined is slowed, and ranges are to move: other
+    numbers of shards are held than at the last look, when all had joined, too. Until all that has
+    happened the server is slowed, so that a fast machine does not end the run before; a very short
+    run can.
     """
 
     kill: Literal["worker", "server"] | None
@@ -74,11 +76,16 @@ class Disturbance:
     serving: subprocess.Popen[bytes] | None = None
     joined: set[str] = dataclasses.field(default_factory=set)
     killed: list[tuple[subprocess.Popen[bytes], int]] = dataclasses.field(default_factory=list)
+    held: dict[str, int] = dataclasses.field(default_factory=dict)
+    ranges_moved: bool = False
 
     def on_status(self, snapshot: Snapshot, fleet: LocalFleet) -> None:
-        """Note who has joined, and kill what is due."""
+        """Note who has joined and what each holds, and kill what is due."""
         self.step, last = snapshot.status.step, self.operation.steps
         self.serving = fleet.server.process
+        held = {worker.name: worker.shards for worker in snapshot.workers if worker.shards}
+        self.ranges_moved |= self._all_joined and held != self.held
+        self.held = held
         self.joined.update(worker.name for worker in snapshot.workers)
         ready = self.kill == "server" or (self.kill == "worker" and self._all_joined)
         if self.killed or not ready or not last // 4 <= self.step < last:
@@ -97,7 +104,7 @@ class Disturbance:
 
     def to_hold(self, fleet: LocalFleet) -> subprocess.Popen[bytes] | None:
         """Return the server's process, once it serves, while something is still to happen."""
-        if self._all_joined and bool(self.killed or not self.kill):
+        if self._all_joined and (self.killed or not self.kill) and self.ranges_moved >= self.slow:
             return None
         return self.serving if self.serving is fleet.server.process else None
 
@@ -114,6 +121,7 @@ class Disturbance:
             expected.append((bool(at), *words))
         if self.slow:
             expected.append((was_slowed, "a worker slowed", "no worker slowed"))
+            expected.append((self.ranges_moved, "ranges moved", "no range moved"))
         notes = [yes if happened else no for happened, yes, no in expected]
         return ", ".join(filter(None, notes)), all(happened for happened, *_ in expected)
 
