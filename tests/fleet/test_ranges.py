@@ -31,10 +31,10 @@ def pin_and_slow_down(numerics):
 worker_process.pin = pin_and_slow_down
 runpy.run_module("manychar", run_name="__main__")
 """
-SOON_PROBED = """
+SOON_MEASURED = """
 import runpy
 from manychar.protocol import worker_speed
-worker_speed.PROBE_EVERY = 0.5
+worker_speed.MEASURE_EVERY = 0.5
 runpy.run_module("manychar", run_name="__main__")
 """
 
@@ -129,7 +129,7 @@ def test_a_worker_at_a_fifth_of_the_speed_costs_little(manychar: Commands, text:
 def test_a_worker_that_only_costs_gets_nothing_and_comes_back(
     manychar: Commands, text: Path
 ) -> None:
-    fleet = ByHand(manychar, text, *SMALL, program=("-c", SOON_PROBED), fast=0.002, slow=0.002)
+    fleet = ByHand(manychar, text, *SMALL, program=("-c", SOON_MEASURED), fast=0.002, slow=0.002)
     fleet.wait_until(lambda of: {"fast", "slow"} == {n for n in of if of[n].shards >= 6})
     fleet.set("slow", 0.2)
     fleet.server.wait_for(r"slow takes \S+ s for a shard: it gets none, a step without it is short")

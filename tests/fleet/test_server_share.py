@@ -22,6 +22,7 @@ from manychar.observability.observer_client import ObserverClient
 from manychar.protocol.effects import Compute, Finish, Send
 from manychar.protocol.events import Computed, DeadlinePassed, FingerprintComputed, Received
 from manychar.protocol.member import OWN_PEER
+from manychar.protocol.messages import Revoke
 from manychar.storage.checkpoint import list_checkpoints
 from tests.commands import SMALL, Commands, Running, until
 from tests.fleet.test_fleet import endless, expect_same_bits, further
@@ -289,6 +290,46 @@ def test_the_mailbox_of_a_share_is_emptied_before_each_shard() -> None:
     within.during = another_is_faster
     assert within.share.compute(within.serve)
     assert within.computed[:2] == [(0, 0), (1, 0)]
+
+
+def test_a_share_goes_on_however_long_a_piece_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server is not silent then: it is what computes."""
+    within = Within(shards=2, steps=12, lease_timeout=0.1)
+    monkeypatch.setattr(
+        "manychar.fleet.server_share.time.monotonic", lambda: float(within.stage.now)
+    )
+    within.share = ServerShare(cast("Any", within), within.deliver)
+    within.share.handle(DeadlinePassed())
+    within.share.read_mailbox()
+
+    def long_piece(serve: Callable[[], float]) -> None:
+        within.stage.now += 10.0
+        within.share.handle(DeadlinePassed())
+        serve()
+
+    within.during = long_piece
+    assert within.share.compute(within.serve)
+    assert within.computed[:2] == [(0, 0), (0, 1)]
+    assert within.stage.server.state.step >= 1
+    assert len(within.stage.server.membership.members) == 1
+
+
+def test_a_share_abandons_a_shard_of_a_range_that_it_loses() -> None:
+    within = Within(shards=2, steps=12)
+    within.share.handle(DeadlinePassed())
+    within.share.read_mailbox()
+    (lease,) = within.stage.server.membership.leases_of(OWN_PEER)
+
+    def lose(serve: Callable[[], float]) -> None:
+        revoke = Revoke(**within.stage.server.spec.run_and_term, lease=lease.number)
+        within.share.receive(revoke)
+        serve()
+
+    within.during = lose
+    with pytest.raises(InterruptedError):
+        within.share.compute(within.serve)
+    assert not within.share.compute(within.serve), "nothing is in hand any more"
+    assert not within.computed
 
 
 def test_a_computation_for_a_conflict_lets_the_loop_turn_and_ends_with_the_run() -> None:

@@ -356,7 +356,7 @@ def test_a_worker_that_is_too_slow_for_a_range_is_said_to_be() -> None:
     stage.server.membership.end_leases(b"bob")
     assert seen(stage)["bob"].state == "idle"
     bob.speed.note(5.0)
-    bob.speed.note_no_range(stage.now)
+    bob.speed.note_no_range(stage.now, too_slow=True)
     assert seen(stage)["bob"].state == "slow"
 
 
@@ -484,8 +484,9 @@ def test_the_time_in_which_the_machine_was_stopped_counts_for_nobody() -> None:
             stage.deliver(name, shards, seconds=took)
 
     for _ in range(6):
-        step(0.05)
+        step(0.02)
     before, (page,) = seen(stage), stage.server.status_report.pages(stage.now)
+    assert before["ann"].computing < 0.6
     stage.now += 15.0
     stage.server.handle(Suspended(15.0), stage.now)
     step(7.5)

@@ -11,7 +11,7 @@ from manychar.protocol.events import DeadlinePassed
 from manychar.protocol.member import PeerState
 from manychar.protocol.membership import MOVE_EVERY, Membership
 from manychar.protocol.messages import Grant, Revoke
-from manychar.protocol.worker_speed import GOOD_PROBES, PROBE_EVERY, UNITS_MEASURED, WorkerSpeed
+from manychar.protocol.worker_speed import MEASURE_EVERY, MEASUREMENTS, UNITS_MEASURED, WorkerSpeed
 from manychar.protocol.worker_tally import WorkerTally
 from tests.protocol.stage import Stage, hello, said, sent
 from tests.protocol.test_blame import heartbeat_of_relay, join_relay
@@ -80,7 +80,7 @@ class Fleet:
 
     def train(self, until: float, seconds: Seconds | Callable[[], Seconds]) -> None:
         while self.now < until:
-            self.membership.lease_duplicate(range(self.shards), self.now)
+            self.membership.lease_duplicate({*range(self.shards)}, self.now)
             self.step(seconds() if callable(seconds) else seconds)
 
     def shards_a_second(self, since: float) -> float:
@@ -158,9 +158,9 @@ def test_a_worker_that_only_costs_gets_none_until_it_was_fast_twice() -> None:
     fleet.train(60.0, slow)
     assert fleet.ranges() == {"ann": (0, 15)}
     assert fleet.too_slow == ["bob"], "it is said once"
-    fleet.train(60.0 + PROBE_EVERY, {"ann": 0.002, "bob": 0.002})
+    fleet.train(60.0 + MEASURE_EVERY, {"ann": 0.002, "bob": 0.002})
     assert fleet.ranges() == {"ann": (0, 15)}, "once is not enough"
-    fleet.train(61.0 + GOOD_PROBES * PROBE_EVERY, {"ann": 0.002, "bob": 0.002})
+    fleet.train(61.0 + MEASUREMENTS * MEASURE_EVERY, {"ann": 0.002, "bob": 0.002})
     assert fleet.counts() == [8, 8]
 
 
@@ -169,15 +169,38 @@ def test_a_duplicate_is_the_smallest_unit_and_ends_with_the_step() -> None:
     fleet = Fleet(*seconds)
     fleet.train(5.0, seconds)
     assert fleet.ranges().keys() == {"ann", "eve"}
-    fleet.now += PROBE_EVERY
-    lease = fleet.membership.lease_duplicate(range(SHARDS), fleet.now)
+    fleet.now += MEASURE_EVERY
+    lease = fleet.membership.lease_duplicate({*range(SHARDS)}, fleet.now)
     assert lease is not None
     assert (lease.peer, lease.shards) == (b"bob", fleet.ranges()["eve"])
-    assert fleet.membership.lease_duplicate(range(SHARDS), fleet.now) is None, "one at a time"
+    assert fleet.membership.lease_duplicate({*range(SHARDS)}, fleet.now) is None, "one at a time"
     before = fleet.ranges()
     revoked, _ = fleet.membership.cut_anew(fleet.now)
     assert revoked == [lease]
     assert fleet.ranges() == before
+
+
+def test_a_worker_that_lost_its_range_to_a_faster_one_is_measured_again() -> None:
+    """Also where there are as many others as shards, so that it is not too slow, but idle."""
+    everyone = dict.fromkeys(("ann", "bob", "eve", "ian", "joe"), 0.01)
+    fleet = Fleet(*everyone, shards=4)
+    fleet.train(3.0, everyone)
+    fleet.train(8.0, everyone | {"ann": 0.5})
+    assert fleet.ranges().keys() == everyone.keys() - {"ann"}
+    fleet.train(8.0 + MEASUREMENTS * MEASURE_EVERY, everyone)
+    fleet.train(fleet.now + 3.0, everyone | {"bob": 0.02})
+    assert fleet.ranges().keys() == everyone.keys() - {"bob"}
+    assert not fleet.too_slow
+
+
+def test_a_duplicate_takes_what_is_left_of_a_range() -> None:
+    fleet = Fleet("ann", "bob")
+    fleet.train(5.0, {"ann": 0.002, "bob": 0.2})
+    assert fleet.ranges() == {"ann": (0, 15)}
+    fleet.now += MEASURE_EVERY
+    lease = fleet.membership.lease_duplicate({*range(1, SHARDS)}, fleet.now)
+    assert lease is not None
+    assert (lease.peer, lease.shards) == (b"bob", (0, 15))
 
 
 def test_who_is_slow_and_alone_computes_all() -> None:
@@ -220,19 +243,32 @@ def test_a_worker_that_gets_no_range_is_named_and_measured_again() -> None:
     assert [revoke.lease for revoke in sent(effects, Revoke, "bob")] == [lease]
     assert stage.ranges_of("ann") == [(0, 3)]
     assert not stage.ranges_of("bob")
-    stage.now += PROBE_EVERY
+    stage.now += MEASURE_EVERY
     (grant,) = sent(stage.server.handle(DeadlinePassed(), stage.now), Grant, "bob")
     assert (grant.first, grant.last) == (0, 3)
+    bob = stage.member("bob")
+    stage.now += 3.0
+    (page,) = stage.server.status_report.pages(stage.now)
+    (row,) = (worker for worker in page.workers if worker.name == "bob")
+    assert row.computing == pytest.approx((2.0 + 3.0) / 15.0), "its unit, and now the duplicate"
+    assert row.waiting == pytest.approx(10.0 / 15.0)
     effects = stage.deliver("ann", (0, 3), seconds=0.01)
     assert [revoke.lease for revoke in sent(effects, Revoke, "bob")] == [grant.lease]
-    repeat = stage.deliver("bob", (0, 3), stage.server.state.step - 1, lease=grant.lease)
-    assert not said(repeat)
-    assert stage.server.counts["units_repeated"] == 1
+    before = bob.tally.computing
+    for _ in range(MEASUREMENTS):  # its message comes twice
+        repeat = stage.deliver(
+            *("bob", (0, 3), stage.server.state.step - 1), lease=grant.lease, seconds=0.01
+        )
+        assert not said(repeat)
+    assert stage.server.counts["units_repeated"] == MEASUREMENTS
+    assert bob.speed.awaits_measurement, "it was measured once"
+    assert bob.tally.computing == pytest.approx(before + 4 * 0.01)
+    assert stage.server.counts["ranges_moved"] == 1
 
 
 @pytest.mark.parametrize(
     ("workers", "seconds", "later"),
-    [(1, 0.1, 0.0), (99, 1.0, PROBE_EVERY)],
+    [(1, 0.1, 0.0), (99, 1.0, MEASURE_EVERY)],
     ids=["it has more workers now", "a while ago"],
 )
 def test_a_relay_that_was_too_slow_is_tried_again(

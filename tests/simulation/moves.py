@@ -16,7 +16,7 @@ from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server import ParameterServer
 
 MOVES = 0.6
-PROBE_EVERY = 0.5
+MEASURE_EVERY = 0.5
 
 
 class MovingMembership(Membership):
@@ -65,5 +65,5 @@ class MovingServer(ParameterServer):
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Measure a worker without a range more often than a real server."""
-        with mock.patch.object(worker_speed, "PROBE_EVERY", PROBE_EVERY):
+        with mock.patch.object(worker_speed, "MEASURE_EVERY", MEASURE_EVERY):
             return super().handle(event, now)

@@ -94,9 +94,9 @@ def test_nobody_is_killed_too_early_or_after_the_last_step(
 ) -> None:
     operation = Operation(steps=20, workers=2, compute=False)
     disturbance = Disturbance(kill=kill, slow=True, operation=operation)
-    only = SimpleNamespace(name="worker-1", process=SimpleNamespace(pid=None), shards=4)
+    only = SimpleNamespace(name="worker-1", process=SimpleNamespace(pid=None))
     fleet: Any = SimpleNamespace(server=only, workers=[only])
-    status = SimpleNamespace(step=step)
+    status = SimpleNamespace(step=step, counts={})
     seen: Any = SimpleNamespace(status=status, workers=[only], working=["worker-1"])
     disturbance.on_status(seen, fleet)
     assert not disturbance.killed
@@ -116,21 +116,19 @@ def test_the_server_is_slowed_until_all_has_happened(
     fleet: Any = SimpleNamespace(server=SimpleNamespace(name="the server", process=process))
     fleet.workers = [SimpleNamespace(name=f"worker-{i}", process=None) for i in (1, 2)]
 
-    def is_held_when(*shards: int) -> bool:
-        pairs = zip(fleet.workers, shards, strict=False)
-        workers = [SimpleNamespace(name=worker.name, shards=shards) for worker, shards in pairs]
-        seen: Any = SimpleNamespace(status=SimpleNamespace(step=3), workers=workers)
+    def is_held_when(joined: int, moves: int = 0) -> bool:
+        status = SimpleNamespace(step=3, counts={"ranges_moved": moves})
+        seen: Any = SimpleNamespace(status=status, workers=fleet.workers[:joined])
         disturbance.on_status(seen, fleet)
         return disturbance.to_hold(fleet) is process
 
     assert disturbance.to_hold(fleet) is None, "it is still starting"
-    assert is_held_when()
-    assert is_held_when(4)
-    assert is_held_when(2, 2) is (slow or kill is not None)
+    for joined in (0, 1, 2):
+        assert is_held_when(joined) is (joined < 2 or slow or kill is not None)
     disturbance.killed.append((process, 5))
-    assert is_held_when(2, 2) is slow
-    assert not is_held_when(3, 1), "a range has moved"
-    assert not is_held_when(3, 1)
+    assert is_held_when(2) is slow
+    assert not is_held_when(2, moves=1)
+    assert not is_held_when(2), "a server that was started again counts anew"
     disturbance.joined.pop()
     fleet.server.process = SimpleNamespace(pid=None)
     assert disturbance.to_hold(fleet) is None, "it is starting again"

@@ -85,14 +85,15 @@ class Engine:
 
     def compute(self, shard: Compute, on_due: Callable[[], float]) -> Computed:
         """Return the result of a shard; `on_due` is as in PieceTimer."""
+        timer = self.timer
+        timer.start(on_due)  # to load weights is a piece, too
         if shard.weights is not self._loaded:
             self._kernel.load(np.frombuffer(shard.weights, self._dtype))
             self._loaded = shard.weights  # held on to, so that no other frame can be this one
             self._digest = self.digest_of(shard.weights)
         hidden = np.frombuffer(shard.hidden, self._dtype).reshape(self._kernel.streams, -1)
         ids = np.frombuffer(shard.ids, self._ids_dtype).reshape(self._kernel.streams, -1)
-        timer, began = self.timer, time.monotonic()
-        timer.start(on_due)
+        began = time.monotonic()
         loss, gradient, after = compute_shard(self._kernel, Batch(ids, shard.fresh), hidden, timer)
         return Computed(
             shard.shard,

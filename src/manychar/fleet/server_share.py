@@ -15,7 +15,7 @@ from manychar.network.client_identity import make_hello
 from manychar.protocol import effects, events
 from manychar.protocol.member import OWN_PEER, SHARE_NAME
 from manychar.protocol.messages import Message, Role
-from manychar.protocol.worker import Worker
+from manychar.protocol.worker import WorkerInServer
 
 
 class ServerShare:
@@ -23,7 +23,7 @@ class ServerShare:
 
     def __init__(self, engine: Engine, deliver: Callable[[events.Received], object]) -> None:
         now = time.monotonic()
-        self.machine = Worker(
+        self.machine = WorkerInServer(
             make_hello(Role.WORKER, SHARE_NAME), server="", connect_timeout=1e9, now=now
         )
         self._engine = engine
@@ -54,7 +54,9 @@ class ServerShare:
         return wanted
 
     def handle(self, event: events.Event) -> None:
-        for effect in self.machine.handle(event, time.monotonic()):
+        now = time.monotonic()
+        self.machine.session.heard_at = now  # who calls is not silent, however long a piece took
+        for effect in self.machine.handle(event, now):
             self._carry_out(effect)
 
     def _carry_out(

@@ -40,6 +40,7 @@ COUNTER_SENTENCES: dict[str, str] = {
     Counter.UNITS_FROM_WRONG_STATE: "units from other weights or hidden states",
     Counter.UNITS_NOT_FINITE: "units with a loss or hidden state that is not finite",
     Counter.GRANTS_RESENT: "grants sent again because no result came in time",
+    Counter.RANGES_MOVED: "moves of ranges because the workers' speeds had changed",
     Counter.MESSAGES_BEFORE_READY: "messages of workers that had not sent their fingerprint",
     Counter.MESSAGES_FROM_STALE_SESSION: "messages to an earlier server, or from a forgotten peer",
     Counter.MESSAGES_MALFORMED: "messages that could not be read, or that the sender may not send",
@@ -109,8 +110,8 @@ def lines_of(snapshot: Snapshot) -> list[str]:
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
     if own := [each.longest_piece_seconds for each in snapshot.direct if each.name == SHARE_NAME]:
-        at_most = f"{1000 * own[0]:.2g} ms at most"
-        lines.append(f"the server computes, too: a message waits for {at_most}")
+        longest = f"{1000 * own[0]:.2g} ms at most lately"
+        lines.append(f"the server computes, too: a message waits for a piece of that, {longest}")
     counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
     return lines + [f"{k}: {n:,} ({COUNTER_SENTENCES.get(k, 'unknown')})" for k, n in counts]
 

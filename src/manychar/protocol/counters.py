@@ -1,4 +1,4 @@
-"""What the server counts: messages that it drops, work that is done again, files not written."""
+"""What the server counts: messages dropped, work done again, ranges moved, files not written."""
 
 import enum
 
@@ -13,6 +13,7 @@ class Counter(enum.StrEnum):
     UNITS_FROM_WRONG_STATE = enum.auto()
     UNITS_NOT_FINITE = enum.auto()
     GRANTS_RESENT = enum.auto()
+    RANGES_MOVED = enum.auto()
     MESSAGES_BEFORE_READY = enum.auto()
     MESSAGES_FROM_STALE_SESSION = enum.auto()
     MESSAGES_MALFORMED = enum.auto()
@@ -30,9 +31,9 @@ class Counter(enum.StrEnum):
 
 USUAL = {
     *(Counter.UNITS_REPEATED, Counter.UNITS_NOT_COMPARED, Counter.UNITS_NOT_OPEN),
-    *(Counter.GRANTS_RESENT, Counter.MESSAGES_FROM_STALE_SESSION),
+    *(Counter.GRANTS_RESENT, Counter.RANGES_MOVED, Counter.MESSAGES_FROM_STALE_SESSION),
 }
-"""Those that rise in normal operation, when processes start or end and shards move.
+"""Those that rise in normal operation, when processes start or end and ranges move.
 
 `status` shows them, the progress does not.
 """

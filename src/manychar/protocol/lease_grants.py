@@ -77,7 +77,10 @@ class LeaseGrants(ServerPart):
 
         A holder that computed all of its range at the step before has the hidden states.
         """
+        moves = self._membership.moves
         revoked, too_slow = self._membership.cut_anew(now)
+        if self._membership.moves > moves:
+            self._outbox.count(Counter.RANGES_MOVED)
         self._revoke(revoked)
         for member in too_slow:
             shard = member.speed.seconds_a_shard or 0.0
@@ -128,8 +131,9 @@ class LeaseGrants(ServerPart):
 
         A worker without a range is measured again by a duplicate.
         """
-        duplicate = self._membership.lease_duplicate(self._aggregation.missing(), now)
+        duplicate = self._membership.lease_duplicate({*self._aggregation.missing()}, now)
         if duplicate is not None:
+            self._membership.members[duplicate.peer].tally.waits_until(now)
             self.grant(duplicate, now)
         for lease in list(self._membership.leases.values()):
             if not any(map(self._aggregation.is_missing, lease.numbers)):

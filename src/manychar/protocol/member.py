@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import math
 
+from manychar.numerics.tree_reduction import Range
 from manychar.protocol.messages import Identities, Owner, Peer, Role, Unit, UnitState
 from manychar.protocol.range_cut import rounds
 from manychar.protocol.worker_speed import WorkerSpeed
@@ -32,9 +33,10 @@ class Member:
     `namesake_at` is when another worker of its name connected.
     `owner` is the owner of its key, None where there are no keys. `longest_piece` is that of its
     recent work, in seconds; `units` are those of its last heartbeat, at `units_at`. `renewals` is
-    how often in a row a lease was renewed because it had computed a unit from another state. A
-    relay has `workers` below it, and `levels` of relays, its own included, as it says; `below` is
-    of its status.
+    how often in a row a lease was renewed because it had computed a unit from another state.
+    `measured` are lease, step and shards of the last unit that `speed` counts. A relay has
+    `workers` below it, and `levels` of relays, its own included, as it says; `below` is of its
+    status.
     """
 
     peer: Peer
@@ -57,6 +59,7 @@ class Member:
     host: str = ""
     tally: WorkerTally = dataclasses.field(default_factory=WorkerTally)
     speed: WorkerSpeed = dataclasses.field(default_factory=WorkerSpeed)
+    measured: tuple[int, int, Range] | None = None
 
     def seconds_for(self, shards: int) -> float:
         """Return how long so many shards take by its speed; as long as one likes before a unit."""

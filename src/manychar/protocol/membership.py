@@ -10,6 +10,7 @@ import heapq
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import messages
@@ -86,6 +87,7 @@ class Membership:
         self._must_cut = False
         self._cut_for: dict[Peer, int] = {}  # how many workers each relay had
         self._next_move = 0.0
+        self.moves = 0  # of ranges, for speed
 
     def admit(self, peer: Peer, hello: Hello, owner: Owner | None, now: float) -> Member:
         role = Role(hello.role)
@@ -198,19 +200,19 @@ class Membership:
         load = {w.peer: sum(len(each.numbers) for each in self.leases_of(w.peer)) for w in workers}
         return heapq.nsmallest(count, workers, key=lambda worker: load[worker.peer])
 
-    def lease_duplicate(self, missing: Sequence[int], now: float) -> Lease | None:
-        """Have a worker that is too slow for a range compute the smallest unit too, to measure it.
+    def lease_duplicate(self, missing: AbstractSet[int], now: float) -> Lease | None:
+        """Have a worker that lost its range compute the smallest unit, too, to measure it again.
 
         The lease ends with the step.
         """
         for worker in self.workers():
             if worker.is_relay or not worker.speed.is_due(now) or self.leases_of(worker.peer):
                 continue
-            held = [each.shards for each in self.leases.values() if each.shards[0] in missing]
+            leases = self.leases.values()
+            held = [each.shards for each in leases if not missing.isdisjoint(each.numbers)]
             if held:
-                worker.speed.begin_probe(now)
-                smallest = min(held, key=count_of)
-                lease = self.lease(smallest, worker.peer)
+                worker.speed.begin_measurement(now)
+                lease = self.lease(min(held, key=count_of), worker.peer)
                 lease.duplicate = self._must_cut = True
                 return lease
         return None
@@ -228,13 +230,15 @@ class Membership:
             self._next_move = now + MOVE_EVERY
         present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (math.inf,)))
-        able = [each for each in workers if not each.speed.awaits_probes] or workers
+        able = [each for each in workers if not each.speed.awaits_measurement] or workers
         ranges = best_cut(self.scope, *_paces_of(able)) if able else []
         wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
         before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers if w.is_relay}
         stays = self._is_whole(present, workers) and before == self._cut_for
-        if stays and not (may_move and _pays(workers, present, wanted)):
-            wanted = present
+        if stays:
+            moves = may_move and _pays(workers, present, wanted)
+            self.moves += moves
+            wanted = wanted if moves else present
         kept, revoked = set(), []
         for lease in list(self.leases.values()):
             if wanted.get(lease.peer) == lease.shards and not lease.duplicate:
@@ -245,11 +249,11 @@ class Membership:
         for peer, shards in wanted.items():
             if peer not in kept:
                 self.lease(shards, peer)
-        too_slow = []
+        too_slow, spare = [], len(wanted) == count_of(self.scope)
         for worker in workers:
             if worker.peer in wanted:
                 worker.speed.note_range()
-            elif len(wanted) < count_of(self.scope) and worker.speed.note_no_range(now):
+            elif worker.speed.note_no_range(now, too_slow=not spare):
                 too_slow.append(worker)
         return revoked, too_slow
 
@@ -306,8 +310,6 @@ def _pays(
     workers: Sequence[Member], present: Mapping[Peer, Range], wanted: Mapping[Peer, Range]
 ) -> bool:
     """Whether the predicted step gets so much shorter that ranges should move."""
-    if not all(worker.speed.recent for worker in workers if worker.peer in present):
-        return False
     paces = _paces_of(workers)
     now, then = (
         expected_step([ranges.get(w.peer) for w in workers], *paces) for ranges in (present, wanted)

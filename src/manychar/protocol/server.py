@@ -170,12 +170,11 @@ class ParameterServer:
             self.lifecycle.stop(events.StopRequested(STOPPED, reason, now + STOP_WITHIN), now)
 
     def _unit_result(self, member: Member, result: UnitResult, now: float) -> None:
-        if not self._was_suspended(result):
-            member.speed.note(result.seconds)
+        seconds = self._note_seconds(member, result)
         dropped = self.aggregation.assess(result)
         match dropped:
             case None:
-                self._accept(member, result, now)
+                self._accept(member, result, seconds, now)
                 return
             case Counter.UNITS_NOT_OPEN if self.lifecycle.phase is not _SAVING:
                 what = f"step {result.step:,}, {shards_named(result.shards)}"
@@ -186,19 +185,27 @@ class ParameterServer:
                 member.renewals = 0  # it was computed from the right state
             case Counter.UNITS_FROM_WRONG_STATE:
                 self.admission.from_wrong_state(member, result, now)
+        member.tally.delivered(0, seconds, now)
         member.tally.dropped += 1
         self.outbox.count(dropped)
 
-    def _was_suspended(self, result: UnitResult) -> bool:
-        """Whether its worker may have been stopped together with this server, as by Ctrl-Z."""
-        lease = self.membership.leases.get(result.lease)
-        return lease is not None and lease.suspended
+    def _note_seconds(self, member: Member, result: UnitResult) -> float:
+        """Note a worker's speed, and return for how long it computed.
 
-    def _accept(self, member: Member, result: UnitResult, now: float) -> None:
+        A unit that comes again says nothing new, nor does one whose worker may have been stopped
+        together with this server, as by Ctrl-Z.
+        """
+        unit = result.lease, result.step, result.shards
+        lease = self.membership.leases.get(result.lease)
+        if unit == member.measured or (lease is not None and lease.suspended):
+            return 0.0
+        member.measured = unit
+        member.speed.note(result.seconds)
+        return result.seconds * count_of(result.shards) / max(1, member.workers)
+
+    def _accept(self, member: Member, result: UnitResult, seconds: float, now: float) -> None:
         accepted = self.aggregation.accept(result, member.identities)
         self.membership.accepted(accepted, member.peer, result.lease, result.step)
-        seconds = result.seconds * count_of(result.shards) / max(1, member.workers)
-        seconds *= not self._was_suspended(result)
         member.tally.delivered(len(accepted), seconds, now)
         if self.aggregation.complete and len(self.membership.leases) > 1:
             member.tally.straggling += now - max(self._delivered_at, member.tally.since)

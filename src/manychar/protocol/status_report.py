@@ -268,8 +268,9 @@ class StatusReport(ServerPart):
         ]
 
     def _entry(self, member: Member, shards: list[int], now: float) -> WorkerStats:
-        tally = member.tally
-        missing = sum(map(self._aggregation.is_missing, shards))
+        tally, is_missing = member.tally, self._aggregation.is_missing
+        leases = self._membership.leases_of(member.peer)  # a duplicate, too
+        asked = sum(is_missing(shard) for lease in leases for shard in lease.numbers)
         state = "slow" if member.speed.is_too_slow else "idle"
         state = state if member.workers else WITHOUT_WORKERS
         state = SILENT if member.state is PeerState.SILENT else "working" if shards else state
@@ -281,9 +282,9 @@ class StatusReport(ServerPart):
             gradients=tally.gradients,
             dropped=tally.dropped,
             shard_seconds=member.speed.seconds_a_shard or 0.0,
-            late_seconds=now - self._applied_at if missing else 0.0,
+            late_seconds=now - self._applied_at if any(map(is_missing, shards)) else 0.0,
             longest_piece_seconds=member.longest_piece,
-            **tally.recent(now, expected=member.seconds_for(missing)),
+            **tally.recent(now, expected=member.seconds_for(asked)),
         )
 
     def weights(self) -> Weights:

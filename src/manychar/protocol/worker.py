@@ -321,6 +321,13 @@ class Worker(ClientMachine):
         return tuple(units)
 
 
+class WorkerInServer(Worker):
+    """The server's own share: what is revoked is abandoned, so that the server is free at once."""
+
+    def _is_over(self, unit: _InHand) -> bool:
+        return super()._is_over(unit) or unit.lease not in self._leases
+
+
 _EARLY = (messages.Grant, messages.NewWeights, messages.Revoke, messages.Alive, messages.Reset)
 
 Worker.table = {

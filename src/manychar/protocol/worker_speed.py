@@ -4,66 +4,66 @@ import collections
 import statistics
 
 UNITS_MEASURED = 20
-GOOD_PROBES = 2
-PROBE_EVERY = 10.0
+MEASUREMENTS = 2
+MEASURE_EVERY = 10.0
 LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e6  # of a shard, whatever a worker says
 
 
 class WorkerSpeed:
-    """The seconds of a shard. A worker that is too slow for a range is probed now and then.
+    """The seconds of a shard. A worker that lost its range is measured again now and then.
 
-    Without a range it keeps the figure for which it lost it, until it has computed GOOD_PROBES
-    units anew; then the last GOOD_PROBES count, until it has a range.
+    Until it has computed MEASUREMENTS units anew, the figure counts with which it lost its range;
+    then the last MEASUREMENTS count, until it has a range. `is_too_slow` says that it has none
+    because a step without it is shorter, and not because as many others as there are shards are
+    faster.
     """
 
     def __init__(self) -> None:
         self._seconds: collections.deque[float] = collections.deque(maxlen=UNITS_MEASURED)
-        self._when_too_slow: float | None = None
-        self._probe_at = 0.0
+        self._when_lost: float | None = None
+        self.is_too_slow = False
+        self._measure_at = 0.0
 
     @property
     def seconds_a_shard(self) -> float | None:
         """The mean, so that a worker that stands still now and then is slow; None before a unit."""
-        if self.awaits_probes:
-            return self._when_too_slow
-        return statistics.fmean(self._seconds) if self._seconds else None
+        return statistics.fmean(self.recent) if self.recent else None
 
     @property
     def recent(self) -> list[float]:
         """The seconds of a shard in each of its last units."""
-        return list(self._seconds) or ([] if self._when_too_slow is None else [self._when_too_slow])
+        if self._when_lost is not None and len(self._seconds) < MEASUREMENTS:
+            return [self._when_lost]
+        return list(self._seconds)
 
     @property
-    def awaits_probes(self) -> bool:
+    def awaits_measurement(self) -> bool:
         """Whether it is too slow for a range, and was not measured again since."""
-        return self.is_too_slow and len(self._seconds) < GOOD_PROBES
-
-    @property
-    def is_too_slow(self) -> bool:
-        """Whether it has no range because a step without it is shorter."""
-        return self._when_too_slow is not None
+        return self.is_too_slow and len(self._seconds) < MEASUREMENTS
 
     def note(self, seconds: float) -> None:
-        if self.is_too_slow and len(self._seconds) == GOOD_PROBES:
+        if self._when_lost is not None and len(self._seconds) == MEASUREMENTS:
             self._seconds.popleft()
         self._seconds.append(min(max(LEAST_SECONDS, seconds), MOST_SECONDS))
 
-    def note_no_range(self, now: float) -> bool:
-        """Note that the worker gets no range; return whether that is new, and for its speed."""
-        seconds = self.seconds_a_shard
-        if seconds is None or self.is_too_slow:
+    def note_no_range(self, now: float, *, too_slow: bool) -> bool:
+        """Note that the worker gets no range; return whether it is newly too slow for one."""
+        if (seconds := self.seconds_a_shard) is None:
             return False
-        self._when_too_slow = seconds
-        self._seconds.clear()
-        self._probe_at = now + PROBE_EVERY
-        return True
+        if self._when_lost is None:
+            self._when_lost = seconds
+            self._seconds.clear()
+            self._measure_at = now + MEASURE_EVERY
+        is_new = too_slow and not self.is_too_slow
+        self.is_too_slow |= too_slow
+        return is_new
 
     def note_range(self) -> None:
-        self._when_too_slow = None
+        self._when_lost, self.is_too_slow = None, False
 
     def is_due(self, now: float) -> bool:
         """Whether a unit should be computed to measure this worker again."""
-        return self.is_too_slow and now >= self._probe_at
+        return self._when_lost is not None and now >= self._measure_at
 
-    def begin_probe(self, now: float) -> None:
-        self._probe_at = now + PROBE_EVERY
+    def begin_measurement(self, now: float) -> None:
+        self._measure_at = now + MEASURE_EVERY

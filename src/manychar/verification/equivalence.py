@@ -18,6 +18,7 @@ from manychar.observability.progress import ProgressDisplay
 from manychar.observability.snapshot import Snapshot
 from manychar.processes.errors import UserError
 from manychar.processes.log import logger
+from manychar.protocol.counters import Counter
 from manychar.protocol.run_operation import Operation
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.run_directory import RunDirectory
@@ -63,10 +64,9 @@ class Disturbance:
     """What is to happen to a fleet while it trains, and what of it has happened.
 
     After a quarter of the steps, `kill` is killed: of the workers, once all have joined, one that
-    holds a lease. With `slow`, a worker that has joined is slowed, and ranges are to move: other
-    numbers of shards are held than at the last look, when all had joined, too. Until all that has
-    happened the server is slowed, so that a fast machine does not end the run before; a very short
-    run can.
+    holds a lease. With `slow`, a worker that has joined is slowed, and ranges are to move for
+    speed. Until all that has happened the server is slowed, so that a fast machine does not end the
+    run before; a very short run can.
     """
 
     kill: Literal["worker", "server"] | None
@@ -76,16 +76,13 @@ class Disturbance:
     serving: subprocess.Popen[bytes] | None = None
     joined: set[str] = dataclasses.field(default_factory=set)
     killed: list[tuple[subprocess.Popen[bytes], int]] = dataclasses.field(default_factory=list)
-    held: dict[str, int] = dataclasses.field(default_factory=dict)
     ranges_moved: bool = False
 
     def on_status(self, snapshot: Snapshot, fleet: LocalFleet) -> None:
-        """Note who has joined and what each holds, and kill what is due."""
+        """Note who has joined and whether ranges moved, and kill what is due."""
         self.step, last = snapshot.status.step, self.operation.steps
         self.serving = fleet.server.process
-        held = {worker.name: worker.shards for worker in snapshot.workers if worker.shards}
-        self.ranges_moved |= self._all_joined and held != self.held
-        self.held = held
+        self.ranges_moved |= snapshot.status.counts.get(Counter.RANGES_MOVED, 0) > 0
         self.joined.update(worker.name for worker in snapshot.workers)
         ready = self.kill == "server" or (self.kill == "worker" and self._all_joined)
         if self.killed or not ready or not last // 4 <= self.step < last:
