@@ -227,6 +227,11 @@ class Within:
         self.during: Callable[[Callable[[], float]], object] = lambda serve: serve()
         self.share = ServerShare(cast("Any", self), self.deliver)
 
+    def join(self) -> None:
+        """Have the share say Hello, and read what its first range is."""
+        self.share.handle(DeadlinePassed())
+        self.share.read_mailbox()
+
     def deliver(self, event: Received) -> None:
         for effect in self.stage.server.handle(event, self.stage.now):
             if isinstance(effect, Send) and effect.to == OWN_PEER:
@@ -249,7 +254,7 @@ class Within:
 
 def test_a_share_trains_alone() -> None:
     within = Within(shards=3, steps=9)
-    within.share.handle(DeadlinePassed())
+    within.join()
     while within.share.compute(within.serve):
         pass
     known, state = within.stage.known, within.stage.server.state
@@ -259,8 +264,7 @@ def test_a_share_trains_alone() -> None:
 
 def test_a_share_abandons_a_shard_of_a_step_that_others_have_completed() -> None:
     within = Within(shards=2, steps=12)
-    within.share.handle(DeadlinePassed())
-    within.share.read_mailbox()
+    within.join()
     within.stage.join("ann")
 
     def another_is_faster(serve: Callable[[], float]) -> None:
@@ -279,8 +283,7 @@ def test_a_share_abandons_a_shard_of_a_step_that_others_have_completed() -> None
 def test_the_mailbox_of_a_share_is_emptied_before_each_shard() -> None:
     """Also where the loop was not due within the shard before."""
     within = Within(shards=2, steps=12)
-    within.share.handle(DeadlinePassed())
-    within.share.read_mailbox()
+    within.join()
     within.stage.join("ann")
 
     def another_is_faster(serve: Callable[[], float]) -> None:
@@ -299,8 +302,7 @@ def test_a_share_goes_on_however_long_a_piece_takes(monkeypatch: pytest.MonkeyPa
         "manychar.fleet.server_share.time.monotonic", lambda: float(within.stage.now)
     )
     within.share = ServerShare(cast("Any", within), within.deliver)
-    within.share.handle(DeadlinePassed())
-    within.share.read_mailbox()
+    within.join()
 
     def long_piece(serve: Callable[[], float]) -> None:
         within.stage.now += 10.0
@@ -316,8 +318,7 @@ def test_a_share_goes_on_however_long_a_piece_takes(monkeypatch: pytest.MonkeyPa
 
 def test_a_share_abandons_a_shard_of_a_range_that_it_loses() -> None:
     within = Within(shards=2, steps=12)
-    within.share.handle(DeadlinePassed())
-    within.share.read_mailbox()
+    within.join()
     (lease,) = within.stage.server.membership.leases_of(OWN_PEER)
 
     def lose(serve: Callable[[], float]) -> None:
