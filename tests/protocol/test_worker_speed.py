@@ -193,6 +193,17 @@ def test_a_worker_that_lost_its_range_to_a_faster_one_is_measured_again() -> Non
     assert not fleet.too_slow
 
 
+@pytest.mark.parametrize(("shards", "slow"), [(4, 8.0), (4, 20.0), (8, 20.0), (16, 40.0)])
+def test_a_new_worker_gets_a_range_beside_one_that_is_too_slow(shards: int, slow: float) -> None:
+    seconds = {"ann": 0.01, "bob": 0.01 * slow, "eve": 0.01}
+    fleet = Fleet("ann", "bob", shards=shards)
+    fleet.train(5.0 + (MEASUREMENTS + 1) * MEASURE_EVERY, seconds)
+    assert fleet.ranges() == {"ann": (0, shards - 1)}
+    fleet.come("eve")
+    fleet.step(seconds)
+    assert fleet.counts() == [shards // 2, shards // 2]
+
+
 def test_a_duplicate_takes_what_is_left_of_a_range() -> None:
     fleet = Fleet("ann", "bob")
     fleet.train(5.0, {"ann": 0.002, "bob": 0.2})

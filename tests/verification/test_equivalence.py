@@ -141,6 +141,18 @@ def test_a_run_is_slowed_to_ten_seconds(alone: float, running: float, stopped: f
     assert turns_for(alone) == pytest.approx({"running": running, "stopped": stopped})
 
 
+@pytest.mark.parametrize(("moves", "said"), [(0, "no range moved"), (2, "ranges moved")])
+def test_a_trial_may_be_whole_without_a_move(moves: int, said: str) -> None:
+    """Where there is one shard, say."""
+    operation = Operation(steps=20, workers=1, compute=False)
+    disturbance = Disturbance(kill=None, slow=True, operation=operation)
+    worker = SimpleNamespace(name="worker-1", process=None)
+    fleet: Any = SimpleNamespace(server=worker, workers=[worker])
+    status = SimpleNamespace(step=3, counts={"ranges_moved": moves})
+    disturbance.on_status(SimpleNamespace(status=status, workers=[worker]), fleet)  # type: ignore[arg-type]
+    assert disturbance.result(was_slowed=True) == (f"a worker slowed, {said}", True)
+
+
 # It sees nobody join, and kills nobody.
 BLIND = """
 import sys

@@ -33,7 +33,7 @@ def equivalence(
 ) -> None:
     """Train in one process, then with 1, 2 and 4 workers; compare every bit.
 
-    Exit code 1 if bits differ, 3 if it ended before all had joined and some had been killed.
+    Exit code 1 if bits differ, 3 if it ended before all had joined, and some been killed or slowed.
     """
     pin(flags.get("numerics", "portable"))
     from manychar.storage.run_directory import create_run

@@ -298,10 +298,12 @@ class Membership:
 def _paces_of(workers: Sequence[Member]) -> tuple[list[list[float]], list[int]]:
     """Return how long a shard took at each lately, and how many workers compute there at once.
 
-    Where it is not known it is the mean of the others.
+    Where it is not known it is the mean of the others, without those that are too slow for a range:
+    with theirs a new worker would get none, and would never be measured.
     """
     known = [worker.speed.recent for worker in workers]
-    measured = [statistics.fmean(each) for each in known if each]
+    able = [worker.speed.recent for worker in workers if not worker.speed.is_too_slow]
+    measured = [statistics.fmean(each) for each in filter(None, able)]
     mean = statistics.fmean(measured) if measured else 1.0
     return [of or [mean] for of in known], [worker.workers for worker in workers]
 
