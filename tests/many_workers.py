@@ -130,7 +130,7 @@ class PresetWorker:
         while wanted and self.finish is None:
             while self.finish is None and is_readable(self.socket):
                 frames = [f.buffer for f in self.socket.recv_multipart(copy=False)]
-                message = decode(frames, self._machine.dimensions)
+                message = decode(frames, self._machine.dimensions, self._machine.expected_weights)
                 self.is_leased |= isinstance(message, messages.Grant)
                 self._handle(events.Received(message))
             wanted = self._handle(events.MailboxEmpty())

@@ -92,6 +92,7 @@ def test_the_protocol_does_no_io(path: Path) -> None:
         "enum",
         "functools",
         "heapq",
+        "itertools",
         "math",
         "operator",
         "re",

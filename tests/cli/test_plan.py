@@ -111,7 +111,10 @@ def test_what_helps_idle_workers_and_slow_steps_is_readable(manychar: Commands) 
     assert manychar.run("plan", *server).out.endswith(" shards each, or --relays\n")
     relayed = manychar.run("plan", *server, "--relays", "64").out
     assert relayed.endswith(" shards each, or another number of --relays\n")
-    flags = ("--workers", "40", "--shards", "64", "--hidden", "2048", "--streams", "8")
+    flags = ("--workers", "64", "--shards", "64", "--hidden", "2048", "--streams", "8")
     slow = manychar.run("plan", *flags)
     assert re.search(r"a step takes \d,\d{3} ms: ", slow.out)
     assert "e+" not in slow.out
+    spare = manychar.run("plan", "--workers", "3", "--shards", "4")
+    assert "2 of 3 workers compute 4 shards" in spare.out, "a step with two is as short"
+    assert "the limit is computing: more --shards" in spare.out

@@ -20,15 +20,14 @@ import os, sys
 
 if "wrong" in sys.orig_argv or ("worker" in sys.orig_argv and "ALL_WRONG" in os.environ):
     from manychar.network.dealer import Dealer
-    from manychar.protocol.codec import _CODES, LAYOUTS
+    from manychar.protocol.codec import LAYOUTS
 
-    send = Dealer.send
+    send, header = Dealer.send, LAYOUTS["UnitResult"].packed
 
     def spoiling(self, frames):
-        if frames[0][:2] == _CODES["UnitResult"]:
-            layout = LAYOUTS["UnitResult"]
-            values = layout.struct.unpack(frames[0])[1:]
-            if dict(zip(layout.header, values))["step"] == {WRONG}:  # a sum that is no number
+        if frames[0][:2] == header.code:
+            _, fields = header.unpack(frames[0], {{}})
+            if fields["step"] == {WRONG}:  # a sum that is no number
                 frames = [frames[0], bytes.fromhex("0000c07f") + bytes(frames[1][4:])]
         send(self, frames)
 

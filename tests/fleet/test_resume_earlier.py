@@ -21,16 +21,14 @@ import sys
 
 if "worker" in sys.orig_argv:
     from manychar.network.dealer import Dealer
-    from manychar.protocol.codec import _CODES, LAYOUTS
+    from manychar.protocol.codec import LAYOUTS
 
     begun = pathlib.Path(__file__).with_name("begun")
-    send, right = Dealer.send, []
+    send, right, header = Dealer.send, [], LAYOUTS["UnitResult"].packed
 
     def spoiling(self, frames):
-        layout, step = LAYOUTS["UnitResult"], None
-        if frames[0][:2] == _CODES["UnitResult"]:
-            values = layout.struct.unpack(frames[0])[1:]
-            step = dict(zip(layout.header, values)).get("step")
+        is_result = frames[0][:2] == header.code
+        step = header.unpack(frames[0], {{}})[1]["step"] if is_result else None
         if step == {WRONG} and not begun.exists():
             begun.touch()
             right.append(frames)

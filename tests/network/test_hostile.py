@@ -22,9 +22,10 @@ from manychar.network import keys
 from manychar.network.connection_limit import raise_limit
 from manychar.network.dealer import Dealer
 from manychar.processes.errors import UserError
-from manychar.protocol.codec import NO_MAP, WireError, decode, encode
+from manychar.protocol.codec import WireError, decode, encode
 from manychar.protocol.events import Malformed, PeerError, Received
 from manychar.protocol.messages import WIRE_VERSION, Hello, KeyRole, Message
+from manychar.protocol.packed_header import NO_MAP
 from manychar.storage.checkpoint import list_checkpoints, read_checkpoint
 from manychar.storage.journal import read_journal
 from manychar.storage.run_directory import open_run

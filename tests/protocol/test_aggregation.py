@@ -13,7 +13,6 @@ from manychar.numerics.tree_reduction import Range, cover
 from manychar.protocol import aggregation
 from manychar.protocol.aggregation import STEPS_COMPARED, Aggregation
 from manychar.protocol.counters import Counter
-from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import UnitResult
 from manychar.protocol.unit_payload import digest, folded_digest
 from tests.protocol.stage import computed, flip, hidden_of, nodes_of, unit_result
@@ -224,7 +223,7 @@ def test_a_repeat_with_another_cut_compares_its_shards_and_the_nodes_that_are_th
     case.accept((0, 1), (2, 4))
     if applied:
         case.aggregation.apply()
-        case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
+        case.aggregation.compute_digests()
     same, other = case_sums(case, (2, 4)), case_sums(case, (0, 3))
     assert cover(SHARDS, (2, 4)) == ((2, 3), (4, 4))
     assert case.assess((4, 4), 0) is Counter.UNITS_REPEATED
@@ -312,10 +311,10 @@ def test_few_frames_of_past_steps_are_held_and_of_the_others_their_checksums(
     case.aggregation.apply()
     assert kept() is not None
     for step in range(1, frames_kept + 1):
-        case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
+        case.aggregation.compute_digests()
         assert kept() is not None
         case.advance_to(step + 1)
-    case.aggregation.mailbox_empty(MailboxEmpty(), 0.0)
+    case.aggregation.compute_digests()
     assert kept() is None
     ((_, claim),) = [each for each in case.aggregation.accepted(0, ALL) if ALL in each[1]]
     assert claim[ALL] == folded_digest(case_sums(case, ALL)[0])

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from manychar.numerics.tree_reduction import cover
 from manychar.protocol import codec, messages
 from manychar.protocol import field_types as field
-from manychar.protocol.codec import WireError, decode, encode
+from manychar.protocol.codec import WireError, complete, decode, encode, expect, prepare
 from manychar.protocol.dimensions import Dimensions, Structure, most_units
 from manychar.protocol.messages import Frame, Message, Unit
+from manychar.protocol.packed_header import Expected
 from manychar.protocol.unit_payload import Payload, PayloadFrame, largest_payload
 from manychar.protocol.worker_tally import WorkerStats
 from tests.protocol.stage import IN_RUN, status
@@ -82,7 +83,8 @@ def any_of(hint: Any, before: Mapping[str, Any]) -> st.SearchStrategy[Any]:  # n
 def built(draw: st.DrawFn, kind: Any) -> Any:
     values: dict[str, Any] = {}
     hints = get_type_hints(kind, include_extras=True)
-    hints.pop("packed", None)
+    for of_class in ("packed", "told"):
+        hints.pop(of_class, None)
     for name, hint in hints.items():
         within = name in ("first", "last") and "last" in hints
         shards = st.integers(values.get("first", 0), SIZE.shards - 1)
@@ -105,7 +107,7 @@ class Added(Structure):
     weights: Annotated[Frame, field.Tensor(lambda size, _: 2 * size.hidden_bytes)]
 
 
-class AddedPacked(Structure, packed=True):
+class AddedPacked(Structure, packed=16, told=("number",)):
     """The same, of which there are many a step: its first field is a name."""
 
     name: field.Name
@@ -417,11 +419,67 @@ def test_a_packed_header_is_that_of_a_known_message() -> None:
     refused([as_long, payload], "an unknown type of message")
 
 
+def expected_of(message: Any) -> Expected:
+    """Return what a side that waits for this message expects."""
+    known = {name: value for name, value in vars(message).items() if name not in message.told}
+    return dict([expect(type(message), known)])
+
+
+@pytest.mark.parametrize("message", PACKED)
+def test_what_is_expected_is_neither_unpacked_nor_checked(
+    message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, sent = expected_of(message), on_the_wire(message)
+    checked: list[str] = []
+    layout = codec.LAYOUTS[type(message).__name__]
+    noted = {name: noting(name, check, checked) for name, check in layout.header.items()}
+    monkeypatch.setitem(codec._PACKED, sent[0][:2], layout._replace(header=noted))
+    assert decode(sent, SIZE, expected) == decode(sent, SIZE) == message
+    assert checked[: len(message.told)] == list(message.told)
+    assert len(checked) == len(message.told) + len(layout.header)
+
+
+def noting(name: str, check: Callable[[Any], Any], noted: list[str]) -> Callable[[Any], Any]:
+    def checks(value: Any) -> Any:
+        noted.append(name)
+        return check(value)
+
+    return checks
+
+
+@pytest.mark.parametrize("message", PACKED)
+def test_what_only_the_sender_knows_is_checked_where_a_message_is_expected(message: Any) -> None:
+    wrong = {"seconds": math.nan} if "seconds" in message.told else {"number": 2**53 + 1}
+    frames = encode(dataclasses.replace(message, **wrong))
+    with pytest.raises(WireError, match=next(iter(wrong))):
+        decode(frames, SIZE, expected_of(message))
+    header, *rest = on_the_wire(message)
+    with pytest.raises(WireError, match="a header of"):
+        decode([header[:-40], *rest], SIZE, expected_of(message))
+
+
+@pytest.mark.parametrize("message", PACKED)
+def test_another_header_than_the_expected_one_is_read_as_it_is(message: Any) -> None:
+    for name in ("term", "session", "step", "lease"):
+        another = dataclasses.replace(message, **{name: 9})
+        assert decode(on_the_wire(another), SIZE, expected_of(message)) == another
+
+
+def test_a_prepared_message_is_packed_before_its_last_tensor_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = {name: value for name, value in vars(NEW_WEIGHTS).items() if name != "weights"}
+    prepared = prepare(messages.NewWeights, fields)
+    monkeypatch.setattr(codec, "_first_frame", None)  # it packs no more
+    frames = encode(complete(prepared, weights=NEW_WEIGHTS.weights))
+    assert decode(frames, SIZE) == NEW_WEIGHTS
+    assert not hasattr(prepared, "weights")
+
+
 @given(built(AddedPacked))
 def test_a_packed_message_is_added_by_its_class_alone(added: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(codec.LAYOUTS, "AddedPacked", codec.Layout.of(AddedPacked))
-        patch.setitem(codec._CODES, "AddedPacked", b"\xc1\x10")
         patch.setitem(codec._PACKED, b"\xc1\x10", codec.LAYOUTS["AddedPacked"])
         assert decode(on_the_wire(added), SIZE) == added
 

@@ -1,16 +1,17 @@
 """How the shards are cut into one range a worker."""
 
-import itertools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from manychar.numerics.tree_reduction import Range, cover
-from manychar.protocol.range_cut import cut, shards_named, shortest_step
+from manychar.protocol import range_cut
+from manychar.protocol.range_cut import WAYS, cut, shards_named, shortest_step
 
 AS_GOOD = 1.02  # the design: cuts within 2 % are as good as the best
 SECONDS = st.one_of(st.floats(1e-4, 1e2), st.sampled_from([0.5, 1.0, 1.01, 2.0, 5.0]))
@@ -62,41 +63,53 @@ def test_the_predicted_step_of_a_cut_is_as_good_as_the_best(
     assert max(took) <= best * AS_GOOD * (1 + 1e-9)
 
 
-@given(cases())
-def test_who_gets_nothing_would_make_the_step_longer_or_finds_none_left(
-    case: tuple[Range, list[float]],
-) -> None:
-    shards, seconds = case
-    count = shards[1] - shards[0] + 1
-    longest = shortest(count, seconds) * AS_GOOD
-    able = [each <= longest * (1 - 1e-9) for each in seconds]
-    without = [
-        ok for ok, each in zip(able, cut(shards, seconds), strict=True) if ok and each is None
-    ]
-    assert len(without) == 0 or sum(able) > count
+def fewest_sums(in_all: int, first: int, most: Sequence[int]) -> float:
+    """Return with how many sums at least the shards from `first` on are cut: of every cut."""
+    if first == in_all:
+        return 0
+    if not most:
+        return math.inf
+    counts = range(min(most[0], in_all - first) + 1)
+    return min(
+        (len(cover(in_all, (first, first + n - 1))) if n else 0)
+        + fewest_sums(in_all, first + n, most[1:])
+        for n in counts
+    )
 
 
-@given(cases())
-def test_no_boundary_could_be_at_a_larger_subtree(case: tuple[Range, list[float]]) -> None:
-    shards, seconds = case
-    longest = shortest(shards[1] - shards[0] + 1, seconds) * AS_GOOD * (1 - 1e-9)
-    given_out = [(each, of) for each, of in zip(cut(shards, seconds), seconds, strict=True) if each]
-    for (left, of_left), (right, of_right) in itertools.pairwise(given_out):
-        possible = [
-            place
-            for place in range(left[0] + 1, right[1] + 1)
-            if (place - left[0]) * of_left <= longest
-            and (right[1] + 1 - place) * of_right <= longest
-        ]
-        largest = max((place & -place for place in possible), default=1)
-        assert right[0] & -right[0] >= largest, (left, right, possible)
+@given(st.integers(1, 9), st.lists(SECONDS, min_size=1, max_size=4))
+@example(4, [1.0, 1.0, 1.0])
+@example(12, [1.0, 2.0, 2.0, 2.0])
+@example(16, [5.0, 1.0, 1.0])
+def test_no_cut_that_is_as_good_has_fewer_sums(count: int, seconds: list[float]) -> None:
+    longest = shortest(count, seconds) * AS_GOOD * (1 - 1e-9)
+    fewest = fewest_sums(count, 0, [min(count, int(longest / each)) for each in seconds])
+    ranges = filter(None, cut((0, count - 1), seconds))
+    assert sum(len(cover(count, each)) for each in ranges) <= fewest
+
+
+def test_a_large_fleet_is_cut_well_among_a_bounded_number_of_ways() -> None:
+    seconds = [0.5 + 7 * i % 300 / 200 for i in range(1000)]
+    looked_at: list[Any] = []
+
+    def counted(*of: Any) -> Any:
+        looked_at.append(of)
+        return cover(*of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(range_cut, "cover", counted)
+        ranges = cut((0, 4095), seconds)
+    assert len(looked_at) <= 2 * WAYS
+    assert sum(sizes(ranges)) == 4096
+    assert sum(len(cover(4096, each)) for each in ranges if each) < 2300
 
 
 @pytest.mark.parametrize(
     ("shards", "seconds", "ranges"),
     [
         (8, [1.0, 1.0], [(0, 3), (4, 7)]),
-        (8, [1.0, 1.0, 1.0], [(0, 1), (2, 4), (5, 7)]),
+        (8, [1.0, 1.0, 1.0], [(0, 2), (3, 5), (6, 7)]),
+        (4, [1.0, 1.0, 1.0], [(0, 1), (2, 3), None]),
         (5, [1.0, 1.0], [(0, 1), (2, 4)]),
         (2, [1.0, 1.0, 1.0], [(0, 0), (1, 1), None]),
         (16, [1.0, 5.0], [(0, 13), (14, 15)]),
@@ -107,6 +120,19 @@ def test_no_boundary_could_be_at_a_larger_subtree(case: tuple[Range, list[float]
 )
 def test_cuts(shards: int, seconds: list[float], ranges: list[Range | None]) -> None:
     assert cut((0, shards - 1), seconds) == ranges
+
+
+@given(cases(), st.data())
+def test_who_is_new_gets_a_shard_if_that_makes_no_step_longer(
+    case: tuple[Range, list[float]], data: st.DataObject
+) -> None:
+    shards, seconds = case
+    count = shards[1] - shards[0] + 1
+    new = data.draw(st.sets(st.integers(0, len(seconds) - 1), max_size=count))
+    ranges = cut(shards, seconds, new=new)
+    assert sum(sizes(ranges)) == count
+    longest = shortest(count, seconds) * AS_GOOD * (1 - 1e-9)
+    assert all(ranges[i] for i in new if seconds[i] <= longest)
 
 
 def test_halves_of_a_power_of_two_have_one_sum_each() -> None:

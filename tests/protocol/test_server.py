@@ -31,6 +31,7 @@ from manychar.protocol.events import (
     DiskWaited,
     Event,
     KeyRevoked,
+    MailboxEmpty,
     Malformed,
     PeerError,
     PeerLost,
@@ -126,25 +127,25 @@ def test_who_joins_in_mid_step_gets_a_range_when_the_step_ends() -> None:
 
 
 def test_a_takeover_is_granted_at_once_beside_what_the_other_holds() -> None:
-    stage = Stage(shards=4)
+    stage = Stage(shards=5)
     stage.share("ann", "bob", "eve")
     assert [stage.ranges_of(name) for name in ("ann", "bob", "eve")] == [
         [(0, 1)],
-        [(2, 2)],
-        [(3, 3)],
+        [(2, 3)],
+        [(4, 4)],
     ]
-    stage.deliver("eve", 3)
-    effects = stage.server.handle(PeerLost(b"bob"), stage.now)
-    assert grants(effects, "eve") == [(stage.leases("eve")[1], (2, 2), (2, 2), 1)]
+    stage.deliver("ann", (0, 1))
+    effects = stage.server.handle(PeerLost(b"eve"), stage.now)
+    assert grants(effects, "ann") == [(stage.leases("ann")[1], (4, 4), (4, 4), 1)]
     assert not sent(effects, Revoke)
-    (grant,) = sent(effects, Grant, "eve")
-    assert bytes(grant.hidden) == stage.known.hidden[1][2]
+    (grant,) = sent(effects, Grant, "ann")
+    assert bytes(grant.hidden) == stage.known.hidden[1][4]
     assert bytes(grant.weights) == stage.known.weights[1]
-    stage.deliver("eve", 2)
-    effects = stage.deliver("ann", (0, 1))
+    stage.deliver("ann", 4)
+    effects = stage.deliver("bob", (2, 3))
     assert stage.server.state.step == 2
     assert stage.ranges_of("ann") == [(0, 1)], "one range each, from here on"
-    assert stage.ranges_of("eve") == [(2, 3)]
+    assert stage.ranges_of("bob") == [(2, 4)]
 
 
 def test_a_lost_range_whose_shards_are_accepted_is_leased_again_with_the_next_step() -> None:
@@ -331,6 +332,40 @@ def test_what_is_asked_of_each_worker_is_numbered_by_itself() -> None:
     effects = stage.deliver("bob", 1)
     numbers = [sent(effects, NewWeights, name)[0].number for name in ("ann", "bob")]
     assert numbers == [3, 2]
+
+
+def test_the_next_unit_and_what_its_result_begins_with_are_made_while_workers_compute() -> None:
+    stage = Stage(shards=2)
+    stage.share("ann", "bob")
+    stage.server.handle(MailboxEmpty(), stage.now)
+    (lease,) = stage.server.membership.leases_of(b"ann")
+    result = unit_result(stage.known, 0, 0, 1, lease=lease.number)
+    (header, _), expected = encode(result), stage.server.expected_results
+    (fields,) = (known for first, known in expected.items() if header[: len(first)] == first)
+    assert fields == {name: value for name, value in vars(result).items() if name in fields}
+    assert len(expected) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(stage.server.aggregation), "ids", None)  # they are here by now
+        stage.deliver("ann", 0)
+        effects = stage.deliver("bob", 1)
+        for name, number in (("ann", 3), ("bob", 2)):
+            (weights,) = sent(effects, NewWeights, name)
+            assert (weights.number, weights.step) == (number, 2)
+            decoded = decode([bytes(frame) for frame in encode(weights)], stage.server.dimensions)
+            assert decoded == weights
+    assert bytes(weights.ids) == stage.known.streams.ids_at(1, 1, 2).tobytes()
+
+
+def test_a_unit_that_was_prepared_is_made_again_where_its_holder_was_asked_meanwhile() -> None:
+    stage = Stage(shards=2)
+    stage.share("ann", "bob")
+    stage.server.handle(MailboxEmpty(), stage.now)
+    (again,) = sent(stage.heartbeat("ann", heard=2), Grant)
+    assert again.number == 3
+    stage.deliver("ann", 0)
+    (weights,) = sent(stage.deliver("bob", 1), NewWeights, "ann")
+    assert weights.number == 4
+    assert bytes(weights.ids) == stage.known.streams.ids_at(0, 0, 2).tobytes()
 
 
 def test_a_worker_that_only_costs_gets_no_range_and_is_measured_by_a_duplicate() -> None:

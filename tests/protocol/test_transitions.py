@@ -32,7 +32,7 @@ def test_a_phase_that_the_row_does_not_name_is_a_protocol_error(
     def ends(*_: Any) -> None:
         stage.server.lifecycle.phase = RunPhase.FINISHED
 
-    monkeypatch.setattr(Aggregation, "mailbox_empty", ends)
+    monkeypatch.setattr(Aggregation, "compute_digests", ends)
     stage = Stage()
     with pytest.raises(ProtocolError, match="MailboxEmpty led from training to finished"):
         stage.server.handle(events.MailboxEmpty(), 0.0)

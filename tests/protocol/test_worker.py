@@ -165,6 +165,27 @@ def names(effects: list[Effect]) -> list[tuple[int, Range, int]]:
     return [(each.lease, (each.first, each.last), each.step) for each in sent(effects, UnitResult)]
 
 
+def test_what_the_next_weights_begin_with_is_made_while_there_is_nothing_to_compute() -> None:
+    bench = Bench().at_work()
+    bench.grant(1, (0, 1))
+    assert not bench.worker.expected_weights
+    bench.compute_all()
+    assert bench.idle()
+    (known,) = bench.worker.expected_weights.values()
+    assert known == {**IN_RUN, "lease": 1, "first": 0, "last": 1, "step": 1}
+    assert names(bench.weights(1, 1, (0, 1))) == []
+    bench.compute_all()
+    (known,) = bench.worker.expected_weights.values()
+    assert known["step"] == 2
+    bench.hear(Reset(**IN_RUN | {"term": TERM + 1}))
+    bench.hear(bench.welcome(term=TERM + 1))
+    bench.worker.handle(FingerprintComputed("bits", {}, 0.1), 0.0)
+    bench.grant(5, (1, 1), term=TERM + 1)
+    bench.compute_all()
+    (known,) = bench.worker.expected_weights.values()
+    assert (known["term"], known["lease"], known["first"], known["step"]) == (TERM + 1, 5, 1, 1)
+
+
 def test_it_connects_computes_its_fingerprint_and_says_ready() -> None:
     bench = Bench()
     assert only(bench.worker.handle(DeadlinePassed(), 0.0), Hello).name == "ann"

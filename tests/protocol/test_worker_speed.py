@@ -277,6 +277,31 @@ def test_a_worker_that_gets_no_range_is_named_and_measured_again() -> None:
     assert stage.server.counts["ranges_moved"] == 1
 
 
+@pytest.mark.parametrize("shards", [2, 4])
+def test_a_worker_that_no_step_needs_is_measured_at_once_and_takes_the_place_of_a_slower_one(
+    shards: int,
+) -> None:
+    stage, half = Stage(shards=shards, steps=0), shards // 2
+    ranges = {"ann": (0, half - 1), "bob": (half, shards - 1)}
+    stage.join("ann", "bob")
+    stage.deliver("ann", (0, shards - 1), seconds=0.1)
+    stage.join("eve")
+
+    def deliver_all() -> None:
+        for name, of_name in ranges.items():
+            stage.deliver(name, of_name, seconds=0.1)
+
+    deliver_all()
+    assert [stage.ranges_of(each) for each in ranges] == [[each] for each in ranges.values()]
+    assert not stage.member("eve").speed.is_too_slow, "a step with two ranges is as short"
+    effects = stage.server.handle(DeadlinePassed(), stage.now)
+    (grant,) = sent(effects, Grant, "eve")
+    stage.deliver("eve", (grant.first, grant.last), seconds=0.01)
+    stage.now += MOVE_EVERY
+    deliver_all()
+    assert stage.ranges_of("eve")
+
+
 @pytest.mark.parametrize(
     ("workers", "seconds", "later"),
     [(1, 0.1, 0.0), (99, 1.0, MEASURE_EVERY)],
@@ -288,11 +313,10 @@ def test_a_relay_that_was_too_slow_is_tried_again(
     stage = Stage(shards=4, steps=0, lease_timeout=600.0)
     join_relay(stage, "r", workers=workers)
     join_relay(stage, "s", workers=99)
-    effects = stage.deliver("r", (0, 3), seconds=seconds)
-    if stage.ranges_of("r"):
-        stage.now += MOVE_EVERY
-        stage.deliver("s", stage.ranges_of("s")[0], seconds=0.01)
-        effects = stage.deliver("r", stage.ranges_of("r")[0], seconds=seconds)
+    stage.deliver("r", (0, 3), seconds=seconds)
+    assert stage.ranges_of("s") == [(0, 3)], "it is not known yet, and enough for all shards"
+    stage.now += MOVE_EVERY
+    effects = stage.deliver("s", (0, 3), seconds=0.01)
     assert f"r takes {seconds} s for a shard: it gets none".replace(".0 s", " s") in said(effects)
     stage.now += later
     effects = stage.server.handle(DeadlinePassed(), stage.now)

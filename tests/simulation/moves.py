@@ -42,7 +42,7 @@ class MovingMembership(Membership):
             return super().lease_unheld(missing)
 
     def _cut(
-        self, shards: Range, units: Sequence[Sequence[float]], _: Sequence[int]
+        self, shards: Range, units: Sequence[Sequence[float]], _: Sequence[int], **__: int
     ) -> list[Range | None]:
         first, last = shards
         most = min(len(units), last - first + 1)

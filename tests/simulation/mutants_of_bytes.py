@@ -10,7 +10,7 @@ import pytest
 from manychar.numerics import training_step as trainer
 from manychar.numerics.training_step import TrainingState
 from manychar.numerics.tree_reduction import Range, TreeSum, cover
-from manychar.protocol import admission, aggregation, lease_grants, worker
+from manychar.protocol import admission, aggregation, held_units, lease_grants, worker
 from manychar.protocol.aggregation import Aggregation, Digests
 from manychar.protocol.conflicting_results import Conflict, ConflictingResults
 from manychar.protocol.counters import Counter
@@ -19,6 +19,7 @@ from manychar.protocol.events import Computed
 from manychar.protocol.lifecycle import Lifecycle
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import Frame, Identities, UnitResult
+from manychar.protocol.next_units import NextUnits
 from manychar.protocol.worker import Worker
 from tests.simulation.disk import Disk, copy_of
 from tests.simulation.lease_oracle import LeaseOracle
@@ -54,27 +55,27 @@ def a_worker_forgets_what_it_has_sent(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("1 and 3", "other-cut+loss", "unit", seed=22)
 def a_unit_begins_with_the_hidden_states_of_any_step(patch: pytest.MonkeyPatch) -> None:
-    advance = worker.HeldLease.advance
+    advance = held_units.HeldLease.advance
 
     def keeping(self: Any, *, by: int) -> None:
         before = self.hidden
         advance(self, by=by)
         self.hidden = before | self.hidden
 
-    patch.setattr(worker.HeldLease, "advance", keeping)
+    patch.setattr(held_units.HeldLease, "advance", keeping)
     patch.setattr(Membership, "can_continue", lambda *_: True)
     patch.setattr(LeaseOracle, "check_new_weights", lambda *_: None)
 
 
 @mutant("1", "none", "unit")
 def a_range_goes_on_from_its_hidden_states_of_the_step_before(patch: pytest.MonkeyPatch) -> None:
-    finish = worker.HeldLease.finish
+    finish = held_units.HeldLease.finish
 
     def standing(self: Any, shards: Range, result: UnitResult, _: list[Frame]) -> None:
         hidden = [self.hidden[shard] for shard in range(shards[0], shards[1] + 1)]
         finish(self, shards, result, hidden)
 
-    patch.setattr(worker.HeldLease, "finish", standing)
+    patch.setattr(held_units.HeldLease, "finish", standing)
 
 
 @mutant("1", "other-cut+loss", "kept", seed=3)
@@ -90,14 +91,14 @@ def what_is_finished_is_kept_by_lease_and_not_by_range(patch: pytest.MonkeyPatch
 
 @mutant("20", "other-cut+loss", "unbounded", seed=53)
 def units_that_overlap_are_all_kept(patch: pytest.MonkeyPatch) -> None:
-    finish = worker.HeldLease.finish
+    finish = held_units.HeldLease.finish
 
     def hoarding(self: Any, shards: Range, result: UnitResult, hidden: list[Frame]) -> None:
         before = dict(self.finished)
         finish(self, shards, result, hidden)
         self.finished = before | self.finished
 
-    patch.setattr(worker.HeldLease, "finish", hoarding)
+    patch.setattr(held_units.HeldLease, "finish", hoarding)
 
 
 def _inputs_are_right(*, weights: bool, hidden: bool) -> Plant:
@@ -152,6 +153,16 @@ def _assessed_as(assessment: Counter, instead: Counter | None) -> Plant:
         patch.setattr(Aggregation, "assess", assessed)
 
     return plant
+
+
+@mutant("6", "loss", "weights", "grant", "exception")
+def what_was_prepared_for_a_step_is_sent_at_another(patch: pytest.MonkeyPatch) -> None:
+    right = NextUnits.of
+
+    def any_that_is_here(self: NextUnits, lease: Any, number: int) -> Any:
+        return self._units.get(lease.number) or right(self, lease, number)
+
+    patch.setattr(NextUnits, "of", any_that_is_here)
 
 
 @mutant("4", "duplication", "counted", "assessment", "exception")
@@ -387,7 +398,7 @@ def all_sides_of_a_dispute_are_banned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ConflictingResults, "settle", strict)
 
 
-@mutant("10", "broken", "result", "exception", "stuck")
+@mutant("10", "broken", "result", "exception", "stuck", seed=4)
 def a_wrong_result_that_was_applied_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "resume_before", lambda *_: None)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manychar.numerics.tree_reduction import Range
-from manychar.protocol import worker
+from manychar.protocol import held_units
 from manychar.protocol.admission import Admission
 from manychar.protocol.conflicting_results import ConflictingResults
 from manychar.protocol.counters import Counter
@@ -46,14 +46,14 @@ def a_relay_forms_sums_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> Non
 
 @mutant("17", "relays", "stale", "relayed result")
 def a_relay_answers_with_the_unit_of_the_step_before(patch: pytest.MonkeyPatch) -> None:
-    right = worker.HeldLease.advance
+    right = held_units.HeldLease.advance
 
-    def keeps(self: worker.HeldLease, *, by: int) -> None:
+    def keeps(self: held_units.HeldLease, *, by: int) -> None:
         finished = self.finished
         right(self, by=by)
         self.finished = finished
 
-    patch.setattr(worker.HeldLease, "advance", keeps)
+    patch.setattr(held_units.HeldLease, "advance", keeps)
     patch.setattr("tests.simulation.worker_oracle._check_finished", lambda *_: None)
     patch.setattr("tests.simulation.worker_oracle._check_kept", lambda *_: None)
 

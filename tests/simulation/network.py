@@ -16,6 +16,7 @@ from manychar.protocol import codec
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import DIGEST_BYTES
 from manychar.protocol.messages import Frame, Message, Peer, UnitResult
+from manychar.protocol.packed_header import Expected
 from manychar.protocol.unit_payload import equal_parts
 from tests.simulation.reference import Piece
 from tests.simulation.violation import Violation
@@ -200,10 +201,12 @@ class Network:
             above.unreachable(link.peer)
 
 
-def decoded(frames: Sequence[Frame], size: Dimensions | None) -> Message:
+def decoded(
+    frames: Sequence[Frame], size: Dimensions | None, expected: Expected = codec.NOTHING
+) -> Message:
     """Return the message; what our own machines send is never malformed."""
     try:
-        return codec.decode(frames, size)
+        return codec.decode(frames, size, expected)
     except codec.WireError as error:
         raise Violation("wire", str(error)) from error
 

@@ -102,7 +102,10 @@ class ServerShell:
         if self.world.now < self._stalled_until or self._mailbox:
             self._mailbox.append((peer, frames))
         elif self.is_alive():
-            self.receive(peer, decoded(frames, self.machine.dimensions))
+            self.receive(peer, self._decoded(frames))
+
+    def _decoded(self, frames: list[bytes]) -> Message:
+        return decoded(frames, self.machine.dimensions, self.machine.expected_results)
 
     def receive(self, peer: Peer, message: Message) -> None:
         """Give the machine a message, and let the oracle check the effects."""
@@ -134,7 +137,7 @@ class ServerShell:
         mailbox, self._mailbox = self._mailbox, []
         for peer, frames in mailbox:
             if self.is_alive():
-                self.receive(peer, decoded(frames, self.machine.dimensions))
+                self.receive(peer, self._decoded(frames))
         if self.is_alive():
             self._tick_now(now)
 

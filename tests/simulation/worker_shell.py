@@ -160,7 +160,7 @@ class WorkerShell:
         self.carry_out(effects)
 
     def _read(self, frames: list[bytes]) -> Message:
-        return decoded(frames, self.machine.dimensions)
+        return decoded(frames, self.machine.dimensions, self.machine.expected_weights)
 
     def _send(self, message: Message) -> None:
         self.world.log(functools.partial(sent, f"    {self.name} sends", message))

@@ -102,7 +102,7 @@ class Listener:
                 self.handle(events.KeyRevoked(peer))
                 continue
             try:
-                message = decode(frames, self.machine.dimensions)
+                message = decode(frames, self.machine.dimensions, self.machine.expected_results)
                 self.handle(events.Received(message, peer, owner))
             except (WireError, events.PeerError) as error:
                 self.handle(events.Malformed(peer, str(error), owner))

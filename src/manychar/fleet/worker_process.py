@@ -87,7 +87,7 @@ class WorkerLoop:
     def _read_mailbox(self) -> None:
         while self.finish is None and (frames := self.dealer.receive()) is not None:
             try:
-                message = decode(frames, self.machine.dimensions)
+                message = decode(frames, self.machine.dimensions, self.machine.expected_weights)
                 self.handle(events.Received(message))
             except (WireError, events.PeerError) as error:
                 logger.warning(f"dropped a message of the server: {error}")

@@ -22,7 +22,6 @@ from manychar.numerics.training_step import TrainingState, apply
 from manychar.numerics.tree_reduction import Range, TreeSum, cover, sum_in_tree
 from manychar.protocol.counters import Counter
 from manychar.protocol.effects import Compute
-from manychar.protocol.events import MailboxEmpty
 from manychar.protocol.messages import Frame, Identities, UnitResult
 from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.unit_payload import as_frame, digest, equal_parts, folded_digest
@@ -78,6 +77,8 @@ class _Step:
 class Aggregation:
     """A run's state and its open step; `limit` is the first step that is never computed."""
 
+    knows_next_ids = True
+
     def __init__(
         self, definition: Definition, corpus: Streams, state: TrainingState, *, limit: float
     ) -> None:
@@ -108,7 +109,6 @@ class Aggregation:
             if past < step - STEPS_COMPARED:
                 del self._steps[past]
         self.weights = as_frame(weights)
-        self.is_fresh = self.corpus.is_fresh(step)
         self._is_digested = False
         self._next_rows = self._next_hidden.reshape(self.definition.shards, -1)
         self._sums: TreeSum[NDArray[Any]] = TreeSum(self.definition.shards)
@@ -138,8 +138,11 @@ class Aggregation:
         """Return the digest of weights; computed once for the open step's."""
         return self.weights_digest if weights is self.weights else folded_digest(weights)
 
-    def ids(self, first: int, last: int) -> memoryview:
-        return as_frame(self.corpus.ids_at(first, last, self.state.step))
+    def ids(self, first: int, last: int, step: int) -> memoryview:
+        return as_frame(self.corpus.ids_at(first, last, step))
+
+    def is_fresh_at(self, step: int) -> bool:
+        return self.corpus.is_fresh(step)
 
     def assess(self, result: UnitResult) -> Counter | None:
         """Return None where this result is wanted, else as what it is counted."""
@@ -193,7 +196,7 @@ class Aggregation:
             step.losses[shard] = payload.losses[place]
         return new
 
-    def mailbox_empty(self, event: MailboxEmpty, now: float) -> None:
+    def compute_digests(self) -> None:
         """Compute digests, for which no step has to wait."""
         if self._is_digested:
             return

@@ -4,17 +4,14 @@ The first frame is a header: a msgpack map of at most 8 KiB with the message's t
 fields, each of a stated kind and range. Tensors follow as raw frames; their number and lengths
 follow from the message's type and the run's dimensions, never from what the header claims.
 
-The header of a packed message is a fixed struct instead, which begins with a byte that begins no
-msgpack map: of those messages each step has two for every worker.
+A packed message, of which each step has two for every worker, has a fixed struct as its header
+(`packed_header.py`) and one frame after it; where it has another tensor, that follows the struct.
 """
 
 import dataclasses
 import functools
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from struct import Struct
-from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -22,30 +19,27 @@ from manychar.protocol import field_types as field
 from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.field_types import Frame
 from manychar.protocol.messages import Message
+from manychar.protocol.packed_header import Expected, PackedHeader
 from manychar.protocol.unit_payload import PayloadFrame
 
 WireError = field.WireError
 HEADER_BYTES = 8192
 MAX_BINARY = 64
 
+NOTHING: Expected = {}
+
 Check = Callable[[Any], Any]
 FrameRule = field.Tensor | field.Records | PayloadFrame
+M = TypeVar("M", bound=Message)
 
 
 class Layout(NamedTuple):
-    """How one type of message lies on the wire: its header's fields and its frames, in order.
-
-    A packed message's header is a `struct`, which fixes the types of its fields, `fields` of their
-    values by name; the first of them, whole numbers all, and its `reals` have limits in addition.
-    """
+    """How one type of message lies on the wire: its header's fields and its tensors, in order."""
 
     kind: type[Any]
     header: dict[str, Check]
     frames: dict[str, FrameRule]
-    struct: Struct | None = None
-    fields: Callable[[Mapping[str, Any]], tuple[Any, ...]] = lambda _: ()
-    whole: int = 0
-    reals: tuple[str, ...] = ()
+    packed: PackedHeader | None = None
 
     @classmethod
     def of(cls, kind: type[Any]) -> "Layout":
@@ -58,12 +52,9 @@ class Layout(NamedTuple):
         header = {name: _check_of(hint) for name, hint in of_header.items()}
         if not kind.packed:
             return cls(kind, header, frames)
-        packed = Struct("<2s" + "".join(field.PACKED[h] for h in of_header.values()))
-        whole = sum(hint is field.Integer for hint in of_header.values())
-        if list(of_header.values())[: 1 + whole] != [field.Name, *[field.Integer] * whole]:
-            raise TypeError(f"{kind}: a packed header begins with the run and all whole numbers")
-        reals = tuple(name for name, hint in of_header.items() if hint is field.Number)
-        return cls(kind, header, frames, packed, operator.itemgetter(*header), whole, reals)
+        if not 1 <= len(frames) <= 2:
+            raise TypeError(f"{kind}: a packed message has one tensor or two")
+        return cls(kind, header, frames, PackedHeader(kind.packed, of_header, kind.told))
 
 
 def _check_of(hint: Any) -> Check:
@@ -119,10 +110,15 @@ def _record(kind: type[tuple[Any, ...]], checks: Sequence[Check], value: Any) ->
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     if type(values) is not dict or values.keys() != checks.keys():
         raise WireError("not the fields of this message")
+    return _held(values, checks)
+
+
+def _held(values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
+    """Return the values, each held to its field's type."""
     found, name = {}, ""
     try:
-        for name, check in checks.items():
-            found[name] = check(values[name])
+        for name, value in values.items():
+            found[name] = checks[name](value)
     except WireError as error:
         raise WireError(f"{name}: {error}") from None
     return found
@@ -131,20 +127,19 @@ def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
 LAYOUTS = {kind.__name__: Layout.of(kind) for kind in get_args(Message)}
 MAX_FRAMES = 1 + max(len(layout.frames) for layout in LAYOUTS.values())
 
-NO_MAP = 0xC1  # msgpack never uses it
-_PACKED_KINDS = [name for name, layout in LAYOUTS.items() if layout.struct]
-_CODES = {name: bytes((NO_MAP, number)) for number, name in enumerate(_PACKED_KINDS)}
-_PACKED = {code: LAYOUTS[name] for name, code in _CODES.items()}
+_PACKED = {layout.packed.code: layout for layout in LAYOUTS.values() if layout.packed}
+_HEADER = "packed header"  # no field has such a name
 
 
 def encode(message: Message) -> list[Frame]:
     """Return the frames of a message. ValueError if its header is too long."""
     kind = type(message).__name__
     layout, values = LAYOUTS[kind], vars(message)
+    if layout.packed is not None:
+        *_, (last, rule) = layout.frames.items()
+        header = values.get(_HEADER) or _first_frame(layout, layout.packed, values)
+        return [header, rule.pack(values[last])]
     frames = [rule.pack(values[name]) for name, rule in layout.frames.items()]
-    if layout.struct is not None:
-        run_id, *others = layout.fields(values)
-        return [layout.struct.pack(_CODES[kind], run_id.encode(), *others), *frames]
     header = {name: values[name] for name in layout.header}
     packed = msgpack.packb({"type": kind, **header}, default=dataclasses.asdict)
     if len(packed) > HEADER_BYTES:
@@ -152,27 +147,74 @@ def encode(message: Message) -> list[Frame]:
     return [packed, *frames]
 
 
-def decode(frames: Sequence[Frame], dimensions: Dimensions | None) -> Message:
+def _first_frame(layout: Layout, packed: PackedHeader, values: Mapping[str, Any]) -> bytes:
+    """Return a packed message's header, with all tensors but the last behind it."""
+    *first, _ = layout.frames
+    return b"".join((packed.pack(values), *(values[name] for name in first)))
+
+
+def prepare(kind: type[M], values: Mapping[str, Any]) -> M:
+    """Return a packed message whose first frame is packed by now, before its last tensor is known.
+
+    `complete` adds that.
+    """
+    layout, packed = _packed_layout(kind)
+    return _made(kind, {**values, _HEADER: _first_frame(layout, packed, values)})
+
+
+def complete(message: M, **tensor: Frame) -> M:
+    """Return a prepared message with its last tensor."""
+    return _made(type(message), {**vars(message), **tensor})
+
+
+def expect(kind: type[Message], values: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """Return what the header of a packed message will begin with, and the fields behind it."""
+    _, packed = _packed_layout(kind)
+    return packed.expected(values), values
+
+
+def _packed_layout(kind: type[object]) -> tuple[Layout, PackedHeader]:
+    layout = LAYOUTS[kind.__name__]
+    if layout.packed is None:
+        raise TypeError(f"{kind}: its header is not packed")
+    return layout, layout.packed
+
+
+def decode(
+    frames: Sequence[Frame], dimensions: Dimensions | None, expected: Expected = NOTHING
+) -> Message:
     """Return the message in the frames, or raise WireError.
 
     `dimensions` are those of the run this side is in; without them (a peer that was not welcomed
-    yet) a message with tensors is an error.
+    yet) a message with tensors is an error. `expected` are packed messages that this side waits
+    for: the result is the same without them.
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"{len(frames)} frames")
-    layout, header = _PACKED.get(bytes(frames[0][:2])), {}
+    known: Mapping[str, Any] = {}
+    layout = _PACKED.get(bytes(frames[0][:2]))
     if layout is None:
         header = _header(frames[0])
         layout = LAYOUTS.get(header.pop("type"))
-        if layout is None or layout.struct is not None:
+        if layout is None or layout.packed is not None:
             raise WireError("an unknown type of message")
     try:
-        values = _unpacked(layout, frames[0]) if layout.struct else _checked(header, layout.header)
+        if layout.packed is not None:
+            known, told, frames = _unpacked(layout.packed, layout, frames, expected)
+            values = {**known, **_held(told, layout.header)}
+        else:
+            values = _checked(header, layout.header)
         values |= _tensors(layout, frames[1:], dimensions or values.get("dimensions"), values)
     except WireError as error:
         raise WireError(f"{layout.kind.__name__}: {error}") from None
-    message: Message = object.__new__(layout.kind)
-    vars(message).update(values)  # a tenth of the time of the constructor of a frozen dataclass
+    message: Message = _made(layout.kind, values)
+    return message
+
+
+def _made(kind: type[M], values: dict[str, Any]) -> M:
+    """Return a message in a tenth of the time of the constructor of a frozen dataclass."""
+    message = object.__new__(kind)
+    vars(message).update(values)
     return message
 
 
@@ -192,28 +234,18 @@ def _tensors(
     return found
 
 
-def _unpacked(layout: Layout, frame: Frame) -> dict[str, Any]:
-    """Return the header of a packed message, whose first field is the name of the run."""
-    if layout.struct is None or len(frame) != layout.struct.size:
-        raise WireError(f"a header of {len(frame)} bytes")
-    _, run_id, *numbers = layout.struct.unpack(frame)
-    values = dict(zip(layout.header, (_run_id(run_id), *numbers), strict=True))
-    if (largest := max(numbers[: layout.whole])) > field.MAX_INTEGER:
-        name = next(name for name, value in values.items() if value == largest)
-        raise WireError(f"{name}: not a whole number in range")
-    for name in layout.reals:
-        if not math.isfinite(values[name]):
-            raise WireError(f"{name}: not a finite number")
-    return values
-
-
-@functools.lru_cache(maxsize=16)
-def _run_id(padded: bytes) -> str:
-    checked = _check_of(field.Name)
-    try:
-        return str(checked(padded.rstrip(b"\0").decode("ascii", "replace")))
-    except WireError as error:
-        raise WireError(f"run_id: {error}") from None
+def _unpacked(
+    packed: PackedHeader, layout: Layout, frames: Sequence[Frame], expected: Expected
+) -> tuple[Mapping[str, Any], dict[str, Any], Sequence[Frame]]:
+    """Return the expected fields, the others, and the frames as of a message with one a tensor."""
+    if len(frames) != 2:
+        raise WireError(f"{len(frames) - 1} frames after the header")
+    first, *others = frames
+    if len(first) < packed.size or (len(first) > packed.size and len(layout.frames) == 1):
+        raise WireError(f"a header of {len(first)} bytes")
+    if len(layout.frames) == 2:
+        others = [memoryview(first)[packed.size :], *others]
+    return *packed.unpack(first, expected), [first, *others]
 
 
 def _header(frame: Frame) -> dict[Any, Any]:

@@ -16,13 +16,15 @@ MOST_GIB = 2
 class Structure:
     """The base of what has fields on the wire: frozen dataclasses, made by keywords.
 
-    The header of a `packed` message, of which there are many a step, is a fixed struct.
+    The header of a `packed` message, of which there are many a step, is a fixed struct with this
+    number; of its last fields, `told`, its receiver cannot know the values before.
     """
 
-    packed: ClassVar[bool] = False
+    packed: ClassVar[int] = 0
+    told: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, *, packed: bool = False) -> None:
-        cls.packed = packed
+    def __init_subclass__(cls, *, packed: int = 0, told: tuple[str, ...] = ()) -> None:
+        cls.packed, cls.told = packed, told
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 

@@ -1,20 +1,24 @@
 """Grants: what a worker needs to compute, when it is sent again, and which workers are late."""
 
 from collections.abc import Set as AbstractSet
-from typing import Any
 
-from manychar.numerics.tree_reduction import Range
+from manychar.protocol.codec import complete
 from manychar.protocol.counters import Counter
 from manychar.protocol.member import Member
 from manychar.protocol.membership import Lease
-from manychar.protocol.messages import Grant, NewWeights, Revoke
+from manychar.protocol.messages import Grant, Revoke
+from manychar.protocol.next_units import NextUnits
 from manychar.protocol.range_cut import runs_of
-from manychar.protocol.server_part import ServerPart
+from manychar.protocol.server_part import ServerPart, Shared
 from manychar.protocol.unit_payload import as_frame
 
 
 class LeaseGrants(ServerPart):
     """Grants ranges of shards to workers, and grants each again until its results are accepted."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.next_units = NextUnits(shared)
 
     def joined(self, now: float) -> None:
         """Lease the shards that nobody holds; a new worker gets its range after the step."""
@@ -64,8 +68,10 @@ class LeaseGrants(ServerPart):
         lease.ask(self._step, now)
         aggregation = self._aggregation
         for first, last in runs_of(filter(aggregation.is_missing, lease.numbers)):
+            number = self._count_asked(lease)
             grant = Grant(
-                **self._unit_fields(lease, (first, last)),
+                **self.next_units.fields(lease, (first, last), self._step, number),
+                weights=aggregation.weights,
                 lease_first=lease.shards[0],
                 lease_last=lease.shards[1],
                 hidden=as_frame(aggregation.state.hidden[first : last + 1]),
@@ -92,24 +98,15 @@ class LeaseGrants(ServerPart):
                 self.grant(lease, now)
                 continue
             lease.ask(self._step, now)
-            self._outbox.send(lease.peer, NewWeights(**self._unit_fields(lease, lease.shards)))
+            unit = self.next_units.of(lease, self._count_asked(lease))
+            self._outbox.send(lease.peer, complete(unit, weights=self._aggregation.weights))
 
-    def _unit_fields(self, lease: Lease, shards: Range) -> dict[str, Any]:
-        """Return the fields that Grant and NewWeights share, with the holder's next number."""
-        member, aggregation = self._membership.members[lease.peer], self._aggregation
+    def _count_asked(self, lease: Lease) -> int:
+        """Return the number of the next message that asks the lease's holder for a unit."""
+        member = self._membership.members[lease.peer]
         member.asked += 1
         lease.asked_number = member.asked
-        return {
-            **self._spec.run_and_term,
-            "number": member.asked,
-            "lease": lease.number,
-            "first": shards[0],
-            "last": shards[1],
-            "step": self._step,
-            "fresh": aggregation.is_fresh,
-            "weights": aggregation.weights,
-            "ids": aggregation.ids(*shards),
-        }
+        return member.asked
 
     def heard(self, member: Member, number: int, now: float) -> None:
         """Grant again each unit that a worker was asked for, does not list and has not delivered.

@@ -22,6 +22,7 @@ from manychar.protocol.range_cut import (
     best_cut,
     count_of,
     expected_step,
+    is_too_slow,
     numbers_of,
     runs_of,
 )
@@ -85,7 +86,7 @@ class Membership:
         self._takeovers = [0] * shards
         self._accepted_under = [(-1, 0)] * shards  # step and lease of the last acceptance
         self._must_cut = False
-        self._cut_for: dict[Peer, int] = {}  # how many workers each relay had
+        self._cut_for: dict[Peer, int] = {}  # by holder, how many workers compute there
         self._next_move = 0.0
         self.moves = 0  # of ranges, for speed
 
@@ -187,7 +188,7 @@ class Membership:
         leases = []
         for run in unheld:
             workers = self._least_loaded(count_of(run))
-            ranges = best_cut(run, *_paces_of(workers)) if workers else []
+            ranges = self._ranges(run, workers)
             for worker, shards in zip(workers, ranges, strict=True):
                 if shards is not None:
                     leases.append(self.lease(shards, worker.peer))
@@ -228,13 +229,16 @@ class Membership:
         self._must_cut = False
         if may_move:
             self._next_move = now + MOVE_EVERY
-        present = {each.peer: each.shards for each in self.leases.values() if not each.duplicate}
+        held = (each for each in reversed(self.leases.values()) if not each.duplicate)
+        present = {each.peer: each.shards for each in held}  # of several leases the oldest
         workers = sorted(self.workers(), key=lambda w: present.get(w.peer, (math.inf,)))
         able = [each for each in workers if not each.speed.awaits_measurement] or workers
-        ranges = best_cut(self.scope, *_paces_of(able)) if able else []
+        ranges = self._ranges(self.scope, able)
         wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
-        before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers if w.is_relay}
-        stays = self._is_whole(present, workers) and before == self._cut_for
+        before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers}
+        untried = any(_is_new(each) and each.peer not in present for each in workers)
+        known = self._cut_for.items() <= before.items() and not untried
+        stays = known and self._is_whole(present)
         if stays:
             moves = may_move and _pays(workers, present, wanted)
             self.moves += moves
@@ -249,21 +253,41 @@ class Membership:
         for peer, shards in wanted.items():
             if peer not in kept:
                 self.lease(shards, peer)
-        too_slow, spare = [], len(wanted) == count_of(self.scope)
-        for worker in workers:
-            if worker.peer in wanted:
-                worker.speed.note_range()
-            elif worker.speed.note_no_range(now, too_slow=not spare):
-                too_slow.append(worker)
-        return revoked, too_slow
+        return revoked, self._note_ranges(workers, wanted, now)
 
-    def _is_whole(self, ranges: Mapping[Peer, Range], workers: Sequence[Member]) -> bool:
-        """Whether these ranges are all shards, and each worker that should have one has one."""
-        idle = [w for w in workers if w.peer not in ranges and not w.speed.is_too_slow]
+    def _ranges(self, shards: Range, workers: Sequence[Member]) -> list[Range | None]:
+        if not workers:
+            return []
+        new = {place for place, worker in enumerate(workers) if _is_new(worker)}
+        return best_cut(shards, *_paces_of(workers), in_all=len(self._takeovers), new=new)
+
+    def _is_whole(self, ranges: Mapping[Peer, Range]) -> bool:
+        """Whether these are the ranges of all leases, and all shards."""
         leased = sum(not lease.duplicate for lease in self.leases.values())
-        spare = len(ranges) == count_of(self.scope)
         whole = runs_of(i for first, last in ranges.values() for i in range(first, last + 1))
-        return whole == [self.scope] and leased == len(ranges) and (spare or not idle)
+        return whole == [self.scope] and leased == len(ranges)
+
+    def _note_ranges(
+        self, workers: Sequence[Member], ranges: Mapping[Peer, Range], now: float
+    ) -> list[Member]:
+        """Note who has a range from now on; return the workers that are found too slow for one.
+
+        Who is as fast as the others has none where all shards have a holder each, or where a step
+        with fewer ranges is as short.
+        """
+        held = [worker for worker in workers if worker.peer in ranges]
+        step = (
+            expected_step([ranges[each.peer] for each in held], *_paces_of(held)) if held else 0.0
+        )
+        spare, too_slow = len(held) == count_of(self.scope), []
+        for worker in workers:
+            if worker.peer in ranges:
+                worker.speed.note_range()
+                continue
+            slow = not spare and is_too_slow(worker.speed.recent or [0.0], step)
+            if worker.speed.note_no_range(now, too_slow=slow):
+                too_slow.append(worker)
+        return too_slow
 
     def accepted(self, shards: Iterable[int], peer: Peer, lease: int, step: int) -> None:
         """Note that a unit's shards were accepted, from any peer: their counts start again."""
@@ -293,6 +317,11 @@ class Membership:
         least = self.silence if leases else max(self.silence, IDLE_SILENCE)
         longest = max(least, min(SLOW_FACTOR * member.longest_piece, LONGEST_UNIT))
         return float(longest * (1 + member.levels) * 2 ** min(takeovers, MAX_DOUBLINGS))
+
+
+def _is_new(member: Member) -> bool:
+    """Whether only a range can tell how fast it is: a relay is not measured by a duplicate."""
+    return member.is_relay and not member.speed.recent
 
 
 def _paces_of(workers: Sequence[Member]) -> tuple[list[list[float]], list[int]]:

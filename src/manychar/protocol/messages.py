@@ -7,7 +7,7 @@ shapes that `Dimensions` gives.
 
 import enum
 import functools
-from typing import Annotated, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 from manychar.numerics.tree_reduction import Range
 from manychar.protocol import dimensions
@@ -16,7 +16,7 @@ from manychar.protocol.dimensions import Dimensions, Structure
 from manychar.protocol.unit_payload import DigestsFrame, PayloadField
 from manychar.protocol.worker_tally import WorkerStats
 
-WIRE_VERSION = 7  # rises with every release that changes the messages
+WIRE_VERSION = 8  # rises with every release that changes the messages
 
 Frame = field.Frame
 Peer = bytes  # the transport's identity of one connection
@@ -113,6 +113,14 @@ class _OfUnit(_InRun):
         return self.first, self.last
 
 
+def unit_fields(
+    run_and_term: RunAndTerm, *, lease: int, shards: Range, step: int
+) -> dict[str, Any]:
+    """Return the fields that name the shards `first` … `last` at one step, under a lease."""
+    first, last = shards
+    return {**run_and_term, "first": first, "last": last, "step": step, "lease": lease}
+
+
 class Hello(Structure):
     """A client asks to be admitted. Its fields never change, so that every version reads it."""
 
@@ -176,14 +184,14 @@ class Grant(_OfUnit):
     ids: dimensions.IdsFrame
 
 
-class NewWeights(_OfUnit, packed=True):
+class NewWeights(_OfUnit, packed=1, told=("number", "fresh")):
     """The weights of a step, and the next unit of a holder: all shards of its lease."""
 
-    number: field.Integer
     lease: field.Integer
+    number: field.Integer
     fresh: field.Flag
-    weights: dimensions.ParametersFrame
     ids: dimensions.IdsFrame
+    weights: dimensions.ParametersFrame
 
 
 class Weights(_InRun):
@@ -199,7 +207,7 @@ class Revoke(_InRun):
     lease: field.Integer
 
 
-class UnitResult(_OfUnit, packed=True):
+class UnitResult(_OfUnit, packed=2, told=("seconds",)):
     """What a worker computed; `seconds` is how long a shard took."""
 
     lease: field.Integer

@@ -4,16 +4,20 @@ A holder is a worker, or a relay whose `workers` compute at the same time: one s
 has workers doubles its time.
 """
 
+import functools
 import heapq
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
-from manychar.numerics.tree_reduction import Range
+from manychar.numerics.tree_reduction import Range, cover
 
 AS_GOOD = 1.02
 """A cut whose predicted step is longer by no more than this may be taken for its fewer sums."""
 MOVE_GAIN = 0.95
+WAYS = 4096
 
 
 def shortest_step(shards: int, seconds: Sequence[float], workers: Sequence[int]) -> float:
@@ -29,39 +33,86 @@ def shortest_step(shards: int, seconds: Sequence[float], workers: Sequence[int])
 
 
 def cut(
-    shards: Range, seconds: Sequence[float], workers: Sequence[int] | None = None
+    shards: Range,
+    seconds: Sequence[float],
+    workers: Sequence[int] | None = None,
+    *,
+    in_all: int | None = None,
+    new: Collection[int] = (),
 ) -> list[Range | None]:
-    """Return a range for each holder, in order; None for one that would only make a step longer.
+    """Return a range for each holder, in order; None for one that the step does not need.
 
-    Each boundary lies where the subtrees on both sides are the largest, among the places that leave
-    the predicted step as short as it can be: a range that is a node has one sum to send.
+    Of the cuts whose predicted step is as short as it can be it is one with the fewest sums to
+    send: those of the ranges' covers in the tree of `in_all` shards. Of two it is the one that
+    gives more to the holders that come first. The `new` holders (their places) get a shard each,
+    to be measured, where there are as many.
     """
     first, last = shards
-    count = last - first + 1
+    count = last + 1 - first
     workers = workers or [1] * len(seconds)
     longest = AS_GOOD * shortest_step(count, seconds, workers)
     holders = zip(seconds, workers, strict=True)
     most = [min(count, at_once * math.floor(longest / each)) for each, at_once in holders]
-    able = [i for i, each in enumerate(most) if each > 0]
-    ranges: list[Range | None] = [None] * len(seconds)
-    start, others = first, sum(most[i] for i in able)
-    for rank, i in enumerate(able):
-        if start > last:
-            break
-        others -= most[i]
-        left = len(able) - rank - 1
-        least = max(1, last + 1 - others - start)
-        greatest = min(most[i], last + 1 - start - left)
-        ends = range(start + least, start + max(least, greatest) + 1)
-        # The lowest bit of a boundary is the size of the largest subtree that begins there.
-        end = max(ends, key=lambda boundary: boundary & -boundary) if left else last + 1
-        ranges[i] = start, end - 1
-        start = end
-    return ranges
+    least = [int(i in new and each > 0 and len(new) <= count) for i, each in enumerate(most)]
+    bounds = tuple(zip(least, most, strict=True))
+    counts = _fewest_sums(shards, bounds, last + 1 if in_all is None else in_all)
+    starts = itertools.accumulate(counts, initial=first)
+    return [
+        (start, start + count - 1) if count else None
+        for start, count in zip(starts, counts, strict=False)  # the last one is the end
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _fewest_sums(shards: Range, bounds: tuple[Range, ...], in_all: int) -> list[int]:
+    """Return how many shards each holder gets, within its bounds, with the fewest sums.
+
+    Dynamic programming over the holders: of the ways to end a holder's range at a shard only the
+    best is followed. Of a large fleet's only those are that have the fewest sums for how far they
+    are, so that all of them are WAYS at most.
+    """
+    end, needed = shards[1] + 1, sum(least for least, _ in bounds)
+    left, widest = sum(most for _, most in bounds), max(most for _, most in bounds)
+    width = max(1, WAYS // (left + len(bounds)))
+    ways: dict[int, _Way] = {shards[0]: _Way(0)}
+    for at_least, at_most in bounds:
+        left, needed = left - at_most, needed - at_least
+        longer: dict[int, _Way] = {}
+        for start, way in ways.items():
+            least, most = max(at_least, end - left - start), min(at_most, end - needed - start)
+            for count in range(most, least - 1, -1):
+                after = start + count
+                sums = way.sums + (len(cover(in_all, (start, after - 1))) if count else 0)
+                if after not in longer or sums < longer[after].sums:
+                    longer[after] = _Way(sums, count, way)
+        best = heapq.nsmallest(width, longer, key=lambda at: longer[at].sums - at / widest)
+        ways = {after: longer[after] for after in sorted(best, reverse=True)}
+    return ways[end].counts()
+
+
+class _Way(NamedTuple):
+    """A way to cut: how many sums it has, and the shards of the last holder and those before."""
+
+    sums: int
+    shards: int = 0
+    before: "_Way | None" = None
+
+    def counts(self) -> list[int]:
+        """Return how many shards each holder gets."""
+        found, way = [], self
+        while way.before is not None:
+            found.append(way.shards)
+            way = way.before
+        return found[::-1]
 
 
 def best_cut(
-    shards: Range, recent: Sequence[Sequence[float]], workers: Sequence[int]
+    shards: Range,
+    recent: Sequence[Sequence[float]],
+    workers: Sequence[int],
+    *,
+    in_all: int,
+    new: Collection[int] = (),
 ) -> list[Range | None]:
     """Cut by the mean of each holder's `recent` seconds a shard, or without the slowest one.
 
@@ -69,12 +120,14 @@ def best_cut(
     mean says. It gets no range where the steps without it take less than MOVE_GAIN of the time.
     """
     seconds = [statistics.fmean(each) for each in recent]
-    ranges = cut(shards, seconds, workers)
+    ranges = cut(shards, seconds, workers, in_all=in_all, new=new)
     held = zip(ranges, recent, workers, strict=True)
     longest = [rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
     last = longest.index(max(longest))
     if others := seconds[:last] + seconds[last + 1 :]:
-        without = cut(shards, others, [*workers[:last], *workers[last + 1 :]])
+        left = [*workers[:last], *workers[last + 1 :]]
+        later = {i - (i > last) for i in new if i != last}
+        without = cut(shards, others, left, in_all=in_all, new=later)
         without.insert(last, None)
         now, then = (expected_step(each, recent, workers) for each in (ranges, without))
         if then < MOVE_GAIN * now:
@@ -90,6 +143,12 @@ def expected_step(
     held = [(rounds(count_of(each), at_once), of) for each, of, at_once in holders if each]
     steps = range(max((len(of) for _, of in held), default=0))
     return sum(max(count * of[k % len(of)] for count, of in held) for k in steps) / len(steps)
+
+
+def is_too_slow(recent: Sequence[float], step: float) -> bool:
+    """Whether steps of so many seconds would often wait for this holder, even with one shard."""
+    waits = statistics.fmean(max(each, step) for each in recent)
+    return waits > AS_GOOD * step
 
 
 def rounds(count: int, workers: int) -> int:

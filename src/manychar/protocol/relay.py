@@ -29,14 +29,25 @@ from manychar.protocol.dimensions import Dimensions
 from manychar.protocol.effects import RUN_FAILED, Effect, Finish, Send
 from manychar.protocol.events import rows
 from manychar.protocol.field_types import TEXT_LENGTH
+from manychar.protocol.held_units import HeldLease
 from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
-from manychar.protocol.messages import RELAYS, Frame, Hello, Reset, Role, UnitResult, Welcome
+from manychar.protocol.messages import (
+    RELAYS,
+    Frame,
+    Hello,
+    Reset,
+    Role,
+    UnitResult,
+    Welcome,
+    unit_fields,
+)
+from manychar.protocol.packed_header import Expected
 from manychar.protocol.range_cut import numbers_of
 from manychar.protocol.relay_step import RelayStep, spec_of
 from manychar.protocol.server import TICK, ParameterServer
 from manychar.protocol.status_report import PAGES_EVERY
-from manychar.protocol.worker import HeldLease, Worker
+from manychar.protocol.worker import Worker
 
 NO_RUN = Welcome(
     run_id="none",
@@ -172,6 +183,10 @@ class Relay(Worker):
     def membership(self) -> Membership:
         return self.below.membership
 
+    @property
+    def expected_results(self) -> Expected:
+        return self.below.expected_results
+
     def deadline(self) -> float | None:
         due, below = super().deadline(), self.below.deadline()
         return due if due is None or below is None else min(due, below)
@@ -295,12 +310,10 @@ class Relay(Worker):
                 if (unit := step.unit_of(run)) is None:
                     continue
                 del lease.queued[run]
+                known = self.session.welcomed().run_and_term
+                fields = unit_fields(known, lease=lease.number, shards=unit, step=self._step)
                 result = UnitResult(
-                    **self.session.welcomed().run_and_term,
-                    lease=lease.number,
-                    first=unit[0],
-                    last=unit[1],
-                    step=self._step,
+                    **fields,
                     weights_digest=step.weights_digest,
                     seconds=self.below.seconds,
                     payload=step.payload(unit),

@@ -57,6 +57,7 @@ class RelayStep(Aggregation):
     """
 
     complete = False  # it applies nothing
+    knows_next_ids = False  # they come with the weights
 
     def __init__(self, *run: Any, **limit: Any) -> None:
         super().__init__(*run, **limit)
@@ -79,7 +80,10 @@ class RelayStep(Aggregation):
         parameters = state.parameters.like(np.frombuffer(weights, self._dtype))
         self.state = dataclasses.replace(state, step=step, parameters=parameters, hidden=hidden)
         self._start_step()
-        self.is_fresh = is_fresh
+        self._is_fresh = is_fresh
+
+    def is_fresh_at(self, step: int) -> bool:
+        return self._is_fresh
 
     def add(self, shards: Range, hidden: Sequence[Frame], ids: Sequence[Frame]) -> None:
         here = slice(shards[0], shards[1] + 1)

@@ -33,6 +33,7 @@ from manychar.protocol.member import Member, PeerState
 from manychar.protocol.membership import Membership
 from manychar.protocol.messages import FromMember, KeyRole, Owner, Peer, Stop, UnitResult
 from manychar.protocol.outbox import Outbox
+from manychar.protocol.packed_header import Expected
 from manychar.protocol.range_cut import count_of, shards_named
 from manychar.protocol.run_spec import RunSpec
 from manychar.protocol.server_part import Shared
@@ -81,6 +82,10 @@ class ParameterServer:
     @property
     def state(self) -> TrainingState:
         return self.aggregation.state
+
+    @property
+    def expected_results(self) -> Expected:
+        return self.lease_grants.next_units.expected
 
     def deadline(self) -> float | None:
         return None if self.lifecycle.phase is _FINISHED else self._next_tick
@@ -161,6 +166,11 @@ class ParameterServer:
         self.status_report.report_stall(now)
         self.lifecycle.tick(now)
         self.status_report.tick(now)
+
+    def _mailbox_empty(self, event: events.MailboxEmpty, now: float) -> None:
+        """Do what no step has to wait for: its weights are on their way."""
+        self.aggregation.compute_digests()
+        self.lease_grants.next_units.make()
 
     # Messages that concern several parts.
 
@@ -243,7 +253,7 @@ class ParameterServer:
             **rows(_RUNNING, (events.KeyRevoked,), admission.key_revoked),
             **rows(_RUNNING, (events.Dropped,), self.outbox.dropped),
             **rows(_RUNNING, (events.DiskWaited,), self.status_report.disk_waited),
-            **rows(_RUNNING, (events.MailboxEmpty,), self.aggregation.mailbox_empty),
+            **rows(_RUNNING, (events.MailboxEmpty,), self._mailbox_empty),
             **rows(_RUNNING, (events.Suspended,), self._suspended),
         }
 

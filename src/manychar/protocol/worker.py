@@ -19,115 +19,29 @@ unit whose step is over is abandoned between two shards; one whose lease is revo
 """
 
 import collections
-import dataclasses
-from typing import TYPE_CHECKING, Any
 
 from manychar.numerics.tree_reduction import Range, TreeSum
 from manychar.protocol import events, messages
 from manychar.protocol.client_session import CONNECTED, CONNECTING, ENDED, NOT_ENDED, ClientMachine
-from manychar.protocol.effects import STOPPED, Compute, ComputeFingerprint, Effect, Finish, Send
+from manychar.protocol.codec import expect
+from manychar.protocol.effects import STOPPED, ComputeFingerprint, Effect, Finish, Send
 from manychar.protocol.events import FingerprintComputed, ProtocolError, rows
+from manychar.protocol.held_units import HeldLease, UnitInHand
 from manychar.protocol.messages import (
     Frame,
     Hello,
+    NewWeights,
     RunAndTerm,
     Unit,
-    UnitResult,
     UnitState,
     Welcome,
+    unit_fields,
 )
+from manychar.protocol.packed_header import Expected
 from manychar.protocol.range_cut import count_of, numbers_of
-from manychar.protocol.unit_payload import Payload, as_frame, digest, equal_parts, sparse_form
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from manychar.protocol.unit_payload import equal_parts
 
 SHARDS_REMEMBERED = 16  # a pause of the whole machine counts as slow work, and is forgotten
-
-
-@dataclasses.dataclass
-class HeldLease:
-    """What the worker holds under one lease, for its step: by shard, or by unit.
-
-    `queued` has the ids that the shards of a unit read.
-    """
-
-    number: int
-    shards: Range
-    hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
-    next_hidden: dict[int, Frame] = dataclasses.field(default_factory=dict)
-    queued: dict[Range, list[Frame]] = dataclasses.field(default_factory=dict)
-    finished: dict[Range, UnitResult] = dataclasses.field(default_factory=dict)
-
-    def advance(self, *, by: int) -> None:
-        """Go to a later step: finished units leave their hidden states to the step after them."""
-        self.hidden = self.next_hidden if by == 1 else {}
-        self.next_hidden, self.queued, self.finished = {}, {}, {}
-
-    def finish(self, shards: Range, result: UnitResult, next_hidden: list[Frame]) -> None:
-        """Keep a unit until it is acknowledged, in the place of others of the same shards."""
-        for first, last in list(self.finished):
-            if first <= shards[1] and shards[0] <= last:
-                del self.finished[first, last]
-        self.finished[shards] = result
-        self.next_hidden |= zip(numbers_of(shards), next_hidden, strict=True)
-
-
-@dataclasses.dataclass
-class _InHand:
-    """The unit that is being computed: its inputs, and what its finished shards gave."""
-
-    run_and_term: RunAndTerm
-    lease: int
-    shards: Range
-    step: int
-    weights: Frame
-    fresh: bool
-    ids: list[Frame]
-    hidden: list[Frame]
-    sums: "TreeSum[NDArray[Any]]"
-    losses: list[float] = dataclasses.field(default_factory=list)
-    next_hidden: list[Frame] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def next_shard(self) -> int:
-        return self.shards[0] + len(self.losses)
-
-    def compute_next(self) -> Compute:
-        done = len(self.losses)
-        return Compute(
-            shard=self.next_shard,
-            step=self.step,
-            fresh=self.fresh,
-            weights=self.weights,
-            hidden=self.hidden[done],
-            ids=self.ids[done],
-        )
-
-    def add(self, shard: events.Computed) -> None:
-        self.sums.put((shard.shard, shard.shard), shard.gradient)
-        self.losses.append(shard.loss)
-        self.next_hidden.append(shard.hidden)
-        self.seconds += shard.seconds
-
-    def result(self, weights_digest: bytes, welcome: Welcome) -> UnitResult:
-        return UnitResult(
-            **self.run_and_term,
-            lease=self.lease,
-            first=self.shards[0],
-            last=self.shards[1],
-            step=self.step,
-            weights_digest=weights_digest,
-            seconds=self.seconds / len(self.losses),
-            payload=Payload(
-                sums=tuple(as_frame(each) for each in self.sums.sums()),
-                hidden=b"".join(self.next_hidden),
-                losses=tuple(self.losses),
-                digests=b"".join(digest(each) for each in self.hidden),
-                sparse=sparse_form(welcome.dimensions),
-            ),
-        )
 
 
 # More methods than elsewhere: one for each message and event of the table.
@@ -138,12 +52,14 @@ class Worker(ClientMachine):
         super().__init__(hello, server=server, connect_timeout=connect_timeout, now=now)
         self._longest_pieces: collections.deque[float] = collections.deque(maxlen=SHARDS_REMEMBERED)
         self._fingerprint: FingerprintComputed | None = None
-        self._in_hand: _InHand | None = None
+        self._in_hand: UnitInHand | None = None
         self._leases: dict[int, HeldLease] = {}
         self._step = -1
         self._newest: Frame = b""
         self._is_fresh = False  # the text starts again at this step
         self._heard = 0
+        self._expected_after = -1
+        self.expected_weights: Expected = {}
 
     def _progress(self, run_and_term: RunAndTerm) -> messages.Heartbeat:
         longest, units = max(self._longest_pieces, default=0.0), self._units()
@@ -163,7 +79,20 @@ class Worker(ClientMachine):
             self._in_hand = None
         if self._in_hand is None and (unit := self._lowest_queued()) is not None:
             self._in_hand = self._begin(*unit)
-        return [self._in_hand.compute_next()] if self._in_hand is not None else []
+        if self._in_hand is not None:
+            return [self._in_hand.compute_next()]
+        if self._expected_after < self._step:
+            self._expect_weights()
+        return []
+
+    def _expect_weights(self) -> None:
+        """Make what the next weights' headers begin with, while there is nothing to compute."""
+        self._expected_after, step = self._step, self._step + 1
+        known = self.session.welcomed().run_and_term
+        self.expected_weights = dict(
+            expect(NewWeights, unit_fields(known, lease=number, shards=lease.shards, step=step))
+            for number, lease in self._leases.items()
+        )
 
     @property
     def has_unit(self) -> bool:
@@ -174,7 +103,7 @@ class Worker(ClientMachine):
     def abandons_unit(self) -> bool:
         return self._in_hand is not None and self._is_over(self._in_hand)
 
-    def _is_over(self, unit: _InHand) -> bool:
+    def _is_over(self, unit: UnitInHand) -> bool:
         """Whether the unit's step is applied, or its term over."""
         return unit.step < self._step or not self.session.belongs(unit.run_and_term)
 
@@ -183,9 +112,9 @@ class Worker(ClientMachine):
         queued = [(lease, shards) for lease in self._leases.values() for shards in lease.queued]
         return min(queued, key=lambda unit: unit[1], default=None)
 
-    def _begin(self, lease: HeldLease, shards: Range) -> _InHand:
+    def _begin(self, lease: HeldLease, shards: Range) -> UnitInHand:
         welcome = self.session.welcomed()
-        return _InHand(
+        return UnitInHand(
             run_and_term=welcome.run_and_term,
             lease=lease.number,
             shards=shards,
@@ -307,7 +236,7 @@ class Worker(ClientMachine):
 
     def _forget_everything(self) -> None:
         self._leases = {}
-        self._step = -1
+        self._step = self._expected_after = -1
         self._newest = b""
         self._heard = 0
 
@@ -324,7 +253,7 @@ class Worker(ClientMachine):
 class WorkerInServer(Worker):
     """The server's own share: what is revoked is abandoned, so that the server is free at once."""
 
-    def _is_over(self, unit: _InHand) -> bool:
+    def _is_over(self, unit: UnitInHand) -> bool:
         return super()._is_over(unit) or unit.lease not in self._leases
 
 

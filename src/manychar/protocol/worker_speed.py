@@ -1,6 +1,7 @@
 """How long one shard takes at one worker, as it says itself of its last units."""
 
 import collections
+import math
 import statistics
 
 UNITS_MEASURED = 20
@@ -10,7 +11,7 @@ LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e6  # of a shard, whatever a worker says
 
 
 class WorkerSpeed:
-    """The seconds of a shard. A worker that lost its range is measured again now and then.
+    """The seconds of a shard. A worker without a range is measured now and then.
 
     Until it has computed MEASUREMENTS units anew, the figure counts with which it lost its range;
     then the last MEASUREMENTS count, until it has a range. `is_too_slow` says that it has none
@@ -22,7 +23,7 @@ class WorkerSpeed:
         self._seconds: collections.deque[float] = collections.deque(maxlen=UNITS_MEASURED)
         self._when_lost: float | None = None
         self.is_too_slow = False
-        self._measure_at = 0.0
+        self._measure_at = math.inf  # while it has a range
 
     @property
     def seconds_a_shard(self) -> float | None:
@@ -48,22 +49,20 @@ class WorkerSpeed:
 
     def note_no_range(self, now: float, *, too_slow: bool) -> bool:
         """Note that the worker gets no range; return whether it is newly too slow for one."""
-        if (seconds := self.seconds_a_shard) is None:
-            return False
-        if self._when_lost is None:
-            self._when_lost = seconds
+        if self._measure_at == math.inf:
+            self._when_lost = self.seconds_a_shard
             self._seconds.clear()
-            self._measure_at = now + MEASURE_EVERY
+            self._measure_at = now if self._when_lost is None else now + MEASURE_EVERY
         is_new = too_slow and not self.is_too_slow
         self.is_too_slow |= too_slow
         return is_new
 
     def note_range(self) -> None:
-        self._when_lost, self.is_too_slow = None, False
+        self._when_lost, self.is_too_slow, self._measure_at = None, False, math.inf
 
     def is_due(self, now: float) -> bool:
         """Whether a unit should be computed to measure this worker again."""
-        return self._when_lost is not None and now >= self._measure_at
+        return now >= self._measure_at
 
     def begin_measurement(self, now: float) -> None:
         self._measure_at = now + MEASURE_EVERY
