@@ -111,7 +111,10 @@ def test_a_server_that_computes_serves_observers_validation_and_stop(
     assert (own["name"], own["state"], own["shards"]) == ("server", "working", 4)
     assert 0 < own["longest_piece_seconds"] < 1.0  # other processes may have had the core
     shown = manychar.run("status", endpoint)
-    assert "the server computes, too: it answers between two pieces of work, lately" in shown.out
+    assert (
+        "the server computes, too, and answers between two pieces of work: the longest took"
+        in shown.out
+    )
     stopped = manychar.run("stop", endpoint)
     assert stopped.code == 0, stopped.err
     done = server.end()

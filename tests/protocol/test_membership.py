@@ -8,7 +8,7 @@ from manychar.protocol.member import OWN_PEER, Member, PeerState
 from manychar.protocol.membership import Lease, Membership
 from manychar.protocol.messages import Unit, UnitState
 from manychar.protocol.range_cut import runs_of
-from manychar.protocol.worker_speed import WorkerSpeed
+from manychar.protocol.worker_speed import MEASUREMENTS, WorkerSpeed
 from tests.protocol.stage import hello
 
 
@@ -214,7 +214,8 @@ def test_more_workers_than_shards_are_no_slow_workers() -> None:
 def test_lost_shards_go_to_a_slow_worker_only_where_nobody_else_is_here() -> None:
     membership = at_speeds(1.0, 1.0, None, shards=4)
     slow = membership.members[b"w2"]
-    slow.speed.note(9.0)
+    for _ in range(MEASUREMENTS):
+        slow.speed.note(9.0)
     membership.cut_anew(2.0)
     fast = [membership.members[peer] for peer in (b"w0", b"w1")]
     for member, holders in ((fast[0], {b"w1"}), (fast[1], {b"w2"})):

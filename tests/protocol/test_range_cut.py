@@ -123,16 +123,16 @@ def test_cuts(shards: int, seconds: list[float], ranges: list[Range | None]) -> 
 
 
 @given(cases(), st.data())
-def test_who_is_new_gets_a_shard_if_that_makes_no_step_longer(
+def test_who_is_needed_gets_a_shard_if_that_makes_no_step_longer(
     case: tuple[Range, list[float]], data: st.DataObject
 ) -> None:
     shards, seconds = case
     count = shards[1] - shards[0] + 1
-    new = data.draw(st.sets(st.integers(0, len(seconds) - 1), max_size=count))
-    ranges = cut(shards, seconds, new=new)
+    needed = data.draw(st.sets(st.integers(0, len(seconds) - 1), max_size=count))
+    ranges = cut(shards, seconds, needed=needed)
     assert sum(sizes(ranges)) == count
     longest = shortest(count, seconds) * AS_GOOD * (1 - 1e-9)
-    assert all(ranges[i] for i in new if seconds[i] <= longest)
+    assert all(ranges[i] for i in needed if seconds[i] <= longest)
 
 
 def test_halves_of_a_power_of_two_have_one_sum_each() -> None:

@@ -181,7 +181,7 @@ def test_a_duplicate_is_the_smallest_unit_and_ends_with_the_step() -> None:
 
 
 def test_a_worker_that_lost_its_range_to_a_faster_one_is_measured_again() -> None:
-    """Also where there are as many others as shards, so that it is not too slow, but idle."""
+    """Also where there are as many others as shards."""
     everyone = dict.fromkeys(("ann", "bob", "eve", "ian", "joe"), 0.01)
     fleet = Fleet(*everyone, shards=4)
     fleet.train(3.0, everyone)
@@ -190,7 +190,39 @@ def test_a_worker_that_lost_its_range_to_a_faster_one_is_measured_again() -> Non
     fleet.train(8.0 + MEASUREMENTS * MEASURE_EVERY, everyone)
     fleet.train(fleet.now + 3.0, everyone | {"bob": 0.02})
     assert fleet.ranges().keys() == everyone.keys() - {"bob"}
-    assert not fleet.too_slow
+    assert set(fleet.too_slow) == {"ann", "bob"}
+    fleet.train(fleet.now + (MEASUREMENTS + 1) * MEASURE_EVERY, everyone)
+    assert not fleet.speed("bob").is_too_slow, "no step needs it, but it is as fast as the others"
+
+
+def test_a_worker_that_never_had_a_range_gets_one_after_two_good_units() -> None:
+    seconds = {"ann": 0.01, "bob": 0.01, "eve": 0.3}
+    fleet = Fleet("ann", "bob", shards=4)
+    fleet.train(3.0, seconds)
+    fleet.come("eve")
+    fleet.train(28.0, seconds)
+    assert fleet.ranges() == {"ann": (0, 1), "bob": (2, 3)}
+    fleet.train(fleet.now + MEASUREMENTS * MEASURE_EVERY + 2 * MOVE_EVERY, seconds | {"eve": 0.001})
+    assert "eve" in fleet.ranges()
+
+
+@pytest.mark.parametrize(("shards", "relays"), [(2, 3), (4, 3), (4, 5), (64, 3)])
+def test_equal_relays_keep_their_ranges(shards: int, relays: int) -> None:
+    """A relay without a range is tried again now and then; no range moves for that."""
+    seconds = {f"r{i}": 0.01 for i in range(relays)}
+    fleet = Fleet(*seconds, shards=shards)
+    for name in seconds:
+        fleet.membership.members[name.encode()].is_relay = True
+    fleet.train(3.0, seconds)
+    fleet.moved.clear()
+    while fleet.now < 40.0:
+        for name in seconds:
+            if fleet.speed(name).is_due(fleet.now):
+                fleet.speed(name).note_range()
+                fleet.membership.workers_changed()
+        fleet.train(fleet.now + 0.5, seconds)
+    assert len(fleet.ranges()) == min(shards, relays)
+    assert not fleet.moved
 
 
 @pytest.mark.parametrize(("shards", "slow"), [(4, 8.0), (4, 20.0), (8, 20.0), (16, 40.0)])
@@ -292,13 +324,14 @@ def test_a_worker_that_no_step_needs_is_measured_at_once_and_takes_the_place_of_
             stage.deliver(name, of_name, seconds=0.1)
 
     deliver_all()
-    assert [stage.ranges_of(each) for each in ranges] == [[each] for each in ranges.values()]
-    assert not stage.member("eve").speed.is_too_slow, "a step with two ranges is as short"
-    effects = stage.server.handle(DeadlinePassed(), stage.now)
-    (grant,) = sent(effects, Grant, "eve")
-    stage.deliver("eve", (grant.first, grant.last), seconds=0.01)
-    stage.now += MOVE_EVERY
-    deliver_all()
+    for _ in range(MEASUREMENTS):
+        assert [stage.ranges_of(each) for each in ranges] == [[each] for each in ranges.values()]
+        assert not stage.member("eve").speed.is_too_slow, "a step with two ranges is as short"
+        effects = stage.server.handle(DeadlinePassed(), stage.now)
+        (grant,) = sent(effects, Grant, "eve")
+        stage.deliver("eve", (grant.first, grant.last), seconds=0.01)
+        stage.now += MEASURE_EVERY
+        deliver_all()
     assert stage.ranges_of("eve")
 
 
@@ -313,10 +346,11 @@ def test_a_relay_that_was_too_slow_is_tried_again(
     stage = Stage(shards=4, steps=0, lease_timeout=600.0)
     join_relay(stage, "r", workers=workers)
     join_relay(stage, "s", workers=99)
-    stage.deliver("r", (0, 3), seconds=seconds)
-    assert stage.ranges_of("s") == [(0, 3)], "it is not known yet, and enough for all shards"
-    stage.now += MOVE_EVERY
-    effects = stage.deliver("s", (0, 3), seconds=0.01)
+    effects = stage.deliver("r", (0, 3), seconds=seconds)
+    if stage.ranges_of("r"):
+        stage.now += MOVE_EVERY
+        stage.deliver("s", stage.ranges_of("s")[0], seconds=0.01)
+        effects = stage.deliver("r", stage.ranges_of("r")[0], seconds=seconds)
     assert f"r takes {seconds} s for a shard: it gets none".replace(".0 s", " s") in said(effects)
     stage.now += later
     effects = stage.server.handle(DeadlinePassed(), stage.now)

@@ -193,9 +193,12 @@ def _shared(wire: float, span: float) -> float:
     return FIRST_SHARE * wire * (1 - math.exp(1 - wire / span)) if slower and span else 0.0
 
 
-def _cut(shards: Range, workers: Sequence[int]) -> list[tuple[Range, int]]:
+def _cut(
+    shards: Range, workers: Sequence[int], *, relayed: bool = False
+) -> list[tuple[Range, int]]:
     """Return the range and the number of workers of each holder that gets one."""
-    held = zip(cut(shards, [1.0] * len(workers), workers), workers, strict=True)
+    relays = range(len(workers)) if relayed else ()
+    held = zip(cut(shards, [1.0] * len(workers), workers, needed=relays), workers, strict=True)
     return [(each, count) for each, count in held if each is not None]
 
 
@@ -204,7 +207,8 @@ def predict(fleet: Fleet, costs: Costs | None = None) -> Prediction:
     size, costs = fleet.size, costs or Costs()
     members = fleet.relays or fleet.workers
     least, more = divmod(fleet.workers, members)
-    held = _cut((0, size.shards - 1), [least + (i < more) for i in range(members)])
+    workers = [least + (i < more) for i in range(members)]
+    held = _cut((0, size.shards - 1), workers, relayed=bool(fleet.relays))
     ways = {each: _behind(fleet, costs, *each) for each in {(count_of(r), n) for r, n in held}}
     between = [ways[count_of(shards), workers] for shards, workers in held]
     computing = max(each for each, _ in between)

@@ -110,8 +110,8 @@ def lines_of(snapshot: Snapshot) -> list[str]:
     if status.waiting_for:
         lines.append(f"waiting for {status.waiting_for}")
     if own := [each.longest_piece_seconds for each in snapshot.direct if each.name == SHARE_NAME]:
-        longest = f"lately {1000 * own[0]:.2g} ms at most"
-        lines.append(f"the server computes, too: it answers between two pieces of work, {longest}")
+        longest = f"the longest took {1000 * own[0]:.2g} ms lately"
+        lines.append(f"the server computes, too, and answers between two pieces of work: {longest}")
     counts = ((name, n) for name, n in sorted(status.counts.items()) if n)
     return lines + [f"{k}: {n:,} ({COUNTER_SENTENCES.get(k, 'unknown')})" for k, n in counts]
 

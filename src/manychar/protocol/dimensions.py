@@ -17,7 +17,7 @@ class Structure:
     """The base of what has fields on the wire: frozen dataclasses, made by keywords.
 
     The header of a `packed` message, of which there are many a step, is a fixed struct with this
-    number; of its last fields, `told`, its receiver cannot know the values before.
+    number; its last fields, `told`, are those that only its sender knows.
     """
 
     packed: ClassVar[int] = 0

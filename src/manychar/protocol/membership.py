@@ -202,7 +202,7 @@ class Membership:
         return heapq.nsmallest(count, workers, key=lambda worker: load[worker.peer])
 
     def lease_duplicate(self, missing: AbstractSet[int], now: float) -> Lease | None:
-        """Have a worker that lost its range compute the smallest unit, too, to measure it again.
+        """Have a worker without a range compute the smallest unit, too, to measure it.
 
         The lease ends with the step.
         """
@@ -236,8 +236,8 @@ class Membership:
         ranges = self._ranges(self.scope, able)
         wanted = {w.peer: r for w, r in zip(able, ranges, strict=True) if r is not None}
         before, self._cut_for = self._cut_for, {w.peer: w.workers for w in workers}
-        untried = any(_is_new(each) and each.peer not in present for each in workers)
-        known = self._cut_for.items() <= before.items() and not untried
+        tried = all(w.speed.recent or not w.is_relay or w.peer not in wanted for w in workers)
+        known = tried and self._cut_for.items() <= before.items()
         stays = known and self._is_whole(present)
         if stays:
             moves = may_move and _pays(workers, present, wanted)
@@ -258,8 +258,9 @@ class Membership:
     def _ranges(self, shards: Range, workers: Sequence[Member]) -> list[Range | None]:
         if not workers:
             return []
-        new = {place for place, worker in enumerate(workers) if _is_new(worker)}
-        return best_cut(shards, *_paces_of(workers), in_all=len(self._takeovers), new=new)
+        # The predicted step does not have what a relay does itself: the more, the fewer there are.
+        relays = {place for place, worker in enumerate(workers) if worker.is_relay}
+        return best_cut(shards, *_paces_of(workers), in_all=len(self._takeovers), needed=relays)
 
     def _is_whole(self, ranges: Mapping[Peer, Range]) -> bool:
         """Whether these are the ranges of all leases, and all shards."""
@@ -272,19 +273,18 @@ class Membership:
     ) -> list[Member]:
         """Note who has a range from now on; return the workers that are found too slow for one.
 
-        Who is as fast as the others has none where all shards have a holder each, or where a step
-        with fewer ranges is as short.
+        One as fast as the others has none where a step with fewer ranges is as short.
         """
         held = [worker for worker in workers if worker.peer in ranges]
-        step = (
-            expected_step([ranges[each.peer] for each in held], *_paces_of(held)) if held else 0.0
-        )
-        spare, too_slow = len(held) == count_of(self.scope), []
+        cut = [ranges[worker.peer] for worker in held]
+        step = expected_step(cut, *_paces_of(held)) if held else 0.0
+        too_slow = []
         for worker in workers:
             if worker.peer in ranges:
                 worker.speed.note_range()
                 continue
-            slow = not spare and is_too_slow(worker.speed.recent or [0.0], step)
+            recent = worker.speed.recent
+            slow = bool(recent) and is_too_slow(recent, step)
             if worker.speed.note_no_range(now, too_slow=slow):
                 too_slow.append(worker)
         return too_slow
@@ -319,19 +319,14 @@ class Membership:
         return float(longest * (1 + member.levels) * 2 ** min(takeovers, MAX_DOUBLINGS))
 
 
-def _is_new(member: Member) -> bool:
-    """Whether only a range can tell how fast it is: a relay is not measured by a duplicate."""
-    return member.is_relay and not member.speed.recent
-
-
 def _paces_of(workers: Sequence[Member]) -> tuple[list[list[float]], list[int]]:
     """Return how long a shard took at each lately, and how many workers compute there at once.
 
-    Where it is not known it is the mean of the others, without those that are too slow for a range:
-    with theirs a new worker would get none, and would never be measured.
+    Where it is not known it is the mean of those that have a range: others may be much slower, and
+    with theirs a new worker would get none.
     """
     known = [worker.speed.recent for worker in workers]
-    able = [worker.speed.recent for worker in workers if not worker.speed.is_too_slow]
+    able = [worker.speed.recent for worker in workers if worker.speed.has_range]
     measured = [statistics.fmean(each) for each in filter(None, able)]
     mean = statistics.fmean(measured) if measured else 1.0
     return [of or [mean] for of in known], [worker.workers for worker in workers]

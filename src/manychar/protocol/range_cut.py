@@ -18,6 +18,7 @@ AS_GOOD = 1.02
 """A cut whose predicted step is longer by no more than this may be taken for its fewer sums."""
 MOVE_GAIN = 0.95
 WAYS = 4096
+"""About how many ways to cut are looked at: all of them, for a small fleet."""
 
 
 def shortest_step(shards: int, seconds: Sequence[float], workers: Sequence[int]) -> float:
@@ -38,14 +39,14 @@ def cut(
     workers: Sequence[int] | None = None,
     *,
     in_all: int | None = None,
-    new: Collection[int] = (),
+    needed: Collection[int] = (),
 ) -> list[Range | None]:
     """Return a range for each holder, in order; None for one that the step does not need.
 
-    Of the cuts whose predicted step is as short as it can be it is one with the fewest sums to
-    send: those of the ranges' covers in the tree of `in_all` shards. Of two it is the one that
-    gives more to the holders that come first. The `new` holders (their places) get a shard each,
-    to be measured, where there are as many.
+    Of the cuts whose predicted step is as short as it can be, the one with the fewest sums to send
+    is returned: those of the ranges' covers in the tree of `in_all` shards. Of several, it is the
+    one that gives more to earlier holders. The `needed` ones (their places) get a shard at least,
+    unless there are fewer shards than them, or a shard would make the step longer.
     """
     first, last = shards
     count = last + 1 - first
@@ -53,7 +54,7 @@ def cut(
     longest = AS_GOOD * shortest_step(count, seconds, workers)
     holders = zip(seconds, workers, strict=True)
     most = [min(count, at_once * math.floor(longest / each)) for each, at_once in holders]
-    least = [int(i in new and each > 0 and len(new) <= count) for i, each in enumerate(most)]
+    least = [int(i in needed and each > 0 and len(needed) <= count) for i, each in enumerate(most)]
     bounds = tuple(zip(least, most, strict=True))
     counts = _fewest_sums(shards, bounds, last + 1 if in_all is None else in_all)
     starts = itertools.accumulate(counts, initial=first)
@@ -67,12 +68,11 @@ def cut(
 def _fewest_sums(shards: Range, bounds: tuple[Range, ...], in_all: int) -> list[int]:
     """Return how many shards each holder gets, within its bounds, with the fewest sums.
 
-    Dynamic programming over the holders: of the ways to end a holder's range at a shard only the
-    best is followed. Of a large fleet's only those are that have the fewest sums for how far they
-    are, so that all of them are WAYS at most.
+    Dynamic programming over the holders: of all ways to cut up to a shard the best is followed.
+    In a large fleet only those with the fewest sums are, so that about WAYS are looked at.
     """
     end, needed = shards[1] + 1, sum(least for least, _ in bounds)
-    left, widest = sum(most for _, most in bounds), max(most for _, most in bounds)
+    left = sum(most for _, most in bounds)
     width = max(1, WAYS // (left + len(bounds)))
     ways: dict[int, _Way] = {shards[0]: _Way(0)}
     for at_least, at_most in bounds:
@@ -85,7 +85,7 @@ def _fewest_sums(shards: Range, bounds: tuple[Range, ...], in_all: int) -> list[
                 sums = way.sums + (len(cover(in_all, (start, after - 1))) if count else 0)
                 if after not in longer or sums < longer[after].sums:
                     longer[after] = _Way(sums, count, way)
-        best = heapq.nsmallest(width, longer, key=lambda at: longer[at].sums - at / widest)
+        best = heapq.nsmallest(width, longer, key=lambda after: longer[after].sums)
         ways = {after: longer[after] for after in sorted(best, reverse=True)}
     return ways[end].counts()
 
@@ -112,7 +112,7 @@ def best_cut(
     workers: Sequence[int],
     *,
     in_all: int,
-    new: Collection[int] = (),
+    needed: Collection[int] = (),
 ) -> list[Range | None]:
     """Cut by the mean of each holder's `recent` seconds a shard, or without the slowest one.
 
@@ -120,14 +120,14 @@ def best_cut(
     mean says. It gets no range where the steps without it take less than MOVE_GAIN of the time.
     """
     seconds = [statistics.fmean(each) for each in recent]
-    ranges = cut(shards, seconds, workers, in_all=in_all, new=new)
+    ranges = cut(shards, seconds, workers, in_all=in_all, needed=needed)
     held = zip(ranges, recent, workers, strict=True)
     longest = [rounds(count_of(each), at_once) * max(of) for each, of, at_once in held]
     last = longest.index(max(longest))
     if others := seconds[:last] + seconds[last + 1 :]:
         left = [*workers[:last], *workers[last + 1 :]]
-        later = {i - (i > last) for i in new if i != last}
-        without = cut(shards, others, left, in_all=in_all, new=later)
+        also = {i - (i > last) for i in needed if i != last}
+        without = cut(shards, others, left, in_all=in_all, needed=also)
         without.insert(last, None)
         now, then = (expected_step(each, recent, workers) for each in (ranges, without))
         if then < MOVE_GAIN * now:
@@ -147,8 +147,8 @@ def expected_step(
 
 def is_too_slow(recent: Sequence[float], step: float) -> bool:
     """Whether steps of so many seconds would often wait for this holder, even with one shard."""
-    waits = statistics.fmean(max(each, step) for each in recent)
-    return waits > AS_GOOD * step
+    with_it = statistics.fmean(max(each, step) for each in recent)
+    return step < MOVE_GAIN * with_it
 
 
 def rounds(count: int, workers: int) -> int:
