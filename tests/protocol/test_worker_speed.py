@@ -190,9 +190,18 @@ def test_a_worker_that_lost_its_range_to_a_faster_one_is_measured_again() -> Non
     fleet.train(8.0 + MEASUREMENTS * MEASURE_EVERY, everyone)
     fleet.train(fleet.now + 3.0, everyone | {"bob": 0.02})
     assert fleet.ranges().keys() == everyone.keys() - {"bob"}
-    assert set(fleet.too_slow) == {"ann", "bob"}
-    fleet.train(fleet.now + (MEASUREMENTS + 1) * MEASURE_EVERY, everyone)
-    assert not fleet.speed("bob").is_too_slow, "no step needs it, but it is as fast as the others"
+    assert not fleet.too_slow, "more shards would give it a range"
+
+
+def test_a_worker_that_is_as_fast_as_the_others_again_is_too_slow_no_more() -> None:
+    seconds = {"ann": 0.01, "bob": 0.01, "eve": 0.1}
+    fleet = Fleet(*seconds, shards=4)
+    long_enough = (MEASUREMENTS + 1) * MEASURE_EVERY
+    fleet.train(long_enough, seconds)
+    assert fleet.too_slow == ["eve"]
+    fleet.train(2 * long_enough, seconds | {"eve": 0.01})
+    assert fleet.ranges() == {"ann": (0, 1), "bob": (2, 3)}, "no step needs it"
+    assert not fleet.speed("eve").is_too_slow
 
 
 def test_a_worker_that_never_had_a_range_gets_one_after_two_good_units() -> None:

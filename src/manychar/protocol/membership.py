@@ -273,18 +273,18 @@ class Membership:
     ) -> list[Member]:
         """Note who has a range from now on; return the workers that are found too slow for one.
 
-        One as fast as the others has none where a step with fewer ranges is as short.
+        None is where every shard has a holder of its own: there more shards would help.
         """
         held = [worker for worker in workers if worker.peer in ranges]
         cut = [ranges[worker.peer] for worker in held]
         step = expected_step(cut, *_paces_of(held)) if held else 0.0
-        too_slow = []
+        too_slow, spare = [], len(held) == count_of(self.scope)
         for worker in workers:
             if worker.peer in ranges:
                 worker.speed.note_range()
                 continue
             recent = worker.speed.recent
-            slow = bool(recent) and is_too_slow(recent, step)
+            slow = bool(recent) and not spare and is_too_slow(recent, step)
             if worker.speed.note_no_range(now, too_slow=slow):
                 too_slow.append(worker)
         return too_slow
