@@ -26,7 +26,8 @@ if "wrong" in sys.orig_argv or ("worker" in sys.orig_argv and "ALL_WRONG" in os.
 
     def spoiling(self, frames):
         if frames[0][:2] == header.code:
-            _, fields = header.unpack(frames[0], {{}})
+            fields = {{}}
+            header.unpack(frames[0], {{}}, fields)
             if fields["step"] == {WRONG}:  # a sum that is no number
                 frames = [frames[0], bytes.fromhex("0000c07f") + bytes(frames[1][4:])]
         send(self, frames)

@@ -28,7 +28,10 @@ if "worker" in sys.orig_argv:
 
     def spoiling(self, frames):
         is_result = frames[0][:2] == header.code
-        step = header.unpack(frames[0], {{}})[1]["step"] if is_result else None
+        fields = {{}}
+        if is_result:
+            header.unpack(frames[0], {{}}, fields)
+        step = fields.get("step")
         if step == {WRONG} and not begun.exists():
             begun.touch()
             right.append(frames)

@@ -10,7 +10,7 @@ A packed message, of which each step has two for every worker, has a fixed struc
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -110,18 +110,19 @@ def _record(kind: type[tuple[Any, ...]], checks: Sequence[Check], value: Any) ->
 def _checked(values: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     if type(values) is not dict or values.keys() != checks.keys():
         raise WireError("not the fields of this message")
-    return _held(values, checks)
+    fields: dict[str, Any] = values
+    _hold(fields, checks, fields)
+    return fields
 
 
-def _held(values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """Return the values, each held to its field's type."""
-    found, name = {}, ""
+def _hold(values: dict[str, Any], checks: Mapping[str, Check], names: Iterable[str]) -> None:
+    """Hold the values of these names to their fields' types."""
+    name = ""
     try:
-        for name, value in values.items():
-            found[name] = checks[name](value)
+        for name in names:
+            values[name] = checks[name](values[name])
     except WireError as error:
         raise WireError(f"{name}: {error}") from None
-    return found
 
 
 LAYOUTS = {kind.__name__: Layout.of(kind) for kind in get_args(Message)}
@@ -191,7 +192,7 @@ def decode(
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"{len(frames)} frames")
-    known: Mapping[str, Any] = {}
+    values: dict[str, Any] = {}  # the message's own: nothing is made of its fields before
     layout = _PACKED.get(bytes(frames[0][:2]))
     if layout is None:
         header = _header(frames[0])
@@ -200,11 +201,12 @@ def decode(
             raise WireError("an unknown type of message")
     try:
         if layout.packed is not None:
-            known, told, frames = _unpacked(layout.packed, layout, frames, expected)
-            values = {**known, **_held(told, layout.header)}
+            frames = _one_a_tensor(layout, layout.packed, frames)
+            names = layout.packed.unpack(frames[0], expected, values)
+            _hold(values, layout.header, names)
         else:
             values = _checked(header, layout.header)
-        values |= _tensors(layout, frames[1:], dimensions or values.get("dimensions"), values)
+        _add_tensors(layout, frames[1:], dimensions or values.get("dimensions"), values)
     except WireError as error:
         raise WireError(f"{layout.kind.__name__}: {error}") from None
     message: Message = _made(layout.kind, values)
@@ -214,38 +216,35 @@ def decode(
 def _made(kind: type[M], values: dict[str, Any]) -> M:
     """Return a message in a tenth of the time of the constructor of a frozen dataclass."""
     message = object.__new__(kind)
-    vars(message).update(values)
+    object.__setattr__(message, "__dict__", values)
     return message
 
 
-def _tensors(
-    layout: Layout, frames: Sequence[Frame], size: Any, values: Mapping[str, Any]
-) -> dict[str, Any]:
+def _add_tensors(
+    layout: Layout, frames: Sequence[Frame], size: Any, values: dict[str, Any]
+) -> None:
     if len(frames) != len(layout.frames):
         raise WireError(f"{len(frames)} frames after the header")
     if frames and size is None:
         raise WireError("frames from a peer that was not welcomed")
-    found, name = {}, ""
+    name = ""
     try:
         for (name, rule), frame in zip(layout.frames.items(), frames, strict=True):
-            found[name] = rule.unpack(frame, size, values)
+            values[name] = rule.unpack(frame, size, values)
     except WireError as error:
         raise WireError(f"{name}: {error}") from None
-    return found
 
 
-def _unpacked(
-    packed: PackedHeader, layout: Layout, frames: Sequence[Frame], expected: Expected
-) -> tuple[Mapping[str, Any], dict[str, Any], Sequence[Frame]]:
-    """Return the expected fields, the others, and the frames as of a message with one a tensor."""
+def _one_a_tensor(layout: Layout, packed: PackedHeader, frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return a packed message's frames as of another one: the header, and one for each tensor."""
     if len(frames) != 2:
         raise WireError(f"{len(frames) - 1} frames after the header")
-    first, *others = frames
+    first, last = frames
     if len(first) < packed.size or (len(first) > packed.size and len(layout.frames) == 1):
         raise WireError(f"a header of {len(first)} bytes")
-    if len(layout.frames) == 2:
-        others = [memoryview(first)[packed.size :], *others]
-    return *packed.unpack(first, expected), [first, *others]
+    if len(layout.frames) == 1:
+        return frames
+    return first, memoryview(first)[packed.size :], last
 
 
 def _header(frame: Frame) -> dict[Any, Any]:

@@ -273,7 +273,7 @@ class Membership:
     ) -> list[Member]:
         """Note who has a range from now on; return the workers that are found too slow for one.
 
-        None is where every shard has a holder of its own: there more shards would help.
+        Nobody is too slow where every shard has a holder of its own: more shards would help.
         """
         held = [worker for worker in workers if worker.peer in ranges]
         cut = [ranges[worker.peer] for worker in held]

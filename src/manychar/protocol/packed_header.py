@@ -8,7 +8,7 @@ begins with the same bytes has the same fields, which are neither unpacked nor c
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from manychar.protocol import field_types as field
@@ -45,12 +45,15 @@ class PackedHeader:
         known = map(values.__getitem__, self._known_names)
         return self._known.pack(self.code, values[self._run].encode(), *known)
 
-    def unpack(self, frame: Frame, expected: Expected) -> tuple[Mapping[str, Any], dict[str, Any]]:
-        """Return the fields that were expected, and the others, which are not checked yet."""
+    def unpack(self, frame: Frame, expected: Expected, values: dict[str, Any]) -> Iterable[str]:
+        """Add the fields to `values`; return the names of those that are to be checked."""
+        known = expected.get(bytes(frame[: self._known.size]))
+        if known is not None:
+            values.update(known)
+        else:
+            _, run, *others = self._known.unpack_from(frame)
+            values[self._run] = run.rstrip(b"\0").decode("ascii", "replace")
+            values.update(zip(self._known_names, others, strict=True))
         told = self._told.unpack_from(frame, self._known.size)
-        values = dict(zip(self._told_names, told, strict=True))
-        if (known := expected.get(bytes(frame[: self._known.size]))) is not None:
-            return known, values
-        _, run, *others = self._known.unpack_from(frame)
-        values[self._run] = run.rstrip(b"\0").decode("ascii", "replace")
-        return {}, values | dict(zip(self._known_names, others, strict=True))
+        values.update(zip(self._told_names, told, strict=True))
+        return self._told_names if known is not None else [*values]
